@@ -1,0 +1,268 @@
+"""Ask a language model: an OpenAI-compatible endpoint, a local checkpoint, or a script. Every answer is kept on disk.
+
+An answer is a function of (model, conversation, settings, seed). The cache is keyed by the hash of exactly that, and
+each answer is stored the moment it arrives: a run that was killed goes on where it stopped and asks nothing twice.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import diskcache
+from omegaconf import DictConfig
+
+Conversation = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back. `finish_reason`: stop, length, content_filter, or refused (the endpoint rejected the request)."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    error: str = ""  # what the endpoint said when it refused
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question with everything that the answer depends on."""
+
+    model: str
+    messages: Conversation
+    temperature: float
+    max_tokens: int
+    seed: int
+    stop: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """sha256 of the canonical JSON: the name of the answer on disk."""
+        return hash_json(asdict(self))
+
+
+@dataclass
+class Usage:
+    """What a run used. Answers read back from disk count in tokens and cost, so a resumed run reports its whole."""
+
+    answers: int = 0
+    from_cache: int = 0
+    asked: int = 0
+    retries: int = 0
+    refused: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+
+class Client:
+    """The face that methods, checks and judges see. A subclass answers the requests that are not on disk yet.
+
+    Args:
+        model: name under which answers are cached; another model must have another name.
+        cache: directory of the answers, or None to keep none.
+        prompt_price, completion_price: currency units per million tokens.
+        max_cost: the run stops before a request that could pass it; None = no limit.
+    """
+
+    def __init__(self, model: str, *, cache: str | None, prompt_price=0.0, completion_price=0.0, max_cost=None):
+        if min(prompt_price, completion_price) < 0 or (max_cost is not None and max_cost <= 0):
+            raise ValueError(
+                f"prices must be >= 0 and max_cost > 0, got {prompt_price=} {completion_price=} {max_cost=}"
+            )
+        self.model, self.usage, self.max_cost = model, Usage(), max_cost
+        self.prices = (prompt_price / 1e6, completion_price / 1e6)
+        self._counted: set[str] = set()
+        self._cache = None
+        if cache is not None:  # JSON, not pickle; never evicted
+            self._cache = diskcache.Cache(cache, disk=diskcache.JSONDisk, eviction_policy="none", cull_limit=0)
+
+    def ask(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        stop: Sequence[str] = (),
+    ) -> list[Answer]:
+        """One answer per conversation, in order. Equal conversations of one call share one answer: vary the seed.
+
+        Raises:
+            ValueError: a bad setting, the cost limit, or an endpoint that stays unreachable; what was answered is kept.
+        """
+        if temperature < 0 or max_tokens < 1:
+            raise ValueError(f"need temperature >= 0 and max_tokens >= 1, got {temperature=}, {max_tokens=}")
+        requests = [
+            Request(self.model, list(messages), float(temperature), int(max_tokens), int(seed), tuple(stop))
+            for messages in conversations
+        ]
+        keys = [request.key for request in requests]
+        answers = {key: answer for key in dict.fromkeys(keys) if (answer := self._recall(key)) is not None}
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in answers}
+        for key in answers:
+            self._count(key, answers[key], fresh=False)
+        for key, answer in self._answer(missing) if missing else ():
+            answers[key] = answer
+            if answer.finish_reason != "refused" and self._cache is not None:
+                self._cache[key] = asdict(answer)
+            self._count(key, answer, fresh=True)
+        return [answers[key] for key in keys]
+
+    def cost_bound(self, conversations: Sequence[Conversation], *, max_tokens: int) -> float:
+        """The most that asking these once can cost: a token is at least one byte. To show before a run."""
+        return sum(self._bound(messages, max_tokens) for messages in conversations)
+
+    def close(self) -> None:
+        """Close the cache; asking again opens it."""
+        if self._cache is not None:
+            self._cache.close()
+
+    def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
+        """Yields (key, answer) as they come. The one thing that a subclass writes."""
+        raise TypeError("Client is a face; use OpenAIClient, LocalClient or ScriptedClient")
+
+    def _recall(self, key: str) -> Answer | None:
+        found = self._cache.get(key) if self._cache is not None else None
+        return Answer(**found) if found is not None else None
+
+    def _count(self, key: str, answer: Answer, *, fresh: bool) -> None:
+        self.usage.asked += fresh
+        if answer.finish_reason == "refused":
+            self.usage.refused += 1
+        elif key not in self._counted:  # the same question of a later call is not paid again
+            self._counted.add(key)
+            self.usage.answers += 1
+            self.usage.from_cache += not fresh
+            self.usage.prompt_tokens += answer.prompt_tokens
+            self.usage.completion_tokens += answer.completion_tokens
+            self.usage.cost += self._price(answer)
+
+    def _price(self, answer: Answer) -> float:
+        return answer.prompt_tokens * self.prices[0] + answer.completion_tokens * self.prices[1]
+
+    def _bound(self, messages: Conversation, max_tokens: int) -> float:
+        prompt_tokens = sum(len(m["content"].encode()) + 16 for m in messages) + 16  # 16: a template's marks
+        return prompt_tokens * self.prices[0] + max_tokens * self.prices[1]
+
+
+class LocalClient(Client):
+    """Our own sampler on a checkpoint. A row's text depends on its request, not on the batch it shares.
+
+    Args:
+        policy: path that `load_policy` takes.
+    """
+
+    def __init__(
+        self, policy: str, *, batch_size: int, top_k: int, top_p: float, precision: str, device: str, **limits
+    ):
+        from data.tokenizer import load_tokenizer
+        from model.build import load_policy
+
+        self.tokenizer = load_tokenizer(policy)
+        self.policy = load_policy(policy, precision=precision, frozen=True).to(device)
+        self.batch_size, self.top_k, self.top_p = batch_size, top_k, top_p
+        super().__init__(f"{policy}@{_fingerprint(policy)} top_k={top_k} top_p={top_p}", **limits)
+
+    def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
+        keys = sorted(requests, key=lambda key: sum(len(m["content"]) for m in requests[key].messages))
+        for start in range(0, len(keys), self.batch_size):
+            yield from self._batch({key: requests[key] for key in keys[start : start + self.batch_size]})
+
+    def _batch(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
+        from data.chat import encode_prompt
+        from model.sampling import generate
+
+        settings = next(iter(requests.values()))  # one call of ask, so one temperature, length and stop for all
+        room = self.policy.config.max_length - settings.max_tokens
+        if room < 1:
+            raise ValueError(
+                f"max_tokens={settings.max_tokens} leaves no room for a prompt in a window of "
+                f"{self.policy.config.max_length} tokens; ask for fewer"
+            )
+        prompts = [encode_prompt(r.messages, self.tokenizer, max_length=room) for r in requests.values()]
+        made = generate(
+            self.policy,
+            prompts,
+            max_new_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            slots=self.batch_size,
+            stop_ids=self.tokenizer.stop_ids,
+            seeds=[int(key[:12], 16) for key in requests],
+            pad_id=self.tokenizer.pad_id,
+        )
+        rows = zip(requests, prompts, made.rows.input_ids, made.rows.completion_mask, made.finish_reasons, strict=True)
+        for key, prompt, ids, mask, finish_reason in rows:
+            tokens = ids[mask].tolist()
+            text = self.tokenizer.decode([i for i in tokens if i not in self.tokenizer.stop_ids]).strip()
+            cut = min((at for s in settings.stop if (at := text.find(s)) >= 0), default=None)
+            finish_reason = finish_reason if cut is None else "stop"
+            yield key, Answer(text[:cut], finish_reason, len(prompt), len(tokens))
+
+
+class ScriptedClient(Client):
+    """For tests and dry runs: `reply(request) -> text`."""
+
+    def __init__(self, reply: Callable[[Request], str], *, model: str = "scripted", cache: str | None = None, **limits):
+        super().__init__(model, cache=cache, **limits)
+        self.reply = reply
+
+    def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
+        for key, request in requests.items():
+            text = self.reply(request)
+            words = sum(len(m["content"].split()) for m in request.messages)
+            yield key, Answer(text, "stop", words, len(text.split()))
+
+
+def scripted_replies(path: str) -> Callable[[Request], str]:
+    """Replies from JSONL rows `{"contains": TEXT, "answers": [..]}`: the first row whose text is in the conversation.
+
+    Which of its answers is a function of the request's hash, so the same seed gives the same set.
+    """
+    from data.records import read_jsonl
+
+    rules = [rule for _, rule in read_jsonl(path)]
+    if not rules or any(not {"contains", "answers"} <= set(rule) or not rule["answers"] for rule in rules):
+        raise ValueError(f'{path}: each line must be {{"contains": TEXT, "answers": [TEXT, ..]}} with an answer')
+
+    def reply(request: Request) -> str:
+        text = "\n".join(message["content"] for message in request.messages)
+        rule = next((rule for rule in rules if rule["contains"] in text), None)
+        if rule is None:
+            raise ValueError(f'{path} has no line whose "contains" is in: {text[-200:]!r}; end it with "contains": ""')
+        return rule["answers"][int(request.key[:12], 16) % len(rule["answers"])]
+
+    return reply
+
+
+def build_client(cfg: DictConfig) -> Client:
+    """The client that `conf/client/*.yaml` describes."""
+    settings = {key: cfg[key] for key in ("cache", "prompt_price", "completion_price", "max_cost")}
+    if cfg.kind == "openai":
+        from data.endpoint import OpenAIClient
+
+        own = ("base_url", "api_key_env", "max_parallel", "requests_per_minute", "timeout", "max_tries")
+        return OpenAIClient(cfg.model, **{key: cfg[key] for key in own}, **settings)
+    if cfg.kind == "local":
+        own = ("batch_size", "top_k", "top_p", "precision", "device")
+        return LocalClient(cfg.policy, **{key: cfg[key] for key in own}, **settings)
+    if cfg.kind == "scripted":
+        return ScriptedClient(scripted_replies(cfg.script), model=f"scripted:{cfg.script}", **settings)
+    raise ValueError(f"client.kind={cfg.kind!r}; known kinds: openai, local, scripted")
+
+
+def hash_json(value) -> str:
+    """sha256 of the canonical JSON of a value: the same on every machine and in every run."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _fingerprint(policy: str) -> str:
+    """Tells a retrained checkpoint at the same path from the old one, without reading gigabytes."""
+    path = Path(policy)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
+    return hash_json([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files])[:8]

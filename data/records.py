@@ -1,0 +1,218 @@
+"""The kinds of record that rooms exchange as files: JSONL(.gz) and Parquet, in and out, each row with its origin."""
+
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.chat import ROLES, Message
+
+ALIASES = {"human": "user", "gpt": "assistant", "agent": "assistant", "api": "tool"}
+SPLITS = ("train", "eval")
+
+
+@dataclass(frozen=True)
+class Record:
+    """`where` is FILE:LINE; `columns` holds the row's further fields (id, license, ...), which travel along."""
+
+    where: str = field(default="", kw_only=True)
+    columns: dict[str, Any] = field(default_factory=dict, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Example(Record):
+    """A demonstration: the assistant turns of a conversation."""
+
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class Comparison(Record):
+    """One completion preferred to another, by `margin` (0: not told). A tie has no better side."""
+
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+    tie: bool = False
+
+
+@dataclass(frozen=True)
+class Ranking(Record):
+    """K completions of one prompt; a lower rank is better, equal ranks are ties."""
+
+    prompt: list[Message]
+    completions: list[str]
+    ranks: list[float]
+
+
+@dataclass(frozen=True)
+class Rated(Record):
+    """A completion with a human reward in [0, 1]."""
+
+    prompt: list[Message]
+    completion: str
+    reward: float
+
+
+@dataclass(frozen=True)
+class Prompt(Record):
+    """What a model is asked; the further columns go to reward functions."""
+
+    prompt: list[Message]
+
+
+@dataclass(frozen=True)
+class Completion(Record):
+    """What generate.py writes: a prompt, the answer, "stop" or "length", and the seed of the row."""
+
+    prompt: list[Message]
+    completion: str
+    finish_reason: str
+    seed: int
+
+
+class BadRows:
+    """What happens to a row that cannot be used: `error` raises with its FILE:LINE, `skip` counts and lists it."""
+
+    def __init__(self, on_bad_row: str):
+        if on_bad_row not in ("error", "skip"):
+            raise ValueError(f"data.on_bad_row is 'error' or 'skip', got {on_bad_row!r}")
+        self.on_bad_row = on_bad_row
+        self.skipped: list[str] = []
+
+    @contextmanager
+    def at(self, where: str) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            if self.on_bad_row == "error":
+                raise ValueError(f"{where}: {error}") from error
+            self.skipped.append(f"{where}: {error}")
+
+
+def read_records(file: str | Path, parse: Callable[[dict], list[Record]], bad_rows: BadRows) -> list[Record]:
+    """The records of one file. `parse` (see `data/formats.py`) turns a row into records, or raises ValueError.
+
+    `FILE@train` and `FILE@eval` name nine tenths and one tenth of a file, told apart by `split_of`.
+
+    Raises:
+        ValueError: the file is missing, empty or damaged; a row is bad and `bad_rows` does not skip.
+    """
+    path, part = split_name(str(file))
+    records: list[Record] = []
+    num_rows = 0
+    for number, raw in _raw_rows(path):
+        num_rows += 1
+        where = f"{path}:{number}"
+        with bad_rows.at(where):
+            row = _as_object(raw)
+            if part in (None, split_of(row)):
+                records += [_located(record, where) for record in parse(row)]
+    if not num_rows:
+        raise ValueError(f"{path} is empty: expected one record a row")
+    return records
+
+
+def split_name(file: str) -> tuple[str, str | None]:
+    """"FILE@eval" -> ("FILE", "eval"); a plain name has no part."""
+    path, _, part = file.rpartition("@")
+    return (path, part) if part in SPLITS else (file, None)
+
+
+def split_of(row: dict) -> str:
+    """"eval" for one row in ten, told by sha256 of its context, prompt or, failing these, dialogue id."""
+    names = ("context", "prompt", "message_tree_id", "id", "messages")
+    key = next((row[name] for name in names if row.get(name) is not None), row)
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return "eval" if int(digest, 16) % 10 == 0 else "train"
+
+
+def parse_messages(value: Any, name: str = "messages") -> list[Message]:
+    """A list of {role, content} with our role names; raises ValueError on anything else."""
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be a list of {{role, content}} messages, got {type(value).__name__}")
+    return [_parse_message(message, f"{name}[{i}]") for i, message in enumerate(value)]
+
+
+def parse_role(role: Any, name: str) -> str:
+    """One of ROLES, aliases resolved."""
+    known = ALIASES.get(role, role) if isinstance(role, str) else None
+    if known not in ROLES:
+        raise ValueError(f"{name} has role {role!r}; known roles: {', '.join((*ROLES, *ALIASES))}")
+    return known
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    """Writes rows as JSONL (gzip where the name ends in .gz), aside and then renamed."""
+    path = Path(path)
+    aside = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    aside.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)  # mtime 0: same rows, same bytes
+    os.replace(aside, path)
+
+
+def _parse_message(message: Any, name: str) -> Message:
+    if not isinstance(message, dict):
+        raise ValueError(f"{name} must be an object with role and content, got {type(message).__name__}")
+    role = parse_role(message.get("role"), name)
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise ValueError(f"{name} ({role}) needs a string as content, got {type(content).__name__}")
+    return {"role": role, "content": content}
+
+
+def _located(record: Record, where: str) -> Record:
+    object.__setattr__(record, "where", where)  # frozen for readers; this one line is where it is born
+    return record
+
+
+def _as_object(raw: Any) -> dict:
+    if isinstance(raw, str):
+        try:
+            raw = json.loads(raw)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"expected a JSON object, got {type(raw).__name__}")
+    return raw
+
+
+def _raw_rows(path: str) -> Iterator[tuple[int, Any]]:
+    """(line or row number from 1, text or row). Blank lines are no rows."""
+    if not Path(path).is_file():
+        raise ValueError(f"no data file {path!r} (current directory: {os.getcwd()})")
+    if path.endswith(".parquet"):
+        yield from _parquet_rows(path)
+        return
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):  # noqa: B007 (the handler below tells how far it came)
+                if line.strip():
+                    yield number, line
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}:{number + 1}: the file is damaged or not {Path(path).suffix}: {error}") from error
+
+
+def _parquet_rows(path: str) -> Iterator[tuple[int, dict]]:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise ValueError(f"reading {path} needs pyarrow: pip install 'helpful[eval]', or convert it to JSONL") from error
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+    number = 0
+    for batch in file.iter_batches():
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row

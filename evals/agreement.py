@@ -1,0 +1,144 @@
+"""How far a judge agrees with people, beside how far people agree with each other."""
+
+import math
+from fnmatch import fnmatch
+from itertools import combinations
+
+import krippendorff
+import numpy as np
+import pandas as pd
+from scipy.stats import pearsonr, spearmanr
+from statsmodels.stats.inter_rater import cohens_kappa
+
+from evals.intervals import bootstrap_estimate, share_estimate
+from evals.verdicts import PAIR, fold_orders, points
+
+OUTCOMES = ["a", "b", "tie"]
+
+
+def split_judge(votes: pd.DataFrame, *, judge: str | None, humans: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The people's votes and the judge's, pairs sorted, the judge's two orders folded, errors left out.
+
+    Args:
+        judge: its name, or None where the votes hold one judge only.
+        humans: glob of the names that count as people (FastChat: expert_*).
+    Raises:
+        ValueError: no human vote, or the judge is missing or ambiguous.
+    """
+    votes = fold_orders(votes)
+    votes = votes[votes["verdict"] != "error"]
+    judges = sorted(votes.loc[~votes["human"], "judge"].unique())
+    if judge is None and len(judges) == 1:
+        judge = judges[0]
+    if judge not in judges:
+        raise ValueError(f"task.judge={judge} must name one of the judges in the votes: {', '.join(judges) or 'none'}")
+    people = votes[votes["human"] & votes["judge"].map(lambda name: fnmatch(name, humans))]
+    if not len(people):
+        named = ", ".join(sorted(votes.loc[votes["human"], "judge"].unique())[:5])
+        raise ValueError(f"no human vote matches task.humans={humans!r}; people in the votes: {named or 'none'}")
+    return people, votes[votes["judge"] == judge]
+
+
+def judge_pairs(people: pd.DataFrame, judge: pd.DataFrame) -> pd.DataFrame:
+    """One row for each human vote on an item that the judge voted on: its verdict `x` and the judge's `y`."""
+    judged = judge.drop_duplicates(PAIR)[[*PAIR, "verdict"]].rename(columns={"verdict": "y"})
+    pairs = people.rename(columns={"verdict": "x"}).merge(judged, on=PAIR)
+    return pairs[[*PAIR, "category", "x", "y"]]
+
+
+def human_pairs(people: pd.DataFrame) -> pd.DataFrame:
+    """One row for each two human votes on one item, `x` and `y`."""
+    rows = []
+    for item, group in people.groupby(PAIR, sort=False):
+        category = group["category"].iloc[0]
+        rows += [(*item, category, x, y) for x, y in combinations(group["verdict"], 2)]
+    return pd.DataFrame(rows, columns=[*PAIR, "category", "x", "y"])
+
+
+def majority(people: pd.DataFrame) -> pd.DataFrame:
+    """One row an item: the verdict most people gave; two verdicts with equally many votes are a tie."""
+    counts = people.groupby([*PAIR, "verdict"], sort=False).size().unstack(fill_value=0)
+    counts = counts.reindex(columns=OUTCOMES, fill_value=0)
+    top = counts.max(axis=1)
+    verdict = counts.idxmax(axis=1).where(counts.eq(top, axis=0).sum(axis=1) == 1, "tie")
+    items = people.drop_duplicates(PAIR).set_index(PAIR)
+    return items.assign(verdict=verdict).reset_index()
+
+
+def kappa(table: np.ndarray) -> float:
+    """Cohen's kappa (Cohen 1960) of a (3, 3) table of votes; NaN where chance alone agrees always or never."""
+    rows, columns = table.sum(1) / table.sum(), table.sum(0) / table.sum()
+    return float(cohens_kappa(table, return_results=False)) if rows @ columns < 1 else math.nan
+
+
+def vote_tables(pairs: pd.DataFrame, *, symmetric: bool) -> np.ndarray:
+    """(questions, 3, 3) how often x and y were each outcome.
+
+    symmetric: voters without names, so each two votes count half in both orders and the order of a file does not matter.
+    """
+    questions = pd.factorize(pairs["question"])[0]
+    x, y = (pairs[side].map(OUTCOMES.index).to_numpy(int) for side in "xy")
+    tables = np.zeros((questions.max(initial=-1) + 1, 3, 3))
+    np.add.at(tables, (questions, x, y), 1.0)
+    return (tables + tables.transpose(0, 2, 1)) / 2 if symmetric else tables
+
+
+def agreement_of(pairs: pd.DataFrame, *, symmetric: bool, level: float, rounds: int) -> dict:
+    """Agreement with and without ties, and kappa, each with its interval over questions.
+
+    Every kind of tie is one class; without ties, a pair counts only if neither vote is a tie (FastChat's rule).
+    """
+    tables = vote_tables(pairs, symmetric=symmetric)
+    without = pairs[(pairs["x"] != "tie") & (pairs["y"] != "tie")]
+    estimates = {
+        name: share_estimate(part["x"] == part["y"], part["question"], null=0.5, level=level)
+        for name, part in (("agreement", pairs), ("agreement_no_ties", without))
+    }
+    estimates["kappa"] = bootstrap_estimate(
+        lambda counts: kappa(np.tensordot(counts, tables, 1)),
+        len(pairs),
+        len(tables),
+        null=0.0,
+        level=level,
+        rounds=rounds,
+    )
+    result = {name: estimate["value"] for name, estimate in estimates.items()}
+    result |= {f"{name}_interval": [estimate["lower"], estimate["upper"]] for name, estimate in estimates.items()}
+    return result | {"n": len(pairs), "n_no_ties": len(without)}
+
+
+def by_group(pairs: pd.DataFrame, *, symmetric: bool, level: float, rounds: int) -> dict:
+    """`agreement_of` all pairs, of each turn and of each category."""
+    settings = {"symmetric": symmetric, "level": level, "rounds": rounds}
+    result = agreement_of(pairs, **settings)
+    for name, column in (("turns", "turn"), ("categories", "category")):
+        result[name] = {str(key): agreement_of(part, **settings) for key, part in pairs.groupby(column)}
+    return result
+
+
+def majority_agreement(people: pd.DataFrame, judge: pd.DataFrame) -> dict:
+    """The judge against the majority of the people, an item a row, with rank correlations."""
+    items = judge_pairs(majority(people), judge)
+    without = items[(items["x"] != "tie") & (items["y"] != "tie")]
+    x, y = points(items["x"]), points(items["y"])
+    varied = len(items) > 1 and x.nunique() > 1 and y.nunique() > 1
+    return {
+        "agreement": float((items["x"] == items["y"]).mean()) if len(items) else None,
+        "agreement_no_ties": float((without["x"] == without["y"]).mean()) if len(without) else None,
+        "kappa": kappa(vote_tables(items, symmetric=False).sum(0)) if len(items) else None,
+        "kappa_no_ties": kappa(vote_tables(without, symmetric=False).sum(0)) if len(without) else None,
+        "spearman": float(spearmanr(x, y).statistic) if varied else None,
+        "pearson": float(pearsonr(x, y).statistic) if varied else None,
+        "n": len(items),
+        "n_no_ties": len(without),
+    }
+
+
+def alpha(votes: pd.DataFrame, level: str) -> float | None:
+    """Krippendorff's alpha (nominal or ordinal) of the voters over the items; a voter's last vote on an item counts."""
+    table = votes.assign(points=points(votes["verdict"])).pivot_table(
+        index="judge", columns=PAIR, values="points", aggfunc="last", sort=False
+    )
+    if table.notna().sum().max() < 2 or np.unique(table.to_numpy()[table.notna()]).size < 2:
+        return None
+    return float(krippendorff.alpha(table.to_numpy(), level_of_measurement=level))

@@ -1,0 +1,185 @@
+"""Ratings of models from their battles: online Elo and Bradley-Terry, with intervals and ranks."""
+
+import numpy as np
+import pandas as pd
+from evalica import Winner, bradley_terry, elo
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.stats import norm
+
+from evals.verdicts import scored
+
+BASE, SCALE, MEAN = 10.0, 400.0, 1000.0
+WINNER = np.array([Winner.Y, Winner.Draw, Winner.X])  # b won, tie, a won
+
+
+def battles_of(votes: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """(n, 3) int battles [model a, model b, outcome 0 | 1 | 2 = b | tie | a] of `scored` votes, and the models' names.
+
+    Models are numbered in the order in which they first stand on side a, then on side b.
+    """
+    numbers, models = pd.factorize(pd.concat([votes["model_a"], votes["model_b"]]))
+    outcomes = votes["verdict"].map({"b": 0, "tie": 1, "a": 2}).to_numpy(int)
+    battles = np.column_stack([numbers[: len(votes)], numbers[len(votes) :], outcomes])
+    itself = battles[:, 0] == battles[:, 1]
+    if itself.any():
+        raise ValueError(f"{models[battles[itself, 0][0]]!r} battles itself; give the two checkpoints different names")
+    if len(models) < 2:
+        raise ValueError(f"ratings need battles between two models or more, found {list(models)}")
+    return battles, list(models)
+
+
+def online_elo(battles: np.ndarray, num_models: int, *, k: float) -> np.ndarray:
+    """(M,) Elo ratings after the battles in file order: start 1000, base 10, scale 400, a tie is half a point."""
+    winners = WINNER[battles[:, 2]].tolist()
+    index = pd.Index(range(num_models))
+    ratings = elo(battles[:, 0], battles[:, 1], winners, index=index, initial=MEAN, base=BASE, scale=SCALE, k=k)
+    return ratings.scores[index].to_numpy()
+
+
+def fit_bradley_terry(unique: np.ndarray, counts: np.ndarray, num_models: int) -> np.ndarray:
+    """(M,) Bradley-Terry ratings with mean 1000; a tie is half a win for each (Bradley & Terry 1952).
+
+        log odds that a beats b = ln 10 * (rating_a - rating_b) / 400
+
+    `unique` are the distinct rows of `battles_of`, `counts` how often each was seen (0 allowed).
+    """
+    seen = counts > 0
+    rows, index = unique[seen], pd.Index(range(num_models))
+    winners = WINNER[rows[:, 2]].tolist()
+    fit = bradley_terry(
+        rows[:, 0], rows[:, 1], winners, index=index, weights=counts[seen].astype(float), tolerance=1e-12, limit=100_000
+    )
+    ratings = SCALE * np.log10(fit.scores[index].to_numpy())
+    return ratings - ratings.mean() + MEAN
+
+
+def unbeaten_groups(unique: np.ndarray, counts: np.ndarray, num_models: int) -> np.ndarray | None:
+    """(M,) group numbers if some group of models never lost or tied against another, else None: ratings are finite."""
+    seen = counts > 0
+    a, b, outcome = unique[seen].T
+    winners = np.concatenate([a[outcome >= 1], b[outcome <= 1]])
+    losers = np.concatenate([b[outcome >= 1], a[outcome <= 1]])
+    wins = coo_matrix((np.ones(len(winners)), (winners, losers)), shape=(num_models, num_models))
+    number, groups = connected_components(wins, directed=True, connection="strong")
+    return groups if number > 1 else None
+
+
+def bootstrap_bradley_terry(unique, counts, num_models: int, *, rounds: int) -> np.ndarray:
+    """(R, M) ratings of multinomial resamples of the unique outcomes; rounds without finite ratings are left out."""
+    draws = np.random.default_rng(0).multinomial(int(counts.sum()), counts / counts.sum(), size=rounds)  # (rounds, U)
+    finite = [draw for draw in draws if unbeaten_groups(unique, draw, num_models) is None]
+    return np.array([fit_bradley_terry(unique, draw, num_models) for draw in finite]).reshape(-1, num_models)
+
+
+def sandwich_bradley_terry(
+    battles: np.ndarray, weights: np.ndarray, ratings: np.ndarray, clusters: np.ndarray
+) -> np.ndarray:
+    """(M,) robust standard errors of Bradley-Terry ratings, clustered (White 1980; Liang & Zeger 1986).
+
+        cov = H^+ (sum over clusters of s s^T) H^+,   s the cluster's score, H the information; mean rating fixed
+    """
+    a, b, outcome = battles.T
+    num_models, slope = len(ratings), np.log(BASE) / SCALE
+    p = 1 / (1 + np.exp(-slope * (ratings[a] - ratings[b])))  # (n,)
+    residual = weights * (outcome / 2 - p)
+    groups, inverse = np.unique(clusters, return_inverse=True)
+    shape = (len(groups), num_models)
+    scores = coo_matrix((np.r_[residual, -residual], (np.r_[inverse, inverse], np.r_[a, b])), shape=shape).tocsr()
+    curvature = weights * p * (1 - p)
+    off = coo_matrix((np.r_[curvature, curvature], (np.r_[a, b], np.r_[b, a])), shape=(num_models,) * 2).toarray()
+    bread = np.linalg.pinv(np.diag(off.sum(1)) - off)  # the Laplacian's null space is the free mean
+    cov = bread @ (scores.T @ scores).toarray() @ bread
+    return np.sqrt(np.diag(cov)) / slope
+
+
+def ranks(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+    """(M,) 1 + the number of models whose whole interval lies above: those surely better."""
+    return 1 + (lower[None, :] > upper[:, None]).sum(1)
+
+
+def check_finite(unique: np.ndarray, counts: np.ndarray, models: list[str]) -> None:
+    """Bradley-Terry ratings exist only if every model can be reached from every other by wins and ties (Ford 1957)."""
+    groups = unbeaten_groups(unique, counts, len(models))
+    if groups is not None:
+        group = min(np.unique(groups), key=lambda g: (groups == g).sum())
+        named = [model for model, g in zip(models, groups, strict=True) if g == group]
+        raise ValueError(
+            f"Bradley-Terry ratings are not finite: {', '.join(named)} only ever won or only ever lost against the "
+            "others, or never met them; use task.method=elo, or add battles that connect them"
+        )
+
+
+def rate(
+    votes: pd.DataFrame, *, method: str, interval: str, level: float, rounds: int, k: float, anchor: dict | None
+) -> dict:
+    """Ratings, intervals and ranks of every model.
+
+    Args:
+        votes: as `evals.readers` gives them.
+        method: elo (online, file order) or bradley_terry.
+        interval: bootstrap (over battles), sandwich (Bradley-Terry only) or clustered (a sandwich by question).
+        level: probability that the interval covers.
+        anchor: {model: its rating}, instead of a mean of 1000.
+    Raises:
+        ValueError: unknown names, fewer than two models, or ratings that are not finite.
+    """
+    if method not in ("elo", "bradley_terry") or interval not in ("bootstrap", "sandwich", "clustered"):
+        known = "task.method=elo | bradley_terry and task.interval=bootstrap | sandwich | clustered"
+        raise ValueError(f"need {known}, got {method=}, {interval=}")
+    if method == "elo" and interval != "bootstrap":
+        raise ValueError(f"online Elo has no {interval} interval; use task.interval=bootstrap")
+    votes = scored(votes)
+    battles, models = battles_of(votes)
+    fit = _rate_elo if method == "elo" else _rate_bradley_terry
+    ratings, lower, upper, extra = fit(votes, battles, models, interval, (1 - level) / 2, rounds, k)
+    shift = _anchor_shift(anchor, models, ratings)
+    rated = {
+        models[i]: {
+            "rating": float(ratings[i] + shift),
+            "lower": float(lower[i] + shift),
+            "upper": float(upper[i] + shift),
+            "rank": int(ranks(lower, upper)[i]),
+            "n": int((battles[:, :2] == i).sum()),
+        }
+        for i in np.argsort(-ratings, kind="stable")
+    }
+    ties = int((battles[:, 2] == 1).sum())
+    return {"method": method, "interval": interval, "n": len(battles), "n_ties": ties, **extra, "ratings": rated}
+
+
+def _rate_elo(votes, battles, models, interval, tail, rounds, k):
+    rng = np.random.default_rng(0)
+    draws = [
+        online_elo(battles[rng.integers(0, len(battles), len(battles))], len(models), k=k) for _ in range(rounds)
+    ]
+    lower, upper = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return online_elo(battles, len(models), k=k), lower, upper, {}
+
+
+def _rate_bradley_terry(votes, battles, models, interval, tail, rounds, k):
+    weights = votes["weight"].to_numpy()
+    codes, inverse = np.unique(battles @ [3 * len(models), 3, 1], return_inverse=True)
+    unique = np.column_stack([codes // 3 // len(models), codes // 3 % len(models), codes % 3])
+    counts = np.bincount(inverse, weights)
+    check_finite(unique, counts, models)
+    ratings = fit_bradley_terry(unique, counts, len(models))
+    if interval != "bootstrap":
+        clusters = votes["question"].to_numpy() if interval == "clustered" else np.arange(len(votes))
+        errors = sandwich_bradley_terry(battles, weights, ratings, clusters)
+        half = norm.ppf(1 - tail) * errors
+        return ratings, ratings - half, ratings + half, {}
+    draws = bootstrap_bradley_terry(unique, counts, len(models), rounds=rounds)
+    if not len(draws):
+        raise ValueError(f"none of {rounds} resamples has finite ratings: too few battles; use task.interval=sandwich")
+    lower, upper = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return ratings, lower, upper, {"unbounded_rounds": rounds - len(draws)}
+
+
+def _anchor_shift(anchor: dict | None, models: list[str], ratings: np.ndarray) -> float:
+    if not anchor:
+        return 0.0
+    (model, rating), *rest = anchor.items()
+    if rest or model not in models:
+        raise ValueError(f"task.anchor={dict(anchor)} must name one model of {', '.join(models)} and its rating")
+    return rating - float(ratings[models.index(model)])

@@ -1,0 +1,269 @@
+"""Votes from other projects' files into one table. `FORMATS` names them; each reader yields the fields of `Verdict`."""
+
+import csv
+import gzip
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from evals.verdicts import COLUMNS, OUTCOMES, check_votes, text_hash, votes_table
+
+WINNERS = {
+    "model_a": "a",
+    "model_b": "b",
+    "model_1": "a",
+    "model_2": "b",
+    "left": "a",
+    "right": "b",
+    "tie": "tie",
+    "tie (bothbad)": "tie",
+    "tie (inconsistent)": "tie",
+}
+NUMBERED = {0.0: "tie", 1.0: "a", 2.0: "b", 1.5: "tie"}
+
+
+def read_votes(files: Sequence[str], format: str) -> pd.DataFrame:
+    """The votes of all files, in file order, as the table of `evals.verdicts`.
+
+    Raises:
+        ValueError: unknown format, a missing or malformed file (with its line), no readable vote.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"task.format={format!r} is unknown; known formats: {', '.join(FORMATS)}")
+    if isinstance(files, str) or not len(files):
+        raise ValueError(f"task.input takes a list of files, got {files!r}; write task.input=[a.jsonl,b.jsonl]")
+    votes = votes_table(FORMATS[format](files))
+    check_votes(votes, files)
+    return votes
+
+
+def read_rows(file: str) -> Iterator[tuple[str, dict]]:
+    """("file:line", row) of a JSONL, JSON (a list of objects) or CSV file, compressed with gzip or not."""
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"no file {file}; it is looked up from {Path.cwd()}")
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as lines:
+        suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+        if suffix == ".csv":
+            for number, row in enumerate(csv.DictReader(lines), 2):
+                yield f"{file}:{number}", row
+        elif suffix == ".json":
+            yield from _json_list(file, lines.read())
+        else:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{file}:{number}", _json_object(f"{file}:{number}", line)
+
+
+def _json_object(where: str, text: str) -> dict:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} holds a {type(row).__name__}, expected an object with named fields")
+    return row
+
+
+def _json_list(file: str, text: str) -> Iterator[tuple[str, dict]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{file} must hold a list of objects; for one object a line name it .jsonl")
+    yield from ((f"{file}[{i}]", row) for i, row in enumerate(rows))
+
+
+def _need(where: str, row: dict, *names: str) -> list:
+    missing = [name for name in names if name not in row]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)} (it has {', '.join(map(str, row))}); see task.format")
+    return [row[name] for name in names]
+
+
+def _winner(label) -> str:
+    """a, b, tie or, for every label that is none of ours, error."""
+    return WINNERS.get(str(label).strip().lower(), "error")
+
+
+def _number(value) -> float:
+    """The number in a field that may be empty."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def read_alpaca_eval(files: Sequence[str]) -> Iterator[dict]:
+    """The annotations.json that alpaca_eval writes: generator_1 is the baseline, preference in [1, 2], 0 = tie."""
+    for file in files:
+        for where, row in read_rows(file):
+            instruction, baseline, model, preference = _need(
+                where, row, "instruction", "generator_1", "generator_2", "preference"
+            )
+            answers = {side: row.get(f"output_{n}") for side, n in (("a", 1), ("b", 2))}
+            value = _number(preference)
+            value = 0.5 if value == 0 else value - 1
+            readable = 0 <= value <= 1
+            yield {
+                "question": instruction,
+                "category": row.get("dataset"),
+                "model_a": baseline,
+                "model_b": model,
+                "judge": row.get("annotator") or "annotator",
+                "verdict": ("tie" if value == 0.5 else "b" if value > 0.5 else "a") if readable else "error",
+                "preference": value if readable else None,
+                "text": _text(row.get("raw_completion")),
+                **{f"length_{side}": None if text is None else len(text) for side, text in answers.items()},
+                **{f"hash_{side}": None if text is None else text_hash(text) for side, text in answers.items()},
+            }
+
+
+def _text(value) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def read_mtbench(files: Sequence[str]) -> Iterator[dict]:
+    """FastChat's human votes and GPT-4 pair files; one row of a pair file with both verdicts gives two votes."""
+    for file in files:
+        for where, row in read_rows(file):
+            question, judge = _need(where, row, "question_id", "judge")
+            judge = judge if isinstance(judge, str) else "/".join(judge)
+            vote = {
+                "question": str(question),
+                "turn": int(row.get("turn", 1)),
+                "category": row.get("category"),
+                "judge": judge,
+                "human": judge.startswith(("expert", "author")),
+            }
+            if "g1_winner" in row:
+                model_a, model_b, first, second = _need(where, row, "model_1", "model_2", "g1_winner", "g2_winner")
+                vote |= {"model_a": model_a, "model_b": model_b}
+                # g2 was asked with the answers exchanged, and its verdict is already mapped back
+                yield vote | {"shown": "a", "verdict": _winner(first), "text": row.get("g1_judgment")}
+                yield vote | {"shown": "b", "verdict": _winner(second), "text": row.get("g2_judgment")}
+            else:
+                model_a, model_b, winner = _need(where, row, "model_a", "model_b", "winner")
+                folded = None if vote["human"] else "both"
+                verdict = {"verdict": _winner(winner), "text": winner, "shown": folded}
+                yield vote | {"model_a": model_a, "model_b": model_b} | verdict
+
+
+def read_arena(files: Sequence[str]) -> Iterator[dict]:
+    """Chatbot Arena's battles: the answer of model_a stood on the left."""
+    for file in files:
+        for where, row in read_rows(file):
+            model_a, model_b, winner = _need(where, row, "model_a", "model_b", "winner")
+            yield {
+                "question": str(row.get("question_id", where)),
+                "category": row.get("category"),
+                "turn": row.get("turn") or 1,
+                "model_a": model_a,
+                "model_b": model_b,
+                "judge": row.get("judge", "arena_user"),
+                "human": True,
+                "shown": "a",
+                "verdict": _winner(winner),
+                **_answer_lengths(row),
+            }
+
+
+def _answer_lengths(row: dict) -> dict:
+    lengths = {}
+    for side in "ab":
+        messages = row.get(f"conversation_{side}")
+        if isinstance(messages, list):
+            lengths[f"length_{side}"] = sum(len(m["content"]) for m in messages if m["role"] == "assistant")
+    return lengths
+
+
+def read_pandalm(files: Sequence[str]) -> Iterator[dict]:
+    """PandaLM's test set: one column a judge (0 tie, 1, 2); the people are annotator1 .. annotator3."""
+    known = {"idx", "motivation_app", "cmp_key", "len_1", "len_2", "instruction", "input", "response1", "response2"}
+    for file in files:
+        for where, row in read_rows(file):
+            question, models = _need(where, row, "idx", "cmp_key")
+            model_a, _, model_b = models.partition("_")
+            lengths = [row.get(f"len_{n}", len(row.get(f"response{n}", ""))) for n in (1, 2)]
+            for judge in (name for name in row if name not in known):
+                yield {
+                    "question": str(question),
+                    "category": row.get("motivation_app"),
+                    "model_a": model_a,
+                    "model_b": model_b,
+                    "judge": judge,
+                    "human": judge.startswith("annotator"),
+                    "verdict": NUMBERED.get(_number(row[judge]), "error"),
+                    "length_a": int(lengths[0]),
+                    "length_b": int(lengths[1]),
+                }
+
+
+def read_llmbar(files: Sequence[str]) -> Iterator[dict]:
+    """LLMBar's results in both orders; the second verdict is already mapped back. The label votes as a person."""
+    for file in files:
+        labelled = set()
+        for where, row in read_rows(file):
+            subset, index, judge, label = _need(where, row, "subset", "index", "judge", "label")
+            vote = {"question": f"{subset}/{index}", "category": subset, "model_a": "output_1", "model_b": "output_2"}
+            vote |= {"length_a": row.get("len_1"), "length_b": row.get("len_2")}
+            if vote["question"] not in labelled:
+                labelled.add(vote["question"])
+                yield vote | {"judge": "label", "human": True, "verdict": NUMBERED.get(_number(label), "error")}
+            for shown, winner in zip("ab", _need(where, row, "winner_ab", "winner_ba"), strict=True):
+                verdict = NUMBERED.get(_number(winner), "error")
+                yield vote | {"judge": judge, "shown": shown, "verdict": verdict}
+
+
+def read_llmfao(files: Sequence[str]) -> Iterator[dict]:
+    """llmfao's crowd and GPT votes; a file without `winner` but with result_x, result_y gives lengths and types."""
+    tables = {file: list(read_rows(file)) for file in files}
+    pairs = {row["id"]: row for rows in tables.values() for _, row in rows if "result_x" in row}
+    for file, rows in tables.items():
+        for where, row in rows:
+            if "result_x" in row:
+                continue
+            prompt, left, right, winner = _need(where, row, "prompt", "left", "right", "winner")
+            pair = pairs.get(row.get("id"), {})
+            yield {
+                "question": str(prompt),
+                "category": pair.get("type"),
+                "model_a": left,
+                "model_b": right,
+                "judge": f"worker_{row['worker']}" if "worker" in row else Path(file).name.split("-")[0],
+                "human": "worker" in row,
+                "shown": "a",
+                "verdict": _winner(winner),
+                # x and y are the models in the order of left and right
+                "length_a": pair.get("result_x"),
+                "length_b": pair.get("result_y"),
+            }
+
+
+def read_verdicts(files: Sequence[str]) -> Iterator[dict]:
+    """Our own verdicts.jsonl: the fields of `Verdict`."""
+    for file in files:
+        for where, row in read_rows(file):
+            _need(where, row, "question", "model_a", "model_b", "verdict", "judge")
+            unknown = [name for name in row if name not in COLUMNS]
+            if unknown or row["verdict"] not in OUTCOMES:
+                raise ValueError(
+                    f"{where}: verdict={row['verdict']!r} must be one of {', '.join(OUTCOMES)}, "
+                    f"and the fields those of Verdict; unknown here: {', '.join(unknown) or 'none'}"
+                )
+            yield row
+
+
+FORMATS = {
+    "verdicts": read_verdicts,
+    "alpaca_eval": read_alpaca_eval,
+    "mtbench": read_mtbench,
+    "arena": read_arena,
+    "pandalm": read_pandalm,
+    "llmbar": read_llmbar,
+    "llmfao": read_llmfao,
+}

@@ -1,0 +1,135 @@
+"""Votes as one table: a row per vote, a column per field of `Verdict`, whoever voted and whatever file it came from."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from sys import intern
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One vote on two answers to one question."""
+
+    question: str  # id of the question: the unit of clustering
+    model_a: str
+    model_b: str
+    verdict: str  # a | b | tie | error; an error is neither a tie nor a loss
+    judge: str
+    human: bool = False  # a person voted
+    turn: int = 1
+    category: str | None = None
+    shown: str | None = None  # whose answer was read first: a | b | both (a folded pair of votes) | None (unknown)
+    preference: float | None = None  # the judge's probability that b is better, where it gave one
+    weight: float = 1.0
+    length_a: int | None = None  # characters
+    length_b: int | None = None
+    hash_a: str | None = None
+    hash_b: str | None = None
+    text: str | None = None  # what the judge wrote
+
+
+COLUMNS = [field.name for field in fields(Verdict)]
+DEFAULTS = {"human": False, "turn": 1, "weight": 1.0}
+OUTCOMES = ("a", "b", "tie", "error")
+PAIR = ["question", "turn", "model_a", "model_b"]
+OTHER = {"a": "b", "b": "a"}
+FLOATS = ["preference", "weight", "length_a", "length_b"]
+
+
+def votes_table(rows: Iterable[dict]) -> pd.DataFrame:
+    """Votes as a DataFrame with the columns of `Verdict`; lengths are float64, NaN where unknown."""
+    columns: dict[str, list] = {name: [] for name in COLUMNS}
+    for row in rows:
+        for name in COLUMNS:
+            value = row.get(name, DEFAULTS.get(name))
+            columns[name].append(intern(value) if type(value) is str and name != "text" else value)
+    votes = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
+    for name in FLOATS:
+        votes[name] = pd.to_numeric(votes[name]).astype(float)
+    votes["human"] = votes["human"].astype(bool)
+    votes["turn"] = votes["turn"].astype(int)
+    return votes
+
+
+def text_hash(text: str) -> str:
+    """Twelve hexadecimal digits that name a text."""
+    return sha256(text.encode()).hexdigest()[:12]
+
+
+def swapped(votes: pd.DataFrame, rows: pd.Series) -> pd.DataFrame:
+    """The votes with the two models of `rows` (bool) exchanged, and everything that speaks about a side with them."""
+    votes = votes.copy()
+    for name in ("model", "length", "hash"):
+        a, b = f"{name}_a", f"{name}_b"
+        votes.loc[rows, [a, b]] = votes.loc[rows, [b, a]].to_numpy()
+    for name in ("verdict", "shown"):
+        votes.loc[rows, name] = votes.loc[rows, name].replace(OTHER)
+    votes.loc[rows, "preference"] = 1 - votes.loc[rows, "preference"]
+    return votes
+
+
+def sort_pairs(votes: pd.DataFrame) -> pd.DataFrame:
+    """The votes with model_a < model_b in every row: two files may only be joined after this."""
+    return swapped(votes, votes["model_a"] > votes["model_b"])
+
+
+def fold_orders(votes: pd.DataFrame) -> pd.DataFrame:
+    """A judge's two votes on one pair, once in each order, become one: FastChat's rule (Zheng et al. 2023, section 3.4).
+
+    A win counts only where both orders agree, otherwise it is a tie; an error in either makes the item an error.
+    Votes in one order only, votes of people and votes of unknown order stay as they are.
+    """
+    votes = sort_pairs(votes)
+    ordered = votes["shown"].isin(["a", "b"]) & ~votes["human"]
+    pairs = votes[ordered].drop_duplicates([*PAIR, "judge", "shown"])
+    first = pairs[pairs["shown"] == "a"].set_index([*PAIR, "judge"])
+    second = pairs[pairs["shown"] == "b"].set_index([*PAIR, "judge"])
+    both = first.index.intersection(second.index)
+    rest = votes[~(ordered & pd.MultiIndex.from_frame(votes[[*PAIR, "judge"]]).isin(both))]
+    if not len(both):
+        return rest.reset_index(drop=True)
+    folded, other = first.loc[both], second.loc[both]
+    verdict = folded["verdict"].where(folded["verdict"] == other["verdict"], "tie")
+    failed = (folded["verdict"] == "error") | (other["verdict"] == "error")
+    folded = folded.assign(
+        verdict=verdict.mask(failed, "error"),
+        shown="both",
+        preference=(folded["preference"] + other["preference"]) / 2,
+        weight=(folded["weight"] + other["weight"]) / 2,
+        text=None,
+    )
+    return pd.concat([folded.reset_index()[COLUMNS], rest], ignore_index=True)
+
+
+def scored(votes: pd.DataFrame) -> pd.DataFrame:
+    """One row a battle: a judge's two orders folded, errors left out, file order kept where nothing was folded."""
+    if (votes["shown"].eq("b") & ~votes["human"]).any():
+        votes = fold_orders(votes)
+    return votes[votes["verdict"] != "error"]
+
+
+def decisive(votes: pd.DataFrame) -> pd.DataFrame:
+    """Votes that name a winner."""
+    return votes[votes["verdict"].isin(["a", "b"])]
+
+
+def points(verdicts: pd.Series) -> pd.Series:
+    """1 where a won, 0 where b won, 0.5 for a tie; NaN for an error."""
+    return verdicts.map({"a": 1.0, "b": 0.0, "tie": 0.5})
+
+
+def check_votes(votes: pd.DataFrame, files: Sequence[str]) -> int:
+    """Number of votes that cannot be read as a win or a tie.
+
+    Raises:
+        ValueError: no vote at all, or not one that can be read.
+    """
+    named = ", ".join(map(str, files))
+    if not len(votes):
+        raise ValueError(f"no vote in {named}; task.input takes files with one vote a line")
+    errors = int((votes["verdict"] == "error").sum())
+    if errors == len(votes):
+        raise ValueError(f"none of the {errors} verdicts in {named} can be read; is task.format the right one?")
+    return errors

@@ -1,0 +1,128 @@
+"""What happens to one tile of logits: folded into running statistics, or turned into the gradient in place.
+
+z = softcap tanh(logits / softcap) / temperature      m = max z,  Z = sum exp(z - m),  lse = m + log Z
+log pi = z[target] - lse
+H  = log Z - sum exp(z - m) (z - m) / Z
+KL = sum exp(z - m) (z - z_ref) / Z - (lse - lse_ref)
+
+d log pi / dz = 1[target] - p      dH / dz = -p (log p + H)      dKL / dz = p (log p - log p_ref - KL)
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROWS = 64  # rows folded at once on a CPU, so that a piece of the tile is still in cache for the next operation
+
+
+class Settings(NamedTuple):
+    """What makes z of the logits, and whether the entropy is wanted."""
+
+    temperature: float
+    softcap: float | None
+    entropy: bool
+
+
+class Stats(NamedTuple):
+    """Running statistics of the tiles seen so far, each (M,)."""
+
+    maximum: Tensor  # m
+    total: Tensor  # sum exp(z - m)
+    weighted: Tensor  # sum exp(z - m) (z - m), for the entropy
+    target: Tensor  # z at the target
+    difference: Tensor  # sum exp(z - m) (z - z_ref), for the KL
+    ref_maximum: Tensor
+    ref_total: Tensor
+
+    @staticmethod
+    def start(M: int, dtype: torch.dtype, device: torch.device) -> "Stats":
+        stats = Stats(*torch.zeros(7, M, dtype=dtype, device=device))
+        lowest = torch.finfo(torch.float32).min  # not 0: all logits may be negative; not -inf: -inf * 0 is nan
+        stats.maximum.fill_(lowest)
+        stats.ref_maximum.fill_(lowest)
+        return stats
+
+
+class Summary(NamedTuple):
+    """What the backward sweep reads of each token, (M,) each; entropy and the last two only where they were asked."""
+
+    lse: Tensor
+    entropy: Tensor | None
+    kl: Tensor | None
+    ref_lse: Tensor | None
+
+
+def fold_torch(z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, stats: Stats, settings: Settings) -> None:
+    """Add a tile of logits (M, width), whose first column is `first` of the vocabulary, to the statistics. Spoils z."""
+    targets = targets - first
+    for r in range(0, len(z), ROWS):
+        rows = slice(r, r + ROWS)
+        x_ref = None if z_ref is None else _scaled(z_ref[rows], settings)
+        _fold_rows(_scaled(z[rows], settings), x_ref, targets[rows], Stats(*(s[rows] for s in stats)), settings.entropy)
+
+
+def _fold_rows(x: Tensor, x_ref: Tensor | None, targets: Tensor, stats: Stats, entropy: bool) -> None:
+    inside = (targets >= 0) & (targets < x.shape[1])
+    picked = x.gather(1, targets.clamp(0, x.shape[1] - 1)[:, None]).squeeze(1)
+    stats.target.copy_(torch.where(inside, picked, stats.target))
+
+    maximum = torch.maximum(stats.maximum, x.amax(1))
+    shift = stats.maximum - maximum
+    difference = None if x_ref is None else x - x_ref
+    p = x.sub_(maximum[:, None]).exp()  # relative to the maximum
+    if entropy:
+        stats.weighted.add_(shift * stats.total).mul_(shift.exp()).add_(torch.linalg.vecdot(p, x))
+    stats.total.mul_(shift.exp()).add_(p.sum(1))
+    if x_ref is not None:
+        stats.difference.mul_(shift.exp()).add_(torch.linalg.vecdot(p, difference))
+        ref_maximum = torch.maximum(stats.ref_maximum, x_ref.amax(1))
+        stats.ref_total.mul_((stats.ref_maximum - ref_maximum).exp())
+        stats.ref_total.add_(x_ref.sub_(ref_maximum[:, None]).exp_().sum(1))
+        stats.ref_maximum.copy_(ref_maximum)
+    stats.maximum.copy_(maximum)
+
+
+def unfold_torch(
+    z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, summary: Summary, grads: list[Tensor | None],
+    settings: Settings,
+) -> None:  # fmt: skip
+    """Turn a tile of logits into the gradient of the logits, in place. `grads` of log-prob, entropy, KL: (M,)."""
+    targets = targets - first
+    for r in range(0, len(z), ROWS):
+        rows = slice(r, r + ROWS)
+        x_ref = None if z_ref is None else _scaled(z_ref[rows], settings)
+        part = Summary(*(None if s is None else s[rows, None] for s in summary))
+        grad = [None if g is None else g[rows, None] for g in grads]
+        _unfold_rows(z[rows], x_ref, targets[rows], part, grad, settings)
+
+
+def _unfold_rows(z: Tensor, x_ref: Tensor | None, targets: Tensor, summary: Summary, grads: list, settings) -> None:
+    grad_logprob, grad_entropy, grad_kl = grads
+    x = _scaled(z, settings, keep=settings.softcap is not None)
+    slope = None if settings.softcap is None else 1 - (x * (settings.temperature / settings.softcap)).square_()
+    logp = x.sub_(summary.lse)
+    factor = -grad_logprob
+    if grad_entropy is not None:
+        factor = factor - grad_entropy * (logp + summary.entropy)
+    if grad_kl is not None:
+        factor = factor + grad_kl * (logp - x_ref.sub_(summary.ref_lse) - summary.kl)
+    dz = logp.exp_().mul_(factor)
+    inside = (targets >= 0) & (targets < z.shape[1])
+    at = targets.clamp(0, z.shape[1] - 1)[:, None]
+    dz.scatter_add_(1, at, torch.where(inside[:, None], grad_logprob, 0.0).to(dz.dtype))
+    if slope is not None:
+        dz.mul_(slope)
+    if settings.temperature != 1:
+        dz.mul_(1 / settings.temperature)
+    if dz.data_ptr() != z.data_ptr():
+        z.copy_(dz)
+
+
+def _scaled(z: Tensor, settings: Settings, keep: bool = False) -> Tensor:
+    """Logits to z of the equations, in float32 at least; in place where the dtype allows and nothing is kept."""
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    x = z.clone() if keep and z.dtype == dtype else z.to(dtype)
+    if settings.softcap is not None:
+        x.mul_(1 / settings.softcap).tanh_().mul_(settings.softcap)
+    return x if settings.temperature == 1 else x.mul_(1 / settings.temperature)

@@ -1,0 +1,123 @@
+"""The Triton fold: the equations of `kernels/fold.py`, one launch a tile, each logit read once.
+
+A row of the tile is one program's work when it is folded (its statistics stay in registers), and is cut into blocks
+when it becomes a gradient. Everything between load and store is float32, whatever the tile's dtype.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import libdevice
+
+from kernels.fold import Settings, Stats, Summary
+
+BLOCKS = {256: 2, 1024: 4, 4096: 8}  # columns at once -> warps; 8 to 32 columns a thread (4 to 16 on AMD): no spill
+
+
+def choose_block(width: int) -> int:
+    """The smallest block that holds a row, or the largest there is."""
+    return next((block for block in BLOCKS if block >= width), max(BLOCKS))
+
+
+def fold_triton(z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, stats: Stats, settings: Settings) -> None:
+    """Add a tile of logits (M, width), whose first column is `first` of the vocabulary, to the statistics."""
+    M, width = z.shape
+    block = choose_block(width)
+    if M:
+        _fold_kernel[(M,)](
+            z, z if z_ref is None else z_ref, targets, first, *stats, width, 1 / settings.temperature,
+            settings.softcap or 1.0, settings.softcap is not None, settings.entropy, z_ref is not None, block,
+            num_warps=BLOCKS[block],
+        )  # fmt: skip
+
+
+def unfold_triton(
+    z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, summary: Summary, grads: list[Tensor | None],
+    settings: Settings,
+) -> None:  # fmt: skip
+    """Turn a tile of logits into the gradient of the logits, in place."""
+    M, width = z.shape
+    block = choose_block(width)
+    lse, entropy, kl, ref_lse = (summary.lse if s is None else s for s in summary)
+    grad_logprob, grad_entropy, grad_kl = (summary.lse if g is None else g.contiguous() for g in grads)
+    if M:
+        _unfold_kernel[(M, triton.cdiv(width, block))](
+            z, z if z_ref is None else z_ref, targets, first, lse, entropy, kl, ref_lse,
+            grad_logprob, grad_entropy, grad_kl, width, 1 / settings.temperature, settings.softcap or 1.0,
+            settings.softcap is not None, settings.entropy, z_ref is not None, block, num_warps=BLOCKS[block],
+        )  # fmt: skip
+
+
+@triton.jit
+def _scaled(logits, inv_temperature, softcap, CAPPED: tl.constexpr):
+    x = logits.to(tl.float32)
+    if CAPPED:
+        x = softcap * libdevice.tanh(x / softcap)
+    return x * inv_temperature
+
+
+@triton.jit
+def _fold_kernel(
+    z, z_ref, targets, first, maximum, total, weighted, target, difference, ref_maximum, ref_total,
+    width, inv_temperature, softcap,
+    CAPPED: tl.constexpr, ENTROPY: tl.constexpr, KL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    start = row.to(tl.int64) * width  # int64: tokens x tile passes 2**31
+    m, s, w = tl.load(maximum + row), tl.load(total + row), tl.load(weighted + row)
+    d, m_ref, s_ref = tl.load(difference + row), tl.load(ref_maximum + row), tl.load(ref_total + row)
+    for i in range(0, width, BLOCK):
+        columns = i + tl.arange(0, BLOCK)
+        real = columns < width  # the last block's other columns would add exp(0)
+        x = _scaled(tl.load(z + start + columns, real, other=0.0), inv_temperature, softcap, CAPPED)
+        new = tl.maximum(m, tl.max(tl.where(real, x, -float("inf")), 0))
+        shift = m - new
+        scale = tl.exp(shift)
+        p = tl.where(real, tl.exp(x - new), 0.0)
+        if ENTROPY:
+            w = scale * (w + shift * s) + tl.sum(p * (x - new), 0)
+        s = scale * s + tl.sum(p, 0)
+        m = new
+        if KL:
+            y = _scaled(tl.load(z_ref + start + columns, real, other=0.0), inv_temperature, softcap, CAPPED)
+            d = scale * d + tl.sum(p * (x - y), 0)
+            new_ref = tl.maximum(m_ref, tl.max(tl.where(real, y, -float("inf")), 0))
+            s_ref = tl.exp(m_ref - new_ref) * s_ref + tl.sum(tl.where(real, tl.exp(y - new_ref), 0.0), 0)
+            m_ref = new_ref
+    tl.store(maximum + row, m)
+    tl.store(total + row, s)
+    if ENTROPY:
+        tl.store(weighted + row, w)
+    if KL:
+        tl.store(difference + row, d)
+        tl.store(ref_maximum + row, m_ref)
+        tl.store(ref_total + row, s_ref)
+    column = tl.load(targets + row) - first
+    if (column >= 0) & (column < width):
+        tl.store(target + row, _scaled(tl.load(z + start + column), inv_temperature, softcap, CAPPED))
+
+
+@triton.jit
+def _unfold_kernel(
+    z, z_ref, targets, first, lse, entropy, kl, ref_lse, grad_logprob, grad_entropy, grad_kl,
+    width, inv_temperature, softcap,
+    CAPPED: tl.constexpr, ENTROPY: tl.constexpr, KL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    start = row.to(tl.int64) * width
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = columns < width
+    x = _scaled(tl.load(z + start + columns, real, other=0.0), inv_temperature, softcap, CAPPED)
+    logp = x - tl.load(lse + row)
+    g = tl.load(grad_logprob + row)
+    factor = tl.zeros((BLOCK,), tl.float32) - g
+    if ENTROPY:
+        factor -= tl.load(grad_entropy + row) * (logp + tl.load(entropy + row))
+    if KL:
+        y = _scaled(tl.load(z_ref + start + columns, real, other=0.0), inv_temperature, softcap, CAPPED)
+        factor += tl.load(grad_kl + row) * (logp - (y - tl.load(ref_lse + row)) - tl.load(kl + row))
+    dz = tl.exp(logp) * factor + tl.where(columns == tl.load(targets + row) - first, g, 0.0)
+    if CAPPED:
+        t = x / (inv_temperature * softcap)
+        dz *= 1 - t * t  # the slope of tanh
+    tl.store(z + start + columns, (dz * inv_temperature).to(z.dtype.element_ty), real)

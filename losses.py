@@ -1,0 +1,344 @@
+"""Every training objective, in torch, each with its equation. What is logged beside a loss comes back unreduced.
+
+Conventions: column t speaks about token t; masks are bool, True = this token counts; a loss is a sum divided by the
+number of tokens, elements or pairs of the whole optimizer step (`num_*`, a mean over ranks where ranks average their
+gradients), so results depend neither on the micro-batch size nor on padding.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# ---- supervised fine-tuning
+
+
+def sft_loss(
+    logprobs: Tensor, completion_mask: Tensor, *, num_tokens: Tensor | float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Negative log-likelihood per target token: -sum_t log pi(y_t | before) / num_tokens.
+
+    Args:
+        logprobs: (B, T) nats. completion_mask: (B, T) bool.
+        num_tokens: target tokens of the whole optimizer step.
+    Raises:
+        ValueError: shapes differ, the mask is not bool, or a row has no target.
+    """
+    _check_mask(completion_mask, logprobs=logprobs)
+    if not completion_mask.any(1).all():
+        rows = (~completion_mask.any(1)).nonzero().flatten().tolist()
+        raise ValueError(f"rows {rows} have no target token; drop them, or raise data.max_length")
+    nll = -logprobs[completion_mask]  # (M,)
+    return nll.sum() / num_tokens, {"objective/loss": nll.detach()}
+
+
+# ---- reward model
+
+
+def reward_loss(
+    chosen_scores: Tensor, rejected_scores: Tensor, weights: Tensor, margins: Tensor, ties: Tensor,
+    *, center_coef: float, num_elements: Tensor | float,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """Bradley-Terry over all pairs of each element: Ouyang et al. 2022 (arXiv:2203.02155), Eq. 1.
+
+        loss = sum_p w_p [-log sigmoid(r_w - r_l - m) + c (r_w + r_l)^2] / num_elements,   w_p = 1 / C(K, 2)
+
+    An element is one prompt with K ranked completions; a plain comparison is K = 2, w = 1. The margin m is Llama 2's
+    (arXiv:2307.09288, Eq. 2). c pulls the mean score to 0 (Eisenstein et al. 2023, arXiv:2312.09244). A tie asks for
+    equal scores: half of each direction, no margin.
+
+    Args:
+        chosen_scores, rejected_scores: (P,). weights: (P,), summing to 1 within an element.
+        margins: (P,) in score units. ties: (P,) bool.
+        num_elements: prompts of the whole optimizer step.
+    Returns:
+        loss: (); metrics: (P,) tensors, accuracy over the pairs that are not ties.
+    Raises:
+        ValueError: shapes differ or center_coef < 0.
+    """
+    shapes = [tuple(x.shape) for x in (chosen_scores, rejected_scores, weights, margins, ties)]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 1:
+        raise ValueError(f"reward_loss wants five (P,) tensors, got {shapes}")
+    if center_coef < 0:
+        raise ValueError(f"center_coef={center_coef} must be >= 0; it weighs (r_w + r_l)^2")
+    difference = chosen_scores - rejected_scores  # (P,)
+    decided = -F.logsigmoid(difference - margins)
+    tied = -0.5 * (F.logsigmoid(difference) + F.logsigmoid(-difference))
+    nll = torch.where(ties, tied, decided)
+    loss = (weights * (nll + center_coef * (chosen_scores + rejected_scores).square())).sum() / num_elements
+    metrics = {"rewards/margin": difference, "rewards/accuracy": (difference > 0).float()[~ties]}
+    return loss, {name: value.detach() for name, value in metrics.items()}
+
+
+def pointwise_reward_loss(
+    scores: Tensor, labels: Tensor, *, center_coef: float, num_elements: Tensor | float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logistic loss on human rewards: sum [-y log sigmoid(r) - (1 - y) log sigmoid(-r) + c r^2] / num_elements.
+
+    Args:
+        scores: (B,) logits of "good". labels: (B,) in [0, 1]. num_elements: rows of the whole optimizer step.
+    Raises:
+        ValueError: shapes differ, or a label lies outside [0, 1].
+    """
+    if scores.shape != labels.shape or scores.ndim != 1:
+        raise ValueError(f"pointwise_reward_loss wants two (B,) tensors, got {scores.shape}, {labels.shape}")
+    if ((labels < 0) | (labels > 1)).any():
+        raise ValueError(f"labels must lie in [0, 1], got {labels.min():.3g} to {labels.max():.3g}")
+    nll = F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none")
+    loss = (nll + center_coef * scores.square()).sum() / num_elements
+    return loss, {"rewards/accuracy": ((scores > 0) == (labels > 0.5)).float().detach()}
+
+
+# ---- preferences: log-probs of whole completions in (stop token included), the mean over pairs or rows out
+
+
+def dpo_loss(
+    chosen_logprobs: Tensor, rejected_logprobs: Tensor, ref_chosen_logprobs: Tensor, ref_rejected_logprobs: Tensor,
+    *, beta: float | Tensor, label_smoothing: float, target_margin: float | Tensor = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """DPO: Rafailov et al. 2023 (arXiv:2305.18290), Eq. 7; smoothing is cDPO, Mitchell 2023, Eq. 3.
+
+        margin = beta [(log pi(y_w|x) - log ref(y_w|x)) - (log pi(y_l|x) - log ref(y_l|x))]
+        loss   = -(1 - eps) log sigmoid(margin - m) - eps log sigmoid(m - margin)
+
+    m > 0 asks for more than the sign (Amini et al. 2024, arXiv:2402.10571). Log-probs averaged over tokens make it
+    length-normalised DPO; reference zeros make it CPO (Xu et al. 2024, arXiv:2401.08417) and, averaged, SimPO.
+
+    Args:
+        *_logprobs: (B,) nats, summed over completion tokens (averaged where a variant says so).
+        beta: > 0, one or (B,) per pair; a large beta keeps the policy near the reference.
+        label_smoothing: eps in [0, 0.5), the share of pairs assumed mislabelled.
+        target_margin: m, one or (B,), in the margin's unit.
+    Returns:
+        loss: (); metrics: (B,) tensors, detached, unreduced. All pair losses return the same.
+    Raises:
+        ValueError: shapes differ, or beta or label_smoothing is out of range.
+    """
+    pair = (chosen_logprobs, rejected_logprobs, ref_chosen_logprobs, ref_rejected_logprobs)
+    margin, metrics = _margin(*pair, beta=beta, label_smoothing=label_smoothing)
+    kept, flipped = F.logsigmoid(margin - target_margin), F.logsigmoid(target_margin - margin)
+    return -((1 - label_smoothing) * kept + label_smoothing * flipped).mean(), metrics
+
+
+def robust_dpo_loss(*pair: Tensor, beta: float | Tensor, label_smoothing: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """DPO's loss, unbiased where a share eps of the labels is flipped: Chowdhury et al. 2024 (arXiv:2403.00409).
+
+    loss = [-(1 - eps) log sigmoid(margin) + eps log sigmoid(-margin)] / (1 - 2 eps);   pair: dpo_loss's four tensors.
+    """
+    margin, metrics = _margin(*pair, beta=beta, label_smoothing=label_smoothing)
+    kept, flipped = F.logsigmoid(margin), F.logsigmoid(-margin)
+    return -((1 - label_smoothing) * kept - label_smoothing * flipped).mean() / (1 - 2 * label_smoothing), metrics
+
+
+def ipo_loss(*pair: Tensor, beta: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """IPO: Azar et al. 2023 (arXiv:2310.12036), Eq. 17: (margin / beta - 1 / (2 beta))^2; beta is the paper's tau.
+
+    pair: dpo_loss's four tensors; averaged over tokens they keep the length out of the square.
+    """
+    margin, metrics = _margin(*pair, beta=beta)
+    return ((margin - 0.5) / beta).square().mean(), metrics
+
+
+def hinge_loss(*pair: Tensor, beta: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """max(0, 1 - margin) with DPO's margin: Liu et al. 2023 (arXiv:2309.06657). pair: dpo_loss's four tensors."""
+    margin, metrics = _margin(*pair, beta=beta)
+    return F.relu(1 - margin).mean(), metrics
+
+
+def simpo_loss(
+    chosen_means: Tensor, rejected_means: Tensor, *, beta: float, target_margin: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """SimPO: Meng et al. 2024 (arXiv:2405.14734), Eq. 6: -log sigmoid(beta (mean_w - mean_l) - gamma), no reference.
+
+    Args:
+        *_means: (B,) nats per token. target_margin: the paper's gamma.
+    """
+    none = torch.zeros_like(chosen_means)
+    pair = (chosen_means, rejected_means, none, none)
+    return dpo_loss(*pair, beta=beta, label_smoothing=0.0, target_margin=target_margin)
+
+
+def orpo_loss(chosen_means: Tensor, rejected_means: Tensor, *, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """The odds-ratio term of ORPO: Hong et al. 2024 (arXiv:2403.07691), Eq. 7; its other term is sft_loss on y_w.
+
+        loss = -beta log sigmoid(log odds(y_w) - log odds(y_l)),   log odds = mean - log(1 - exp(mean))
+
+    Args:
+        *_means: (B,) nats per token, below 0. beta: the paper's lambda.
+    """
+    none = torch.zeros_like(chosen_means)
+    _, metrics = _margin(chosen_means, rejected_means, none, none, beta=beta)
+    chosen_odds, rejected_odds = (means - torch.log(-torch.expm1(means)) for means in (chosen_means, rejected_means))
+    return -beta * F.logsigmoid(chosen_odds - rejected_odds).mean(), metrics
+
+
+def kto_loss(
+    logprobs: Tensor, ref_logprobs: Tensor, desirable: Tensor, kl: Tensor,
+    *, beta: float, desirable_weight: float, undesirable_weight: float,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """KTO: Ethayarajh et al. 2024 (arXiv:2402.01306), Eq. 7, on single completions marked good or bad.
+
+        loss = mean of w [1 - sigmoid(+-beta (log pi - log ref - KL))],   + where desirable, - where not
+
+    Args:
+        logprobs, ref_logprobs: (B,) nats. desirable: (B,) bool.
+        kl: () nats, max(0, mean of log pi - log ref over the step's mismatched rows): a reference point, no gradient.
+    """
+    shapes = [tuple(x.shape) for x in (logprobs, ref_logprobs, desirable)]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 1 or desirable.dtype != torch.bool:
+        raise ValueError(f"kto_loss wants two (B,) tensors and a (B,) bool mask, got {shapes}, {desirable.dtype}")
+    rewards = beta * (logprobs - ref_logprobs)
+    gain = (rewards - beta * kl.detach()) * torch.where(desirable, 1.0, -1.0)
+    weights = torch.where(desirable, desirable_weight, undesirable_weight)
+    metrics = {"rewards/chosen": rewards[desirable].detach(), "rewards/rejected": rewards[~desirable].detach()}
+    return (weights * torch.sigmoid(-gain)).mean(), metrics
+
+
+def plackett_luce_loss(
+    logprobs: Tensor, ref_logprobs: Tensor, elements: Tensor, ranks: Tensor, *, beta: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """K-wise DPO under Plackett-Luce: Rafailov et al. 2023, Eq. 20; with K = 2 it is dpo_loss.
+
+        loss = mean over elements of sum_k [log sum_{j not above k} exp(r_j) - r_k],   r = beta (log pi - log ref)
+
+    Args:
+        logprobs, ref_logprobs: (B,) nats, the K answers of every prompt. elements: (B,), which prompt.
+        ranks: (B,), 0 is best; tied answers stand in each other's sum (Breslow).
+    """
+    rewards = beta * (logprobs - ref_logprobs)  # (B,)
+    same = elements[:, None] == elements
+    above = ranks[:, None] < ranks  # (B, B): row k is ranked above column j
+    rivals = torch.where(same & ~above.T, rewards, float("-inf")).logsumexp(1)
+    better, worse = (same & above).nonzero(as_tuple=True)
+    return (rivals - rewards).sum() / elements.unique().numel(), _reward_metrics(rewards[better], rewards[worse])
+
+
+# ---- PPO
+
+
+def token_rewards(scores: Tensor, kl: Tensor, completion_mask: Tensor, score_mask: Tensor, *, kl_coef: float) -> Tensor:
+    """(B, T) rewards: the score at the end of each row, minus the KL penalty on every token.
+
+    Ziegler et al. 2019 (arXiv:1909.08593), Eq. 2: R = r(x, y) - beta log(pi(y|x) / rho(y|x)), spread over tokens.
+
+    Args:
+        scores: (B,). kl: (B, T) nats per token, log pi_old - log pi_ref. kl_coef: score units per nat; 0 where the
+        penalty is a loss term. score_mask: (B, T) bool, True at and before the column that receives the score: the
+        completion mask itself (score at EOS), or the completion and one state more (score after EOS).
+    """
+    _check_mask(completion_mask, kl=kl)
+    _check_mask(score_mask, kl=kl)
+    B, T = kl.shape
+    columns = torch.arange(T, device=kl.device).expand(B, T)
+    last = columns.masked_fill(~score_mask, -1).amax(1, keepdim=True)  # (B, 1)
+    if (last < 0).any():
+        raise ValueError(f"rows {(last < 0).flatten().nonzero().flatten().tolist()} have an empty completion")
+    rewards = torch.where(completion_mask, -kl_coef * kl, 0.0)
+    return rewards + torch.where(columns == last, scores.to(rewards.dtype)[:, None], 0.0)
+
+
+def whiten(x: Tensor, mask: Tensor, mean: Callable[[Tensor], Tensor], *, shift_mean: bool) -> Tensor:
+    """(B, T): x with variance 1 over the masked entries of all ranks, 0 off-mask.
+
+    shift_mean=True also moves the mean to 0 (advantages); False keeps it (rewards), as in Ziegler et al. 2019's code:
+    (x - mean) * rsqrt(var + 1e-8) [+ mean]. The variance is the biased one.
+
+    Args:
+        mean: averages a scalar tensor over ranks (`run.mean`).
+    """
+    _check_mask(mask, x=x)
+    kept = torch.where(mask, x, 0.0)
+    count = mean(mask.sum().to(x.dtype))
+    center = mean(kept.sum()) / count
+    variance = mean(torch.where(mask, x - center, 0.0).square().sum()) / count
+    whitened = (x - center) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, whitened if shift_mean else whitened + center, 0.0)
+
+
+def ppo_policy_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
+    *, clip_range: float, dual_clip: float | None, num_tokens: Tensor | float,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """Clipped surrogate: Schulman et al. 2017 (arXiv:1707.06347), Eq. 7, with the sign of a loss.
+
+        ratio = exp(log pi - log pi_old);   loss = sum_t max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) / num_tokens
+
+    dual_clip = c > 1 bounds the loss of a token with A < 0 by -A c (Ye et al. 2020, arXiv:1912.09729, Eq. 5).
+
+    Args:
+        logprobs, old_logprobs: (B, T) nats. advantages: (B, T). completion_mask: (B, T) bool.
+        num_tokens: completion tokens of the whole optimizer step.
+    Returns:
+        loss: (); metrics: (M,) tensors over the masked tokens. approx_kl is (log ratio)^2 / 2.
+    """
+    _check_mask(completion_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    if clip_range <= 0 or (dual_clip is not None and dual_clip <= 1):
+        raise ValueError(f"need clip_range > 0 and dual_clip null or > 1, got {clip_range=}, {dual_clip=}")
+    log_ratio = (logprobs - old_logprobs)[completion_mask]  # (M,)
+    advantages = advantages[completion_mask]
+    ratio = log_ratio.exp()
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    loss = torch.maximum(unclipped, clipped)
+    if dual_clip is not None:
+        loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
+    metrics = {
+        "policy/loss": loss,
+        "policy/approx_kl": 0.5 * log_ratio.square(),
+        "policy/clip_fraction": (clipped > unclipped).float(),
+        "policy/ratio": ratio,
+    }
+    return loss.sum() / num_tokens, {name: value.detach() for name, value in metrics.items()}
+
+
+def ppo_value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, value_mask: Tensor,
+    *, clip_range: float | None, num_tokens: Tensor | float,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """Clipped value regression, as in the code of Ziegler et al. 2019; clip_range=None is plain regression.
+
+        loss = 1/2 sum_t max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / num_tokens
+
+    Args:
+        values, old_values, returns: (B, T) score units. value_mask: (B, T) bool, the states that carry a value.
+    """
+    _check_mask(value_mask, values=values, old_values=old_values, returns=returns)
+    if clip_range is not None and clip_range <= 0:
+        raise ValueError(f"value_clip_range={clip_range} must be null or > 0")
+    values, old_values, returns = values[value_mask], old_values[value_mask], returns[value_mask]  # (M,)
+    error = (values - returns).square()
+    if clip_range is None:
+        loss, was_clipped = 0.5 * error, torch.zeros_like(error)
+    else:
+        clipped = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns).square()
+        loss, was_clipped = 0.5 * torch.maximum(error, clipped), (clipped > error).float()
+    metrics = {"value/loss": loss, "value/clip_fraction": was_clipped}
+    return loss.sum() / num_tokens, {name: value.detach() for name, value in metrics.items()}
+
+
+# ---- checks
+
+
+def _check_mask(mask: Tensor, **tensors: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"the mask must be bool, got {mask.dtype}; write `mask.bool()` at the call")
+    for name, x in tensors.items():
+        if x.shape != mask.shape or x.ndim != 2:
+            raise ValueError(f"{name} {tuple(x.shape)} and its mask {tuple(mask.shape)} must be (B, T) alike")
+
+
+def _margin(chosen, rejected, ref_chosen, ref_rejected, *, beta, label_smoothing=0.0) -> tuple[Tensor, dict]:
+    shapes = [tuple(x.shape) for x in (chosen, rejected, ref_chosen, ref_rejected)]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 1:
+        raise ValueError(f"preference losses want four (B,) tensors of sequence log-probs, got {shapes}")
+    if not torch.as_tensor(beta > 0).all() or not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"need beta > 0 and 0 <= label_smoothing < 0.5, got {beta=}, {label_smoothing=}")
+    chosen_rewards = beta * (chosen - ref_chosen)  # (B,) implicit reward, Rafailov et al. Eq. 5 up to a constant
+    rejected_rewards = beta * (rejected - ref_rejected)
+    return chosen_rewards - rejected_rewards, _reward_metrics(chosen_rewards, rejected_rewards)
+
+
+def _reward_metrics(chosen_rewards: Tensor, rejected_rewards: Tensor) -> dict[str, Tensor]:
+    margin = chosen_rewards - rejected_rewards
+    metrics = {"chosen": chosen_rewards, "rejected": rejected_rewards, "margin": margin, "accuracy": margin > 0}
+    return {f"rewards/{name}": value.detach().to(margin.dtype) for name, value in metrics.items()}

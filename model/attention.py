@@ -1,0 +1,93 @@
+"""Attention over a packed stream: which token sees which, and the two ways to compute it."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+
+class Blocks:
+    """Who attends to whom in a stream of N tokens: causal, within one block, an answer never to another answer.
+
+    Masks are made once and shared by all layers of a forward.
+    """
+
+    def __init__(self, spans: list[tuple[int, int]], answers: Tensor, positions: Tensor):
+        self.spans = spans  # stream slice of each block
+        self.answers = answers  # (N,) int64: 0 = the block's prompt, k = its k-th answer
+        self.positions = positions  # (N,) int64
+        self.masks = {}
+
+    def allowed(self, q: Tensor, k: Tensor, window: int | None) -> Tensor:
+        """bool: may stream index q see k, both in one block? The one definition that both backends evaluate."""
+        answer = self.answers[k]
+        seen = (q >= k) & ((answer == 0) | (answer == self.answers[q]))
+        if window is not None:
+            seen = seen & (self.positions[q] - self.positions[k] < window)
+        return seen
+
+    def bias(self, span: tuple[int, int], groups: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(1, S * groups, S): 0 where a query may look, -inf elsewhere; each row once per query head of a group."""
+        key = (span, groups, window, dtype)
+        if key not in self.masks:
+            index = torch.arange(*span, device=self.answers.device)
+            seen = self.allowed(index[:, None], index[None, :], window).repeat_interleave(groups, 0)
+            self.masks[key] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[
+                None
+            ]
+        return self.masks[key]
+
+    def block_mask(self, window: int | None):
+        """The same mask for flex_attention, which skips tiles that are empty."""
+        if window not in self.masks:
+            sizes = torch.tensor([stop - start for start, stop in self.spans], device=self.answers.device)
+            block = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)  # (N,)
+
+            def mask_mod(b, h, q, k):
+                return (block[q] == block[k]) & self.allowed(q, k, window)
+
+            size = len(self.answers)
+            self.masks[window] = create_block_mask(mask_mod, None, None, size, size, device=self.answers.device)
+        return self.masks[window]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
+    """(N, H, Dh) attention of q (N, H, Dh) over k, v (N, K, Dh), each token seeing what `blocks` allows."""
+    run = attend_flex if q.is_cuda else attend_blocks
+    return run(q, k, v, blocks, window)
+
+
+def attend_flex(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
+    """One call over the whole stream; compiled on CUDA, eager (dense, for tests) elsewhere."""
+    q, k, v = (rearrange(x, "n h d -> 1 h n d") for x in (q, k, v))
+    run = compiled_flex() if q.is_cuda else flex_attention
+    out = run(q, k, v, block_mask=blocks.block_mask(window), enable_gqa=q.shape[1] != k.shape[1])
+    return rearrange(out, "1 h n d -> n h d")
+
+
+def compiled_flex():
+    global _compiled
+    if _compiled is None:
+        _compiled = torch.compile(flex_attention, dynamic=True)
+    return _compiled
+
+
+_compiled = None
+
+
+def attend_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
+    """One masked batch of products per block, written out: on a CPU faster than flash attention on short blocks.
+
+    Queries are laid out as (kv heads, tokens x group, head width), so that a block is a view and no key is repeated.
+    """
+    groups = q.shape[1] // k.shape[1]
+    scale = q.shape[-1] ** -0.5
+    q = rearrange(q, "n (k g) d -> k (n g) d", g=groups).contiguous()
+    k, v = (rearrange(x, "n k d -> k n d").contiguous() for x in (k, v))
+    outs = []
+    for start, stop in blocks.spans:
+        keys, values = k[:, start:stop], v[:, start:stop]
+        bias = blocks.bias((start, stop), groups, window, q.dtype)
+        scores = torch.baddbmm(bias, q[:, start * groups : stop * groups], keys.transpose(1, 2), alpha=scale)
+        outs.append(scores.softmax(-1) @ values)  # (K, S * G, Dh)
+    return rearrange(torch.cat(outs, 1), "k (n g) d -> n (k g) d", g=groups)

@@ -1,0 +1,210 @@
+"""Models from files or from a seed, frozen or not, and back to files."""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from model.config import ModelConfig
+from model.heads import Policy, RewardModel, ValueModel
+from model.weights.gguf import GGUFReader
+from model.weights.hf import HFReader, make_config_json
+from model.weights.names import parts_of, shape_of
+from model.weights.paths import find_model
+
+KINDS = {Policy: "policy", RewardModel: "reward", ValueModel: "value"}
+HEAD_PARTS = {"score.weight", "score.bias", "score.gain", "score.shift"}
+
+
+def load_policy(path: str | Path, *, precision: str = "fp32", frozen: bool = False) -> Policy:
+    """The policy in a Hugging Face directory, a .gguf file or `package:NAME/FILE`.
+
+    precision "bf16": bf16 products on fp32 master weights, or on bf16 weights where `frozen`. Raises ValueError.
+    """
+    reader = open_weights(path)
+    if reader.kind != "policy":
+        raise ValueError(f"{path} holds a {reader.kind} model, not a policy; give the directory that SFT or DPO wrote")
+    return frozen_or_not(fill(empty(Policy, reader.config, precision, frozen), reader), frozen)
+
+
+def load_reward_model(path: str | Path, *, precision: str, frozen: bool = False, seed: int = 0) -> RewardModel:
+    """A reward model with its head, or a policy's transformer with a fresh head drawn from `seed`."""
+    reader = open_weights(path)
+    if reader.kind == "value":
+        raise ValueError(f"{path} holds a value model; a reward model starts from a policy or a reward model")
+    model = fill(empty(RewardModel, reader.config, precision, frozen), reader)
+    if reader.kind == "policy":
+        reset_head(model.head, seed)
+    return frozen_or_not(model, frozen)
+
+
+def load_value_model(path: str | Path, *, precision: str, seed: int = 0) -> ValueModel:
+    """A value model with its head, or another model's transformer under the head that suits it.
+
+    From a reward model: its head with the normalisation folded in, so that the first values are scores. From a policy:
+    a fresh head drawn from `seed`.
+    """
+    reader = open_weights(path)
+    model = fill(empty(ValueModel, reader.config, precision, False), reader)
+    if reader.kind == "policy":
+        reset_head(model.head, seed)
+    if reader.kind == "reward":
+        gain, shift = reader.read("score.gain"), reader.read("score.shift")
+        with torch.no_grad():
+            model.head.weight.mul_(gain)
+            model.head.bias.mul_(gain).add_(shift)
+    return model
+
+
+def new_policy(config: ModelConfig, *, seed: int, precision: str = "fp32") -> Policy:
+    """A policy with random weights drawn from `seed`."""
+    return init_weights(empty(Policy, config, precision, False), seed)
+
+
+def new_reward_model(config: ModelConfig, *, seed: int, precision: str) -> RewardModel:
+    """A reward model with random weights drawn from `seed`."""
+    return init_weights(empty(RewardModel, config, precision, False), seed)
+
+
+def open_weights(path: str | Path) -> HFReader | GGUFReader:
+    found = find_model(path)
+    return HFReader(found) if found.is_dir() else GGUFReader(found)
+
+
+def empty(kind: type, config: ModelConfig, precision: str, frozen: bool) -> nn.Module:
+    """A model of this shape and precision whose weights are allocated, not yet written."""
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision={precision!r} must be fp32 or bf16")
+    mixed = precision == "bf16" and not frozen
+    with torch.device("meta"):
+        model = kind(config, torch.bfloat16 if mixed else None)
+    if precision == "bf16" and frozen:  # the heads of reward and value models stay in fp32: they are tiny
+        for name, module in model.named_children():
+            if name != "head":
+                module.to(torch.bfloat16)
+    model.to_empty(device="cpu")
+    if isinstance(model, Policy):
+        model.tie()
+    return model
+
+
+def frozen_or_not(model: nn.Module, frozen: bool) -> nn.Module:
+    return model.eval().requires_grad_(False) if frozen else model
+
+
+@torch.no_grad()
+def fill(model: nn.Module, reader: HFReader | GGUFReader) -> nn.Module:
+    """Write the file's weights into the model. Raises ValueError on missing, left-over or misshapen weights."""
+    names = reader.names()
+    wanted = {name: parts_of(name) for name, _ in tensors(model)}
+    if reader.kind != KINDS[type(model)]:  # the head is another one's, or fresh
+        wanted = {name: parts for name, parts in wanted.items() if reader.kind == "reward" or "score" not in parts[0]}
+    missing = [part for parts in wanted.values() for part in parts if part not in names]
+    if missing:
+        raise ValueError(f"{reader.path} lacks {len(missing)} weights that its config asks for: {shorten(missing)}")
+    left = names - {part for parts in wanted.values() for part in parts} - {"lm_head.weight"} - HEAD_PARTS
+    if left:
+        raise ValueError(f"{reader.path} holds {len(left)} weights that its config does not know: {shorten(left)}")
+    for parts in wanted.values():
+        for part in parts:
+            shape, expected = reader.shape(part), shape_of(part, reader.config)
+            if shape != expected:
+                raise ValueError(f"{reader.path}: {part} has shape {shape}, but its config asks for {expected}")
+    for name, tensor in tensors(model):
+        if name in wanted:
+            stacked = [reader.read(part) for part in wanted[name]]
+            tensor.copy_(torch.cat(stacked) if len(stacked) > 1 else stacked[0])
+    if isinstance(model, RewardModel) and reader.kind == "policy":
+        model.gain.fill_(1.0)
+        model.shift.fill_(0.0)
+    return model
+
+
+def tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers by our name, each once: a tied lm_head is the embedding."""
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def shorten(names) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, seed: int) -> nn.Module:
+    """All initialisation: N(0, 0.02), into the residual stream 1 / sqrt(2 layers) of that; norms 1, biases 0."""
+    generator = torch.Generator().manual_seed(seed)
+    residual = 0.02 / math.sqrt(2 * model.config.num_layers)
+    for name, tensor in model.named_parameters():
+        if name.endswith("norm.weight"):
+            tensor.fill_(1.0)
+        elif name.endswith("bias"):
+            tensor.zero_()
+        else:
+            std = residual if name.endswith(("out.weight", "down.weight")) else 0.02
+            tensor.normal_(0.0, std, generator=generator)
+    if hasattr(model, "head"):
+        reset_head(model.head, seed)
+    if isinstance(model, RewardModel):
+        model.gain.fill_(1.0)
+        model.shift.fill_(0.0)
+    return model
+
+
+@torch.no_grad()
+def reset_head(head: nn.Linear, seed: int) -> None:
+    """Weights of variance 1 / (D + 1), bias 0: scores start near unit size. Stiennon et al. 2020, appendix B."""
+    generator = torch.Generator().manual_seed(seed)
+    head.weight.normal_(0.0, 1 / math.sqrt(head.in_features + 1), generator=generator)
+    head.bias.zero_()
+
+
+def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path, tokenizer) -> None:
+    """Write a Hugging Face directory that transformers loads with the same logits, beside and then renamed.
+
+    A reward model is `...ForSequenceClassification` (score.weight is its head; score.bias, score.gain and score.shift
+    lie beside it, which transformers ignores), a value model `...ForTokenClassification`. With sharded weights every
+    rank must call this; rank 0 writes.
+    """
+    weights = {}
+    for name, tensor in tensors(model):
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        sizes = [shape_of(part, model.config)[:1] for part in parts_of(name)]
+        pieces = whole.detach().cpu().split([size[0] for size in sizes]) if len(sizes) > 1 else [whole.detach().cpu()]
+        weights |= {part: piece.contiguous() for part, piece in zip(parts_of(name), pieces, strict=True)}
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    dtype = str(weights["model.norm.weight"].dtype).removeprefix("torch.")
+    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    config = make_config_json(model.config, KINDS[type(model)], dtype, **ids)
+    generation = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": list(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
+    directory = Path(directory)
+    aside = directory.with_name(directory.name + ".writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+    (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (aside / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    tokenizer.save(aside)
+    replace_directory(aside, directory)
+
+
+def replace_directory(new: Path, directory: Path) -> None:
+    """Move `new` to `directory`; what stood there is deleted only when the new one is in place."""
+    old = directory.with_name(directory.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, old)
+    os.replace(new, directory)
+    shutil.rmtree(old, ignore_errors=True)

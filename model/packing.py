@@ -1,0 +1,130 @@
+"""(B, T) batches <-> one stream of N real tokens: no padding, a shared prompt once. The only shift by one is here."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.attention import Blocks
+
+# One token through a layer's products costs about as much as this many query-key pairs (~5 x hidden size at 576-1024).
+PAIRS_PER_TOKEN = 4096
+
+
+class Rows(NamedTuple):
+    """A batch as every door, loss and metric sees it. Masks are bool, True = this token counts."""
+
+    input_ids: Tensor  # (B, T) int64
+    attention_mask: Tensor  # (B, T) bool, real tokens
+    completion_mask: Tensor  # (B, T) bool, tokens that the model produced or must learn to produce
+
+    def select(self, rows) -> "Rows":
+        """The rows at `rows` (indices, slice or mask); the columns stay, so that (B, T) tensors beside still fit."""
+        return Rows(*(x[rows] for x in self))
+
+    def to(self, device) -> "Rows":
+        return Rows(*(x.to(device) for x in self))
+
+
+class Stream(NamedTuple):
+    """N real tokens in a row, cut into blocks `[prompt | answer 1 | answer 2 ...]`."""
+
+    tokens: Tensor  # (N,) int64
+    positions: Tensor  # (N,) int64, counted from 0 in each row; an answer goes on from its prompt's end
+    blocks: Blocks  # which token attends to which
+    predicts: Tensor  # (M,) int64, stream index of the token before each target
+    targets: Tensor  # (M,) int64, the completion tokens of the batch, row-major
+    last: Tensor  # (B,) int64, stream index of each row's last real token
+
+
+def make_rows(examples: list[dict], pad_id: int) -> Rows:
+    """Right-padded Rows from [{"input_ids": list[int], "completion_mask": list[bool]}]."""
+    if not examples:
+        raise ValueError("make_rows got no examples; a batch needs at least one row")
+    width = max(len(example["input_ids"]) for example in examples)
+    input_ids = torch.full((len(examples), width), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros(len(examples), width, dtype=torch.bool)
+    completion_mask = torch.zeros(len(examples), width, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        ids, mask = example["input_ids"], example["completion_mask"]
+        if len(ids) != len(mask):
+            raise ValueError(f"row {row}: {len(ids)} input_ids but {len(mask)} completion_mask entries")
+        input_ids[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        attention_mask[row, : len(ids)] = True
+        completion_mask[row, : len(mask)] = torch.tensor(mask, dtype=torch.bool)
+    return Rows(input_ids, attention_mask, completion_mask)
+
+
+def pack(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Stream:
+    """The batch as one stream. Padding may be anywhere; consecutive rows with equal prompts share one copy of it.
+
+    A row's prompt is what comes before its first completion token. Raises ValueError on masks that contradict.
+    """
+    check_masks(input_ids, attention_mask, completion_mask)
+    device = input_ids.device
+    ids, real, completion = input_ids.cpu(), attention_mask.cpu(), completion_mask.cpu()
+    order = real.cumsum(1) - 1  # (B, T) a token's number within its row
+    lengths = real.sum(1)  # (B,)
+    first = order.gather(1, completion.int().argmax(1, keepdim=True)).squeeze(1)  # (B,)
+    prompts = torch.where(completion.any(1), first, lengths)  # (B,) tokens before the first completion token
+    layout = lay_out([row[mask] for row, mask in zip(ids, real, strict=True)], prompts.tolist())
+
+    base, offset = torch.tensor(layout.bases)[:, None], torch.tensor(layout.offsets)[:, None]  # (B, 1)
+    index = torch.where(order < prompts[:, None], base + order, offset + order)  # (B, T) where a token lies
+    before = torch.where(order <= prompts[:, None], base, offset) + order - 1  # (B, T) where its predecessor lies
+    tokens, positions, answers = (torch.empty(layout.size, dtype=torch.int64) for _ in range(3))
+    tokens[index[real]] = ids[real]  # shared prompts are written once per row, each time with the same values
+    positions[index[real]] = order[real]
+    answer = torch.where(order < prompts[:, None], 0, torch.tensor(layout.answers)[:, None])
+    answers[index[real]] = answer[real]
+    last = index.masked_fill(order != lengths[:, None] - 1, -1).amax(1)  # (B,)
+    moved = (x.to(device) for x in (tokens, positions, answers, before[completion], ids[completion], last))
+    tokens, positions, answers, predicts, targets, last = moved
+    return Stream(tokens, positions, Blocks(layout.spans, answers, positions), predicts, targets, last)
+
+
+class Layout(NamedTuple):
+    spans: list[tuple[int, int]]  # stream slice of each block
+    bases: list[int]  # per row, where its prompt begins
+    offsets: list[int]  # per row, where its answer begins, less the prompt's length
+    answers: list[int]  # per row, its answer's number in the block, from 1
+    size: int  # N
+
+
+def lay_out(rows: list[Tensor], prompts: list[int]) -> Layout:
+    """Place each row's answer behind the block's prompt, opening a new block where the prompt is another one."""
+    spans, bases, offsets, answers, start, end = [], [], [], [], 0, 0
+    for b, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        same = b > 0 and prompt == prompts[b - 1] and torch.equal(row[:prompt], rows[b - 1][:prompt])
+        answer = len(row) - prompt
+        # A block is one masked square: sharing saves `prompt` tokens and adds pairs between answers that nobody needs.
+        if same and prompt * PAIRS_PER_TOKEN >= 2 * (end - start - prompt) * answer:
+            answers.append(answers[-1] + 1)
+        else:
+            start, end = end, end + prompt
+            spans.append((start, end))
+            answers.append(1)
+        bases.append(start)
+        offsets.append(end - prompt)
+        end += answer
+        spans[-1] = (start, end)
+    return Layout(spans, bases, offsets, answers, end)
+
+
+def check_masks(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> None:
+    """Raise ValueError unless the three (B, T) tensors describe rows that can be computed."""
+    shapes = [tuple(x.shape) for x in (input_ids, attention_mask, completion_mask)]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 2 or not shapes[0][0]:
+        raise ValueError(f"want input_ids, attention_mask, completion_mask of one shape (B, T), got {shapes}")
+    if attention_mask.dtype != torch.bool or completion_mask.dtype != torch.bool:
+        got = f"{attention_mask.dtype} and {completion_mask.dtype}"
+        raise ValueError(f"attention_mask and completion_mask must be bool, got {got}; write `mask.bool()` at the call")
+    if not attention_mask.any(1).all():
+        row = (~attention_mask.any(1)).nonzero()[0].item()
+        raise ValueError(f"row {row} of the batch has no real token; drop empty rows before the batch is made")
+    if (completion_mask & ~attention_mask).any():
+        row = (completion_mask & ~attention_mask).any(1).nonzero()[0].item()
+        raise ValueError(f"row {row}: completion_mask marks padding; it must lie within attention_mask")
+    if (completion_mask & (attention_mask.cumsum(1) == 1)).any():
+        row = (completion_mask & (attention_mask.cumsum(1) == 1)).any(1).nonzero()[0].item()
+        raise ValueError(f"row {row}: its first token is marked as completion, but nothing before it predicts it")

@@ -1,0 +1,172 @@
+"""Sampling from a policy: prompts in, completions out.
+
+Equal prompts are prefilled once. Rows are decoded together in `slots`; a row that stops leaves, the last active row
+takes its place, and waiting prompts enter, so that no product is spent on a finished row.
+"""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.heads import Policy
+from model.kv_cache import KVCache
+from model.next_token import next_token, uniforms
+from model.packing import Rows, make_rows, pack
+from model.transformer import Linear
+
+
+class Generation(NamedTuple):
+    rows: Rows  # (B, T) prompt, completion (its stop token included), padding on the right; in the prompts' order
+    finish_reasons: list[str]  # per row: "stop" (a stop token was drawn) or "length"
+
+
+@dataclass
+class Row:
+    """A row being decoded; its place in the list of active rows is its slot in the cache."""
+
+    index: int  # which prompt
+    prompt: list[int]
+    seed: int
+    completion: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy, prompts: list[list[int]], *, max_new_tokens: int, temperature: float, top_k: int, top_p: float,
+    slots: int, stop_ids: list[int], seeds: list[int], pad_id: int, on_token: Callable[[int, int], None] | None = None,
+) -> Generation:  # fmt: skip
+    """One completion for every prompt.
+
+    A row draws from numbers that only its own seed decides, so in float32 its text does not depend on the other rows.
+
+    Args:
+        prompts: token ids, the generation header included. Equal prompts are computed once: for K samples of a prompt
+            pass it K times with K seeds.
+        slots: how many rows are decoded together.
+        stop_ids: ids that end a completion; the one drawn is kept as its last token.
+        seeds: one per prompt.
+        on_token: called as on_token(prompt's index, token id) for every token, in the order they are drawn.
+    Raises:
+        ValueError: an empty prompt, a prompt that leaves no room for max_new_tokens, a setting out of range.
+    """
+    check(policy, prompts, max_new_tokens, temperature, top_k, top_p, slots, seeds)
+    device = policy.lm_head.weight.device
+    longest = max(map(len, prompts))
+    waiting = [Row(i, prompt, seed) for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))]
+    waiting.sort(key=lambda row: (len(row.prompt), row.prompt, row.index), reverse=True)  # taken from the end
+    slots, active, finished, stops = min(slots, len(prompts)), [], {}, set(stop_ids)
+    with decoding(policy, slots) as dtype:
+        cache = KVCache(policy.config, slots=slots, length=longest + max_new_tokens, dtype=dtype, device=device)
+        while waiting or active:
+            if waiting and len(active) <= slots // 2:
+                first, entering = len(active), take(waiting, slots - len(active))
+                active += entering
+                logits = prefill(policy, entering, cache, first)
+                drawn = draw(logits, entering, temperature, top_k, top_p)
+            else:
+                entering, logits = active, decode(policy, active, cache)
+                drawn = draw(logits, active, temperature, top_k, top_p)
+            for row, token in zip(entering, drawn, strict=True):
+                row.completion.append(token)
+                if on_token:
+                    on_token(row.index, token)
+            retire(active, finished, cache, stops, max_new_tokens)
+    rows = [finished[i] for i in range(len(prompts))]
+    examples = [
+        {"input_ids": r.prompt + r.completion, "completion_mask": [False] * len(r.prompt) + [True] * len(r.completion)}
+        for r in rows
+    ]
+    reasons = ["stop" if row.completion[-1] in stops else "length" for row in rows]
+    return Generation(make_rows(examples, pad_id).to(device), reasons)
+
+
+def take(waiting: list[Row], room: int) -> list[Row]:
+    """The next rows to enter, shortest prompts first, equal prompts side by side."""
+    entering = waiting[: -room - 1 : -1]
+    del waiting[-len(entering) :]
+    return entering
+
+
+def prefill(policy: Policy, rows: list[Row], cache: KVCache, first: int) -> Tensor:
+    """(B, V) float32 logits after each row's prompt; its keys and values go to the slots from `first` on."""
+    prompts, slots = [], []  # distinct prompts, and the slots that want each
+    for slot, row in enumerate(rows, start=first):
+        if prompts and prompts[-1] == row.prompt:
+            slots[-1].append(slot)
+        else:
+            prompts.append(row.prompt)
+            slots.append([slot])
+    batch = make_rows([{"input_ids": p, "completion_mask": [False] * len(p)} for p in prompts], pad_id=0)
+    stream = pack(*batch.to(policy.lm_head.weight.device))
+    logits = policy(stream.tokens, stream.positions, stream.blocks, stream.last, cache.prefill(slots))
+    return logits.repeat_interleave(torch.tensor([len(s) for s in slots], device=logits.device), dim=0)
+
+
+def decode(policy: Policy, rows: list[Row], cache: KVCache) -> Tensor:
+    """(B, V) float32 logits after each row's newest token."""
+    device = policy.lm_head.weight.device
+    tokens, positions = torch.tensor([[r.completion[-1], r.length - 1] for r in rows], device=device).unbind(1)
+    step = cache.decode(positions, longest=max(row.length for row in rows))
+    return policy(tokens, positions, None, None, step)
+
+
+def draw(logits: Tensor, rows: list[Row], temperature: float, top_k: int, top_p: float) -> list[int]:
+    """The next token of each row: one host read for the whole batch."""
+    seeds, steps = torch.tensor([[r.seed, len(r.completion)] for r in rows], device=logits.device).unbind(1)
+    return next_token(logits, uniforms(seeds, steps), temperature=temperature, top_k=top_k, top_p=top_p).tolist()
+
+
+def retire(active: list[Row], finished: dict, cache: KVCache, stops: set[int], max_new_tokens: int) -> None:
+    """Take finished rows out; the last active row moves into the slot that falls empty."""
+    for slot in reversed(range(len(active))):
+        row = active[slot]
+        if row.completion[-1] in stops or len(row.completion) == max_new_tokens:
+            finished[row.index] = row
+            last = active.pop()
+            if last is not row:
+                cache.move(len(active), slot, last.length)
+                active[slot] = last
+
+
+@contextmanager
+def decoding(policy: Policy, batch: int):
+    """Yields the dtype of the products, with dropout off and every weight ready for decoding `batch` rows."""
+    linears = [module for module in policy.modules() if isinstance(module, Linear)]
+    dtype, training = policy.transformer.compute_dtype or policy.lm_head.weight.dtype, policy.training
+    policy.eval()
+    try:
+        for linear in linears:
+            linear.prepare(dtype, batch)
+        yield dtype
+    finally:
+        for linear in linears:
+            linear.prepared = None
+        policy.train(training)
+
+
+def check(policy, prompts, max_new_tokens, temperature, top_k, top_p, slots, seeds) -> None:
+    """Raise ValueError before the first product."""
+    if not prompts or not all(prompts):
+        raise ValueError("generate needs at least one prompt, and at least one token in each; got an empty one")
+    if len(seeds) != len(prompts):
+        raise ValueError(f"generate needs one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
+    if max_new_tokens < 1 or slots < 1:
+        raise ValueError(f"need sampling.max_new_tokens >= 1 and sampling.slots >= 1, got {max_new_tokens}, {slots}")
+    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"need temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {temperature=}, {top_k=}, {top_p=}"
+        )
+    longest, window = max(map(len, prompts)), policy.config.max_length
+    if longest + max_new_tokens > window:
+        raise ValueError(
+            f"a prompt of {longest} tokens and sampling.max_new_tokens={max_new_tokens} exceed the model's window of "
+            f"{window}; lower sampling.max_new_tokens or shorten the prompt (data.max_prompt_length)"
+        )

@@ -1,0 +1,127 @@
+"""GGUF files (llama.cpp), read only: metadata -> ModelConfig, quantised blocks -> float32 tensors."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig, resized
+from model.transformer import llama3_frequencies
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's GGUF files say llama, and differ from it by nothing
+NAMES = {  # Hugging Face's -> GGUF's
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+MODULES = {gguf: hf for hf, gguf in NAMES.items()}
+
+
+class GGUFReader:
+    """Weights of a .gguf file by Hugging Face name, dequantised when asked for."""
+
+    kind = "policy"
+
+    def __init__(self, path: Path):
+        import gguf
+
+        self.path, self.dequantize = path, gguf.quants.dequantize
+        try:
+            file = gguf.GGUFReader(path)
+        except (ValueError, OSError, IndexError, KeyError) as error:
+            raise ValueError(f"{path} is truncated or no GGUF file ({error}); copy it again") from error
+        self.fields = file.fields
+        self.tensors = {hf_name(tensor.name): tensor for tensor in file.tensors}
+        self.architecture = self.fields["general.architecture"].contents()
+        if self.architecture not in ARCHITECTURES:
+            known = ", ".join(ARCHITECTURES)
+            raise ValueError(f"{path}: unknown architecture {self.architecture!r}; known in GGUF: {known}")
+        self.config = self.parse_config()
+
+    def field(self, name: str, default=None):
+        """The metadata value `name` of this architecture. Raises ValueError if it is missing and has no default."""
+        field = self.fields.get(f"{self.architecture}.{name}")
+        if field is None and default is None:
+            raise ValueError(f"{self.path} lacks the metadata field {self.architecture}.{name}")
+        return default if field is None else field.contents()
+
+    def parse_config(self) -> ModelConfig:
+        heads, width = self.field("attention.head_count"), self.field("embedding_length")
+        config = ModelConfig(
+            family=self.architecture,
+            vocab_size=self.shape("model.embed_tokens.weight")[0],
+            hidden_size=width,
+            intermediate_size=self.field("feed_forward_length"),
+            num_layers=self.field("block_count"),
+            num_heads=heads,
+            num_kv_heads=self.field("attention.head_count_kv", heads),
+            head_dim=self.field("attention.key_length", width // heads),
+            max_length=self.field("context_length"),
+            rope_theta=float(self.field("rope.freq_base", 10000.0)),
+            norm_eps=float(np.float32(self.field("attention.layer_norm_rms_epsilon"))),
+            tie_embeddings="lm_head.weight" not in self.tensors,
+            qkv_bias=self.architecture == "qwen2",
+            qk_norm=self.architecture == "qwen3",
+        )
+        return with_rope(config, self)
+
+    def names(self) -> set[str]:
+        return set(self.tensors) - {"rope_freqs.weight"}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self.tensors:
+            raise ValueError(f"{self.path} lacks the tensor {name}")
+        return tuple(
+            int(size) for size in reversed(self.tensors[name].shape)
+        )  # GGUF writes the fastest dimension first
+
+    def read(self, name: str) -> Tensor:
+        tensor = self.tensors[name]
+        weight = torch.from_numpy(np.array(self.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        weight = weight.reshape(self.shape(name))
+        if self.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            heads = self.config.num_heads if "q_proj" in name else self.config.num_kv_heads
+            # llama.cpp turns neighbours (2i, 2i + 1), we turn (i, i + Dh/2): put each head's rows back.
+            return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+        return weight
+
+
+def hf_name(name: str) -> str:
+    """Hugging Face's name of a GGUF tensor; an unknown one stays as it is (and is refused as a left-over)."""
+    module, _, leaf = name.rpartition(".")
+    if not module.startswith("blk."):
+        return f"{MODULES.get(module, module)}.{leaf}"
+    _, layer, module = module.split(".", 2)
+    return f"model.layers.{layer}.{MODULES.get(module, module)}.{leaf}"
+
+
+def with_rope(config: ModelConfig, reader: GGUFReader) -> ModelConfig:
+    """The config with the file's rotary scaling. Llama-3's comes as a tensor of divisors, from which we infer it."""
+    if "rope_freqs.weight" in reader.tensors:
+        divisors = torch.from_numpy(np.array(reader.tensors["rope_freqs.weight"].data, dtype=np.float32))
+        scaling = {"rope_type": "llama3", "factor": float(divisors.max()), "low_freq_factor": 1.0}
+        scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+        frequencies = config.rope_theta ** -(torch.arange(0, config.head_dim, 2).float() / config.head_dim)
+        if not torch.allclose(frequencies / divisors, llama3_frequencies(frequencies, scaling), rtol=1e-3):
+            raise ValueError(f"{reader.path}: rope_freqs is not Llama-3's scaling; convert the model to a HF directory")
+        return resized(config, rope_scaling=scaling)
+    kind = reader.field("rope.scaling.type", "none")
+    if kind == "none":
+        return config
+    scaling = {"rope_type": kind, "factor": reader.field("rope.scaling.factor")}
+    if kind == "yarn":
+        old = reader.field("rope.scaling.original_context_length")
+        scaling["original_max_position_embeddings"] = old
+    return resized(config, rope_scaling=scaling)

@@ -1,0 +1,162 @@
+"""Training state on disk: sharded tensors through DCP, the rest as JSON; complete and checked, or not there.
+
+    checkpoints/step_000100/   *.distcp, .metadata   every tensor, each rank's shards
+                               rank_0.json           what is not a tensor: loader place, random states, counters
+                               meta.json             step, tokens seen, git sha, parents
+                               checksums             sha256 of every file above; the text itself is compared whole
+    checkpoints/latest         -> step_000100        moves last
+
+A checkpoint is read only by the run that wrote it; weights from elsewhere come through model.build (never pickle).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+CHECKSUMS = "checksums"
+
+
+def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str, Any], *, rank: int) -> Path:
+    """Write `root/step_NNNNNN` aside, make it durable, rename it, then move `latest`. All ranks call it.
+
+    Args:
+        state: nested dicts and lists of tensors (sharded or equal on all ranks) and JSON values (per rank).
+    Raises:
+        OSError: the disk is full or cannot be written; what was there before stays.
+    """
+    target, aside = root / f"step_{step:06d}", root / f".step_{step:06d}.tmp"
+    if rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    _wait()
+    tensors: dict[str, Tensor] = {}
+    tree = _split(state, "", tensors)
+    dcp.save(tensors, checkpoint_id=aside, no_dist=not dist.is_initialized())
+    (aside / f"rank_{rank}.json").write_text(json.dumps(tree), encoding="utf-8")
+    _wait()
+    if rank == 0:
+        (aside / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        (aside / CHECKSUMS).write_text(_checksums(aside), encoding="utf-8")
+        for path in [*aside.iterdir(), aside]:
+            _sync(path)
+        shutil.rmtree(target, ignore_errors=True)  # only a damaged one can be there
+        os.replace(aside, target)
+        _sync(root)
+        _point(root / "latest", target.name)
+    _wait()
+    return target
+
+
+def load_checkpoint(directory: Path, current: dict[str, Any], *, rank: int) -> dict[str, Any]:
+    """The saved state. Tensors of `current` (same structure) are filled in place, so sharded ones load sharded."""
+    tree = json.loads((directory / f"rank_{rank}.json").read_text(encoding="utf-8"))
+    reader = dcp.FileSystemReader(directory)
+    templates: dict[str, Tensor] = {}
+    _split(current, "", templates)
+    tensors = {}
+    for key, stored in reader.read_metadata().state_dict_metadata.items():
+        assert isinstance(stored, TensorStorageMetadata), f"{key} is not a tensor"
+        here = templates.get(key)
+        fits = here is not None and here.shape == stored.size and here.dtype == stored.properties.dtype
+        tensors[key] = here if fits else torch.empty(stored.size, dtype=stored.properties.dtype)
+    dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    return _join(tree, tensors)
+
+
+def find_checkpoint(root: Path, warn) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete checkpoint and its meta; damaged ones are named through `warn` and passed over.
+
+    Raises:
+        ValueError: there are checkpoints, and every one is damaged.
+    """
+    candidates = sorted((path for path in root.glob("step_*") if path.is_dir()), reverse=True)
+    for path in candidates:
+        damage = find_damage(path)
+        if damage is None:
+            return path, json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        warn(f"checkpoint {path} is damaged ({damage}); trying the one before")
+    if candidates:
+        raise ValueError(f"every checkpoint in {root} is damaged; start again with overwrite=true")
+    return None
+
+
+def find_damage(directory: Path) -> str | None:
+    """What is wrong with a checkpoint, or None: every byte of every file counts."""
+    try:
+        written = (directory / CHECKSUMS).read_bytes()
+    except OSError as error:
+        return f"no {CHECKSUMS}: {error.strerror}"
+    found = _checksums(directory).encode()
+    if written == found:
+        return None
+    differ = sorted(set(written.splitlines()) ^ set(found.splitlines()))
+    names = {line.split(b"  ")[-1].decode(errors="replace") for line in differ}
+    return "checksum differs: " + ", ".join(sorted(names) or [CHECKSUMS])
+
+
+def prune_checkpoints(root: Path, *, keep_last: int, keep: set[str]) -> None:
+    """Delete all but the newest `keep_last` checkpoints and those named in `keep`."""
+    paths = sorted(path for path in root.glob("step_*") if path.is_dir())
+    for path in paths[: -keep_last or None]:
+        if path.name not in keep:
+            shutil.rmtree(path)
+
+
+def _split(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
+    """The JSON part of a nested state; each tensor moves into `tensors` and leaves its key behind."""
+    if isinstance(value, Tensor):
+        tensors[key] = value
+        return {"tensor": key}
+    if isinstance(value, dict):  # as pairs: JSON would turn whole-number keys into text
+        return {"pairs": [[k, _split(v, f"{key}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_split(v, f"{key}/{i}", tensors) for i, v in enumerate(value)]
+    return value
+
+
+def _join(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_join(v, tensors) for v in tree]
+    if isinstance(tree, dict):
+        return tensors[tree["tensor"]] if "tensor" in tree else {k: _join(v, tensors) for k, v in tree["pairs"]}
+    return tree
+
+
+def _checksums(directory: Path) -> str:
+    lines = []
+    for path in sorted(directory.iterdir()):
+        if path.name != CHECKSUMS:
+            with open(path, "rb") as file:
+                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+    return "".join(lines)
+
+
+def _point(link: Path, name: str) -> None:
+    aside = link.with_name(".latest.tmp")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(name)
+    os.replace(aside, link)
+    _sync(link.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the file, or the directory's list of names, is on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _wait() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,90 @@
+"""Checks that fail in the first second, and the comparison that guards a resume."""
+
+import math
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+# Settings that may differ between a run and its continuation: they change what is shown and kept, not what is computed.
+FREE_TO_CHANGE = (
+    "name", "run_dir", "resume", "resume_anyway", "overwrite", "save_every", "eval_every", "sample_every", "keep_last",
+    "keep_best", "log",
+)  # fmt: skip
+
+
+def check_positive(**values: int | float) -> None:
+    """Each value is a finite number above zero. The keywords are the keys as the user writes them (`__` for a dot)."""
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ValueError(f"{key.replace('__', '.')}={value} must be a number above 0")
+
+
+def check_choice(key: str, value: object, choices: tuple) -> None:
+    """The value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{key}={value!r} is unknown; use one of {', '.join(map(str, choices))}")
+
+
+def check_batch(whole: int, micro_batch_size: int, world_size: int, key: str = "batch_size") -> None:
+    """Fail in the first second, not at the first gradient step: `whole` rows split evenly over ranks and forwards."""
+    check_positive(**{key: whole, "micro_batch_size": micro_batch_size})
+    chunk = micro_batch_size * world_size
+    if whole % chunk:
+        low = whole // chunk * chunk
+        fits = " or ".join(str(n) for n in (low, low + chunk) if n)
+        raise ValueError(
+            f"{key}={whole} is not a multiple of micro_batch_size={micro_batch_size} "
+            f"x {world_size} ranks = {chunk}; use {fits}"
+        )
+
+
+def check_training(cfg: DictConfig, world_size: int) -> None:
+    """What every training door shares: batch sizes, counts of steps, precision, and one source of weights."""
+    check_positive(num_steps=cfg.num_steps)
+    check_batch(cfg.batch_size, cfg.micro_batch_size, world_size)
+    check_choice("precision", cfg.precision, ("fp32", "bf16"))
+    for key in ("save_every", "eval_every", "sample_every"):
+        if not isinstance(cfg[key], int) or cfg[key] < 0:
+            raise ValueError(f"{key}={cfg[key]} must be a whole number of steps; 0 = never")
+
+
+def check_policy_or_model(cfg: DictConfig) -> None:
+    """Weights come from a checkpoint, or sizes from conf/model: one of the two."""
+    if (cfg.policy is None) == (cfg.model is None):
+        raise ValueError(
+            f"policy={cfg.policy} and model={'null' if cfg.model is None else '(sizes)'}: give exactly one; policy=PATH "
+            "starts from a checkpoint, model=tiny (a file of conf/model) from random weights"
+        )
+
+
+def changed_keys(before: DictConfig, now: DictConfig) -> list[str]:
+    """Dotted keys whose values differ and would change numbers, with both values."""
+    old, new = _flat(before), _flat(now)
+    free = set(FREE_TO_CHANGE)
+    if now.get("optim", {}).get("schedule") == "constant":
+        free.add("num_steps")  # a constant rate does not know where the run ends, so a run may be prolonged
+    differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    named = [
+        key
+        for key in differ
+        if key.split(".")[0] not in free and not (key == "optim.num_steps" and "num_steps" in free)
+    ]
+    return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in named]
+
+
+def _flat(cfg: DictConfig, prefix: str = "") -> dict[str, object]:
+    """{'data.max_length': 512, ...}; lists are leaves."""
+    leaves = {}
+    for key, value in OmegaConf.to_container(cfg, resolve=True).items():
+        if isinstance(value, dict):
+            leaves |= _flat(OmegaConf.create(value), f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def write_config(cfg: DictConfig, path: Path) -> None:
+    """The resolved config, written aside and renamed."""
+    aside = path.with_suffix(".tmp")
+    OmegaConf.save(cfg, aside, resolve=True)
+    aside.replace(path)

@@ -1,0 +1,106 @@
+"""Where a run's figures go besides metrics.jsonl: the terminal and wandb."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SHOWN = ("objective/loss", "objective/score", "objective/kl", "rewards/accuracy", "eval/loss", "eval/accuracy")
+WANDB_MODES = ("online", "offline", "disabled")
+
+
+class Terminal:
+    """A progress bar where stdout is a terminal, a line a step where it is a file."""
+
+    def __init__(self, name: str, num_steps: int, *, quiet: bool):
+        self.console = Console(quiet=quiet, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console)
+        self.task = self.progress.add_task(name, total=num_steps, figures="")
+        self.live = self.console.is_terminal and num_steps > 0
+        if self.live:
+            self.progress.start()
+
+    def show(self, step: int, figures: dict[str, float]) -> None:
+        """The step's main figures."""
+        text = "  ".join(f"{name} {figures[name]:.4g}" for name in SHOWN if name in figures)
+        if "perf/tokens_per_second" in figures:
+            text += f"  {figures['perf/tokens_per_second']:.0f} tokens/s"
+        self.progress.update(self.task, completed=step, figures=text)
+        if not self.live:
+            self.say(f"step {step}  {text}")
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self.live:
+            self.progress.stop()
+
+
+class Wandb:
+    """One wandb run. Whatever fails in it is said once, and never stops a training."""
+
+    def __init__(self, cfg: DictConfig, directory: Path, *, job: str, run_id: str | None, say: Callable[[str], None]):
+        self.say, self.run = say, None
+        if cfg.log.wandb != "disabled":
+            self._try(lambda: self._start(cfg, directory, job, run_id))
+
+    @property
+    def id(self) -> str | None:
+        """What a resumed run goes on with."""
+        return self.run.id if self.run is not None else None
+
+    def log(self, step: int, row: dict[str, float]) -> None:
+        """One row of metrics."""
+        if self.run is not None:
+            self._try(lambda: self.run.log(row, step=step))
+
+    def log_samples(self, step: int, samples: list[dict]) -> None:
+        """A table of sample texts."""
+        if self.run is not None:
+            self._try(lambda: self.run.log({"samples": _table(samples)}, step=step))
+
+    def close(self, exit_code: int) -> None:
+        """Hand everything over."""
+        if self.run is not None:
+            self._try(lambda: self.run.finish(exit_code=exit_code))
+        self.run = None
+
+    def _start(self, cfg: DictConfig, directory: Path, job: str, run_id: str | None) -> None:
+        import wandb  # half a second, and only where it is wanted
+
+        mode = cfg.log.wandb
+        if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+            mode = "offline"
+            self.say(f"wandb: nobody is logged in, so the run stays in {directory / 'wandb'} (`wandb sync` sends it)")
+        self.run = wandb.init(
+            project=cfg.log.project, group=cfg.name, name=job, id=run_id, resume="allow" if run_id else None,
+            dir=directory, config=OmegaConf.to_container(cfg, resolve=True), mode=mode,
+            settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
+        )  # fmt: skip
+
+    def _try(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - a dashboard may fail in any way; the training must not
+            self.say(f"wandb failed and is off for the rest of the run: {type(error).__name__}: {error}")
+            self.run = None
+
+
+def _table(samples: list[dict]):
+    import wandb
+
+    names = list(dict.fromkeys(name for sample in samples for name in sample))
+    return wandb.Table(columns=names, data=[[str(sample.get(name, "")) for name in names] for sample in samples])
+
+
+def complain(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)

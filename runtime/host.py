@@ -1,0 +1,102 @@
+"""The machine and the process a run lives in: allocator, random states, memory, where the code came from."""
+
+import ctypes
+import json
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def tune_allocator() -> None:
+    """Keep freed memory in the process. glibc hands large blocks back at once, and every step maps them anew (1.2x)."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """GB (1e9 bytes) at most so far: allocated on the GPU, resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def random_state(rng: torch.Generator, device: torch.device) -> dict[str, Any]:
+    """Every source of chance in the process, as JSON values."""
+    name, keys, *rest = np.random.get_state()
+    states = {"torch": torch.get_rng_state(), "run": rng.get_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    hexes = {key: state.numpy().tobytes().hex() for key, state in states.items()}
+    return hexes | {"numpy": [name, keys.tolist(), *rest], "python": random.getstate()}
+
+
+def set_random_state(saved: dict[str, Any], rng: torch.Generator, device: torch.device) -> None:
+    """Put back what `random_state` returned."""
+    states = {key: torch.frombuffer(bytearray.fromhex(saved[key]), dtype=torch.uint8) for key in ("torch", "run")}
+    torch.set_rng_state(states["torch"])
+    rng.set_state(states["run"])
+    if device.type == "cuda" and "cuda" in saved:
+        torch.cuda.set_rng_state(torch.frombuffer(bytearray.fromhex(saved["cuda"]), dtype=torch.uint8), device)
+    name, keys, *rest = saved["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    version, numbers, gauss = saved["python"]
+    random.setstate((version, tuple(numbers), gauss))
+
+
+def job_name() -> str:
+    """The overrides that make this job different, as Hydra names it."""
+    return HydraConfig.get().job.override_dirname if HydraConfig.initialized() else Path(sys.argv[0]).stem
+
+
+def git_sha() -> str:
+    """The commit of the code, or "unknown" outside a git checkout."""
+    return _git("rev-parse", "HEAD").strip() or "unknown"
+
+
+def write_origin(cfg: DictConfig, directory: Path) -> None:
+    """run.json and git.diff: what would have to be known to do the run again, beside config.yaml."""
+    paths = {key: value for key, value in cfg.items() if isinstance(value, str) and os.path.exists(value)}
+    origin = {
+        "command": sys.argv,
+        "git_sha": git_sha(),
+        "parents": {key: value for key, value in paths.items() if key != "run_dir"},
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "started": time.time(),
+    }
+    _write_json(directory / "run.json", origin)
+    (directory / "git.diff").write_text(_git("diff", "HEAD"), encoding="utf-8")
+
+
+def write_finish(directory: Path, step: int) -> None:
+    """Note in run.json that the run is complete."""
+    origin = json.loads((directory / "run.json").read_text(encoding="utf-8"))
+    _write_json(directory / "run.json", origin | {"finished": time.time(), "steps": step})
+
+
+def _write_json(path: Path, value: dict) -> None:
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _git(*words: str) -> str:
+    try:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,64 @@
+"""What a run measures: exact means over every element on every rank, one JSON object a step."""
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Metrics:
+    """Exact means over every element on every rank; `flush` is one all-reduce and one host read."""
+
+    def __init__(self):
+        self.sums: dict[str, Tensor | float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+
+    def add(self, values: dict[str, Tensor | float]) -> None:
+        """A tensor weighs as much as it has elements: pass per-token or per-sequence values, not means.
+
+        A plain number weighs one, on each rank.
+        """
+        for name, value in values.items():
+            value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+            self.sums[name] = self.sums[name] + value.double().sum()
+            self.counts[name] += value.numel()
+
+    def flush(self) -> dict[str, float]:
+        """Every mean since the last flush, by name. Names must be the same on every rank."""
+        names = sorted(self.sums)  # every rank must add the same names, or columns mix
+        if not names:
+            return {}
+        device = next((s.device for s in self.sums.values() if s.device.type != "cpu"), torch.device("cpu"))
+        sums = torch.stack([self.sums.pop(name).to(device) for name in names])  # (M,)
+        table = torch.stack([sums, sums.new_tensor([self.counts.pop(name) for name in names])])  # (2, M)
+        if dist.is_initialized():
+            dist.all_reduce(table)
+        return dict(zip(names, (table[0] / table[1]).tolist(), strict=True))
+
+
+def append_row(path: Path, row: dict) -> None:
+    """Add one JSON line. Readers never see half a line: it is one write."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of a file that a run wrote; a last line cut by a kill is left out. No file, no rows."""
+    if not path.exists():
+        return []
+    complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in complete.splitlines()]
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Forget what an interrupted run logged after its checkpoint: rows whose `step` is larger."""
+    if not path.exists():
+        return
+    kept = [row for row in read_rows(path) if row["step"] <= step]
+    aside = path.with_suffix(".tmp")
+    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    os.replace(aside, path)

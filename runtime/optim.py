@@ -1,0 +1,89 @@
+"""AdamW, learning-rate schedules and gradient clipping."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def build_optimizer(models: nn.Module | Iterable[nn.Module], cfg: DictConfig) -> torch.optim.AdamW:
+    """AdamW with decoupled decay, Loshchilov & Hutter 2019 (arXiv:1711.05101); matrices decay, norms and biases do not.
+
+    Args:
+        models: whose trainable parameters learn; a tied weight counts once.
+        cfg: `lr`, `betas`, `eps`, `weight_decay` of conf/optim.
+    Raises:
+        ValueError: a setting is out of range, or nothing is trainable.
+    """
+    check_optim(cfg)
+    models = [models] if isinstance(models, nn.Module) else list(models)
+    weights = list(dict.fromkeys(p for model in models for p in model.parameters() if p.requires_grad))
+    if not weights:
+        raise ValueError("nothing to optimise: no model has a trainable parameter; load one with frozen=False")
+    groups = [
+        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps)
+
+
+def check_optim(cfg: DictConfig) -> None:
+    """Refuse settings that cannot be meant."""
+    if cfg.schedule not in SCHEDULES:
+        raise ValueError(f"optim.schedule={cfg.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
+    if not cfg.lr >= 0:
+        raise ValueError(f"optim.lr={cfg.lr} must be at least 0")
+    if cfg.warmup_steps < 0 or cfg.weight_decay < 0:
+        raise ValueError(
+            f"optim.warmup_steps={cfg.warmup_steps} and optim.weight_decay={cfg.weight_decay} must be >= 0"
+        )
+    if not 0 <= cfg.min_lr_ratio <= 1:
+        raise ValueError(f"optim.min_lr_ratio={cfg.min_lr_ratio} must lie in [0, 1]")
+    if cfg.max_grad_norm is not None and not cfg.max_grad_norm > 0:
+        raise ValueError(f"optim.max_grad_norm={cfg.max_grad_norm} must be positive; null turns clipping off")
+
+
+def set_lr(optimizer: torch.optim.Optimizer, step: int, cfg: DictConfig) -> float:
+    """Give every group the learning rate of the step that follows `step` completed ones, and return it.
+
+    Warm-up rises linearly, lr * (step + 1) / warmup_steps; then the rate stays, or falls from lr to
+    lr * min_lr_ratio along a line or half a cosine that ends after `cfg.num_steps` steps.
+    """
+    lr = cfg.lr * lr_factor(step, cfg)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def lr_factor(step: int, cfg: DictConfig) -> float:
+    """The share of `cfg.lr` in force after `step` completed steps."""
+    if step < cfg.warmup_steps:
+        return (step + 1) / cfg.warmup_steps
+    if cfg.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - cfg.warmup_steps) / max(1, cfg.num_steps - cfg.warmup_steps))
+    left = 1 - progress if cfg.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * left
+
+
+def clip_grads(optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+    """() float32: the global gradient norm before clipping; gradients are scaled down to `max_norm` (null: never)."""
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(weights, math.inf if max_norm is None else max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def init_state(optimizer: torch.optim.AdamW) -> None:
+    """Create the moments that AdamW would create at its first step, so that a checkpoint has where to load."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if not optimizer.state[p]:
+                optimizer.state[p]["step"] = torch.tensor(0.0)
+                optimizer.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                optimizer.state[p]["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)

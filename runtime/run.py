@@ -1,0 +1,290 @@
+"""Run: the toolbox a training loop calls. Seeds, device, run directory, log, resume, teardown. It never calls the loop.
+
+main(train, "train_sft")                   the door: config, exit codes
+with Run(cfg) as run:                      inside `main`; refuses a directory that holds a run
+    run.resume(policy=policy, ...)         names the training state; loads it where resume=true
+    while run.step < cfg.num_steps:        run.step = completed steps
+        ...
+        run.end_step(num_tokens=...)       writes the row of metrics; saves when due or when told to stop
+    return run.finish("objective/loss")
+"""
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor, nn
+
+from runtime import checkpoint, directory, distributed, host, optim
+from runtime.config import changed_keys, check_choice, write_config
+from runtime.display import WANDB_MODES, Terminal, Wandb, complain
+from runtime.metrics import Metrics, append_row, drop_rows_after, read_rows
+from runtime.plots import plot_metrics
+
+CONF = Path(__file__).parents[1] / "conf"
+UNREADABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+INTERRUPTED = 75  # EX_TEMPFAIL: the run stopped early and can go on, so no chain may take it for done
+
+
+class Run:
+    """One run in one directory, on one rank."""
+
+    def __init__(self, cfg: DictConfig):
+        check_choice("log.wandb", cfg.log.wandb, WANDB_MODES)
+        self.cfg, self.dir = cfg, Path(cfg.run_dir)
+        self.step, self.tokens_seen = 0, 0  # completed steps; attention-mask tokens of all ranks
+        self.metrics = Metrics()
+        self._state: dict[str, Any] = {}  # what a checkpoint holds, by name
+        self._saved_step, self._begun, self._stop = -1, False, None
+        self._wandb: Wandb | None = None
+        self._wandb_id: str | None = None  # of the run that this one goes on with
+
+    def __enter__(self) -> "Run":
+        host.tune_allocator()
+        self.rank, self.world_size, self.device = distributed.start_ranks(self.cfg.dist.strategy)
+        self.is_main = self.rank == 0
+        self._lock = directory.claim(self.dir, self.cfg) if self.is_main else None
+        random.seed(self.cfg.seed + self.rank)
+        np.random.seed((self.cfg.seed + self.rank) % 2**32)
+        torch.manual_seed(self.cfg.seed + self.rank)
+        self.rng = torch.Generator().manual_seed(self.cfg.seed + self.rank)
+        self.terminal = Terminal(self.cfg.name, self.cfg.get("num_steps") or 0, quiet=not self.is_main)
+        self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._paused, self._clock = 0.0, time.perf_counter()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        """Leave nothing behind in the process: the next job of a sweep starts in it."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self.terminal.close()
+        if self._wandb is not None:
+            self._wandb.close(0 if kind is None else 1)
+        distributed.stop_ranks()
+        if self._lock is not None:
+            (self.dir / directory.LOCK).unlink(missing_ok=True)
+            self._lock.close()
+        if not self._begun and self.is_main:  # a refused run leaves no empty directory
+            with contextlib.suppress(OSError):
+                self.dir.rmdir()
+        self._state.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    # ---- models and ranks
+
+    def shard(self, model: nn.Module) -> nn.Module:
+        """The model on this rank's device, its weights split over the ranks where dist=fsdp."""
+        model = model.to(self.device)
+        return distributed.shard_model(model, self.device) if self.cfg.dist.strategy == "fsdp" else model
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean over ranks."""
+        return distributed.mean_over_ranks(value)
+
+    def minibatches(self, num_rows: int, *, epochs: int, size: int) -> Iterator[Tensor]:
+        """Row indices of this rank, shuffled each epoch; `size` counts the rows of all ranks.
+
+        Raises:
+            ValueError: the rows do not split evenly.
+        """
+        local = size // self.world_size
+        if size % self.world_size or num_rows % local:
+            rows = num_rows * self.world_size
+            raise ValueError(f"minibatch_size={size} does not divide {rows} rows on {self.world_size} ranks evenly")
+        for _ in range(epochs):
+            yield from torch.randperm(num_rows, generator=self.rng).split(local)
+
+    # ---- the course of a run
+
+    def begin(self) -> None:
+        """Inputs are good: from here on the directory is written. `resume` calls it; doors that do not train call it."""
+        if self._begun:
+            return
+        self._begun = True
+        if self.is_main:
+            if self.step == 0 and (self.cfg.overwrite or self.cfg.resume):
+                directory.clear(self.dir)
+            write_config(self.cfg, self.dir / "config.yaml")
+            host.write_origin(self.cfg, self.dir)
+            self._wandb = Wandb(self.cfg, self.dir, job=host.job_name(), run_id=self._wandb_id, say=self.terminal.say)
+        self._paused, self._clock = 0.0, time.perf_counter()
+
+    def resume(self, **state: Any) -> None:
+        """Name what a checkpoint holds (anything with state_dict/load_state_dict); load it where resume=true.
+
+        Raises:
+            ValueError: the config changed in a key that changes numbers, or every checkpoint is damaged.
+        """
+        self._state = state
+        for value in state.values():
+            if isinstance(value, torch.optim.Optimizer):
+                optim.init_state(value)
+        found = checkpoint.find_checkpoint(self.dir / "checkpoints", complain) if self.cfg.resume else None
+        if found is not None:
+            self._check_unchanged()
+            self._load(found[0])
+        self.begin()
+
+    def due(self, every: int, step: int | None = None) -> bool:
+        """Whether the step under way (or `step`) is one of every `every`, or the last. 0 = never; step 0 = always."""
+        step = self.step + 1 if step is None else step
+        return every > 0 and (step % every == 0 or step == self.cfg.num_steps)
+
+    @contextlib.contextmanager
+    def off_the_clock(self) -> Iterator[None]:
+        """Time that does not count as the step's: evaluation, sampling, saving."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - start
+
+    def log_samples(self, samples: list[dict], step: int | None = None) -> None:
+        """Texts to read: samples.jsonl, terminal, wandb. They belong to the step under way (or `step`)."""
+        step = self.step + 1 if step is None else step
+        if not self.is_main:
+            return
+        for sample in samples:
+            append_row(self.dir / "samples.jsonl", {"step": step} | sample)
+        for sample in samples[:2]:
+            self.terminal.say("\n".join(f"    {name}: {value}" for name, value in sample.items()))
+        self._wandb.log_samples(step, samples)
+
+    def log_metrics(self, step: int) -> None:
+        """Write what was added since the last row as the row of `step`."""
+        figures = self.metrics.flush()
+        if not figures or not self.is_main:
+            return
+        append_row(self.dir / "metrics.jsonl", {"step": step} | figures)
+        self.terminal.show(step, figures)
+        self._wandb.log(step, figures)
+
+    def end_step(self, num_tokens: int | None = None) -> None:
+        """Complete a step: its row of metrics, its checkpoint when due. Stops here (exit 75) when told to.
+
+        Args:
+            num_tokens: attention-mask tokens of this rank's rows in the step.
+        """
+        seconds = time.perf_counter() - self._clock - self._paused
+        if num_tokens is not None:
+            total = round(float(self.mean(torch.tensor(float(num_tokens), device=self.device))) * self.world_size)
+            self.tokens_seen += total
+            self.metrics.add({"perf/tokens_per_second": total / seconds})
+        self.metrics.add({"perf/peak_memory_gb": host.peak_memory_gb(self.device), "perf/step_seconds": seconds})
+        due = self.due(self.cfg.save_every)
+        self.step += 1
+        self.log_metrics(self.step)
+        stop = distributed.any_rank(self._stop is not None, self.device)
+        if due or stop:
+            self.save(**self._state)
+        if stop:
+            complain(f"stopped after step {self.step}, which is saved; the same command with resume=true goes on")
+            raise SystemExit(INTERRUPTED)
+        self._paused, self._clock = 0.0, time.perf_counter()
+
+    def save(self, **state: Any) -> None:
+        """Write the training state as of the last completed step. `end_step` calls it when save_every says so."""
+        if self._saved_step == self.step:
+            return
+        root = self.dir / "checkpoints"
+        meta = {"step": self.step, "tokens_seen": self.tokens_seen, "git_sha": host.git_sha()}
+        try:
+            checkpoint.save_checkpoint(root, self.step, self._snapshot(state), meta, rank=self.rank)
+        except OSError as error:
+            good = (root / "latest").resolve().name if (root / "latest").exists() else "none"
+            raise OSError(
+                error.errno, f"saving step {self.step} failed ({error.strerror}); last good: {good}"
+            ) from error
+        self._saved_step = self.step
+        if self.is_main:
+            checkpoint.prune_checkpoints(root, keep_last=self.cfg.keep_last, keep=set())
+            plot_metrics(read_rows(self.dir / "metrics.jsonl"), self.dir / "curves.png")
+
+    def finish(self, key: str) -> float:
+        """Draw the curves, say where everything is, and return the last value of a metric (for sweeps)."""
+        rows = read_rows(self.dir / "metrics.jsonl") if self.is_main else []
+        if self.is_main:
+            plot_metrics(rows, self.dir / "curves.png")
+            host.write_finish(self.dir, self.step)
+            self.terminal.say(f"done: {self.dir}")
+        return next((row[key] for row in reversed(rows) if key in row), float("nan"))
+
+    # ---- inside
+
+    def _on_signal(self, number: int, frame) -> None:
+        if self._stop == signal.SIGINT == number:
+            raise KeyboardInterrupt  # asked twice: now
+        self._stop = number
+        complain(f"{signal.Signals(number).name}: finishing the step, then saving")
+
+    def _snapshot(self, state: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "state": {name: value.state_dict() for name, value in state.items()},
+            "random": host.random_state(self.rng, self.device),
+            "tokens_seen": self.tokens_seen,
+            "wandb_id": self._wandb.id if self._wandb else None,
+        }
+
+    def _check_unchanged(self) -> None:
+        before = OmegaConf.load(self.dir / "config.yaml")
+        changed = changed_keys(before, self.cfg)
+        if changed and not self.cfg.resume_anyway:
+            raise ValueError(
+                f"resume=true, but the config changed since {self.dir} began: {'; '.join(changed)}. Undo that, or say "
+                "resume_anyway=true to go on with other numbers"
+            )
+
+    def _load(self, path: Path) -> None:
+        saved = checkpoint.load_checkpoint(path, self._snapshot(self._state), rank=self.rank)
+        for name, value in self._state.items():
+            value.load_state_dict(saved["state"][name])
+        host.set_random_state(saved["random"], self.rng, self.device)
+        self.tokens_seen = saved["tokens_seen"]
+        self.step = self._saved_step = int(path.name.removeprefix("step_"))
+        if self.is_main:
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                drop_rows_after(self.dir / name, self.step)
+        self._wandb_id = saved["wandb_id"]
+        self.terminal.say(f"resumed from {path}")
+
+
+def main(job: Callable[[DictConfig, Run], float], config_name: str) -> None:
+    """A door's entry: composes conf/`config_name`.yaml with the command line, and runs `job(cfg, run)` in its directory.
+
+    Exit codes: 0 done; 2 bad input (one message, no traceback); 1 failed; 75 interrupted, resume=true goes on.
+    HYDRA_FULL_ERROR=1 shows tracebacks.
+    """
+
+    @hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
+    def start(cfg: DictConfig) -> float:
+        with Run(cfg) as run:
+            return job(cfg, run)
+
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        start()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra itself would print and exit with 1
+    try:
+        start()
+    except (ValueError, HydraException, OmegaConfBaseException, *UNREADABLE) as error:
+        complain(f"error: {error}")
+        raise SystemExit(2) from None
+    except OSError as error:
+        complain(f"error: {error}")
+        raise SystemExit(1) from None
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        complain(f"error: out of memory ({error}); lower micro_batch_size or data.max_length, or say precision=bf16")
+        raise SystemExit(1) from None

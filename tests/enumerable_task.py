@@ -1,0 +1,61 @@
+"""A task small enough to solve on paper: completions of 3 tokens over 6 symbols, a fixed random reward and reference.
+
+With all 216 completions at hand, the KL-regularised optimum pi*(y) ~ pi_ref(y) exp(r(y) / kl_coef) is a softmax.
+"""
+
+import torch
+from torch import Tensor
+
+VOCABULARY, LENGTH = 6, 3
+COMPLETIONS = torch.cartesian_prod(*[torch.arange(VOCABULARY)] * LENGTH)  # (216, 3)
+OFFSETS = torch.tensor([0, 1, 1 + VOCABULARY])  # the first state of each length; 43 states in all
+NUM_STATES = 1 + VOCABULARY + VOCABULARY**2
+
+
+def states(completions: Tensor) -> Tensor:
+    """(B, 3) the state before each token: an index of the prefix."""
+    first, second = completions[:, 0], completions[:, 1]
+    prefix = torch.stack([torch.zeros_like(first), first, VOCABULARY * first + second], dim=1)
+    return prefix + OFFSETS
+
+
+class TabularPolicy(torch.nn.Module):
+    """One row of logits a state: can represent every distribution over completions."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits = torch.nn.Parameter(logits.clone())  # (43, 6)
+
+    def logprobs(self, completions: Tensor) -> Tensor:
+        """(B, 3) nats."""
+        return self.logits.log_softmax(1)[states(completions)].gather(2, completions[..., None]).squeeze(2)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        completions = torch.zeros(count, LENGTH, dtype=torch.long)
+        for t in range(LENGTH):
+            probabilities = self.logits.softmax(1)[states(completions)[:, t]]
+            completions[:, t] = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+        return completions
+
+
+def make_task(seed: int) -> tuple[Tensor, Tensor]:
+    """Reference logits (43, 6) and rewards (216,) ~ N(0, 1), in the order of COMPLETIONS."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(NUM_STATES, VOCABULARY, generator=generator), torch.randn(216, generator=generator)
+
+
+def reward_of(completions: Tensor, rewards: Tensor) -> Tensor:
+    """(B,) rewards of sampled completions."""
+    return rewards[(completions * torch.tensor([VOCABULARY**2, VOCABULARY, 1])).sum(1)]
+
+
+def optimum(reference: TabularPolicy, rewards: Tensor, kl_coef: float) -> Tensor:
+    """(216,) log pi*, the closed form."""
+    return (reference.logprobs(COMPLETIONS).sum(1).double() + rewards.double() / kl_coef).log_softmax(0).detach()
+
+
+def kl_to(policy: TabularPolicy, target: Tensor) -> float:
+    """KL(pi || target) in nats over all completions."""
+    with torch.no_grad():
+        logprobs = policy.logprobs(COMPLETIONS).sum(1).double()
+        return (logprobs.exp() * (logprobs - target)).sum().item()

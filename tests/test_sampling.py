@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.heads import Policy
+from model.packing import pack
+from model.sampling import generate
+
+SIZES = dict(
+    vocab_size=97, hidden_size=48, intermediate_size=80, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=8,
+    max_length=128, rope_theta=1e4, norm_eps=1e-5, tie_embeddings=True,
+)  # fmt: skip
+SETTINGS = dict(max_new_tokens=41, temperature=1.0, top_k=0, top_p=1.0, pad_id=0)
+
+
+def random_policy(compute_dtype=None, **changes) -> Policy:
+    torch.manual_seed(0)
+    policy = Policy(ModelConfig(**(SIZES | changes)), compute_dtype)
+    for parameter in policy.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # logits wide apart, so that texts differ
+    return policy
+
+
+def random_prompts() -> list[list[int]]:
+    torch.manual_seed(1)
+    prompts = [torch.randint(0, 97, (n,)).tolist() for n in (3, 9, 1, 20, 5, 40, 2)]
+    return [*prompts[:2], prompts[1], prompts[1], *prompts[2:]]  # one prompt three times
+
+
+FAMILIES = [{}, {"family": "mistral", "sliding_window": 7}, {"family": "qwen2", "qkv_bias": True}]
+
+
+@pytest.mark.parametrize("changes", FAMILIES, ids=["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("slots", [1, 4, 64])
+def test_a_rows_text_does_not_depend_on_its_neighbours(changes, slots):
+    policy, prompts = random_policy(**changes), random_prompts()
+    together = generate(policy, prompts, slots=slots, seeds=list(range(9)), stop_ids=[5, 6], **SETTINGS)
+    for i, prompt in enumerate(prompts):
+        alone = generate(policy, [prompt], slots=1, seeds=[i], stop_ids=[5, 6], **SETTINGS)
+        row = together.rows.select(i)
+        assert torch.equal(row.input_ids[row.attention_mask], alone.rows.input_ids[0])
+        assert together.finish_reasons[i] == alone.finish_reasons[0]
+    assert {"stop", "length"} == set(together.finish_reasons)  # the case above covers both ends
+
+
+@pytest.mark.parametrize("changes", FAMILIES, ids=["llama", "mistral", "qwen2"])
+def test_decoding_with_the_cache_is_the_full_forward(changes):
+    """Greedy decoding takes, at every position, the token that a forward over the whole text ranks first."""
+    policy, greedy = random_policy(**changes), SETTINGS | {"temperature": 0.0}
+    rows, _ = generate(policy, random_prompts(), slots=3, seeds=[0] * 9, stop_ids=[5], **greedy)
+    stream = pack(*rows)
+    with torch.no_grad():
+        logits = policy(stream.tokens, stream.positions, stream.blocks, stream.predicts)
+    taken = logits.gather(1, stream.targets[:, None])[:, 0]
+    assert len(taken) > 100 and (taken >= logits.amax(1) - 1e-4).all()
+
+
+def test_what_comes_back_is_prompt_completion_padding():
+    policy, prompts = random_policy(), random_prompts()
+    seen = []
+    rows, reasons = generate(
+        policy,
+        prompts,
+        slots=2,
+        seeds=list(range(9)),
+        stop_ids=[5, 6],
+        on_token=lambda i, t: seen.append((i, t)),
+        **SETTINGS,
+    )
+    for i, prompt in enumerate(prompts):
+        completion = rows.input_ids[i][rows.completion_mask[i]].tolist()
+        assert rows.input_ids[i, : len(prompt)].tolist() == prompt
+        assert rows.attention_mask[i].sum() == len(prompt) + len(completion)
+        assert completion == [token for row, token in seen if row == i]
+        stopped = completion[-1] in (5, 6)
+        assert reasons[i] == ("stop" if stopped else "length")
+        assert not {5, 6} & set(completion[:-1]) and (stopped or len(completion) == 41)
+
+
+def test_bf16_rollout_takes_what_the_bf16_forward_finds_likely():
+    """Teacher-forced, the bf16 decoder's greedy tokens lose at most bf16 rounding against the forward's best."""
+    policy = random_policy(torch.bfloat16)
+    rows, _ = generate(policy, random_prompts(), slots=4, seeds=[0] * 9, stop_ids=[], **(SETTINGS | {"temperature": 0}))
+    exact = random_policy().logprobs(*rows)[rows.completion_mask]
+    assert (policy.logprobs(*rows)[rows.completion_mask] - exact).abs().mean() < 0.1
+    assert policy.lm_head.prepared is None and policy.training
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"prompts": [[1], []]}, "empty"),
+        ({"prompts": [[1] * 100]}, "window of 128"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"slots": 0}, "slots"),
+        ({"seeds": [1, 2, 3]}, "3 seeds for 2 prompts"),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    settings = SETTINGS | {"prompts": [[1], [2]], "slots": 2, "stop_ids": []} | change
+    settings.setdefault("seeds", list(range(len(settings["prompts"]))))
+    with pytest.raises(ValueError, match=message):
+        generate(random_policy(), settings.pop("prompts"), **settings)

@@ -1,0 +1,32 @@
+"""Small random models and batches that several test files share."""
+
+import torch
+
+from model.config import ModelConfig
+from model.packing import Rows
+
+SIZES = dict(vocab_size=97, hidden_size=48, intermediate_size=80, num_layers=2, num_heads=6, num_kv_heads=2)
+SIZES |= dict(head_dim=8, max_length=64, rope_theta=10000.0, norm_eps=1e-5, tie_embeddings=False)
+FAMILY = {"llama": {}, "mistral": {"sliding_window": 5}, "qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}
+
+
+def tiny_config(family: str = "llama", **changes) -> ModelConfig:
+    return ModelConfig(**(SIZES | {"family": family} | FAMILY[family] | changes))
+
+
+def batch_of(rows: list[tuple[list[int], list[int]]], padding: str, extra: int = 3) -> Rows:
+    """Rows from (prompt, completion) pairs, padded with junk ids on the side named, by at least `extra` columns."""
+    width = max(len(p) + len(c) for p, c in rows) + extra
+    ids = torch.randint(1, 97, (len(rows), width))
+    real, completion = torch.zeros(len(rows), width, dtype=torch.bool), torch.zeros(len(rows), width, dtype=torch.bool)
+    for b, (p, c) in enumerate(rows):
+        start = {"left": width - len(p) - len(c), "right": 0, "both": extra // 2}[padding]
+        stop = start + len(p) + len(c)
+        ids[b, start:stop] = torch.tensor(p + c)
+        real[b, start:stop] = True
+        completion[b, start + len(p) : stop] = True
+    return Rows(ids, real, completion)
+
+
+def random_ids(length: int, seed: int) -> list[int]:
+    return torch.randint(1, 97, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
