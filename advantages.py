@@ -3,6 +3,8 @@
 Each is a named variant that `train_ppo.py` picks by a setting; the loop itself has no branches.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,14 @@ def kl_estimate(log_ratio: Tensor, kind: str) -> Tensor:
     if kind == "k3":
         return torch.expm1(-log_ratio) + log_ratio
     raise ValueError(f"kl_estimator={kind!r} is unknown; use k1, k2 or k3")
+
+
+def kl_loss(logprobs: Tensor, ref_logprobs: Tensor, completion_mask: Tensor, kind: str) -> Tensor:
+    """() sum over completion tokens of the KL estimate: the penalty as a loss term (kl_in=loss).
+
+    It charges every state its own KL, but not an early token for leading to states of more KL: see docs/ppo.md.
+    """
+    return kl_estimate((logprobs - ref_logprobs)[completion_mask], kind).sum()
 
 
 class FixedKL:
@@ -146,3 +156,15 @@ def estimate_advantages(
     if kind not in groups:
         raise ValueError(f"advantage={kind!r} is unknown; use gae, rloo or grpo")
     return groups[kind](rewards, completion_mask, samples_per_prompt=samples_per_prompt)
+
+
+def explained_variance(returns: Tensor, values: Tensor, value_mask: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    """() 1 - var(returns - values) / var(returns) over the states of all ranks: 1 = a perfect value model, <= 0 = none.
+
+    Args:
+        mean: averages a scalar tensor over ranks (`run.mean`).
+    """
+    returns, errors = returns[value_mask].double(), (returns - values)[value_mask].double()
+    count = mean(torch.tensor(float(len(returns)), device=returns.device))
+    variances = [mean(x.square().sum()) / count - (mean(x.sum()) / count).square() for x in (errors, returns)]
+    return 1 - variances[0] / variances[1].clamp_min(1e-12)

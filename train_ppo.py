@@ -1,23 +1,285 @@
-"""Door: a policy from a reward, with the KL to where it started as the price.
+"""PPO: a policy from a reward, with the KL to where it started as the price.
 
-PPO with a value model as Ziegler et al. 2019 (arXiv:1909.08593), Stiennon et al. 2020 (arXiv:2009.01325) and Ouyang et
-al. 2022 (arXiv:2203.02155) ran it. Departures and every variant are settings of conf/train_ppo.yaml, explained in
-docs/ppo.md; the loop below is the same for all of them.
+    python train_ppo.py policy=SFT_DIR reward_model=RM_DIR data.prompts=[FILES]
+    python train_ppo.py policy=SFT_DIR reward_fn=my_rewards.py:exact_match data.prompts=[FILES]
+
+Ziegler et al. 2019 (arXiv:1909.08593), Stiennon et al. 2020 (arXiv:2009.01325), Ouyang et al. 2022 (arXiv:2203.02155).
+Every variant is a setting of conf/train_ppo.yaml, explained in docs/ppo.md; it lives in a function that the loop calls.
 """
+
+import logging
+import time
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor, nn
 
-from advantages import clip_scores, estimate_advantages, explained_variance, kl_estimate, missing_eos
+from advantages import (
+    AdaptiveKL,
+    FixedKL,
+    clip_scores,
+    estimate_advantages,
+    explained_variance,
+    kl_estimate,
+    kl_loss,
+    missing_eos,
+)  # fmt: skip
+from data.loader import Loader
+from data.pretraining import PretrainingMix
 from data.prompts import prompt_loader
-from data.tokenizer import load_tokenizer
-from losses import kl_loss, ppo_policy_loss, ppo_value_loss, token_rewards, whiten
+from data.rewards import Scorer, check_same_tokenizer, load_reward_function
+from data.rollout import in_parts, sample, value_states
+from data.tokenizer import Tokenizer, load_tokenizer
+from evals.credit import credit_samples, print_credit
+from losses import ppo_policy_loss, ppo_value_loss, token_rewards, whiten
+from model.build import export_model, load_policy, load_reward_model, load_value_model
+from model.config import check_vocab
 from model.ema import WeightAverage
+from model.heads import Policy
+from model.packing import Rows
+from runtime.config import check_batch, check_choice, check_positive
 from runtime.distributed import gathered
-from runtime.optim import clip_grads, set_lr
+from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
+
+log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig, run: Run) -> float:
-    """The algorithm box: rollout, reward, a few epochs of clipped updates; returns the last mean score."""
     check_ppo(cfg, run.world_size)
+    tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy)
+    size, temperature = cfg.micro_batch_size, cfg.sampling.temperature
+
+    # ---- four networks; two of them learn
+    policy = run.shard(load_policy(cfg.policy, precision=cfg.precision))
+    ref_policy = run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
+    value_model = load_values(cfg, run)  # starts as the reward model
+    score = load_scorer(cfg, run, tokenizer, policy)
+    optimizer = build_optimizer([policy, value_model], cfg.optim, lr_scales=[1.0, cfg.optim.value_lr / cfg.optim.lr])
+    prompts, pretraining = load_prompts(cfg, run, tokenizer, policy), PretrainingMix(cfg, run, tokenizer)
+    average, controller = WeightAverage(policy, cfg.ema_decay), kl_controller(cfg)
+    state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts}
+    run.resume(**state, pretraining=pretraining, average=average, controller=controller)
+
+    while run.step < cfg.num_steps:
+        lr, started = set_lr(optimizer, run.step, cfg.optim), time.perf_counter()
+        kl_coefs = {place: controller.kl_coef if cfg.kl_in == place else 0.0 for place in ("reward", "loss")}
+
+        # ---- 1. rollout: the policy answers a batch of prompts, everyone reads the answers
+        batch = [prompt for prompt in next(prompts) for _ in range(cfg.samples_per_prompt)]
+        with torch.no_grad():
+            rollout, states, finished = answer(cfg, run, policy, tokenizer, batch)  # Rows of actions, Rows of states
+            mask, value_mask = (
+                rollout.completion_mask,
+                states.completion_mask,
+            )  # (B, T) bool; one where score_position=eos
+            old_logprobs, entropy = in_parts(policy.logprobs_and_entropy, rollout, size, temperature=temperature)
+            ref_logprobs = in_parts(ref_policy.logprobs, rollout, size, temperature=temperature)  # (B, T)
+            old_values = in_parts(value_model, states, size)  # (B, T)
+            scores = score(rollout, batch)  # (B,)
+        rolled_out = time.perf_counter()
+
+        # ---- 2. reward: the score at the end, minus kl_coef * KL on every token; then who deserves it
+        kl = kl_estimate(old_logprobs - ref_logprobs, "k1")  # (B, T) nats
+        rewards = token_rewards(final_scores(scores, finished, cfg), kl, mask, value_mask, kl_coef=kl_coefs["reward"])
+        total_rewards = rewards.sum(1)  # (B,)
+        if cfg.whiten_rewards:
+            rewards = whiten(rewards, value_mask, run.mean, shift_mean=False)
+        advantages = estimate_advantages(
+            rewards, old_values, mask, value_mask, kind=cfg.advantage, gamma=cfg.gamma, gae_lambda=cfg.gae_lambda,
+            samples_per_prompt=cfg.samples_per_prompt,
+        )  # (B, T)  # fmt: skip
+        returns = advantages + old_values  # (B, T)
+        if cfg.whiten_advantages:
+            advantages = whiten(advantages, mask, run.mean, shift_mean=True)
+
+        # ---- 3. a few epochs of clipped updates on the same rollout
+        for index, minibatch in enumerate(run.minibatches(len(mask), epochs=cfg.ppo_epochs, size=cfg.minibatch_size)):
+            num_tokens, num_states = (
+                run.mean(m[minibatch].sum().float()) for m in (mask, value_mask)
+            )  # FSDP2 averages
+            minibatch, row_sums = minibatch.sort().values, []  # siblings stay neighbours, so that they share a prompt
+            for rows in minibatch.split(size):
+                logprobs = policy.logprobs(*rollout.select(rows), temperature=temperature)  # (b, T)
+                values = value_model(*states.select(rows))  # (b, T)
+                policy_loss, policy_metrics = ppo_policy_loss(
+                    logprobs, old_logprobs[rows], advantages[rows], mask[rows],
+                    clip_range=cfg.clip_range, dual_clip=cfg.dual_clip, num_tokens=num_tokens,
+                )  # fmt: skip
+                value_loss, value_metrics = ppo_value_loss(
+                    values, old_values[rows], returns[rows], value_mask[rows],
+                    clip_range=cfg.value_clip_range, num_tokens=num_states,
+                )  # fmt: skip
+                kl_penalty = kl_coefs["loss"] * kl_loss(logprobs, ref_logprobs[rows], mask[rows], cfg.kl_estimator)
+                (policy_loss + cfg.value_coef * value_loss + kl_penalty / num_tokens).backward()
+                run.metrics.add(policy_metrics | value_metrics | first_ratio(policy_metrics, index))
+                row_sums.append(logprobs.detach().sum(1) + values.detach().sum(1))
+            pretraining.add_gradients(policy)
+            grad_norm = clip_grads(optimizer, cfg.optim.max_grad_norm)
+            run.stop_if_not_finite(grad_norm, torch.cat(row_sums), [batch[i]["where"] for i in minibatch.tolist()])
+            optimizer.step()
+            optimizer.zero_grad()
+            average.update(policy)
+            run.metrics.add({"optim/grad_norm": grad_norm})
+
+        # ---- 4. what happened
+        run.metrics.add({
+            "objective/score": scores, "objective/rewards": total_rewards, "objective/kl": kl.sum(1),
+            "objective/entropy": entropy[mask], "objective/length": mask.sum(1), "objective/truncated": ~finished,
+            "value/explained_variance": explained_variance(returns, old_values, value_mask, run.mean),
+            "optim/lr": lr, "objective/kl_coef": kl_coefs[cfg.kl_in],
+        } | speeds(cfg, run, rollout, started, rolled_out))  # fmt: skip
+        controller.update(run.mean(kl.sum(1).mean()).item(), num_sequences=cfg.batch_size * cfg.samples_per_prompt)
+        credit = {"reward": rewards, "kl": kl, "value": old_values, "advantage": advantages}
+        look(cfg, run, policy, ref_policy, tokenizer, rollout, finished, scores, credit)
+        run.end_step(num_tokens=int(rollout.attention_mask.sum()))
+
+    with average.swapped_in(policy):  # the average is the result where ema_decay asks for one
+        export_model(policy, run.dir / "model", tokenizer)
+    return run.finish("objective/score")
+
+
+# ---- what the loop calls besides equations
+
+
+def answer(
+    cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, batch: list[dict]
+) -> tuple[Rows, Rows, Tensor]:
+    """One completion per prompt: Rows of the actions, Rows of the states that have a value, (B,) bool who stopped."""
+    K = cfg.samples_per_prompt
+    numbers = [(i // K * run.world_size + run.rank) * K + i % K for i in range(len(batch))]  # among all ranks' rows
+    with gathered(policy):
+        rows, finished = sample(policy, batch, tokenizer, cfg.sampling, seed=cfg.seed, step=run.step, numbers=numbers)
+    settings = {"score_position": cfg.score_position, "max_new_tokens": cfg.sampling.max_new_tokens}
+    return *value_states(rows, finished, **settings), finished
+
+
+def final_scores(scores: Tensor, finished: Tensor, cfg: DictConfig) -> Tensor:
+    """(B,) what the scores become before they are paid: clipped, then the rule for missing stop tokens."""
+    clipped = clip_scores(scores, cfg.reward_clip)
+    return missing_eos(clipped, finished, mode=cfg.missing_eos, value=cfg.missing_eos_value)
+
+
+def first_ratio(policy_metrics: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+    """On the first minibatch of a rollout, where nothing has been learned from it yet, every ratio must be 1."""
+    ratio = policy_metrics["policy/ratio"]
+    return {"policy/ratio_first": ratio[(ratio - 1).abs().argmax()]} if index == 0 else {}
+
+
+def speeds(cfg: DictConfig, run: Run, rollout: Rows, started: float, rolled_out: float) -> dict[str, float]:
+    """Tokens per second of all ranks: sampled ones from `started` to `rolled_out`, real ones of each epoch since."""
+    sampled, real = (int(m.sum()) * run.world_size for m in (rollout.completion_mask, rollout.attention_mask))
+    return {
+        "perf/rollout_tokens_per_second": sampled / (rolled_out - started),
+        "perf/train_tokens_per_second": real * cfg.ppo_epochs / (time.perf_counter() - rolled_out),
+    }
+
+
+@torch.no_grad()
+def look(
+    cfg: DictConfig, run: Run, policy: Policy, ref_policy: Policy, tokenizer: Tokenizer,
+    rollout: Rows, finished: Tensor, scores: Tensor, credit: dict[str, Tensor],
+) -> None:  # fmt: skip
+    """What a person would want to see of this step: warnings, the exact KL, samples, the viewer; each when due."""
+    warn_about(scores, finished, run)
+    with run.off_the_clock():
+        if run.due(cfg.kl_exact_every):
+            settings = {"temperature": cfg.sampling.temperature}
+            exact = in_parts(
+                lambda *rows: policy.exact_kl(ref_policy, *rows, **settings), rollout, cfg.micro_batch_size
+            )
+            run.metrics.add({"objective/kl_exact": exact.sum(1)})
+        if run.due(cfg.sample_every):
+            run.log_samples(credit_samples(rollout, tokenizer, finished, scores, credit, count=cfg.num_samples))
+        if cfg.view and run.step == 0:
+            print_credit(rollout, tokenizer, scores, credit, run.terminal.say)
+
+
+def warn_about(scores: Tensor, finished: Tensor, run: Run) -> None:
+    """Signs of a run that cannot learn what it should; said at the first step and every tenth while they last."""
+    if run.step % 10:
+        return
+    if len(scores) > 1 and scores.max() == scores.min():
+        log.warning("step %d: all %d scores are %g: there is nothing to prefer", run.step + 1, len(scores), scores[0])
+    if not finished.any():
+        log.warning(
+            "step %d: 0 of %d completions ended with a stop token: raise sampling.max_new_tokens, or train the SFT "
+            "model on completions that end (missing_eos decides what such a row is paid)", run.step + 1, len(finished),
+        )  # fmt: skip
+
+
+# ---- setting up
+
+
+def check_ppo(cfg: DictConfig, world_size: int) -> None:
+    """Settings that cannot be meant, before anything is loaded."""
+    check_positive(num_steps=cfg.num_steps, batch_size=cfg.batch_size, samples_per_prompt=cfg.samples_per_prompt)
+    check_positive(ppo_epochs=cfg.ppo_epochs, optim__lr=cfg.optim.lr, optim__value_lr=cfg.optim.value_lr)
+    check_batch(cfg.minibatch_size, cfg.micro_batch_size, world_size, "minibatch_size")
+    check_batch(cfg.batch_size * cfg.samples_per_prompt, cfg.minibatch_size, 1, "batch_size * samples_per_prompt")
+    check_choice("precision", cfg.precision, ("fp32", "bf16"))
+    check_choice("score_position", cfg.score_position, ("eos", "after_eos"))
+    check_choice("missing_eos", cfg.missing_eos, ("replace", "subtract", "none"))
+    check_choice("kl_in", cfg.kl_in, ("reward", "loss"))
+    check_choice("kl_controller", cfg.kl_controller, ("fixed", "adaptive"))
+    check_choice("advantage", cfg.advantage, ("gae", "rloo", "grpo"))
+    allowed = {"reward": ("k1",), "loss": ("k2", "k3")}[cfg.kl_in]
+    if cfg.kl_estimator not in allowed:
+        raise ValueError(
+            f"kl_estimator={cfg.kl_estimator} with kl_in={cfg.kl_in}: as a reward only k1 has the gradient of the KL, "
+            f"as a loss k1 has none and k2 the right one; use {' or '.join(allowed)}"
+        )
+    if cfg.advantage != "gae" and cfg.samples_per_prompt < 2:
+        raise ValueError(f"advantage={cfg.advantage} compares samples of a prompt; set samples_per_prompt to 2 or more")
+    if cfg.sampling.temperature <= 0 or cfg.sampling.top_k or cfg.sampling.top_p != 1:
+        raise ValueError(
+            "PPO samples from the policy itself: sampling.temperature > 0, sampling.top_k=0, sampling.top_p=1; with "
+            "anything else the log-probs belong to another distribution, and the KL can come out negative"
+        )
+    if min(cfg.kl_coef, cfg.ptx_coef, cfg.value_coef) < 0:
+        raise ValueError(f"kl_coef={cfg.kl_coef}, ptx_coef={cfg.ptx_coef} and value_coef={cfg.value_coef} must be >= 0")
+
+
+def kl_controller(cfg: DictConfig) -> FixedKL:
+    """The coefficient of the KL penalty, fixed or steered to a target."""
+    if cfg.kl_controller == "fixed":
+        return FixedKL(cfg.kl_coef)
+    target = cfg.kl_target_nats_per_sequence
+    return AdaptiveKL(cfg.kl_coef, target_nats_per_sequence=target, horizon=cfg.kl_horizon)
+
+
+class NoValues(nn.Module):
+    """The value model of advantage=rloo|grpo, which have baselines of their own: 0 everywhere, nothing to learn."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+        return torch.zeros(input_ids.shape, device=input_ids.device)
+
+
+def load_values(cfg: DictConfig, run: Run) -> nn.Module:
+    """The value model: the reward model's weights and head; the policy's and a fresh head where there is none."""
+    if cfg.advantage != "gae":
+        return NoValues()
+    return run.shard(load_value_model(cfg.reward_model or cfg.policy, precision=cfg.precision, seed=cfg.seed))
+
+
+def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Scorer:
+    """What gives the reward, checked against the policy."""
+    check_vocab(policy.config, tokenizer.vocab_size)
+    reward_model = None
+    if cfg.reward_model is not None:
+        check_same_tokenizer(cfg.reward_model, tokenizer)
+        reward_model = run.shard(load_reward_model(cfg.reward_model, precision=cfg.precision, frozen=True))
+    specs = [cfg.reward_fn] if isinstance(cfg.reward_fn, str) else list(cfg.reward_fn or [])
+    functions = [load_reward_function(spec) for spec in specs]
+    return Scorer(reward_model, functions, cfg.reward_weights, tokenizer, micro_batch_size=cfg.micro_batch_size)
+
+
+def load_prompts(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Loader:
+    """Rollout prompts that leave room for max_new_tokens in the window."""
+    room = policy.config.max_length - cfg.sampling.max_new_tokens
+    settings = {"batch_size": cfg.batch_size, "seed": cfg.seed, "rank": run.rank, "world_size": run.world_size}
+    return prompt_loader(cfg.data, tokenizer, max_length=room, **settings)
+
+
+if __name__ == "__main__":
+    main(train, "train_ppo")

@@ -5,7 +5,7 @@ exported model); tests hold both against each other and against published templa
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROLES = ("system", "user", "assistant", "tool")
 Message = dict[str, str]  # {"role": one of ROLES, "content": text}
@@ -31,8 +31,7 @@ def _chatml(messages: list[Message], default_system: str | None) -> Iterator[Par
     for role, content in _turns(messages):
         yield Part("<|im_start|>", special=True)
         yield Part(f"{role}\n")
-        yield from _said(role, content, "<|im_end|>")
-        yield Part("\n")
+        yield from _said(role, content, "<|im_end|>", "\n")
 
 
 def _llama3(messages: list[Message], _: str | None) -> Iterator[Part]:
@@ -48,8 +47,7 @@ def _llama3(messages: list[Message], _: str | None) -> Iterator[Part]:
 def _zephyr(messages: list[Message], _: str | None) -> Iterator[Part]:
     for role, content in _turns(messages):
         yield Part(f"<|{role}|>\n")  # text, not a token: Zephyr kept Mistral's vocabulary
-        yield from _said(role, content, "eos")
-        yield Part("\n")
+        yield from _said(role, content, "eos", "\n")
 
 
 def _plain(messages: list[Message], _: str | None) -> Iterator[Part]:
@@ -101,7 +99,7 @@ TEMPLATES = {
 }
 
 
-def encode_chat(messages: list[Message], tokenizer, *, max_length: int) -> dict[str, list]:
+def encode_chat(messages: list[Message], tokenizer, *, max_length: int) -> dict[str, Any]:
     """Tokens of one conversation and the mask of the tokens that the model must learn to emit.
 
         <s> <|user|> Hi <|end|> <|assistant|> Hello <|end|>
@@ -126,7 +124,7 @@ def encode_chat(messages: list[Message], tokenizer, *, max_length: int) -> dict[
             f"no assistant token within max_length={max_length}: the first comes after {completion_mask.index(True)} "
             "tokens; raise data.max_length, or leave such rows out with data.on_bad_row=skip"
         )
-    return {"input_ids": input_ids[:max_length], "completion_mask": completion_mask[:max_length]}
+    return _row(input_ids, completion_mask, max_length, num_cut=max(len(input_ids) - max_length, 0))
 
 
 def encode_prompt(messages: list[Message], tokenizer, *, max_length: int) -> list[int]:
@@ -137,7 +135,9 @@ def encode_prompt(messages: list[Message], tokenizer, *, max_length: int) -> lis
     return cut_prompt(_prompt_ids(messages, tokenizer), tokenizer, max_length=max_length)
 
 
-def encode_completion(messages, completion: str, tokenizer, *, max_length: int, max_prompt_length: int) -> dict[str, list]:
+def encode_completion(
+    messages, completion: str, tokenizer, *, max_length: int, max_prompt_length: int
+) -> dict[str, Any]:
     """Prompt, completion and stop token; only the last two are inside the mask. See `encode_completions`."""
     return encode_completions(
         messages, [completion], tokenizer, max_length=max_length, max_prompt_length=max_prompt_length
@@ -146,7 +146,7 @@ def encode_completion(messages, completion: str, tokenizer, *, max_length: int, 
 
 def encode_completions(
     messages: list[Message], completions: list[str], tokenizer, *, max_length: int, max_prompt_length: int
-) -> list[dict[str, list]]:
+) -> list[dict[str, Any]]:
     """K completions of one prompt, whose rows share the prompt's tokens exactly.
 
     Where the longest does not fit, the prompt loses its beginning (down to `max_prompt_length` tokens at most), then
@@ -163,7 +163,7 @@ def encode_completions(
         assert ids[: len(prompt)] == prompt and ids[stop] == tokenizer.stop_id
         answers.append(ids[len(prompt) : stop + 1])
     room = max(max_prompt_length, max_length - max(len(answer) for answer in answers))
-    prompt = cut_prompt(prompt, tokenizer, max_length=min(room, len(prompt)))
+    whole, prompt = prompt, cut_prompt(prompt, tokenizer, max_length=min(room, len(prompt)))
     if len(prompt) >= max_length:
         raise ValueError(
             f"no completion token within max_length={max_length}: the prompt takes {len(prompt)} tokens "
@@ -171,9 +171,19 @@ def encode_completions(
         )
     rows = []
     for answer in answers:
-        answer = answer[: max_length - len(prompt)]
-        rows.append({"input_ids": prompt + answer, "completion_mask": [False] * len(prompt) + [True] * len(answer)})
+        mask = [False] * len(prompt) + [True] * len(answer)
+        num_cut = len(whole) - len(prompt) + max(len(mask) - max_length, 0)
+        rows.append(_row(prompt + answer, mask, max_length, num_cut=num_cut))
     return rows
+
+
+def _row(input_ids: list[int], completion_mask: list[bool], max_length: int, *, num_cut: int) -> dict[str, Any]:
+    """One row, cut on the right; `num_cut` tells how many tokens were lost at either end."""
+    return {
+        "input_ids": input_ids[:max_length],
+        "completion_mask": completion_mask[:max_length],
+        "num_cut": num_cut,
+    }
 
 
 def cut_prompt(prompt: list[int], tokenizer, *, max_length: int) -> list[int]:
@@ -222,10 +232,12 @@ def _turns(messages: list[Message]) -> Iterator[tuple[str, str | None]]:
             return
 
 
-def _said(role: str, content: str | None, stop: str) -> Iterator[Part]:
+def _said(role: str, content: str | None, stop: str, between: str = "") -> Iterator[Part]:
+    """A turn after its header: text, stop token, and what stands between turns. Nothing for the turn to come."""
     if content is not None:
         yield Part(content, target=role == "assistant")
         yield Part(stop, special=True, target=role == "assistant")
+        yield Part(between)
 
 
 def _leading_system(messages: list[Message]) -> tuple[str | None, list[Message]]:

@@ -86,19 +86,20 @@ class Client:
         *,
         temperature: float,
         max_tokens: int,
-        seed: int,
+        seed: int | Sequence[int],
         stop: Sequence[str] = (),
     ) -> list[Answer]:
-        """One answer per conversation, in order. Equal conversations of one call share one answer: vary the seed.
+        """One answer per conversation, in order. `seed` is one for all or one each; equal questions share an answer.
 
         Raises:
             ValueError: a bad setting, the cost limit, or an endpoint that stays unreachable; what was answered is kept.
         """
         if temperature < 0 or max_tokens < 1:
             raise ValueError(f"need temperature >= 0 and max_tokens >= 1, got {temperature=}, {max_tokens=}")
+        seeds = [seed] * len(conversations) if isinstance(seed, int) else seed
         requests = [
-            Request(self.model, list(messages), float(temperature), int(max_tokens), int(seed), tuple(stop))
-            for messages in conversations
+            Request(self.model, list(messages), float(temperature), int(max_tokens), int(own), tuple(stop))
+            for messages, own in zip(conversations, seeds, strict=True)
         ]
         keys = [request.key for request in requests]
         answers = {key: answer for key in dict.fromkeys(keys) if (answer := self._recall(key)) is not None}
@@ -226,8 +227,8 @@ def scripted_replies(path: str) -> Callable[[Request], str]:
     """
     from data.records import read_jsonl
 
-    rules = [rule for _, rule in read_jsonl(path)]
-    if not rules or any(not {"contains", "answers"} <= set(rule) or not rule["answers"] for rule in rules):
+    rules = read_jsonl(path)
+    if any(not {"contains", "answers"} <= set(rule) or not rule["answers"] for rule in rules) or not rules:
         raise ValueError(f'{path}: each line must be {{"contains": TEXT, "answers": [TEXT, ..]}} with an answer')
 
     def reply(request: Request) -> str:

@@ -6,6 +6,7 @@ stays down, requests in flight finish, no new one starts, and the run ends: what
 """
 
 import asyncio
+import logging
 import os
 import queue
 import threading
@@ -20,6 +21,8 @@ from data.clients import Answer, Client, Request
 
 REFUSED = (400, 413, 422)  # this request is at fault, not the endpoint
 TRY_AGAIN = (408, 409, 425, 429)  # and every 5xx
+for _name in ("httpx", "httpx2"):  # the library's transport tells every request
+    logging.getLogger(_name).setLevel(logging.WARNING)
 FINISH_REASONS = ("stop", "length", "content_filter")
 
 
@@ -50,12 +53,16 @@ class OpenAIClient(Client):
             )
         self.max_parallel, self.max_tries = max_parallel, max_tries
         self.interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
-        self._next_start, self._committed, self._failure = 0.0, 0.0, None
+        self._next_start, self._failure = 0.0, None
 
     def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
         """A thread runs the event loop, so `ask` also works where one runs already (a notebook, a web page)."""
         done: queue.SimpleQueue = queue.SimpleQueue()
-        self._failure, self._committed = None, self.usage.cost  # spent, and at most to be spent by those in flight
+        self._failure, self._spent, self._aside = (
+            None,
+            self.usage.cost,
+            0.0,
+        )  # aside: the most that those in flight cost
         worker = threading.Thread(target=lambda: asyncio.run(self._ask_all(requests, done)), daemon=True)
         worker.start()
         refused = []
@@ -69,7 +76,7 @@ class OpenAIClient(Client):
             raise ValueError(f"{self.base_url} refused all {len(refused)} requests to {self.model}: {refused[0].error}")
 
     async def _ask_all(self, requests: dict[str, Request], done: queue.SimpleQueue) -> None:
-        waiting = iter(requests.items())
+        waiting, self._money = iter(requests.items()), asyncio.Condition()
         try:
             async with openai.AsyncOpenAI(
                 api_key=self._key, base_url=self.base_url, timeout=self.timeout, max_retries=0
@@ -86,20 +93,38 @@ class OpenAIClient(Client):
             if self._failure is not None:
                 return
             bound = self._bound(request.messages, request.max_tokens)
-            if self.max_cost is not None and self._committed + bound > self.max_cost:
-                self._failure = (
-                    f"the next request could pass max_cost={self.max_cost}: {self._committed:.4f} is spent or in "
-                    f"flight and it may cost {bound:.4f}; raise client.max_cost and run again with resume=true"
-                )
+            if not await self._afford(bound):
                 return
-            self._committed += bound
             try:
                 answer = await self._try(api, request)
             except (openai.APIError, _Garbage) as error:
                 self._failure = self._failure or self._explain(error)
+                await self._settle(bound, 0.0)
                 return
-            self._committed += self._price(answer) - bound
             done.put((key, answer))
+            await self._settle(bound, self._price(answer))
+
+    async def _afford(self, bound: float) -> bool:
+        """Sets the most that a request can cost aside; waits for those in flight where the rest is too little."""
+        if self.max_cost is None:
+            return True
+        async with self._money:
+            await self._money.wait_for(lambda: self._spent + self._aside + bound <= self.max_cost or not self._aside)
+            if self._spent + bound > self.max_cost:
+                self._failure = (
+                    f"the next request may cost {bound:.4f} and pass max_cost={self.max_cost} ({self._spent:.4f} is "
+                    "spent); raise client.max_cost and run again with resume=true"
+                )
+                return False
+            self._aside += bound
+            return True
+
+    async def _settle(self, bound: float, price: float) -> None:
+        if self.max_cost is not None:
+            async with self._money:
+                self._aside, self._spent = self._aside - bound, self._spent + price
+                self._aside = self._aside if self._aside > 1e-12 else 0.0  # what rounding left of nothing
+                self._money.notify_all()
 
     async def _try(self, api, request: Request) -> Answer:
         retrying = tenacity.AsyncRetrying(

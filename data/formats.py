@@ -31,7 +31,9 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
         ValueError: sides that are identical or empty, pairs whose prompts differ, ranks that do not fit.
     """
     if _is_tree(row):
-        return [_ranking(prompt, replies, _rest(row, "prompt")) for prompt, replies in _tree_rankings(row["prompt"], [])]
+        return [
+            _ranking(prompt, replies, _rest(row, "prompt")) for prompt, replies in _tree_rankings(row["prompt"], [])
+        ]
     if "chosen" in row and "rejected" in row:
         return [_comparison(row)]
     if "completions" in row and "ranks" in row:
@@ -43,7 +45,7 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
     for name in ("generation", "completion"):
         if name in row and "reward" in row:
             prompt = _prompt(row["context"] if "context" in row else row.get("prompt"))
-            completion = _filled(_completion(row[name], name), name)
+            completion = _completion(row[name], name)
             reward = _number(row["reward"], "reward")
             if not 0 <= reward <= 1:
                 raise ValueError(f"reward must lie in [0, 1] (1 = good), got {reward}")
@@ -88,7 +90,7 @@ def _comparison(row: dict) -> Comparison:
 
 
 def _side(value: Any, given: Any, name: str) -> tuple[list[Message], str]:
-    """(prompt, completion) of one side, which may repeat the conversation: Anthropic's text, UltraFeedback's messages."""
+    """(prompt, completion) of a side, which may repeat the conversation: Anthropic's text, UltraFeedback's messages."""
     if isinstance(value, str) and given is None:
         said = parse_hh(value, name)
     elif isinstance(value, list):
@@ -118,7 +120,9 @@ def _prompt(value: Any) -> list[Message]:
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     if isinstance(value, list) and any(isinstance(m, dict) and "content" not in m for m in value):
-        return [{"role": parse_role(t.get("role"), f"context[{i}]"), "content": _taskmaster(t)} for i, t in _turns(value)]
+        return [
+            {"role": parse_role(t.get("role"), f"context[{i}]"), "content": _taskmaster(t)} for i, t in _turns(value)
+        ]
     return parse_messages(value, "prompt")
 
 

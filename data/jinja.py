@@ -6,8 +6,7 @@ _CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 _DEFAULT_SYSTEM = (
-    "{% if not messages or messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\\n%s<|im_end|>\\n' }}{% endif %}"
+    "{% if not messages or messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\n%s<|im_end|>\\n' }}{% endif %}"
 )
 _LLAMA3 = (
     "{{ bos_token }}" + _EACH + "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
@@ -39,7 +38,8 @@ _LLAMA2 = (
 _MISTRAL = (
     "{{ bos_token }}" + _TAKE_SYSTEM + "{% for message in turns %}{% if message['role'] == 'assistant' %}"
     "{{ ' ' + message['content'] + eos_token }}{% else %}{% set content = message['content'] %}"
-    "{% if ns.system is not none %}{% set content = ns.system + '\\n\\n' + content %}{% set ns.system = none %}{% endif %}"
+    "{% if ns.system is not none %}{% set content = ns.system + '\\n\\n' + content %}"
+    "{% set ns.system = none %}{% endif %}"
     "{{ '[INST] ' + content + ' [/INST]' }}{% endif %}{% endfor %}"
 )
 _JINJA = {

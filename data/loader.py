@@ -10,9 +10,9 @@ import numpy as np
 class Loader:
     """An endless iterator over this rank's share of each global batch.
 
-    Items are laid out as one endless row: epoch after epoch, each a permutation that depends on (seed, epoch) only. Step
-    s takes items [s * batch_size, (s + 1) * batch_size) of it; rank r takes every world_size-th of these, from the
-    r-th. So the global batches do not depend on the number of ranks, and the position is the whole state.
+    Items are laid out as one endless row: epoch after epoch, each a permutation that depends on (seed, epoch) only.
+    Step s takes items [s * batch_size, (s + 1) * batch_size) of it; rank r takes every world_size-th of these, from
+    the r-th. So the global batches do not depend on the number of ranks, and the position is the whole state.
 
     `weights`, one per file: in an epoch every row of a file comes floor(weight) times, and the rest of the weight as a
     share of the file's rows, drawn anew each epoch. 1 is the file once, 0.5 half of it, 2.5 twice and another half.

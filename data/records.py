@@ -31,6 +31,9 @@ class Example(Record):
 
     messages: list[Message]
 
+    def texts(self) -> list[str]:
+        return [message["content"] for message in self.messages]
+
 
 @dataclass(frozen=True)
 class Comparison(Record):
@@ -42,6 +45,9 @@ class Comparison(Record):
     margin: float = 0.0
     tie: bool = False
 
+    def texts(self) -> list[str]:
+        return [*(message["content"] for message in self.prompt), self.chosen, self.rejected]
+
 
 @dataclass(frozen=True)
 class Ranking(Record):
@@ -51,6 +57,9 @@ class Ranking(Record):
     completions: list[str]
     ranks: list[float]
 
+    def texts(self) -> list[str]:
+        return [*(message["content"] for message in self.prompt), *self.completions]
+
 
 @dataclass(frozen=True)
 class Rated(Record):
@@ -59,6 +68,9 @@ class Rated(Record):
     prompt: list[Message]
     completion: str
     reward: float
+
+    def texts(self) -> list[str]:
+        return [*(message["content"] for message in self.prompt), self.completion]
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,28 @@ class Completion(Record):
     completion: str
     finish_reason: str
     seed: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One vote on two answers to one question."""
+
+    question: str  # id of the question: the unit of clustering
+    model_a: str
+    model_b: str
+    verdict: str  # a | b | tie | error; an error is neither a tie nor a loss
+    judge: str
+    human: bool = False  # a person voted
+    turn: int = 1
+    category: str | None = None
+    shown: str | None = None  # whose answer was read first: a | b | both (a folded pair of votes) | None (unknown)
+    preference: float | None = None  # the judge's probability that b is better, where it gave one
+    weight: float = 1.0
+    length_a: int | None = None  # characters
+    length_b: int | None = None
+    hash_a: str | None = None
+    hash_b: str | None = None
+    text: str | None = None  # what the judge wrote
 
 
 class BadRows:
@@ -120,14 +154,23 @@ def read_records(file: str | Path, parse: Callable[[dict], list[Record]], bad_ro
     return records
 
 
+def read_jsonl(path: str | Path) -> list[dict]:
+    """Every row of a JSONL(.gz) or Parquet file as it is; raises ValueError with FILE:LINE where one is malformed."""
+    rows, bad_rows = [], BadRows("error")
+    for number, raw in _raw_rows(str(path)):
+        with bad_rows.at(f"{path}:{number}"):
+            rows.append(_as_object(raw))
+    return rows
+
+
 def split_name(file: str) -> tuple[str, str | None]:
-    """"FILE@eval" -> ("FILE", "eval"); a plain name has no part."""
+    """ "FILE@eval" -> ("FILE", "eval"); a plain name has no part."""
     path, _, part = file.rpartition("@")
     return (path, part) if part in SPLITS else (file, None)
 
 
 def split_of(row: dict) -> str:
-    """"eval" for one row in ten, told by sha256 of its context, prompt or, failing these, dialogue id."""
+    """ "eval" for one row in ten, told by sha256 of its context, prompt or, failing these, dialogue id."""
     names = ("context", "prompt", "message_tree_id", "id", "messages")
     key = next((row[name] for name in names if row.get(name) is not None), row)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
@@ -206,7 +249,9 @@ def _parquet_rows(path: str) -> Iterator[tuple[int, dict]]:
     try:
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise ValueError(f"reading {path} needs pyarrow: pip install 'helpful[eval]', or convert it to JSONL") from error
+        raise ValueError(
+            f"reading {path} needs pyarrow: pip install 'helpful[eval]', or convert it to JSONL"
+        ) from error
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowException as error:

@@ -12,6 +12,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+from data.tokenizer import load_tokenizer
+from model.packing import Rows
+
 RewardFunction = Callable[..., list[float]]
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,3 +92,79 @@ def _load_module(name: str, given: str):
             f"reward_fn={given!r}: {name} is no module of this project; name a file: path/to/file.py:function"
         )
     return importlib.import_module(name)
+
+
+class Scorer:
+    """(B,) scores of a rollout: a reward model's, Python functions', or their weighted sum.
+
+    Args:
+        reward_model: frozen, or None. functions: reward functions, each called once per rollout.
+        weights: one per source, the reward model first; None = 1 each.
+        tokenizer: decodes what the functions read. micro_batch_size: rows of a forward.
+    """
+
+    def __init__(self, reward_model, functions: list[RewardFunction], weights, tokenizer, *, micro_batch_size: int):
+        sources = (reward_model is not None) + len(functions)
+        if not sources:
+            raise ValueError("nothing gives a reward: set reward_model=PATH, reward_fn=MODULE:FUNCTION, or both")
+        self.weights = [1.0] * sources if weights is None else [float(w) for w in weights]
+        if len(self.weights) != sources:
+            raise ValueError(f"reward_weights has {len(self.weights)} entries for {sources} sources of reward")
+        self.reward_model, self.functions, self.tokenizer = reward_model, functions, tokenizer
+        self.micro_batch_size = micro_batch_size
+
+    @torch.no_grad()
+    def __call__(self, rollout: Rows, prompts: list[dict]) -> Tensor:
+        """Raises ValueError where a score is not finite, naming the row."""
+        sources = []
+        if self.reward_model is not None:
+            parts = torch.arange(len(prompts), device=rollout.input_ids.device).split(self.micro_batch_size)
+            sources.append(torch.cat([self.reward_model.score(*rollout.select(rows)) for rows in parts]))
+        if self.functions:
+            texts = [prompt_text(prompt) for prompt in prompts]
+            completions = completion_texts(rollout, self.tokenizer)
+            columns = gather_columns(prompts)
+            for function in self.functions:
+                rewards = call_reward(function, texts, completions, columns)
+                sources.append(torch.tensor(rewards, dtype=torch.float32, device=rollout.input_ids.device))
+        scores = sum(weight * source.float() for weight, source in zip(self.weights, sources, strict=True))
+        if not scores.isfinite().all():
+            row = int((~scores.isfinite()).nonzero()[0])
+            raise ValueError(
+                f"the score of row {row} is {scores[row].item()}: prompt {prompts[row]['where']}, completion "
+                f"{completion_texts(rollout.select([row]), self.tokenizer)[0][:200]!r}; the reward model or the policy "
+                "has diverged: lower optim.lr, or look at the last samples"
+            )
+        return scores
+
+
+def prompt_text(prompt: dict) -> str:
+    """What a reward function reads as the prompt: the text of a lone message, or every message after its role."""
+    messages = prompt["messages"]
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def completion_texts(rollout: Rows, tokenizer) -> list[str]:
+    """The completions, without their stop tokens."""
+    rows = zip(rollout.input_ids, rollout.completion_mask, strict=True)
+    return [tokenizer.decode(ids[mask].tolist()) for ids, mask in rows]
+
+
+def gather_columns(prompts: list[dict]) -> dict[str, list]:
+    """The records' further columns (None where a record lacks one), and `messages`, the prompts as messages."""
+    names = dict.fromkeys(name for prompt in prompts for name in prompt["columns"])
+    columns = {name: [prompt["columns"].get(name) for prompt in prompts] for name in names}
+    return columns | {"messages": [prompt["messages"] for prompt in prompts]}
+
+
+def check_same_tokenizer(path: str, tokenizer) -> None:
+    """Raise ValueError unless the model at `path` was made for this tokenizer: ids would mean other words."""
+    other = load_tokenizer(path)
+    if other.fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"reward_model={path} has another tokenizer or chat template than the policy ({other.vocab_size} ids, "
+            f"template {other.template}, against {tokenizer.vocab_size}, {tokenizer.template}); train the reward model "
+            "from this policy (train_rm.py policy=...)"
+        )

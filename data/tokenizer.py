@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from data.chat import ROLES, TEMPLATES, Template
@@ -26,6 +27,8 @@ class Tokenizer:
         self.backend.encode_special_tokens = True  # "<|im_end|>" inside a message is eight letters and signs
         self.backend.no_truncation()
         self.backend.no_padding()
+        # A system message or a menu comes in a thousand conversations: remember its ids.
+        self._encode = lru_cache(1 << 14)(lambda text: tuple(self.backend.encode(text, add_special_tokens=False).ids))
         self.vocab_size = self.backend.get_vocab_size(with_added_tokens=True)
         self.bos_token, self.eos_token = vocabulary.bos_token, vocabulary.eos_token
         if template is not None:
@@ -45,11 +48,11 @@ class Tokenizer:
         """
         if not text:
             return []
-        if after:
-            head, whole = self.encode(after), self.encode(after + text)
-            if whole[: len(head)] == head:
-                return whole[len(head) :]
-        return self.backend.encode(text, add_special_tokens=False).ids
+        for head in (after, "\n") if after else ():  # a line break merges with less than most texts
+            start, whole = self._encode(head), self._encode(head + text)
+            if whole[: len(start)] == start:
+                return list(whole[len(start) :])
+        return list(self._encode(text))
 
     def decode(self, ids: Iterable[int], *, specials: bool = False) -> str:
         """Text of ids; `specials` shows special tokens too."""

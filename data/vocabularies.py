@@ -8,11 +8,12 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from data.chat import TEMPLATES
+from model.weights.gguf import open_gguf
+
 # How GGUF's `tokenizer.ggml.pre` splits text before byte-level BPE: Hugging Face's own settings for these families.
 _GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 _GGUF_SPLITS = {
     "gpt-2": [_GPT2_SPLIT],
@@ -21,6 +22,7 @@ _GGUF_SPLITS = {
     "qwen2": [pre_tokenizers.Split(Regex(_WORDS % r"\p{N}"), "isolated"), _BYTES],
 }
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # piece types of SentencePiece, kept by GGUF
+_MARKERS = {name for template in TEMPLATES.values() for name in template.needs}
 _DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<]+)<\|im_end\|>")
 
 
@@ -57,7 +59,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
         return _from_gguf(path)
     if ".model" in path.suffixes:
         return from_sentencepiece(path.read_bytes())
-    raise ValueError(f"{str(path)!r} is no tokenizer: expected a directory, a .gguf file or a SentencePiece .model file")
+    raise ValueError(
+        f"{str(path)!r} is no tokenizer: expected a directory, a .gguf file or a SentencePiece .model file"
+    )
 
 
 def _from_directory(path: Path) -> Vocabulary:
@@ -75,10 +79,7 @@ def _from_directory(path: Path) -> Vocabulary:
     if isinstance(template, list):  # several named templates; "default" is the one for chat
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
     if vocab.is_file():
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(vocab))
-        except Exception as error:  # the library raises plain Exception for a file that it cannot parse
-            raise ValueError(f"{vocab} is not a readable tokenizer.json: {error}") from error
+        backend = _read_backend(vocab)
         sentencepiece = spm.read_bytes() if spm.is_file() else None
         return Vocabulary(backend, **special, chat_template=template, sentencepiece=sentencepiece)
     if spm.is_file():
@@ -88,15 +89,30 @@ def _from_directory(path: Path) -> Vocabulary:
     raise ValueError(f"no tokenizer in {str(path)!r}: expected tokenizer.json or tokenizer.model")
 
 
+def _read_backend(path: Path) -> tokenizers.Tokenizer:
+    try:
+        spelled = json.loads(path.read_text(encoding="utf-8"))
+        for token in spelled.get("added_tokens", []):
+            token["special"] |= token["content"] in _MARKERS  # some chat models forget to say so
+        return tokenizers.Tokenizer.from_str(json.dumps(spelled))
+    except Exception as error:  # the library raises plain Exception for a file that it cannot parse
+        raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
+
+
 def from_sentencepiece(proto: bytes) -> Vocabulary:
     """A SentencePiece BPE model as byte-fallback BPE: the same ids, as `test_tokenizer.py` shows on real text.
 
     SentencePiece merges the adjacent pair whose union has the highest score; a merge list sorted by that score says
-    the same. Every stretch of text between special tokens begins with "▁" (Llama-2's, Mistral's and our convention).
+    the same. Of equal scores (Mistral's runs of spaces) the leftmost union grows first: the longer left part goes
+    before. Every stretch of text between special tokens begins with "▁" (Llama-2's, Mistral's and our convention).
     """
+    from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
 
-    spec = sentencepiece_model_pb2.ModelProto.FromString(proto)
+    try:
+        spec = sentencepiece_model_pb2.ModelProto.FromString(proto)
+    except DecodeError as error:
+        raise ValueError(f"not a SentencePiece model: {error}") from error
     if spec.trainer_spec.model_type != 2 or spec.normalizer_spec.precompiled_charsmap:
         raise ValueError("only SentencePiece BPE models without text normalisation are read (Llama-2, Mistral, ours)")
     pieces = [(p.piece, p.score, p.type) for p in spec.pieces]
@@ -117,7 +133,7 @@ def _byte_fallback_bpe(pieces: list[tuple[str, float, int]], unk: str | None) ->
             continue
         cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
         pairs = [(a, b) for a, b in cuts if a in text and b in text]
-        merges += [(-score, vocab[a], vocab[b], (a, b)) for a, b in pairs]
+        merges += [(-score, -len(a), vocab[a], vocab[b], (a, b)) for a, b in pairs]
     merges = [pair for *_, pair in sorted(merges)]
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -129,9 +145,7 @@ def _byte_fallback_bpe(pieces: list[tuple[str, float, int]], unk: str | None) ->
 
 
 def _from_gguf(path: Path) -> Vocabulary:
-    import gguf
-
-    fields = gguf.GGUFReader(path).fields
+    fields = open_gguf(path).fields
     get = {name.removeprefix("tokenizer."): part for name, part in fields.items() if name.startswith("tokenizer.")}
     read = {name: part.contents() for name, part in get.items()}
     if "ggml.tokens" not in read:
@@ -141,7 +155,9 @@ def _from_gguf(path: Path) -> Vocabulary:
         backend = _byte_level_bpe(tokens, kinds, read["ggml.merges"], read.get("ggml.pre", "gpt-2"), path)
     elif read["ggml.model"] == "llama":
         pieces = list(zip(tokens, read["ggml.scores"], kinds, strict=True))
-        backend = _byte_fallback_bpe(pieces, next((t for t, k in zip(tokens, kinds, strict=True) if k == _UNKNOWN), None))
+        backend = _byte_fallback_bpe(
+            pieces, next((t for t, k in zip(tokens, kinds, strict=True) if k == _UNKNOWN), None)
+        )
     else:
         raise ValueError(f"{str(path)!r} holds a {read['ggml.model']!r} tokenizer; known kinds: gpt2, llama")
     ids = (read.get(f"ggml.{name}_token_id") for name in ("bos", "eos", "padding", "unknown"))
@@ -162,6 +178,8 @@ def _byte_level_bpe(tokens: list, kinds: list, merges: list, split: str, path: P
 
 
 def _add_special(backend: tokenizers.Tokenizer, pieces: list[tuple[str, int]]) -> None:
-    special = [AddedToken(piece, normalized=False, special=True) for piece, kind in pieces if kind in (_UNKNOWN, _CONTROL)]
+    special = [
+        AddedToken(piece, normalized=False, special=True) for piece, kind in pieces if kind in (_UNKNOWN, _CONTROL)
+    ]
     backend.add_special_tokens(special)
     backend.add_tokens([AddedToken(piece, normalized=False) for piece, kind in pieces if kind == _USER_DEFINED])

@@ -3,15 +3,20 @@
 import math
 from fnmatch import fnmatch
 from itertools import combinations
+from pathlib import Path
 
 import krippendorff
 import numpy as np
 import pandas as pd
+from omegaconf import DictConfig
 from scipy.stats import pearsonr, spearmanr
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from evals.intervals import bootstrap_estimate, share_estimate
-from evals.verdicts import PAIR, fold_orders, points
+from evals.questions import add_categories
+from evals.readers import read_votes
+from evals.report import plot_intervals, print_table
+from evals.verdicts import PAIR, check_readable, fold_orders, points
 
 OUTCOMES = ["a", "b", "tie"]
 
@@ -25,6 +30,7 @@ def split_judge(votes: pd.DataFrame, *, judge: str | None, humans: str) -> tuple
     Raises:
         ValueError: no human vote, or the judge is missing or ambiguous.
     """
+    check_readable(votes)
     votes = fold_orders(votes)
     votes = votes[votes["verdict"] != "error"]
     judges = sorted(votes.loc[~votes["human"], "judge"].unique())
@@ -74,7 +80,7 @@ def kappa(table: np.ndarray) -> float:
 def vote_tables(pairs: pd.DataFrame, *, symmetric: bool) -> np.ndarray:
     """(questions, 3, 3) how often x and y were each outcome.
 
-    symmetric: voters without names, so each two votes count half in both orders and the order of a file does not matter.
+    symmetric: voters without names, so each two votes count half in both orders: the order of a file does not matter.
     """
     questions = pd.factorize(pairs["question"])[0]
     x, y = (pairs[side].map(OUTCOMES.index).to_numpy(int) for side in "xy")
@@ -120,8 +126,11 @@ def majority_agreement(people: pd.DataFrame, judge: pd.DataFrame) -> dict:
     """The judge against the majority of the people, an item a row, with rank correlations."""
     items = judge_pairs(majority(people), judge)
     without = items[(items["x"] != "tie") & (items["y"] != "tie")]
-    x, y = points(items["x"]), points(items["y"])
-    varied = len(items) > 1 and x.nunique() > 1 and y.nunique() > 1
+    mean = (
+        people.assign(x=points(people["verdict"])).groupby(PAIR)["x"].mean()
+    )  # rank correlation keeps how split they were
+    x, y = mean.loc[pd.MultiIndex.from_frame(items[PAIR])].to_numpy(), points(items["y"]).to_numpy()
+    varied = len(np.unique(x)) > 1 and len(np.unique(y)) > 1
     return {
         "agreement": float((items["x"] == items["y"]).mean()) if len(items) else None,
         "agreement_no_ties": float((without["x"] == without["y"]).mean()) if len(without) else None,
@@ -142,3 +151,38 @@ def alpha(votes: pd.DataFrame, level: str) -> float | None:
     if table.notna().sum().max() < 2 or np.unique(table.to_numpy()[table.notna()]).size < 2:
         return None
     return float(krippendorff.alpha(table.to_numpy(), level_of_measurement=level))
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=agreement: the judge against the people by turn and category, and the people among themselves."""
+    task = cfg.task
+    votes = add_categories(read_votes(task.input, task.format), task.questions)
+    humans = task.humans or ("expert_*" if task.format == "mtbench" else "*")
+    people, judge = split_judge(votes, judge=task.judge, humans=humans)
+    settings = {"level": task.level, "rounds": task.rounds}
+    everyone, _ = split_judge(votes, judge=task.judge, humans="*")
+    pairs = judge_pairs(people, judge)
+    if not len(pairs):
+        raise ValueError("people and judge voted on no item in common: (question, turn, models) must be the same")
+    result = by_group(pairs, symmetric=False, **settings)
+    result["human_human"] = by_group(human_pairs(people), symmetric=True, **settings)
+    result["majority"] = majority_agreement(everyone, judge)
+    result["human_alpha"] = {name: alpha(everyone, name) for name in ("nominal", "ordinal")}
+    result["errors"] = int((votes["verdict"] == "error").sum())
+    groups = {"all": result, **{f"turn {k}": v for k, v in result["turns"].items()}, **result["categories"]}
+    print_table(
+        f"{judge['judge'].iloc[0]} against people",
+        ("", "agreement", "no ties", "kappa", "n"),
+        [(name, g["agreement"], g["agreement_no_ties"], g["kappa"], g["n"]) for name, g in groups.items()]
+        + [
+            (
+                "people among themselves",
+                *(result["human_human"][k] for k in ("agreement", "agreement_no_ties", "kappa", "n")),
+            )
+        ],
+    )
+    ceiling = result["human_human"]["categories"]
+    rows = [(name, g["agreement"], *g["agreement_interval"]) for name, g in groups.items()]
+    rows += [(f"{name}, people", g["agreement"], *g["agreement_interval"]) for name, g in ceiling.items()]
+    plot_intervals(out / "agreement.png", "agreement with people (ties count)", rows, null=None)
+    return result

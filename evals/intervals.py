@@ -12,7 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 def clustered_error(values: np.ndarray, clusters: np.ndarray) -> tuple[float, int]:
     """Standard error of the mean of values that are dependent within clusters, and the number of clusters.
 
-        se^2 = G / (G - 1) * sum over the G clusters of (sum of its residuals)^2 / n^2      (Liang & Zeger 1986)
+    se^2 = G / (G - 1) * sum over the G clusters of (sum of its residuals)^2 / n^2      (Liang & Zeger 1986)
     """
     _, inverse = np.unique(np.asarray(clusters, str), return_inverse=True)
     sums = np.bincount(inverse, values - values.mean())

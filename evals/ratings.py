@@ -1,12 +1,17 @@
 """Ratings of models from their battles: online Elo and Bradley-Terry, with intervals and ranks."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from evalica import Winner, bradley_terry, elo
+from omegaconf import DictConfig, OmegaConf
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import norm
 
+from evals.readers import read_votes
+from evals.report import plot_intervals, print_table
 from evals.verdicts import scored
 
 BASE, SCALE, MEAN = 10.0, 400.0, 1000.0
@@ -77,7 +82,7 @@ def sandwich_bradley_terry(
 ) -> np.ndarray:
     """(M,) robust standard errors of Bradley-Terry ratings, clustered (White 1980; Liang & Zeger 1986).
 
-        cov = H^+ (sum over clusters of s s^T) H^+,   s the cluster's score, H the information; mean rating fixed
+    cov = H^+ (sum over clusters of s s^T) H^+,   s the cluster's score, H the information; mean rating fixed
     """
     a, b, outcome = battles.T
     num_models, slope = len(ratings), np.log(BASE) / SCALE
@@ -150,9 +155,7 @@ def rate(
 
 def _rate_elo(votes, battles, models, interval, tail, rounds, k):
     rng = np.random.default_rng(0)
-    draws = [
-        online_elo(battles[rng.integers(0, len(battles), len(battles))], len(models), k=k) for _ in range(rounds)
-    ]
+    draws = [online_elo(battles[rng.integers(0, len(battles), len(battles))], len(models), k=k) for _ in range(rounds)]
     lower, upper = np.quantile(draws, [tail, 1 - tail], axis=0)
     return online_elo(battles, len(models), k=k), lower, upper, {}
 
@@ -183,3 +186,21 @@ def _anchor_shift(anchor: dict | None, models: list[str], ratings: np.ndarray) -
     if rest or model not in models:
         raise ValueError(f"task.anchor={dict(anchor)} must name one model of {', '.join(models)} and its rating")
     return rating - float(ratings[models.index(model)])
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=ratings: a rating, an interval and a rank for every model."""
+    task = cfg.task
+    votes = read_votes(task.input, task.format)
+    anchor = OmegaConf.to_container(task.anchor) if task.anchor else None
+    settings = {name: task[name] for name in ("method", "interval", "level", "rounds", "k")}
+    result = rate(votes, **settings, anchor=anchor)
+    result["errors"] = int((votes["verdict"] == "error").sum())
+    rows = [(name, row["rating"], row["lower"], row["upper"]) for name, row in result["ratings"].items()]
+    print_table(
+        f"{task.method} of {result['n']} battles ({result['n_ties']} ties, {result['errors']} unreadable)",
+        ("model", "rating", "lower", "upper", "rank", "battles"),
+        [(*row, result["ratings"][row[0]]["rank"], result["ratings"][row[0]]["n"]) for row in rows],
+    )
+    plot_intervals(out / "ratings.png", f"{task.method} rating", rows[:60], null=None)
+    return result

@@ -1,34 +1,13 @@
 """Votes as one table: a row per vote, a column per field of `Verdict`, whoever voted and whatever file it came from."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import fields
 from hashlib import sha256
 from sys import intern
 
 import pandas as pd
 
-
-@dataclass(frozen=True)
-class Verdict:
-    """One vote on two answers to one question."""
-
-    question: str  # id of the question: the unit of clustering
-    model_a: str
-    model_b: str
-    verdict: str  # a | b | tie | error; an error is neither a tie nor a loss
-    judge: str
-    human: bool = False  # a person voted
-    turn: int = 1
-    category: str | None = None
-    shown: str | None = None  # whose answer was read first: a | b | both (a folded pair of votes) | None (unknown)
-    preference: float | None = None  # the judge's probability that b is better, where it gave one
-    weight: float = 1.0
-    length_a: int | None = None  # characters
-    length_b: int | None = None
-    hash_a: str | None = None
-    hash_b: str | None = None
-    text: str | None = None  # what the judge wrote
-
+from data.records import Verdict
 
 COLUMNS = [field.name for field in fields(Verdict)]
 DEFAULTS = {"human": False, "turn": 1, "weight": 1.0}
@@ -76,7 +55,7 @@ def sort_pairs(votes: pd.DataFrame) -> pd.DataFrame:
 
 
 def fold_orders(votes: pd.DataFrame) -> pd.DataFrame:
-    """A judge's two votes on one pair, once in each order, become one: FastChat's rule (Zheng et al. 2023, section 3.4).
+    """A judge's two votes on one pair, once in each order, become one; Zheng et al. 2023 (arXiv:2306.05685), 3.4.
 
     A win counts only where both orders agree, otherwise it is a tie; an error in either makes the item an error.
     Votes in one order only, votes of people and votes of unknown order stay as they are.
@@ -104,7 +83,12 @@ def fold_orders(votes: pd.DataFrame) -> pd.DataFrame:
 
 
 def scored(votes: pd.DataFrame) -> pd.DataFrame:
-    """One row a battle: a judge's two orders folded, errors left out, file order kept where nothing was folded."""
+    """One row a battle: a judge's two orders folded, errors left out, file order kept where nothing was folded.
+
+    Raises:
+        ValueError: every vote is an error.
+    """
+    check_readable(votes)
     if (votes["shown"].eq("b") & ~votes["human"]).any():
         votes = fold_orders(votes)
     return votes[votes["verdict"] != "error"]
@@ -120,16 +104,7 @@ def points(verdicts: pd.Series) -> pd.Series:
     return verdicts.map({"a": 1.0, "b": 0.0, "tie": 0.5})
 
 
-def check_votes(votes: pd.DataFrame, files: Sequence[str]) -> int:
-    """Number of votes that cannot be read as a win or a tie.
-
-    Raises:
-        ValueError: no vote at all, or not one that can be read.
-    """
-    named = ", ".join(map(str, files))
-    if not len(votes):
-        raise ValueError(f"no vote in {named}; task.input takes files with one vote a line")
-    errors = int((votes["verdict"] == "error").sum())
-    if errors == len(votes):
-        raise ValueError(f"none of the {errors} verdicts in {named} can be read; is task.format the right one?")
-    return errors
+def check_readable(votes: pd.DataFrame) -> None:
+    """Raises ValueError where not one vote is a win or a tie."""
+    if (votes["verdict"] == "error").all():
+        raise ValueError(f"none of the {len(votes)} verdicts is a win or a tie; is task.format the right one?")

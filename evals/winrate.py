@@ -1,17 +1,28 @@
 """AlpacaEval's win rate, and the win rate that is left when both answers are equally long."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import sklearn
+from omegaconf import DictConfig
 from scipy.special import expit
 from scipy.stats import norm
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import make_scorer
 from sklearn.model_selection import GroupKFold
+from statsmodels.stats.power import NormalIndPower
+from statsmodels.stats.proportion import proportion_effectsize
 
-from evals.readers import read_rows
+from evals.readers import read_rows, read_votes
+from evals.report import plot_intervals, print_table
+from evals.verdicts import fold_orders, points, swapped
+
+
+class LengthControlError(ValueError):
+    """These votes do not allow to control for length."""
 
 
 def win_rate(preference: np.ndarray) -> dict:
@@ -40,17 +51,23 @@ def win_rate(preference: np.ndarray) -> dict:
     }
 
 
-def detectable_effect(sd: float, n: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """The smallest difference from 0.5 that n comparisons of that spread show with this power (two-sided normal)."""
-    return (norm.ppf(1 - alpha / 2) + norm.ppf(power)) * sd / math.sqrt(n)
+def detectable_effect(n: int, *, alpha: float, power: float) -> float:
+    """The smallest distance from 0.5 at which n comparisons without ties tell a win rate from it, two-sided.
+
+    Inverse of `comparisons_needed`; at most 0.5.
+    """
+    effect = (norm.ppf(1 - alpha / 2) + norm.ppf(power)) / math.sqrt(n)
+    return math.sin(min(effect, math.pi / 2)) / 2
 
 
-def comparisons_needed(win_rate: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Comparisons without ties that tell this win rate from 0.5 (arcsine; Cohen 1988): 783 for 0.55, 194 for 0.60."""
-    if not 0 < win_rate < 1 or win_rate == 0.5:
-        raise ValueError(f"win_rate must lie in (0, 1) and not be 0.5, got {win_rate}")
-    effect = 2 * (math.asin(math.sqrt(win_rate)) - math.asin(math.sqrt(0.5)))
-    return math.ceil(((norm.ppf(1 - alpha / 2) + norm.ppf(power)) / effect) ** 2)
+def comparisons_needed(win_rate: float, *, alpha: float, power: float) -> int:
+    """Comparisons without ties that tell a win rate from 0.5: 783 for 0.55, 194 for 0.60 at alpha .05 and power .8.
+
+    Cohen 1988, section 6.2: effect size 2 asin(sqrt(p)) - 2 asin(sqrt(1/2)).
+    """
+    return math.ceil(
+        NormalIndPower().solve_power(proportion_effectsize(win_rate, 0.5), alpha=alpha, power=power, ratio=0)
+    )
 
 
 def length_controlled(
@@ -70,12 +87,12 @@ def length_controlled(
         length_a, length_b: (n,) characters.
         difficulty: (n,) of each instruction, or None: fitted without it.
     Raises:
-        ValueError: all length differences are the same, or fewer than ten verdicts.
+        LengthControlError: all length differences are the same, or fewer than ten verdicts.
     """
     gap = np.asarray(length_a, float) - np.asarray(length_b, float)
     seen = ~np.isnan(preference)
     if seen.sum() < 10 or not np.nanstd(gap) > 0 or np.isnan(gap).any():
-        raise ValueError(
+        raise LengthControlError(
             f"length control needs ten verdicts or more and lengths that differ: {seen.sum()} verdicts, "
             f"{int(np.isnan(gap).sum())} rows without lengths, sd of the length difference {np.nanstd(gap):.3g}"
         )
@@ -124,9 +141,7 @@ def _fit(features: np.ndarray, preference: np.ndarray) -> LogisticRegressionCV:
         ).set_fit_request(sample_weight=True)
         groups = np.tile(np.arange(n), 2)
         labels = np.repeat([1, 0], n)
-        return model.fit(
-            np.vstack([features, features]), labels, sample_weight=p_label, groups=groups, p_label=p_label
-        )
+        return model.fit(np.vstack([features, features]), labels, sample_weight=p_label, groups=groups, p_label=p_label)
 
 
 def predicted_win_rate(weights: dict, baseline_weights: dict, difficulty: np.ndarray) -> float:
@@ -141,12 +156,21 @@ def read_difficulty(file: str) -> tuple[dict, str]:
     A JSON object maps instructions; CSV and JSONL have columns instruction or index, and difficulty or
     instruction_difficulty.
     """
-    rows = [row for _, row in read_rows(file)] if not file.endswith(".json") else _read_mapping(file)
+    rows = _read_mapping(file) if file.endswith(".json") else [row for _, row in read_rows(file)]
     key = "instruction" if rows and "instruction" in rows[0] else "index"
     value = "difficulty" if rows and "difficulty" in rows[0] else "instruction_difficulty"
     if not rows or key not in rows[0] or value not in rows[0]:
         raise ValueError(f"{file} needs columns instruction (or index) and difficulty, it has {list(rows[0] or [])}")
     return {(row[key] if key == "instruction" else int(row[key])): float(row[value]) for row in rows}, key
+
+
+def _read_mapping(file: str) -> list[dict]:
+    if not Path(file).is_file():
+        raise ValueError(f"no file {file} (task.difficulty); it is looked up from {Path.cwd()}")
+    mapping = json.loads(Path(file).read_text(encoding="utf-8"))
+    if isinstance(mapping, list):
+        return mapping
+    return [{"instruction": instruction, "difficulty": value} for instruction, value in mapping.items()]
 
 
 def join_difficulty(votes: pd.DataFrame, file: str) -> tuple[np.ndarray, str]:
@@ -164,3 +188,54 @@ def join_difficulty(votes: pd.DataFrame, file: str) -> tuple[np.ndarray, str]:
             "leave task.difficulty=null to fit without it"
         )
     return np.array([table[question] for question in questions]), key
+
+
+def model_win_rate(votes: pd.DataFrame, difficulty_file: str | None, *, alpha: float, power: float) -> dict:
+    """Every figure of one model against one baseline; a length-controlled rate that cannot be had is null, with why."""
+    preference = votes["preference"].fillna(1 - points(votes["verdict"])).to_numpy(float)
+    result = win_rate(preference)
+    seen = preference[~np.isnan(preference)]
+    result["minimum_detectable_effect"] = 100 * detectable_effect(len(seen), alpha=alpha, power=power)
+    texts = votes[["hash_a", "hash_b"]]
+    result["distinct_answers"] = int(texts["hash_b"].nunique()) if texts["hash_b"].notna().all() else None
+    try:
+        difficulty, joined = join_difficulty(votes, difficulty_file) if difficulty_file else (None, None)
+        lengths = votes["length_a"].to_numpy(), votes["length_b"].to_numpy()
+        result |= length_controlled(preference, *lengths, difficulty)
+        result["length_control"]["difficulty_joined_on"] = joined
+    except LengthControlError as error:
+        result |= {"length_controlled_win_rate": None, "length_control": {"reason": str(error)}}
+    return result
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=winrate: the win rate of model b, raw and length-controlled, beside the difference it could have shown."""
+    task = cfg.task
+    votes = read_votes(task.input, task.format)
+    if (votes["shown"].eq("b") & ~votes["human"]).any():
+        votes = fold_orders(votes)
+        if task.baseline is not None:
+            votes = swapped(votes, votes["model_b"] == task.baseline)
+    names = votes.groupby(["model_a", "model_b"], sort=False)
+    results = {}
+    for (baseline, model), part in names:
+        result = model_win_rate(part.reset_index(drop=True), task.difficulty, alpha=task.alpha, power=task.power)
+        results.setdefault(model, {})[baseline] = {"model": model, "baseline": baseline} | result
+    flat = [result for others in results.values() for result in others.values()]
+    columns = ("win_rate", "standard_error", "length_controlled_win_rate", "minimum_detectable_effect", "n_total")
+    print_table(
+        "win rate in percent (detectable: distance from 50 that so many comparisons would show)",
+        ("model", "against", "win rate", "s.e.", "length-controlled", "detectable", "n"),
+        [(r["model"], r["baseline"], *(r[name] for name in columns)) for r in flat],
+    )
+    rows = [
+        (
+            f"{r['model']} against {r['baseline']}",
+            r["win_rate"],
+            *(r["win_rate"] + s * 1.96 * r["standard_error"] for s in (-1, 1)),
+        )
+        for r in flat
+        if r["standard_error"] is not None
+    ]
+    plot_intervals(out / "win_rate.png", "win rate, percent", rows[:60], null=50)
+    return flat[0] if len(flat) == 1 else {"models": results}

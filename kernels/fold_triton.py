@@ -26,7 +26,7 @@ def fold_triton(z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, st
     if M:
         _fold_kernel[(M,)](
             z, z if z_ref is None else z_ref, targets, first, *stats, width, 1 / settings.temperature,
-            settings.softcap or 1.0, settings.softcap is not None, settings.entropy, z_ref is not None, block,
+            float(settings.softcap or 1), settings.softcap is not None, settings.entropy, z_ref is not None, block,
             num_warps=BLOCKS[block],
         )  # fmt: skip
 
@@ -38,22 +38,21 @@ def unfold_triton(
     """Turn a tile of logits into the gradient of the logits, in place."""
     M, width = z.shape
     block = choose_block(width)
-    lse, entropy, kl, ref_lse = (summary.lse if s is None else s for s in summary)
-    grad_logprob, grad_entropy, grad_kl = (summary.lse if g is None else g.contiguous() for g in grads)
+    per_token = [summary.maximum if s is None else s.contiguous() for s in (*summary, *grads)]  # None is not read
     if M:
         _unfold_kernel[(M, triton.cdiv(width, block))](
-            z, z if z_ref is None else z_ref, targets, first, lse, entropy, kl, ref_lse,
-            grad_logprob, grad_entropy, grad_kl, width, 1 / settings.temperature, settings.softcap or 1.0,
+            z, z if z_ref is None else z_ref, targets, first, *per_token, width, 1 / settings.temperature,
+            float(settings.softcap or 1),
             settings.softcap is not None, settings.entropy, z_ref is not None, block, num_warps=BLOCKS[block],
         )  # fmt: skip
 
 
 @triton.jit
-def _scaled(logits, inv_temperature, softcap, CAPPED: tl.constexpr):
-    x = logits.to(tl.float32)
+def _load(logits, real, inv_temperature, softcap, CAPPED: tl.constexpr):
+    x = tl.load(logits, real, other=0.0).to(tl.float32)
     if CAPPED:
         x = softcap * libdevice.tanh(x / softcap)
-    return x * inv_temperature
+    return tl.where(real, x * inv_temperature, -1e18)  # adds exp(-1e18) = 0; 0 would add 1, and 0 * -inf is nan
 
 
 @triton.jit
@@ -68,22 +67,22 @@ def _fold_kernel(
     d, m_ref, s_ref = tl.load(difference + row), tl.load(ref_maximum + row), tl.load(ref_total + row)
     for i in range(0, width, BLOCK):
         columns = i + tl.arange(0, BLOCK)
-        real = columns < width  # the last block's other columns would add exp(0)
-        x = _scaled(tl.load(z + start + columns, real, other=0.0), inv_temperature, softcap, CAPPED)
-        new = tl.maximum(m, tl.max(tl.where(real, x, -float("inf")), 0))
+        x = _load(z + start + columns, columns < width, inv_temperature, softcap, CAPPED)
+        new = tl.maximum(m, tl.max(x, 0))
         shift = m - new
         scale = tl.exp(shift)
-        p = tl.where(real, tl.exp(x - new), 0.0)
+        p = tl.exp(x - new)
         if ENTROPY:
             w = scale * (w + shift * s) + tl.sum(p * (x - new), 0)
+        if KL:
+            y = _load(z_ref + start + columns, columns < width, inv_temperature, softcap, CAPPED)
+            new_ref = tl.maximum(m_ref, tl.max(y, 0))
+            ref_shift = m_ref - new_ref
+            d = scale * (d + (shift - ref_shift) * s) + tl.sum(p * ((x - new) - (y - new_ref)), 0)
+            s_ref = tl.exp(ref_shift) * s_ref + tl.sum(tl.exp(y - new_ref), 0)
+            m_ref = new_ref
         s = scale * s + tl.sum(p, 0)
         m = new
-        if KL:
-            y = _scaled(tl.load(z_ref + start + columns, real, other=0.0), inv_temperature, softcap, CAPPED)
-            d = scale * d + tl.sum(p * (x - y), 0)
-            new_ref = tl.maximum(m_ref, tl.max(tl.where(real, y, -float("inf")), 0))
-            s_ref = tl.exp(m_ref - new_ref) * s_ref + tl.sum(tl.where(real, tl.exp(y - new_ref), 0.0), 0)
-            m_ref = new_ref
     tl.store(maximum + row, m)
     tl.store(total + row, s)
     if ENTROPY:
@@ -94,12 +93,13 @@ def _fold_kernel(
         tl.store(ref_total + row, s_ref)
     column = tl.load(targets + row) - first
     if (column >= 0) & (column < width):
-        tl.store(target + row, _scaled(tl.load(z + start + column), inv_temperature, softcap, CAPPED))
+        tl.store(target + row, _load(z + start + column, column < width, inv_temperature, softcap, CAPPED))
 
 
 @triton.jit
 def _unfold_kernel(
-    z, z_ref, targets, first, lse, entropy, kl, ref_lse, grad_logprob, grad_entropy, grad_kl,
+    z, z_ref, targets, first, maximum, log_total, entropy, kl, ref_maximum, ref_log_total,
+    grad_logprob, grad_entropy, grad_kl,
     width, inv_temperature, softcap,
     CAPPED: tl.constexpr, ENTROPY: tl.constexpr, KL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -107,15 +107,16 @@ def _unfold_kernel(
     start = row.to(tl.int64) * width
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = columns < width
-    x = _scaled(tl.load(z + start + columns, real, other=0.0), inv_temperature, softcap, CAPPED)
-    logp = x - tl.load(lse + row)
+    x = _load(z + start + columns, real, inv_temperature, softcap, CAPPED)
+    logp = x - tl.load(maximum + row) - tl.load(log_total + row)
     g = tl.load(grad_logprob + row)
     factor = tl.zeros((BLOCK,), tl.float32) - g
     if ENTROPY:
         factor -= tl.load(grad_entropy + row) * (logp + tl.load(entropy + row))
     if KL:
-        y = _scaled(tl.load(z_ref + start + columns, real, other=0.0), inv_temperature, softcap, CAPPED)
-        factor += tl.load(grad_kl + row) * (logp - (y - tl.load(ref_lse + row)) - tl.load(kl + row))
+        y = _load(z_ref + start + columns, real, inv_temperature, softcap, CAPPED)
+        ref_logp = y - tl.load(ref_maximum + row) - tl.load(ref_log_total + row)
+        factor += tl.load(grad_kl + row) * (logp - ref_logp - tl.load(kl + row))
     dz = tl.exp(logp) * factor + tl.where(columns == tl.load(targets + row) - first, g, 0.0)
     if CAPPED:
         t = x / (inv_temperature * softcap)

@@ -125,15 +125,10 @@ class _Sweep(torch.autograd.Function):
         stats = Stats.start(len(hidden), torch.promote_types(hidden.dtype, torch.float32), hidden.device)
         for v, z, z_ref, _ in _tiles(hidden, weight, ref_hidden, ref_weight):
             fold(z, z_ref, targets, v, stats, settings)
-        lse = stats.maximum + stats.total.log()
-        entropy = stats.total.log() - stats.weighted / stats.total if settings.entropy else None
-        ref_lse = kl = None
-        if ref_hidden is not None:
-            ref_lse = stats.ref_maximum + stats.ref_total.log()
-            kl = stats.difference / stats.total - (lse - ref_lse)
-        ctx.save_for_backward(hidden, weight, targets, ref_hidden, ref_weight, lse, entropy, kl, ref_lse)
+        summary = Summary.of(stats, settings.entropy, ref_hidden is not None)
+        ctx.save_for_backward(hidden, weight, targets, ref_hidden, ref_weight, *summary)
         ctx.settings, ctx.triton = settings, triton
-        return stats.target - lse, entropy, kl
+        return (stats.target - stats.maximum) - summary.log_total, summary.entropy, summary.kl
 
     @staticmethod
     @once_differentiable

@@ -84,10 +84,11 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int |
     scale = q.shape[-1] ** -0.5
     q = rearrange(q, "n (k g) d -> k (n g) d", g=groups).contiguous()
     k, v = (rearrange(x, "n k d -> k n d").contiguous() for x in (k, v))
+    sizes = [stop - start for start, stop in blocks.spans]
+    parts = zip(q.split([size * groups for size in sizes], 1), k.split(sizes, 1), v.split(sizes, 1), strict=True)
     outs = []
-    for start, stop in blocks.spans:
-        keys, values = k[:, start:stop], v[:, start:stop]
-        bias = blocks.bias((start, stop), groups, window, q.dtype)
-        scores = torch.baddbmm(bias, q[:, start * groups : stop * groups], keys.transpose(1, 2), alpha=scale)
+    for span, (queries, keys, values) in zip(blocks.spans, parts, strict=True):
+        bias = blocks.bias(span, groups, window, q.dtype)
+        scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=scale)  # (K, S * G, S)
         outs.append(scores.softmax(-1) @ values)  # (K, S * G, Dh)
     return rearrange(torch.cat(outs, 1), "k (n g) d -> n (k g) d", g=groups)

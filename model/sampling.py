@@ -32,6 +32,7 @@ class Row:
     prompt: list[int]
     seed: int
     completion: list[int] = field(default_factory=list)
+    finished: bool = False
 
     @property
     def length(self) -> int:
@@ -41,7 +42,8 @@ class Row:
 @torch.no_grad()
 def generate(
     policy: Policy, prompts: list[list[int]], *, max_new_tokens: int, temperature: float, top_k: int, top_p: float,
-    slots: int, stop_ids: list[int], seeds: list[int], pad_id: int, on_token: Callable[[int, int], None] | None = None,
+    slots: int, stop_ids: list[int], seeds: list[int], pad_id: int,
+    on_token: Callable[[int, int, bool], None] | None = None,
 ) -> Generation:  # fmt: skip
     """One completion for every prompt.
 
@@ -53,7 +55,7 @@ def generate(
         slots: how many rows are decoded together.
         stop_ids: ids that end a completion; the one drawn is kept as its last token.
         seeds: one per prompt.
-        on_token: called as on_token(prompt's index, token id) for every token, in the order they are drawn.
+        on_token: called as on_token(prompt's index, token id, whether it is the last) for every token as it is drawn.
     Raises:
         ValueError: an empty prompt, a prompt that leaves no room for max_new_tokens, a setting out of range.
     """
@@ -62,7 +64,7 @@ def generate(
     longest = max(map(len, prompts))
     waiting = [Row(i, prompt, seed) for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))]
     waiting.sort(key=lambda row: (len(row.prompt), row.prompt, row.index), reverse=True)  # taken from the end
-    slots, active, finished, stops = min(slots, len(prompts)), [], {}, set(stop_ids)
+    slots, active, done, stops = min(slots, len(prompts)), [], [], set(stop_ids)
     with decoding(policy, slots) as dtype:
         cache = KVCache(policy.config, slots=slots, length=longest + max_new_tokens, dtype=dtype, device=device)
         while waiting or active:
@@ -76,10 +78,11 @@ def generate(
                 drawn = draw(logits, active, temperature, top_k, top_p)
             for row, token in zip(entering, drawn, strict=True):
                 row.completion.append(token)
+                row.finished = token in stops or len(row.completion) == max_new_tokens
                 if on_token:
-                    on_token(row.index, token)
-            retire(active, finished, cache, stops, max_new_tokens)
-    rows = [finished[i] for i in range(len(prompts))]
+                    on_token(row.index, token, row.finished)
+            done += retire(active, cache)
+    rows = sorted(done, key=lambda row: row.index)
     examples = [
         {"input_ids": r.prompt + r.completion, "completion_mask": [False] * len(r.prompt) + [True] * len(r.completion)}
         for r in rows
@@ -124,16 +127,17 @@ def draw(logits: Tensor, rows: list[Row], temperature: float, top_k: int, top_p:
     return next_token(logits, uniforms(seeds, steps), temperature=temperature, top_k=top_k, top_p=top_p).tolist()
 
 
-def retire(active: list[Row], finished: dict, cache: KVCache, stops: set[int], max_new_tokens: int) -> None:
-    """Take finished rows out; the last active row moves into the slot that falls empty."""
+def retire(active: list[Row], cache: KVCache) -> list[Row]:
+    """Take finished rows out, and return them; the last active row moves into the slot that falls empty."""
+    done = []
     for slot in reversed(range(len(active))):
-        row = active[slot]
-        if row.completion[-1] in stops or len(row.completion) == max_new_tokens:
-            finished[row.index] = row
+        if active[slot].finished:
+            done.append(active[slot])
             last = active.pop()
-            if last is not row:
+            if slot < len(active):
                 cache.move(len(active), slot, last.length)
                 active[slot] = last
+    return done
 
 
 @contextmanager

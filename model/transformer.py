@@ -35,15 +35,15 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, float32 inside, returned in x's dtype. Zhang & Sennrich 2019 (arXiv:1910.07467), Eq. 4."""
+    """x / rms(x) * weight, in x's dtype, returned in `dtype`. Zhang & Sennrich 2019 (arXiv:1910.07467), Eq. 4."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps).to(dtype)
 
 
 class Attention(nn.Module):
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         H, K = self.num_heads, self.num_kv_heads
         q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split((H, K, K), dim=1)  # (N, H | K | K, Dh)
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(q, q.dtype), self.k_norm(k, k.dtype)
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is None:
             mixed = attend(q, k, v, blocks, self.window)  # (N, H, Dh)
@@ -95,15 +95,16 @@ class Layer(nn.Module):
         self.dropout = 0.0  # residual dropout, set by Transformer.regularise
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache=None) -> Tensor:
-        noisy = self.training and torch.is_grad_enabled()
-        x = x + F.dropout(self.attention(self.attention_norm(x), rope, blocks, cache), self.dropout, noisy)
-        return x + F.dropout(self.mlp(self.mlp_norm(x)), self.dropout, noisy)
+        noisy, dtype = self.training and torch.is_grad_enabled(), rope[0].dtype
+        x = x + F.dropout(self.attention(self.attention_norm(x, dtype), rope, blocks, cache), self.dropout, noisy)
+        return x + F.dropout(self.mlp(self.mlp_norm(x, dtype)), self.dropout, noisy)
 
 
 class Transformer(nn.Module):
     """Decoder stack on a packed stream.
 
-    `compute_dtype` is the dtype of products and activations; None means the weights' own.
+    `compute_dtype` is the dtype of products; None means the weights' own. The residual stream x is float32 at least:
+    with a bfloat16 one, log-probs are a sixth and gradients a quarter further from float32's.
     """
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype | None = None):
@@ -118,7 +119,7 @@ class Transformer(nn.Module):
         self.frequencies, self.rope_gain = rope_frequencies(config)
 
     def forward(self, tokens: Tensor, positions: Tensor, blocks: Blocks | None, cache=None) -> Tensor:
-        """(N, D) hidden states, after the last norm, of N tokens.
+        """(N, D) hidden states, after the last norm, of N tokens, in the dtype of products.
 
         Args:
             tokens, positions: (N,) int64.
@@ -127,16 +128,17 @@ class Transformer(nn.Module):
                 layer and returns attention's output (N, H, Dh); `blocks` goes to it untouched, None while decoding.
         """
         x = self.embed(tokens)  # (N, D)
-        x = x.to(self.compute_dtype or x.dtype)
+        dtype = self.compute_dtype or x.dtype
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         if self.neftune_alpha and self.training and torch.is_grad_enabled():
             x = x + neftune_noise(x, blocks, self.neftune_alpha)
-        rope = self.rope(positions, x.dtype)
+        rope = self.rope(positions, dtype)
         for layer in self.layers:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, x, rope, blocks, cache, use_reentrant=False)
             else:
                 x = layer(x, rope, blocks, cache)
-        return self.norm(x)
+        return self.norm(x, dtype)
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin, each (N, 1, Dh / 2); angles in float32, as positions exceed bf16's whole numbers at 256."""

@@ -13,6 +13,9 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,8 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str
     _wait()
     tensors: dict[str, Tensor] = {}
     tree = _split(state, "", tensors)
-    dcp.save(tensors, checkpoint_id=aside, no_dist=not dist.is_initialized())
+    with _single_process_is_meant():
+        dcp.save(tensors, checkpoint_id=aside, no_dist=not dist.is_initialized())
     (aside / f"rank_{rank}.json").write_text(json.dumps(tree), encoding="utf-8")
     _wait()
     if rank == 0:
@@ -68,11 +72,12 @@ def load_checkpoint(directory: Path, current: dict[str, Any], *, rank: int) -> d
         here = templates.get(key)
         fits = here is not None and here.shape == stored.size and here.dtype == stored.properties.dtype
         tensors[key] = here if fits else torch.empty(stored.size, dtype=stored.properties.dtype)
-    dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    with _single_process_is_meant():
+        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     return _join(tree, tensors)
 
 
-def find_checkpoint(root: Path, warn) -> tuple[Path, dict[str, Any]] | None:
+def find_checkpoint(root: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
     """The newest complete checkpoint and its meta; damaged ones are named through `warn` and passed over.
 
     Raises:
@@ -155,6 +160,14 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _single_process_is_meant() -> Iterator[None]:
+    """DCP warns of a missing process group although it is told that there is none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _wait() -> None:

@@ -19,6 +19,13 @@ def check_positive(**values: int | float) -> None:
             raise ValueError(f"{key.replace('__', '.')}={value} must be a number above 0")
 
 
+def check_whole(least: int, **values: int) -> None:
+    """Each value is a whole number of at least `least`."""
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{key.replace('__', '.')}={value} must be a whole number of at least {least}")
+
+
 def check_choice(key: str, value: object, choices: tuple) -> None:
     """The value is one of the choices."""
     if value not in choices:
@@ -27,7 +34,7 @@ def check_choice(key: str, value: object, choices: tuple) -> None:
 
 def check_batch(whole: int, micro_batch_size: int, world_size: int, key: str = "batch_size") -> None:
     """Fail in the first second, not at the first gradient step: `whole` rows split evenly over ranks and forwards."""
-    check_positive(**{key: whole, "micro_batch_size": micro_batch_size})
+    check_whole(1, **{key: whole, "micro_batch_size": micro_batch_size})
     chunk = micro_batch_size * world_size
     if whole % chunk:
         low = whole // chunk * chunk
@@ -40,26 +47,24 @@ def check_batch(whole: int, micro_batch_size: int, world_size: int, key: str = "
 
 def check_training(cfg: DictConfig, world_size: int) -> None:
     """What every training door shares: batch sizes, counts of steps, precision, and one source of weights."""
-    check_positive(num_steps=cfg.num_steps)
+    check_whole(1, num_steps=cfg.num_steps, keep_last=cfg.keep_last)
     check_batch(cfg.batch_size, cfg.micro_batch_size, world_size)
     check_choice("precision", cfg.precision, ("fp32", "bf16"))
-    for key in ("save_every", "eval_every", "sample_every"):
-        if not isinstance(cfg[key], int) or cfg[key] < 0:
-            raise ValueError(f"{key}={cfg[key]} must be a whole number of steps; 0 = never")
+    check_whole(0, seed=cfg.seed, save_every=cfg.save_every, eval_every=cfg.eval_every, sample_every=cfg.sample_every)
 
 
 def check_policy_or_model(cfg: DictConfig) -> None:
     """Weights come from a checkpoint, or sizes from conf/model: one of the two."""
     if (cfg.policy is None) == (cfg.model is None):
         raise ValueError(
-            f"policy={cfg.policy} and model={'null' if cfg.model is None else '(sizes)'}: give exactly one; policy=PATH "
-            "starts from a checkpoint, model=tiny (a file of conf/model) from random weights"
+            f"policy={cfg.policy} and model={'null' if cfg.model is None else '(sizes)'}: give exactly one; "
+            "policy=PATH starts from a checkpoint, model=tiny (a file of conf/model) from random weights"
         )
 
 
 def changed_keys(before: DictConfig, now: DictConfig) -> list[str]:
     """Dotted keys whose values differ and would change numbers, with both values."""
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     free = set(FREE_TO_CHANGE)
     if now.get("optim", {}).get("schedule") == "constant":
         free.add("num_steps")  # a constant rate does not know where the run ends, so a run may be prolonged
@@ -72,12 +77,12 @@ def changed_keys(before: DictConfig, now: DictConfig) -> list[str]:
     return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in named]
 
 
-def _flat(cfg: DictConfig, prefix: str = "") -> dict[str, object]:
+def flat(cfg: DictConfig, prefix: str = "") -> dict[str, object]:
     """{'data.max_length': 512, ...}; lists are leaves."""
     leaves = {}
     for key, value in OmegaConf.to_container(cfg, resolve=True).items():
         if isinstance(value, dict):
-            leaves |= _flat(OmegaConf.create(value), f"{prefix}{key}.")
+            leaves |= flat(OmegaConf.create(value), f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,6 +34,19 @@ class Terminal:
         self.progress.update(self.task, completed=step, figures=text)
         if not self.live:
             self.say(f"step {step}  {text}")
+
+    @contextmanager
+    def track(self, what: str, *, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar for long work within a run: yields advance(n)."""
+        task = self.progress.add_task(what, total=total, figures="")
+        if self.console.is_terminal and not self.live:
+            self.progress.start()
+        try:
+            yield lambda n=1: self.progress.advance(task, n)
+        finally:
+            if self.console.is_terminal and not self.live:
+                self.progress.stop()
+            self.progress.remove_task(task)
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""

@@ -42,7 +42,7 @@ def stop_ranks() -> None:
 
 
 def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """Split every block's weights over the ranks; the model keeps its methods.
+    """Split every layer's weights over the ranks. A model names its entry points beside forward in `forward_methods`.
 
     FSDP2 averages gradients over ranks, so a loss is a local sum over the *mean* over ranks of the token count.
     """

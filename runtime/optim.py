@@ -11,25 +11,30 @@ from torch.distributed.tensor import DTensor
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-def build_optimizer(models: nn.Module | Iterable[nn.Module], cfg: DictConfig) -> torch.optim.AdamW:
+def build_optimizer(
+    models: nn.Module | Iterable[nn.Module], cfg: DictConfig, lr_scales: Iterable[float] | None = None
+) -> torch.optim.AdamW:
     """AdamW with decoupled decay, Loshchilov & Hutter 2019 (arXiv:1711.05101); matrices decay, norms and biases do not.
 
     Args:
         models: whose trainable parameters learn; a tied weight counts once.
         cfg: `lr`, `betas`, `eps`, `weight_decay` of conf/optim.
+        lr_scales: one factor of the learning rate per model; None = 1 each.
     Raises:
         ValueError: a setting is out of range, or nothing is trainable.
     """
     check_optim(cfg)
     models = [models] if isinstance(models, nn.Module) else list(models)
-    weights = list(dict.fromkeys(p for model in models for p in model.parameters() if p.requires_grad))
-    if not weights:
-        raise ValueError("nothing to optimise: no model has a trainable parameter; load one with frozen=False")
-    groups = [
-        {"params": [p for p in weights if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in weights if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups, taken = [], set()
+    for model, scale in zip(models, lr_scales or [1.0] * len(models), strict=True):
+        weights = [p for p in model.parameters() if p.requires_grad and p not in taken]
+        taken |= set(weights)
+        matrices, vectors = [p for p in weights if p.ndim >= 2], [p for p in weights if p.ndim < 2]
+        groups.append({"params": matrices, "weight_decay": cfg.weight_decay, "lr_scale": scale})
+        groups.append({"params": vectors, "weight_decay": 0.0, "lr_scale": scale})
     groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise ValueError("nothing to optimise: no model has a trainable parameter; load one with frozen=False")
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps)
 
 
@@ -50,14 +55,14 @@ def check_optim(cfg: DictConfig) -> None:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, cfg: DictConfig) -> float:
-    """Give every group the learning rate of the step that follows `step` completed ones, and return it.
+    """Give every group its share of the rate of the step that follows `step` completed ones; returns that rate.
 
     Warm-up rises linearly, lr * (step + 1) / warmup_steps; then the rate stays, or falls from lr to
     lr * min_lr_ratio along a line or half a cosine that ends after `cfg.num_steps` steps.
     """
     lr = cfg.lr * lr_factor(step, cfg)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     return lr
 
 

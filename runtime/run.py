@@ -10,7 +10,6 @@ with Run(cfg) as run:                      inside `main`; refuses a directory th
 """
 
 import contextlib
-import os
 import random
 import signal
 import time
@@ -18,23 +17,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from runtime import checkpoint, directory, distributed, host, optim
 from runtime.config import changed_keys, check_choice, write_config
 from runtime.display import WANDB_MODES, Terminal, Wandb, complain
+from runtime.door import INTERRUPTED, enter
 from runtime.metrics import Metrics, append_row, drop_rows_after, read_rows
 from runtime.plots import plot_metrics
-
-CONF = Path(__file__).parents[1] / "conf"
-UNREADABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-INTERRUPTED = 75  # EX_TEMPFAIL: the run stopped early and can go on, so no chain may take it for done
 
 
 class Run:
@@ -110,7 +103,7 @@ class Run:
     # ---- the course of a run
 
     def begin(self) -> None:
-        """Inputs are good: from here on the directory is written. `resume` calls it; doors that do not train call it."""
+        """Inputs are good, so the directory may be written. `resume` calls it, and doors that do not train."""
         if self._begun:
             return
         self._begun = True
@@ -195,6 +188,26 @@ class Run:
             raise SystemExit(INTERRUPTED)
         self._paused, self._clock = 0.0, time.perf_counter()
 
+    def stop_if_not_finite(self, value: Tensor, row_losses: Tensor, rows: list[str]) -> None:
+        """Call it before the optimizer's step: nothing is stepped, and the rows at fault are in bad_rows.jsonl.
+
+        Args:
+            value: () what must be finite: the gradient's norm, which the loss enters.
+            row_losses: (B,). rows: where each comes from, FILE:LINE.
+        Raises:
+            ValueError: it is not finite on some rank.
+        """
+        if not distributed.any_rank(not torch.isfinite(value).item(), self.device):
+            return
+        bad = [rows[i] for i in (~torch.isfinite(row_losses)).nonzero().flatten().tolist()]
+        for row in bad:
+            append_row(self.dir / "bad_rows.jsonl", {"step": self.step + 1, "rank": self.rank, "row": row})
+        named = f"from {', '.join(bad)} (also in bad_rows.jsonl)" if bad else "though each row's loss is finite"
+        raise ValueError(
+            f"step {self.step + 1}: the loss or its gradient is not finite ({value.item()}), {named}; nothing was "
+            "stepped. Look at the rows, or lower optim.lr"
+        )
+
     def save(self, **state: Any) -> None:
         """Write the training state as of the last completed step. `end_step` calls it when save_every says so."""
         if self._saved_step == self.step:
@@ -221,6 +234,11 @@ class Run:
             host.write_finish(self.dir, self.step)
             self.terminal.say(f"done: {self.dir}")
         return next((row[key] for row in reversed(rows) if key in row), float("nan"))
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the process was told to stop (SIGTERM, SIGINT): for doors that wait rather than step."""
+        return self._stop is not None
 
     # ---- inside
 
@@ -262,29 +280,10 @@ class Run:
 
 
 def main(job: Callable[[DictConfig, Run], float], config_name: str) -> None:
-    """A door's entry: composes conf/`config_name`.yaml with the command line, and runs `job(cfg, run)` in its directory.
+    """A door's entry: composes conf/`config_name`.yaml with the command line and calls `job(cfg, run)`."""
 
-    Exit codes: 0 done; 2 bad input (one message, no traceback); 1 failed; 75 interrupted, resume=true goes on.
-    HYDRA_FULL_ERROR=1 shows tracebacks.
-    """
-
-    @hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
-    def start(cfg: DictConfig) -> float:
+    def in_a_run(cfg: DictConfig) -> float:
         with Run(cfg) as run:
             return job(cfg, run)
 
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        start()
-        return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra itself would print and exit with 1
-    try:
-        start()
-    except (ValueError, HydraException, OmegaConfBaseException, *UNREADABLE) as error:
-        complain(f"error: {error}")
-        raise SystemExit(2) from None
-    except OSError as error:
-        complain(f"error: {error}")
-        raise SystemExit(1) from None
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        complain(f"error: out of memory ({error}); lower micro_batch_size or data.max_length, or say precision=bf16")
-        raise SystemExit(1) from None
+    enter(in_a_run, config_name)

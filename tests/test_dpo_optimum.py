@@ -45,7 +45,7 @@ def test_dpo_ends_within_a_hundredth_of_a_nat_of_the_closed_form(beta, seed):
 
 
 def test_rankings_of_four_end_there_too():
-    assert train_tabular(0, beta=1.0, K=4, elements=96) <= 0.01
+    assert train_tabular(0, beta=1.0, K=4, elements=160) <= 0.01
 
 
 def test_preferences_of_a_judge_on_another_scale_miss_the_optimum():

@@ -8,7 +8,9 @@ from model.heads import ValueModel
 from model.packing import Rows, pack
 from tests.tiny_models import FAMILY, batch_of, random_ids, tiny_config
 
-SHARED = random_ids(11, seed=0)  # one prompt under three completions, then rows of their own, one with no prompt but bos
+SHARED = random_ids(
+    11, seed=0
+)  # one prompt under three completions, then rows of their own, one with no prompt but bos
 ROWS = [(SHARED, random_ids(7, 1)), (SHARED, random_ids(1, 2)), (SHARED, random_ids(12, 3))]
 ROWS += [(random_ids(4, 4), random_ids(9, 5)), (random_ids(1, 6), random_ids(17, 7))]
 

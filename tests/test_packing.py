@@ -7,7 +7,10 @@ from tests.tiny_models import batch_of, random_ids
 
 def test_make_rows_pads_on_the_right_and_masks_decide():
     rows = make_rows(
-        [{"input_ids": [5, 6, 7], "completion_mask": [False, True, True]}, {"input_ids": [8, 9], "completion_mask": [False, True]}],
+        [
+            {"input_ids": [5, 6, 7], "completion_mask": [False, True, True]},
+            {"input_ids": [8, 9], "completion_mask": [False, True]},
+        ],
         pad_id=7,
     )
     assert rows.input_ids.tolist() == [[5, 6, 7], [8, 9, 7]]
@@ -60,7 +63,9 @@ def test_rows_without_any_completion_pack_whole():
 
 
 def bad(name: str) -> Rows:
-    rows = Rows(*(x.clone() for x in batch_of([(random_ids(3, 0), random_ids(2, 1)), (random_ids(4, 2), [5])], "right")))
+    rows = Rows(
+        *(x.clone() for x in batch_of([(random_ids(3, 0), random_ids(2, 1)), (random_ids(4, 2), [5])], "right"))
+    )
     if name == "empty row":
         rows.attention_mask[1] = rows.completion_mask[1] = False
     if name == "marks padding":

@@ -64,14 +64,15 @@ def test_what_comes_back_is_prompt_completion_padding():
         slots=2,
         seeds=list(range(9)),
         stop_ids=[5, 6],
-        on_token=lambda i, t: seen.append((i, t)),
+        on_token=lambda *event: seen.append(event),
         **SETTINGS,
     )
     for i, prompt in enumerate(prompts):
         completion = rows.input_ids[i][rows.completion_mask[i]].tolist()
         assert rows.input_ids[i, : len(prompt)].tolist() == prompt
         assert rows.attention_mask[i].sum() == len(prompt) + len(completion)
-        assert completion == [token for row, token in seen if row == i]
+        assert completion == [token for row, token, _ in seen if row == i]
+        assert [last for row, _, last in seen if row == i] == [False] * (len(completion) - 1) + [True]
         stopped = completion[-1] in (5, 6)
         assert reasons[i] == ("stop" if stopped else "length")
         assert not {5, 6} & set(completion[:-1]) and (stopped or len(completion) == 41)

@@ -30,3 +30,11 @@ def batch_of(rows: list[tuple[list[int], list[int]]], padding: str, extra: int =
 
 def random_ids(length: int, seed: int) -> list[int]:
     return torch.randint(1, 97, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def shaken(model):
+    """Weights, biases and norms far from where they start, so that a forgotten one shows."""
+    with torch.no_grad():
+        for number, weight in enumerate(model.parameters()):
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)), alpha=0.15)
+    return model

@@ -1,9 +1,12 @@
-"""The row and the manifest that every method writes."""
+"""What the methods share: few-shot chats, the rows and the manifest they write."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
-from data.clients import Client, hash_json
+from data.clients import Answer, Client, Conversation, hash_json
+
+TRY = 7919  # between the seeds of two tries: far from those of neighbouring turns
 
 
 @dataclass
@@ -40,3 +43,39 @@ def manifest(method: str, made: Made, clients: dict[str, Client], settings: dict
         "cost": sum(client.usage.cost for client in clients.values()),
         "settings": settings,
     }
+
+
+def few_shot(turns: list[tuple[str, str]], last: str) -> Conversation:
+    """A chat whose earlier turns are the examples: small chat models follow it better than a list in one message."""
+    said = [message for user, assistant in turns for message in (("user", user), ("assistant", assistant))]
+    return [{"role": role, "content": content} for role, content in [*said, ("user", last)]]
+
+
+def ask_until(
+    client: Client, items: Sequence, prompt: Callable, read: Callable, *, seeds: Sequence[int], max_tries: int,
+    temperature: float, max_tokens: int, whole: bool = True,
+) -> list[str | None]:  # fmt: skip
+    """Ask `prompt(item)` for each item until `read(item, answer)` is content, with a new seed each time.
+
+    `read` takes the answer in and returns None, or names what is wrong with it. An answer that was refused, filtered,
+    empty or (`whole`) cut does not reach it. Returns for each item None or the fault of its last try.
+    """
+    faults: list[str | None] = [None] * len(items)
+    waiting = list(range(len(items)))
+    for attempt in range(max_tries):
+        asked = [prompt(items[i]) for i in waiting]
+        own = [seeds[i] + TRY * attempt for i in waiting]
+        answers = client.ask(asked, temperature=temperature, max_tokens=max_tokens, seed=own)
+        for i, answer in zip(waiting, answers, strict=True):
+            faults[i] = answer_fault(answer, whole=whole) or read(items[i], answer)
+        waiting = [i for i in waiting if faults[i]]
+    return faults
+
+
+def answer_fault(answer: Answer, *, whole: bool) -> str | None:
+    """Why an answer is none."""
+    if answer.finish_reason in ("refused", "content_filter"):
+        return "refused_by_endpoint" if answer.finish_reason == "refused" else "filtered_by_endpoint"
+    if whole and answer.finish_reason == "length":
+        return "answer_cut"
+    return None if answer.text.strip() else "answer_empty"

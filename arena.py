@@ -1,0 +1,110 @@
+"""The page where people compare models blindly, rank answers, and see ratings.
+
+    python arena.py 'models={sft:runs/coffee/sft/model,ppo:runs/coffee/ppo/model}' hydra.run.dir=runs/arena
+    python arena.py export=true resume=true hydra.run.dir=runs/arena      votes -> files for the other doors
+
+Votes are kept in DIR/arena.sqlite. Closing the page (Ctrl-C) exports too; resume=true opens it again.
+"""
+
+import ipaddress
+import os
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: the page tells nobody about itself
+
+from evals.arena.annotate import SHORTCUTS, Desk, annotate_room, load_items  # noqa: E402
+from evals.arena.battle import Arena, battle_room  # noqa: E402
+from evals.arena.board import board_room  # noqa: E402
+from evals.arena.export import export  # noqa: E402
+from evals.arena.limits import Limits  # noqa: E402
+from evals.arena.speakers import load_speakers  # noqa: E402
+from evals.arena.store import Store  # noqa: E402
+from runtime.run import Run, main  # noqa: E402
+
+
+def serve(cfg: DictConfig, run: Run) -> float:
+    accounts = check(cfg)
+    database = run.dir / "arena.sqlite"
+    if cfg.export and not database.exists():
+        raise ValueError(f"{run.dir} holds no arena.sqlite: nothing to export; name the arena's directory")
+    if cfg.overwrite and database.exists():
+        raise ValueError(f"{database} holds people's votes; say resume=true, or move the file away yourself")
+    speakers = load_speakers(cfg.models or {}, precision=cfg.precision, sampling=cfg.sampling)
+    items = load_items(cfg.annotate, double_share=cfg.double_share, seed=cfg.seed)
+
+    run.begin()
+    store = Store(database)
+    store.add_items(items)
+    if not cfg.export:
+        open_page(cfg, run, store, speakers, accounts)
+    counts = export(store, run.dir)
+    store.close()
+    run.terminal.say("\n".join(f"{run.dir}/{name}: {count} rows" for name, count in counts.items()))
+    return float(counts["verdicts.jsonl"])
+
+
+def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts: list | None) -> None:
+    """Serves the three rooms until the process is told to stop."""
+    import gradio as gr
+
+    limits = Limits(messages_per_minute=cfg.messages_per_minute, max_characters=cfg.max_characters)
+    plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing is fetched
+    with gr.Blocks(title="arena", analytics_enabled=False) as page:
+        if len(speakers) > 1:
+            with gr.Tab("Battle"):
+                arena = Arena(store, speakers, limits, seed=cfg.seed, max_turns=cfg.max_turns)
+                battle_room(arena, parallel=cfg.parallel)
+        if cfg.annotate:
+            with gr.Tab("Annotate"):
+                annotate_room(Desk(store, limits, seed=cfg.seed), page)
+        with gr.Tab("Board"):
+            board_room(store, list(speakers), page, refresh_seconds=cfg.refresh_seconds)
+    page.queue(max_size=cfg.max_waiting, default_concurrency_limit=cfg.parallel)
+    _, url, _ = page.launch(
+        server_name=cfg.host, server_port=cfg.port, auth=accounts, prevent_thread_lock=True, quiet=True, share=False,
+        theme=plain, head=SHORTCUTS, footer_links=[], ssr_mode=False, max_file_size=1,
+    )  # fmt: skip
+    run.terminal.say(f"the arena is open at {url} (Ctrl-C closes it)")
+    while not run.stopping:
+        time.sleep(0.2)
+    page.close()
+
+
+def check(cfg: DictConfig) -> list[tuple[str, str]] | None:
+    """Names and passwords of `auth`, or None. Raises ValueError for settings under which the page must not open."""
+    if not cfg.export and len(cfg.models or {}) < 2 and not cfg.annotate:
+        raise ValueError("the arena needs two models or more (models={NAME: PATH, ...}), or annotate=[FILES]")
+    for name in ("max_turns", "max_characters", "messages_per_minute", "parallel", "max_waiting", "refresh_seconds"):
+        if cfg[name] < 1:
+            raise ValueError(f"{name}={cfg[name]} must be at least 1")
+    if cfg.auth is not None:
+        return read_accounts(Path(cfg.auth))
+    if not is_loopback(cfg.host):
+        raise ValueError(
+            f"host={cfg.host} opens the page to other machines without a login; give auth=FILE (name:password a line), "
+            "or keep host=127.0.0.1"
+        )
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_accounts(path: Path) -> list[tuple[str, str]]:
+    if not path.is_file():
+        raise ValueError(f"auth={path} is no file; write one name:password a line into it")
+    accounts = [tuple(line.split(":", 1)) for line in path.read_text().splitlines() if line.strip()]
+    if not accounts or any(len(account) != 2 or not all(account) for account in accounts):
+        raise ValueError(f"auth={path} must hold one name:password a line")  # the lines themselves are secret
+    return accounts
+
+
+if __name__ == "__main__":
+    main(serve, "arena")

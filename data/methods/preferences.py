@@ -1,0 +1,177 @@
+"""Comparisons from completions: K answers to each prompt, by one or several models, scored by a judge, a reward model
+or both.
+
+Cui et al. 2023 (arXiv:2310.01377), section 2: the answers come from models of different strength, the judge rates each
+answer on several aspects from 1 to 5 with the rating's meaning spelled out, and an answer's score is the mean.
+Departs from the paper: each answer is rated in a request of its own, which has no order to be biased by, and where both
+a judge and a reward model are given, only pairs that both order the same way are kept.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from data.clients import Answer, Client, Conversation
+from data.methods.rows import Made, answer_fault, provenance, row_id
+
+ASPECTS = {
+    "instruction_following": "Does the answer do what was asked, all of it and in the asked form?",
+    "truthfulness": "Is everything that the answer states true, and nothing invented?",
+    "honesty": "Does the answer say what it does not know, with no more confidence than it has grounds for?",
+    "helpfulness": "Is the answer useful, clear and complete for the person who asked?",
+}
+Prompt = tuple[str, Conversation]  # id, messages
+RewardModel = Callable[[Conversation, str], float]
+
+
+def preferences(
+    clients: dict[str, Client], prompts: Sequence[Prompt], *, judge: Client | None, reward_model: RewardModel | None,
+    num_completions: int, pairs: str, aspects: Sequence[str], min_margin: float, seed: int, temperature: float,
+    max_tokens: int,
+) -> Made:  # fmt: skip
+    """Comparison rows, the better completion chosen.
+
+    Args:
+        clients: who answers, by name; `num_completions` answers of each.
+        pairs: "best_worst" (one pair a prompt) or "all" (every pair that is ordered).
+        min_margin: difference of scores from which a pair is ordered, in points of the judge (or of the reward model
+            where there is no judge).
+    """
+    check_settings(judge, reward_model, num_completions * len(clients), pairs, aspects)
+
+    # ---- 1. K completions a prompt, each with a seed of its own
+    drops: Counter = Counter()
+    completions: list[dict[str, str]] = [{} for _ in prompts]  # text -> model; the same text twice is one completion
+    for name, client in clients.items():
+        for k in range(num_completions):
+            asked = [messages for _, messages in prompts]
+            answers = client.ask(asked, temperature=temperature, max_tokens=max_tokens, seed=seed + k)
+            for kept, answer in zip(completions, answers, strict=True):
+                fault = answer_fault(answer, whole=True) or ("repeated" if answer.text.strip() in kept else None)
+                drops.update([fault] if fault else [])
+                if fault is None:
+                    kept[answer.text.strip()] = name
+
+    # ---- 2. scores
+    flat = [(p, text) for p, kept in enumerate(completions) for text in kept]
+    answered = [(prompts[p][1], text) for p, text in flat]
+    ratings = rate(judge, answered, aspects=aspects, seed=seed) if judge else [{} for _ in flat]
+    rewards = [reward_model(*one) if reward_model else None for one in answered]
+    scored: list[list[dict]] = [[] for _ in prompts]
+    for (p, text), rating, reward in zip(flat, ratings, rewards, strict=True):
+        if rating is None:
+            drops["rating_not_parsed"] += 1
+            continue
+        entry = {"text": text, "model": completions[p][text], "aspects": rating, "reward": reward}
+        entry["score"] = sum(rating.values()) / len(rating) if rating else reward
+        scored[p].append(entry)
+
+    # ---- 3. pairs
+    rows = []
+    for (prompt_id, messages), entries in zip(prompts, scored, strict=True):
+        for chosen, rejected in _pairs(entries, pairs):
+            fault = _pair_fault(chosen, rejected, min_margin)
+            drops.update([fault] if fault else [])
+            rows += [] if fault else [_row(prompt_id, messages, chosen, rejected, judge, seed)]
+        drops.update(["fewer_than_two_completions"] if len(entries) < 2 else [])
+    return Made(rows, drops, {"prompts": len(prompts), "completions": len(flat)})
+
+
+def check_settings(judge, reward_model, num_completions: int, pairs: str, aspects: Sequence[str]) -> None:
+    """Raises ValueError on settings that give no comparison."""
+    if judge is None and reward_model is None:
+        raise ValueError("nobody ranks: give client@judge_client=openai (a judge), method.reward_model=PATH, or both")
+    if num_completions < 2:
+        raise ValueError(f"{num_completions} completion a prompt gives no pair; set method.num_completions=4, say")
+    if pairs not in ("best_worst", "all"):
+        raise ValueError(f"method.pairs={pairs!r}; known: best_worst, all")
+    if unknown := set(aspects) - set(ASPECTS):
+        raise ValueError(f"unknown aspects {sorted(unknown)}; known: {', '.join(ASPECTS)}")
+
+
+def rate(
+    judge: Client, answered: Sequence[tuple[Conversation, str]], *, aspects: Sequence[str], seed: int
+) -> list[dict[str, int] | None]:
+    """A rating of 1 to 5 per aspect for each (prompt, completion); None where one could not be read."""
+    ratings: list[dict[str, int] | None] = [{} for _ in answered]
+    for aspect in aspects:
+        asked = [ask_rating(messages, text, aspect) for messages, text in answered]
+        answers = judge.ask(asked, temperature=0.0, max_tokens=256, seed=seed)
+        for i, answer in enumerate(answers):
+            rating = read_rating(answer)
+            if rating is None or ratings[i] is None:
+                ratings[i] = None
+            else:
+                ratings[i][aspect] = rating
+    return ratings
+
+
+def ask_rating(messages: Conversation, completion: str, aspect: str) -> Conversation:
+    """The judge's prompt for one aspect of one completion."""
+    talk = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in messages)
+    text = (
+        f"Rate the last answer of an assistant on one aspect. {ASPECTS[aspect]}\n"
+        "5: without fault. 4: small faults. 3: half of it. 2: large faults. 1: not at all.\n\n"
+        f"--- conversation ---\n{talk}\n\n--- answer to rate ---\n{completion}\n\n--- end ---\n\n"
+        "Write one sentence of reason, then the rating on a line of its own as `Rating: [[N]]` with N from 1 to 5."
+    )
+    return [{"role": "user", "content": text}]
+
+
+def read_rating(answer: Answer) -> int | None:
+    """The last `[[N]]`, or `Rating: N`, with N from 1 to 5; None if there is none."""
+    found = re.findall(r"\[\[\s*([1-5])\s*\]\]|\brating\W{0,4}([1-5])\b(?![.,]\d)", answer.text, re.IGNORECASE)
+    return int(next(filter(None, found[-1]))) if found else None
+
+
+def reward_model_scorer(path: str, *, precision: str) -> RewardModel:
+    """Scores of a reward model of ours."""
+    import torch
+
+    from data.chat import encode_completion
+    from data.tokenizer import load_tokenizer
+    from model.build import load_reward_model
+    from model.packing import make_rows
+
+    tokenizer = load_tokenizer(path)
+    model = load_reward_model(path, precision=precision, frozen=True)
+    window = model.config.max_length
+
+    @torch.no_grad()
+    def score(messages: Conversation, completion: str) -> float:
+        row = encode_completion(messages, completion, tokenizer, max_length=window, max_prompt_length=window // 2)
+        return model.score(*make_rows([row], tokenizer.pad_id)).item()
+
+    return score
+
+
+def _pairs(entries: list[dict], pairs: str):
+    ordered = sorted(entries, key=lambda entry: -entry["score"])  # stable: equal scores keep the order they came in
+    if pairs == "all" or len(ordered) < 2:
+        return list(combinations(ordered, 2))
+    return [(ordered[0], ordered[-1])]
+
+
+def _pair_fault(chosen: dict, rejected: dict, min_margin: float) -> str | None:
+    margin = chosen["score"] - rejected["score"]
+    if margin <= 0 or margin < min_margin:
+        return "tie"
+    if chosen["aspects"] and chosen["reward"] is not None and chosen["reward"] <= rejected["reward"]:
+        return "judge_and_reward_model_disagree"
+    return None
+
+
+def _row(prompt_id: str, messages: Conversation, chosen: dict, rejected: dict, judge: Client | None, seed: int) -> dict:
+    asked = [messages, chosen["text"], rejected["text"]]
+    return {
+        "id": row_id("preferences", asked),
+        "prompt": messages,
+        "chosen": chosen["text"],
+        "rejected": rejected["text"],
+        "margin": chosen["score"] - rejected["score"],
+        "chosen_scores": {key: chosen[key] for key in ("aspects", "reward")},
+        "rejected_scores": {key: rejected[key] for key in ("aspects", "reward")},
+        "judge": judge.model if judge else None,
+        "provenance": provenance("preferences", [messages], [chosen["model"], rejected["model"]], seed, [prompt_id]),
+    }

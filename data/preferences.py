@@ -1,0 +1,152 @@
+"""Comparisons: files -> elements of K encoded completions of one prompt -> batches."""
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data import formats
+from data.chat import encode_completions
+from data.encoded import Encoded, compact, encode_files, make_loader, training_texts
+from data.loader import Loader
+from data.records import Comparison, Ranking, Rated, split_name
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Element:
+    """What is judged together: one prompt and its completions, best first.
+
+    `rows` are {"input_ids", "completion_mask"} that share the prompt's tokens, one after the other, so that packing
+    lays the prompt out once. A pair has two rows (chosen, rejected), a ranking K, a rated completion one.
+    """
+
+    rows: list[dict]
+    ranks: list[float]  # of each row; lower is better, equal is a tie. A rated completion: [0]
+    margin: float  # of a pair: how much better, 0 where nobody told
+    reward: float | None  # of a rated completion, in [0, 1]
+    source: str  # name of the file
+    where: str  # FILE:LINE
+
+    @property
+    def is_tie(self) -> bool:
+        return len(self.rows) > 1 and len(set(self.ranks)) == 1
+
+
+def preference_loader(data, tokenizer, *, batch_size: int, seed: int, rank: int, world_size: int) -> Loader:
+    """Endless batches of this rank's `Element`s from `data.train`; batch_size counts elements.
+
+    `data` is the config group: train, weights, max_length, max_prompt_length, shuffle, kwise, on_bad_row.
+    """
+    encoded = encode_preferences("data.train", data.train, data, tokenizer)
+    return make_loader(encoded, data, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+
+
+def eval_elements(data, tokenizer) -> list[Element]:
+    """Every element of `data.eval`, in file order; none where it names no file."""
+    return encode_preferences("data.eval", data.eval, data, tokenizer).items if data.eval else []
+
+
+def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Encoded:
+    """Elements of `files`, the value of the config key `name`.
+
+    Raises:
+        ValueError: as `formats.preferences`; comparisons and rated completions in one set.
+    """
+    kinds: dict[bool, str] = {}  # rated or compared -> where the first was seen
+    empty = []
+
+    def encode(record: Comparison | Ranking | Rated) -> Element:
+        rated = isinstance(record, Rated)
+        if kinds.setdefault(rated, record.where) and len(kinds) == 2:
+            raise ValueError(
+                f"rated completions ({kinds[True]}) and comparisons ({kinds[False]}) need different losses; "
+                f"give {name} one kind of file"
+            )
+        if rated and not record.completion.strip():
+            empty.append(record.where)  # somebody rated it all the same: kept, and reported
+        return _encode_element(record, data, tokenizer)
+
+    regroup = regroup_by_prompt if data.kwise else None
+    encoded = encode_files(name, files, formats.preferences, encode, on_bad_row=data.on_bad_row, regroup=regroup)
+    if empty:
+        log.warning("%s: %d rated completions are empty: %s", name, len(empty), ", ".join(empty[:20]))
+    return encoded
+
+
+def preference_texts(files: Sequence[str], on_bad_row: str) -> Iterator[str]:
+    """Every message and answer of `files`, to train a tokenizer on."""
+    return training_texts(files, formats.preferences, on_bad_row)
+
+
+def regroup_by_prompt(records: list) -> list:
+    """Pairs of one prompt as one ranking, where they hold every pair of its completions and agree with an order.
+
+    InstructGPT's K-wise element: C(K, 2) comparisons cost K forwards, and do not return shuffled within an epoch.
+    Pairs that are incomplete, contradict each other or carry margins stay pairs. A ranking stands where its first pair
+    stood.
+    """
+    groups: dict[str, list[Comparison]] = {}
+    for record in records:
+        if isinstance(record, Comparison) and not record.margin:
+            groups.setdefault(str(record.prompt), []).append(record)
+    rankings = {key: _ranking(pairs) for key, pairs in groups.items()}
+    kept, done = [], set()
+    for record in records:
+        key = str(record.prompt)
+        ranking = rankings.get(key) if record in groups.get(key, []) else None
+        if ranking is None:
+            kept.append(record)
+        elif key not in done:
+            done.add(key)
+            kept.append(ranking)
+    return kept
+
+
+def _ranking(pairs: list[Comparison]) -> Ranking | None:
+    """The ranking that `pairs` spell, None where they spell none. A completion's rank: how many are better than it."""
+    texts = list(dict.fromkeys(text for pair in pairs for text in (pair.chosen, pair.rejected)))
+    better = {(p.chosen, p.rejected) for p in pairs if not p.tie}
+    ties = {frozenset((p.chosen, p.rejected)) for p in pairs if p.tie}
+    ranks = {text: float(sum((other, text) in better for other in texts)) for text in texts}
+    agree = all(ranks[chosen] < ranks[rejected] for chosen, rejected in better)
+    agree &= all(len({ranks[text] for text in tie}) == 1 for tie in ties)
+    complete = {frozenset(pair) for pair in better} | ties == set(map(frozenset, itertools.combinations(texts, 2)))
+    if not (agree and complete and len(texts) > 2):
+        return None
+    texts.sort(key=ranks.__getitem__)
+    columns, where = pairs[0].columns, pairs[0].where
+    return Ranking(pairs[0].prompt, texts, [ranks[text] for text in texts], where=where, columns=columns)
+
+
+def _encode_element(record: Comparison | Ranking | Rated, data, tokenizer) -> Element:
+    margin, reward = 0.0, None
+    if isinstance(record, Comparison):
+        completions, ranks = [record.chosen, record.rejected], [0.0, 0.0 if record.tie else 1.0]
+        margin = record.margin
+    elif isinstance(record, Ranking):
+        order = sorted(range(len(record.ranks)), key=record.ranks.__getitem__)
+        completions, ranks = [record.completions[i] for i in order], [record.ranks[i] for i in order]
+    else:
+        completions, ranks, reward = [record.completion], [0.0], record.reward
+    rows = encode_completions(
+        record.prompt,
+        completions,
+        tokenizer,
+        max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length,
+    )
+    _check_rows(rows, ranks)
+    path, _ = split_name(record.where.rpartition(":")[0])
+    source = Path(path).name.split(".")[0]
+    return Element([compact(row) for row in rows], ranks, margin, reward, source, record.where)
+
+
+def _check_rows(rows: list[dict], ranks: list[float]) -> None:
+    prompts = {tuple(row["input_ids"][: row["completion_mask"].index(True)]) for row in rows}
+    assert len(prompts) == 1, "completions of one element share the prompt's tokens"
+    answers = [tuple(row["input_ids"]) for row in rows]
+    if len(set(answers)) < len(answers) and len(set(ranks)) > 1:
+        raise ValueError("two completions are identical within data.max_length tokens; raise data.max_length")

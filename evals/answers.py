@@ -1,0 +1,152 @@
+"""Answers of models to questions, from whatever file holds them, and what can be measured on a text."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig
+
+from data.clients import Client, build_client
+from data.records import write_jsonl
+from evals.questions import load_questions
+from evals.readers import read_rows
+from evals.verdicts import text_hash
+
+NAMES = ("model", "model_id", "generator")
+
+
+def load_answers(files: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """{model: {question: [answer of each turn]}}.
+
+    Reads FastChat's model_answer files, AlpacaEval's outputs and completions.jsonl of generate.py. A model that the
+    rows do not name is called like the folder of its file; a question without an id is its own prompt.
+
+    Raises:
+        ValueError: a row without an answer, or a model that answers a question twice.
+    """
+    answers: dict[str, dict[str, list[str]]] = {}
+    for file in files:
+        for where, row in read_rows(file):
+            model = next((row[name] for name in NAMES if row.get(name)), Path(file).absolute().parent.name)
+            question, turns = _answer(where, row)
+            known = answers.setdefault(str(model), {})
+            if question in known:
+                raise ValueError(
+                    f"{where}: {model} answers question {question[:60]!r} twice; keep one answer a question"
+                )
+            known[question] = turns
+    return answers
+
+
+def _answer(where: str, row: dict) -> tuple[str, list[str]]:
+    if "choices" in row:
+        return str(row["question_id"]), list(row["choices"][0]["turns"])
+    if "completion" in row:
+        return str(row.get("question_id", prompt_text(row.get("prompt", "")))), [row["completion"]]
+    if "output" in row:
+        return str(row.get("question_id", row.get("instruction", ""))), [row["output"]]
+    raise ValueError(f"{where} holds no answer: expected choices, completion or output, it has {', '.join(row)}")
+
+
+def prompt_text(prompt) -> str:
+    """The last thing a user says in a prompt, given as messages or as text."""
+    if isinstance(prompt, str):
+        return prompt
+    return next((message["content"] for message in reversed(prompt) if message["role"] == "user"), "")
+
+
+def text_features(turns: Sequence[str]) -> dict[str, float]:
+    """Characters, words, unique words, and the share of 4-word spans that are new (1 = nothing repeats)."""
+    text = "\n".join(turns)
+    words = re.findall(r"\w+", text.lower())
+    spans = Counter(zip(*(words[i:] for i in range(4)), strict=False))
+    return {
+        "length": len(text),
+        "words": len(words),
+        "unique": len(set(words)),
+        "fresh": len(spans) / sum(spans.values()) if spans else 1.0,
+    }
+
+
+def style_features(turns: Sequence[str]) -> dict[str, float]:
+    """What style control looks at: words, headers, list items and bold spans of a Markdown answer."""
+    text = re.sub(r"```.*?```", "", "\n".join(turns), flags=re.DOTALL)
+    return {
+        "tokens": len(re.findall(r"\w+|[^\w\s]", "\n".join(turns))),
+        "headers": len(re.findall(r"^#{1,6}\s", text, flags=re.MULTILINE)),
+        "lists": len(re.findall(r"^\s*(?:\d+\.|[-*+])\s", text, flags=re.MULTILINE)),
+        "bold": len(re.findall(r"\*\*[^*\n]+\*\*", text)),
+    }
+
+
+def add_answers(votes: pd.DataFrame, answers: dict[str, dict[str, list[str]]]) -> pd.DataFrame:
+    """The votes with length, hash, unique words and freshness of both answers, as far as the answers are known.
+
+    A vote on turn t speaks about the answers up to turn t.
+    """
+    features: dict[tuple, dict] = {}
+    for model, questions in answers.items():
+        for question, turns in questions.items():
+            for turn in range(1, len(turns) + 1):
+                seen = turns[:turn]
+                features[model, question, turn] = text_features(seen) | {"hash": text_hash("\n".join(seen))}
+    votes = votes.copy()
+    for side in "ab":
+        keys = list(zip(votes[f"model_{side}"], votes["question"], votes["turn"], strict=True))
+        found = [features.get(key, {}) for key in keys]
+        for name in ("length", "hash"):
+            known = pd.Series([row.get(name) for row in found], index=votes.index, dtype=object)
+            column = known.where(known.notna(), votes[f"{name}_{side}"])
+            votes[f"{name}_{side}"] = column.astype(float) if name == "length" else column
+        votes[f"unique_{side}"] = [row.get("unique", np.nan) for row in found]
+    return votes
+
+
+def answer_questions(
+    questions: list[dict], client: Client, *, model: str, temperatures: Mapping, **settings
+) -> list[dict]:
+    """Every turn of every question answered by a client, each turn after the model's own answers, in FastChat's format.
+
+    Args:
+        temperatures: {category: temperature}, with `default` for the rest.
+        settings: max_tokens and seed.
+    """
+    conversations = [[] for _ in questions]
+    for turn in range(max(len(question["turns"]) for question in questions)):
+        by_temperature: dict[float, list[int]] = {}
+        for i, question in enumerate(questions):
+            if turn < len(question["turns"]):
+                conversations[i].append({"role": "user", "content": question["turns"][turn]})
+                temperature = temperatures.get(question["category"], temperatures["default"])
+                by_temperature.setdefault(temperature, []).append(i)
+        for temperature, rows in by_temperature.items():
+            said = client.ask([conversations[i] for i in rows], temperature=temperature, **settings)
+            for i, answer in zip(rows, said, strict=True):
+                conversations[i].append({"role": "assistant", "content": answer.text})
+    return [
+        {
+            "question_id": question["question_id"],
+            "model_id": model,
+            "choices": [{"index": 0, "turns": [m["content"] for m in talk if m["role"] == "assistant"]}],
+        }
+        for question, talk in zip(questions, conversations, strict=True)
+    ]
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=answer: answers.jsonl, which task=judge and task=audit read."""
+    task = cfg.task
+    if cfg.get("client") is None:
+        raise ValueError("task=answer asks a model: give client=local client.policy=PATH, or client=openai")
+    questions = load_questions(task.questions)
+    settings = {"max_tokens": task.max_tokens, "seed": task.seed}
+    client = build_client(cfg.client)
+    rows = answer_questions(questions, client, model=task.model, temperatures=task.temperatures, **settings)
+    write_jsonl(out / "answers.jsonl", rows)
+    same = Counter(text_hash("\n".join(row["choices"][0]["turns"])) for row in rows).most_common(1)[0][1]
+    print(f"{len(rows)} questions answered by {task.model}: {out / 'answers.jsonl'}")
+    return {"model": task.model, "questions": len(rows), "same_answer": same, "usage": asdict(client.usage)}

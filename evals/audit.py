@@ -1,0 +1,222 @@
+"""One report on a judge: every bias with its interval, what it agrees with, and what it could not show."""
+
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import DictConfig
+from scipy.stats import norm
+
+from evals import biases
+from evals.agreement import split_judge
+from evals.answers import add_answers, load_answers
+from evals.audit_page import write_page
+from evals.families import shared_families
+from evals.intervals import holm, unknown
+from evals.questions import add_categories
+from evals.readers import read_votes
+from evals.report import cell, plot_intervals, print_table
+from evals.verdicts import fold_orders
+
+# the figures that are tested together: intervals are at 1 - alpha / 7, p values are Holm's
+TESTED = ("position", "length", "unique_tokens", "self_preference", "agreement", "unreadable", "low_entropy")
+
+
+def audit(votes: pd.DataFrame, answers: dict, task: DictConfig) -> dict:
+    """Every figure of one judge: value, lower, upper, n, verdict; null with a reason where it cannot be had.
+
+    Args:
+        votes: the people's and the judge's.
+        answers: as `load_answers` gives them; lengths and hashes in the votes serve where they lack.
+        task: conf/task/audit.yaml.
+    """
+    judge_name = only_judge(votes, task.judge)
+    raw = add_answers(votes[~votes["human"] & (votes["judge"] == judge_name)], answers)
+    people, judge = _sides(votes, judge_name, task)
+    judge = add_answers(judge, answers)
+    level = 1 - task.alpha / len(TESTED)
+    asked = {"level": level, "rounds": task.rounds}
+    families = {
+        model: bool(shared_families(judge_name, model, task.families))
+        for model in sorted(set(raw["model_a"]) | set(raw["model_b"]))
+    }
+    figures = {"position": biases.position(raw, level=level)}
+    for name, feature in (("length", "length"), ("unique_tokens", "unique")):
+        gap = task.min_length_gap if name == "length" else 0
+        figures[name] = biases.preference_for_more(people, judge, feature, min_gap=gap, level=level)
+    figures["self_preference"] = _against_people(people, biases.self_preference, people, judge, families, **asked)
+    figures["agreement"] = _against_people(people, biases.agreement, people, judge, **asked)
+    figures["unreadable"] = biases.unreadable(raw, level=level)
+    figures["low_entropy"] = _against_people(
+        people, biases.low_entropy_gap, people, judge, list(task.low_entropy), level=level
+    )
+    holm([figures[name] for name in TESTED], alpha=task.alpha)
+    figures["degenerate"] = biases.degenerate(raw, level=level)
+    for name, figure in figures.items():
+        figure["verdict"] = VERDICTS[name](figure, task)
+        figure["detectable"] = _detectable(figure, level, task.power)
+    categories = biases.agreement_by_category(people, judge, **asked) if len(people) else {}
+    named = [name for name, figure in figures.items() if figure["verdict"].startswith("BIAS")]
+    return {"judge": judge_name, "level": level, "named": named, **figures, "categories": categories}
+
+
+def only_judge(votes: pd.DataFrame, name: str | None) -> str:
+    """The judge to audit.
+
+    Raises:
+        ValueError: it is not in the votes, or there are several and none is named.
+    """
+    judges = sorted(votes.loc[~votes["human"], "judge"].unique())
+    if name is None and len(judges) == 1:
+        return judges[0]
+    if name not in judges:
+        raise ValueError(f"task.judge={name} must name one of the judges in the votes: {', '.join(judges) or 'none'}")
+    return name
+
+
+def _sides(votes: pd.DataFrame, judge_name: str, task: DictConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    readable = votes[votes["verdict"] != "error"]
+    humans = task.humans or ("expert_*" if task.format == "mtbench" else "*")
+    if (readable["human"].any()) and (readable["judge"] == judge_name).any():
+        return split_judge(votes, judge=judge_name, humans=humans)
+    folded = fold_orders(readable[readable["judge"] == judge_name])
+    return votes[:0], folded
+
+
+def _against_people(people: pd.DataFrame, figure, *args, **settings) -> dict:
+    return figure(*args, **settings) if len(people) else unknown("no human votes (or no readable verdict) to compare")
+
+
+def _detectable(figure: dict, level: float, power: float) -> float | None:
+    """The smallest departure that this much data shows with the given power, from the width of the interval."""
+    if figure["value"] is None:
+        return None
+    z = norm.ppf((1 + level) / 2)
+    return (z + norm.ppf(power)) * (figure["upper"] - figure["lower"]) / 2 / z
+
+
+def _test(figure: dict, above: str, below: str, neither: str) -> str:
+    if figure["value"] is None:
+        return f"not known: {figure['reason']}"
+    if not figure.get("significant"):
+        return f"none seen: {neither}"
+    return f"BIAS: {above if figure['value'] > figure['null'] else below}"
+
+
+def _position_verdict(figure: dict, task: DictConfig) -> str:
+    share = 100 * (figure["value"] or 0)
+    return _test(
+        figure | {"null": 0.5},
+        f"favours the answer shown first ({share:.0f} % of its decisive votes)",
+        f"favours the answer shown second ({100 - share:.0f} % of its decisive votes)",
+        "the order shown does not change the outcome measurably",
+    )
+
+
+def _more_verdict(what: str, less: str):
+    def verdict(figure: dict, task: DictConfig) -> str:
+        points, other = 100 * abs(figure["value"] or 0), figure.get("compared_with")
+        than = "people on the same pairs" if other and other.startswith("people") else "a coin (no human votes)"
+        return _test(
+            figure | {"null": 0.0},
+            f"prefers {what} answers, {points:.0f} points more often than {than}",
+            f"prefers {less} answers, {points:.0f} points more often than {than}",
+            f"prefers {what} answers as often as {than}",
+        )
+
+    return verdict
+
+
+def _self_verdict(figure: dict, task: DictConfig) -> str:
+    own, gain = ", ".join(figure.get("family", [])), abs(figure["value"] or 0)
+    return _test(
+        figure | {"null": 0.0},
+        f"lifts its own family ({own}) by {gain:.0f} rating points beyond people and its sharpness",
+        f"marks its own family ({own}) down by {gain:.0f} rating points",
+        f"its own family ({own}) gets what people give it, given the judge's sharpness",
+    )
+
+
+def _agreement_verdict(figure: dict, task: DictConfig) -> str:
+    if figure["value"] is None:
+        return f"not known: {figure['reason']}"
+    lower = figure["kappa_interval"][0]
+    if lower is None or lower <= 0:
+        return "BIAS: agrees with people no more than chance does"
+    share, people = 100 * figure["value"], figure.get("people")
+    if people is None:
+        return f"agrees with {share:.0f} % of human votes (no two people voted on one item, so there is no ceiling)"
+    ceiling = 100 * people["agreement"]
+    side = "below" if figure["upper"] < people["agreement"] else "not below"
+    return f"agrees with {share:.0f} % of human votes, {side} people among themselves ({ceiling:.0f} %)"
+
+
+def _unreadable_verdict(figure: dict, task: DictConfig) -> str:
+    if figure["value"] is None:
+        return f"not known: {figure['reason']}"
+    share = f"{100 * figure['value']:.1f} % of its verdicts cannot be read"
+    return f"BIAS: {share}" if figure["value"] > task.max_unreadable else f"{share}; they count neither as tie nor loss"
+
+
+def _low_entropy_verdict(figure: dict, task: DictConfig) -> str:
+    points, kinds = 100 * abs(figure["value"] or 0), ", ".join(task.low_entropy)
+    return _test(
+        figure | {"null": 0.0},
+        f"agrees with people {points:.0f} points more on {kinds}",
+        f"agrees with people {points:.0f} points less on {kinds}",
+        f"agrees with people on {kinds} as on the rest, as far as these votes tell",
+    ).replace("BIAS: ", "measured: ")
+
+
+def _degenerate_verdict(figure: dict, task: DictConfig) -> str:
+    if figure["value"] is None:
+        return f"not known: {figure['reason']}"
+    same, model = figure["same_answers"], figure["model"]
+    answers = figure["models"][model]["answers"]
+    if same < 3 or figure["value"] < task.max_same_answer:
+        return f"none seen: no model repeats one answer over more than {max(same, 1)} of its {answers} prompts"
+    return f"BIAS: {model} gives one and the same answer to {same} of {answers} prompts"
+
+
+VERDICTS = {
+    "position": _position_verdict,
+    "length": _more_verdict("longer", "shorter"),
+    "unique_tokens": _more_verdict("richer", "poorer"),
+    "self_preference": _self_verdict,
+    "agreement": _agreement_verdict,
+    "unreadable": _unreadable_verdict,
+    "low_entropy": _low_entropy_verdict,
+    "degenerate": _degenerate_verdict,
+}
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=audit: result.json, audit.html, audit.png, agreement.png."""
+    task = cfg.task
+    votes = add_categories(read_votes(task.input, task.format), task.questions)
+    result = audit(votes, load_answers(task.answers or []), task)
+    figures = {name: result[name] for name in VERDICTS}
+    print_table(
+        f"audit of {result['judge']}",
+        ("figure", "value", "interval", "n"),
+        [
+            (name, figure["value"], f"{cell(figure['lower'])} to {cell(figure['upper'])}", figure["n"])
+            for name, figure in figures.items()
+        ],
+    )
+    print("\n".join(f"{name}: {figure['verdict']}" for name, figure in figures.items()))
+    plot_shares(out / "audit.png", result)
+    rows = [(name, row["agreement"], *row["agreement_interval"]) for name, row in result["categories"].items()]
+    if rows:
+        plot_intervals(out / "agreement.png", "agreement with people, by category", rows, null=None)
+    write_page(out / "audit.html", result, list(VERDICTS))
+    return result
+
+
+def plot_shares(path: Path, result: dict) -> None:
+    """The biases that are differences or shares, on one axis, each against its own zero."""
+    rows = []
+    for name, null in (("position", 0.5), ("length", 0.0), ("unique_tokens", 0.0), ("low_entropy", 0.0)):
+        figure = result[name]
+        if figure["value"] is not None:
+            rows.append((name, *(figure[k] - null for k in ("value", "lower", "upper"))))
+    plot_intervals(path, f"{result['judge']}: departure from no bias", rows, null=0.0)

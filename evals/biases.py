@@ -1,0 +1,210 @@
+"""The biases of a judge, each as one figure with an interval clustered by question."""
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+from sklearn.linear_model import LogisticRegression
+
+from evals.agreement import agreement_of, human_pairs, judge_pairs
+from evals.intervals import bootstrap_estimate, mean_estimate, share_estimate, unknown
+from evals.ratings import BASE, SCALE, fit_bradley_terry, unbeaten_groups
+from evals.verdicts import PAIR, decisive, points, sort_pairs
+
+
+def position(votes: pd.DataFrame, *, level: float) -> dict:
+    """Share of the judge's decisive votes that go to the answer shown first; 0.5 without bias.
+
+    Only items asked in both orders count: there each answer is first once, so quality cancels. `flips` says what
+    happened to each item under the swap.
+    """
+    folded = votes[votes["shown"] == "both"]
+    votes = sort_pairs(votes)
+    votes = votes[votes["shown"].isin(["a", "b"])].drop_duplicates([*PAIR, "judge", "shown"])
+    items = votes.pivot(index=[*PAIR, "judge"], columns="shown", values="verdict")
+    items = items.reindex(columns=["a", "b"]).dropna()
+    readable = items[(items != "error").all(axis=1)]
+    if not len(readable):
+        return unknown("no item has readable votes in both orders, one a row, so order cannot be told from quality") | {
+            "inconsistent": float(folded["text"].eq("tie (inconsistent)").mean()) if len(folded) else None
+        }
+    both = pd.MultiIndex.from_frame(votes[[*PAIR, "judge"]]).isin(readable.index)
+    named = decisive(votes[both])
+    estimate = share_estimate(named["verdict"] == named["shown"], named["question"], null=0.5, level=level)
+    a, b = readable["a"], readable["b"]  # verdicts when a, when b was shown first
+    estimate["flips"] = {
+        "to_first": int(((a == "a") & (b == "b")).sum()),
+        "to_second": int(((a == "b") & (b == "a")).sum()),
+        "consistent": float((a == b).mean()),
+        "items": len(readable),
+        "items_with_errors": len(items) - len(readable),
+    }
+    return estimate
+
+
+def preference_for_more(
+    people: pd.DataFrame, judge: pd.DataFrame, feature: str, *, min_gap: float, level: float
+) -> dict:
+    """How much oftener the judge names the answer with more of a feature than people do on the same pairs; 0 if alike.
+
+    On items where both name a winner and the answers differ by more than `min_gap`: judge picks the larger (0 or 1)
+    minus the share of people's decisive votes that do. Without human votes on these pairs the judge is held against
+    one half, which mixes bias with true quality, and `compared_with` says so.
+    """
+    a, b = f"{feature}_a", f"{feature}_b"
+    if a not in judge or not (judge[a].notna() & judge[b].notna()).any():
+        return unknown(f"the {feature} of the answers is not in the votes; give task.answers")
+    judged = decisive(judge)
+    judged = judged[(judged[a] - judged[b]).abs() > min_gap].drop_duplicates(PAIR)
+    larger = np.where(judged[a] > judged[b], "a", "b")
+    picked = (judged["verdict"] == larger).astype(float)
+    named = decisive(people)
+    human = named.assign(x=points(named["verdict"])).groupby(PAIR)["x"].mean()
+    human = human.reindex(pd.MultiIndex.from_frame(judged[PAIR])).to_numpy()
+    expected = np.where(larger == "a", human, 1 - human)
+    shared = ~np.isnan(expected)
+    if not shared.any():
+        estimate = mean_estimate(picked - 0.5, judged["question"], null=0.0, level=level)
+        return estimate | {"judge": float(picked.mean()) if len(picked) else None, "compared_with": "one half"}
+    estimate = mean_estimate((picked - expected)[shared], judged["question"][shared], null=0.0, level=level)
+    estimate |= {"judge": float(picked[shared].mean()), "people": float(expected[shared].mean())}
+    return estimate | {"compared_with": "people on the same pairs"}
+
+
+def self_preference(
+    people: pd.DataFrame, judge: pd.DataFrame, family: dict[str, bool], *, level: float, rounds: int
+) -> dict:
+    """Rating points by which the judge favours its own family beyond what people's votes and its sharpness explain.
+
+        logit P(judge names a) = slope * (human rating_a - human rating_b) + gain * (family_a - family_b)
+
+    Human ratings are Bradley-Terry on the same pairs. `slope` is how sharp the judge is (1 = as people are), `gain` is
+    reported in rating points of people's scale. Both files are resampled together, question by question.
+    """
+    items = pd.MultiIndex.from_frame(judge[PAIR])
+    shared = people[pd.MultiIndex.from_frame(people[PAIR]).isin(items)]
+    models = sorted(set(shared["model_a"]) | set(shared["model_b"]))
+    own = [model for model in models if family.get(model)]
+    if not own or len(models) - len(own) < 2:
+        return unknown(
+            f"it needs a model of the judge's family and two others with human votes; family: {own or 'none'}"
+        )
+    judged = judge[pd.MultiIndex.from_frame(judge[PAIR]).isin(pd.MultiIndex.from_frame(shared[PAIR]))]
+    questions = pd.Index(sorted(set(judged["question"])))
+    numbers = {model: i for i, model in enumerate(models)}
+    human_rows, judge_rows = (_rows(part, questions, numbers) for part in (shared, judged))
+    member = np.array([float(bool(family.get(model))) for model in models])
+
+    def fit(counts: np.ndarray) -> tuple[float, float]:
+        weights = counts[human_rows[:, 0]]
+        battles = human_rows[:, 1:]
+        if unbeaten_groups(battles, weights, len(models)) is not None:
+            return math.nan, math.nan
+        ratings = fit_bradley_terry(battles, weights, len(models)) * math.log(BASE) / SCALE
+        _, a, b, outcome = judge_rows.T
+        features = np.column_stack([ratings[a] - ratings[b], member[a] - member[b]])
+        return _soft_logistic(features, outcome / 2, counts[judge_rows[:, 0]])
+
+    def gain(counts: np.ndarray) -> float:
+        slope, effect = fit(counts)
+        return effect / slope * SCALE / math.log(BASE) if slope > 0 else math.nan
+
+    estimate = bootstrap_estimate(gain, len(judged), len(questions), null=0.0, level=level, rounds=rounds)
+    slope, _ = fit(np.ones(len(questions)))
+    return estimate | {"family": own, "sharpness": slope if math.isfinite(slope) else None}
+
+
+def _rows(votes: pd.DataFrame, questions: pd.Index, numbers: dict[str, int]) -> np.ndarray:
+    """(n, 4) int: question, model a, model b, outcome 0 | 1 | 2."""
+    a, b = (votes[f"model_{side}"].map(numbers) for side in "ab")
+    outcome = (2 * points(votes["verdict"])).astype(int)
+    return np.column_stack([questions.get_indexer(votes["question"]), a, b, outcome])
+
+
+def _soft_logistic(features: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    labels = np.repeat([1, 0], len(target))
+    sample_weight = np.concatenate([weights * target, weights * (1 - target)])
+    if not (sample_weight[labels == 1].any() and sample_weight[labels == 0].any()):
+        return math.nan, math.nan
+    model = LogisticRegression(C=np.inf, solver="newton-cholesky", fit_intercept=False, max_iter=50)
+    slope, effect = model.fit(np.tile(features, (2, 1)), labels, sample_weight=sample_weight).coef_[0]
+    return float(slope), float(effect)
+
+
+def agreement(people: pd.DataFrame, judge: pd.DataFrame, *, level: float, rounds: int) -> dict:
+    """Share of human votes that the judge agrees with; beside it kappa, and the people among themselves."""
+    pairs = judge_pairs(people, judge)
+    if not len(pairs):
+        return unknown("people and judge voted on no item in common")
+    hits = (pairs["x"] == pairs["y"]).to_numpy(float)
+    estimate = share_estimate(hits, pairs["question"], null=0.5, level=level)
+    settings = {"level": level, "rounds": rounds}
+    figures = agreement_of(pairs, symmetric=False, **settings)
+    estimate |= {name: figures[name] for name in ("agreement_no_ties", "kappa", "kappa_interval")}
+    ceiling = human_pairs(people)
+    if len(ceiling):
+        estimate["people"] = agreement_of(ceiling, symmetric=True, **settings)
+    return estimate
+
+
+def agreement_by_category(people: pd.DataFrame, judge: pd.DataFrame, *, level: float, rounds: int) -> dict:
+    """Agreement, rank correlation and the human ceiling of each category; intervals share the error of all of them."""
+    pairs, ceiling = judge_pairs(people, judge), human_pairs(people)
+    groups = dict(list(pairs.groupby("category")))
+    if not groups:
+        return {}
+    shared = 1 - (1 - level) / len(groups)
+    table = {}
+    for category, part in groups.items():
+        row = agreement_of(part, symmetric=False, level=shared, rounds=rounds)
+        items = part.assign(x=points(part["x"]), y=points(part["y"])).groupby(PAIR)[["x", "y"]].mean()
+        varied = items["x"].nunique() > 1 and items["y"].nunique() > 1
+        row["spearman"] = float(spearmanr(items["x"], items["y"]).statistic) if varied else None
+        own = ceiling[ceiling["category"] == category]
+        row["people"] = agreement_of(own, symmetric=True, level=shared, rounds=rounds) if len(own) else None
+        table[str(category)] = row
+    return table
+
+
+def low_entropy_gap(people: pd.DataFrame, judge: pd.DataFrame, categories: list[str], *, level: float) -> dict:
+    """Agreement where there is a right answer minus agreement elsewhere: measured, never assumed."""
+    pairs = judge_pairs(people, judge)
+    pairs = pairs[pairs["category"].notna()]
+    factual = pairs["category"].isin(categories).to_numpy()
+    if not factual.any() or factual.all():
+        return unknown(f"the votes need questions inside and outside of the categories {', '.join(categories)}")
+    hits = (pairs["x"] == pairs["y"]).to_numpy(float)
+    # the difference of two means as one mean, so that one clustered interval serves both
+    scale = np.where(factual, 1 / factual.mean(), -1 / (~factual).mean())
+    centred = hits - np.where(factual, hits[factual].mean(), hits[~factual].mean())
+    gap = hits[factual].mean() - hits[~factual].mean()
+    return mean_estimate(gap + scale * centred, pairs["question"], null=0.0, level=level)
+
+
+def degenerate(votes: pd.DataFrame, *, level: float) -> dict:
+    """The largest share of questions to which one model gives one and the same answer."""
+    sides = [
+        votes[["question", "turn", f"model_{s}", f"hash_{s}"]].set_axis(["question", "turn", "model", "hash"], axis=1)
+        for s in "ab"
+    ]
+    answers = pd.concat(sides).dropna().drop_duplicates(["question", "turn", "model"])
+    if not len(answers):
+        return unknown("the texts of the answers are not in the votes; give task.answers")
+    table, worst = {}, None
+    for model, own in answers.groupby("model"):
+        common = own["hash"].value_counts()
+        estimate = share_estimate(own["hash"] == common.index[0], own["question"], null=0.5, level=level)
+        count = int(common.iloc[0])
+        table[model] = {"share": count / len(own), "answers": len(own), "distinct": len(common)}
+        if len(own) > 1 and (worst is None or count > worst[0]):
+            worst = count, model, estimate
+    if worst is None:
+        return unknown("every model has one answer only") | {"models": table}
+    count, model, estimate = worst
+    return estimate | {"model": model, "same_answers": count, "models": table}
+
+
+def unreadable(votes: pd.DataFrame, *, level: float) -> dict:
+    """Share of the judge's verdicts that cannot be read; they are neither ties nor losses."""
+    return share_estimate(votes["verdict"] == "error", votes["question"], null=0.5, level=level)

@@ -1,0 +1,73 @@
+"""Who made whom: a judge favours what its own family wrote, so shared families are looked for and said."""
+
+import json
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+
+RECORDS = ("manifest.json", "run.json", "config.yaml")  # what data methods and runs leave beside their output
+
+
+def families_of(name: str, families: Mapping) -> set[str]:
+    """The families whose globs match the name or the last part of its path, in lower case."""
+    names = {name.lower(), Path(name).name.lower()}
+    return {family for family, globs in families.items() if any(fnmatch(n, glob) for n in names for glob in globs)}
+
+
+def shared_families(judge: str, model: str, families: Mapping) -> set[str]:
+    """The families that a judge and a model share by their names."""
+    return families_of(judge, families) & families_of(model, families)
+
+
+def ancestry_families(file: str, families: Mapping) -> dict[str, str]:
+    """{family: the name that shows it} in the records beside a file and, through the paths in them, its ancestors."""
+    found: dict[str, str] = {}
+    for name in ancestry(Path(file).absolute().parent, set()):
+        for family in families_of(name, families):
+            found.setdefault(family, name)
+    return found
+
+
+def ancestry(folder: Path, seen: set[Path]) -> Iterator[str]:
+    """Every text value of the records in a folder, then of those in the folders that they point to."""
+    if folder in seen or len(seen) > 100:
+        return
+    seen.add(folder)
+    for record in RECORDS:
+        if not (folder / record).is_file():
+            continue
+        text = (folder / record).read_text(encoding="utf-8")
+        for value in _texts(json.loads(text) if record.endswith(".json") else yaml.safe_load(text)):
+            yield value
+            path = Path(value)
+            if "/" in value and path.exists():
+                for parent in (path, path.parent):
+                    yield from ancestry(parent.absolute(), seen)
+
+
+def _texts(value) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def family_warnings(judge: str, files: Mapping[str, str], families: Mapping) -> list[str]:
+    """A sentence for each model that shares a family with the judge, by name or by what it was trained on.
+
+    Args:
+        files: {model: the file that holds its answers}.
+    """
+    own, warnings = families_of(judge, families), []
+    for model, file in files.items():
+        named = families_of(model, families) & own
+        ancestors = {family: name for family, name in ancestry_families(file, families).items() if family in own}
+        if named:
+            warnings.append(f"judge {judge} and {model} are of one family ({', '.join(sorted(named))})")
+        elif ancestors:
+            told = ", ".join(f"{family}: {name}" for family, name in sorted(ancestors.items()))
+            warnings.append(f"{model} descends from the judge's family ({told}); judge {judge} may favour it")
+    return warnings

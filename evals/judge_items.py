@@ -1,0 +1,103 @@
+"""What a judge is asked: which answers to which question, in which order, with which prompt."""
+
+import itertools
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from data.records import Verdict
+from evals.prompts import NEED_REFERENCE, Template, pair_fields, single_fields
+from evals.verdicts import OTHER, text_hash
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question to the judge: answers of model a and, in pairs, of model b; `shown` is the one read first."""
+
+    question: dict
+    turn: int
+    models: tuple[str, ...]
+    answers: tuple[list[str], ...]  # up to and with this turn
+    reference: list[str] | None
+    shown: str = "a"
+
+    @property
+    def asked(self) -> list[str]:
+        """The user's turns up to this one."""
+        return self.question["turns"][: self.turn]
+
+
+def make_items(questions: list[dict], answers: dict, references: dict, task: DictConfig) -> list[Item]:
+    """Every question, turn, pair (or model) and order that the judge is asked about, questions outermost.
+
+    Raises:
+        ValueError: unknown models, too few of them, or a model without an answer to a question.
+    """
+    models = list(task.models or answers)
+    unknown = [name for name in [*models, *([task.baseline] if task.baseline else [])] if name not in answers]
+    if unknown:
+        raise ValueError(f"no answers of {', '.join(unknown)}; task.answers holds those of {', '.join(answers)}")
+    groups = [(model,) for model in models]
+    if task.mode == "pairwise":
+        others = [model for model in models if model != task.baseline]
+        groups = [(task.baseline, m) for m in others] if task.baseline else list(itertools.combinations(models, 2))
+    if not groups:
+        raise ValueError(f"task.mode={task.mode} needs answers of two models, found {', '.join(models)}")
+    shown = ("a", "b") if task.mode == "pairwise" and task.both_orders else ("a",)
+    return [
+        Item(question, turn, group, said, references.get(question["question_id"]), order)
+        for question in questions
+        for turn in range(1, min(len(question["turns"]), task.turns) + 1)
+        for group in groups
+        for said in [tuple(_said(answers, model, question, turn) for model in group)]
+        for order in shown
+    ]
+
+
+def _said(answers: dict, model: str, question: dict, turn: int) -> list[str]:
+    turns = answers[model].get(question["question_id"]) or answers[model].get(question["turns"][0])
+    if turns is None or len(turns) < turn:
+        raise ValueError(
+            f"{model} has no answer to question {question['question_id']}, turn {turn}; answer all questions with "
+            "evaluate.py task=answer, or set task.turns=1"
+        )
+    return turns[:turn]
+
+
+def choose_template(item: Item, templates: dict[tuple[int, bool], Template]) -> Template:
+    """The template of the item's turn, with the reference answer for math, reasoning and coding where there is one."""
+    needs = item.question["category"] in NEED_REFERENCE and item.reference is not None
+    template = templates.get((item.turn, needs)) or templates.get((item.turn, False))
+    if template is None:
+        raise ValueError(f"the templates have none for turn {item.turn}; set task.turns=1, or judge.template=fastchat")
+    return template
+
+
+def item_messages(item: Item, template: Template) -> list[dict[str, str]]:
+    """The conversation for one item, the answer that is shown first as answer A."""
+    if len(item.models) == 1:
+        return template.messages(single_fields(item.asked, item.answers[0], item.reference))
+    first, second = item.answers if item.shown == "a" else item.answers[::-1]
+    return template.messages(pair_fields(item.asked, first, second, item.reference))
+
+
+def pair_verdict(item: Item, judge: str, text: str, outcome: tuple[str, float], shown: str | None) -> Verdict:
+    """The verdict on a pair; `outcome` speaks about the answers in the order shown and is mapped back."""
+    verdict, weight = outcome
+    answers = ["\n".join(answer) for answer in item.answers]
+    return Verdict(
+        question=item.question["question_id"],
+        model_a=item.models[0],
+        model_b=item.models[1],
+        verdict=OTHER.get(verdict, verdict) if shown == "b" else verdict,
+        judge=judge,
+        turn=item.turn,
+        category=item.question["category"],
+        shown=shown,
+        weight=weight,
+        length_a=len(answers[0]),
+        length_b=len(answers[1]),
+        hash_a=text_hash(answers[0]),
+        hash_b=text_hash(answers[1]),
+        text=text,
+    )

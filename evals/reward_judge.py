@@ -1,0 +1,70 @@
+"""A reward model as a judge: the answer with the higher score wins. It sees one answer at a time, in no order."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from data.chat import encode_completion
+from data.tokenizer import load_tokenizer
+from model.build import load_reward_model, open_weights
+from model.packing import make_rows
+
+
+class RewardJudge:
+    """Scores of a reward model that train_rm.py wrote.
+
+    Args:
+        settings: conf/judge/reward_model.yaml.
+    Raises:
+        ValueError: the path holds no reward model.
+    """
+
+    def __init__(self, settings: DictConfig):
+        if open_weights(settings.path).kind != "reward":
+            raise ValueError(f"judge.path={settings.path} holds no reward head; give the model/ folder of train_rm.py")
+        self.settings, self.name = settings, f"reward_model:{Path(settings.path).absolute().parent.name}"
+        self.tokenizer = load_tokenizer(settings.path)
+        self.model = load_reward_model(settings.path, precision=settings.precision, frozen=True)
+
+    @torch.no_grad()
+    def scores(self, conversations: Sequence[list[dict[str, str]]]) -> list[float]:
+        """The score of each conversation, which ends with the assistant turn to be scored."""
+        limits = {name: self.settings[name] for name in ("max_length", "max_prompt_length")}
+        rows = [
+            encode_completion(messages[:-1], messages[-1]["content"], self.tokenizer, **limits)
+            for messages in conversations
+        ]
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))  # little padding in a batch
+        scores = [0.0] * len(rows)
+        for start in range(0, len(order), self.settings.batch_size):
+            picked = order[start : start + self.settings.batch_size]
+            batch = make_rows([rows[i] for i in picked], self.tokenizer.pad_id)
+            for i, score in zip(picked, self.model.score(*batch).tolist(), strict=True):
+                scores[i] = score
+        return scores
+
+    def compare(self, items: Sequence, pair_verdict: Callable) -> list:
+        """A verdict for every pair; `preference` is the Bradley-Terry probability that b is better."""
+        first, second = (self.scores([conversation(item, side) for item in items]) for side in (0, 1))
+        verdicts = []
+        for item, a, b in zip(items, first, second, strict=True):
+            winner = "tie" if abs(a - b) <= self.settings.tie_margin else "a" if a > b else "b"
+            verdict = pair_verdict(item, self.name, f"scores {a:.4f} {b:.4f}", (winner, 1.0), None)
+            preference = float(torch.sigmoid(torch.tensor(b - a)))
+            verdicts.append(dataclasses.replace(verdict, preference=preference))
+        return verdicts
+
+    def grade(self, items: Sequence) -> list[float]:
+        """The score of every single answer."""
+        return self.scores([conversation(item, 0) for item in items])
+
+
+def conversation(item, side: int) -> list[dict[str, str]]:
+    """The item's turns with the answers of one model between them."""
+    messages = []
+    for question, answer in zip(item.asked, item.answers[side], strict=True):
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return messages

@@ -1,0 +1,110 @@
+"""What a policy says to held-out prompts: samples to read, KL to where it started, a reward model's opinion."""
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.chat import cut_prompt
+from data.preferences import Element
+from data.rewards import check_same_tokenizer
+from model.build import load_policy, load_reward_model
+from model.heads import Policy
+from model.packing import Rows, make_rows
+from model.sampling import generate
+from runtime.run import Run
+
+
+class Survey:
+    """Asks the same prompts with the same seeds each time, so that two surveys differ by the policy alone.
+
+    Adds to the metrics of the step:
+        objective/kl          nats per sequence: KL(policy || reference) over the vocabulary, summed along each sample
+        eval/score            the reward model's score of the samples
+        eval/win_rate         share of prompts whose sample scores above the completion in the data; a tie is half
+        eval/win_rate_before  the same against the reference's sample
+    """
+
+    def __init__(self, cfg: DictConfig, run: Run, tokenizer, elements: list[Element], window: int):
+        self.cfg, self.run, self.tokenizer = cfg, run, tokenizer
+        room = window - cfg.sampling.max_new_tokens
+        if cfg.sample_every and room < 1:
+            raise ValueError(
+                f"sampling.max_new_tokens={cfg.sampling.max_new_tokens} leaves no room for a prompt in the window of "
+                f"{window}; lower it, or say sample_every=0"
+            )
+        answered = [e for e in elements if e.reward is None or e.reward >= 0.5]
+        by_prompt = {prompt_of(e): e.rows[0] for e in reversed(answered)}  # each prompt once, its first element
+        asked = list(reversed(by_prompt.items()))[: cfg.num_prompts][run.rank :: run.world_size]
+        self.prompts = [cut_prompt(list(prompt), tokenizer, max_length=room) for prompt, _ in asked]
+        self.references = [row for _, row in asked]  # the data's good completions
+        self.seeds = [cfg.seed + 1000 * run.rank + i for i in range(len(asked))]
+        self.reward_model = None
+        if cfg.reward_model is not None:
+            check_same_tokenizer(cfg.reward_model, tokenizer)
+            reward_model = load_reward_model(cfg.reward_model, precision=cfg.precision, frozen=True)
+            self.reward_model = run.shard(reward_model)
+        self.scores_before: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, policy: Policy, step: int) -> None:
+        if not self.prompts:
+            return
+        cfg = self.cfg
+        ref_policy = self.run.shard(load_policy(cfg.ref_policy or cfg.policy, precision=cfg.precision, frozen=True))
+        answers = self.answer(policy)
+        kl = torch.cat([policy.exact_kl(ref_policy, *part).sum(1) for part in self.parts(answers.rows)])  # (B,)
+        told = {"objective/kl": kl, "objective/length": answers.rows.completion_mask.sum(1)}
+        scores = None
+        if self.reward_model is not None:
+            scores = self.score(answers.rows)
+            of_data = self.score(make_rows(self.references, self.tokenizer.pad_id).to(self.run.device))
+            if self.scores_before is None:
+                self.scores_before = self.score(self.answer(ref_policy).rows)
+            told |= {"eval/score": scores, "eval/win_rate": wins(scores, of_data)}
+            told |= {"eval/win_rate_before": wins(scores, self.scores_before)}
+        self.run.metrics.add(told)
+        self.run.log_samples(self.describe(answers, kl, scores), step)
+
+    def answer(self, policy: Policy):
+        """One completion of every prompt."""
+        return generate(
+            policy, self.prompts, **self.cfg.sampling, stop_ids=self.tokenizer.stop_ids, seeds=self.seeds,
+            pad_id=self.tokenizer.pad_id,
+        )  # fmt: skip
+
+    def score(self, rows: Rows) -> Tensor:
+        """(B,) scores of the reward model."""
+        return torch.cat([self.reward_model.score(*part) for part in self.parts(rows)])
+
+    def parts(self, rows: Rows) -> list[Rows]:
+        indices = torch.arange(len(rows.input_ids), device=rows.input_ids.device)
+        return [rows.select(part) for part in indices.split(2 * self.cfg.micro_batch_size)]
+
+    def describe(self, answers, kl: Tensor, scores: Tensor | None) -> list[dict]:
+        """The first samples as texts, beside the completion in the data."""
+        samples = []
+        for i in range(min(self.cfg.num_samples, len(self.prompts))):
+            ids, mask = answers.rows.input_ids[i], answers.rows.completion_mask[i]
+            good = self.references[i]
+            samples.append(
+                {
+                    "prompt": self.tokenizer.decode(self.prompts[i], specials=True),
+                    "completion": self.tokenizer.decode(ids[mask].tolist()),
+                    "chosen": self.tokenizer.decode(good["input_ids"][good["completion_mask"]]),
+                    "finish_reason": answers.finish_reasons[i],
+                    "kl": round(kl[i].item(), 3),
+                }
+                | ({} if scores is None else {"score": round(scores[i].item(), 3)})
+            )
+        return samples
+
+
+def prompt_of(element: Element) -> tuple[int, ...]:
+    """The prompt's ids, the assistant's header included."""
+    row = element.rows[0]
+    return tuple(row["input_ids"][: int(row["completion_mask"].argmax())].tolist())
+
+
+def wins(scores: Tensor, others: Tensor) -> Tensor:
+    """(B,) 1 where the score is higher, 0.5 where equal, 0 where lower."""
+    return (scores > others).float() + 0.5 * (scores == others).float()

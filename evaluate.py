@@ -1,0 +1,50 @@
+"""Evaluate models and their judges: one task a run, `python evaluate.py task=NAME task.input=[FILES]`."""
+
+import signal
+from importlib import import_module
+
+import torch
+from omegaconf import DictConfig
+
+from evals.report import plain, write_result
+from runtime.run import Run, main
+
+# each module has run(task, out) -> result; it is imported only when asked for, with the libraries it needs
+TASKS = {
+    "winrate": "evals.winrate",
+    "ratings": "evals.ratings",
+    "agreement": "evals.agreement",
+    "audit": "evals.audit",
+    "answer": "evals.answers",
+    "judge": "evals.judge",
+    "rm_accuracy": "evals.benchmarks",
+    "perplexity": "evals.perplexity",
+    "exact": "evals.exact",
+    "kl_frontier": "evals.kl_frontier",
+}
+
+
+def evaluate(cfg: DictConfig, run: Run) -> float:
+    check_door(cfg, run)
+    for number in (signal.SIGINT, signal.SIGTERM):  # there is no step to finish, and answers are cached as they come
+        signal.signal(number, signal.SIG_DFL)
+    result = plain(import_module(TASKS[cfg.task.name]).run(cfg, run.dir))
+    run.begin()
+    write_result(run.dir, {"task": cfg.task.name, **result})
+    figures = {f"eval/{name}": value for name, value in result.items() if isinstance(value, int | float)}
+    run.metrics.add({name: torch.tensor(float(value)) for name, value in figures.items()})
+    run.log_metrics(0)
+    run.terminal.say(f"wrote {run.dir / 'result.json'}")
+    return next(iter(figures.values()), float("nan"))
+
+
+def check_door(cfg: DictConfig, run: Run) -> None:
+    if cfg.get("task") is None:
+        raise ValueError(f"name a task: python evaluate.py task={' | '.join(TASKS)}")
+    trained = [name for name in ("model", "checkpoints") if (run.dir / name).exists()]
+    if trained:
+        raise ValueError(f"{run.dir} holds a trained model; give the evaluation a hydra.run.dir of its own")
+
+
+if __name__ == "__main__":
+    main(evaluate, "evaluate")

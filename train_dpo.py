@@ -1,0 +1,267 @@
+"""DPO and its relatives: a policy from comparisons, without a reward model and without sampling.
+
+    python train_dpo.py policy=SFT_DIR data=hh_helpful                      pairs: prompt, chosen, rejected
+    python train_dpo.py policy=SFT_DIR data.train=[FILES] loss=kto          rows rated good or bad; see conf/loss
+
+Rafailov et al. 2023 (arXiv:2305.18290), Algorithm box of section 4. What the papers leave open is said in docs/dpo.md.
+The reference costs one forward per row once and for all: its log-probs lie on disk (model/ref_cache.py).
+"""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.loader import micro_batches
+from data.preference_batch import Batch, all_rows, collate, mismatched
+from data.preferences import Element, eval_elements, preference_loader
+from data.tokenizer import load_tokenizer
+from evals.survey import Survey
+from losses import (
+    dpo_loss,
+    hinge_loss,
+    ipo_loss,
+    kto_loss,
+    orpo_loss,
+    plackett_luce_loss,
+    robust_dpo_loss,
+    sft_loss,
+    simpo_loss,
+)
+from model.build import export_model, load_policy
+from model.config import check_vocab
+from model.heads import Policy
+from model.packing import Rows, make_rows
+from model.ref_cache import cached_logprobs, row_key, weights_digest
+from runtime.config import check_choice, check_positive, check_training
+from runtime.distributed import gathered
+from runtime.optim import build_optimizer, clip_grads, set_lr
+from runtime.run import Run, main
+
+log = logging.getLogger(__name__)
+
+USES = {  # the settings that a loss reads, besides beta; any other must be left at 0
+    "dpo": ("label_smoothing", "target_margin", "margin_coef"),
+    "cdpo": ("label_smoothing", "target_margin", "margin_coef"),
+    "robust": ("label_smoothing",),
+    "ipo": (),
+    "hinge": (),
+    "simpo": ("target_margin",),
+    "orpo": (),
+    "cpo": ("label_smoothing",),
+    "kto": (),
+    "plackett_luce": (),
+}
+WITHOUT_REFERENCE = ("simpo", "orpo", "cpo")
+OF_MEANS = ("simpo", "orpo")  # defined on log-probs per token
+
+
+def train(cfg: DictConfig, run: Run) -> float:
+    check_dpo(cfg, run.world_size)
+    tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)
+
+    # ---- one network learns; the reference is one number per row
+    policy = load_policy(cfg.policy, precision=cfg.precision)
+    check_vocab(policy.config, tokenizer.vocab_size)
+    policy.transformer.checkpointing = cfg.activation_checkpointing
+    policy = run.shard(policy)
+    ranks = {"rank": run.rank, "world_size": run.world_size}
+    batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
+    held_out = eval_elements(cfg.data, tokenizer)
+    check_elements(cfg, batches.items + held_out)
+    partners = mismatched(batches.items) | mismatched(held_out) if cfg.loss == "kto" else {}
+    survey = Survey(cfg, run, tokenizer, held_out or batches.items, policy.config.max_length)
+    reference = load_reference(cfg, run, policy, tokenizer, all_rows(batches.items + held_out, partners))
+    optimizer = build_optimizer(policy, cfg.optim)
+    run.resume(policy=policy, optimizer=optimizer, batches=batches)
+
+    def collate_all(elements: list[Element]) -> list[Batch]:
+        parts = micro_batches(elements, cfg.micro_batch_size)
+        return [collate(part, reference, partners, tokenizer.pad_id, run.device) for part in parts]
+
+    def look(step: int) -> None:
+        with run.off_the_clock(), torch.no_grad(), gathered(policy):
+            if held_out and run.due(cfg.eval_every, step):
+                evaluate(cfg, run, policy, collate_all(held_out[run.rank :: run.world_size]))
+            if run.due(cfg.sample_every, step):
+                survey(policy, step)
+
+    if run.step == 0:
+        look(step=0)
+        run.log_metrics(step=0)
+    while run.step < cfg.num_steps:
+        lr = set_lr(optimizer, run.step, cfg.optim)
+        parts = collate_all(next(batches))
+        num_elements = sum(len(part.margins) for part in parts)  # the same on every rank
+        num_tokens = run.mean(sum(part.rows.completion_mask[part.good].sum() for part in parts)).clamp(min=1)
+        kl = reference_point(run, policy, parts)  # () nats; KTO's, 0 for the others
+
+        # ---- gradients, a few elements at a time
+        step_loss, row_losses = 0.0, []
+        for part in parts:
+            logprobs = policy.logprobs(*part.rows)  # (b, T), the rows of an element on one shared prompt
+            loss, metrics = preference_loss(cfg, part, logprobs.sum(1), kl)
+            mask = part.rows.completion_mask[part.good]
+            nll, _ = sft_loss(logprobs[part.good], mask, num_tokens=num_tokens)  # per token of the good completions
+            loss = loss * len(part.margins) / num_elements + cfg.nll_coef * nll
+            loss.backward()
+            step_loss += loss.detach()
+            row_losses.append(-logprobs.detach().sum(1))
+            run.metrics.add(metrics)
+
+        # ---- the step
+        grad_norm = clip_grads(optimizer, cfg.optim.max_grad_norm)
+        run.stop_if_not_finite(grad_norm, torch.cat(row_losses), [where for part in parts for where in part.where])
+        optimizer.step()
+        optimizer.zero_grad()
+        run.metrics.add({"objective/loss": step_loss, "optim/lr": lr, "optim/grad_norm": grad_norm})
+        look(step=run.step + 1)
+        run.end_step(num_tokens=sum(int(part.rows.attention_mask.sum()) for part in parts))
+
+    export_model(policy, run.dir / "model", tokenizer)
+    return run.finish("eval/accuracy" if held_out and cfg.eval_every else "rewards/accuracy")
+
+
+# ---- the reference
+
+
+def load_reference(cfg: DictConfig, run: Run, policy: Policy, tokenizer, rows: list[dict]) -> Callable:
+    """A function (rows as encoded, the same as Rows) -> (b,) nats: from disk, from a second model, or zeros."""
+    if cfg.ref == "none":
+        return lambda examples, batch: torch.zeros(len(examples), device=run.device)
+    path = cfg.ref_policy or cfg.policy
+
+    def second_model() -> Policy:
+        if load_tokenizer(path, template=cfg.data.template).fingerprint != tokenizer.fingerprint:
+            raise ValueError(f"ref_policy={path} has another vocabulary or chat template than policy={cfg.policy}")
+        return run.shard(load_policy(path, precision=cfg.precision, frozen=True))
+
+    if cfg.ref == "live":
+        model = second_model()
+        return lambda examples, batch: total_logprobs(model, batch)
+
+    model = policy if cfg.ref_policy is None else second_model()  # before its first step the policy is the reference
+
+    def compute(examples: list[dict]) -> Tensor:
+        log.info("reference log-probs: computing %d rows", len(examples))
+        size = 2 * cfg.micro_batch_size
+        parts = [examples[start : start + size] for start in range(0, len(examples), size)]
+        with gathered(model):
+            return torch.cat([total_logprobs(model, make_rows(p, tokenizer.pad_id).to(run.device)) for p in parts])
+
+    table = cached_logprobs(
+        compute, rows, directory=Path(cfg.ref_cache), weights=weights_digest(path), precision=cfg.precision,
+        rank=run.rank, world_size=run.world_size,
+    )  # fmt: skip
+    return lambda examples, batch: torch.tensor([table[row_key(row)] for row in examples], device=run.device)
+
+
+@torch.no_grad()
+def total_logprobs(policy: Policy, rows: Rows) -> Tensor:
+    """(b,) nats: the log-prob of each row's completion."""
+    return policy.logprobs(*rows).sum(1)
+
+
+def reference_point(run: Run, policy: Policy, parts: list[Batch]) -> Tensor:
+    """() nats: KTO's z_0, the mean log-ratio of mismatched rows over the whole step, at least 0. 0 for other losses."""
+    ratios = [
+        total_logprobs(policy, part.mismatched) - part.mismatched_ref_logprobs
+        for part in parts
+        if part.mismatched is not None
+    ]
+    if not ratios:
+        return torch.zeros((), device=run.device)
+    total = torch.stack([torch.cat(ratios).sum(), torch.tensor(float(sum(map(len, ratios))), device=run.device)])
+    total, count = run.mean(total)
+    return (total / count).clamp(min=0)
+
+
+# ---- the loss
+
+
+def preference_loss(cfg: DictConfig, part: Batch, logprobs: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss named in the config, over the b rows' total log-probs; and what is logged beside it."""
+    metrics = {"logprobs/chosen": logprobs[part.good].detach(), "logprobs/rejected": logprobs[~part.good].detach()}
+    ref_logprobs = part.ref_logprobs
+    if cfg.average_logprobs:
+        lengths = part.rows.completion_mask.sum(1)
+        logprobs, ref_logprobs = logprobs / lengths, ref_logprobs / lengths
+    if cfg.loss == "kto":
+        weights = {"desirable_weight": cfg.desirable_weight, "undesirable_weight": cfg.undesirable_weight}
+        loss, told = kto_loss(logprobs, ref_logprobs, part.good, kl, beta=cfg.beta, **weights)
+        return loss, metrics | told | {"objective/reference_point": kl}
+    if cfg.loss == "plackett_luce":
+        loss, told = plackett_luce_loss(logprobs, ref_logprobs, part.elements, part.ranks, beta=cfg.beta)
+        return loss, metrics | told
+    pair = (*logprobs.view(-1, 2).unbind(1), *ref_logprobs.view(-1, 2).unbind(1))  # rows alternate: chosen, rejected
+    smoothing, margin = cfg.label_smoothing, cfg.target_margin + cfg.margin_coef * part.margins
+    losses = {
+        "dpo": lambda: dpo_loss(*pair, beta=cfg.beta, label_smoothing=smoothing, target_margin=margin),
+        "cdpo": lambda: dpo_loss(*pair, beta=cfg.beta, label_smoothing=smoothing, target_margin=margin),
+        "cpo": lambda: dpo_loss(*pair, beta=cfg.beta, label_smoothing=smoothing),
+        "robust": lambda: robust_dpo_loss(*pair, beta=cfg.beta, label_smoothing=smoothing),
+        "ipo": lambda: ipo_loss(*pair, beta=cfg.beta),
+        "hinge": lambda: hinge_loss(*pair, beta=cfg.beta),
+        "simpo": lambda: simpo_loss(*pair[:2], beta=cfg.beta, target_margin=cfg.target_margin),
+        "orpo": lambda: orpo_loss(*pair[:2], beta=cfg.beta),
+    }
+    loss, told = losses[cfg.loss]()
+    return loss, metrics | told
+
+
+def evaluate(cfg: DictConfig, run: Run, policy: Policy, parts: list[Batch]) -> None:
+    """Loss, accuracy, margin and implicit rewards on held-out elements."""
+    kl = reference_point(run, policy, parts)
+    for part in parts:
+        loss, metrics = preference_loss(cfg, part, total_logprobs(policy, part.rows), kl)
+        told = {
+            name.replace("rewards/", "eval/").replace("logprobs/", "eval/logprobs_"): v for name, v in metrics.items()
+        }
+        told.pop("objective/reference_point", None)
+        run.metrics.add(told | {"eval/loss": loss.expand(len(part.margins))})
+
+
+# ---- checks
+
+
+def check_dpo(cfg: DictConfig, world_size: int) -> None:
+    """Settings that cannot be meant fail in the first second."""
+    check_training(cfg, world_size)
+    check_choice("loss", cfg.loss, tuple(USES))
+    check_choice("ref", cfg.ref, ("cached", "live", "none"))
+    check_positive(beta=cfg.beta)
+    for key in ("label_smoothing", "target_margin", "margin_coef"):
+        if cfg[key] and key not in USES[cfg.loss]:
+            raise ValueError(f"loss={cfg.loss} has no {key}, but {key}={cfg[key]}; set it to 0")
+    if not 0 <= cfg.label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing={cfg.label_smoothing} must lie in [0, 0.5): it is the share of wrong labels")
+    if cfg.nll_coef < 0:
+        raise ValueError(f"nll_coef={cfg.nll_coef} must be at least 0")
+    if cfg.loss in WITHOUT_REFERENCE and cfg.ref != "none":
+        raise ValueError(f"loss={cfg.loss} has no reference; say ref=none, not ref={cfg.ref}")
+    if cfg.ref == "none" and cfg.ref_policy is not None:
+        raise ValueError(f"ref=none does not read ref_policy={cfg.ref_policy}; leave one of them out")
+    if cfg.loss in OF_MEANS and not cfg.average_logprobs:
+        raise ValueError(f"loss={cfg.loss} is defined on log-probs per token; leave average_logprobs=true")
+
+
+def check_elements(cfg: DictConfig, elements: list[Element]) -> None:
+    """Every element fits the loss."""
+    for element in elements:
+        K, rated = len(element.rows), element.reward is not None
+        if cfg.loss == "plackett_luce":
+            fits, wants = K > 1, "rankings or pairs"
+        elif cfg.loss == "kto":
+            fits, wants = rated or (K == 2 and not element.is_tie), "rated completions, or pairs without ties"
+        else:
+            fits, wants = K == 2 and not element.is_tie, "pairs without ties (loss=plackett_luce takes rankings)"
+        if not fits:
+            kind = "a rated completion" if rated else f"{'a tie' if element.is_tie else f'{K} completions'}"
+            raise ValueError(f"{element.where}: loss={cfg.loss} wants {wants}, this is {kind}")
+
+
+if __name__ == "__main__":
+    main(train, "train_dpo")

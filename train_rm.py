@@ -1,0 +1,228 @@
+"""Reward model: one number per completion, from people's comparisons, rankings or 0/1 rewards.
+
+    python train_rm.py policy=SFT_DIR data=hh_helpful
+    python train_rm.py model=tiny model.vocab_size=2048 data=movie_ratings      weights and tokenizer from scratch
+
+Ouyang et al. 2022 (arXiv:2203.02155), Eq. 1: the K completions of a prompt are one batch element, all C(K, 2) pairs of
+it at once, with K forwards on a prompt that is laid out once. Settings: conf/train_rm.yaml and docs/reward_model.md.
+"""
+
+import itertools
+from tempfile import TemporaryDirectory
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.chat import cut_prompt
+from data.loader import micro_batches
+from data.preferences import Element, eval_elements, preference_loader, preference_texts
+from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from evals.rm_accuracy import evaluate_reward_model, score_elements
+from losses import pointwise_reward_loss, reward_loss
+from model.build import export_model, load_policy, load_reward_model, new_reward_model
+from model.config import check_vocab, make_config
+from model.heads import RewardModel
+from model.packing import make_rows
+from model.sampling import generate
+from runtime.config import check_choice, check_policy_or_model, check_training
+from runtime.distributed import gathered
+from runtime.optim import build_optimizer, clip_grads, set_lr
+from runtime.run import Run, main
+
+
+def train(cfg: DictConfig, run: Run) -> float:
+    check_reward(cfg, run.world_size)
+
+    # ---- one network, its optimizer, its data
+    tokenizer, reward_model = load(cfg)
+    reward_model = run.shard(reward_model)
+    optimizer = build_optimizer(reward_model, cfg.optim)
+    ranks = {"rank": run.rank, "world_size": run.world_size}
+    batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
+    held_out = eval_elements(cfg.data, tokenizer)
+    check_kinds(batches.items, held_out)
+    run.resume(reward_model=reward_model, optimizer=optimizer, batches=batches)
+
+    if run.step == 0:
+        look(cfg, run, reward_model, tokenizer, held_out, step=0)
+        run.log_metrics(step=0)
+    while run.step < cfg.num_steps:
+        lr = set_lr(optimizer, run.step, cfg.optim)
+        batch, read, row_sums, places = next(batches), 0, [], []
+        num_elements = run.mean(torch.tensor(float(len(batch)), device=run.device))
+
+        # ---- gradients, a few elements at a time
+        for part in micro_batches(batch, cfg.micro_batch_size):
+            rows = make_rows([row for element in part for row in element.rows], tokenizer.pad_id).to(run.device)
+            scores = reward_model.score(*rows)  # (b,) every completion once
+            loss, metrics = element_loss(scores, part, cfg, num_elements)
+            loss.backward()
+            run.metrics.add(metrics)
+            row_sums.append(scores.detach())
+            places += [element.where for element in part for _ in element.rows]
+            read += int(rows.attention_mask.sum())
+
+        # ---- the step
+        grad_norm = clip_grads(optimizer, cfg.optim.max_grad_norm)
+        run.stop_if_not_finite(grad_norm, torch.cat(row_sums), places)
+        optimizer.step()
+        optimizer.zero_grad()
+        run.metrics.add({"optim/lr": lr, "optim/grad_norm": grad_norm})
+        look(cfg, run, reward_model, tokenizer, held_out, step=run.step + 1)
+        run.end_step(num_tokens=read)
+
+    normalise(cfg, run, reward_model, tokenizer, batches.items)
+    export_model(reward_model, run.dir / "model", tokenizer)
+    rated = batches.items[0].reward is not None
+    return run.finish(("eval/auc" if rated else "eval/accuracy") if held_out and cfg.eval_every else "objective/loss")
+
+
+def load(cfg: DictConfig) -> tuple[Tokenizer, RewardModel]:
+    """A policy (or reward model) and its tokenizer; or random weights with a tokenizer given, or trained here."""
+    template = cfg.data.template
+    if cfg.policy is not None:
+        tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=template)
+        reward_model = load_reward_model(cfg.policy, precision=cfg.precision, seed=cfg.seed)
+        check_vocab(reward_model.config, tokenizer.vocab_size)
+        return tokenizer, reward_model
+    if cfg.tokenizer is not None:
+        tokenizer = load_tokenizer(cfg.tokenizer, template=template)
+    elif cfg.model.vocab_size is None:
+        raise ValueError(
+            "model= starts from nothing: say model.vocab_size=2048 to train a tokenizer, or tokenizer=PATH"
+        )
+    else:
+        with TemporaryDirectory() as directory:  # the export writes it where it belongs
+            texts = preference_texts(cfg.data.train, cfg.data.on_bad_row)
+            tokenizer = train_sentencepiece(texts, cfg.model.vocab_size, directory)
+    config = make_config(cfg.model, tokenizer.vocab_size)
+    return tokenizer, new_reward_model(config, seed=cfg.seed, precision=cfg.precision)
+
+
+def check_reward(cfg: DictConfig, world_size: int) -> None:
+    """Settings that cannot be meant, before anything is loaded."""
+    check_training(cfg, world_size)
+    check_policy_or_model(cfg)
+    check_choice("normalise", cfg.normalise, ("none", "reference_mean", "gain_bias"))
+    if cfg.normalise == "gain_bias" and cfg.policy is None:
+        raise ValueError(
+            "normalise=gain_bias scores samples of the policy, but policy=null; use none or reference_mean"
+        )
+    if cfg.center_coef < 0 or cfg.margin_coef < 0:
+        raise ValueError(f"center_coef={cfg.center_coef} and margin_coef={cfg.margin_coef} must be >= 0")
+
+
+def check_kinds(training: list[Element], held_out: list[Element]) -> None:
+    """Rated completions are judged by AUC, comparisons by accuracy: both sets must be of one kind."""
+    if held_out and (training[0].reward is None) != (held_out[0].reward is None):
+        raise ValueError("data.train and data.eval differ in kind (comparisons, rated completions); give files of one")
+
+
+def element_loss(
+    scores: Tensor, elements: list[Element], cfg: DictConfig, num_elements: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of some elements of a step, and what is logged of it.
+
+    Args:
+        scores: (b,) of the elements' rows, one after the other.
+    """
+    if elements[0].reward is not None:
+        labels = torch.tensor([element.reward for element in elements], device=scores.device)
+        loss, metrics = pointwise_reward_loss(scores, labels, center_coef=cfg.center_coef, num_elements=num_elements)
+    else:
+        better, worse, weights, margins, ties = element_pairs(elements, cfg.margin_coef, scores.device)
+        loss, metrics = reward_loss(
+            scores[better],
+            scores[worse],
+            weights,
+            margins,
+            ties,
+            center_coef=cfg.center_coef,
+            num_elements=num_elements,
+        )
+    return loss, metrics | {"objective/score": scores.detach()}
+
+
+def element_pairs(elements: list[Element], margin_coef: float, device) -> tuple[Tensor, ...]:
+    """All C(K, 2) pairs of each element: (P,) rows better and worse, weight 1 / C(K, 2), margin, tie."""
+    pairs, first = [], 0
+    for element in elements:
+        K = len(element.rows)
+        for i, j in itertools.combinations(range(K), 2):  # rows come best first
+            tie = element.ranks[i] == element.ranks[j]
+            pairs.append((first + i, first + j, 2 / (K * (K - 1)), margin_coef * element.margin, tie))
+        first += K
+    better, worse, weights, margins, ties = zip(*pairs, strict=True)
+    numbers = [torch.tensor(column, device=device) for column in (better, worse, weights, margins)]
+    return *numbers, torch.tensor(ties, device=device)
+
+
+@torch.no_grad()
+def look(
+    cfg: DictConfig, run: Run, reward_model: RewardModel, tokenizer: Tokenizer, held_out: list[Element], *, step: int
+) -> None:
+    """Held-out figures and the calibration plot, when due. Every rank scores all of it: the set is small."""
+    if not held_out or not run.due(cfg.eval_every, step):
+        return
+    with run.off_the_clock():
+        scores = score_elements(
+            reward_model.score, held_out,
+            pad_id=tokenizer.pad_id, micro_batch_size=cfg.micro_batch_size, device=run.device,
+        )  # fmt: skip
+        plot = run.dir / "calibration.png" if run.is_main and step else None
+        run.metrics.add(evaluate_reward_model(held_out, scores, plot=plot))
+
+
+@torch.no_grad()
+def normalise(
+    cfg: DictConfig, run: Run, reward_model: RewardModel, tokenizer: Tokenizer, elements: list[Element]
+) -> None:
+    """Set the model's gain and shift, so that kl_coef means the same for every reward model.
+
+    reference_mean: the completions that people preferred score 0 on average (Huang et al. 2024, arXiv:2403.17031).
+    gain_bias: the policy's samples have mean 0 and standard deviation 1 (Ziegler et al. 2019, section 2.1).
+    """
+    if cfg.normalise == "none":
+        return
+    if cfg.normalise == "reference_mean":
+        liked = [element for element in elements if element.reward is None or element.reward > 0.5]
+        rows = [element.rows[0] for element in liked[: cfg.normalise_samples]]
+    else:
+        rows = policy_samples(cfg, run, tokenizer, elements)
+    parts = [
+        make_rows(rows[i : i + cfg.micro_batch_size], tokenizer.pad_id)
+        for i in range(0, len(rows), cfg.micro_batch_size)
+    ]
+    scores = torch.cat([reward_model.score(*part.to(run.device)) for part in parts])
+    deviation = scores.std(correction=0).clamp_min(1e-6) if cfg.normalise == "gain_bias" else torch.ones_like(scores[0])
+    reward_model.gain.div_(deviation)
+    reward_model.shift.sub_(scores.mean()).div_(deviation)
+    run.terminal.say(
+        f"normalise={cfg.normalise}: {len(scores)} scores had mean {scores.mean():.4f}, deviation {scores.std():.4f}"
+    )
+
+
+def policy_samples(cfg: DictConfig, run: Run, tokenizer: Tokenizer, elements: list[Element]) -> list[dict]:
+    """Completions that the policy gives to the prompts of the training set, as rows."""
+    policy = run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
+    room = policy.config.max_length - cfg.sampling.max_new_tokens
+    prompts = []
+    for element in elements[: cfg.normalise_samples]:
+        row = element.rows[0]
+        ids = row["input_ids"][~row["completion_mask"]].tolist()
+        prompts.append(cut_prompt(ids, tokenizer, max_length=room))
+    with gathered(policy):
+        answers = generate(
+            policy, prompts, **cfg.sampling, stop_ids=tokenizer.stop_ids,
+            seeds=[cfg.seed + i for i in range(len(prompts))], pad_id=tokenizer.pad_id,
+        )  # fmt: skip
+    rows = answers.rows
+    return [
+        {"input_ids": ids[real].tolist(), "completion_mask": mask[real].tolist()}
+        for ids, real, mask in zip(*rows, strict=True)
+    ]
+
+
+if __name__ == "__main__":
+    main(train, "train_rm")

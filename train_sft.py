@@ -1,0 +1,161 @@
+"""Supervised fine-tuning: the policy learns to write the assistant's turns of real conversations.
+
+    python train_sft.py policy=PATH data.train=[FILES]
+    python train_sft.py model=tiny model.vocab_size=2048 data.train=[FILES]     weights and tokenizer from scratch
+
+Ouyang et al. 2022 (arXiv:2203.02155), section 3.5; the loss is the mean over the target tokens of the whole step.
+"""
+
+from tempfile import TemporaryDirectory
+
+import torch
+from omegaconf import DictConfig
+
+from data.chat import cut_prompt
+from data.loader import micro_batches
+from data.sft import demonstration_texts, eval_examples, sft_loader
+from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from losses import sft_loss
+from model.build import export_model, load_policy, new_policy
+from model.config import check_vocab, make_config
+from model.heads import Policy
+from model.packing import make_rows
+from model.sampling import generate
+from runtime.config import check_policy_or_model, check_training
+from runtime.distributed import gathered
+from runtime.optim import build_optimizer, clip_grads, set_lr
+from runtime.run import Run, main
+
+
+def train(cfg: DictConfig, run: Run) -> float:
+    check_training(cfg, run.world_size)
+    check_policy_or_model(cfg)
+
+    # ---- one network, its optimizer, its data
+    tokenizer, policy = load(cfg)
+    policy.transformer.regularise(residual_dropout=tuple(cfg.residual_dropout), neftune_alpha=cfg.neftune_alpha)
+    policy.transformer.checkpointing = cfg.activation_checkpointing
+    policy = run.shard(policy)
+    optimizer = build_optimizer(policy, cfg.optim)
+    ranks = {"rank": run.rank, "world_size": run.world_size}
+    batches = sft_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
+    held_out = eval_examples(cfg.data, tokenizer)
+    shown = sample_prompts(held_out or batches.items, tokenizer, policy, cfg)
+    run.resume(policy=policy, optimizer=optimizer, batches=batches)
+
+    if run.step == 0:
+        look(cfg, run, policy, tokenizer, held_out, shown, step=0)
+        run.log_metrics(step=0)
+    while run.step < cfg.num_steps:
+        lr = set_lr(optimizer, run.step, cfg.optim)
+        parts = micro_batches(next(batches), cfg.micro_batch_size)
+        targets = torch.tensor(float(sum(row["completion_mask"].sum() for part in parts for row in part)))
+        num_tokens = run.mean(targets.to(run.device))  # mean over ranks, because FSDP2 averages gradients
+
+        # ---- gradients, a few rows at a time
+        row_losses, read = [], 0
+        for part in parts:
+            rows = make_rows(part, tokenizer.pad_id).to(run.device)
+            logprobs = policy.logprobs(*rows)  # (b, T)
+            loss, metrics = sft_loss(logprobs, rows.completion_mask, num_tokens=num_tokens)
+            loss.backward()
+            run.metrics.add(metrics)
+            row_losses.append(-logprobs.detach().sum(1))  # (b,)
+            read += int(rows.attention_mask.sum())
+
+        # ---- the step
+        grad_norm = clip_grads(optimizer, cfg.optim.max_grad_norm)
+        run.stop_if_not_finite(grad_norm, torch.cat(row_losses), [row["where"] for part in parts for row in part])
+        optimizer.step()
+        optimizer.zero_grad()
+        run.metrics.add({"objective/tokens": num_tokens * run.world_size, "optim/lr": lr, "optim/grad_norm": grad_norm})
+        look(cfg, run, policy, tokenizer, held_out, shown, step=run.step + 1)
+        run.end_step(num_tokens=read)
+
+    export_model(policy, run.dir / "model", tokenizer)
+    return run.finish("eval/loss" if held_out and cfg.eval_every else "objective/loss")
+
+
+def load(cfg: DictConfig) -> tuple[Tokenizer, Policy]:
+    """A checkpoint with its tokenizer; or random weights under `cfg.model` with a tokenizer given, or trained here."""
+    if cfg.policy is not None:
+        tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy)
+        policy = load_policy(cfg.policy, precision=cfg.precision)
+        check_vocab(policy.config, tokenizer.vocab_size)
+        return tokenizer, policy
+    if cfg.tokenizer is not None:
+        tokenizer = load_tokenizer(cfg.tokenizer)
+    elif cfg.model.vocab_size is None:
+        raise ValueError(
+            "model= starts from nothing: say model.vocab_size=2048 to train a tokenizer, or tokenizer=PATH"
+        )
+    else:
+        texts = demonstration_texts(cfg.data.train, cfg.data.on_bad_row)
+        with TemporaryDirectory() as directory:  # the export writes it where it belongs
+            tokenizer = train_sentencepiece(texts, cfg.model.vocab_size, directory)
+    return tokenizer, new_policy(make_config(cfg.model, tokenizer.vocab_size), seed=cfg.seed, precision=cfg.precision)
+
+
+@torch.no_grad()
+def look(
+    cfg: DictConfig,
+    run: Run,
+    policy: Policy,
+    tokenizer: Tokenizer,
+    held_out: list[dict],
+    shown: list[dict],
+    *,
+    step: int,
+) -> None:
+    """What the model is like at `step`: loss on held-out conversations, answers to a few prompts; each when due."""
+    with run.off_the_clock(), gathered(policy):
+        if held_out and run.due(cfg.eval_every, step):
+            run.metrics.add(evaluate(cfg, run, policy, tokenizer, held_out))
+        if shown and run.due(cfg.sample_every, step):
+            answers = generate(
+                policy, [row["prompt_ids"] for row in shown], **cfg.sampling, stop_ids=tokenizer.stop_ids,
+                seeds=[cfg.seed + i for i in range(len(shown))], pad_id=tokenizer.pad_id,
+            )  # fmt: skip
+            run.log_samples(describe(answers, shown, tokenizer), step)
+
+
+def evaluate(cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, held_out: list[dict]) -> dict:
+    """Mean negative log-likelihood per assistant token over all of `held_out`, and its exponential."""
+    totals = torch.zeros(2, dtype=torch.float64, device=run.device)  # nats, tokens
+    for part in micro_batches(held_out[run.rank :: run.world_size], cfg.micro_batch_size):
+        rows = make_rows(part, tokenizer.pad_id).to(run.device)
+        totals += torch.stack([-policy.logprobs(*rows).double().sum(), rows.completion_mask.sum()])
+    nats, tokens = run.mean(totals)
+    return {"eval/loss": nats / tokens, "eval/perplexity": (nats / tokens).exp()}
+
+
+def sample_prompts(items: list[dict], tokenizer: Tokenizer, policy: Policy, cfg: DictConfig) -> list[dict]:
+    """The first `num_samples` conversations, up to the header of their last assistant turn."""
+    room = policy.config.max_length - cfg.sampling.max_new_tokens
+    shown = []
+    for item in items[: cfg.num_samples]:
+        mask = list(item["completion_mask"])
+        end = len(mask) - mask[::-1].index(True)  # past the last target
+        start = max((t for t in range(end) if not mask[t]), default=-1) + 1
+        ids = list(map(int, item["input_ids"]))
+        prompt = cut_prompt(ids[:start], tokenizer, max_length=room)
+        shown.append({"prompt_ids": prompt, "reference_ids": ids[start:end]})
+    return shown
+
+
+def describe(answers, shown: list[dict], tokenizer: Tokenizer) -> list[dict]:
+    """Samples as texts, beside what the person in the data said."""
+    rows = answers.rows
+    return [
+        {
+            "prompt": tokenizer.decode(row["prompt_ids"], specials=True),
+            "completion": tokenizer.decode(rows.input_ids[i][rows.completion_mask[i]].tolist()),
+            "reference": tokenizer.decode(row["reference_ids"]),
+            "finish_reason": answers.finish_reasons[i],
+        }
+        for i, row in enumerate(shown)
+    ]
+
+
+if __name__ == "__main__":
+    main(train, "train_sft")
