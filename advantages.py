@@ -142,7 +142,26 @@ def _spread(advantages: Tensor, completion_mask: Tensor) -> Tensor:
     return torch.where(completion_mask, advantages.reshape(-1, 1), 0.0)
 
 
-# ---- the choice
+# ---- the choice, and its scale
+
+
+def whiten(x: Tensor, mask: Tensor, mean: Callable[[Tensor], Tensor], *, shift_mean: bool) -> Tensor:
+    """(B, T): x with variance 1 over the masked entries of all ranks, 0 off-mask.
+
+    shift_mean=True also moves the mean to 0 (advantages); False keeps it (rewards), as in Ziegler et al. 2019's code:
+    (x - mean) * rsqrt(var + 1e-8) [+ mean]. The variance is the biased one.
+
+    Args:
+        mean: averages a scalar tensor over ranks (`run.mean`).
+    """
+    if mask.dtype != torch.bool or mask.shape != x.shape:
+        raise ValueError(f"whiten wants a bool mask like x {tuple(x.shape)}, got {mask.dtype} {tuple(mask.shape)}")
+    kept = torch.where(mask, x, 0.0)
+    count = mean(mask.sum().to(x.dtype))
+    center = mean(kept.sum()) / count
+    variance = mean(torch.where(mask, x - center, 0.0).square().sum()) / count
+    whitened = (x - center) * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, whitened if shift_mean else whitened + center, 0.0)
 
 
 def estimate_advantages(

@@ -5,11 +5,11 @@ number of tokens, elements or pairs of the whole optimizer step (`num_*`, a mean
 gradients), so results depend neither on the micro-batch size nor on padding.
 """
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels.backend import use_triton
 
 # ---- supervised fine-tuning
 
@@ -238,24 +238,6 @@ def token_rewards(scores: Tensor, kl: Tensor, completion_mask: Tensor, score_mas
     return rewards + torch.where(columns == last, scores.to(rewards.dtype)[:, None], 0.0)
 
 
-def whiten(x: Tensor, mask: Tensor, mean: Callable[[Tensor], Tensor], *, shift_mean: bool) -> Tensor:
-    """(B, T): x with variance 1 over the masked entries of all ranks, 0 off-mask.
-
-    shift_mean=True also moves the mean to 0 (advantages); False keeps it (rewards), as in Ziegler et al. 2019's code:
-    (x - mean) * rsqrt(var + 1e-8) [+ mean]. The variance is the biased one.
-
-    Args:
-        mean: averages a scalar tensor over ranks (`run.mean`).
-    """
-    _check_mask(mask, x=x)
-    kept = torch.where(mask, x, 0.0)
-    count = mean(mask.sum().to(x.dtype))
-    center = mean(kept.sum()) / count
-    variance = mean(torch.where(mask, x - center, 0.0).square().sum()) / count
-    whitened = (x - center) * torch.rsqrt(variance + 1e-8)
-    return torch.where(mask, whitened if shift_mean else whitened + center, 0.0)
-
-
 def ppo_policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
     *, clip_range: float, dual_clip: float | None, num_tokens: Tensor | float,
@@ -314,6 +296,33 @@ def ppo_value_loss(
         loss, was_clipped = 0.5 * torch.maximum(error, clipped), (clipped > error).float()
     metrics = {"value/loss": loss, "value/clip_fraction": was_clipped}
     return loss.sum() / num_tokens, {name: value.detach() for name, value in metrics.items()}
+
+
+def ppo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
+    values: Tensor, old_values: Tensor, returns: Tensor, value_mask: Tensor,
+    *, clip_range: float, dual_clip: float | None, value_clip_range: float | None, value_coef: float,
+    num_tokens: Tensor | float, num_states: Tensor | float,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """ppo_policy_loss + value_coef * ppo_value_loss, and the metrics of both; on a GPU one fused launch each way."""
+    if use_triton(logprobs):
+        from kernels.ppo import Clips, ppo_triton
+
+        clips = Clips(clip_range, dual_clip, value_clip_range, value_coef)
+        actions, states = (
+            (logprobs, old_logprobs, advantages, completion_mask),
+            (values, old_values, returns, value_mask),
+        )
+        loss, sums = ppo_triton(*actions, *states, clips=clips, num_tokens=num_tokens, num_states=num_states)
+        return loss, {name: (total / count).expand(int(count)) for name, (total, count) in sums.items()}
+    policy_loss, policy_metrics = ppo_policy_loss(
+        logprobs, old_logprobs, advantages, completion_mask,
+        clip_range=clip_range, dual_clip=dual_clip, num_tokens=num_tokens,
+    )  # fmt: skip
+    value_loss, value_metrics = ppo_value_loss(
+        values, old_values, returns, value_mask, clip_range=value_clip_range, num_tokens=num_states
+    )
+    return policy_loss + value_coef * value_loss, policy_metrics | value_metrics
 
 
 # ---- checks

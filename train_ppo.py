@@ -23,6 +23,7 @@ from advantages import (
     kl_estimate,
     kl_loss,
     missing_eos,
+    whiten,
 )  # fmt: skip
 from data.loader import Loader
 from data.pretraining import PretrainingMix
@@ -31,7 +32,7 @@ from data.rewards import Scorer, check_same_tokenizer, load_reward_function
 from data.rollout import in_parts, sample, value_states
 from data.tokenizer import Tokenizer, load_tokenizer
 from evals.credit import credit_samples, print_credit
-from losses import ppo_policy_loss, ppo_value_loss, token_rewards, whiten
+from losses import ppo_loss, token_rewards
 from model.build import export_model, load_policy, load_reward_model, load_value_model
 from model.config import check_vocab
 from model.ema import WeightAverage
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 
 def train(cfg: DictConfig, run: Run) -> float:
     check_ppo(cfg, run.world_size)
-    tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy)
+    tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)
     size, temperature = cfg.micro_batch_size, cfg.sampling.temperature
 
     # ---- four networks; two of them learn
@@ -69,10 +70,7 @@ def train(cfg: DictConfig, run: Run) -> float:
         batch = [prompt for prompt in next(prompts) for _ in range(cfg.samples_per_prompt)]
         with torch.no_grad():
             rollout, states, finished = answer(cfg, run, policy, tokenizer, batch)  # Rows of actions, Rows of states
-            mask, value_mask = (
-                rollout.completion_mask,
-                states.completion_mask,
-            )  # (B, T) bool; one where score_position=eos
+            mask, value_mask = rollout.completion_mask, states.completion_mask  # (B, T) bool
             old_logprobs, entropy = in_parts(policy.logprobs_and_entropy, rollout, size, temperature=temperature)
             ref_logprobs = in_parts(ref_policy.logprobs, rollout, size, temperature=temperature)  # (B, T)
             old_values = in_parts(value_model, states, size)  # (B, T)
@@ -82,37 +80,42 @@ def train(cfg: DictConfig, run: Run) -> float:
         # ---- 2. reward: the score at the end, minus kl_coef * KL on every token; then who deserves it
         kl = kl_estimate(old_logprobs - ref_logprobs, "k1")  # (B, T) nats
         rewards = token_rewards(final_scores(scores, finished, cfg), kl, mask, value_mask, kl_coef=kl_coefs["reward"])
-        total_rewards = rewards.sum(1)  # (B,)
-        if cfg.whiten_rewards:
-            rewards = whiten(rewards, value_mask, run.mean, shift_mean=False)
+        paid = whiten(rewards, value_mask, run.mean, shift_mean=False) if cfg.whiten_rewards else rewards  # (B, T)
         advantages = estimate_advantages(
-            rewards, old_values, mask, value_mask, kind=cfg.advantage, gamma=cfg.gamma, gae_lambda=cfg.gae_lambda,
+            paid, old_values, mask, value_mask, kind=cfg.advantage, gamma=cfg.gamma, gae_lambda=cfg.gae_lambda,
             samples_per_prompt=cfg.samples_per_prompt,
         )  # (B, T)  # fmt: skip
         returns = advantages + old_values  # (B, T)
-        if cfg.whiten_advantages:
-            advantages = whiten(advantages, mask, run.mean, shift_mean=True)
+        advantages = whiten(advantages, mask, run.mean, shift_mean=True) if cfg.whiten_advantages else advantages
 
-        # ---- 3. a few epochs of clipped updates on the same rollout
+        # ---- 3. what a person would want to know of it
+        run.metrics.add({
+            "objective/score": scores, "objective/rewards": rewards.sum(1), "objective/kl": kl.sum(1),
+            "objective/entropy": entropy[mask], "objective/length": mask.sum(1), "objective/truncated": ~finished,
+            "value/explained_variance": explained_variance(returns, old_values, value_mask, run.mean),
+            "optim/lr": lr, "objective/kl_coef": kl_coefs[cfg.kl_in],
+        })  # fmt: skip
+        credit = {"reward": rewards, "kl": kl, "value": old_values, "advantage": advantages}
+        look(cfg, run, policy, ref_policy, tokenizer, rollout, finished, scores, credit)
+        controller.update(run.mean(kl.sum(1).mean()).item(), num_sequences=cfg.batch_size * cfg.samples_per_prompt)
+
+        # ---- 4. a few epochs of clipped updates on the same rollout
+        learning = time.perf_counter()
         for index, minibatch in enumerate(run.minibatches(len(mask), epochs=cfg.ppo_epochs, size=cfg.minibatch_size)):
-            num_tokens, num_states = (
-                run.mean(m[minibatch].sum().float()) for m in (mask, value_mask)
-            )  # FSDP2 averages
+            num_tokens, num_states = (run.mean(m[minibatch].sum().float()) for m in (mask, value_mask))
             minibatch, row_sums = minibatch.sort().values, []  # siblings stay neighbours, so that they share a prompt
             for rows in minibatch.split(size):
                 logprobs = policy.logprobs(*rollout.select(rows), temperature=temperature)  # (b, T)
                 values = value_model(*states.select(rows))  # (b, T)
-                policy_loss, policy_metrics = ppo_policy_loss(
+                loss, metrics = ppo_loss(
                     logprobs, old_logprobs[rows], advantages[rows], mask[rows],
-                    clip_range=cfg.clip_range, dual_clip=cfg.dual_clip, num_tokens=num_tokens,
-                )  # fmt: skip
-                value_loss, value_metrics = ppo_value_loss(
                     values, old_values[rows], returns[rows], value_mask[rows],
-                    clip_range=cfg.value_clip_range, num_tokens=num_states,
+                    clip_range=cfg.clip_range, dual_clip=cfg.dual_clip, value_clip_range=cfg.value_clip_range,
+                    value_coef=cfg.value_coef, num_tokens=num_tokens, num_states=num_states,
                 )  # fmt: skip
-                kl_penalty = kl_coefs["loss"] * kl_loss(logprobs, ref_logprobs[rows], mask[rows], cfg.kl_estimator)
-                (policy_loss + cfg.value_coef * value_loss + kl_penalty / num_tokens).backward()
-                run.metrics.add(policy_metrics | value_metrics | first_ratio(policy_metrics, index))
+                kl_penalty = kl_loss(logprobs, ref_logprobs[rows], mask[rows], cfg.kl_estimator) / num_tokens
+                (loss + kl_coefs["loss"] * kl_penalty).backward()
+                run.metrics.add(metrics | first_ratio(metrics, index))
                 row_sums.append(logprobs.detach().sum(1) + values.detach().sum(1))
             pretraining.add_gradients(policy)
             grad_norm = clip_grads(optimizer, cfg.optim.max_grad_norm)
@@ -121,17 +124,7 @@ def train(cfg: DictConfig, run: Run) -> float:
             optimizer.zero_grad()
             average.update(policy)
             run.metrics.add({"optim/grad_norm": grad_norm})
-
-        # ---- 4. what happened
-        run.metrics.add({
-            "objective/score": scores, "objective/rewards": total_rewards, "objective/kl": kl.sum(1),
-            "objective/entropy": entropy[mask], "objective/length": mask.sum(1), "objective/truncated": ~finished,
-            "value/explained_variance": explained_variance(returns, old_values, value_mask, run.mean),
-            "optim/lr": lr, "objective/kl_coef": kl_coefs[cfg.kl_in],
-        } | speeds(cfg, run, rollout, started, rolled_out))  # fmt: skip
-        controller.update(run.mean(kl.sum(1).mean()).item(), num_sequences=cfg.batch_size * cfg.samples_per_prompt)
-        credit = {"reward": rewards, "kl": kl, "value": old_values, "advantage": advantages}
-        look(cfg, run, policy, ref_policy, tokenizer, rollout, finished, scores, credit)
+        run.metrics.add(speeds(cfg, run, rollout, rolled_out - started, time.perf_counter() - learning))
         run.end_step(num_tokens=int(rollout.attention_mask.sum()))
 
     with average.swapped_in(policy):  # the average is the result where ema_decay asks for one
@@ -160,18 +153,18 @@ def final_scores(scores: Tensor, finished: Tensor, cfg: DictConfig) -> Tensor:
     return missing_eos(clipped, finished, mode=cfg.missing_eos, value=cfg.missing_eos_value)
 
 
-def first_ratio(policy_metrics: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+def first_ratio(metrics: dict[str, Tensor], index: int) -> dict[str, Tensor]:
     """On the first minibatch of a rollout, where nothing has been learned from it yet, every ratio must be 1."""
-    ratio = policy_metrics["policy/ratio"]
+    ratio = metrics["policy/ratio"]
     return {"policy/ratio_first": ratio[(ratio - 1).abs().argmax()]} if index == 0 else {}
 
 
-def speeds(cfg: DictConfig, run: Run, rollout: Rows, started: float, rolled_out: float) -> dict[str, float]:
-    """Tokens per second of all ranks: sampled ones from `started` to `rolled_out`, real ones of each epoch since."""
+def speeds(cfg: DictConfig, run: Run, rollout: Rows, rollout_seconds: float, train_seconds: float) -> dict[str, float]:
+    """Tokens per second of all ranks: sampled ones while rolling out, real ones of each epoch while learning."""
     sampled, real = (int(m.sum()) * run.world_size for m in (rollout.completion_mask, rollout.attention_mask))
     return {
-        "perf/rollout_tokens_per_second": sampled / (rolled_out - started),
-        "perf/train_tokens_per_second": real * cfg.ppo_epochs / (time.perf_counter() - rolled_out),
+        "perf/rollout_tokens_per_second": sampled / rollout_seconds,
+        "perf/train_tokens_per_second": real * cfg.ppo_epochs / train_seconds,
     }
 
 
@@ -256,10 +249,13 @@ class NoValues(nn.Module):
 
 
 def load_values(cfg: DictConfig, run: Run) -> nn.Module:
-    """The value model: the reward model's weights and head; the policy's and a fresh head where there is none."""
+    """The value model: the reward model's weights and head; the policy's and a zero head where there is none."""
     if cfg.advantage != "gae":
         return NoValues()
-    return run.shard(load_value_model(cfg.reward_model or cfg.policy, precision=cfg.precision, seed=cfg.seed))
+    value_model = load_value_model(cfg.reward_model or cfg.policy, precision=cfg.precision)
+    if cfg.reward_model is None:
+        nn.init.zeros_(value_model.head.weight)  # as Ziegler et al. 2019's code: no opinion before the first return
+    return run.shard(value_model)
 
 
 def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Scorer:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from data.chat import cut_prompt
+from data.checks.gate import require_agreement
 from data.loader import micro_batches
 from data.preferences import Element, eval_elements, preference_loader, preference_texts
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
@@ -33,6 +34,7 @@ from runtime.run import Run, main
 
 def train(cfg: DictConfig, run: Run) -> float:
     check_reward(cfg, run.world_size)
+    note = require_agreement(cfg)
 
     # ---- one network, its optimizer, its data
     tokenizer, reward_model = load(cfg)
@@ -43,6 +45,8 @@ def train(cfg: DictConfig, run: Run) -> float:
     held_out = eval_elements(cfg.data, tokenizer)
     check_kinds(batches.items, held_out)
     run.resume(reward_model=reward_model, optimizer=optimizer, batches=batches)
+    if note is not None:
+        run.terminal.say(note)
 
     if run.step == 0:
         look(cfg, run, reward_model, tokenizer, held_out, step=0)
@@ -141,7 +145,8 @@ def element_loss(
             center_coef=cfg.center_coef,
             num_elements=num_elements,
         )
-    return loss, metrics | {"objective/score": scores.detach()}
+    mean_loss = (loss.detach() * num_elements / len(elements)).expand(len(elements))  # weighs as much as its elements
+    return loss, metrics | {"objective/loss": mean_loss, "objective/score": scores.detach()}
 
 
 def element_pairs(elements: list[Element], margin_coef: float, device) -> tuple[Tensor, ...]:

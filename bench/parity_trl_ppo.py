@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from advantages import estimate_advantages, kl_estimate, missing_eos
-from losses import ppo_policy_loss, ppo_value_loss, token_rewards, whiten
+from advantages import estimate_advantages, kl_estimate, missing_eos, whiten
+from losses import ppo_policy_loss, ppo_value_loss, token_rewards
 from model.build import load_policy, load_reward_model
 from model.packing import Rows, make_rows
 

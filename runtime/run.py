@@ -153,7 +153,10 @@ class Run:
         for sample in samples:
             append_row(self.dir / "samples.jsonl", {"step": step} | sample)
         for sample in samples[:2]:
-            self.terminal.say("\n".join(f"    {name}: {value}" for name, value in sample.items()))
+            texts = {
+                name: value for name, value in sample.items() if not isinstance(value, list)
+            }  # lists: a token each
+            self.terminal.say("\n".join(f"    {name}: {value}" for name, value in texts.items()))
         self._wandb.log_samples(step, samples)
 
     def log_metrics(self, step: int) -> None:

@@ -21,8 +21,7 @@ def compose(tmp_path):
     def compose(door: str, *overrides: str):
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
-            where = [] if any(text.startswith("run_dir=") for text in overrides) else [f"run_dir={tmp_path / 'run'}"]
-            return hydra.compose(door, [*where, *overrides])
+            return hydra.compose(door, [f"++run_dir={tmp_path / 'run'}", *overrides])
 
     yield compose
     GlobalHydra.instance().clear()

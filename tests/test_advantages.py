@@ -5,9 +5,19 @@ import math
 import pytest
 import torch
 
-from advantages import AdaptiveKL, FixedKL, clip_scores, estimate_advantages, grpo, kl_estimate, missing_eos, rloo
+from advantages import (
+    AdaptiveKL,
+    FixedKL,
+    clip_scores,
+    estimate_advantages,
+    grpo,
+    kl_estimate,
+    missing_eos,
+    rloo,
+    whiten,
+)
 from kernels.gae import gae
-from losses import token_rewards, whiten
+from losses import token_rewards
 
 
 def one_rank(x):

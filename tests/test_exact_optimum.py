@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from advantages import estimate_advantages, kl_estimate
-from losses import ppo_policy_loss, ppo_value_loss, token_rewards, whiten
+from advantages import estimate_advantages, kl_estimate, whiten
+from losses import ppo_policy_loss, ppo_value_loss, token_rewards
 from tests.enumerable_task import NUM_STATES, TabularPolicy, kl_to, make_task, optimum, reward_of, states
 
 NUM_STEPS, BATCH = 400, 512

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from advantages import whiten
 from losses import (
     pointwise_reward_loss,
     ppo_policy_loss,
@@ -12,7 +13,6 @@ from losses import (
     reward_loss,
     sft_loss,
     token_rewards,
-    whiten,
 )
 
 
@@ -264,5 +264,5 @@ def test_masks_that_are_not_bool_or_of_another_shape_are_refused():
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="must be bool"):
         sft_loss(x, torch.ones(2, 3), num_tokens=1)
-    with pytest.raises(ValueError, match="alike"):
+    with pytest.raises(ValueError, match="bool mask like x"):
         whiten(x, torch.ones(2, 4, dtype=torch.bool), one_rank, shift_mean=True)

@@ -1,0 +1,112 @@
+"""Fifty people at once on the arena's page: are all votes there, none twice, and how long do the answers take?
+
+    python bench/arena_load.py models='{a:DIR,b:DIR}'           50 users, 2,000 votes; the server is killed (-9) half-way
+
+Needs the arena extra. Traffic goes to 127.0.0.1 only, from a server that this script starts and stops.
+"""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+from gradio_client import Client
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from evals.arena.store import Store  # noqa: E402
+
+USERS, VOTES = 50, 2000
+
+
+def start(models: str, directory: Path, port: int, *more: str) -> subprocess.Popen:
+    """The server, once it is open."""
+    words = [models, f"port={port}", f"hydra.run.dir={directory}", "sampling.max_new_tokens=4"]
+    limits = ["messages_per_minute=100000", "max_waiting=1000", "refresh_seconds=60"]
+    command = [sys.executable, str(ROOT / "arena.py"), *words, *limits, *more]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    for line in process.stdout:
+        if "the arena is open" in line:
+            threading.Thread(target=process.stdout.read, daemon=True).start()
+            return process
+    raise SystemExit("the arena did not open")
+
+
+class Person(threading.Thread):
+    """Talks and votes until told to stop; remembers which votes were acknowledged and how long each answer took."""
+
+    def __init__(self, address: str, votes: int):
+        super().__init__(daemon=True)
+        self.address, self.votes = address, votes
+        self.thanked, self.seconds, self.page_seconds = 0, [], []
+
+    def run(self) -> None:
+        try:
+            client = Client(self.address, verbose=False)
+            for n in range(self.votes):
+                client.predict(f"hello {n}", api_name="/say")
+                began = time.perf_counter()
+                said = client.predict(api_name=("/vote", "/vote_1", "/vote_2")[n % 3])
+                self.seconds.append(time.perf_counter() - began)
+                self.thanked += "Thank you" in json.dumps(said)
+                began = time.perf_counter()
+                urllib.request.urlopen(self.address, timeout=60).read()
+                self.page_seconds.append(time.perf_counter() - began)
+        except Exception as error:  # the server was killed under this person
+            self.broken = repr(error)
+
+
+def crowd(address: str, votes_each: int) -> list[Person]:
+    people = [Person(address, votes_each) for _ in range(USERS)]
+    for person in people:
+        person.start()
+    return people
+
+
+def main() -> None:
+    models = sys.argv[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    directory, address = Path(tempfile.mkdtemp()) / "arena", f"http://127.0.0.1:{port}"
+    server = start(models, directory, port)
+    people = crowd(address, VOTES // USERS)
+    while sum(person.thanked for person in people) < VOTES // 2 and any(p.is_alive() for p in people):
+        time.sleep(0.2)
+    server.send_signal(signal.SIGKILL)
+    server.wait()
+    for person in people:
+        person.join(timeout=120)
+    thanked = sum(person.thanked for person in people)
+    store = Store(directory / "arena.sqlite")
+    kept = len(store.battles())
+    store.close()
+    print(f"killed (-9) during the votes: {thanked} acknowledged, {kept} in the store, lost {max(thanked - kept, 0)}")
+
+    server = start(models, directory, port, "resume=true")
+    again = crowd(address, -(-(VOTES - kept) // USERS))
+    for person in again:
+        person.join()
+    server.send_signal(signal.SIGINT)
+    server.wait()
+    store = Store(directory / "arena.sqlite")
+    battles = store.battles()
+    store.close()
+    thanked_again = sum(person.thanked for person in again)
+    print(f"restarted: {thanked_again} acknowledged, {len(battles) - kept} new in the store")
+    print(f"in all {len(battles)} votes on {len({b['id'] for b in battles})} battles")
+    for name, attribute in (("vote", "seconds"), ("page", "page_seconds")):
+        seconds = np.concatenate([getattr(person, attribute) for person in people + again])
+        p50, p95 = np.quantile(seconds, [0.5, 0.95])
+        print(f"{name}: {len(seconds)} answers, median {p50:.3f} s, 95th percentile {p95:.3f} s")
+
+
+if __name__ == "__main__":
+    main()

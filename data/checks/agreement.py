@@ -1,0 +1,280 @@
+"""How far annotators agree: Krippendorff's alpha, Fleiss' and Cohen's kappa through libraries, with intervals.
+
+Items are resampled (an item's votes depend on each other), so intervals are percentiles over items. The gate judges
+the lower end of alpha's interval. Two warning signs are looked for in each annotator: votes that can't be told from
+chance, and sides taken by the toss of a coin where the others see a tie.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import krippendorff
+import numpy as np
+from scipy.stats import binomtest
+from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
+
+from data.checks.report import plot_intervals, write_page, write_result
+from data.records import BadRows, Record, read_records
+
+
+@dataclass(frozen=True)
+class Vote(Record):
+    """One annotator's label of one item."""
+
+    item: str
+    annotator: str
+    label: str
+    category: str | None
+
+
+def parse_vote(row: dict) -> list[Vote]:
+    """A row of `item`, `annotator`, `label` and perhaps `category`; a label of null is a missing vote."""
+    missing = [name for name in ("item", "annotator", "label") if name not in row]
+    if missing or row["item"] is None or row["annotator"] is None:
+        raise ValueError(f"a vote has item, annotator and label; missing: {', '.join(missing) or 'item or annotator'}")
+    if isinstance(row["label"], list | dict):
+        raise ValueError(f"label must be text or a number, got {type(row['label']).__name__}")
+    if row["label"] is None:
+        return []
+    category = row.get("category")
+    return [
+        Vote(str(row["item"]), str(row["annotator"]), str(row["label"]), None if category is None else str(category))
+    ]
+
+
+class Votes:
+    """Votes as a table: `labels[item, annotator]` is a label's code, -1 where there is no vote."""
+
+    def __init__(self, votes: Sequence[Vote]):
+        self.items = list(dict.fromkeys(vote.item for vote in votes))
+        self.annotators = sorted({vote.annotator for vote in votes})
+        self.names = sorted({vote.label for vote in votes})
+        item_at = {item: i for i, item in enumerate(self.items)}
+        annotator_at = {name: a for a, name in enumerate(self.annotators)}
+        code = {label: c for c, label in enumerate(self.names)}
+        self.rows = np.array([(item_at[v.item], annotator_at[v.annotator], code[v.label]) for v in votes])  # (N, 3)
+        self.categories = {vote.item: vote.category for vote in votes if vote.category is not None}
+        self._check_once(votes)
+
+    def counts(self, keep: np.ndarray | None = None) -> np.ndarray:
+        """(items, labels): votes for each label, of the kept rows."""
+        rows = self.rows if keep is None else self.rows[keep]
+        table = np.zeros((len(self.items), len(self.names)), dtype=np.int64)
+        np.add.at(table, (rows[:, 0], rows[:, 2]), 1)
+        return table
+
+    def _check_once(self, votes: Sequence[Vote]) -> None:
+        cells, first = np.unique(self.rows[:, :2], axis=0, return_index=True)
+        if len(cells) < len(self.rows):
+            again = min(set(range(len(self.rows))) - set(first.tolist()))
+            vote = votes[again]
+            raise ValueError(f"{vote.where}: annotator {vote.annotator!r} has already voted on item {vote.item!r}")
+
+
+def check_agreement(
+    files: Sequence[str], directory: Path, *, threshold: float, tie_labels: Sequence[str], resamples: int,
+    max_pairs: int, min_shared: int, seed: int, on_bad_row: str,
+) -> dict:  # fmt: skip
+    """result.json, agreement.png and report.html; `passed` is whether alpha's lower end reaches the threshold.
+
+    Args:
+        tie_labels: labels that mean that neither side is better.
+        max_pairs: Cohen's kappa for that many pairs of annotators, those who share most items; `min_shared` or more.
+    """
+    bad_rows = BadRows(on_bad_row)
+    votes = Votes([vote for file in files for vote in read_records(file, parse_vote, bad_rows)])
+    result = measure(
+        votes, tie_labels=tie_labels, resamples=resamples, max_pairs=max_pairs, min_shared=min_shared, seed=seed
+    )
+    alpha = result["krippendorff_alpha"]
+    passed = alpha["lower"] >= threshold
+    result |= {"threshold": threshold, "passed": bool(passed), "skipped_rows": bad_rows.skipped}
+    _show(directory, result)
+    return result
+
+
+def measure(
+    votes: Votes, *, tie_labels: Sequence[str], resamples: int, max_pairs: int, min_shared: int, seed: int
+) -> dict:
+    """Every figure of the check. Raises ValueError where agreement is undefined."""
+    counts = votes.counts()
+    shared = counts[counts.sum(1) >= 2]
+    if not len(shared):
+        raise ValueError(f"no item has two votes ({len(votes.items)} items, {len(votes.annotators)} annotators)")
+    if (shared.sum(0) > 0).sum() < 2:
+        raise ValueError(f"every vote says {votes.names}: agreement on one label only is undefined")
+    random = np.random.default_rng(seed)
+    resamples = int(np.clip(5e6 / len(shared), 200, resamples))  # 100,000 votes in seconds, small files exactly
+
+    ties = np.isin(votes.names, [str(label) for label in tie_labels])
+    result = {
+        "items": len(votes.items), "votes": len(votes.rows), "annotators": len(votes.annotators),
+        "labels": dict(zip(votes.names, counts.sum(0).tolist(), strict=True)), "resamples": resamples,
+        "krippendorff_alpha": interval(alpha_of, shared, resamples, random),
+        "krippendorff_alpha_without_ties": _without_ties(votes, ties, resamples, random),
+        "fleiss_kappa": fleiss(counts, resamples, random),
+    }  # fmt: skip
+    result["cohen_kappa"], result["pairs_left_out"] = _pairs(votes, max_pairs, min_shared, resamples, random)
+    result["categories"] = _by_category(votes, counts, resamples, random)
+    result["per_annotator"] = _by_annotator(votes, counts, ties, resamples, random)
+    return result
+
+
+def alpha_of(counts: np.ndarray) -> float:
+    """Krippendorff's alpha (nominal) of (items, labels) counts; nan where it is undefined."""
+    counts = counts[counts.sum(1) >= 2]
+    if (counts.sum(0) > 0).sum() < 2:
+        return float("nan")
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
+
+
+def kappa_of(table: np.ndarray) -> float:
+    """Cohen's kappa of a (labels, labels) table; nan where both always say the same one label."""
+    if (table.sum(0) + table.sum(1) > 0).sum() < 2:
+        return float("nan")
+    return float(cohens_kappa(table, return_results=False))
+
+
+def fleiss(counts: np.ndarray, resamples: int, random: np.random.Generator) -> dict:
+    """Fleiss' kappa, which needs as many votes on each item: on the items with the commonest number of votes >= 2."""
+    sizes = Counter(counts.sum(1)[counts.sum(1) >= 2].tolist())
+    votes_each = max(sizes, key=lambda size: (sizes[size], size))
+    of_size = counts[counts.sum(1) == votes_each]
+    of_size = of_size[:, of_size.sum(0) > 0]
+    found = interval(lambda table: float(fleiss_kappa(table)), of_size, resamples, random)
+    return found | {"votes_per_item": int(votes_each)}
+
+
+def interval(statistic: Callable, rows: np.ndarray, resamples: int, random: np.random.Generator) -> dict:
+    """The statistic and its 95 % percentile interval over resampled rows."""
+    drawn = (statistic(rows[random.integers(0, len(rows), len(rows))]) for _ in range(resamples))
+    return _estimate(statistic(rows), drawn, len(rows))
+
+
+def _estimate(value: float, drawn, n: int) -> dict:
+    found = np.array([one for one in drawn if np.isfinite(one)])
+    lower, upper = np.percentile(found, [2.5, 97.5]) if len(found) and np.isfinite(value) else (np.nan, np.nan)
+    return {"value": value, "lower": float(lower), "upper": float(upper), "n": int(n)}
+
+
+def _table_kappa(x: np.ndarray, y: np.ndarray, labels: int, resamples: int, random: np.random.Generator) -> dict:
+    """Cohen's kappa of two columns of codes; resampling items is drawing the table's cells."""
+    table = np.bincount(x * labels + y, minlength=labels * labels)
+    drawn = random.multinomial(len(x), table / len(x), size=resamples).reshape(-1, labels, labels)
+    return _estimate(kappa_of(table.reshape(labels, labels)), map(kappa_of, drawn), len(x))
+
+
+def _pairs(votes: Votes, max_pairs: int, min_shared: int, resamples: int, random) -> tuple[dict, int]:
+    by_item = defaultdict(list)
+    for item, annotator, label in votes.rows.tolist():
+        by_item[item].append((annotator, label))
+    common = defaultdict(list)
+    for said in by_item.values():
+        for (a, x), (b, y) in combinations(sorted(said), 2):
+            common[a, b].append((x, y))
+    ranked = sorted(common, key=lambda pair: (-len(common[pair]), pair))
+    chosen = [pair for pair in ranked if len(common[pair]) >= min_shared][:max_pairs]
+    kappas = {}
+    for a, b in chosen:
+        x, y = np.array(common[a, b]).T
+        name = f"{votes.annotators[a]}|{votes.annotators[b]}"
+        kappas[name] = _table_kappa(x, y, len(votes.names), resamples, random)
+    return kappas, len(common) - len(chosen)
+
+
+def _without_ties(votes: Votes, ties: np.ndarray, resamples: int, random) -> dict | None:
+    """Alpha of the votes for a side: how far those agree who see a difference."""
+    if not ties.any():
+        return None
+    counts = votes.counts(~ties[votes.rows[:, 2]])
+    counts = counts[counts.sum(1) >= 2]
+    return interval(alpha_of, counts, resamples, random) if len(counts) else None
+
+
+def _by_category(votes: Votes, counts: np.ndarray, resamples: int, random) -> dict:
+    names = np.array([votes.categories.get(item, "") for item in votes.items])
+    found = {}
+    for name in sorted(set(names.tolist()) - {""}):
+        rows = counts[(names == name) & (counts.sum(1) >= 2)]
+        if len(rows):
+            found[name] = interval(alpha_of, rows, resamples, random)
+    return found
+
+
+def _by_annotator(votes: Votes, counts: np.ndarray, ties: np.ndarray, resamples: int, random) -> dict:
+    """Each annotator against the majority of the others, and what they do where the others see a tie."""
+    others = counts[votes.rows[:, 0]]  # (N, labels) votes on the row's item
+    others[np.arange(len(others)), votes.rows[:, 2]] -= 1  # without the row's own
+    ranked = np.sort(others, axis=1)
+    decided = ranked[:, -1] > (ranked[:, -2] if ranked.shape[1] > 1 else 0)  # a majority, and only one
+    majority = others.argmax(1)
+    side = ~ties[votes.rows[:, 2]]
+    tied = decided & ties[majority]
+    found = {}
+    for a, name in enumerate(votes.annotators):
+        own = votes.rows[:, 1] == a
+        mine = own & decided
+        facts = {"votes": int(own.sum()), "ties": float((~side[own]).mean()), "kappa_with_others": None}
+        if mine.any():
+            facts["kappa_with_others"] = _table_kappa(
+                votes.rows[mine, 2], majority[mine], len(votes.names), min(resamples, 500), random
+            )
+        facts["tie_breaking"] = _tie_breaking(votes, own & tied, ~own & tied, side, len(votes.annotators))
+        facts["verdict"] = _verdict(facts)
+        found[name] = facts
+    return found
+
+
+def _tie_breaking(votes: Votes, mine: np.ndarray, theirs: np.ndarray, side: np.ndarray, annotators: int) -> dict | None:
+    """Whether an annotator takes sides, where the others' majority is a tie, more often than the others do."""
+    n = int(mine.sum())
+    if n < 10 or not theirs.any():
+        return None
+    usual = min(max(float(side[theirs].mean()), 0.5), 0.99)  # who sees a tie in half of them breaks no ties
+    taken = votes.rows[mine & side, 2]
+    p = binomtest(len(taken), n, usual, alternative="greater").pvalue
+    facts = {"items": n, "side_share": len(taken) / n, "side_share_of_others": float(side[theirs].mean()), "p_value": p}
+    facts["breaks_ties"] = bool(p * annotators < 0.01)  # Bonferroni: everyone is tested
+    if facts["breaks_ties"]:
+        first = int((taken == taken.min()).sum())
+        facts["p_value_coin"] = binomtest(first, len(taken)).pvalue  # against 50:50
+    return facts
+
+
+def _verdict(facts: dict) -> str:
+    kappa, breaking = facts["kappa_with_others"], facts["tie_breaking"]
+    if kappa is None or kappa["lower"] is None or not np.isfinite(kappa["lower"]):
+        return "too few shared items"
+    if kappa["lower"] <= 0:
+        return "votes at chance" if kappa["upper"] < 0.4 else "too few shared items"
+    if breaking and breaking["breaks_ties"]:
+        return "breaks ties at random" if breaking["p_value_coin"] > 0.05 else "breaks ties to one side"
+    return "ok"
+
+
+def _show(directory: Path, result: dict) -> None:
+    alpha = result["krippendorff_alpha"]
+    lines = [
+        f"{'passed' if result['passed'] else 'NOT passed'}: alpha {alpha['value']:.3f}, 95 % interval "
+        f"[{alpha['lower']:.3f}, {alpha['upper']:.3f}], must surely be at least {result['threshold']}"
+    ]
+    people = result["per_annotator"]
+    lines += [f"annotator {name}: {facts['verdict']}" for name, facts in people.items() if facts["verdict"] != "ok"]
+    shown = {"alpha": alpha, "Fleiss": result["fleiss_kappa"]} | {
+        f"alpha: {name}": found for name, found in result["categories"].items()
+    }
+    worst = sorted(
+        (n for n in people if people[n]["kappa_with_others"]), key=lambda n: people[n]["kappa_with_others"]["value"]
+    )
+    shown |= {f"{name} and the others": people[name]["kappa_with_others"] for name in worst[:25]}
+    plot_intervals(shown, result["threshold"], "agreement beyond chance", directory / "agreement.png")
+    rows = [["annotator", "votes", "share of ties", "kappa with the others", "verdict"]]
+    for name, facts in people.items():
+        kappa = facts["kappa_with_others"]
+        rows.append([name, facts["votes"], facts["ties"], kappa["value"] if kappa else float("nan"), facts["verdict"]])
+    write_page(directory, "Agreement of annotators", lines, {"Annotators": rows}, ["agreement.png"])
+    result["verdicts"] = lines
+    write_result(directory, result)

@@ -1,0 +1,37 @@
+"""The gate before training on preferences: annotators who don't agree teach nothing. Imports no statistics library."""
+
+import json
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+
+def require_agreement(cfg: DictConfig) -> str | None:
+    """Refuse to train where annotators agree too little; None where no agreement was measured, else what to log.
+
+    Reads `agreement` (the result.json of `check_data.py check=agreement`), `agreement_threshold` and
+    `agreement_override` of the door. The lower end of alpha's interval decides, not the point.
+
+    Raises:
+        ValueError: below the threshold and not overridden; no such file, or not a result of that check.
+    """
+    if cfg.agreement is None:
+        return None
+    path = Path(cfg.agreement)
+    try:
+        alpha = json.loads(path.read_text())["krippendorff_alpha"]
+        value, lower, upper = (float(alpha[key]) for key in ("value", "lower", "upper"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"agreement={path} is no result of `check_data.py check=agreement` ({type(error).__name__}: {error})"
+        ) from error
+    figure = f"Krippendorff's alpha {value:.3f} [{lower:.3f}, {upper:.3f}]"
+    if lower >= cfg.agreement_threshold:
+        return f"agreement: {figure} is above {cfg.agreement_threshold}"
+    if cfg.agreement_override:
+        return f"agreement: {figure} is NOT surely above {cfg.agreement_threshold}; overridden"
+    raise ValueError(
+        f"annotators agree too little: {figure}, and its lower end is below agreement_threshold="
+        f"{cfg.agreement_threshold} ({path}). Mend the guidelines or the annotators (see docs/annotation.md), or train "
+        "all the same with agreement_override=true"
+    )

@@ -1,0 +1,64 @@
+"""Near duplicates: MinHash finds candidates (datasketch), the exact Jaccard similarity of words and word pairs decides."""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+from datasketch import MinHash, MinHashLSH
+
+from data.methods.filters import words
+
+PERMUTATIONS = 64
+_EMPTY = MinHash(PERMUTATIONS, seed=1)  # draws the permutations once
+
+
+def normal(text: str) -> str:
+    """Lowercased words with one space between them: two texts that differ in case or marks only are the same text."""
+    return " ".join(words(text)) or text.strip()
+
+
+def shingles(text: str) -> np.ndarray:
+    """Sorted 32-bit hashes of a text's words and pairs of neighbouring words."""
+    tokens = [token.encode() for token in normal(text).split()]
+    pairs = [a + b" " + b for a, b in pairwise(tokens)]
+    return np.array(sorted({zlib.crc32(one) for one in tokens + pairs}), dtype=np.uint32)
+
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """|A and B| / |A or B| of two sorted sets."""
+    both = len(np.intersect1d(a, b, assume_unique=True))
+    return both / (len(a) + len(b) - both)
+
+
+class NearIndex:
+    """Texts by similarity. `threshold`: Jaccard from which two texts are near duplicates."""
+
+    def __init__(self, threshold: float):
+        if not 0 < threshold < 1:
+            raise ValueError(f"check.threshold={threshold} must lie between 0 and 1")
+        self.threshold = threshold
+        self._lsh = MinHashLSH(threshold, PERMUTATIONS, weights=(0.1, 0.9))  # a false candidate costs one comparison
+        self._sets: list[np.ndarray] = []
+
+    def __len__(self) -> int:
+        return len(self._sets)
+
+    def add(self, grams: np.ndarray, sketch: MinHash) -> None:
+        self._lsh.insert(len(self._sets), sketch, check_duplication=False)
+        self._sets.append(grams)
+
+    def near(self, grams: np.ndarray, sketch: MinHash) -> list[tuple[int, float]]:
+        """(index, similarity) of the texts at or above the threshold, the most similar first."""
+        found = [(i, jaccard(grams, self._sets[i])) for i in self._lsh.query(sketch)]
+        return sorted((one for one in found if one[1] >= self.threshold), key=lambda one: (-one[1], one[0]))
+
+
+def sketches(texts: Sequence[str]) -> Iterator[tuple[np.ndarray, MinHash]]:
+    """(shingles, MinHash) of each text."""
+    for text in texts:
+        grams = shingles(text)
+        sketch = _EMPTY.copy()
+        sketch.hashfunc = int  # the shingles are hashes already
+        sketch.update_batch(grams.tolist())
+        yield grams, sketch

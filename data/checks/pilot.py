@@ -1,0 +1,151 @@
+"""Before data is bought: what vendors' pilot files look like, and which skew short.
+
+Lengths are counted in tokens of a named tokenizer. A prompt is a user message; the lecture's vendors averaged 22, 54 and
+104 tokens where InstructGPT's users wrote 408, and the rule was to reject prompts that skew under about 50.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import ks_2samp, wasserstein_distance
+
+from data.checks.report import pyplot, write_page, write_result
+from data.checks.texts import Row, read_rows
+from data.records import BadRows
+from data.tokenizer import load_tokenizer
+from runtime.plots import save_figure
+
+PERCENTILES = (5, 25, 75, 95, 99)
+
+
+def check_pilot(
+    files: Sequence[str], directory: Path, *, tokenizer: str, target: str | None, target_mean: float, min_tokens: int,
+    max_short: float, seed: int, on_bad_row: str,
+) -> dict:  # fmt: skip
+    """result.json with `vendors.NAME`, a histogram a vendor (PNG), and report.html. A vendor is named by its file.
+
+    Args:
+        target: file of prompts to be like, for the distance and its test; None = only the mean is compared.
+        min_tokens: a vendor is rejected whose prompts' mean is below, or of whose prompts more than `max_short` are.
+    """
+    if not files:
+        raise ValueError("check=pilot wants one file a vendor: check.input=[a.jsonl,b.jsonl]")
+    names = [Path(file).name.split(".")[0] for file in files]
+    if len(set(names)) < len(names):
+        raise ValueError(f"vendors are named by their files, and two have one name: {', '.join(names)}")
+    encode, bad_rows = load_tokenizer(tokenizer).encode, BadRows(on_bad_row)
+    wanted = (
+        None if target is None else np.array([len(encode(m)) for r in read_rows([target], bad_rows) for m in r.asked])
+    )
+
+    vendors, lengths, pool = {}, {}, []
+    for name, file in zip(names, files, strict=True):
+        rows = read_rows([file], bad_rows)
+        asked = [encode(message) for row in rows for message in row.asked]
+        lengths[name] = np.array([len(ids) for ids in asked])
+        pool.append(np.concatenate([np.array(ids, dtype=np.int64) for ids in asked]))
+        facts = describe(lengths[name], min_tokens) | _rest(rows, encode, seed)
+        facts["interval_of_mean"] = _mean_interval(lengths[name], seed)
+        facts["share_of_target_mean"] = facts["mean"] / target_mean
+        facts["distance_to_target"] = None if wanted is None else distance(lengths[name], wanted)
+        facts["verdict"], facts["reason"] = judge(facts, min_tokens=min_tokens, max_short=max_short)
+        vendors[name] = facts
+    sample = min(map(len, pool))  # of as many tokens each, as the ratio falls with the size
+    for name, ids in zip(names, pool, strict=True):
+        vendors[name]["unique_token_ratio"] = len(np.unique(ids[:sample])) / sample
+
+    lines = [f"{name}: {facts['verdict']} ({facts['reason']})" for name, facts in vendors.items()]
+    result = {"vendors": vendors, "tokenizer": tokenizer, "target_mean": target_mean, "skipped_rows": bad_rows.skipped}
+    _show(directory, result | {"verdicts": lines}, lengths, wanted)
+    return result | {"verdicts": lines}
+
+
+def describe(lengths: np.ndarray, min_tokens: int) -> dict:
+    """Mean, spread and percentiles of token counts."""
+    return {
+        "n": len(lengths),
+        "mean": float(lengths.mean()),
+        "median": float(np.median(lengths)),
+        "max": int(lengths.max()),
+        "std": float(lengths.std()),
+        **{f"p{p}": float(np.percentile(lengths, p)) for p in PERCENTILES},
+        f"share_under_{min_tokens}": float((lengths < min_tokens).mean()),
+    }
+
+
+def distance(lengths: np.ndarray, wanted: np.ndarray) -> dict:
+    """Earth mover's distance in tokens, and the two-sample Kolmogorov-Smirnov test."""
+    test = ks_2samp(lengths, wanted)
+    return {
+        "wasserstein": float(wasserstein_distance(lengths, wanted)),
+        "ks": float(test.statistic),
+        "p_value": float(test.pvalue),
+        "target_mean": float(wanted.mean()),
+    }
+
+
+def judge(facts: dict, *, min_tokens: int, max_short: float) -> tuple[str, str]:
+    """("accept" or "reject", the reason with its figure)."""
+    short = facts[f"share_under_{min_tokens}"]
+    if facts["mean"] < min_tokens:
+        return "reject", f"prompts average {facts['mean']:.1f} tokens, below {min_tokens}"
+    if short > max_short:
+        return "reject", f"{short:.0%} of the prompts are under {min_tokens} tokens, more than {max_short:.0%}"
+    return (
+        "accept",
+        f"prompts average {facts['mean']:.1f} tokens (spread {facts['std']:.1f}), {short:.0%} under {min_tokens}",
+    )
+
+
+def _rest(rows: Sequence[Row], encode, seed: int) -> dict:
+    """Completions and turns."""
+    answers = np.array([len(encode(text)) for row in rows for text in row.answered] or [0])
+    turns = np.array([len(row.asked) for row in rows])
+    return {
+        "rows": len(rows),
+        "turns_mean": float(turns.mean()),
+        "multi_turn_share": float((turns > 1).mean()),
+        "completions": {
+            "n": sum(len(row.answered) for row in rows), "mean": float(answers.mean()),
+            "median": float(np.median(answers)), "max": int(answers.max()),
+        },
+    }  # fmt: skip
+
+
+def _mean_interval(lengths: np.ndarray, seed: int) -> list[float]:
+    """95 % percentile bootstrap; prompts are resampled."""
+    random = np.random.default_rng(seed)
+    means = [lengths[random.integers(0, len(lengths), len(lengths))].mean() for _ in range(300)]
+    return np.percentile(means, [2.5, 97.5]).tolist()
+
+
+def _show(directory: Path, result: dict, lengths: dict[str, np.ndarray], wanted: np.ndarray | None) -> None:
+    vendors = result["vendors"]
+    top = max(np.percentile(one, 99) for one in lengths.values())
+    bins = np.linspace(0, top, 51)
+    pictures = []
+    for name, one in lengths.items():
+        figure, axis = pyplot().subplots(figsize=(7, 3))
+        axis.hist(np.minimum(one, top), bins=bins, density=True, color="tab:blue", alpha=0.8, label=name)
+        if wanted is not None:
+            axis.hist(np.minimum(wanted, top), bins=bins, density=True, histtype="step", color="black", label="target")
+        axis.axvline(one.mean(), color="tab:red", linestyle="--", label=f"mean {one.mean():.0f}")
+        axis.set_xlabel("tokens of a prompt (the last bar holds all longer ones)")
+        axis.set_title(f"{name}: {vendors[name]['verdict']}", fontsize=10)
+        axis.legend(fontsize=8)
+        pictures.append(f"lengths_{name}.png")
+        save_figure(figure, directory / pictures[-1])
+    columns = [
+        "n",
+        "mean",
+        "median",
+        "std",
+        "p95",
+        "max",
+        next(k for k in vendors[next(iter(vendors))] if "under" in k),
+    ]
+    columns += ["unique_token_ratio", "turns_mean", "verdict"]
+    table = [["vendor", *columns], *([name, *(facts[c] for c in columns)] for name, facts in vendors.items())]
+    write_page(directory, "Vendor pilot", result["verdicts"], {"Prompts": table}, pictures)
+    write_result(directory, result)

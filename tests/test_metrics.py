@@ -1,0 +1,73 @@
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from runtime.metrics import Metrics, append_row, drop_rows_after, read_rows
+
+
+def test_a_mean_is_over_elements_not_over_micro_batches():
+    metrics = Metrics()
+    metrics.add({"objective/loss": torch.tensor([1.0, 2.0, 3.0])})
+    metrics.add({"objective/loss": torch.tensor([10.0])})
+    assert metrics.flush() == {"objective/loss": 4.0}
+
+
+def test_a_million_small_numbers_add_up_in_float64():
+    metrics = Metrics()
+    for _ in range(10):
+        metrics.add({"x": torch.full((100_000,), 0.1, dtype=torch.float32)})
+    assert metrics.flush()["x"] == pytest.approx(float(torch.tensor(0.1, dtype=torch.float32)), rel=1e-12)
+
+
+def test_flush_forgets():
+    metrics = Metrics()
+    metrics.add({"x": 2.0})
+    metrics.flush()
+    assert metrics.flush() == {}
+
+
+def test_metrics_hold_no_graph():
+    metrics = Metrics()
+    metrics.add({"x": torch.ones(3, requires_grad=True) * 2})
+    assert not metrics.sums["x"].requires_grad
+
+
+def _rank(rank: int, port: int, path):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    metrics = Metrics()
+    metrics.add({"loss": torch.arange(3.0) if rank == 0 else torch.tensor([9.0]), "lr": 0.5})
+    (path / f"{rank}.json").write_text(json.dumps(metrics.flush()))
+    dist.destroy_process_group()
+
+
+def test_ranks_with_unequal_counts_agree_on_the_exact_mean(tmp_path):
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.start_processes(_rank, args=(port, tmp_path), nprocs=2, start_method="fork")
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == {"loss": (0 + 1 + 2 + 9) / 4, "lr": 0.5}
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": 1, "x": 1 / 3}, {"step": 2, "x": 1e-300, "text": "naïve\u2028line"}]
+    for row in rows:
+        append_row(path, row)
+    assert read_rows(path) == rows
+
+
+def test_a_line_cut_by_a_kill_is_left_out_and_forgotten_on_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for step in (1, 2, 3):
+        append_row(path, {"step": step})
+    with open(path, "a") as file:
+        file.write('{"step": 4, "x": 0.')
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
+    drop_rows_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

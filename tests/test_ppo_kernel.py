@@ -1,0 +1,117 @@
+"""PPO's fused kernel against its definition in losses.py in float64, and the bytes that it and the scan move."""
+
+import pytest
+import torch
+
+from kernels.backend import interpreting
+from kernels.gae import gae_triton
+from kernels.ppo import Clips, ppo_triton
+from losses import ppo_policy_loss, ppo_value_loss
+
+pytestmark = pytest.mark.interpreter
+if interpreting():
+    from kernels.interpreter import repair
+    from kernels.traffic import Traffic
+
+    repair()
+
+CLIPS = [Clips(0.2, None, 0.2, 0.1), Clips(0.1, 1.5, None, 1.0)]
+
+
+def minibatch(B, T, dtype=torch.float32):
+    """logprobs, old_logprobs, advantages, mask, values, old_values, returns, value_mask; nan where nothing counts."""
+    generator = torch.Generator().manual_seed(0)
+    logprobs, old_logprobs, advantages, values, old_values, returns = torch.randn(6, B, T, generator=generator)
+    old_logprobs = logprobs + 0.3 * old_logprobs  # ratios on both sides of the clip
+    old_values = values + 0.3 * old_values
+    mask, value_mask = (torch.rand(B, T, generator=generator) > 0.3 for _ in range(2))
+    mask[0, 0] = value_mask[0, 0] = True
+    policy = [x.where(mask, torch.nan).to(dtype) for x in (logprobs, old_logprobs, advantages)]
+    value = [x.where(value_mask, torch.nan).to(dtype) for x in (values, old_values, returns)]
+    policy[0].requires_grad_(), value[0].requires_grad_()
+    return [*policy, mask, *value, value_mask]
+
+
+def by_definition(inputs, clips, num_tokens, num_states):
+    policy, values = inputs[:4], inputs[4:]
+    dual = {"dual_clip": clips.dual}
+    policy_loss, metrics = ppo_policy_loss(*policy, clip_range=clips.policy, num_tokens=num_tokens, **dual)
+    value_loss, value_metrics = ppo_value_loss(*values, clip_range=clips.value, num_tokens=num_states)
+    return policy_loss + clips.value_coef * value_loss, metrics | value_metrics
+
+
+def as_double(inputs):
+    exact = [x if x.dtype == torch.bool else x.detach().double() for x in inputs]
+    exact[0].requires_grad_(), exact[4].requires_grad_()
+    return exact
+
+
+@pytest.mark.parametrize("clips", CLIPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("B, T", [(1, 1), (3, 7), (9, 129)])
+def test_loss_metrics_and_gradients_are_as_exact_as_torch(B, T, dtype, clips):
+    inputs = minibatch(B, T, dtype)
+    exact = as_double(inputs)
+    loss, metrics = ppo_triton(*inputs, clips=clips, num_tokens=1000.0, num_states=torch.tensor(500.0))
+    truth, true_metrics = by_definition(exact, clips, 1000.0, 500.0)
+    torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-7)
+    for name, (total, count) in metrics.items():
+        assert count == true_metrics[name].numel()
+        torch.testing.assert_close(total.double(), true_metrics[name].double().sum(), rtol=1e-5, atol=1e-5, msg=name)
+
+    grads = torch.autograd.grad(loss, (inputs[0], inputs[4]))
+    true_grads = torch.autograd.grad(truth, (exact[0], exact[4]))
+    rounding = torch.finfo(dtype).eps  # the gradient is rounded once, to the input's dtype
+    for grad, true_grad, mask in zip(grads, true_grads, (inputs[3], inputs[7]), strict=True):
+        torch.testing.assert_close(grad.double(), true_grad, rtol=max(rounding, 1e-5), atol=1e-9)
+        assert not grad[~mask].any()
+
+
+def test_the_gradient_of_the_loss_scales_the_gradients():
+    inputs = minibatch(3, 400)
+    loss = [ppo_triton(*inputs, clips=CLIPS[0], num_tokens=10.0, num_states=10.0)[0] for _ in range(2)]
+    once = torch.autograd.grad(loss[0], (inputs[0], inputs[4]))
+    thrice = torch.autograd.grad(3 * loss[1], (inputs[0], inputs[4]))
+    for a, b in zip(once, thrice, strict=True):
+        torch.testing.assert_close(3 * a, b)
+
+
+def test_a_second_backward_is_refused():
+    inputs = minibatch(3, 7)
+    loss, _ = ppo_triton(*inputs, clips=CLIPS[0], num_tokens=10.0, num_states=10.0)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute the loss again"):
+        loss.backward()
+
+
+def test_shapes_that_differ_are_named():
+    inputs = minibatch(3, 7)
+    inputs[2] = inputs[2][:2]
+    with pytest.raises(ValueError, match=r"\(2, 7\), \(3, 7\)"):
+        ppo_triton(*inputs, clips=CLIPS[0], num_tokens=10.0, num_states=10.0)
+
+
+def test_ppo_moves_each_byte_once_in_one_launch_each_way():
+    inputs = minibatch(8, 512)
+    full = torch.ones(8, 512, dtype=torch.bool)
+    inputs = [
+        x.detach().nan_to_num().requires_grad_(i in (0, 4)) for i, x in enumerate(inputs) if x.dtype != torch.bool
+    ]
+    policy, value = inputs[:3], inputs[3:]
+    with Traffic() as traffic:
+        loss, _ = ppo_triton(*policy, full, *value, full.clone(), clips=CLIPS[0], num_tokens=9.0, num_states=9.0)
+        loss.backward()
+    minimum = 8 * 512 * (6 * 4 + 2 + 2 * 4)  # six float inputs and two masks read, two gradients written
+    assert [count.launches for count in traffic.kernels.values()] == [1, 1]
+    assert 1.0 <= sum(count.unique for count in traffic.kernels.values()) / minimum <= 1.05
+    assert sum(count.sectors for count in traffic.kernels.values()) / minimum <= 1.05
+
+
+def test_the_scan_moves_each_byte_once_in_one_launch():
+    rewards, values = torch.randn(2, 8, 512)
+    mask = torch.ones(8, 512, dtype=torch.bool)
+    with Traffic() as traffic:
+        gae_triton(rewards, values, mask, 0.99, 0.95)
+    (count,) = traffic.kernels.values()
+    minimum = 8 * 512 * (4 + 4 + 1 + 4)
+    assert count.launches == 1 and 1.0 <= count.unique / minimum <= 1.05 and not traffic.operations

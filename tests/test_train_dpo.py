@@ -1,0 +1,222 @@
+"""train_dpo.py on real pairs with a tiny model: the laws of its loop, every loss, and what it refuses."""
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_dpo
+from data.preference_batch import mismatched
+from data.preferences import Element
+from data.tokenizer import train_sentencepiece
+from model.build import export_model, new_policy
+from model.ref_cache import row_key
+from tests.tiny_models import shaken, tiny_config
+
+EMBEDDED = Path(__file__).parents[1] / "data" / "embedded"
+LOSSES = ["dpo", "cdpo", "robust", "ipo", "hinge", "simpo", "orpo", "cpo", "kto", "plackett_luce"]
+
+
+def read_rows(name, count):
+    with gzip.open(EMBEDDED / name, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for _, line in zip(range(count), file, strict=False)]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory):
+    """A tiny policy with a tokenizer of its own, and small files of real pairs, rankings and ratings."""
+    home = tmp_path_factory.mktemp("dpo")
+    pairs = read_rows("pref_hh_helpful_train.jsonl.gz", 24)
+    rated = read_rows("reward_movie_train.jsonl.gz", 16)
+    texts = [text for row in pairs for text in (row["chosen"], row["rejected"])]
+    tokenizer = train_sentencepiece(texts, 400, home / "tokenizer")
+    config = tiny_config(vocab_size=tokenizer.vocab_size, max_length=128)
+    export_model(shaken(new_policy(config, seed=0)), home / "policy", tokenizer)
+    other = train_sentencepiece(texts, 420, home / "other_tokenizer")
+    export_model(new_policy(tiny_config(vocab_size=420, max_length=128), seed=1), home / "other", other)
+    write(home / "train.jsonl", pairs[:16])
+    write(home / "eval.jsonl", pairs[16:])
+    write(home / "rated.jsonl", [row | {"reward": float(i % 2)} for i, row in enumerate(rated)])
+    ranked = [
+        {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Yes.", "No."][: 2 + i % 3],
+         "ranks": [0, 2, 1, 1][: 2 + i % 3]} for i, row in enumerate(pairs)
+    ]  # fmt: skip
+    write(home / "ranked.jsonl", ranked)
+    return home
+
+
+@pytest.fixture
+def dpo(door, house, tmp_path):
+    """dpo(*words, run="run") -> exit code; 3 steps of 4 pairs unless the words say otherwise."""
+
+    def dpo(*words, run="run"):
+        given = {word.split("=")[0] for word in words}
+        defaults = [
+            f"policy={house / 'policy'}", f"data.train=[{house / 'train.jsonl'}]", "data.max_length=96",
+            "data.max_prompt_length=48", "num_steps=3", "batch_size=4", "micro_batch_size=2", "eval_every=0",
+            "sample_every=0", "save_every=0", "optim.lr=1e-3", "optim.warmup_steps=0", "log.wandb=disabled",
+            f"ref_cache={house / 'cache'}", "sampling.max_new_tokens=6", "num_prompts=4", "num_samples=2",
+        ]  # fmt: skip
+        kept = [word for word in defaults if word.split("=")[0] not in given]
+        return door(train_dpo, f"hydra.run.dir={tmp_path / run}", *kept, *words)
+
+    return dpo
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return lambda run="run": load_file(tmp_path / run / "model" / "model.safetensors")
+
+
+def test_first_loss_is_ln_2_and_a_cached_reference_is_a_live_one(dpo, tmp_path, read_metrics, weights):
+    for ref in ("cached", "live"):
+        assert dpo(f"ref={ref}", run=ref) == 0
+    cached, live = (read_metrics(tmp_path / ref) for ref in ("cached", "live"))
+    assert cached[0]["objective/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert live[0]["objective/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    for one, two in zip(cached, live, strict=True):
+        assert one == pytest.approx(two, abs=1e-5)
+    for name, tensor in weights("cached").items():
+        assert torch.allclose(tensor, weights("live")[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_micro_batches_do_not_change_the_step(dpo, house, loss, weights, tmp_path, read_metrics):
+    words = [f"loss={loss}", "num_steps=1", "optim.lr=1e-2", "nll_coef=0.5", "optim.eps=1e-3"]
+    if loss == "plackett_luce":
+        words.append(f"data.train=[{house / 'ranked.jsonl'}]")
+    for size in (1, 4):
+        assert dpo(*words, f"micro_batch_size={size}", run=f"by{size}") == 0
+    one, four = (read_metrics(tmp_path / f"by{size}")[0] for size in (1, 4))
+    assert one == pytest.approx(four, rel=2e-4, abs=2e-5)
+    for name, tensor in weights("by1").items():
+        assert torch.allclose(tensor, weights("by4")[name], atol=2e-5), name
+
+
+def test_training_raises_the_margin_of_the_pairs_it_sees(dpo, tmp_path, read_metrics):
+    assert dpo("num_steps=12", "batch_size=16", "micro_batch_size=8", "optim.lr=3e-3") == 0
+    rows = read_metrics(tmp_path / "run")
+    assert rows[-1]["rewards/accuracy"] > 0.9
+    assert rows[-1]["rewards/margin"] > rows[1]["rewards/margin"] > 0
+    assert rows[-1]["objective/loss"] < 0.6
+
+
+def test_interrupted_and_resumed_is_uninterrupted(dpo, weights, house):
+    words = [f"data.eval=[{house / 'eval.jsonl'}]", "save_every=2", "eval_every=2", "optim.schedule=constant"]
+    assert dpo(*words, "num_steps=4", run="whole") == 0
+    assert dpo(*words, "num_steps=2", run="halves") == 0
+    assert dpo(*words, "num_steps=4", "resume=true", run="halves") == 0
+    for name, tensor in weights("whole").items():
+        assert torch.equal(tensor, weights("halves")[name]), name
+
+
+def test_survey_and_evaluation_begin_at_the_reference(dpo, house, tmp_path, read_metrics):
+    assert dpo(f"data.eval=[{house / 'eval.jsonl'}]", "eval_every=3", "sample_every=3", "optim.lr=1e-2") == 0
+    before, *_, after = read_metrics(tmp_path / "run")
+    assert before["step"] == 0 and before["objective/kl"] == pytest.approx(0, abs=1e-6)
+    assert before["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert after["objective/kl"] > 0.01
+    assert {"eval/accuracy", "eval/margin", "eval/chosen", "eval/rejected", "logprobs/chosen"} <= after.keys()
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in samples] == [0, 0, 3, 3]
+    assert samples[0]["prompt"] == samples[2]["prompt"] and samples[0]["chosen"]
+
+
+@pytest.mark.parametrize("loss, file", [("kto", "rated"), ("kto", "train"), ("plackett_luce", "ranked")])
+def test_single_rated_rows_and_rankings_train(dpo, house, tmp_path, read_metrics, loss, file):
+    data = house / f"{file}.jsonl"
+    words = [f"data.train=[{data}]", f"data.eval=[{data}]", "eval_every=3", "data.max_prompt_length=32"]
+    assert dpo(f"loss={loss}", *words, "optim.lr=1e-2", "batch_size=8", "beta=0.5") == 0
+    before, *_, after = read_metrics(tmp_path / "run")
+    assert after["eval/loss"] < before["eval/loss"] - 0.01
+    assert after["eval/chosen"] > after["eval/rejected"]
+    if loss == "kto":
+        assert before["eval/loss"] == pytest.approx(0.5, abs=1e-6)
+
+
+def element(prompt, *completions):
+    rows = [
+        {"input_ids": torch.tensor(prompt + c).numpy(), "completion_mask": torch.tensor([0] * len(prompt) + [1] * len(c)).bool().numpy()}
+        for c in completions
+    ]  # fmt: skip
+    return Element(rows, list(range(len(rows))), 0.0, None, "file", "file:1")
+
+
+def test_mismatched_rows_keep_the_prompt_and_take_another_prompts_completion():
+    elements = [element([1, 2], [10], [11]), element([1, 2], [12], [13]), element([3], [20, 21], [22])]
+    partners = mismatched(elements)
+    got = [partners[row_key(row)]["input_ids"] for e in elements for row in e.rows]
+    assert got == [[1, 2, 22], [1, 2, 22], [1, 2, 22], [1, 2, 22], [3, 13], [3, 13]]
+    with pytest.raises(ValueError, match="same prompt"):
+        mismatched(elements[:2])
+
+
+GOOD = {"prompt": "Name a colour.", "chosen": "Blue is a colour.", "rejected": "Seven."}
+BAD_ROWS = {
+    "answer different prompts": {
+        "chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}],
+        "rejected": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "y"}],
+    },
+    "identical": GOOD | {"rejected": GOOD["chosen"]},
+    "rejected is empty": GOOD | {"rejected": " "},
+    "a tie": GOOD | {"tie": True},
+    "3 completions": {"prompt": "Count.", "completions": ["one", "two", "three"], "ranks": [0, 1, 2]},
+    "a rated completion": {"prompt": "Count.", "completion": "one", "reward": 1.0},
+}
+
+
+@pytest.mark.parametrize("says", BAD_ROWS)
+def test_a_row_that_is_no_pair_is_refused_by_file_and_line(dpo, tmp_path, capsys, says):
+    rows = [BAD_ROWS[says]] if "rated" in says else [GOOD, BAD_ROWS[says]]
+    path = write(tmp_path / "bad.jsonl", rows)
+    assert dpo(f"data.train=[{path}]") == 2
+    error = capsys.readouterr().err
+    assert says in error and f"bad.jsonl:{len(rows)}" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["beta=0"], "beta"),
+        (["loss=cdpo", "label_smoothing=0.5"], "label_smoothing"),
+        (["loss=nonsense"], "nonsense"),
+        (["loss=ipo", "label_smoothing=0.1"], "loss=ipo has no label_smoothing"),
+        (["loss=simpo", "ref=cached"], "ref=none"),
+        (["loss=orpo", "average_logprobs=false"], "per token"),
+        (["ref=never"], "cached, live, none"),
+        (["data.max_length=30", "data.max_prompt_length=30"], "max_length"),
+        (["batch_size=3"], "micro_batch_size"),
+        (["sample_every=1", "sampling.max_new_tokens=500"], "sampling.max_new_tokens"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_before_anything_is_written(dpo, tmp_path, capsys, words, says):
+    assert dpo(*words) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_of_another_vocabulary_is_refused(dpo, house, capsys):
+    for ref in ("cached", "live"):
+        assert dpo(f"ref_policy={house / 'other'}", f"ref={ref}") == 2
+        assert "another vocabulary" in capsys.readouterr().err
+
+
+def test_a_damaged_cache_is_named_and_a_changed_policy_does_not_find_it(dpo, house, tmp_path, capsys, read_metrics):
+    words = [f"ref_cache={tmp_path / 'cache'}", "num_steps=1"]
+    assert dpo(*words) == 0
+    path = next((tmp_path / "cache").rglob("part_*"))
+    path.write_bytes(path.read_bytes()[:-4] + b"oops")
+    assert dpo(*words, run="again") == 2
+    assert str(path) in capsys.readouterr().err
+    assert dpo(*words, f"policy={tmp_path / 'run' / 'model'}", run="next") == 0  # trained by now: other weights
+    assert read_metrics(tmp_path / "next")[0]["objective/loss"] == pytest.approx(math.log(2), abs=1e-6)
