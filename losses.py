@@ -19,11 +19,7 @@ def sft_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative log-likelihood per target token: -sum_t log pi(y_t | before) / num_tokens.
 
-    Args:
-        logprobs: (B, T) nats. completion_mask: (B, T) bool.
-        num_tokens: target tokens of the whole optimizer step.
-    Raises:
-        ValueError: shapes differ, the mask is not bool, or a row has no target.
+    logprobs: (B, T) nats; num_tokens: targets of the whole step. Raises ValueError where a row has no target.
     """
     _check_mask(completion_mask, logprobs=logprobs)
     if not completion_mask.any(1).all():
@@ -315,14 +311,11 @@ def ppo_loss(
         )
         loss, sums = ppo_triton(*actions, *states, clips=clips, num_tokens=num_tokens, num_states=num_states)
         return loss, {name: (total / count).expand(int(count)) for name, (total, count) in sums.items()}
-    policy_loss, policy_metrics = ppo_policy_loss(
-        logprobs, old_logprobs, advantages, completion_mask,
-        clip_range=clip_range, dual_clip=dual_clip, num_tokens=num_tokens,
-    )  # fmt: skip
-    value_loss, value_metrics = ppo_value_loss(
-        values, old_values, returns, value_mask, clip_range=value_clip_range, num_tokens=num_states
-    )
-    return policy_loss + value_coef * value_loss, policy_metrics | value_metrics
+    clips = {"clip_range": clip_range, "dual_clip": dual_clip}
+    loss, metrics = ppo_policy_loss(logprobs, old_logprobs, advantages, completion_mask, **clips, num_tokens=num_tokens)
+    clips = {"clip_range": value_clip_range}
+    value_loss, value_metrics = ppo_value_loss(values, old_values, returns, value_mask, **clips, num_tokens=num_states)
+    return loss + value_coef * value_loss, metrics | value_metrics
 
 
 # ---- checks

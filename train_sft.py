@@ -20,8 +20,9 @@ from model.build import export_model, load_policy, new_policy
 from model.config import check_vocab, make_config
 from model.heads import Policy
 from model.packing import make_rows
+from model.sampling import check as check_sampling
 from model.sampling import generate
-from runtime.config import check_policy_or_model, check_training
+from runtime.config import check_policy_or_model, check_training, check_whole
 from runtime.distributed import gathered
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
@@ -30,6 +31,7 @@ from runtime.run import Run, main
 def train(cfg: DictConfig, run: Run) -> float:
     check_training(cfg, run.world_size)
     check_policy_or_model(cfg)
+    check_whole(0, num_samples=cfg.num_samples)
 
     # ---- one network, its optimizer, its data
     tokenizer, policy = load(cfg)
@@ -79,12 +81,12 @@ def train(cfg: DictConfig, run: Run) -> float:
 def load(cfg: DictConfig) -> tuple[Tokenizer, Policy]:
     """A checkpoint with its tokenizer; or random weights under `cfg.model` with a tokenizer given, or trained here."""
     if cfg.policy is not None:
-        tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy)
+        tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)
         policy = load_policy(cfg.policy, precision=cfg.precision)
         check_vocab(policy.config, tokenizer.vocab_size)
         return tokenizer, policy
     if cfg.tokenizer is not None:
-        tokenizer = load_tokenizer(cfg.tokenizer)
+        tokenizer = load_tokenizer(cfg.tokenizer, template=cfg.data.template)
     elif cfg.model.vocab_size is None:
         raise ValueError(
             "model= starts from nothing: say model.vocab_size=2048 to train a tokenizer, or tokenizer=PATH"
@@ -140,6 +142,13 @@ def sample_prompts(items: list[dict], tokenizer: Tokenizer, policy: Policy, cfg:
         ids = list(map(int, item["input_ids"]))
         prompt = cut_prompt(ids[:start], tokenizer, max_length=room)
         shown.append({"prompt_ids": prompt, "reference_ids": ids[start:end]})
+    if shown and cfg.sample_every:
+        prompts, limits, how = (
+            [row["prompt_ids"] for row in shown],
+            [cfg.sampling.max_new_tokens] * len(shown),
+            cfg.sampling,
+        )
+        check_sampling(policy, prompts, limits, how.temperature, how.top_k, how.top_p, how.slots, range(len(shown)))
     return shown
 
 

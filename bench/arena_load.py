@@ -1,6 +1,6 @@
 """Fifty people at once on the arena's page: are all votes there, none twice, and how long do the answers take?
 
-    python bench/arena_load.py models='{a:DIR,b:DIR}'           50 users, 2,000 votes; the server is killed (-9) half-way
+    python bench/arena_load.py models="{a:DIR,b:DIR}"     50 users, 2,000 votes, and a kill -9 half-way
 
 Needs the arena extra. Traffic goes to 127.0.0.1 only, from a server that this script starts and stops.
 """

@@ -4,7 +4,7 @@ A template is written twice, as a generator of parts (ours: it knows the mask) a
 exported model); tests hold both against each other and against published templates, id by id.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -20,7 +20,9 @@ class Part(NamedTuple):
 
 
 class Template(NamedTuple):
-    parts: object  # (messages, tokenizer) -> Iterator[Part]; an assistant message with content None stops at its header
+    """`parts` spells messages; an assistant message whose content is None stands for the turn to come: its header."""
+
+    parts: Callable[[list[Message], str | None], Iterator[Part]]  # of messages, default system message
     stop: str  # the token that ends an assistant turn; "eos" and "bos" stand for the tokenizer's own
     needs: tuple[str, ...]  # special tokens that the tokenizer must have
 

@@ -1,6 +1,7 @@
 """Files -> records -> encoded items -> loader: the path that demonstrations, comparisons and prompts share."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from data.loader import Loader, num_tokens
 from data.records import BadRows, Record, read_records
 
 log = logging.getLogger(__name__)
+_STRAY_MARKER = re.compile(r"\n\n(Human|Assistant)\b")  # left over from Anthropic's raw text
 
 
 @dataclass
@@ -52,7 +54,7 @@ def encode_files(
         raise ValueError(f"{name} names no file; give one or more, e.g. {name}=[FILE]")
     if isinstance(files, str):
         raise ValueError(f"{name} is a list of files; write {name}=[{files}]")
-    bad_rows = BadRows(on_bad_row)
+    bad_rows, stray = BadRows(on_bad_row), []
     encoded = Encoded(skipped=bad_rows.skipped)
     for file in files:
         records, before = read_records(file, parse, bad_rows), len(encoded.items)
@@ -61,12 +63,15 @@ def encode_files(
                 encoded.items.append(encode(record))
                 encoded.num_records += 1
                 encoded.num_single_turn += _num_answers(record) == 1
+                stray += [record.where] if any(map(_STRAY_MARKER.search, record.texts())) else []
         encoded.file_sizes.append(len(encoded.items) - before)
         if not encoded.file_sizes[-1]:
             raise ValueError(f"{file} has no usable row{_listed(bad_rows.skipped)}")
     log.info(encoded.report(name))
     if encoded.skipped:
         log.warning("%s: %d rows skipped%s", name, len(encoded.skipped), _listed(encoded.skipped))
+    if stray:
+        log.warning('%s: %d records hold "\\n\\nHuman" in a text, the first is %s', name, len(stray), stray[0])
     if encoded.num_single_turn == encoded.num_records:
         log.warning("%s: single-turn conversations only; a model learns from them to answer, not to converse", name)
     return encoded
@@ -110,7 +115,7 @@ def _num_answers(record: Record) -> int:
     return 1 + sum(message["role"] == "assistant" for message in record.prompt)
 
 
-def _listed(problems: list[str], most: int = 20) -> str:
+def _listed(problems: list[str], most: int = 100) -> str:
     """The problems, one a line; the first `most` of them (all are in `Encoded.skipped`)."""
     lines = problems[:most] + ([f"... and {len(problems) - most} more"] if len(problems) > most else [])
     return "".join(f"\n  {line}" for line in [""] + lines if line)

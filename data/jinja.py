@@ -1,5 +1,8 @@
 """The templates of `data/chat.py` as Jinja, for the exported model: what transformers, vLLM and lm-eval render."""
 
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 _EACH = "{% for message in messages %}"
 _CHATML = (
     _EACH + "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}{% endfor %}"
@@ -70,3 +73,21 @@ def recognise(jinja: str | None) -> str | None:
         "'<|' + message['role'] + '|>": "zephyr",
     }
     return next((name for marker, name in markers.items() if marker in (jinja or "")), None)
+
+
+def agree(one: str, other: str, **tokens: str | None) -> bool:
+    """Whether two templates say the same of a conversation with and without a system message, answered or not."""
+    sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)  # as transformers renders
+    roles = ("system", "user", "assistant", "user", "assistant")
+    said = [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(roles)]
+    try:
+        written, expected = (
+            [
+                sandbox.from_string(text).render(messages=messages, add_generation_prompt=waits, **tokens)
+                for messages, waits in ((said, False), (said[1:], False), (said[:-1], True), (said[1:-1], True))
+            ]
+            for text in (one, other)
+        )
+    except TemplateError:
+        return False
+    return written == expected

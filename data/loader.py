@@ -71,13 +71,14 @@ class Loader:
         """Goes on where `state` was taken, at any batch_size and number of ranks."""
         if state["order"] != self._fingerprint():
             raise ValueError(
-                "the data order is not that of the checkpoint: data files, data.weights, data.shuffle or seed changed; "
-                "restore them, or start a new run from the exported model"
+                "the data is not that of the checkpoint: files, data.weights, data.shuffle, data.max_length, tokenizer "
+                "or seed changed; restore them, or start a new run from the exported model"
             )
         self.taken = int(state["taken"])
 
     def _fingerprint(self) -> str:
-        told = (self.seed, self.shuffle, self.file_sizes, self.weights)
+        lengths = [num_tokens(item) for item in self.items]  # stands for the content: files, tokenizer, max_length
+        told = (self.seed, self.shuffle, self.file_sizes, self.weights, lengths)
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def _index(self, place: int) -> int:

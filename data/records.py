@@ -7,7 +7,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,9 @@ class Prompt(Record):
 
     prompt: list[Message]
 
+    def texts(self) -> list[str]:
+        return [message["content"] for message in self.prompt]
+
 
 @dataclass(frozen=True)
 class Completion(Record):
@@ -148,7 +151,7 @@ def read_records(file: str | Path, parse: Callable[[dict], list[Record]], bad_ro
         with bad_rows.at(where):
             row = _as_object(raw)
             if part in (None, split_of(row)):
-                records += [_located(record, where) for record in parse(row)]
+                records += [replace(record, where=where) for record in parse(row)]
     if not num_rows:
         raise ValueError(f"{path} is empty: expected one record a row")
     return records
@@ -210,11 +213,6 @@ def _parse_message(message: Any, name: str) -> Message:
     if not isinstance(content, str):
         raise ValueError(f"{name} ({role}) needs a string as content, got {type(content).__name__}")
     return {"role": role, "content": content}
-
-
-def _located(record: Record, where: str) -> Record:
-    object.__setattr__(record, "where", where)  # frozen for readers; this one line is where it is born
-    return record
 
 
 def _as_object(raw: Any) -> dict:

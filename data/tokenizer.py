@@ -3,15 +3,18 @@
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 from data.chat import ROLES, TEMPLATES, Template
-from data.jinja import jinja_template, recognise
+from data.jinja import agree, jinja_template, recognise
 from data.vocabularies import Vocabulary, from_sentencepiece, read_vocabulary
 from model.weights.paths import find_model
+
+log = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -102,6 +105,12 @@ class Tokenizer:
     def _check_template(self) -> None:
         if self.template not in TEMPLATES:
             raise ValueError(f"unknown chat template {self.template!r}; known: {', '.join(TEMPLATES)}")
+        if self.template == "mistral" and "[INST]" in (
+            t.content for t in self.backend.get_added_tokens_decoder().values()
+        ):
+            raise ValueError(
+                "[INST] is a token of its own in this tokenizer (Mistral-Instruct v0.3); v0.1 and v0.2 are read"
+            )
         missing = [name for name in TEMPLATES[self.template].needs if self.special_id(name) is None]
         if missing:
             raise ValueError(
@@ -127,7 +136,12 @@ def load_tokenizer(path: str | Path, *, template: str | None = None) -> Tokenize
     """
     is_model_file = ".model" in Path(path).suffixes and Path(path).is_file()
     vocabulary = read_vocabulary(Path(path) if is_model_file else find_model(path))
-    return Tokenizer(vocabulary, template or recognise(vocabulary.chat_template))
+    tokenizer = Tokenizer(vocabulary, template or recognise(vocabulary.chat_template))
+    if vocabulary.chat_template and tokenizer.template:
+        ours = jinja_template(tokenizer.template, tokenizer.default_system)
+        if not agree(vocabulary.chat_template, ours, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token):
+            log.warning("%s: its own chat template differs from %s, which is used", path, tokenizer.template)
+    return tokenizer
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Tokenizer:

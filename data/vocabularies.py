@@ -94,6 +94,9 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
         spelled = json.loads(path.read_text(encoding="utf-8"))
         for token in spelled.get("added_tokens", []):
             token["special"] |= token["content"] in _MARKERS  # some chat models forget to say so
+        splitter = spelled.get("pre_tokenizer") or {}
+        if splitter.get("prepend_scheme") == "first":  # we encode stretch by stretch: each of them is a first one
+            splitter["prepend_scheme"] = "always"
         return tokenizers.Tokenizer.from_str(json.dumps(spelled))
     except Exception as error:  # the library raises plain Exception for a file that it cannot parse
         raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error

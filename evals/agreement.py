@@ -42,7 +42,7 @@ def split_judge(votes: pd.DataFrame, *, judge: str | None, humans: str) -> tuple
     if not len(people):
         named = ", ".join(sorted(votes.loc[votes["human"], "judge"].unique())[:5])
         raise ValueError(f"no human vote matches task.humans={humans!r}; people in the votes: {named or 'none'}")
-    return people, votes[votes["judge"] == judge]
+    return people, votes[~votes["human"] & (votes["judge"] == judge)]
 
 
 def judge_pairs(people: pd.DataFrame, judge: pd.DataFrame) -> pd.DataFrame:

@@ -75,11 +75,11 @@ def only_judge(votes: pd.DataFrame, name: str | None) -> str:
 
 def _sides(votes: pd.DataFrame, judge_name: str, task: DictConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     readable = votes[votes["verdict"] != "error"]
-    humans = task.humans or ("expert_*" if task.format == "mtbench" else "*")
-    if (readable["human"].any()) and (readable["judge"] == judge_name).any():
+    judge = readable[~readable["human"] & (readable["judge"] == judge_name)]
+    if readable["human"].any() and len(judge):
+        humans = task.humans or ("expert_*" if task.format == "mtbench" else "*")
         return split_judge(votes, judge=judge_name, humans=humans)
-    folded = fold_orders(readable[readable["judge"] == judge_name])
-    return votes[:0], folded
+    return votes[:0], fold_orders(judge)
 
 
 def _against_people(people: pd.DataFrame, figure, *args, **settings) -> dict:

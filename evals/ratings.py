@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from evals.readers import read_votes
 from evals.report import plot_intervals, print_table
+from evals.style import add_style, rate_style
 from evals.verdicts import scored
 
 BASE, SCALE, MEAN = 10.0, 400.0, 1000.0
@@ -195,6 +196,8 @@ def run(cfg: DictConfig, out: Path) -> dict:
     anchor = OmegaConf.to_container(task.anchor) if task.anchor else None
     settings = {name: task[name] for name in ("method", "interval", "level", "rounds", "k")}
     result = rate(votes, **settings, anchor=anchor)
+    if task.style_control:
+        result |= rate_style(add_style(votes, task.input, task.answers), level=task.level, rounds=task.rounds)
     result["errors"] = int((votes["verdict"] == "error").sum())
     rows = [(name, row["rating"], row["lower"], row["upper"]) for name, row in result["ratings"].items()]
     print_table(
@@ -202,5 +205,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
         ("model", "rating", "lower", "upper", "rank", "battles"),
         [(*row, result["ratings"][row[0]]["rank"], result["ratings"][row[0]]["n"]) for row in rows],
     )
+    for name, row in result.get("style", {}).items():
+        print(f"style: {name} {row['weight']:+.3f} ({row['lower']:+.3f} to {row['upper']:+.3f}) log odds per s.d.")
     plot_intervals(out / "ratings.png", f"{task.method} rating", rows[:60], null=None)
     return result

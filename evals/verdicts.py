@@ -41,8 +41,8 @@ def swapped(votes: pd.DataFrame, rows: pd.Series) -> pd.DataFrame:
     """The votes with the two models of `rows` (bool) exchanged, and everything that speaks about a side with them."""
     votes = votes.copy()
     for name in ("model", "length", "hash"):
-        a, b = f"{name}_a", f"{name}_b"
-        votes.loc[rows, [a, b]] = votes.loc[rows, [b, a]].to_numpy()
+        a, b = votes[f"{name}_a"], votes[f"{name}_b"]
+        votes[f"{name}_a"], votes[f"{name}_b"] = a.mask(rows, b), b.mask(rows, a)
     for name in ("verdict", "shown"):
         votes.loc[rows, name] = votes.loc[rows, name].replace(OTHER)
     votes.loc[rows, "preference"] = 1 - votes.loc[rows, "preference"]
@@ -101,7 +101,7 @@ def decisive(votes: pd.DataFrame) -> pd.DataFrame:
 
 def points(verdicts: pd.Series) -> pd.Series:
     """1 where a won, 0 where b won, 0.5 for a tie; NaN for an error."""
-    return verdicts.map({"a": 1.0, "b": 0.0, "tie": 0.5})
+    return verdicts.map({"a": 1.0, "b": 0.0, "tie": 0.5}).astype(float)
 
 
 def check_readable(votes: pd.DataFrame) -> None:

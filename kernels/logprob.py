@@ -18,7 +18,9 @@ from kernels.fold import Settings, Stats, Summary, fold_torch, unfold_torch
 if HAS_TRITON:
     from kernels.fold_triton import fold_triton, unfold_triton
 
-TILE = 4096  # columns of logits held at once: large enough for full-speed products, small enough to stay in memory
+# Columns of logits held at once. On a CPU wide enough for full-speed products; on a GPU as wide as memory allows, since
+# each tile reads all hidden states again and adds to their float32 gradient.
+TILES = {"cpu": 4096, "gpu": 16384}
 
 
 class Reference(NamedTuple):
@@ -150,14 +152,13 @@ class _Sweep(torch.autograd.Function):
 
 def _tiles(hidden: Tensor, weight: Tensor, ref_hidden: Tensor | None, ref_weight: Tensor | None):
     """Yield (first column, logits, reference logits, weight rows) tile by tile; the logits' memory is used again."""
-    V, memory, ref_memory = len(weight), None, None
-    for v in range(0, V, TILE):
-        rows = weight[v : v + TILE].to(hidden.dtype)
-        memory = z = _logits(hidden, rows, memory)
-        z_ref = None
+    width, memory, ref_memory = TILES["cpu" if hidden.device.type == "cpu" else "gpu"], None, None
+    for v in range(0, len(weight), width):
+        rows = weight[v : v + width].to(hidden.dtype)
+        memory, z_ref = _logits(hidden, rows, memory), None
         if ref_hidden is not None:
-            ref_memory = z_ref = _logits(ref_hidden, ref_weight[v : v + TILE].to(ref_hidden.dtype), ref_memory)
-        yield v, z, z_ref, rows
+            ref_memory = z_ref = _logits(ref_hidden, ref_weight[v : v + width].to(ref_hidden.dtype), ref_memory)
+        yield v, memory, z_ref, rows
 
 
 def _logits(hidden: Tensor, rows: Tensor, memory: Tensor | None) -> Tensor:
@@ -170,7 +171,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b, accumulated in total's dtype."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
-    elif a.is_cuda:
+    elif a.device.type != "cpu":
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total += a @ b
@@ -180,7 +181,7 @@ def _write_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     """out = a @ b, rounded once, to out's dtype."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
-    elif a.is_cuda:
+    elif a.device.type != "cpu":
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(a @ b)

@@ -61,9 +61,9 @@ class Traffic(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if self._current is None and name not in VIEWS:
-            inputs = [] if name in FILLS else [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+            inputs = [] if name in FILLS else [x for x in tree_leaves(args) if isinstance(x, torch.Tensor)]
             outputs = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-            moved, count = sum(map(_distinct_bytes, inputs + outputs)), self.operations[name]
+            moved, count = sum(map(distinct_bytes, inputs + outputs)), self.operations[name]
             count.launches, count.requested, count.unique = (
                 count.launches + 1,
                 count.requested + moved,
@@ -119,7 +119,7 @@ class Traffic(TorchDispatchMode):
         return launch
 
 
-def _distinct_bytes(tensor: torch.Tensor) -> int:
+def distinct_bytes(tensor: torch.Tensor) -> int:
     """Bytes of a tensor whose expanded dimensions (stride 0) are stored once."""
     sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
     return int(np.prod(sizes, dtype=np.int64)) * tensor.element_size()

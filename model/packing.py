@@ -77,7 +77,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> 
     positions[index[real]] = order[real]
     answer = torch.where(order < prompts[:, None], 0, torch.tensor(layout.answers)[:, None])
     answers[index[real]] = answer[real]
-    last = index.masked_fill(order != lengths[:, None] - 1, -1).amax(1)  # (B,)
+    last = index[:, -1]  # (B,) a padding column repeats the number of the real token before it
     moved = (x.to(device) for x in (tokens, positions, answers, before[completion], ids[completion], last))
     tokens, positions, answers, predicts, targets, last = moved
     return Stream(tokens, positions, Blocks(layout.spans, answers, positions), predicts, targets, last)

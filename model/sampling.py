@@ -31,6 +31,7 @@ class Row:
     index: int  # which prompt
     prompt: list[int]
     seed: int
+    limit: int  # tokens
     completion: list[int] = field(default_factory=list)
     finished: bool = False
 
@@ -41,8 +42,8 @@ class Row:
 
 @torch.no_grad()
 def generate(
-    policy: Policy, prompts: list[list[int]], *, max_new_tokens: int, temperature: float, top_k: int, top_p: float,
-    slots: int, stop_ids: list[int], seeds: list[int], pad_id: int,
+    policy: Policy, prompts: list[list[int]], *, max_new_tokens: int | list[int], temperature: float, top_k: int,
+    top_p: float, slots: int, stop_ids: list[int], seeds: list[int], pad_id: int,
     on_token: Callable[[int, int, bool], None] | None = None,
 ) -> Generation:  # fmt: skip
     """One completion for every prompt.
@@ -52,6 +53,7 @@ def generate(
     Args:
         prompts: token ids, the generation header included. Equal prompts are computed once: for K samples of a prompt
             pass it K times with K seeds.
+        max_new_tokens: where a completion is cut, for all rows or one for each.
         slots: how many rows are decoded together.
         stop_ids: ids that end a completion; the one drawn is kept as its last token.
         seeds: one per prompt.
@@ -59,14 +61,15 @@ def generate(
     Raises:
         ValueError: an empty prompt, a prompt that leaves no room for max_new_tokens, a setting out of range.
     """
-    check(policy, prompts, max_new_tokens, temperature, top_k, top_p, slots, seeds)
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+    check(policy, prompts, limits, temperature, top_k, top_p, slots, seeds)
     device = policy.lm_head.weight.device
-    longest = max(map(len, prompts))
-    waiting = [Row(i, prompt, seed) for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))]
+    waiting = [Row(i, *row) for i, row in enumerate(zip(prompts, seeds, limits, strict=True))]
+    longest = max(row.length + row.limit for row in waiting)
     waiting.sort(key=lambda row: (len(row.prompt), row.prompt, row.index), reverse=True)  # taken from the end
     slots, active, done, stops = min(slots, len(prompts)), [], [], set(stop_ids)
     with decoding(policy, slots) as dtype:
-        cache = KVCache(policy.config, slots=slots, length=longest + max_new_tokens, dtype=dtype, device=device)
+        cache = KVCache(policy.config, slots=slots, length=longest, dtype=dtype, device=device)
         while waiting or active:
             if waiting and len(active) <= slots // 2:
                 first, entering = len(active), take(waiting, slots - len(active))
@@ -78,7 +81,7 @@ def generate(
                 drawn = draw(logits, active, temperature, top_k, top_p)
             for row, token in zip(entering, drawn, strict=True):
                 row.completion.append(token)
-                row.finished = token in stops or len(row.completion) == max_new_tokens
+                row.finished = token in stops or len(row.completion) == row.limit
                 if on_token:
                     on_token(row.index, token, row.finished)
             done += retire(active, cache)
@@ -156,21 +159,23 @@ def decoding(policy: Policy, batch: int):
         policy.train(training)
 
 
-def check(policy, prompts, max_new_tokens, temperature, top_k, top_p, slots, seeds) -> None:
+def check(policy, prompts, limits, temperature, top_k, top_p, slots, seeds) -> None:
     """Raise ValueError before the first product."""
     if not prompts or not all(prompts):
         raise ValueError("generate needs at least one prompt, and at least one token in each; got an empty one")
-    if len(seeds) != len(prompts):
-        raise ValueError(f"generate needs one seed per prompt, got {len(seeds)} seeds for {len(prompts)} prompts")
-    if max_new_tokens < 1 or slots < 1:
-        raise ValueError(f"need sampling.max_new_tokens >= 1 and sampling.slots >= 1, got {max_new_tokens}, {slots}")
+    if len(seeds) != len(prompts) or len(limits) != len(prompts):
+        counts = f"{len(seeds)} seeds and {len(limits)} max_new_tokens for {len(prompts)} prompts"
+        raise ValueError(f"generate needs one seed per prompt, and one max_new_tokens or one per prompt; got {counts}")
+    if min(limits) < 1 or slots < 1:
+        raise ValueError(f"need sampling.max_new_tokens >= 1 and sampling.slots >= 1, got {min(limits)}, {slots}")
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
             f"need temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {temperature=}, {top_k=}, {top_p=}"
         )
-    longest, window = max(map(len, prompts)), policy.config.max_length
-    if longest + max_new_tokens > window:
+    window = policy.config.max_length
+    prompt, limit = max(((len(p), n) for p, n in zip(prompts, limits, strict=True)), key=sum)
+    if prompt + limit > window:
         raise ValueError(
-            f"a prompt of {longest} tokens and sampling.max_new_tokens={max_new_tokens} exceed the model's window of "
-            f"{window}; lower sampling.max_new_tokens or shorten the prompt (data.max_prompt_length)"
+            f"a prompt of {prompt} tokens and sampling.max_new_tokens={limit} exceed the model's window of {window}; "
+            "lower sampling.max_new_tokens or shorten the prompt (data.max_prompt_length)"
         )

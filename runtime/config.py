@@ -55,10 +55,11 @@ def check_training(cfg: DictConfig, world_size: int) -> None:
 
 def check_policy_or_model(cfg: DictConfig) -> None:
     """Weights come from a checkpoint, or sizes from conf/model: one of the two."""
-    if (cfg.policy is None) == (cfg.model is None):
+    model = "(sizes)" if cfg.get("model") else "null"
+    if (cfg.policy is None) == (model == "null"):
         raise ValueError(
-            f"policy={cfg.policy} and model={'null' if cfg.model is None else '(sizes)'}: give exactly one; "
-            "policy=PATH starts from a checkpoint, model=tiny (a file of conf/model) from random weights"
+            f"policy={cfg.policy or 'null'} and model={model}: give exactly one; policy=PATH starts from a checkpoint, "
+            "model=tiny (a file of conf/model) from random weights"
         )
 
 

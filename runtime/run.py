@@ -68,9 +68,6 @@ class Run:
         if self._lock is not None:
             (self.dir / directory.LOCK).unlink(missing_ok=True)
             self._lock.close()
-        if not self._begun and self.is_main:  # a refused run leaves no empty directory
-            with contextlib.suppress(OSError):
-                self.dir.rmdir()
         self._state.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -286,7 +283,11 @@ def main(job: Callable[[DictConfig, Run], float], config_name: str) -> None:
     """A door's entry: composes conf/`config_name`.yaml with the command line and calls `job(cfg, run)`."""
 
     def in_a_run(cfg: DictConfig) -> float:
-        with Run(cfg) as run:
-            return job(cfg, run)
+        try:
+            with Run(cfg) as run:
+                return job(cfg, run)
+        finally:
+            with contextlib.suppress(OSError):  # Hydra made the directory; a refused run leaves none that is empty
+                Path(cfg.run_dir).rmdir()
 
     enter(in_a_run, config_name)

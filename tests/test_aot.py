@@ -28,7 +28,7 @@ def launch_logprob(width, dtype, everything):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("width", [*BLOCKS, max(BLOCKS) + 1])  # a full block each, and a row of several
 def test_the_folds_do_not_spill(arch, width, monkeypatch):
-    monkeypatch.setattr(logprob, "TILE", 2 * max(BLOCKS))
+    monkeypatch.setitem(logprob.TILES, "cpu", 2 * max(BLOCKS))
     with capture(arch) as rows:
         launch_logprob(width, torch.bfloat16, everything=True)
         launch_logprob(width, torch.bfloat16, everything=False)

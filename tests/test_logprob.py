@@ -27,7 +27,7 @@ def kernels(request):
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(logprob, "TILE", 300)  # so that a small vocabulary takes several tiles and a rest
+    monkeypatch.setitem(logprob.TILES, "cpu", 300)  # so that a small vocabulary takes several tiles and a rest
 
 
 def problem(M, D, V, dtype=torch.float32, scale=1.0, seed=0):
@@ -101,7 +101,7 @@ def test_every_token_may_have_the_same_target_at_either_side_of_a_tile(kernels, 
 
 
 def test_a_tile_wider_than_a_block_is_folded_whole(kernels, monkeypatch):
-    monkeypatch.setattr(logprob, "TILE", 9000)
+    monkeypatch.setitem(logprob.TILES, "cpu", 9000)
     assert_no_worse_than_torch(*problem(2, 3, 9001), entropy=True)
 
 
@@ -146,7 +146,7 @@ def test_nothing_of_all_tokens_by_all_words_is_ever_made(kernels):
     inputs = problem(M, 3, V)[:3]
     with Largest():
         run(linear_logprob, *inputs, entropy=True)
-    assert Largest.elements <= M * logprob.TILE < M * V
+    assert Largest.elements <= M * logprob.TILES["cpu"] < M * V
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
@@ -160,7 +160,7 @@ def test_what_is_frozen_gets_no_gradient_and_changes_no_other(kernels, frozen):
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_gradients_pass_gradcheck(softcap, monkeypatch):
-    monkeypatch.setattr(logprob, "TILE", 4)
+    monkeypatch.setitem(logprob.TILES, "cpu", 4)
     *inputs, targets, reference = problem(3, 4, 11)
     inputs = [x.detach().double().requires_grad_() for x in inputs]
     reference = Reference(*(x.double() for x in reference))

@@ -78,6 +78,14 @@ def test_what_comes_back_is_prompt_completion_padding():
         assert not {5, 6} & set(completion[:-1]) and (stopped or len(completion) == 41)
 
 
+def test_each_row_may_have_a_limit_of_its_own():
+    policy, prompts, limits = random_policy(), random_prompts(), [1, 9, 2, 30, 4, 17, 3, 41, 8]
+    rows, _ = generate(
+        policy, prompts, slots=3, seeds=list(range(9)), stop_ids=[], **(SETTINGS | {"max_new_tokens": limits})
+    )
+    assert rows.completion_mask.sum(1).tolist() == limits
+
+
 def test_bf16_rollout_takes_what_the_bf16_forward_finds_likely():
     """Teacher-forced, the bf16 decoder's greedy tokens lose at most bf16 rounding against the forward's best."""
     policy = random_policy(torch.bfloat16)
@@ -95,7 +103,7 @@ def test_bf16_rollout_takes_what_the_bf16_forward_finds_likely():
         ({"top_p": 0.0}, "top_p"),
         ({"temperature": -1.0}, "temperature"),
         ({"slots": 0}, "slots"),
-        ({"seeds": [1, 2, 3]}, "3 seeds for 2 prompts"),
+        ({"seeds": [1, 2, 3]}, "3 seeds and 2 max_new_tokens for 2 prompts"),
     ],
 )
 def test_bad_settings_are_refused(change, message):

@@ -64,7 +64,9 @@ def test_smollm2_splits_numbers_into_digits():
     assert [smollm2().decode([i]) for i in smollm2().encode("in 1984")] == ["in", " ", "1", "9", "8", "4"]
 
 
-@pytest.mark.parametrize("make", [tiny_tokenizer, smollm2, lambda: mistral("llama2")], ids=["ours", "smollm2", "mistral"])
+@pytest.mark.parametrize(
+    "make", [tiny_tokenizer, smollm2, lambda: mistral("llama2")], ids=["ours", "smollm2", "mistral"]
+)
 def test_decoding_gives_the_text_back(make):
     tokenizer = make()
     for text in TEXTS:
@@ -72,7 +74,9 @@ def test_decoding_gives_the_text_back(make):
             assert tokenizer.decode(tokenizer.encode(text)) == text.replace("▁", " " if make is not smollm2 else "▁")
 
 
-@pytest.mark.parametrize("make", [tiny_tokenizer, smollm2, lambda: mistral("mistral")], ids=["ours", "smollm2", "mistral"])
+@pytest.mark.parametrize(
+    "make", [tiny_tokenizer, smollm2, lambda: mistral("mistral")], ids=["ours", "smollm2", "mistral"]
+)
 def test_text_never_becomes_a_special_token(make):
     tokenizer = make()
     added = tokenizer.backend.get_added_tokens_decoder()
@@ -84,7 +88,9 @@ def test_text_never_becomes_a_special_token(make):
         assert tokenizer.decode(ids) == f"say {content} now"
 
 
-@pytest.mark.parametrize("make", [tiny_tokenizer, smollm2, lambda: mistral("zephyr")], ids=["ours", "smollm2", "mistral"])
+@pytest.mark.parametrize(
+    "make", [tiny_tokenizer, smollm2, lambda: mistral("zephyr")], ids=["ours", "smollm2", "mistral"]
+)
 def test_a_saved_tokenizer_loads_as_the_same_here_and_in_transformers(make, tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizer = make()

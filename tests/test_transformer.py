@@ -23,11 +23,12 @@ ROPES = {
 MODELS = {
     "Llama-2": ("LlamaForCausalLM", {"num_key_value_heads": 6}, "plain"),
     "Llama-2, window stretched": ("LlamaForCausalLM", {"num_key_value_heads": 6}, "linear"),
-    "Llama-3": ("LlamaForCausalLM", {}, "llama3"),
+    "Llama-3": ("LlamaForCausalLM", {"head_dim": 32}, "llama3"),
     "SmolLM2": ("LlamaForCausalLM", {"tie_word_embeddings": True}, "plain"),
     "Mistral": ("MistralForCausalLM", {"sliding_window": 7, "head_dim": 16}, "plain"),
     "Mistral, no window": ("MistralForCausalLM", {"sliding_window": None}, "plain"),
     "Qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}, "plain"),
+    "Llama, YaRN": ("LlamaForCausalLM", {"head_dim": 32}, "yarn"),
     "Qwen2, YaRN": ("Qwen2ForCausalLM", {}, "yarn"),
     "Qwen3": ("Qwen3ForCausalLM", {"head_dim": 16}, "plain"),
 }
@@ -95,6 +96,7 @@ def test_logits_and_gradients_are_those_of_transformers(name, tmp_path):
 def test_both_attention_backends_agree(heads, kv_heads, window):
     prompt = random_ids(9, 0)
     rows = [(prompt, random_ids(5, 1)), (prompt, random_ids(8, 2)), (random_ids(3, 3), random_ids(4, 4))]
+    rows += [(random_ids(200, 5), random_ids(120, 6))]  # longer than one product's share of queries
     stream = pack(*batch_of(rows, "left"))
     torch.manual_seed(0)
     q, k, v = (torch.randn(len(stream.tokens), n, 16, dtype=torch.float64) for n in (heads, kv_heads, kv_heads))

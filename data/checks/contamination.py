@@ -5,6 +5,7 @@ evaluation prompt inside a conversation is found. Spans of n words are looked fo
 """
 
 import zlib
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from data.checks.texts import Row, read_rows
 from data.methods.filters import words
 from data.records import BadRows
 
+LISTED = 20  # matches of a kind that are listed for one evaluation row
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -60,47 +62,48 @@ def check_contamination(
 
 
 def find_copies(train: Sequence[Row], evaluation: Sequence[Row], *, threshold: float, min_words: int) -> list[dict]:
-    """Exact and near matches; a pair of rows is listed once, and an exact one hides its near ones."""
-    prompts = [normal(row.prompt) for row in evaluation]
+    """Exact and near matches, at most `LISTED` of a kind for an evaluation row; an exact one hides its near ones."""
     places: dict[str, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        places.setdefault(prompt, []).append(i)
+    for e, row in enumerate(evaluation):
+        places.setdefault(normal(row.prompt), []).append(e)
     index, indexed = NearIndex(threshold), list(places)
     for grams, sketch in sketches(indexed):
         index.add(grams, sketch)
 
-    matches: dict[tuple[int, int], dict] = {}
+    open_rows = {"exact": places, "near": {text: list(rows) for text, rows in places.items()}}
+    listed, matches = Counter(), {}
     for t, row in enumerate(train):
         texts = dict.fromkeys([normal(row.prompt), *(normal(m) for m in row.asked if len(m.split()) >= min_words)])
         for text, (grams, sketch) in zip(texts, sketches(list(texts)), strict=True):
-            near = [(text, 1.0)] if text in places else [(indexed[i], s) for i, s in index.near(grams, sketch)]
-            for other, similarity in near:
-                kind = "exact" if other == text else "near"
-                for e in places[other]:
-                    old = matches.get((t, e))
-                    if old is None or similarity > old["similarity"]:
+            found = [("exact", text, 1.0)] if text in places else []
+            found = found or [("near", indexed[i], similarity) for i, similarity in index.near(grams, sketch)]
+            for kind, other, similarity in found:
+                rows = open_rows[kind][other]
+                for e in rows:
+                    if similarity > matches.get((t, e), {"similarity": 0.0})["similarity"]:
                         matches[t, e] = _match(kind, similarity, row, evaluation[e], evaluation[e].prompt)
+                        listed[kind, e] += 1
+                rows[:] = [e for e in rows if listed[kind, e] < LISTED]  # or a common prompt costs rows x rows
     exact = {match["eval"] for match in matches.values() if match["kind"] == "exact"}
     return [m for m in matches.values() if m["kind"] == "exact" or m["eval"] not in exact]
 
 
 def find_spans(train: Sequence[Row], evaluation: Sequence[Row], span_words: int) -> list[dict]:
     """For each evaluation row the first training row that shares `span_words` words in a row with it."""
-    hashes = [_windows(row, span_words) for row in evaluation]
-    if not hashes:
-        return []
-    owner = np.repeat(np.arange(len(hashes)), [len(h) for h in hashes])
-    flat = np.concatenate(hashes)
-    order = np.argsort(flat, kind="stable")
-    flat, owner, found = flat[order], owner[order], {}
+    owners: dict[int, list[int]] = defaultdict(list)
+    for e, row in enumerate(evaluation):
+        for value in np.unique(_windows(row, span_words)).tolist():
+            owners[value].append(e)
+    known, found = np.array(sorted(owners), dtype=np.uint64), {}
     for row in train:
-        mine = np.unique(_windows(row, span_words))
-        at = np.searchsorted(flat, mine)
-        hit = mine[(at < len(flat)) & (flat[np.minimum(at, len(flat) - 1)] == mine)] if len(flat) else mine[:0]
-        for value in hit:
-            for e in np.unique(owner[np.searchsorted(flat, value) : np.searchsorted(flat, value, "right")]).tolist():
+        for value in np.intersect1d(_windows(row, span_words), known).tolist():
+            rest = []
+            for e in owners[value]:
                 if e not in found and (text := _shared(row, evaluation[e], span_words)):
                     found[e] = _match("span", None, row, evaluation[e], text)
+                elif e not in found:
+                    rest.append(e)  # two spans with one hash
+            owners[value] = rest  # an answered span is not looked at again
     return [found[e] for e in sorted(found)]
 
 

@@ -1,4 +1,4 @@
-"""Near duplicates: MinHash finds candidates (datasketch), the exact Jaccard similarity of words and word pairs decides."""
+"""Near duplicates: MinHash finds candidates (datasketch), the exact Jaccard of words and word pairs decides."""
 
 import zlib
 from collections.abc import Iterator, Sequence

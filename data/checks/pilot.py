@@ -1,7 +1,7 @@
 """Before data is bought: what vendors' pilot files look like, and which skew short.
 
-Lengths are counted in tokens of a named tokenizer. A prompt is a user message; the lecture's vendors averaged 22, 54 and
-104 tokens where InstructGPT's users wrote 408, and the rule was to reject prompts that skew under about 50.
+Lengths are counted in tokens of a named tokenizer. A prompt is a user message; the lecture's vendors averaged 22, 54
+and 104 tokens where InstructGPT's users wrote 408, and the rule was to reject prompts that skew under about 50.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,192 @@
+"""The log-prob kernel beside liger-kernel's, cut-cross-entropy's and TRL's, in one run and with the same counters.
+
+    .venv-bench/bin/python -m bench.kernels_vs_peers
+
+In the environment of bench/requirements.txt. `predict`: operations, bytes and the time of an H100 at full size, by
+the same rules for all (nothing is timed). `bytes`: what the interpreter counts at a small size. `binary`: registers
+and spills on four GPUs. `time`: milliseconds on this machine's CPU, of those that run on one.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from cut_cross_entropy import cce
+from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+from torch import Tensor
+from trl.kernels import chunked_logprob
+
+from kernels import bench_time
+from kernels.bench import FULL_SIZE, run_part, table
+from kernels.bench_cases import FORMULAS, IMPLEMENTATIONS, logprob_inputs, use_triton_everywhere
+from kernels.cost import PRODUCTS_PER_SECOND, counting
+from kernels.logprob import TILES, linear_logprob
+
+SMALL = (256, 128, 1024)
+CPU_SIZE = (512, 576, 49152)
+
+
+def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return linear_logprob(hidden, weight, targets).sum()
+
+
+def naive(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
+
+
+def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    arguments = (None, None, -100, 0.0, 0.0, "sum")  # its defaults, summed
+    return LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, targets, *arguments)[0]
+
+
+def liger_fp32(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    arguments = (None, None, -100, 0.0, 0.0, "sum", None, False, torch.float32)  # accumulating as exactly as ours
+    return LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, targets, *arguments)[0]
+
+
+def cut_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    parameters = cce.CCEParams(targets, None, None, "sum", None, False, targets.shape)
+    return cce.linear_cross_entropy_apply(hidden, weight, parameters)
+
+
+def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return chunked_logprob.ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, 8192, None, 1.0, ())[
+        0
+    ].sum()
+
+
+PEERS = {"ours": ours, "naive": naive, "liger": liger, "liger fp32 sums": liger_fp32,
+         "cut-cross-entropy": cut_cross_entropy, "trl": trl}  # fmt: skip
+
+
+def as_on_a_gpu() -> None:
+    """TRL picks its GPU path by the device's name; here the tensors of a GPU's path are on another device."""
+    chunked_logprob._use_triton = lambda device: True
+    chunked_logprob._addmm_fp32 = lambda total, a, b: torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+
+
+def _bytes(*tensors: Tensor) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def _forward_product(e, c, *args, **options):
+    """cut-cross-entropy's forward: all logits in registers; at least both inputs are read."""
+    return 2 * e.shape[0] * c.shape[0] * e.shape[1], _bytes(e, c)
+
+
+def _backward_products(e, c, *args, **options):
+    """Its backward: logits again and both gradients, each added to through memory; at least read and written once."""
+    return 6 * e.shape[0] * c.shape[0] * e.shape[1], 3 * _bytes(e, c)
+
+
+PEER_FORMULAS = FORMULAS | {
+    "_cce_lse_forward_kernel": lambda E, C, **rest: _forward_product(E, C),
+    "_cce_backward_kernel": lambda E, C, **rest: _backward_products(E, C),
+    "_indexed_neg_dot_forward_kernel": lambda E, C, **rest: (0, 2 * _bytes(E)),
+    "liger_cross_entropy_kernel": lambda X_ptr, **rest: (0, 3 * _bytes(X_ptr)),  # twice read, once written
+    "element_mul_kernel": lambda *args, **rest: (0, 0),  # skipped where the gradient is 1
+    "_forward_kernel": lambda tile, *args, **rest: (0, _bytes(tile)),
+    "_backward_kernel": lambda tile, *args, **rest: (0, 2 * _bytes(tile)),
+}
+
+
+def part_predict() -> list[dict]:
+    as_on_a_gpu()
+    rows = []
+    for size in FULL_SIZE:
+        M, D, V = size
+        for name, function in PEERS.items():
+            inputs = logprob_inputs(*size, torch.bfloat16, "meta")
+            with use_triton_everywhere(), counting(PEER_FORMULAS, item=M) as cost:
+                function(*inputs).backward()
+            rows.append({
+                "size": list(size), "implementation": name, "operations_over_8NDV": cost.operations / (8 * M * D * V),
+                "gigabytes": cost.bytes / 1e9, "scratch_mb": (cost.peak - _bytes(*inputs[:2])) / 1e6,
+                "launches": cost.launches, "milliseconds": 1e3 * cost.seconds,
+                "over_8NDV": cost.seconds * PRODUCTS_PER_SECOND / (8 * M * D * V),
+            })  # fmt: skip
+    return rows
+
+
+def part_bytes() -> list[dict]:
+    from kernels.interpreter import repair
+    from kernels.traffic import Traffic
+
+    repair()
+    as_on_a_gpu()
+    chunked_logprob._addmm_fp32 = lambda total, a, b: total.addmm_(a.float(), b.float())
+    TILES["cpu"] = SMALL[2] // 8  # eight tiles, as at full size on a GPU
+    rows = []
+    for name, function in PEERS.items():
+        hidden, weight, targets = logprob_inputs(*SMALL, torch.bfloat16, "cpu")
+        truth = torch.autograd.grad(naive(hidden.double(), weight.double(), targets), (hidden, weight))
+        with use_triton_everywhere(), Traffic() as traffic:
+            loss = function(hidden, weight, targets)
+            loss.backward()
+        minimum = 2 * _bytes(hidden, weight) + _bytes(targets) + 4 * SMALL[0]
+        errors = [(x.grad - t).norm() / t.norm() for x, t in zip((hidden, weight), truth, strict=True)]
+        rows.append({
+            "implementation": name, "requested": traffic.requested / minimum, "unique": traffic.unique / minimum,
+            "triton_launches": sum(count.launches for count in traffic.kernels.values()),
+            "torch_calls": sum(count.launches for count in traffic.operations.values()),
+            "hidden_gradient_error": errors[0].item(), "weight_gradient_error": errors[1].item(),
+        })  # fmt: skip
+    return rows
+
+
+def part_binary() -> list[dict]:
+    from kernels.ahead_of_time import ARCHS, capture
+
+    as_on_a_gpu()
+    chunked_logprob._addmm_fp32 = lambda total, a, b: None  # nothing is computed while kernels are captured
+    rows = []
+    for arch in ARCHS:
+        for name in ("ours", "liger", "cut-cross-entropy", "trl"):
+            inputs = logprob_inputs(16, 128, 4096, torch.bfloat16, "cpu")
+            with use_triton_everywhere(), capture(arch) as binaries:
+                PEERS[name](*inputs).backward()
+            rows += [{"implementation": name} | row for row in binaries]
+    return rows
+
+
+def part_time() -> list[dict]:
+    names = ["naive", "ours", "trl"]  # the others have no path without a GPU
+    steps = {"naive": IMPLEMENTATIONS["naive"], "ours": IMPLEMENTATIONS["tiles"], "trl": _trl_with_entropy}
+    bench_time.IMPLEMENTATIONS.update(steps)
+    times = bench_time.measure_time(CPU_SIZE, names, rounds=5)
+    first = times[names[0]]["seconds"]
+    return [
+        {"size": list(CPU_SIZE), "implementation": n} | t | {"ratio": t["seconds"] / first} for n, t in times.items()
+    ]
+
+
+def _trl_with_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    arguments = (None, targets, 1.0, 8192, None, 1.0, ("entropy",))
+    return chunked_logprob.ChunkedLogProbFunction.apply(hidden, weight, *arguments)[:2]
+
+
+PARTS: dict[str, Callable[[], list[dict]]] = {
+    "predict": part_predict, "bytes": part_bytes, "binary": part_binary, "time": part_time
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, help="print one part's rows as JSON")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, by commas")
+    parser.add_argument("--out", type=Path, default=Path("artifacts/kernels"), help="folder of the report")
+    args = parser.parse_args()
+    if args.only:
+        print(json.dumps(PARTS[args.only]()))
+        return
+    report = {part: run_part(part, [], module="bench.kernels_vs_peers") for part in args.parts.split(",")}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "peers.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    for part, rows in report.items():
+        print(f"\n== {part}\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""task=kl_frontier: what reward was bought with how much KL, and where more KL no longer buys any."""
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen first
+import numpy as np  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from evals.report import print_table  # noqa: E402
+
+
+def read_curve(directory: str, *, kl: str, score: str, gold: str | None) -> list[dict]:
+    """[{"step", "kl", "score", "gold"}] of a run, from its metrics.jsonl.
+
+    Raises:
+        ValueError: no such file, or no row with both figures.
+    """
+    path = Path(directory) / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"no {path}; task.input takes run directories of train_ppo.py or train_dpo.py")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    points = [
+        {"step": row["step"], "kl": row[kl], "score": row[score], "gold": row.get(gold) if gold else None}
+        for row in rows
+        if kl in row and score in row
+    ]
+    if not points:
+        known = sorted({name for row in rows for name in row})
+        raise ValueError(f"{path} has no row with {kl} and {score}; it has {', '.join(known)}")
+    return points
+
+
+def frontier(points: list[dict]) -> list[dict]:
+    """The points that no other beats: more score at no more KL."""
+    best, kept = -math.inf, []
+    for point in sorted(points, key=lambda p: (p["kl"], -p["score"])):
+        if point["score"] > best:
+            best = point["score"]
+            kept.append(point)
+    return kept
+
+
+def overoptimisation(points: list[dict]) -> dict | None:
+    """Fit of the gold score, d * (alpha - beta * log d) with d = sqrt(KL); Gao et al. 2022 (arXiv:2210.10760), Eq. 2.
+
+    `peak_kl` is the KL at which the fitted gold score turns, None where it never does; the whole is None where fewer
+    than three gold scores were measured.
+    """
+    known = [(math.sqrt(p["kl"]), p["gold"]) for p in points if p["gold"] is not None and p["kl"] > 0]
+    if len(known) < 3:
+        return None
+    d, gold = np.array(known).T
+    columns = np.column_stack([d, -d * np.log(d), np.ones(len(d))])  # the last is the reference's own score
+    (alpha, beta, start), *_ = np.linalg.lstsq(columns, gold, rcond=None)
+    peak = math.exp(2 * (alpha / beta - 1)) if beta > 0 else None
+    return {"alpha": float(alpha), "beta": float(beta), "start": float(start), "peak_kl": peak}
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=kl_frontier: result.json, kl_frontier.png."""
+    task = cfg.task
+    names = {"kl": task.kl, "score": task.score, "gold": task.gold}
+    curves = {directory: read_curve(directory, **names) for directory in task.input}
+    everyone = [point | {"run": directory} for directory, points in curves.items() for point in points]
+    best = frontier(everyone)
+    columns = ("run", "step", "kl", "score", "gold")
+    print_table("frontier", columns, [[point[name] for name in columns] for point in best])
+    plot_curves(out / "kl_frontier.png", curves, best)
+    runs = {directory: {"points": points, "gold": overoptimisation(points)} for directory, points in curves.items()}
+    return {"frontier": best, "runs": runs}
+
+
+def plot_curves(path: Path, curves: dict[str, list[dict]], best: list[dict]) -> None:
+    """Score (and gold score, dashed) against sqrt(KL), one colour a run; the frontier in black."""
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    for directory, points in curves.items():
+        d = [math.sqrt(max(point["kl"], 0.0)) for point in points]
+        (line,) = axes.plot(d, [point["score"] for point in points], "o-", markersize=3, label=Path(directory).name)
+        if any(point["gold"] is not None for point in points):
+            axes.plot(d, [point["gold"] for point in points], "--", color=line.get_color())
+    axes.plot([math.sqrt(max(p["kl"], 0.0)) for p in best], [p["score"] for p in best], "k.", markersize=4)
+    axes.set(xlabel="sqrt(KL), nats per sequence", ylabel="score (dashed: gold)")
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,56 @@
+"""task=perplexity: how well a policy predicts what assistants say in held-out conversations."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from data.sft import encode_demonstrations
+from data.tokenizer import load_tokenizer
+from evals.report import plot_intervals, print_table
+from model.build import load_policy
+from model.packing import make_rows
+
+
+@torch.no_grad()
+def conversation_losses(policy, examples: list[dict], *, pad_id: int, batch_size: int) -> np.ndarray:
+    """(n, 2) float64: nats and tokens of the assistant's turns of each conversation."""
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
+    table = np.zeros((len(examples), 2))
+    for start in range(0, len(order), batch_size):
+        picked = order[start : start + batch_size]
+        rows = make_rows([examples[i] for i in picked], pad_id)
+        table[picked, 0] = -policy.logprobs(*rows).double().sum(1).numpy()
+        table[picked, 1] = rows.completion_mask.sum(1).numpy()
+    return table
+
+
+def perplexity(table: np.ndarray) -> dict:
+    """Loss per token and its exponential, with a 95 % interval over conversations (ratio estimator)."""
+    nats, tokens = table.sum(0)
+    loss = nats / tokens
+    residual = table[:, 0] - loss * table[:, 1]
+    n = len(table)
+    error = math.sqrt(n / (n - 1) * (residual**2).sum()) / tokens if n > 1 else math.nan
+    bounds = {"loss_lower": loss - 1.96 * error, "loss_upper": loss + 1.96 * error}
+    return {"loss": loss, "perplexity": math.exp(loss), **bounds, "tokens": int(tokens), "conversations": n}
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=perplexity: result.json with the figures of all files and of each, perplexity.png."""
+    task = cfg.task
+    tokenizer = load_tokenizer(task.policy, template=task.template)
+    files = {file: encode_demonstrations("task.input", [file], task, tokenizer).items for file in task.input}
+    policy = load_policy(task.policy, precision=task.precision, frozen=True)
+    settings = {"pad_id": tokenizer.pad_id, "batch_size": task.batch_size}
+    tables = {file: conversation_losses(policy, examples, **settings) for file, examples in files.items()}
+    result = perplexity(np.concatenate(list(tables.values())))
+    result["files"] = {file: perplexity(table) for file, table in tables.items()}
+    rows = [
+        (Path(file).name, *(r[k] for k in ("loss", "loss_lower", "loss_upper"))) for file, r in result["files"].items()
+    ]
+    print_table("nats per assistant token", ("file", "loss", "lower", "upper"), rows)
+    plot_intervals(out / "perplexity.png", "nats per assistant token", rows, null=None)
+    return result

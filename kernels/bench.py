@@ -1,0 +1,165 @@
+"""What each kernel costs, as a table, JSON and a roofline picture: `python -m kernels.bench --help`.
+
+Four parts, each in a process of its own: `bytes` (Triton's interpreter counts loads and stores), `binary` (compiled for
+four GPUs that need not be here), `predict` (the log-prob at full size, counted on the meta device) and `time` (on the
+device that is here: milliseconds and peak memory against eager torch and torch.compile). Only `time` measures time.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from kernels.bench_cases import CASES, FORMULAS, IMPLEMENTATIONS, MINIMUM, logprob_inputs, use_triton_everywhere
+from kernels.bench_time import measure_memory, measure_time
+from kernels.cost import BYTES_PER_SECOND, PRODUCTS_PER_SECOND, counting
+
+PARTS = ("bytes", "binary", "predict", "time")
+FULL_SIZE = [(8192, 4096, 32000), (8192, 4096, 128256)]  # M, D, V of the prediction
+CPU_SIZES = [(2048, 576, 49152), (512, 2048, 128256)]
+GPU_SIZES = FULL_SIZE
+
+
+def part_bytes() -> list[dict]:
+    """Bytes against the minimum of each launch: inputs once, outputs once. In the interpreter, at a small size."""
+    from kernels.interpreter import repair
+    from kernels.traffic import Traffic
+
+    repair()
+    rows = []
+    for name, step in CASES.items():
+        minimum = MINIMUM[name]
+        with use_triton_everywhere(), Traffic() as traffic:
+            step()
+        for kernel, count in traffic.kernels.items():
+            best = minimum[kernel] * count.launches
+            ratios = {key: round(getattr(count, key) / best, 3) for key in ("unique", "requested", "sectors")}
+            rows.append({"case": name, "kernel": kernel, "launches": count.launches, "minimum": best} | ratios)
+    return rows
+
+
+def part_binary() -> list[dict]:
+    """Registers, spills, shared memory and tensor-core instruction of every binary, for four targets."""
+    from kernels.ahead_of_time import ARCHS, capture
+
+    rows = []
+    for arch in ARCHS:
+        for name, step in CASES.items():
+            with use_triton_everywhere(), capture(arch) as binaries:
+                step()
+            rows += [{"case": name} | row for row in binaries]
+    return rows
+
+
+def part_predict() -> list[dict]:
+    """Operations, bytes, scratch and H100 time of the log-prob with entropy, forward and both gradients."""
+    rows = []
+    for M, D, V in FULL_SIZE:
+        for name, step in {"forward": forward_step, "forward + backward": full_step}.items():
+            hidden, weight, targets = logprob_inputs(M, D, V, torch.bfloat16, "meta")
+            with use_triton_everywhere(), counting(FORMULAS) as cost:
+                step(hidden, weight, targets)
+            floor = (2 if name == "forward" else 8) * M * D * V
+            grads = 0 if name == "forward" else 2 * (hidden.numel() + weight.numel())
+            rows.append({
+                "size": [M, D, V], "step": name, "operations": cost.operations / floor, "gigabytes": cost.bytes / 1e9,
+                "scratch_mb": (cost.peak - grads) / 1e6, "launches": cost.launches,
+                "milliseconds": 1e3 * cost.seconds, "over_floor": cost.seconds / (floor / PRODUCTS_PER_SECOND),
+            })  # fmt: skip
+    return rows
+
+
+def forward_step(hidden, weight, targets):
+    with torch.no_grad():
+        IMPLEMENTATIONS["tiles"](hidden, weight, targets)
+
+
+def full_step(hidden, weight, targets):
+    logprobs, entropy = IMPLEMENTATIONS["tiles"](hidden, weight, targets)
+    (logprobs.sum() + entropy.sum()).backward()
+
+
+def part_time(rounds: int, names: list[str]) -> list[dict]:
+    """Milliseconds (medians of interleaved rounds) and peak MB above the inputs, on this machine."""
+    rows = []
+    for size in GPU_SIZES if torch.cuda.is_available() else CPU_SIZES:
+        times = measure_time(size, names, rounds)
+        for name, timing in times.items():
+            ratio = timing["seconds"] / times[names[0]]["seconds"]
+            row = {"size": list(size), "implementation": name} | timing | {"ratio": ratio}
+            rows.append(row | measure_memory(size, name))
+    return rows
+
+
+def run_part(part: str, options: list[str], module: str = "kernels.bench") -> list[dict]:
+    """A part's rows, from a process of its own: the interpreter is chosen when Triton is imported."""
+    environment = os.environ | {"TRITON_INTERPRET": "1" if part == "bytes" else "0"}
+    command = [sys.executable, "-m", module, "--only", part, *options]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def table(rows: list[dict]) -> str:
+    """Rows of one kind as aligned text."""
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [header] + [[_cell(row.get(key)) for key in header] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def _cell(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return "-" if value is None else " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def draw_roofline(report: dict, path: Path) -> None:
+    """Operations per byte against the operations per second an H100 could reach there; nothing in it was timed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    intensity = [0.1, PRODUCTS_PER_SECOND / BYTES_PER_SECOND, 1e4]
+    axes.loglog(intensity, [min(PRODUCTS_PER_SECOND, x * BYTES_PER_SECOND) / 1e12 for x in intensity], color="black")
+    for row in report["predict"]:
+        M, D, V = row["size"]
+        operations = (2 if row["step"] == "forward" else 8) * M * D * V
+        x, y = operations / (row["gigabytes"] * 1e9), operations / row["milliseconds"] / 1e9
+        axes.plot(x, y, "o", label=f"log-prob, {row['step']}, V {V}: {row['over_floor']:.2f}x its floor")
+    axes.set(xlabel="operations per byte", ylabel="TFLOP/s", title="Roofline of an H100 (predicted, not measured)")
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, help="print one part's rows as JSON")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, by commas")
+    parser.add_argument("--out", type=Path, default=Path("artifacts/kernels"), help="folder of the report")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of the timing")
+    parser.add_argument("--implementations", default="naive,tiles,tiles_bf16,compiled", help="what to time, by commas")
+    args = parser.parse_args()
+    if args.only:
+        options = {"time": (args.rounds, args.implementations.split(","))}.get(args.only, ())
+        print(json.dumps(globals()[f"part_{args.only}"](*options)))
+        return
+    options = ["--rounds", str(args.rounds), "--implementations", args.implementations]
+    report = {part: run_part(part, options) for part in args.parts.split(",")}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "bench.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    for part, rows in report.items():
+        print(f"\n== {part}\n{table(rows)}")
+    if "predict" in report:
+        draw_roofline(report, args.out / "roofline.png")
+    print(f"\n{args.out}/bench.json, {args.out}/roofline.png")
+
+
+if __name__ == "__main__":
+    main()

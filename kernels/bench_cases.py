@@ -1,0 +1,105 @@
+"""What the benchmark runs: each kernel once at a small size, and the log-prob in several implementations."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kernels import backend
+from kernels.gae import gae_triton
+from kernels.logprob import Reference, linear_logprob, linear_logprob_ref
+from kernels.ppo import Clips, ppo_triton
+
+ROWS, WIDTH = 8, 4096  # of the tile that the folds get
+B, T = 8, 1024  # of PPO and GAE
+
+
+@contextlib.contextmanager
+def use_triton_everywhere() -> Iterator[None]:
+    """The wrappers launch their kernels whatever the device: they are counted or compiled, not run on a GPU."""
+    before, backend._choice = backend._choice, "triton"
+    try:
+        yield
+    finally:
+        backend._choice = before
+
+
+def logprob_inputs(M: int, D: int, V: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states and weights of unit logits, and targets."""
+    torch.manual_seed(0)
+    hidden = torch.randn(M, D, device=device, dtype=dtype).requires_grad_()
+    weight = torch.randn(V, D, device=device, dtype=dtype).mul_(D**-0.5).requires_grad_()
+    return hidden, weight, torch.randint(0, V, (M,), device=device)
+
+
+def fold_everything() -> None:
+    """One tile with entropy and KL, there and back."""
+    hidden, weight, targets = logprob_inputs(ROWS, 16, WIDTH, torch.bfloat16, "cpu")
+    out = linear_logprob(hidden, weight, targets, entropy=True, reference=Reference(hidden, weight))
+    sum(x.sum() for x in out).backward()
+
+
+def fold_logprob() -> None:
+    """One tile, log-prob alone."""
+    hidden, weight, targets = logprob_inputs(ROWS, 16, WIDTH, torch.bfloat16, "cpu")
+    linear_logprob(hidden, weight, targets).sum().backward()
+
+
+def ppo() -> None:
+    """A loss and its gradients."""
+    floats = [torch.randn(B, T, requires_grad=i in (0, 3)) for i in range(6)]
+    mask = [torch.ones(B, T, dtype=torch.bool) for _ in range(2)]
+    clips = Clips(policy=0.2, dual=None, value=0.2, value_coef=0.1)
+    terms = ppo_triton(*floats[:3], mask[0], *floats[3:], mask[1], clips=clips, num_tokens=9.0, num_states=9.0)
+    terms[0].backward()
+
+
+def gae() -> None:
+    """The advantages of B rows."""
+    gae_triton(torch.randn(B, T), torch.randn(B, T), torch.ones(B, T, dtype=torch.bool), 0.99, 0.95)
+
+
+CASES = {"log-prob": fold_logprob, "log-prob, entropy, KL": fold_everything, "ppo": ppo, "gae": gae}
+_tile = 2 * ROWS * WIDTH  # bytes
+MINIMUM = {  # bytes of one launch: what it must read and write once; the few numbers per token are left out
+    "log-prob": {"_fold_kernel": _tile, "_unfold_kernel": 2 * _tile},
+    "log-prob, entropy, KL": {"_fold_kernel": 2 * _tile, "_unfold_kernel": 3 * _tile},
+    "ppo": {"_forward_kernel": B * T * (6 * 4 + 2 + 2 * 4), "_backward_kernel": 4},
+    "gae": {"_gae_kernel": B * T * (4 + 4 + 1 + 4)},
+}
+
+
+def _fold_formula(z: Tensor, *args, **options) -> tuple[float, float]:
+    return 0, z.numel() * z.element_size() + 40 * len(z)  # the tile once; ten numbers a token
+
+
+def _unfold_formula(z: Tensor, *args, **options) -> tuple[float, float]:
+    return 0, 2 * z.numel() * z.element_size() + 40 * len(z)
+
+
+FORMULAS = {"_fold_kernel": _fold_formula, "_unfold_kernel": _unfold_formula}
+
+
+def tiles(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Ours."""
+    return linear_logprob(hidden, weight, targets, entropy=True)
+
+
+def tiles_bf16(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Ours with bfloat16 products under float32 weights."""
+    return linear_logprob(hidden.bfloat16(), weight, targets, entropy=True)
+
+
+def naive(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """All logits at once."""
+    return linear_logprob_ref(hidden, weight, targets, entropy=True)
+
+
+def compiled(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The naive form under torch.compile."""
+    return _compiled(hidden, weight, targets)
+
+
+_compiled = torch.compile(naive)
+IMPLEMENTATIONS = {"naive": naive, "tiles": tiles, "tiles_bf16": tiles_bf16, "compiled": compiled}

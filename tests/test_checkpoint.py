@@ -1,0 +1,141 @@
+import errno
+import os
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from runtime import checkpoint
+from runtime.checkpoint import find_checkpoint, find_damage, load_checkpoint, prune_checkpoints, save_checkpoint
+
+
+def a_state(seed: int) -> dict:
+    """Tensors of several kinds, numbered keys, tuples, text: what models, optimizers and loaders hold."""
+    torch.manual_seed(seed)
+    model = nn.Linear(5, 3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.randn(2, 5)).sum().backward()
+    optimizer.step()
+    return {
+        "model": model.state_dict(),
+        "half": torch.randn(7).bfloat16(),
+        "scalar": torch.tensor(seed),
+        "optimizer": optimizer.state_dict(),
+        "loader": {"taken": seed, "order": "a0f3", "shapes": [[1, 2.5], None, True]},
+    }
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def save(root, step: int) -> None:
+    save_checkpoint(root, step, a_state(step), {"step": step}, rank=0)
+
+
+@pytest.fixture
+def complaints():
+    return []
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
+    save(tmp_path, 3)
+    assert same(load_checkpoint(tmp_path / "step_000003", a_state(99), rank=0), a_state(3))
+
+
+def test_a_state_whose_shapes_grew_is_loaded_as_it_was_saved(tmp_path):
+    save_checkpoint(tmp_path, 1, {"buffer": torch.arange(4)}, {}, rank=0)
+    loaded = load_checkpoint(tmp_path / "step_000001", {"buffer": torch.zeros(9)}, rank=0)
+    assert torch.equal(loaded["buffer"], torch.arange(4))
+
+
+def test_latest_points_to_the_last_one_saved(tmp_path, complaints):
+    for step in (2, 10):
+        save(tmp_path, step)
+    assert os.readlink(tmp_path / "latest") == "step_000010"
+    path, meta = find_checkpoint(tmp_path, complaints.append)
+    assert (path.name, meta["step"], complaints) == ("step_000010", 10, [])
+
+
+def test_no_checkpoint_is_not_an_error(tmp_path, complaints):
+    assert find_checkpoint(tmp_path / "checkpoints", complaints.append) is None
+
+
+def test_every_flipped_byte_is_noticed(tmp_path):
+    save(tmp_path, 1)
+    files = sorted((tmp_path / "step_000001").iterdir())
+    chance = random.Random(0)
+    for trial in range(200):
+        file = files[trial % len(files)]
+        good = file.read_bytes()
+        place = chance.randrange(len(good))
+        file.write_bytes(good[:place] + bytes([good[place] ^ 1 << chance.randrange(8)]) + good[place + 1 :])
+        damage = find_damage(tmp_path / "step_000001")
+        assert damage, f"byte {place} of {file.name} flipped unnoticed"
+        file.write_bytes(good)
+    assert find_damage(tmp_path / "step_000001") is None
+
+
+@pytest.mark.parametrize("what", ["truncated", "missing", "added", "renamed"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path, complaints, what):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    victim = next((tmp_path / "step_000002").glob("*.distcp"))
+    if what == "truncated":
+        victim.write_bytes(victim.read_bytes()[:-1])
+    elif what == "missing":
+        victim.unlink()
+    elif what == "added":
+        (victim.parent / "rank_1.json").write_text("{}")
+    else:
+        victim.rename(victim.with_name("__1_0.distcp"))
+    path, _ = find_checkpoint(tmp_path, complaints.append)
+    assert path.name == "step_000001"
+    assert len(complaints) == 1 and "step_000002 is damaged" in complaints[0]
+
+
+def test_only_damaged_checkpoints_are_an_error(tmp_path, complaints):
+    save(tmp_path, 1)
+    (tmp_path / "step_000001" / "meta.json").write_text("{}")
+    with pytest.raises(ValueError, match="overwrite=true"):
+        find_checkpoint(tmp_path, complaints.append)
+
+
+@pytest.mark.parametrize("moment", ["dcp.save", "_checksums", "_sync", "os.replace"])
+def test_a_save_that_fails_leaves_the_last_good_one(tmp_path, complaints, monkeypatch, moment):
+    save(tmp_path, 1)
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def fail(*args, **kwargs):
+        raise full
+
+    module, _, name = moment.rpartition(".")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(getattr(checkpoint, module) if module else checkpoint, name, fail)
+        save(tmp_path, 2)
+    path, _ = find_checkpoint(tmp_path, complaints.append)
+    assert (path.name, complaints, os.readlink(tmp_path / "latest")) == ("step_000001", [], "step_000001")
+    save(tmp_path, 2)  # what the failure left behind is in nobody's way
+    assert find_checkpoint(tmp_path, complaints.append)[0].name == "step_000002"
+    assert not list(tmp_path.glob(".step*"))
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "step_000001" / "meta.json").write_text("{}")
+    save(tmp_path, 1)
+    assert find_damage(tmp_path / "step_000001") is None
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in range(1, 5):
+        save(tmp_path, step)
+    prune_checkpoints(tmp_path, keep_last=2, keep={"step_000001"})
+    assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_000001", "step_000003", "step_000004"]

@@ -1,0 +1,217 @@
+"""train_ppo.py on real prompts with a tiny model: the laws of its loop, every variant, and what it refuses."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_ppo
+from data.rollout import in_parts, value_states
+from data.tokenizer import train_sentencepiece
+from model.build import export_model, load_policy, new_policy, new_reward_model
+from model.packing import Rows
+from tests.tiny_models import shaken, tiny_config
+
+EMBEDDED = Path(__file__).parents[1] / "data" / "embedded"
+REWARDS = """
+def length(prompts, completions):
+    return [float(len(c)) for c in completions]
+
+def constant(prompts, completions):
+    return [0.5] * len(prompts)
+
+def raises(prompts, completions):
+    raise RuntimeError("no verdict")
+
+def short(prompts, completions, id):
+    return [0.0] * (len(id) - 1)
+"""
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory):
+    """A tiny policy, a reward model with its tokenizer and one with another, prompts, reward functions."""
+    home = tmp_path_factory.mktemp("ppo")
+    with gzip.open(EMBEDDED / "sft_coffee_train.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for _, line in zip(range(24), file, strict=False)]
+    rows = [row | {"messages": row["messages"][:2]} for row in rows]
+    texts = [message["content"] for row in rows for message in row["messages"]]
+    tokenizer = train_sentencepiece(texts, 400, home / "tokenizer")
+    config = tiny_config(vocab_size=tokenizer.vocab_size, max_length=128)
+    export_model(shaken(new_policy(config, seed=0)), home / "policy", tokenizer)
+    export_model(shaken(new_reward_model(config, seed=1, precision="fp32")), home / "rm", tokenizer)
+    broken = new_reward_model(config, seed=1, precision="fp32")
+    torch.nn.init.constant_(broken.head.bias, float("nan"))
+    export_model(broken, home / "nan_rm", tokenizer)
+    other = train_sentencepiece(texts, 420, home / "other_tokenizer")
+    small = tiny_config(vocab_size=420, max_length=128)
+    export_model(new_reward_model(small, seed=1, precision="fp32"), home / "other_rm", other)
+    (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (home / "rewards.py").write_text(REWARDS)
+    return home
+
+
+@pytest.fixture
+def ppo(door, house, tmp_path, monkeypatch):
+    """ppo(*words, run="run") -> exit code; 2 rollouts of 8 prompts unless the words say otherwise."""
+    monkeypatch.setattr("runtime.run.plot_metrics", lambda rows, path: None)  # seconds a run; test_plots draws
+
+    def ppo(*words, run="run"):
+        defaults = {
+            "policy": house / "policy", "reward_model": house / "rm", "data.prompts": f"[{house}/rows.jsonl]",
+            "num_steps": 2, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2, "sampling.max_new_tokens": 8,
+            "kl_exact_every": 1, "sample_every": 1, "save_every": 0, "log.wandb": "disabled", "optim.lr": 1e-3,
+            "hydra.run.dir": tmp_path / run,
+        }  # fmt: skip
+        given = dict(word.split("=", 1) for word in words)
+        return door(train_ppo, *[f"{key}={value}" for key, value in (defaults | given).items()])
+
+    return ppo
+
+
+def test_every_figure_is_logged_and_the_first_ratio_is_one(ppo, tmp_path, read_metrics):
+    assert ppo() == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    names = (
+        "objective/score objective/kl objective/kl_exact objective/rewards objective/entropy objective/length "
+        "objective/truncated policy/ratio_first policy/approx_kl policy/clip_fraction policy/loss value/loss "
+        "value/explained_variance optim/lr optim/grad_norm perf/rollout_tokens_per_second perf/train_tokens_per_second"
+    )
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert set(names.split()) <= set(row)
+        assert row["policy/ratio_first"] == pytest.approx(1, abs=1e-5)  # law 4
+        assert row["objective/kl_exact"] >= 0
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-5)  # the policy is its own reference
+    assert rows[0]["objective/kl_exact"] == pytest.approx(0, abs=1e-5)
+    assert rows[1]["objective/kl_exact"] > 1e-4
+    load_policy(tmp_path / "run" / "model")
+    sample = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[-1])
+    lengths = {len(sample[f"token_{name}"]) for name in ("reward", "kl", "value", "advantage")}
+    assert lengths == {len(sample["tokens"])}
+    assert sum(sample["token_kl"]) == pytest.approx(sample["kl"], abs=1e-3)
+
+
+def test_law_1_the_micro_batch_size_changes_nothing(ppo, tmp_path, read_metrics):
+    for size, run in ((1, "one"), (4, "four")):
+        assert ppo(f"micro_batch_size={size}", run=run) == 0
+    for one, four in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "four"), strict=True):
+        for name in one:
+            assert one[name] == pytest.approx(four[name], rel=2e-3, abs=2e-5), name
+
+
+def test_law_7_resumed_equals_uninterrupted_with_everything_on(ppo, house, tmp_path, read_metrics):
+    words = [
+        "num_steps=4", "optim.schedule=constant", "ema_decay=0.9", "kl_controller=adaptive", "kl_horizon=50",
+        "ptx_coef=0.5", f"data.ptx=[{house}/rows.jsonl]", "save_every=1", "samples_per_prompt=2", "keep_last=9",
+    ]  # fmt: skip
+    assert ppo(*words, run="whole") == 0
+    assert ppo(*words, "num_steps=2", run="parts") == 0
+    assert ppo(*words, "resume=true", run="parts") == 0
+    assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "parts")
+    whole, parts = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    coefs = [row["objective/kl_coef"] for row in read_metrics(tmp_path / "whole")]
+    assert len(set(coefs)) == 4  # the controller moved, and its place was kept
+
+
+VARIANTS = [
+    ["score_position=after_eos", "missing_eos=subtract"],
+    ["whiten_rewards=true", "whiten_advantages=false", "value_clip_range=null", "dual_clip=3"],
+    ["kl_in=loss", "kl_estimator=k2", "reward_clip=0.5", "missing_eos=none"],
+    ["kl_in=loss", "kl_estimator=k3", "advantage=grpo", "samples_per_prompt=2"],
+    ["advantage=rloo", "samples_per_prompt=4", "whiten_advantages=false"],
+    ["precision=bf16", "sampling.temperature=0.7"],
+]
+
+
+@pytest.mark.parametrize("words", VARIANTS, ids=lambda words: words[0])
+def test_every_variant_runs_and_begins_at_ratio_one(ppo, tmp_path, read_metrics, words):
+    assert ppo(*words, "num_steps=1") == 0
+    (row,) = read_metrics(tmp_path / "run")
+    assert row["policy/ratio_first"] == pytest.approx(1, abs=1e-5 if "precision=bf16" not in words else 1e-2)
+
+
+def test_rewards_are_summed_with_their_weights(ppo, house, tmp_path, read_metrics):
+    one = f"reward_fn={house}/rewards.py:length"
+    assert ppo(one, "reward_model=null", run="fn") == 0
+    assert ppo(run="rm") == 0
+    assert ppo(one, "reward_weights=[2,0.1]", run="both") == 0
+    fn, rm, both = (read_metrics(tmp_path / run)[0]["objective/score"] for run in ("fn", "rm", "both"))
+    assert both == pytest.approx(2 * rm + 0.1 * fn, rel=1e-4)  # the first rollout is the same: same policy and seeds
+
+
+def test_the_exported_policy_is_the_average_where_one_is_asked_for(ppo, tmp_path):
+    assert ppo("ema_decay=0.999999", run="slow") == 0
+    assert ppo(run="last") == 0
+    start = load_file(Path(tmp_path, "slow", "model", "model.safetensors"))
+    last = load_file(Path(tmp_path, "last", "model", "model.safetensors"))
+    moved = max((start[name] - last[name]).abs().max() for name in start)
+    assert moved > 1e-4
+
+
+def test_the_viewer_shows_every_token_of_the_first_rollout(ppo, capsys):
+    assert ppo("view=true", "num_steps=1") == 0
+    text = capsys.readouterr().out
+    assert text.count("target ") >= 8 and "advantage" in text and "<|assistant|>" in text
+
+
+def test_signs_of_a_run_that_cannot_learn_are_said_with_figures(ppo, house, capsys):
+    assert ppo(f"reward_fn={house}/rewards.py:constant", "reward_model=null", "sampling.max_new_tokens=1") == 0
+    said = capsys.readouterr().out
+    assert "step 1: all 8 scores are 0.5" in said
+    assert "step 1: 0 of 8 completions ended with a stop token" in said
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["reward_model={home}/other_rm"], "another tokenizer"),
+        (["sampling.max_new_tokens=126"], "the prompt takes"),
+        (["reward_model={home}/nan_rm"], "the score of row 0 is nan"),
+        (["reward_fn={home}/rewards.py:raises"], "raised RuntimeError: no verdict"),
+        (["reward_fn={home}/rewards.py:short"], "returned 7 rewards for 8 completions"),
+        (["reward_model=null"], "nothing gives a reward"),
+        (["reward_weights=[1,2]"], "reward_weights has 2 entries for 1 sources"),
+        (["sampling.top_p=0.9"], "PPO samples from the policy itself"),
+        (["kl_in=loss"], "use k2 or k3"),
+        (["advantage=rloo"], "samples_per_prompt"),
+        (["minibatch_size=6"], "minibatch_size=6"),
+        (["missing_eos=zero"], "missing_eos"),
+        (["ema_decay=1.5"], "ema_decay"),
+        (["kl_controller=adaptive", "kl_horizon=0"], "kl_horizon"),
+    ],
+)
+def test_bad_input_is_refused_by_name_with_exit_code_2(ppo, house, capsys, tmp_path, words, message):
+    assert ppo(*[word.format(home=house) for word in words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model").exists()
+
+
+# ---- the functions that the loop calls
+
+
+def rows_of(lengths, prompt=2, width=8):
+    columns = torch.arange(width)
+    real = columns < torch.tensor([[prompt + n] for n in lengths])
+    return Rows(torch.ones(len(lengths), width, dtype=torch.long), real, real & (columns >= prompt))
+
+
+def test_after_eos_gives_a_value_to_one_state_more_where_there_was_room():
+    rows, finished = rows_of([2, 6, 4]), torch.tensor([True, True, False])
+    rollout, states = value_states(rows, finished, score_position="after_eos", max_new_tokens=6)
+    assert rollout.completion_mask.sum(1).tolist() == [2, 6, 4]
+    assert states.completion_mask.sum(1).tolist() == [3, 6, 4]  # no room after 6 tokens; the third did not stop
+    assert states.completion_mask[0].nonzero().flatten().tolist() == [2, 3, 4]
+    assert value_states(rows, finished, score_position="eos", max_new_tokens=6) == (rows, rows)
+
+
+def test_in_parts_is_the_whole_in_order():
+    rows = rows_of([1, 2, 3, 4, 5])
+    whole = rows.input_ids + rows.completion_mask
+    assert torch.equal(in_parts(lambda ids, real, mask: ids + mask, rows, 2), whole)
+    first, second = in_parts(lambda ids, real, mask: (ids, mask), rows, 3)
+    assert torch.equal(first, rows.input_ids) and torch.equal(second, rows.completion_mask)
