@@ -48,7 +48,7 @@ def run_recipe(cfg: DictConfig) -> None:
         write_manifest(manifest, {"key": key})  # begun: the same step resumes, a changed one starts anew
         console.print(f"{head}: python {shlex.join(command)}", markup=False, soft_wrap=True)
         start = time.time()
-        wait_for([sys.executable, *command], step.name)
+        wait_for([sys.executable, *launcher(step), *command], step.name)
         seconds = before.get("seconds", 0) * (command[-1] == "resume=true") + time.time() - start
         write_manifest(manifest, {"key": key, "seconds": seconds, "outputs": hash_files(home / step.name)})
     report(cfg, home)
@@ -63,6 +63,12 @@ def compose(step: DictConfig, cfg: DictConfig) -> DictConfig:
     """The config that the step's door will see. Raises Hydra's error where an override does not fit."""
     door, *overrides = words(step, cfg)
     return hydra.compose(door.removesuffix(".py"), overrides)
+
+
+def launcher(step: DictConfig) -> list[str]:
+    """What starts the ranks of a step that asks for several `processes`."""
+    processes = step.get("processes", 1)
+    return [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
 
 def fingerprint(step: DictConfig, cfg: DictConfig, home: Path) -> str:

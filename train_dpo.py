@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from data.checks.gate import require_agreement
 from data.loader import micro_batches
 from data.preference_batch import Batch, all_rows, collate, mismatched
 from data.preferences import Element, eval_elements, preference_loader
@@ -61,6 +62,7 @@ OF_MEANS = ("simpo", "orpo")  # defined on log-probs per token
 
 def train(cfg: DictConfig, run: Run) -> float:
     check_dpo(cfg, run.world_size)
+    agreement = require_agreement(cfg)
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)
 
     # ---- one network learns; the reference is one number per row
@@ -77,6 +79,8 @@ def train(cfg: DictConfig, run: Run) -> float:
     reference = load_reference(cfg, run, policy, tokenizer, all_rows(batches.items + held_out, partners))
     optimizer = build_optimizer(policy, cfg.optim)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
+    if agreement is not None:
+        run.terminal.say(agreement)
 
     def collate_all(elements: list[Element]) -> list[Batch]:
         parts = micro_batches(elements, cfg.micro_batch_size)

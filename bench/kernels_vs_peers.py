@@ -64,6 +64,7 @@ PEERS = {"ours": ours, "naive": naive, "liger": liger, "liger fp32 sums": liger_
 def as_on_a_gpu() -> None:
     """TRL picks its GPU path by the device's name; here the tensors of a GPU's path are on another device."""
     chunked_logprob._use_triton = lambda device: True
+    torch.is_autocast_enabled = lambda *device: False
     chunked_logprob._addmm_fp32 = lambda total, a, b: torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
 
 
@@ -82,9 +83,9 @@ def _backward_products(e, c, *args, **options):
 
 
 PEER_FORMULAS = FORMULAS | {
-    "_cce_lse_forward_kernel": lambda E, C, **rest: _forward_product(E, C),
-    "_cce_backward_kernel": lambda E, C, **rest: _backward_products(E, C),
-    "_indexed_neg_dot_forward_kernel": lambda E, C, **rest: (0, 2 * _bytes(E)),
+    "_cce_lse_forward_kernel": _forward_product,
+    "_cce_backward_kernel": _backward_products,
+    "_indexed_neg_dot_forward_kernel": lambda e, *args, **rest: (0, 2 * _bytes(e)),
     "liger_cross_entropy_kernel": lambda X_ptr, **rest: (0, 3 * _bytes(X_ptr)),  # twice read, once written
     "element_mul_kernel": lambda *args, **rest: (0, 0),  # skipped where the gradient is 1
     "_forward_kernel": lambda tile, *args, **rest: (0, _bytes(tile)),

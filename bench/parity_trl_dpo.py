@@ -115,7 +115,7 @@ def run_trl(home: Path, name: str) -> list[dict]:
 
         def compute_loss(self, *args, **kwargs):
             out = super().compute_loss(*args, **kwargs)
-            losses.append(float(out[0] if isinstance(out, tuple) else out))
+            losses.append((out[0] if isinstance(out, tuple) else out).item())
             return out
 
         def concatenated_forward(self, model, batch):
@@ -141,7 +141,7 @@ def run_trl(home: Path, name: str) -> list[dict]:
     )
     trainer.train()
     logged = [row for row in trainer.state.log_history if "loss" in row]
-    return [{"loss": loss} | row | {"loss": loss} for loss, row in zip(losses, logged, strict=True)]
+    return [row | {"loss": loss} for loss, row in zip(losses, logged, strict=True)]
 
 
 def trl_classes(name: str):

@@ -22,6 +22,7 @@ class Encoded:
     items: list[Any] = field(default_factory=list)
     file_sizes: list[int] = field(default_factory=list)  # items of each file
     skipped: list[str] = field(default_factory=list)  # FILE:LINE: what is wrong
+    stray: list[str] = field(default_factory=list)  # FILE:LINE of records with a raw turn marker inside a text
     num_records: int = 0
     num_single_turn: int = 0  # records whose conversation has one assistant turn, the answer included
 
@@ -34,6 +35,17 @@ class Encoded:
             f"{name}: {len(self.items):,} items, {sum(map(num_tokens, self.items)):,} tokens ({targets:,} targets); "
             f"cut at data.max_length: {len(cut):,} rows, {sum(cut):,} tokens; skipped: {len(self.skipped):,} rows"
         )
+
+    def tell(self, name: str) -> None:
+        """Logs the report, and what a person should know of the rows."""
+        log.info(self.report(name))
+        if self.skipped:
+            log.warning("%s: %d rows skipped%s", name, len(self.skipped), _listed(self.skipped))
+        if self.stray:
+            at = self.stray[0]
+            log.warning('%s: %d records hold "\\n\\nHuman" inside a text, the first at %s', name, len(self.stray), at)
+        if self.num_single_turn == self.num_records:
+            log.warning("%s: single-turn conversations only; a model learns from them to answer, not to converse", name)
 
 
 def encode_files(
@@ -54,7 +66,7 @@ def encode_files(
         raise ValueError(f"{name} names no file; give one or more, e.g. {name}=[FILE]")
     if isinstance(files, str):
         raise ValueError(f"{name} is a list of files; write {name}=[{files}]")
-    bad_rows, stray = BadRows(on_bad_row), []
+    bad_rows = BadRows(on_bad_row)
     encoded = Encoded(skipped=bad_rows.skipped)
     for file in files:
         records, before = read_records(file, parse, bad_rows), len(encoded.items)
@@ -63,17 +75,11 @@ def encode_files(
                 encoded.items.append(encode(record))
                 encoded.num_records += 1
                 encoded.num_single_turn += _num_answers(record) == 1
-                stray += [record.where] if any(map(_STRAY_MARKER.search, record.texts())) else []
+                encoded.stray += [record.where] if any(map(_STRAY_MARKER.search, record.texts())) else []
         encoded.file_sizes.append(len(encoded.items) - before)
         if not encoded.file_sizes[-1]:
             raise ValueError(f"{file} has no usable row{_listed(bad_rows.skipped)}")
-    log.info(encoded.report(name))
-    if encoded.skipped:
-        log.warning("%s: %d rows skipped%s", name, len(encoded.skipped), _listed(encoded.skipped))
-    if stray:
-        log.warning('%s: %d records hold "\\n\\nHuman" in a text, the first is %s', name, len(stray), stray[0])
-    if encoded.num_single_turn == encoded.num_records:
-        log.warning("%s: single-turn conversations only; a model learns from them to answer, not to converse", name)
+    encoded.tell(name)
     return encoded
 
 

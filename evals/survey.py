@@ -19,7 +19,7 @@ class Survey:
 
     Adds to the metrics of the step:
         objective/kl          nats per sequence: KL(policy || reference) over the vocabulary, summed along each sample
-        eval/score            the reward model's score of the samples
+        objective/score       the reward model's score of the samples
         eval/win_rate         share of prompts whose sample scores above the completion in the data; a tie is half
         eval/win_rate_before  the same against the reference's sample
     """
@@ -60,7 +60,7 @@ class Survey:
             of_data = self.score(make_rows(self.references, self.tokenizer.pad_id).to(self.run.device))
             if self.scores_before is None:
                 self.scores_before = self.score(self.answer(ref_policy).rows)
-            told |= {"eval/score": scores, "eval/win_rate": wins(scores, of_data)}
+            told |= {"objective/score": scores, "eval/win_rate": wins(scores, of_data)}
             told |= {"eval/win_rate_before": wins(scores, self.scores_before)}
         self.run.metrics.add(told)
         self.run.log_samples(self.describe(answers, kl, scores), step)

@@ -102,7 +102,7 @@ def unfold_torch(
     z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, summary: Summary, grads: list[Tensor | None],
     settings: Settings,
 ) -> None:  # fmt: skip
-    """Turn a tile of logits into the gradient of the logits, in place. `grads` of log-prob, entropy, KL: (M,)."""
+    """Turn a tile of logits into the gradient of the logits, in place. `grads` of log-prob, entropy, KL: (M,) or None."""
     targets = targets - first
     for r in range(0, len(z), ROWS):
         rows = slice(r, r + ROWS)
@@ -114,11 +114,11 @@ def unfold_torch(
 
 def _unfold_rows(z: Tensor, x_ref: Tensor | None, targets: Tensor, summary: Summary, grads: list, settings) -> None:
     grad_logprob, grad_entropy, grad_kl = grads
-    x = _scaled(z, settings, keep=settings.softcap is not None)
+    x = _scaled(z, settings)
     slope = None if settings.softcap is None else 1 - (x * (settings.temperature / settings.softcap)).square_()
     x.sub_(summary.maximum)
     share = summary.log_total.neg().exp()  # 1 / Z, folded into what multiplies exp(z - m)
-    factor = -grad_logprob * share
+    factor = torch.zeros_like(share) if grad_logprob is None else -grad_logprob * share
     if grad_entropy is not None:
         factor = factor - grad_entropy * share * (summary.entropy - summary.log_total)
         factor = torch.addcmul(factor, x, grad_entropy * share, value=-1)
@@ -126,9 +126,10 @@ def _unfold_rows(z: Tensor, x_ref: Tensor | None, targets: Tensor, summary: Summ
         apart = summary.log_total - summary.ref_log_total + summary.kl
         factor = factor + (x - x_ref.sub_(summary.ref_maximum) - apart).mul_(grad_kl * share)
     dz = x.exp_().mul_(factor)
-    inside = (targets >= 0) & (targets < z.shape[1])
-    at = targets.clamp(0, z.shape[1] - 1)[:, None]
-    dz.scatter_add_(1, at, torch.where(inside[:, None], grad_logprob, 0.0).to(dz.dtype))
+    if grad_logprob is not None:
+        inside = (targets >= 0) & (targets < z.shape[1])
+        at = targets.clamp(0, z.shape[1] - 1)[:, None]
+        dz.scatter_add_(1, at, torch.where(inside[:, None], grad_logprob, 0.0).to(dz.dtype))
     if slope is not None:
         dz.mul_(slope)
     if settings.temperature != 1:
@@ -137,10 +138,9 @@ def _unfold_rows(z: Tensor, x_ref: Tensor | None, targets: Tensor, summary: Summ
         z.copy_(dz)
 
 
-def _scaled(z: Tensor, settings: Settings, keep: bool = False) -> Tensor:
-    """Logits to z of the equations, in float32 at least; in place where the dtype allows and nothing is kept."""
-    dtype = torch.promote_types(z.dtype, torch.float32)
-    x = z.clone() if keep and z.dtype == dtype else z.to(dtype)
+def _scaled(z: Tensor, settings: Settings) -> Tensor:
+    """Logits to z of the equations, in float32 at least; in place where they are."""
+    x = z.to(torch.promote_types(z.dtype, torch.float32))
     if settings.softcap is not None:
         x.mul_(1 / settings.softcap).tanh_().mul_(settings.softcap)
     return x if settings.temperature == 1 else x.mul_(1 / settings.temperature)

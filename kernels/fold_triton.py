@@ -43,7 +43,7 @@ def unfold_triton(
         _unfold_kernel[(M, triton.cdiv(width, block))](
             z, z if z_ref is None else z_ref, targets, first, *per_token, width, 1 / settings.temperature,
             float(settings.softcap or 1),
-            settings.softcap is not None, settings.entropy, z_ref is not None, block, num_warps=BLOCKS[block],
+            settings.softcap is not None, *(g is not None for g in grads), block, num_warps=BLOCKS[block],
         )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def _unfold_kernel(
     z, z_ref, targets, first, maximum, log_total, entropy, kl, ref_maximum, ref_log_total,
     grad_logprob, grad_entropy, grad_kl,
     width, inv_temperature, softcap,
-    CAPPED: tl.constexpr, ENTROPY: tl.constexpr, KL: tl.constexpr, BLOCK: tl.constexpr,
+    CAPPED: tl.constexpr, LOGPROB: tl.constexpr, ENTROPY: tl.constexpr, KL: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     start = row.to(tl.int64) * width
@@ -109,15 +109,18 @@ def _unfold_kernel(
     real = columns < width
     x = _load(z + start + columns, real, inv_temperature, softcap, CAPPED)
     logp = x - tl.load(maximum + row) - tl.load(log_total + row)
-    g = tl.load(grad_logprob + row)
-    factor = tl.zeros((BLOCK,), tl.float32) - g
+    factor = tl.zeros((BLOCK,), tl.float32)
+    if LOGPROB:
+        factor -= tl.load(grad_logprob + row)
     if ENTROPY:
         factor -= tl.load(grad_entropy + row) * (logp + tl.load(entropy + row))
     if KL:
         y = _load(z_ref + start + columns, real, inv_temperature, softcap, CAPPED)
         ref_logp = y - tl.load(ref_maximum + row) - tl.load(ref_log_total + row)
         factor += tl.load(grad_kl + row) * (logp - ref_logp - tl.load(kl + row))
-    dz = tl.exp(logp) * factor + tl.where(columns == tl.load(targets + row) - first, g, 0.0)
+    dz = tl.exp(logp) * factor
+    if LOGPROB:
+        dz += tl.where(columns == tl.load(targets + row) - first, tl.load(grad_logprob + row), 0.0)
     if CAPPED:
         t = x / (inv_temperature * softcap)
         dz *= 1 - t * t  # the slope of tanh

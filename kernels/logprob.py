@@ -59,7 +59,7 @@ def linear_logprob(
     _check(hidden, weight, targets, temperature, softcap, reference)
     settings = Settings(temperature, softcap, entropy)
     ref_hidden, ref_weight = (x.detach() for x in reference) if reference else (None, None)
-    out = _Sweep.apply(hidden, weight, targets, settings, use_triton(hidden), ref_hidden, ref_weight)
+    out = _Sweep.apply(hidden, weight, targets.contiguous(), settings, use_triton(hidden), ref_hidden, ref_weight)
     asked = tuple(x for x in out if x is not None)
     return asked if len(asked) > 1 else asked[0]
 
@@ -124,6 +124,7 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, settings, triton, ref_hidden, ref_weight):
         fold = fold_triton if triton else fold_torch
+        ctx.set_materialize_grads(False)  # what is only logged costs nothing on the way back
         stats = Stats.start(len(hidden), torch.promote_types(hidden.dtype, torch.float32), hidden.device)
         for v, z, z_ref, _ in _tiles(hidden, weight, ref_hidden, ref_weight):
             fold(z, z_ref, targets, v, stats, settings)
@@ -137,6 +138,8 @@ class _Sweep(torch.autograd.Function):
     def backward(ctx, *grads):
         hidden, weight, targets, ref_hidden, ref_weight, *summary = ctx.saved_tensors
         unfold = unfold_triton if ctx.triton else unfold_torch
+        if grads[2] is None:  # no gradient of the KL: the reference is not needed
+            ref_hidden = ref_weight = None
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         grad_hidden = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device) if needs_hidden else None

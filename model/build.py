@@ -19,7 +19,6 @@ from model.weights.hf import HFReader, make_config_json
 from model.weights.names import parts_of, shape_of
 from model.weights.paths import find_model
 
-KINDS = {Policy: "policy", RewardModel: "reward", ValueModel: "value"}
 HEAD_PARTS = {"score.weight", "score.bias", "score.gain", "score.shift"}
 
 
@@ -104,7 +103,7 @@ def fill(model: nn.Module, reader: HFReader | GGUFReader) -> nn.Module:
     """Write the file's weights into the model. Raises ValueError on missing, left-over or misshapen weights."""
     names = reader.names()
     wanted = {name: parts_of(name) for name, _ in tensors(model)}
-    if reader.kind != KINDS[type(model)]:  # the head is another one's, or fresh
+    if reader.kind != model.kind:  # the head is another one's, or fresh
         wanted = {name: parts for name, parts in wanted.items() if reader.kind == "reward" or "score" not in parts[0]}
     missing = [part for parts in wanted.values() for part in parts if part not in names]
     if missing:
@@ -183,7 +182,7 @@ def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path
         return
     dtype = str(weights["model.norm.weight"].dtype).removeprefix("torch.")
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    config = make_config_json(model.config, KINDS[type(model)], dtype, **ids)
+    config = make_config_json(model.config, model.kind, dtype, **ids)
     generation = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": list(tokenizer.stop_ids),

@@ -12,6 +12,7 @@ from model.transformer import Linear, Transformer
 class Policy(nn.Module):
     """A distribution over the next token."""
 
+    kind = "policy"
     forward_methods = ("logprobs", "logprobs_and_entropy", "exact_kl", "states")  # entry points beside forward (FSDP2)
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype | None = None):
@@ -75,6 +76,7 @@ class RewardModel(nn.Module):
     the reference policy's samples) so that kl_coef always has the same meaning, and are saved with the model.
     """
 
+    kind = "reward"
     forward_methods = ("score",)
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype | None = None):
@@ -97,6 +99,7 @@ class RewardModel(nn.Module):
 class ValueModel(nn.Module):
     """The expected return from the state before each completion token."""
 
+    kind = "value"
     forward_methods = ()
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype | None = None):

@@ -124,6 +124,18 @@ def test_a_float32_master_weight_gets_a_float32_gradient_from_bfloat16_products(
     torch.testing.assert_close(got[2], expected[2].float(), rtol=2**-8, atol=1e-6)
 
 
+@pytest.mark.parametrize("used", [0, 1, 2])
+def test_one_result_alone_has_the_gradient_it_has_among_the_others(kernels, used):
+    *inputs, targets, reference = problem(7, 33, 650)
+    double = [x.detach().double().requires_grad_() for x in inputs]
+    double_reference = Reference(*(x.double() for x in reference))
+    out = linear_logprob(*inputs, targets, entropy=True, reference=reference)[used]
+    truth = linear_logprob_ref(*double, targets, entropy=True, reference=double_reference)[used]
+    exact = torch.autograd.grad(truth.sum(), double)
+    for got, wanted in zip(torch.autograd.grad(out.sum(), inputs), exact, strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_kl_to_itself_is_zero_and_flat(kernels):
     hidden, weight, _, _ = problem(7, 33, 650)
     kl = linear_kl(hidden, weight, hidden.detach(), weight.detach())

@@ -19,39 +19,8 @@ from data.methods.ultrachat import as_user, read_list, ultrachat, user_fault
 
 ROOT = Path(__file__).parents[1]
 SEEDS = [str(ROOT / "data/embedded/self_instruct_seed_tasks.jsonl.gz")]
-NOUNS = [
-    "river",
-    "lamp",
-    "horse",
-    "violin",
-    "bridge",
-    "garden",
-    "rocket",
-    "teapot",
-    "anchor",
-    "pencil",
-    "carpet",
-    "window",
-    "engine",
-    "forest",
-    "mirror",
-]
-VERBS = [
-    "describe",
-    "compare",
-    "praise",
-    "sketch",
-    "invent",
-    "explain",
-    "defend",
-    "question",
-    "rename",
-    "measure",
-    "paint",
-    "sell",
-    "repair",
-    "hide",
-]
+NOUNS = ("river", "lamp", "horse", "violin", "bridge", "garden", "rocket", "teapot", "anchor", "pencil", "carpet")
+VERBS = ("describe", "compare", "praise", "sketch", "invent", "explain", "defend", "question", "rename", "paint")
 
 SELF_INSTRUCT = {
     "num": 12, "max_rounds": 20, "tasks_per_round": 6, "num_human": 6, "num_generated": 2, "num_examples": 3,
@@ -78,7 +47,7 @@ def strong(request: Request) -> str:
     if asked.startswith("Write one new task"):
         return sentence(request).capitalize() + "."
     if "fixed set of labels" in asked:
-        return "Yes." if "describe" in asked.lower().rpartition("task:")[2] else "No"
+        return "Yes." if int(request.key[0], 16) % 2 else "No"
     if asked.startswith("Name a label"):
         return f"Label: good\nInput: {sentence(request, 'g')}\nLabel: bad\nInput: {sentence(request, 'b')}"
     if asked.startswith("Write an input"):

@@ -75,6 +75,12 @@ def test_single_turn_sets_are_warned_about(tmp_path, caplog):
     assert "data.train: single-turn conversations only" in caplog.text
 
 
+def test_a_stray_turn_marker_is_reported(tmp_path, caplog):
+    path = write_rows(tmp_path / "a.jsonl", TALK, {"messages": said("a", "b\n\nHuman", "c", "d")})
+    encode(path)
+    assert "1 records hold" in caplog.text and f"{path}:2" in caplog.text
+
+
 def test_files_are_mixed_by_weight(tmp_path):
     files = [write_rows(tmp_path / f"{n}.jsonl", *[{"messages": said(n, n)}] * 4) for n in "ab"]
     data = data_config(train=files, weights=[3, 0.5])

@@ -9,6 +9,8 @@ from text_samples import SMOLLM2, STRANGE, conversations, mistral, mistral_file,
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from data.chat import encode_chat
+from data.jinja import jinja_template
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from data.vocabularies import from_sentencepiece
 from model.weights.paths import find_model
@@ -139,6 +141,42 @@ def test_template_tokens_of_a_careless_file_are_special_all_the_same(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
     tokenizer = load_tokenizer(tmp_path, template="chatml")
     assert tokenizer.special_id("<|im_end|>") not in tokenizer.encode("<|im_end|>")
+
+
+def test_a_template_that_is_not_quite_ours_is_told(tmp_path, caplog):
+    chatml = jinja_template("chatml", None)
+    specials = ["<|im_start|>", "<|im_end|>"]
+    load_tokenizer(byte_level_file(tmp_path, specials, eos_token="<|im_end|>", chat_template=chatml))
+    smollm2.__wrapped__()
+    assert "differs" not in caplog.text
+    settings = {"eos_token": "<|im_end|>", "chat_template": chatml.replace("['content']", "['content'] | trim + ' '")}
+    load_tokenizer(byte_level_file(tmp_path, specials, **settings))
+    assert "its own chat template differs from chatml" in caplog.text
+
+
+def test_newer_sentencepiece_files_give_the_same_ids(tmp_path):
+    """Where a file marks the first word of a text only, each stretch that we encode is such a text."""
+    transformers = pytest.importorskip("transformers")
+    mistral("mistral").save(tmp_path / "old")
+    spelled = json.loads((tmp_path / "old" / "tokenizer.json").read_text())
+    spelled["normalizer"] = None
+    spelled["pre_tokenizer"] = {
+        "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False,
+    }  # fmt: skip
+    (tmp_path / "old" / "tokenizer.json").write_text(json.dumps(spelled))
+    newer = load_tokenizer(tmp_path / "old")
+    newer.save(tmp_path / "new")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
+    for talk in conversations()[:20]:
+        ids = encode_chat(talk, newer, max_length=1 << 20)["input_ids"]
+        assert ids == encode_chat(talk, mistral("mistral"), max_length=1 << 20)["input_ids"]
+        assert ids == theirs.apply_chat_template(talk, tokenize=True, return_dict=False)
+
+
+def test_mistral_files_with_tokens_for_the_instruction_marks_are_refused(tmp_path):
+    byte_level_file(tmp_path, ["<s>", "</s>", "[INST]", "[/INST]"], bos_token="<s>", eos_token="</s>")
+    with pytest.raises(ValueError, match="v0.3"):
+        load_tokenizer(tmp_path, template="mistral")
 
 
 def test_a_template_without_its_tokens_is_refused(tmp_path):

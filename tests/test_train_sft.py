@@ -184,8 +184,11 @@ def wandb_records(path: Path) -> list:
 
 
 def test_wandbs_offline_run_holds_metrics_samples_config_and_group(sft, tmp_path, monkeypatch):
+    import wandb
+
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert sft(tmp_path, "log.wandb=offline", "name=the_group", "num_steps=3") == 0
+    wandb.teardown()  # its service writes the file, and may still be at it
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     records = wandb_records(file)
     kinds = [r.WhichOneof("record_type") for r in records]

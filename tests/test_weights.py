@@ -98,6 +98,17 @@ def test_a_reward_model_keeps_head_and_normalisation_and_transformers_reads_its_
     assert (values[0][batch.completion_mask[0]][-1] - model.score(*cut)[0]).abs() < 1e-5
 
 
+def test_a_classifier_that_transformers_saved_is_a_reward_model(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    export_model(shaken(new_reward_model(tiny_config(), seed=0, precision="fp32")), tmp_path / "ours", Words())
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    batch = batch_of(ROWS, "left")
+    with torch.no_grad():
+        raw = torch.cat([theirs(torch.tensor([p + c])).logits[0] for p, c in ROWS])
+        assert (load_reward_model(tmp_path / "theirs", precision="fp32").score(*batch) - raw).abs().max() < 1e-5
+
+
 def test_a_fresh_head_has_scores_of_unit_size_and_depends_on_the_seed_alone(exported):
     heads = [load_reward_model(exported, precision="fp32", seed=seed).head for seed in (0, 0, 1)]
     assert torch.equal(heads[0].weight, heads[1].weight) and not torch.equal(heads[0].weight, heads[2].weight)

@@ -40,7 +40,7 @@ def parse_row(row: dict) -> list[Row]:
     if "instruction" in row:
         messages = _instruction(row)
     elif "messages" in row or ("prompt" in row and "completion" in row and "reward" not in row):
-        return [Row(example.messages, row) for example in formats.examples(row)]
+        messages = formats.examples(row)[0].messages
     else:
         messages = formats.prompts(row)[0].prompt
         answer = row.get("chosen")

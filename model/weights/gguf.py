@@ -53,7 +53,8 @@ class GGUFReader:
         file = open_gguf(path)
         self.fields = file.fields
         self.tensors = {hf_name(tensor.name): tensor for tensor in file.tensors}
-        self.architecture = self.fields["general.architecture"].contents()
+        architecture = self.fields.get("general.architecture")
+        self.architecture = architecture and architecture.contents()
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise ValueError(f"{path}: unknown architecture {self.architecture!r}; known in GGUF: {known}")

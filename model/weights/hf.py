@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -13,6 +14,10 @@ KINDS = {"ForCausalLM": "policy", "ForSequenceClassification": "reward", "ForTok
 ARCHITECTURES = {f"{t}{k}": (family, kind) for t, family in MODEL_TYPES.items() for k, kind in KINDS.items()}
 
 
+# What transformers' classifiers lack beside ours: a bias, and the normalisation of scores.
+NEUTRAL = {"score.bias": torch.zeros(1), "score.gain": torch.ones(()), "score.shift": torch.zeros(())}
+
+
 class HFReader:
     """Weights of a directory by Hugging Face name, read when asked for."""
 
@@ -20,6 +25,7 @@ class HFReader:
         self.path = directory
         self.raw = read_json(directory / "config.json")
         self.config, self.kind = parse_config(self.raw, directory)
+        self.absent = {} if self.kind == "policy" else NEUTRAL
         self.files = {}  # name -> open file
         for path in weight_files(directory):
             try:
@@ -29,13 +35,13 @@ class HFReader:
             self.files.update(dict.fromkeys(file.keys(), file))
 
     def names(self) -> set[str]:
-        return {name for name in self.files if not name.endswith("rotary_emb.inv_freq")}
+        return {name for name in self.files if not name.endswith("rotary_emb.inv_freq")} | set(self.absent)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.files[name].get_slice(name).get_shape())
+        return tuple(self.files[name].get_slice(name).get_shape() if name in self.files else self.absent[name].shape)
 
     def read(self, name: str) -> Tensor:
-        return self.files[name].get_tensor(name)
+        return self.files[name].get_tensor(name) if name in self.files else self.absent[name]
 
 
 def read_json(path: Path) -> dict:

@@ -1,0 +1,111 @@
+"""What a model costs before it is loaded: parameters, products, and the bytes that a forward keeps for its backward.
+
+The kept bytes are not a formula that could drift from the code: they are counted on the forward itself, run on torch's
+meta device, which has shapes but no memory.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.attention import Blocks
+from model.config import ModelConfig, resized
+from model.transformer import Layer, Transformer
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of one model of `config`; counts are exact."""
+
+    body: int  # parameters of the layers and norms
+    embedding: int  # parameters of the embedding; the output matrix has as many where it is not tied
+    output: int
+
+    @property
+    def total(self) -> int:
+        return self.body + self.embedding + self.output
+
+
+def count_parameters(config: ModelConfig) -> Footprint:
+    """Parameters by their place."""
+    with torch.device("meta"):
+        layer = sum(p.numel() for p in Layer(config, 0).parameters())
+    table = config.vocab_size * config.hidden_size
+    body = config.num_layers * layer + config.hidden_size
+    return Footprint(body=body, embedding=table, output=0 if config.tie_embeddings else table)
+
+
+def forward_flops(config: ModelConfig, *, tokens: int, length: int, targets: int) -> float:
+    """Twice the multiply-adds of a forward: layers on `tokens`, attention within `length`, output on `targets`."""
+    products = 2.0 * count_parameters(config).body * tokens
+    attention = 2.0 * 2 * tokens * (length / 2) * config.num_heads * config.head_dim * config.num_layers
+    return products + attention + 2.0 * targets * config.hidden_size * config.vocab_size
+
+
+def cache_bytes(config: ModelConfig, *, rows: int, length: int, itemsize: int) -> int:
+    """Keys and values of `rows` rows of `length` tokens."""
+    return 2 * config.num_layers * rows * length * config.num_kv_heads * config.head_dim * itemsize
+
+
+class Flash(torch.autograd.Function):
+    """Stands in for a fused attention on the meta device: keeps q, k, v, the output and one number a query."""
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:2], dtype=torch.float32))
+        return out
+
+
+class FusedAttention:
+    """Takes a cache's place in the forward, and keeps nothing but what a fused kernel keeps."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
+        return Flash.apply(q, k, v)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that a forward over a batch keeps for its backward."""
+
+    layer: int  # by each layer
+    rest: int  # by the embedding, the last norm and the casts outside layers
+
+
+def kept_bytes(
+    config: ModelConfig, *, rows: int, length: int, dtype: torch.dtype, master: torch.dtype, fused_attention: bool,
+    checkpointing: bool,
+) -> Kept:  # fmt: skip
+    """What `rows` rows of `length` tokens leave for the backward pass, counted on one layer and on two.
+
+    Args:
+        dtype: of products. master: of the weights; casts of them count, the weights themselves do not.
+        fused_attention: as on a GPU; False: the written-out attention of a CPU, which keeps its probabilities.
+    """
+    one, two = (_saved(config, layers, rows, length, dtype, master, fused_attention) for layers in (1, 2))
+    if checkpointing:  # a layer keeps its input alone; one layer at a time is computed again
+        entry = rows * length * config.hidden_size * dtype.itemsize
+        return Kept(layer=entry, rest=2 * one - two + (two - one))
+    return Kept(layer=two - one, rest=2 * one - two)
+
+
+def _saved(config, layers: int, rows: int, length: int, dtype, master, fused_attention: bool) -> int:
+    with torch.device("meta"):
+        net = Transformer(resized(config, num_layers=layers), None if dtype == master else dtype).to(master)
+        tokens = torch.zeros(rows * length, dtype=torch.int64)
+        positions = torch.zeros(rows * length, dtype=torch.int64)
+        spans = [(row * length, (row + 1) * length) for row in range(rows)]
+        blocks = Blocks(spans, torch.zeros_like(tokens), positions)
+        net.frequencies = net.frequencies.to("meta")
+    own, kept = {p.untyped_storage()._cdata for p in net.parameters()}, {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        net(tokens, positions, blocks, FusedAttention() if fused_attention else None)
+    return sum(size for size, _ in kept.values())

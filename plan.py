@@ -1,0 +1,191 @@
+"""What a training needs, before it is paid for: memory per GPU, speed, hours, cost, and what would make it fit.
+
+    python plan.py door=train_dpo model=mistral_7b gpu=h100 num_gpus=8 'overrides=["batch_size=128"]'
+
+Memory is counted (model/footprint.py); time is a roofline with the efficiencies that conf/plan.yaml states. No GPU was
+measured. docs/scaling.md has the assumptions, and the same prediction against measured memory on a CPU.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from model.config import ModelConfig
+from model.footprint import cache_bytes, count_parameters, forward_flops, kept_bytes
+from runtime.door import enter
+
+DOORS = ("train_sft", "train_rm", "train_ppo", "train_dpo")
+TILE = 4096  # columns of the vocabulary that the log-prob works on at a time
+LEARNERS = {"train_sft": 1, "train_rm": 1, "train_dpo": 1, "train_ppo": 2}
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Job:
+    """The door's settings that the plan depends on."""
+
+    door: str
+    rows: int  # sequences of an optimizer step, over all ranks
+    micro_rows: int  # sequences of a forward, per rank
+    tokens: int  # of the packed stream of a forward, per rank: a shared prompt once
+    length: int  # of a sequence
+    targets: int  # completion tokens of a forward, per rank
+    epochs: int  # passes over a batch
+    num_steps: int
+    dtype: torch.dtype
+    frozen: int  # frozen networks in memory
+    rollout: bool
+
+
+def read_job(cfg: DictConfig) -> Job:
+    """Composes the door's config and reads what matters; raises ValueError for what does not fit together."""
+    if cfg.door not in DOORS:
+        raise ValueError(f"door={cfg.door!r} is none of {', '.join(DOORS)}")
+    own = compose(cfg.door, list(cfg.overrides))
+    rollout, pairs = cfg.door == "train_ppo", cfg.door in ("train_rm", "train_dpo")
+    sides = 2 if pairs else 1
+    micro = own.micro_batch_size
+    batch = own.batch_size * own.samples_per_prompt if rollout else own.batch_size
+    completion = own.sampling.max_new_tokens if rollout else cfg.completion_tokens
+    frozen = {"train_ppo": 1 + (own.get("reward_fn") is None), "train_dpo": int(own.get("ref") == "live")}
+    if batch % cfg.num_gpus:
+        raise ValueError(f"{batch} rows of a step do not divide over num_gpus={cfg.num_gpus}; change batch_size")
+    return Job(
+        door=cfg.door, rows=batch * sides, micro_rows=micro * sides,
+        tokens=micro * (cfg.prompt_tokens + sides * completion), length=cfg.prompt_tokens + completion,
+        targets=micro * sides * completion, epochs=own.get("ppo_epochs", 1), num_steps=own.num_steps,
+        dtype=torch.bfloat16 if own.precision == "bf16" else torch.float32,
+        frozen=frozen.get(cfg.door, 0) * (not cfg.lora_rank), rollout=rollout,
+    )  # fmt: skip
+
+
+def adapter_parameters(config: ModelConfig, rank: int) -> int:
+    """Parameters of LoRA on every product of every layer."""
+    D, I = config.hidden_size, config.intermediate_size  # noqa: E741
+    heads = config.num_heads * config.head_dim
+    qkv = heads + 2 * config.num_kv_heads * config.head_dim
+    return config.num_layers * rank * ((D + qkv) + (heads + D) + (D + 2 * I) + (I + D))
+
+
+def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: bool = True) -> dict[str, float]:
+    """Bytes per rank of each part, at the moment when most is alive: the end of the last forward of a step."""
+    shards, P = cfg.shards or cfg.num_gpus, count_parameters(config)
+    learners, item = LEARNERS[job.door], job.dtype.itemsize
+    trained = adapter_parameters(config, cfg.lora_rank) if cfg.lora_rank else P.total
+    layer, sharded = P.body / config.num_layers, shards > 1
+    casts = (
+        0 if sharded or cfg.lora_rank or job.dtype == torch.float32 else None
+    )  # one rank: every layer's cast is kept
+    kept = kept_bytes(
+        config, rows=max(1, round(job.tokens / job.length)), length=job.length, dtype=job.dtype,
+        master=torch.float32 if casts is None else job.dtype, fused_attention=fused_attention,
+        checkpointing=cfg.activation_checkpointing,
+    )  # fmt: skip
+    base = P.total * item / shards if cfg.lora_rank else 0  # one frozen base for policy, value model and reference
+    parts = {
+        "weights": learners * trained * 4 / shards + base,
+        "gradients": learners * trained * 4 / shards,
+        "optimizer": learners * trained * 8 / shards,
+        "frozen networks": job.frozen * P.total * item / shards,
+        "gathered layers": (2 * layer + P.embedding) * item * sharded,
+        "activations": config.num_layers * kept.layer + kept.rest,
+        "log-prob tiles": job.targets * (TILE * 4 * 2 + config.hidden_size * item),
+        "cache of the rollout": 0.0,
+    }
+    if job.rollout:  # the rollout and the updates take turns: only what the cache needs beyond the activations counts
+        slots = job.rows // cfg.num_gpus
+        cache = cache_bytes(config, rows=slots, length=job.length, itemsize=item) + P.total * item * sharded
+        parts["cache of the rollout"] = max(0.0, cache - parts["activations"])
+    return parts
+
+
+def seconds(config: ModelConfig, job: Job, cfg: DictConfig) -> dict[str, float]:
+    """Seconds of one optimizer step (of one rollout with its updates for PPO), by what they are spent on."""
+    gpu, P, n = cfg.gpus[cfg.gpu], count_parameters(config).total, cfg.num_gpus
+    forwards = -(-job.rows // (job.micro_rows * n))  # per rank and pass
+    flops = forward_flops(config, tokens=job.tokens, length=job.length, targets=job.targets) * forwards
+    speed = gpu.tflops * 1e12 * cfg.compute_efficiency
+    backward = 2.0 + bool(cfg.activation_checkpointing)
+    compute = LEARNERS[job.door] * job.epochs * flops * (1 + backward) / speed
+    link = (gpu.link_gb_per_second if n <= 8 else cfg.node_gb_per_second) * 1e9 * cfg.link_efficiency
+    moved = (2 * P * job.dtype.itemsize * forwards + 4 * P) * (n - 1) / n if n > 1 else 0.0
+    parts = {"updates": max(compute, LEARNERS[job.door] * job.epochs * moved / link)}
+    if job.frozen:
+        parts["frozen networks"] = job.frozen * flops / speed
+    if job.rollout:
+        new, rows = job.targets // job.micro_rows, job.rows / n
+        read = (
+            P * job.dtype.itemsize
+            + cache_bytes(config, rows=1, length=job.length - new // 2, itemsize=job.dtype.itemsize) * rows
+        )
+        step = max(read / (gpu.tb_per_second * 1e12 * cfg.memory_efficiency), 2 * P * rows / speed)
+        parts["rollout"] = new * step
+        parts["old log-probs and values"] = 2 * flops / speed
+    return parts
+
+
+def way_out(config: ModelConfig, job: Job, cfg: DictConfig, room: float) -> str:
+    """The first single change that makes it fit, in the order in which one would try."""
+    changes = [{"activation_checkpointing": True}]
+    changes += [{"micro": m} for m in (job.micro_rows // 2, 1) if 0 < m < job.micro_rows]
+    changes += [{"num_gpus": cfg.num_gpus * k} for k in (2, 4, 8, 16, 32)] + [{"lora_rank": 64}]
+    for change in changes:
+        trial, other = OmegaConf.merge(cfg, {k: v for k, v in change.items() if k != "micro"}), job
+        if "micro" in change:
+            share = change["micro"] / job.micro_rows
+            other = Job(**{**vars(job), "micro_rows": change["micro"], "tokens": max(1, round(job.tokens * share)),
+                           "targets": max(1, round(job.targets * share))})  # fmt: skip
+        if sum(memory(config, other, trial).values()) <= room:
+            name, value = next(iter(change.items()))
+            return f"{'micro_batch_size' if name == 'micro' else name}={value}"
+    return "no single setting: combine lora_rank, a smaller micro_batch_size and more GPUs"
+
+
+def report(cfg: DictConfig) -> dict:
+    """Everything as numbers."""
+    config, job = ModelConfig(**OmegaConf.to_container(cfg.model)), read_job(cfg)
+    if cfg.gpu not in cfg.gpus:
+        raise ValueError(f"gpu={cfg.gpu!r} is not in the table; known: {', '.join(cfg.gpus)} (conf/plan.yaml)")
+    if cfg.num_gpus < 1 or cfg.num_gpus % (cfg.shards or cfg.num_gpus):
+        raise ValueError(f"shards={cfg.shards} must divide num_gpus={cfg.num_gpus}")
+    parts, times = memory(config, job, cfg), seconds(config, job, cfg)
+    room, total, step = cfg.gpus[cfg.gpu].memory_gb * GB * cfg.headroom, sum(parts.values()), sum(times.values())
+    hours = job.num_steps * step / 3600
+    result = {"parameters": count_parameters(config).total, "memory_gb": {k: v / GB for k, v in parts.items()}}
+    result |= {"total_gb": total / GB, "room_gb": room / GB, "fits": total <= room, "seconds": times}
+    result |= {"tokens_per_second": job.rows * job.length / step, "hours": hours}
+    if cfg.dataset_rows:
+        result["hours_per_epoch"] = cfg.dataset_rows / (job.rows / (2 if job.door in DOORS[1::2] else 1)) * step / 3600
+    if cfg.price_per_gpu_hour:
+        result["cost"] = hours * cfg.num_gpus * cfg.price_per_gpu_hour
+    result["way_out"] = None if result["fits"] else way_out(config, job, cfg, room)
+    return result
+
+
+def show(cfg: DictConfig) -> None:
+    """The report as two tables and a verdict."""
+    result, console = report(cfg), Console()
+    title = f"{cfg.door}, {result['parameters'] / 1e9:.2f} B parameters, {cfg.num_gpus} x {cfg.gpu}"
+    table = Table("memory per GPU", "GB", title=title)
+    for name, value in result["memory_gb"].items():
+        table.add_row(name, f"{value:.2f}")
+    table.add_row("logits", "0 (never stored)", end_section=True)
+    table.add_row("total", f"{result['total_gb']:.2f} of {result['room_gb']:.1f}")
+    console.print(table)
+    times = Table("a step", "seconds")
+    for name, value in result["seconds"].items():
+        times.add_row(name, f"{value:.2f}")
+    console.print(times)
+    console.print(f"{result['tokens_per_second']:,.0f} tokens/s, {result['hours']:.2f} hours for the door's num_steps")
+    for name, text in (("hours_per_epoch", "hours an epoch"), ("cost", "cost of num_steps")):
+        if name in result:
+            console.print(f"{result[name]:,.2f} {text}")
+    console.print("it fits" if result["fits"] else f"it does not fit; it would with {result['way_out']}")
+
+
+if __name__ == "__main__":
+    enter(show, "plan")

@@ -1,0 +1,446 @@
+"""Each check finds what was planted, agrees with published figures, and names bad rows by file and line."""
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+pytest.importorskip("krippendorff")
+from data.checks.agreement import check_agreement  # noqa: E402
+from data.checks.contamination import check_contamination  # noqa: E402
+from data.checks.gate import require_agreement  # noqa: E402
+from data.checks.near import jaccard, shingles  # noqa: E402
+from data.checks.pilot import check_pilot, describe, distance, judge  # noqa: E402
+from data.checks.quality import check_quality, k_center, score_parts  # noqa: E402
+from data.checks.task_mix import check_task_mix, classify, compare, draw_to_mix, read_kind  # noqa: E402
+from data.checks.texts import Row, parse_row, read_rows  # noqa: E402
+from data.clients import ScriptedClient  # noqa: E402
+from data.records import BadRows  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT.parent / "shared/reference/evaluation"
+SHARED = ROOT.parent / "shared/data"
+AGREEMENT = {
+    "threshold": 0.4, "tie_labels": ["tie"], "resamples": 200, "max_pairs": 10, "min_shared": 10, "seed": 0,
+    "on_bad_row": "error",
+}  # fmt: skip
+COPIES = {"threshold": 0.6, "span_words": 13, "min_words": 4, "on_bad_row": "error"}
+QUALITY = {
+    "num": 5,
+    "pool": 5,
+    "threshold": 0.6,
+    "min_words": 3,
+    "max_words": 500,
+    "client": None,
+    "on_bad_row": "error",
+}
+needs_shared = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference data of ../shared is not here")
+
+
+def write(path: Path, rows: list) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def chat(user: str, assistant: str = "Yes, that is how it is done.") -> dict:
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
+
+
+def votes_of(path: Path, labels: dict[str, list]) -> str:
+    """`labels[annotator][item]`, None = no row."""
+    rows = [
+        {"item": item, "annotator": name, "label": label}
+        for name, said in labels.items()
+        for item, label in enumerate(said)
+        if label is not None
+    ]
+    return write(path, rows)
+
+
+# ---- agreement
+
+
+@needs_shared
+def test_pandalm_annotators_agree_as_published(tmp_path):
+    given = json.loads((REFERENCE / "reference_given.json").read_text())["given"]["pandalm"]
+    with gzip.open(REFERENCE / "pandalm/testset_v1_labels.csv.gz", "rt") as file:
+        table = list(csv.DictReader(file))
+    names = ["annotator1", "annotator2", "annotator3"]
+    votes = votes_of(tmp_path / "votes.jsonl", {name: [row[name] for row in table] for name in names})
+    result = check_agreement([votes], tmp_path, **AGREEMENT | {"tie_labels": ["0"]})
+    assert result["fleiss_kappa"]["value"] == pytest.approx(given["fleiss"], abs=1e-6)
+    kappa = result["cohen_kappa"]["annotator1|annotator2"]
+    assert kappa["value"] == pytest.approx(given["annotator1|annotator2 cohen"], abs=1e-6)
+    assert kappa["lower"] < kappa["value"] < kappa["upper"] and result["passed"]
+    assert {facts["verdict"] for facts in result["per_annotator"].values()} == {"ok"}
+
+
+@needs_shared
+def test_llmfao_crowd_agrees_as_published_and_fails_the_gate(tmp_path):
+    given = json.loads((REFERENCE / "reference_given.json").read_text())["given"]["llmfao"]
+    with open(REFERENCE / "llmfao/crowd-comparisons.csv") as file:
+        rows = [
+            {"item": f"{r['prompt']}|{r['left']}|{r['right']}", "annotator": r["worker"], "label": r["winner"]}
+            for r in csv.DictReader(file)
+        ]
+    result = check_agreement([write(tmp_path / "v.jsonl", rows)], tmp_path, **AGREEMENT | {"max_pairs": 0})
+    assert result["krippendorff_alpha"]["value"] == pytest.approx(given["alpha_nominal"], abs=1e-6)
+    assert result["votes"] == given["n_crowd"] and result["annotators"] == given["workers"] and not result["passed"]
+
+
+def planted(n: int = 400) -> dict[str, list]:
+    """Three sound annotators, one who votes at random, and one who tosses a coin where the truth is a tie."""
+    random = np.random.default_rng(0)
+    truth = random.choice(["a", "b", "tie"], size=n, p=[0.4, 0.35, 0.25])
+    labels = {}
+    for name in ("ann", "bea", "cal"):
+        slips = random.random(n) < 0.1
+        labels[name] = np.where(slips, random.choice(["a", "b", "tie"], n), truth).tolist()
+    labels["dice"] = random.choice(["a", "b", "tie"], n).tolist()
+    labels["coin"] = np.where(truth == "tie", random.choice(["a", "b"], n), truth).tolist()
+    labels["lefty"] = np.where(truth == "tie", "a", truth).tolist()
+    return labels
+
+
+def test_who_votes_at_random_and_who_breaks_ties_is_named(tmp_path):
+    result = check_agreement([votes_of(tmp_path / "v.jsonl", planted())], tmp_path, **AGREEMENT)
+    verdicts = {name: facts["verdict"] for name, facts in result["per_annotator"].items()}
+    assert verdicts == {
+        "ann": "ok", "bea": "ok", "cal": "ok", "dice": "votes at chance", "coin": "breaks ties at random",
+        "lefty": "breaks ties to one side",
+    }  # fmt: skip
+    assert (tmp_path / "agreement.png").stat().st_size > 0 and "dice" in (tmp_path / "report.html").read_text()
+
+
+def test_the_gate_judges_the_interval_and_not_the_point(tmp_path):
+    labels = {name: said[:60] for name, said in planted().items() if name != "lefty"}
+    votes = votes_of(tmp_path / "v.jsonl", labels)
+    alpha = check_agreement([votes], tmp_path, **AGREEMENT)["krippendorff_alpha"]
+    between = (alpha["lower"] + alpha["value"]) / 2
+    assert alpha["lower"] < between < alpha["value"]
+    assert not check_agreement([votes], tmp_path, **AGREEMENT | {"threshold": between})["passed"]
+    assert check_agreement([votes], tmp_path, **AGREEMENT | {"threshold": alpha["lower"]})["passed"]
+
+
+def test_missing_votes_are_no_votes_and_relabelling_changes_nothing(tmp_path):
+    labels = planted(120)
+    full = check_agreement([votes_of(tmp_path / "a.jsonl", labels)], tmp_path, **AGREEMENT)
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    rows += [{"item": f"x{i}", "annotator": "ann", "label": None} for i in range(50)]
+    renamed = [row | {"label": {"a": 7, "b": 3}.get(row["label"], row["label"])} for row in rows]
+    again = check_agreement([write(tmp_path / "b.jsonl", renamed)], tmp_path, **AGREEMENT)
+    assert again["krippendorff_alpha"]["value"] == pytest.approx(full["krippendorff_alpha"]["value"], abs=1e-12)
+    assert again["votes"] == full["votes"]
+
+
+def test_categories_are_judged_apart(tmp_path):
+    random = np.random.default_rng(1)
+    rows = []
+    for item in range(80):
+        said = random.choice(["a", "b"])
+        for name in "xyz":
+            label = said if item < 40 else random.choice(["a", "b"])
+            rows.append(
+                {"item": item, "annotator": name, "label": str(label), "category": "clear" if item < 40 else "vague"}
+            )
+    found = check_agreement([write(tmp_path / "v.jsonl", rows)], tmp_path, **AGREEMENT)["categories"]
+    assert found["clear"]["value"] == 1.0 and found["vague"]["upper"] < 0.4
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"item": 1, "annotator": "a"}, r"v.jsonl:3: .*label"),
+        ({"item": 1, "annotator": "a", "label": ["x"]}, r"v.jsonl:3: .*list"),
+        ({"item": 0, "annotator": "a", "label": "y"}, r"v.jsonl:3: .*already voted"),
+    ],
+)
+def test_a_bad_vote_is_named_by_file_and_line(tmp_path, row, message):
+    rows = [{"item": 0, "annotator": "a", "label": "x"}, {"item": 0, "annotator": "b", "label": "y"}, row]
+    with pytest.raises(ValueError, match=message):
+        check_agreement([write(tmp_path / "v.jsonl", rows)], tmp_path, **AGREEMENT)
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ({"a": ["x", None], "b": [None, "y"]}, "no item has two votes"),
+        ({"a": ["x", "x"], "b": ["x", "x"]}, "one label"),
+    ],
+)
+def test_undefined_agreement_is_an_error(tmp_path, labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_agreement([votes_of(tmp_path / "v.jsonl", labels)], tmp_path, **AGREEMENT)
+
+
+def gate(path, threshold=0.4, override=False):
+    return OmegaConf.create(
+        {"agreement": path and str(path), "agreement_threshold": threshold, "agreement_override": override}
+    )
+
+
+def test_trainers_refuse_below_the_threshold_with_the_figure_unless_overridden(tmp_path):
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps({"krippendorff_alpha": {"value": 0.45, "lower": 0.31, "upper": 0.58}}))
+    assert require_agreement(gate(None)) is None
+    with pytest.raises(ValueError, match=r"0\.450 \[0\.310, 0\.580\].*agreement_override=true"):
+        require_agreement(gate(file))
+    assert "overridden" in require_agreement(gate(file, override=True))
+    assert "above 0.3" in require_agreement(gate(file, threshold=0.3))
+
+
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", '{"krippendorff_alpha": {"value": 1}}', '{"krippendorff_alpha": {"value": null}}']
+)
+def test_a_gate_without_a_result_is_an_error(tmp_path, text):
+    file = tmp_path / "result.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(ValueError, match="no result of"):
+        require_agreement(gate(file))
+
+
+# ---- contamination
+
+
+def test_planted_copies_are_found_under_their_kind(tmp_path):
+    span = "the quick brown fox jumps over the lazy dog while seven wizards brew a very strong tea"
+    evaluation = [
+        chat("How do I bake rye bread at home without a mill?"),
+        chat("What is the shortest way from the old harbour to the central station on foot?"),
+        chat("Describe a day at sea.", f"Once {span} and so on."),
+        chat("Name three large rivers of northern Europe."),
+        chat("Which tea is best in the morning?"),
+    ]
+    train = [
+        chat("how do i bake RYE bread, at home, without a mill"),
+        chat("What is the shortest way from the old harbour to the main station on foot?"),
+        chat("Complete a pangram.", f"Listen: {span}!"),
+        {"messages": [*chat("Hi there")["messages"], *chat("Which tea is best in the morning?")["messages"]]},
+        chat("Why do cats purr so loudly at night?"),
+    ]
+    files = [write(tmp_path / "train.jsonl", train)], [write(tmp_path / "eval.jsonl", evaluation)]
+    result = check_contamination(*files, tmp_path, **COPIES)
+    assert (result["exact"], result["near"], result["spans"]) == (2, 1, 1)
+    pairs = {(m["kind"], m["train"].rpartition(":")[2], m["eval"].rpartition(":")[2]) for m in result["matches"]}
+    assert pairs == {("exact", "1", "1"), ("near", "2", "2"), ("span", "3", "3"), ("exact", "4", "5")}
+    assert check_contamination(*files, tmp_path, **COPIES | {"span_words": 0})["spans"] == 0
+
+
+@needs_shared
+def test_the_seed_tasks_are_found_in_the_set_made_of_them(tmp_path):
+    train, tasks = SHARED / "sft_seed_train.jsonl.gz", SHARED / "self_instruct_seed_tasks.jsonl.gz"
+    result = check_contamination([str(train)], [str(tasks)], tmp_path, **COPIES)
+    assert result["exact"] == 175 and result["share"] == 1.0
+    other = check_contamination([str(SHARED / "sft_oasst_train.jsonl.gz")], [str(tasks)], tmp_path, **COPIES)
+    assert other["exact"] == other["near"] == 0
+
+
+def test_a_prompt_that_everyone_says_does_not_list_every_pair(tmp_path):
+    many = write(tmp_path / "many.jsonl", [chat("I would like a coffee please", f"Number {i}.") for i in range(300)])
+    result = check_contamination([many], [many], tmp_path, **COPIES)
+    assert result["exact"] == 300 and len(result["matches"]) == 300 * 20
+
+
+def test_shingles_ignore_case_and_marks_and_measure_change():
+    a, b = shingles("What is the way to the station?"), shingles("what is the WAY to the station")
+    assert jaccard(a, b) == 1.0
+    assert 0.5 < jaccard(a, shingles("What is the way to the harbour?")) < 0.9
+    assert jaccard(a, shingles("Bake bread with rye flour")) == 0.0
+
+
+# ---- pilot
+
+
+class Words:
+    @staticmethod
+    def encode(text: str) -> list[int]:
+        return [hash(word) % 50_000 for word in text.split()]
+
+
+@pytest.fixture
+def words_as_tokens(monkeypatch):
+    monkeypatch.setattr("data.checks.pilot.load_tokenizer", lambda path: Words)
+
+
+def vendor(path: Path, mean: float, cap: int, seed: int) -> str:
+    """Prompts with log-normal lengths of about the mean."""
+    random = np.random.default_rng(seed)
+    lengths = np.minimum(random.lognormal(np.log(mean) - 0.32, 0.8, 800), cap).astype(int) + 1
+    return write(path, [{"prompt": "word " * int(n), "completion": "It is so."} for n in lengths])
+
+
+def test_the_lectures_vendors_are_told_apart(tmp_path, words_as_tokens):
+    sizes = {"scale": (22, 116), "sagemaker": (54, 300), "surge": (104, 500), "instructgpt": (408, 2000)}
+    files = [vendor(tmp_path / f"{name}.jsonl", mean, cap, i) for i, (name, (mean, cap)) in enumerate(sizes.items())]
+    result = check_pilot(
+        files, tmp_path, tokenizer="words", target=files[-1], target_mean=408, min_tokens=50, max_short=0.6, seed=0,
+        on_bad_row="error",
+    )  # fmt: skip
+    vendors = result["vendors"]
+    assert [vendors[name]["verdict"] for name in sizes] == ["reject", "reject", "accept", "accept"]
+    assert "below 50" in vendors["scale"]["reason"] and "under 50" in vendors["sagemaker"]["reason"]
+    gaps = [vendors[name]["distance_to_target"]["wasserstein"] for name in sizes]
+    assert gaps == sorted(gaps, reverse=True) and gaps[-1] == 0.0
+    assert (
+        vendors["surge"]["distance_to_target"]["p_value"]
+        < 1e-6
+        < vendors["instructgpt"]["distance_to_target"]["p_value"]
+    )
+    assert all((tmp_path / f"lengths_{name}.png").exists() for name in sizes)
+
+
+def test_figures_of_a_vendor_are_those_of_its_lengths():
+    facts = describe(np.array([10, 20, 30, 100]), 50)
+    assert (facts["mean"], facts["median"], facts["max"], facts["share_under_50"]) == (40.0, 25.0, 100, 0.75)
+    assert judge(facts, min_tokens=50, max_short=0.6)[0] == "reject"
+    assert judge(facts | {"mean": 60.0}, min_tokens=50, max_short=0.8)[0] == "accept"
+    assert distance(np.array([1, 2, 3]), np.array([3, 4, 5]))["wasserstein"] == pytest.approx(2.0)
+
+
+def test_each_user_message_is_a_prompt_and_turns_are_counted(tmp_path, words_as_tokens):
+    talk = {"messages": [*chat("one two")["messages"], *chat("three four five six")["messages"]]}
+    result = check_pilot(
+        [write(tmp_path / "v.jsonl", [talk])], tmp_path, tokenizer="words", target=None, target_mean=408, min_tokens=50,
+        max_short=0.6, seed=0, on_bad_row="error",
+    )  # fmt: skip
+    found = result["vendors"]["v"]
+    assert found["n"] == 2 and found["mean"] == 3.0 and found["turns_mean"] == 2.0 and found["completions"]["n"] == 2
+
+
+# ---- task mix
+
+
+def test_kinds_are_told_better_than_by_guessing_and_dialogues_are_chat():
+    rows = [
+        Row([{"role": "user", "content": "Summarize the following article in two sentences."}]),
+        Row([{"role": "user", "content": "Write a poem about the moon."}]),
+        Row(parse_row({"messages": [*chat("Hi")["messages"], *chat("And you?")["messages"]]})[0].messages),
+    ]
+    kinds, facts = classify(rows, [str(ROOT / "data/embedded/task_kinds.jsonl")], seed=0)
+    assert kinds == ["summarization", "generation", "chat"]
+    assert facts["classifier_accuracy"] > 0.4  # 10 kinds; the commonest is 18 %
+
+
+def test_shares_are_tested_against_the_wanted_ones():
+    wanted = {"generation": 0.5, "chat": 0.3, "extract": 0.2}
+    right = compare(["generation"] * 50 + ["chat"] * 30 + ["extract"] * 20, wanted)
+    wrong = compare(["generation"] * 90 + ["chat"] * 5 + ["extract"] * 5, wanted)
+    assert right["chi_square"]["p_value"] == pytest.approx(1.0) and wrong["chi_square"]["p_value"] < 1e-9
+    share = right["shares"]["generation"]
+    assert share["lower"] < 0.5 < share["upper"] and share["wanted"] == 0.5
+
+
+@pytest.mark.parametrize("num", [None, 7, 20])
+def test_a_sample_has_the_wanted_shares(num):
+    kinds = ["generation"] * 500 + ["chat"] * 40 + ["extract"] * 10
+    chosen = draw_to_mix(kinds, {"generation": 0.5, "chat": 0.3, "extract": 0.2}, num, seed=0)
+    found = [kinds[i] for i in chosen]
+    total = num or 50
+    assert len(set(chosen)) == len(found) == total
+    assert all(abs(found.count(k) - s * total) < 1 for k, s in (("generation", 0.5), ("chat", 0.3), ("extract", 0.2)))
+
+
+def test_a_mix_that_the_set_cannot_give_says_how_many_rows_can():
+    with pytest.raises(ValueError, match="chat needs 30 and has 4.*about 13 rows"):
+        draw_to_mix(["generation"] * 500 + ["chat"] * 4, {"generation": 0.7, "chat": 0.3}, 100, seed=0)
+    with pytest.raises(ValueError, match="no row is chat"):
+        draw_to_mix(["generation"] * 5, {"generation": 0.7, "chat": 0.3}, None, seed=0)
+
+
+def test_a_client_tells_kinds_and_what_it_garbles_counts_nowhere(tmp_path):
+    client = ScriptedClient(lambda r: "Closed QA." if "river" in r.messages[0]["content"] else "dunno")
+    file = write(tmp_path / "d.jsonl", [chat("Which river?"), chat("Which sea?")])
+    result = check_task_mix(
+        [file], tmp_path, labelled=[], target={"closed_qa": 1, "chat": 1}, sample_to_mix=False, num=None, client=client,
+        seed=0, on_bad_row="error",
+    )  # fmt: skip
+    assert result["shares"]["closed_qa"]["value"] == 1.0 and result["unreadable"] == 1
+    assert read_kind("It is open-QA or chat", ["chat", "open_qa"]) == "open_qa"
+
+
+# ---- quality
+
+
+def test_every_row_gets_a_fate_and_the_best_of_repeats_stays(tmp_path):
+    good = "A rye loaf needs a long rest: mix the dough in the evening, and bake it slowly the next day."
+    rows = [
+        chat("How do I bake rye bread at home?", good),
+        chat("How do I bake rye bread at home", "Bake it then"),
+        chat("What is a fjord?", "A narrow inlet of the sea between cliffs, carved by a glacier."),
+        chat("What is a fjord?", ""),
+        chat("Say it", "no"),
+        chat("Repeat this after me now", "Repeat this after me now"),
+    ]
+    result = check_quality([write(tmp_path / "d.jsonl", rows)], tmp_path, **QUALITY)
+    fates = [json.loads(line)["reason"].split(" ")[0] for line in (tmp_path / "reasons.jsonl").read_text().splitlines()]
+    assert fates == ["selected", "repeats", "selected", "no_answer", "answer_too_short", "answer_repeats_prompt"]
+    selected = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
+    assert [row["messages"] for row in selected] == [rows[0]["messages"], rows[2]["messages"]]
+    assert result["selected"] == 2 and sum(result["reasons"].values()) == 6
+
+
+def test_k_center_covers_all_clusters_before_it_repeats_one():
+    texts = [f"{topic} {extra}" for topic in ("red apple pie", "deep sea whale", "old jazz record") for extra in "abcd"]
+    chosen = [at for at, _ in k_center(texts, np.ones(12), 3)]
+    assert {at // 4 for at in chosen} == {0, 1, 2}
+    everything = k_center(texts, np.ones(12), 50)
+    assert sorted(at for at, _ in everything) == list(range(12))
+    distances = [distance for _, distance in everything]
+    assert distances == sorted(distances, reverse=True)  # greedy: each pick is nearer to the picked than the last
+
+
+def test_num_caps_the_selection_and_a_loop_scores_below_a_sentence(tmp_path):
+    random = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(400)]
+    rows = [chat(" ".join(random.choice(words, 12)), " ".join(random.choice(words, 20)) + ".") for _ in range(40)]
+    assert check_quality([write(tmp_path / "d.jsonl", rows)], tmp_path, **QUALITY)["selected"] == 5
+    loop, plain = (
+        parse_row(chat("Ask away", text))[0]
+        for text in ("go on go on go on go on go on go on.", rows[0]["messages"][1]["content"])
+    )
+    assert sum(score_parts(loop).values()) < sum(score_parts(plain).values())
+
+
+def test_a_judge_decides_where_one_is_given(tmp_path):
+    judge_client = ScriptedClient(
+        lambda r: "Rating: [[5]]" if "short but right" in r.messages[0]["content"] else "Rating: [[1]]"
+    )
+    long = "A very long and winding answer about many other things entirely, indeed."
+    rows = [chat("What is tin made of, please?", long), chat("Who drew the map here?", "It is short but right.")]
+    settings = QUALITY | {"num": 1, "client": judge_client}
+    check_quality([write(tmp_path / "d.jsonl", rows)], tmp_path, **settings)
+    assert "short but right" in (tmp_path / "selected.jsonl").read_text()
+
+
+# ---- rows
+
+
+@pytest.mark.parametrize(
+    "row, asked, answered",
+    [
+        ({"prompt": "a", "completion": "b"}, ["a"], ["b"]),
+        ({"prompt": "a"}, ["a"], []),
+        ({"prompt": [{"role": "user", "content": "a"}], "chosen": "b", "rejected": "c"}, ["a"], ["b"]),
+        ({"instruction": "a", "input": "i", "output": "b"}, ["a\n\ni"], ["b"]),
+        ({"instruction": "a", "instances": [{"input": "", "output": "b"}], "is_classification": False}, ["a"], ["b"]),
+        (chat("a", "b"), ["a"], ["b"]),
+    ],
+)
+def test_any_row_that_a_door_reads_is_read(row, asked, answered):
+    found = parse_row(row)[0]
+    assert found.asked == asked and found.answered == answered
+
+
+@pytest.mark.parametrize("row", [{"text": "a"}, {"prompt": " "}, {"messages": []}, {"instruction": 3}])
+def test_a_row_without_a_prompt_is_named_or_counted(tmp_path, row):
+    file = write(tmp_path / "d.jsonl", [chat("fine"), row])
+    with pytest.raises(ValueError, match="d.jsonl:2"):
+        read_rows([file], BadRows("error"))
+    skipping = BadRows("skip")
+    assert len(read_rows([file], skipping)) == 1 and len(skipping.skipped) == 1

@@ -1,0 +1,165 @@
+"""make_data.py and check_data.py from the command line: files, exit codes, going on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("diskcache")
+ROOT = Path(__file__).parents[1]
+RULES = [
+    {"contains": "Name a fitting profession", "answers": ["Assistant: Chemist\nUser: Tea Trader"]},
+    {"contains": "Make it one specific task", "answers": ["Blend a tea for a rainy day.", "Name a new tea."]},
+    {
+        "contains": "you instruct",
+        "answers": ["Instruction: choose the leaves.", "Instruction: name the price.", "TASK_DONE"],
+    },
+    {"contains": "", "answers": ["Solution: take two parts of black tea.", "Solution: three crowns a cup."]},
+]
+
+
+def start(door: str, *words: str) -> subprocess.Popen:
+    command = [sys.executable, door, *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def call(door: str, *words: str) -> tuple[int, str, str]:
+    process = start(door, *words)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def script(tmp_path) -> Path:
+    path = tmp_path / "script.jsonl"
+    path.write_text("\n".join(map(json.dumps, RULES)))
+    return path
+
+
+def camel_words(script: Path, home: Path) -> list:
+    return ["method=camel", "client=scripted", f"client.script={script}", "method.num=6", f"hydra.run.dir={home}"]
+
+
+def test_make_data_writes_rows_and_a_manifest_and_refuses_to_write_over_them(script, tmp_path):
+    code, out, err = call("make_data.py", *camel_words(script, tmp_path / "a"))
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "a/data.jsonl").read_text().splitlines()]
+    facts = json.loads((tmp_path / "a/manifest.json").read_text())
+    assert facts["rows"] == len(rows) > 0 and facts["method"] == "camel" and facts["settings"]["num"] == 6
+    assert all(row["license"] == facts["license"] and row["messages"] for row in rows)
+    assert f"{len(rows)} rows" in out
+    before = (tmp_path / "a/data.jsonl").read_bytes()
+    code, _, err = call("make_data.py", *camel_words(script, tmp_path / "a"))
+    assert code == 2 and "resume=true" in err and "Traceback" not in err
+    code, _, err = call("make_data.py", *camel_words(script, tmp_path / "a"), "resume=true")
+    assert code == 0 and (tmp_path / "a/data.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["client=scripted", "client.script=x"], "name a method"),
+        (["method=camel"], "client=openai"),
+        (["method=camel", "client=scripted", "client.script=absent.jsonl"], "absent.jsonl"),
+        (["method=camel", "client=openai", "client.model=m", "client.base_url=nonsense"], "nonsense"),
+        (["method=nosuch", "client=scripted"], "nosuch"),
+    ],
+)
+def test_make_data_refuses_bad_settings_with_exit_code_2(words, message, tmp_path):
+    code, _, err = call("make_data.py", *words, f"hydra.run.dir={tmp_path / 'a'}")
+    assert code == 2 and message in err and "Traceback" not in err
+    assert not (tmp_path / "a/data.jsonl").exists()
+
+
+def test_check_data_writes_its_result_and_names_a_bad_row(tmp_path):
+    votes = tmp_path / "votes.jsonl"
+    rows = [{"item": i, "annotator": a, "label": "xy"[i % 2]} for i in range(30) for a in "pq"]
+    votes.write_text("\n".join(map(json.dumps, rows)))
+    code, out, err = call(
+        "check_data.py", "check=agreement", f"check.input=[{votes}]", f"hydra.run.dir={tmp_path / 'a'}"
+    )
+    assert code == 0, err
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    assert result["passed"] and result["krippendorff_alpha"]["value"] == 1.0 and "passed" in out
+    votes.write_text(votes.read_text() + '\n{"item": 1')
+    code, _, err = call("check_data.py", "check=agreement", f"check.input=[{votes}]", f"hydra.run.dir={tmp_path / 'b'}")
+    assert code == 2 and "votes.jsonl:61" in err and "Traceback" not in err
+
+
+def test_a_killed_door_goes_on_to_the_same_rows(tmp_path):
+    """Against a slow endpoint on loopback, killed with SIGKILL in the middle."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", SLOW_SERVER],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    try:
+        url = server.stdout.readline().strip()
+        words = ["method=camel", "client=openai", f"client.base_url={url}", "client.model=m", "method.num=4",
+                 "client.max_parallel=2", "method.max_turns=4"]  # fmt: skip
+        first = start("make_data.py", *words, f"hydra.run.dir={tmp_path / 'a'}")
+        while _asked(url) < 12:
+            assert first.poll() is None, first.stderr.read()
+            time.sleep(0.02)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        code, _, err = call("make_data.py", *words, f"hydra.run.dir={tmp_path / 'a'}", "resume=true")
+        assert code == 0, err
+        whole_before = _asked(url)
+        code, _, err = call("make_data.py", *words, f"hydra.run.dir={tmp_path / 'b'}")
+        assert code == 0, err
+        assert (tmp_path / "a/data.jsonl").read_bytes() == (tmp_path / "b/data.jsonl").read_bytes()
+        whole = _asked(url) - whole_before
+        assert whole <= whole_before <= whole + 2  # the two in flight at the kill are asked again, no other
+        facts = [json.loads((tmp_path / f"{run}/manifest.json").read_text()) for run in "ab"]
+        assert facts[0]["usage"]["client"]["from_cache"] > 0
+        assert facts[0]["usage"]["client"]["prompt_tokens"] == facts[1]["usage"]["client"]["prompt_tokens"]
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _asked(url: str) -> int:
+    import urllib.request
+
+    with urllib.request.urlopen(url + "/count") as reply:
+        return int(reply.read())
+
+
+SLOW_SERVER = """
+import hashlib, json, time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from tests.test_data_doors import RULES
+asked = 0
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args): pass
+    def send(self, body):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def do_GET(self):
+        self.send(str(asked).encode())
+    def do_POST(self):
+        global asked
+        asked += 1
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.loads(raw)
+        text = "\\n".join(m["content"] for m in body["messages"])
+        rule = next(rule for rule in RULES if rule["contains"] in text)
+        answer = rule["answers"][int(hashlib.sha256(raw).hexdigest(), 16) % len(rule["answers"])]
+        time.sleep(0.03)
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
+        usage = {"prompt_tokens": len(text), "completion_tokens": 3, "total_tokens": 0}
+        self.send(json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}).encode())
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(f"http://127.0.0.1:{server.server_port}", flush=True)
+server.serve_forever()
+"""

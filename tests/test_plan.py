@@ -1,0 +1,104 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from omegaconf import OmegaConf
+from tiny_models import tiny_config
+
+import plan
+from model.config import ModelConfig
+from model.footprint import cache_bytes, count_parameters, forward_flops, kept_bytes
+from model.heads import Policy
+from model.kv_cache import KVCache
+from model.packing import make_rows, pack
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = {  # parameters, from the model cards' weight files
+    "smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama3_8b": 8_030_261_248, "mistral_7b": 7_241_732_096,
+    "qwen2_5_0_5b": 494_032_768,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_ones(name):
+    sizes = yaml.safe_load((ROOT / f"conf/model/{name}.yaml").read_text())
+    assert count_parameters(ModelConfig(**sizes)).total == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("compute", [None, torch.bfloat16], ids=["fp32", "bf16"])
+def test_counted_activations_are_those_of_a_real_forward(family, compute):
+    config = tiny_config(family, num_layers=3)
+    policy = Policy(config, compute)
+    ids = torch.randint(0, 97, (4, 23)).tolist()
+    stream = pack(*make_rows([{"input_ids": row, "completion_mask": [False] * 23} for row in ids], pad_id=0))
+    own, kept = {p.untyped_storage().data_ptr() for p in policy.parameters()}, {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        policy.transformer(stream.tokens, stream.positions, stream.blocks)
+    counted = kept_bytes(
+        config, rows=4, length=23, dtype=compute or torch.float32, master=torch.float32, fused_attention=False,
+        checkpointing=False,
+    )  # fmt: skip
+    real = sum(size for size, _ in kept.values())
+    assert abs(3 * counted.layer + counted.rest - real) / real < 0.01
+
+
+def test_the_cache_is_as_large_as_planned():
+    config = tiny_config()
+    cache = KVCache(config, slots=5, length=64, dtype=torch.bfloat16, device=torch.device("cpu"))
+    real = cache.keys.nbytes + cache.values.nbytes
+    assert cache_bytes(config, rows=5, length=64, itemsize=2) == real
+
+
+def test_products_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = tiny_config(num_layers=2)
+    policy, ids = Policy(config), torch.randint(0, 97, (1, 40))
+    rows = (ids, torch.ones(1, 40, dtype=torch.bool), torch.ones(1, 40, dtype=torch.bool))
+    rows[2][:, 0] = False
+    stream = pack(*rows)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        policy(stream.tokens, stream.positions, stream.blocks, stream.predicts)
+    # The written-out attention multiplies the whole square, a causal one needs half of it.
+    square = forward_flops(config, tokens=40, length=40, targets=39)
+    square += forward_flops(config, tokens=40, length=40, targets=0) - forward_flops(
+        config, tokens=40, length=0, targets=0
+    )
+    assert counter.get_total_flops() == pytest.approx(square, rel=0.01)
+
+
+def planned(*words: str) -> dict:
+    out = ROOT / "plan.py"
+    code = (
+        "import json,sys; sys.path.insert(0, '.'); import plan; from runtime.door import enter; "
+        "enter(lambda cfg: print(json.dumps(plan.report(cfg))), 'plan')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=out.parent)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_zephyr_fits_on_eight_and_a_full_8b_does_not_fit_on_one():
+    eight = planned("door=train_dpo", 'overrides=["batch_size=128","precision=bf16"]', "num_gpus=8")
+    assert eight["fits"] and eight["way_out"] is None
+    one = planned("door=train_dpo", "model=llama3_8b", 'overrides=["precision=bf16"]', "num_gpus=1")
+    assert not one["fits"] and one["total_gb"] > 16 * 8.03  # sixteen bytes a parameter, and more
+    assert one["way_out"] == "num_gpus=2"
+
+
+def test_wrong_plans_are_refused():
+    cfg = OmegaConf.create({"door": "train_foo"})
+    with pytest.raises(ValueError, match="train_foo"):
+        plan.read_job(cfg)
