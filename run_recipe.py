@@ -31,8 +31,8 @@ console = Console(highlight=False)
 
 
 def run_recipe(cfg: DictConfig) -> None:
+    os.chdir(ROOT)  # paths in a recipe are the project's
     home = Path(cfg.dir).absolute()
-    os.chdir(ROOT)
     for step in cfg.steps:
         compose(step, cfg)  # a wrong key in the last step must not wait for the first
     for number, step in enumerate(cfg.steps, 1):
@@ -43,14 +43,12 @@ def run_recipe(cfg: DictConfig) -> None:
             console.print(f"{head}: done before, nothing changed", markup=False)
             continue
         command = [*words(step, cfg), f"hydra.run.dir={home / step.name}"]
-        before = read_manifest(manifest)
-        command.append("resume=true" if before.get("key") == key else "overwrite=true")
+        command.append("resume=true" if read_manifest(manifest).get("key") == key else "overwrite=true")
         write_manifest(manifest, {"key": key})  # begun: the same step resumes, a changed one starts anew
         console.print(f"{head}: python {shlex.join(command)}", markup=False, soft_wrap=True)
         start = time.time()
         wait_for([sys.executable, *launcher(step), *command], step.name)
-        seconds = before.get("seconds", 0) * (command[-1] == "resume=true") + time.time() - start
-        write_manifest(manifest, {"key": key, "seconds": seconds, "outputs": hash_files(home / step.name)})
+        write_manifest(manifest, {"key": key, "seconds": time.time() - start, "outputs": hash_files(home / step.name)})
     report(cfg, home)
 
 

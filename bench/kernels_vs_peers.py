@@ -157,10 +157,9 @@ def part_time() -> list[dict]:
     steps = {"naive": IMPLEMENTATIONS["naive"], "ours": IMPLEMENTATIONS["tiles"], "trl": _trl_with_entropy}
     bench_time.IMPLEMENTATIONS.update(steps)
     times = bench_time.measure_time(CPU_SIZE, names, rounds=5)
-    first = times[names[0]]["seconds"]
-    return [
-        {"size": list(CPU_SIZE), "implementation": n} | t | {"ratio": t["seconds"] / first} for n, t in times.items()
-    ]
+    first = times[names[0]]["cpu_seconds"]
+    ratios = {name: {"cpu_ratio": timing["cpu_seconds"] / first} for name, timing in times.items()}
+    return [{"size": list(CPU_SIZE), "implementation": name} | times[name] | ratios[name] for name in names]
 
 
 def _trl_with_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

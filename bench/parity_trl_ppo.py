@@ -1,11 +1,13 @@
 """First PPO step against trl==1.12.0's experimental PPOTrainer: same tiny model, prompts, completions and reward model.
 
-    python bench/parity_trl_ppo.py            # in the environment of bench/requirements.txt
+    python bench/parity_trl_ppo.py            # in the environment of bench/requirements_ppo.txt
+    python bench/parity_trl_ppo.py --write    # also renew tests/trl_ppo_step.json, which a test compares with
 
 TRL runs one update and is listened to; our functions then compute the same rollout with its conventions set: score in
 the slot after EOS, missing EOS subtracted, whitening with Bessel's correction. Prints the largest differences.
 """
 
+import json
 import math
 import sys
 import tempfile
@@ -19,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from advantages import estimate_advantages, kl_estimate, missing_eos, whiten
 from losses import ppo_policy_loss, ppo_value_loss, token_rewards
-from model.build import load_policy, load_reward_model
+from model.build import load_policy, load_reward_model, load_value_model
 from model.packing import Rows, make_rows
 
+GOLDEN = Path(__file__).parents[1] / "tests" / "trl_ppo_step.json"
 PAD, EOS, VOCABULARY = 0, 1, 32
 KL_COEF, GAMMA, LAMBDA, TEMPERATURE, PENALTY, LENGTH = 0.05, 1.0, 0.95, 0.7, 1.0, 12
 
@@ -114,20 +117,27 @@ def our_rows(queries: torch.Tensor, query_responses: torch.Tensor) -> tuple[Rows
     return rows, torch.tensor(finished), value_rows
 
 
-def compute_ours(directory: Path, heard: dict) -> dict[str, torch.Tensor]:
-    """The same step by our functions, in TRL's conventions."""
+def read_rollout(directory: Path, heard: dict) -> dict[str, torch.Tensor]:
+    """TRL's completions as our models read them."""
     queries, (query_responses, _) = heard["generation"][0]
     rows, finished, value_rows = our_rows(queries, query_responses)
-    mask, value_mask = rows.completion_mask, value_rows.completion_mask
     policy, ref_policy = (load_policy(directory / name) for name in ("policy", "ref_policy"))
     reward_model = load_reward_model(directory / "reward_model", precision="fp32")
-    value_model = load_values(directory / "value_model")
+    value_model = load_value_model(directory / "value_model", precision="fp32")  # there a sequence classifier
     with torch.no_grad():
-        logprobs = policy.logprobs(*rows, temperature=TEMPERATURE)
-        ref_logprobs = ref_policy.logprobs(*rows, temperature=TEMPERATURE)
-        values, scores = value_model(*value_rows), reward_model.score(*rows)
-    scores = missing_eos(scores, finished, mode="subtract", value=PENALTY)
-    kl = kl_estimate(logprobs - ref_logprobs, "k1")
+        return {
+            "logprobs": policy.logprobs(*rows, temperature=TEMPERATURE),
+            "ref_logprobs": ref_policy.logprobs(*rows, temperature=TEMPERATURE),
+            "values": value_model(*value_rows), "scores": reward_model.score(*rows),
+            "mask": rows.completion_mask, "value_mask": value_rows.completion_mask, "finished": finished,
+        }  # fmt: skip
+
+
+def take_step(rollout: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The first step by our functions, in TRL's conventions."""
+    logprobs, values, mask, value_mask = (rollout[name] for name in ("logprobs", "values", "mask", "value_mask"))
+    scores = missing_eos(rollout["scores"], rollout["finished"], mode="subtract", value=PENALTY)
+    kl = kl_estimate(logprobs - rollout["ref_logprobs"], "k1")
     rewards = token_rewards(scores, kl, mask, value_mask, kl_coef=KL_COEF)
     advantages = estimate_advantages(
         rewards, values, mask, value_mask, kind="gae", gamma=GAMMA, gae_lambda=LAMBDA, samples_per_prompt=1
@@ -137,17 +147,10 @@ def compute_ours(directory: Path, heard: dict) -> dict[str, torch.Tensor]:
     policy_loss, _ = ppo_policy_loss(logprobs, logprobs, whitened, mask, clip_range=0.2, dual_clip=None, num_tokens=n)
     value_loss, _ = ppo_value_loss(values, values, returns, value_mask, clip_range=0.2, num_tokens=value_mask.sum())
     return {
-        "scores": scores, "rewards": rewards, "values": values, "advantages": advantages, "whitened": whitened,
-        "policy_loss": policy_loss, "value_loss": value_loss, "kl": kl.sum(1).mean(),
-        "mask": mask, "value_mask": value_mask, "finished": finished,
+        "scores": scores, "values": values, "rewards": rewards, "advantages": advantages,
+        "whitened advantages": whitened, "policy loss": policy_loss, "value loss": value_loss,
+        "KL per sequence": kl.sum(1).mean(),
     }  # fmt: skip
-
-
-def load_values(path: Path):
-    """TRL's value model is a sequence classifier: a reward model to us."""
-    from model.build import load_value_model
-
-    return load_value_model(path, precision="fp32")
 
 
 def align(theirs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -157,43 +160,46 @@ def align(theirs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask, theirs.gather(1, order.clamp(0, theirs.shape[1] - 1)), out)
 
 
-def compare(heard: dict, ours: dict) -> dict[str, float]:
-    """Largest absolute difference of each quantity over the entries that count."""
+def what_trl_got(heard: dict, rollout: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """TRL's figures, in the columns of `rollout`."""
     (advantages, _, whitened) = heard["whiten"][0]
     (full_values, _, _), (_, scores, _) = heard["scores"][:2]
-    scores = torch.where(ours["finished"], scores, scores - PENALTY)
     context = heard["generation"][0][0].shape[1]
-    values = align(full_values[:, context - 1 : -1].squeeze(-1), ours["value_mask"])
-    aligned = align(advantages, ours["value_mask"])
-    later = lambda x: torch.nn.functional.pad(x, (0, 1))[:, 1:]  # noqa: E731
+    values = align(full_values[:, context - 1 : -1].squeeze(-1), rollout["value_mask"])
+    aligned = align(advantages, rollout["value_mask"])
     rewards = aligned - GAMMA * LAMBDA * later(aligned) - GAMMA * later(values) + values  # GAE undone
-    rewards = torch.where(ours["value_mask"], rewards, 0.0)
     log = heard["log"]
-    pairs = {
-        "scores": (scores, ours["scores"]),
-        "values": (values, ours["values"]),
-        "rewards": (rewards, ours["rewards"]),
-        "advantages": (aligned, ours["advantages"]),
-        "whitened advantages": (align(whitened, ours["mask"]), ours["whitened"]),
-        "policy loss": (torch.tensor(log["loss/policy_avg"]), ours["policy_loss"]),
-        "value loss": (torch.tensor(log["loss/value_avg"]), ours["value_loss"]),
-        "KL per sequence": (torch.tensor(log["objective/kl"]), ours["kl"]),
+    return {
+        "scores": torch.where(rollout["finished"], scores, scores - PENALTY),
+        "values": values,
+        "rewards": torch.where(rollout["value_mask"], rewards, 0.0),
+        "advantages": aligned,
+        "whitened advantages": align(whitened, rollout["mask"]),
+        "policy loss": torch.tensor(log["loss/policy_avg"]),
+        "value loss": torch.tensor(log["loss/value_avg"]),
+        "KL per sequence": torch.tensor(log["objective/kl"]),
     }
-    return {name: (a.float() - b.float()).abs().max().item() for name, (a, b) in pairs.items()}
+
+
+def later(x: torch.Tensor) -> torch.Tensor:
+    """(B, T) with column t holding what column t + 1 held."""
+    return torch.nn.functional.pad(x, (0, 1))[:, 1:]
 
 
 def main() -> None:
     torch.manual_seed(1)
     prompts = [torch.randint(2, VOCABULARY, (int(n),)).tolist() for n in torch.randint(3, 9, (16,))]
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        models = make_models(directory)
-        heard = run_trl(models, prompts, directory)
-        ours = compute_ours(directory, heard)
-        differences = compare(heard, ours)
-    print(f"{int(ours['finished'].sum())} of {len(prompts)} completions ended with EOS")
-    for name, value in differences.items():
-        print(f"{name:>20}  max |TRL - ours| = {value:.1e}")
+        models = make_models(Path(name))
+        heard = run_trl(models, prompts, Path(name))
+        rollout = read_rollout(Path(name), heard)
+    theirs, ours = what_trl_got(heard, rollout), take_step(rollout)
+    print(f"{int(rollout['finished'].sum())} of {len(prompts)} completions ended with EOS")
+    for key in ours:
+        print(f"{key:>20}  max |TRL - ours| = {(theirs[key].float() - ours[key].float()).abs().max():.1e}")
+    if "--write" in sys.argv:
+        step = {"trl": "1.12.0", "rollout": rollout, "theirs": theirs}
+        GOLDEN.write_text(json.dumps(step, default=lambda x: x.tolist()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -89,9 +89,10 @@ def part_time(rounds: int, names: list[str]) -> list[dict]:
     for size in GPU_SIZES if torch.cuda.is_available() else CPU_SIZES:
         times = measure_time(size, names, rounds)
         for name, timing in times.items():
-            ratio = timing["seconds"] / times[names[0]]["seconds"]
-            row = {"size": list(size), "implementation": name} | timing | {"ratio": ratio}
-            rows.append(row | measure_memory(size, name))
+            first = times[names[0]]
+            ratios = {"ratio": timing["seconds"] / first["seconds"]}
+            ratios["cpu_ratio"] = timing["cpu_seconds"] / first["cpu_seconds"]
+            rows.append({"size": list(size), "implementation": name} | timing | ratios | measure_memory(size, name))
     return rows
 
 

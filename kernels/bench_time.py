@@ -15,18 +15,23 @@ from kernels.bench_cases import IMPLEMENTATIONS, logprob_inputs
 def measure_time(size: tuple[int, int, int], names: list[str], rounds: int) -> dict[str, dict[str, float]]:
     """Median seconds of log-prob + entropy + both gradients. Each round runs every implementation once, in turn.
 
-    `share` is how much of its threads' time the step got: below 1, other processes were at work.
+    `cpu_seconds` is processor time: it tells implementations apart where other processes share the machine, which
+    `share`, the part of its threads' time that the step got, shows by being below 1.
     """
     inputs = logprob_inputs(*size, *_where())
     for name in names:
         _step(name, inputs)  # warm up, compile
-    seconds, shares = {name: [] for name in names}, {name: [] for name in names}
+    wall, used = {name: [] for name in names}, {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
-            used = time.process_time()
-            seconds[name].append(_step(name, inputs))
-            shares[name].append((time.process_time() - used) / seconds[name][-1] / torch.get_num_threads())
-    return {name: {"seconds": median(seconds[name]), "share": median(shares[name])} for name in names}
+            began = time.process_time()
+            wall[name].append(_step(name, inputs))
+            used[name].append(time.process_time() - began)
+    return {name: _timing(median(wall[name]), median(used[name])) for name in names}
+
+
+def _timing(wall: float, used: float) -> dict[str, float]:
+    return {"seconds": wall, "cpu_seconds": used, "share": used / wall / torch.get_num_threads()}
 
 
 def measure_memory(size: tuple[int, int, int], name: str) -> dict[str, float]:

@@ -102,7 +102,7 @@ def unfold_torch(
     z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, summary: Summary, grads: list[Tensor | None],
     settings: Settings,
 ) -> None:  # fmt: skip
-    """Turn a tile of logits into the gradient of the logits, in place. `grads` of log-prob, entropy, KL: (M,) or None."""
+    """Turn a tile of logits into the gradient of the logits, in place. `grads`: of log-prob, entropy and KL."""
     targets = targets - first
     for r in range(0, len(z), ROWS):
         rows = slice(r, r + ROWS)

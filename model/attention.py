@@ -14,10 +14,11 @@ class Blocks:
     Masks are made once and shared by all layers of a forward.
     """
 
-    def __init__(self, spans: list[tuple[int, int]], answers: Tensor, positions: Tensor):
+    def __init__(self, spans: list[tuple[int, int]], answers: Tensor, positions: Tensor, longest: int):
         self.spans = spans  # stream slice of each block
         self.answers = answers  # (N,) int64: 0 = the block's prompt, k = its k-th answer
         self.positions = positions  # (N,) int64
+        self.longest = longest  # tokens of the longest row
         self.masks = {}
 
     def allowed(self, q: Tensor, k: Tensor, window: int | None) -> Tensor:

@@ -85,7 +85,7 @@ def kept_bytes(
     """
     one, two = (_saved(config, layers, rows, length, dtype, master, fused_attention) for layers in (1, 2))
     if checkpointing:  # a layer keeps its input alone; one layer at a time is computed again
-        entry = rows * length * config.hidden_size * dtype.itemsize
+        entry = rows * length * config.hidden_size * max(4, dtype.itemsize)  # the residual stream is float32
         return Kept(layer=entry, rest=2 * one - two + (two - one))
     return Kept(layer=two - one, rest=2 * one - two)
 
@@ -96,7 +96,7 @@ def _saved(config, layers: int, rows: int, length: int, dtype, master, fused_att
         tokens = torch.zeros(rows * length, dtype=torch.int64)
         positions = torch.zeros(rows * length, dtype=torch.int64)
         spans = [(row * length, (row + 1) * length) for row in range(rows)]
-        blocks = Blocks(spans, torch.zeros_like(tokens), positions)
+        blocks = Blocks(spans, torch.zeros_like(tokens), positions, length)
         net.frequencies = net.frequencies.to("meta")
     own, kept = {p.untyped_storage()._cdata for p in net.parameters()}, {}
 

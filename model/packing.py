@@ -80,7 +80,9 @@ def pack(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> 
     last = index[:, -1]  # (B,) a padding column repeats the number of the real token before it
     moved = (x.to(device) for x in (tokens, positions, answers, before[completion], ids[completion], last))
     tokens, positions, answers, predicts, targets, last = moved
-    return Stream(tokens, positions, Blocks(layout.spans, answers, positions), predicts, targets, last)
+    return Stream(
+        tokens, positions, Blocks(layout.spans, answers, positions, lengths.max().item()), predicts, targets, last
+    )
 
 
 class Layout(NamedTuple):

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -11,16 +12,40 @@ from model.attention import Blocks, attend
 from model.config import ModelConfig
 
 
+class CastLinear(torch.autograd.Function):
+    """F.linear with a master weight cast to x's dtype.
+
+    The backward pass casts it again: autograd would keep every layer's copy alive until then, a whole bf16 model, which
+    FSDP2 could not free.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        grad_x = grad @ weight.to(grad.dtype) if need_x else None
+        grad_weight = (grad.t() @ x).to(weight.dtype) if need_weight else None
+        return grad_x, grad_weight, grad.float().sum(0).to(ctx.bias_dtype) if need_bias else None
+
+
 class Linear(nn.Linear):
-    """A linear layer that multiplies in its input's dtype: fp32 master weights, bf16 products."""
+    """A linear layer on (N, in) that multiplies in its input's dtype: fp32 master weights, bf16 products."""
 
     prepared = None  # while sampling: a function of x that holds the weight as decoding wants it
 
     def forward(self, x: Tensor) -> Tensor:
         if self.prepared is not None:
             return self.prepared(x)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        if self.weight.dtype == x.dtype:
+            return F.linear(x, self.weight, self.bias)
+        return CastLinear.apply(x, self.weight, self.bias)
 
     def prepare(self, dtype: torch.dtype, batch: int) -> None:
         """Cast the weight once instead of at every token. On a CPU in bf16 also put it into oneDNN's own order for
@@ -126,7 +151,14 @@ class Transformer(nn.Module):
             blocks: who attends to whom (`pack` makes it).
             cache: None, or an object whose `attend(layer, q, k, v, blocks, window)` keeps k and v (N, K, Dh) of each
                 layer and returns attention's output (N, H, Dh); `blocks` goes to it untouched, None while decoding.
+        Raises:
+            ValueError: a row is longer than the model's window.
         """
+        if blocks is not None and blocks.longest > self.config.max_length:
+            raise ValueError(
+                f"a row of {blocks.longest} tokens exceeds the model's window of {self.config.max_length}; "
+                "lower data.max_length"
+            )
         x = self.embed(tokens)  # (N, D)
         dtype = self.compute_dtype or x.dtype
         x = x.to(torch.promote_types(x.dtype, torch.float32))

@@ -108,6 +108,16 @@ def find_damage(directory: Path) -> str | None:
     return "checksum differs: " + ", ".join(sorted(names) or [CHECKSUMS])
 
 
+def best_step(rows: list[dict], root: Path, metric: str | None) -> set[str]:
+    """The name of the checkpoint whose row has the lowest `metric` (the highest, where it is written -metric)."""
+    if metric is None:
+        return set()
+    sign, name = (-1, metric[1:]) if metric.startswith("-") else (1, metric)
+    figures = {f"step_{row['step']:06d}": sign * row[name] for row in rows if name in row}
+    there = [path.name for path in root.glob("step_*") if path.name in figures]
+    return {min(there, key=figures.get)} if there else set()
+
+
 def prune_checkpoints(root: Path, *, keep_last: int, keep: set[str]) -> None:
     """Delete all but the newest `keep_last` checkpoints and those named in `keep`."""
     paths = sorted(path for path in root.glob("step_*") if path.is_dir())

@@ -150,10 +150,8 @@ class Run:
         for sample in samples:
             append_row(self.dir / "samples.jsonl", {"step": step} | sample)
         for sample in samples[:2]:
-            texts = {
-                name: value for name, value in sample.items() if not isinstance(value, list)
-            }  # lists: a token each
-            self.terminal.say("\n".join(f"    {name}: {value}" for name, value in texts.items()))
+            texts = [f"    {name}: {value}" for name, value in sample.items() if not isinstance(value, list)]
+            self.terminal.say("\n".join(texts))  # lists hold a number per token: for the file
         self._wandb.log_samples(step, samples)
 
     def log_metrics(self, step: int) -> None:
@@ -182,7 +180,7 @@ class Run:
         self.log_metrics(self.step)
         stop = distributed.any_rank(self._stop is not None, self.device)
         if due or stop:
-            self.save(**self._state)
+            self.save()
         if stop:
             complain(f"stopped after step {self.step}, which is saved; the same command with resume=true goes on")
             raise SystemExit(INTERRUPTED)
@@ -202,29 +200,24 @@ class Run:
         bad = [rows[i] for i in (~torch.isfinite(row_losses)).nonzero().flatten().tolist()]
         for row in bad:
             append_row(self.dir / "bad_rows.jsonl", {"step": self.step + 1, "rank": self.rank, "row": row})
+        self._write_state(self.dir / "nonfinite")
         named = f"from {', '.join(bad)} (also in bad_rows.jsonl)" if bad else "though each row's loss is finite"
         raise ValueError(
             f"step {self.step + 1}: the loss or its gradient is not finite ({value.item()}), {named}; nothing was "
-            "stepped. Look at the rows, or lower optim.lr"
+            f"stepped, and the state before is in {self.dir / 'nonfinite'}. Look at the rows, or lower optim.lr"
         )
 
-    def save(self, **state: Any) -> None:
+    def save(self) -> None:
         """Write the training state as of the last completed step. `end_step` calls it when save_every says so."""
         if self._saved_step == self.step:
             return
-        root = self.dir / "checkpoints"
-        meta = {"step": self.step, "tokens_seen": self.tokens_seen, "git_sha": host.git_sha()}
-        try:
-            checkpoint.save_checkpoint(root, self.step, self._snapshot(state), meta, rank=self.rank)
-        except OSError as error:
-            good = (root / "latest").resolve().name if (root / "latest").exists() else "none"
-            raise OSError(
-                error.errno, f"saving step {self.step} failed ({error.strerror}); last good: {good}"
-            ) from error
+        self._write_state(self.dir / "checkpoints")
         self._saved_step = self.step
         if self.is_main:
-            checkpoint.prune_checkpoints(root, keep_last=self.cfg.keep_last, keep=set())
-            plot_metrics(read_rows(self.dir / "metrics.jsonl"), self.dir / "curves.png")
+            rows = read_rows(self.dir / "metrics.jsonl")
+            best = checkpoint.best_step(rows, self.dir / "checkpoints", self.cfg.get("keep_best"))
+            checkpoint.prune_checkpoints(self.dir / "checkpoints", keep_last=self.cfg.keep_last, keep=best)
+            plot_metrics(rows, self.dir / "curves.png")
 
     def finish(self, key: str) -> float:
         """Draw the curves, say where everything is, and return the last value of a metric (for sweeps)."""
@@ -248,9 +241,19 @@ class Run:
         self._stop = number
         complain(f"{signal.Signals(number).name}: finishing the step, then saving")
 
-    def _snapshot(self, state: dict[str, Any]) -> dict[str, Any]:
+    def _write_state(self, root: Path) -> None:
+        meta = {"step": self.step, "tokens_seen": self.tokens_seen, "git_sha": host.git_sha()}
+        try:
+            checkpoint.save_checkpoint(root, self.step, self._snapshot(), meta, rank=self.rank)
+        except OSError as error:
+            latest = self.dir / "checkpoints" / "latest"
+            good = latest.resolve().name if latest.exists() else "none"
+            told = f"{error.strerror}; the last good checkpoint is {good}, resume=true goes on from it"
+            raise OSError(error.errno, f"saving step {self.step} failed: {told}") from error
+
+    def _snapshot(self) -> dict[str, Any]:
         return {
-            "state": {name: value.state_dict() for name, value in state.items()},
+            "state": {name: value.state_dict() for name, value in self._state.items()},
             "random": host.random_state(self.rng, self.device),
             "tokens_seen": self.tokens_seen,
             "wandb_id": self._wandb.id if self._wandb else None,
@@ -266,7 +269,7 @@ class Run:
             )
 
     def _load(self, path: Path) -> None:
-        saved = checkpoint.load_checkpoint(path, self._snapshot(self._state), rank=self.rank)
+        saved = checkpoint.load_checkpoint(path, self._snapshot(), rank=self.rank)
         for name, value in self._state.items():
             value.load_state_dict(saved["state"][name])
         host.set_random_state(saved["random"], self.rng, self.device)

@@ -1,6 +1,8 @@
 """Score rules, KL estimators and controllers, baselines: against plain loops and against published conventions."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from advantages import (
     whiten,
 )
 from kernels.gae import gae
-from losses import token_rewards
+from losses import ppo_value_loss, token_rewards
 
 
 def one_rank(x):
@@ -192,3 +194,26 @@ def test_lhp_convention_scores_the_last_column_and_whitens_rewards_without_their
     variance = sum((x - mean) ** 2 for x in flat) / 6
     whitened = whiten(rewards, mask, one_rank, shift_mean=False)
     assert whitened.flatten().tolist() == pytest.approx([(x - mean) / math.sqrt(variance + 1e-8) + mean for x in flat])
+
+
+def test_a_whole_first_step_equals_trl_1_12_with_its_conventions_set():
+    """Figures that trl.experimental.ppo logged and computed for one rollout: see bench/parity_trl_ppo.py."""
+    golden = json.loads((Path(__file__).parent / "trl_ppo_step.json").read_text())
+    rollout = {name: torch.tensor(value) for name, value in golden["rollout"].items()}
+    theirs = {name: torch.tensor(value) for name, value in golden["theirs"].items()}
+    mask, value_mask, values, logprobs = (rollout[name] for name in ("mask", "value_mask", "values", "logprobs"))
+    scores = missing_eos(rollout["scores"], rollout["finished"], mode="subtract", value=1.0)
+    kl = kl_estimate(logprobs - rollout["ref_logprobs"], "k1")
+    rewards = token_rewards(scores, kl, mask, value_mask, kl_coef=0.05)
+    advantages = gae(rewards, values, value_mask, gamma=1.0, gae_lambda=0.95)
+    bessel = math.sqrt((mask.sum() - 1) / mask.sum())  # TRL's variance is the unbiased one
+    value_loss, _ = ppo_value_loss(
+        values, values, advantages + values, value_mask, clip_range=0.2, num_tokens=value_mask.sum()
+    )
+    ours = {
+        "scores": scores, "rewards": rewards, "values": values, "advantages": advantages, "value loss": value_loss,
+        "whitened advantages": whiten(advantages, mask, one_rank, shift_mean=True) * bessel,
+        "KL per sequence": kl.sum(1).mean(),
+    }  # fmt: skip
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=5e-6, msg=name)

@@ -139,3 +139,12 @@ def test_the_newest_are_kept(tmp_path):
         save(tmp_path, step)
     prune_checkpoints(tmp_path, keep_last=2, keep={"step_000001"})
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_000001", "step_000003", "step_000004"]
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    for step in range(1, 5):
+        save(tmp_path, step)
+    rows = [{"step": 1, "x": 3.0}, {"step": 2, "x": 1.0}, {"step": 3}, {"step": 4, "x": 2.0}, {"step": 9, "x": 0.0}]
+    assert checkpoint.best_step(rows, tmp_path, "x") == {"step_000002"}
+    assert checkpoint.best_step(rows, tmp_path, "-x") == {"step_000001"}
+    assert checkpoint.best_step(rows, tmp_path, None) == checkpoint.best_step(rows, tmp_path, "y") == set()

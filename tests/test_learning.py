@@ -69,8 +69,8 @@ def test_dpo_opens_a_margin(run, house):
 
 def test_a_reward_model_tells_the_sides_apart(run, house):
     rows = run(
-        train_rm, f"data.train=[{house}/pairs.jsonl]", f"data.eval=[{house}/pairs.jsonl]", "num_steps=15", "batch_size=8",
-        "optim.lr=3e-3", "eval_every=15",
+        train_rm, f"data.train=[{house}/pairs.jsonl]", f"data.eval=[{house}/pairs.jsonl]", "num_steps=15",
+        "batch_size=8", "optim.lr=3e-3", "eval_every=15",
     )  # fmt: skip
     assert rows[-1]["eval/accuracy"] == 1.0
     assert rows[-1]["eval/loss"] < 0.3

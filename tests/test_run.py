@@ -12,6 +12,7 @@ from torch import nn
 
 import runtime.run
 import train_sft
+from runtime.checkpoint import find_damage
 from runtime.config import changed_keys, check_batch
 from runtime.metrics import read_rows
 from runtime.run import Run
@@ -196,6 +197,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(sett
         run.stop_if_not_finite(torch.tensor(1.0), torch.ones(2), ["a:1", "a:2"])
         with pytest.raises(ValueError, match=r"step 1.*a:2.*nothing was stepped"):
             run.stop_if_not_finite(torch.tensor(float("nan")), torch.tensor([1.0, float("inf")]), ["a:1", "a:2"])
+    assert find_damage(tmp_path / "run" / "nonfinite" / "step_000000") is None
     assert json.loads((tmp_path / "run" / "bad_rows.jsonl").read_text()) == {"step": 1, "rank": 0, "row": "a:2"}
 
 

@@ -1,9 +1,15 @@
+from pathlib import Path
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from model.attention import attend_blocks, attend_flex
 from model.build import load_policy, new_policy
+from model.config import ModelConfig, make_config
+from model.heads import Policy
 from model.packing import pack
+from model.transformer import Linear, neftune_noise
 from tests.tiny_models import FAMILY, SIZES, batch_of, random_ids, tiny_config
 
 # What an architecture is made of, in its own config's words: the names of transformers, which is the oracle.
@@ -91,6 +97,7 @@ def test_logits_and_gradients_are_those_of_transformers(name, tmp_path):
         assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("heads, kv_heads", [(6, 2), (3, 3), (4, 1)])
 def test_both_attention_backends_agree(heads, kv_heads, window):
@@ -151,8 +158,6 @@ def test_residual_dropout_grows_with_depth_and_noise_stops_without_gradients():
 
 
 def test_neftune_noise_is_bounded_by_alpha_over_the_root_of_its_own_rows_size():
-    from model.transformer import neftune_noise
-
     stream = pack(*batch_of([(random_ids(5, 0), random_ids(4, 1)), (random_ids(20, 2), random_ids(5, 3))], "left"))
     noise = neftune_noise(torch.zeros(34, 48), stream.blocks, alpha=5.0)
     for (start, stop), length in zip(stream.blocks.spans, (9, 25), strict=True):
@@ -174,6 +179,41 @@ def test_bf16_keeps_fp32_masters_and_frozen_models_hold_bf16():
     assert {weight.grad.dtype for weight in trained.parameters()} == {torch.float32}
 
 
+def test_master_weights_multiply_as_their_cast_copies_do_and_keep_no_copy():
+    torch.manual_seed(0)
+    layer, x = Linear(24, 40), torch.randn(7, 24, dtype=torch.bfloat16, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        out = layer(x)
+    assert {(tuple(t.shape), t.dtype) for t in kept} == {((7, 24), torch.bfloat16), ((40, 24), torch.float32)}
+    plain = torch.nn.functional.linear(x, layer.weight.bfloat16(), layer.bias.bfloat16())
+    assert torch.equal(out, plain)
+    mix = torch.randn(7, 40).bfloat16()
+    inputs = (x, layer.weight, layer.bias)
+    ours, theirs = (torch.autograd.grad(y, inputs, mix) for y in (out, plain))
+    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(ours[:2], theirs[:2], strict=True))
+    torch.testing.assert_close(ours[2], mix.float().sum(0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("smollm2_135m", 134_515_008),
+        ("smollm2_360m", 361_821_120),
+        ("smollm2_1_7b", 1_711_376_384),
+        ("qwen2_5_0_5b", 494_032_768),
+        ("llama2_7b", 6_738_415_616),
+        ("mistral_7b", 7_241_732_096),
+        ("llama3_8b", 8_030_261_248),
+    ],
+)
+def test_the_size_tables_have_the_published_numbers_of_parameters(name, parameters):
+    sizes = OmegaConf.load(Path(__file__).parents[1] / f"conf/model/{name}.yaml")
+    with torch.device("meta"):
+        policy = Policy(make_config(sizes, vocab_size=1))
+    assert sum(weight.numel() for weight in policy.parameters()) == parameters
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -188,10 +228,15 @@ def test_bf16_keeps_fp32_masters_and_frozen_models_hold_bf16():
     ],
 )
 def test_sizes_that_contradict_each_other_are_refused(changes, message):
-    from model.config import ModelConfig
-
     with pytest.raises(ValueError, match=message):
         ModelConfig(**(SIZES | changes))
+
+
+def test_a_row_longer_than_the_window_is_refused():
+    policy = new_policy(tiny_config(max_length=16), seed=0)
+    policy.logprobs(*batch_of([(random_ids(4, 0), random_ids(12, 1))], "left"))
+    with pytest.raises(ValueError, match="a row of 17 tokens exceeds the model's window of 16; lower data.max_length"):
+        policy.logprobs(*batch_of([(random_ids(4, 0), random_ids(13, 1))], "left"))
 
 
 def test_every_family_has_a_tiny_model():

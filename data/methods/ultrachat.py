@@ -121,9 +121,10 @@ def ask_material(topic: str) -> Conversation:
 
 
 def as_user(messages: Conversation) -> Conversation:
-    """The conversation as the user's model sees it: its own messages are the user's."""
+    """The conversation as the user's model sees it: its own messages are the user's, and it is asked for the next."""
     flipped = {"user": "assistant", "assistant": "user"}
     turned = [_said(flipped[m["role"]], m["content"]) for m in messages]
+    turned[-1]["content"] += "\n\nWhat is your next question or request?"
     return [_said("system", USER_ROLE), _said("user", "Begin."), *turned]
 
 

@@ -1,0 +1,119 @@
+import json
+import os
+import sys
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import run_recipe as recipes
+from runtime.door import enter
+
+FAKE_DOOR = """
+import json, os, sys
+words = dict(word.split("=", 1) for word in sys.argv[1:])
+directory = words["hydra.run.dir"]
+os.makedirs(directory, exist_ok=True)
+with open(os.path.join(os.path.dirname(directory), "calls"), "a") as file:
+    file.write(f"{words['name']} resume={words.get('resume', 'false')}\\n")
+with open(os.path.join(directory, "metrics.jsonl"), "w") as file:
+    file.write('{"step": 0, "eval/loss": 3.0}\\n{"step": 9, "eval/loss": 1.25}\\n')
+with open(os.path.join(directory, "samples.jsonl"), "w") as file:
+    for step, said in ((0, "gibberish"), (9, "a latte, please")):
+        file.write(json.dumps({"step": step, "prompt": "What?", "completion": said, "reference": "tea"}) + "\\n")
+with open(os.path.join(directory, "out"), "w") as file:
+    file.write(words["seed"])
+sys.exit(int(os.environ.get("FAKE_EXIT", "0")))
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    """recipe(*words) -> exit code of a recipe of two steps, run in this process, whose door only notes its call."""
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "input.txt").write_text("first")
+    (tmp_path / "door.py").write_text(FAKE_DOOR)
+    (tmp_path / "recipe" / "two.yaml").write_text(
+        "# @package _global_\nname: two\nsteps:\n"
+        f"  - {{name: a, run: 'door.py name=a data.train=[{tmp_path / 'input.txt'}]', figures: [eval/loss]}}\n"
+        "  - {name: b, run: 'door.py name=b policy=${dir}/a/out data.train=[x]', figures: [eval/loss]}\n"
+    )
+    (tmp_path / "door.yaml").write_text("defaults: [train_sft]\n")
+    monkeypatch.setattr(recipes, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def recipe(*words: str) -> int:
+        where = ["--config-dir", str(tmp_path), "recipe=two", f"dir={tmp_path / 'out'}"]
+        monkeypatch.setattr(sys, "argv", ["run_recipe.py", *where, *words])
+        GlobalHydra.instance().clear()
+        try:
+            enter(recipes.run_recipe, "run_recipe")
+        except SystemExit as exit:
+            return exit.code
+        return 0
+
+    yield recipe
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """calls() -> what the doors were called with since the last look."""
+    path = tmp_path / "out" / "calls"
+
+    def calls() -> list[str]:
+        said = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return said
+
+    return calls
+
+
+def test_a_chain_runs_once_and_shows_figures_and_texts(recipe, calls, capfd):
+    assert recipe() == 0
+    assert calls() == ["a resume=false", "b resume=false"]
+    told = capfd.readouterr().out
+    for word in ("eval/loss", "1.25", "before: gibberish", "after: a latte, please"):
+        assert word in told
+    assert recipe() == 0
+    assert calls() == [] and "done before" in capfd.readouterr().out
+
+
+def test_what_follows_a_change_runs_again_and_nothing_else(recipe, calls, tmp_path):
+    recipe()
+    calls()
+    (tmp_path / "input.txt").write_text("second")  # a's output does not depend on it, so b stays
+    assert recipe() == 0 and calls() == ["a resume=false"]
+    assert recipe("all.seed=1") == 0 and calls() == ["a resume=false", "b resume=false"]
+    (tmp_path / "out" / "b" / "out").unlink()
+    assert recipe("all.seed=1") == 0 and calls() == ["b resume=true"]
+
+
+def test_an_interrupted_step_stops_the_chain_and_goes_on_where_it_was(recipe, calls, monkeypatch, capfd):
+    monkeypatch.setenv("FAKE_EXIT", "75")
+    assert recipe() == 75
+    assert calls() == ["a resume=false"] and "was interrupted" in capfd.readouterr().out
+    monkeypatch.delenv("FAKE_EXIT")
+    assert recipe() == 0 and calls() == ["a resume=true", "b resume=false"]
+
+
+def test_a_failed_step_stops_the_chain_and_says_how_to_go_on(recipe, calls, monkeypatch, capfd):
+    monkeypatch.setenv("FAKE_EXIT", "2")
+    assert recipe() == 2
+    assert len(calls()) == 1 and "the same command tries it again" in capfd.readouterr().out
+
+
+def test_a_wrong_key_in_the_last_step_is_found_before_the_first_runs(recipe, calls, tmp_path, capfd):
+    path = tmp_path / "recipe" / "two.yaml"
+    path.write_text(path.read_text().replace("name=b", "nmae=b"))
+    assert recipe() == 2
+    assert calls() == [] and "nmae" in capfd.readouterr().err
+
+
+def test_a_recipe_of_unchanged_outputs_is_told_by_content_not_by_clock(recipe, calls, tmp_path):
+    recipe()
+    calls()
+    for path in (tmp_path / "out").rglob("*"):
+        os.utime(path)
+    manifest = json.loads((tmp_path / "out" / "manifests" / "a.json").read_text())
+    assert manifest["outputs"].keys() == {"metrics.jsonl", "samples.jsonl", "out"}
+    assert recipe() == 0 and calls() == []
