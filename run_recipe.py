@@ -152,9 +152,9 @@ def report(cfg: DictConfig, home: Path) -> None:
     console.print(table)
     for step in cfg.steps:
         for sample in before_and_after(home / step.name):
-            console.print(f"\n{step.name}, {sample['prompt']}", markup=False, style="dim")
+            console.print(f"\n{step.name}, {shorten(sample['prompt'], 400)}", markup=False, soft_wrap=True, style="dim")
             for when in ("before", "after", "reference"):
-                console.print(f"  {when}: {sample[when]}", markup=False)
+                console.print(f"  {when}: {shorten(sample[when], 240)}", markup=False, soft_wrap=True)
     pictures = sorted(path for step in cfg.steps for path in (home / step.name).glob("*.png"))
     console.print("\npictures: " + "  ".join(map(str, pictures)), markup=False, soft_wrap=True)
 
@@ -169,6 +169,12 @@ def first_and_last(directory: Path, figure: str) -> tuple[float, float]:
     if not values:
         raise ValueError(f"the recipe shows {figure!r}, which {directory}/metrics.jsonl does not have")
     return values[0], values[-1]
+
+
+def shorten(text: str, most: int) -> str:
+    """The text on one line; its middle left out where it is long."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def before_and_after(directory: Path, most: int = 2) -> list[dict]:

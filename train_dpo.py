@@ -21,6 +21,7 @@ from data.preference_batch import Batch, all_rows, collate, mismatched
 from data.preferences import Element, eval_elements, preference_loader
 from data.tokenizer import load_tokenizer
 from evals.survey import Survey
+from kernels.backend import set_kernels
 from losses import (
     dpo_loss,
     hinge_loss,
@@ -61,6 +62,7 @@ OF_MEANS = ("simpo", "orpo")  # defined on log-probs per token
 
 
 def train(cfg: DictConfig, run: Run) -> float:
+    set_kernels(cfg.kernels)
     check_dpo(cfg, run.world_size)
     agreement = require_agreement(cfg)
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)

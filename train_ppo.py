@@ -7,7 +7,6 @@ Ziegler et al. 2019 (arXiv:1909.08593), Stiennon et al. 2020 (arXiv:2009.01325),
 Every variant is a setting of conf/train_ppo.yaml, explained in docs/ppo.md; it lives in a function that the loop calls.
 """
 
-import logging
 import time
 
 import torch
@@ -27,11 +26,12 @@ from advantages import (
 )  # fmt: skip
 from data.loader import Loader
 from data.pretraining import PretrainingMix
-from data.prompts import prompt_loader
+from data.prompts import encode_prompts, prompt_loader
 from data.rewards import Scorer, check_same_tokenizer, load_reward_function
 from data.rollout import in_parts, sample, value_states
 from data.tokenizer import Tokenizer, load_tokenizer
-from evals.credit import credit_samples, print_credit
+from evals.rollouts import credit_samples, evaluate_policy, print_credit, warn_about
+from kernels.backend import set_kernels
 from losses import ppo_loss, token_rewards
 from model.build import export_model, load_policy, load_reward_model, load_value_model
 from model.config import check_vocab
@@ -43,10 +43,9 @@ from runtime.distributed import gathered
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
 
-log = logging.getLogger(__name__)
-
 
 def train(cfg: DictConfig, run: Run) -> float:
+    set_kernels(cfg.kernels)
     check_ppo(cfg, run.world_size)
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)
     size, temperature = cfg.micro_batch_size, cfg.sampling.temperature
@@ -57,11 +56,14 @@ def train(cfg: DictConfig, run: Run) -> float:
     value_model = load_values(cfg, run)  # starts as the reward model
     score = load_scorer(cfg, run, tokenizer, policy)
     optimizer = build_optimizer([policy, value_model], cfg.optim, lr_scales=[1.0, cfg.optim.value_lr / cfg.optim.lr])
-    prompts, pretraining = load_prompts(cfg, run, tokenizer, policy), PretrainingMix(cfg, run, tokenizer)
-    average, controller = WeightAverage(policy, cfg.ema_decay), kl_controller(cfg)
+    prompts, held_out = load_prompts(cfg, run, tokenizer, policy, score)
+    pretraining, average = PretrainingMix(cfg, run, tokenizer), WeightAverage(policy, cfg.ema_decay)
+    controller = kl_controller(cfg)
     state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts}
     run.resume(**state, pretraining=pretraining, average=average, controller=controller)
 
+    if run.step == 0:
+        evaluate_policy(cfg, run, policy, ref_policy, tokenizer, score, held_out, step=0)
     while run.step < cfg.num_steps:
         lr, started = set_lr(optimizer, run.step, cfg.optim), time.perf_counter()
         kl_coefs = {place: controller.kl_coef if cfg.kl_in == place else 0.0 for place in ("reward", "loss")}
@@ -125,11 +127,12 @@ def train(cfg: DictConfig, run: Run) -> float:
             average.update(policy)
             run.metrics.add({"optim/grad_norm": grad_norm})
         run.metrics.add(speeds(cfg, run, rollout, rolled_out - started, time.perf_counter() - learning))
+        evaluate_policy(cfg, run, policy, ref_policy, tokenizer, score, held_out, step=run.step + 1)
         run.end_step(num_tokens=int(rollout.attention_mask.sum()))
 
     with average.swapped_in(policy):  # the average is the result where ema_decay asks for one
         export_model(policy, run.dir / "model", tokenizer)
-    return run.finish("objective/score")
+    return run.finish("eval/score" if held_out and cfg.eval_every else "objective/score")
 
 
 # ---- what the loop calls besides equations
@@ -186,19 +189,6 @@ def look(
             run.log_samples(credit_samples(rollout, tokenizer, finished, scores, credit, count=cfg.num_samples))
         if cfg.view and run.step == 0:
             print_credit(rollout, tokenizer, scores, credit, run.terminal.say)
-
-
-def warn_about(scores: Tensor, finished: Tensor, run: Run) -> None:
-    """Signs of a run that cannot learn what it should; said at the first step and every tenth while they last."""
-    if run.step % 10:
-        return
-    if len(scores) > 1 and scores.max() == scores.min():
-        log.warning("step %d: all %d scores are %g: there is nothing to prefer", run.step + 1, len(scores), scores[0])
-    if not finished.any():
-        log.warning(
-            "step %d: 0 of %d completions ended with a stop token: raise sampling.max_new_tokens, or train the SFT "
-            "model on completions that end (missing_eos decides what such a row is paid)", run.step + 1, len(finished),
-        )  # fmt: skip
 
 
 # ---- setting up
@@ -270,11 +260,18 @@ def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy)
     return Scorer(reward_model, functions, cfg.reward_weights, tokenizer, micro_batch_size=cfg.micro_batch_size)
 
 
-def load_prompts(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Loader:
-    """Rollout prompts that leave room for max_new_tokens in the window."""
-    room = policy.config.max_length - cfg.sampling.max_new_tokens
+def load_prompts(
+    cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy, score: Scorer
+) -> tuple[Loader, list[dict]]:
+    """Rollout prompts and held-out ones, which leave room for max_new_tokens in the smallest window."""
+    windows = [model.config.max_length for model in (policy, score.reward_model) if model is not None]
+    room = min(windows) - cfg.sampling.max_new_tokens
     settings = {"batch_size": cfg.batch_size, "seed": cfg.seed, "rank": run.rank, "world_size": run.world_size}
-    return prompt_loader(cfg.data, tokenizer, max_length=room, **settings)
+    prompts = prompt_loader(cfg.data, tokenizer, max_length=room, **settings)
+    if not cfg.data.eval:
+        return prompts, []
+    held_out = encode_prompts("data.eval", cfg.data.eval, cfg.data, tokenizer, max_length=room).items
+    return prompts, held_out[: cfg.num_prompts]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from data.checks.gate import require_agreement
 from data.loader import micro_batches
 from data.preferences import Element, eval_elements, preference_loader, preference_texts
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
-from evals.rm_accuracy import evaluate_reward_model, score_elements
+from evals.rm_accuracy import check_measurable, evaluate_reward_model, score_elements
+from kernels.backend import set_kernels
 from losses import pointwise_reward_loss, reward_loss
 from model.build import export_model, load_policy, load_reward_model, new_reward_model
 from model.config import check_vocab, make_config
@@ -33,6 +34,7 @@ from runtime.run import Run, main
 
 
 def train(cfg: DictConfig, run: Run) -> float:
+    set_kernels(cfg.kernels)
     check_reward(cfg, run.world_size)
     note = require_agreement(cfg)
 
@@ -118,9 +120,11 @@ def check_reward(cfg: DictConfig, world_size: int) -> None:
 
 
 def check_kinds(training: list[Element], held_out: list[Element]) -> None:
-    """Rated completions are judged by AUC, comparisons by accuracy: both sets must be of one kind."""
+    """Ratings are judged by AUC, comparisons by accuracy: both sets are of one kind, with something to tell apart."""
     if held_out and (training[0].reward is None) != (held_out[0].reward is None):
         raise ValueError("data.train and data.eval differ in kind (comparisons, rated completions); give files of one")
+    if held_out:
+        check_measurable(held_out)
 
 
 def element_loss(

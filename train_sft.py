@@ -15,6 +15,7 @@ from data.chat import cut_prompt
 from data.loader import micro_batches
 from data.sft import demonstration_texts, eval_examples, sft_loader
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from kernels.backend import set_kernels
 from losses import sft_loss
 from model.build import export_model, load_policy, new_policy
 from model.config import check_vocab, make_config
@@ -29,6 +30,7 @@ from runtime.run import Run, main
 
 
 def train(cfg: DictConfig, run: Run) -> float:
+    set_kernels(cfg.kernels)
     check_training(cfg, run.world_size)
     check_policy_or_model(cfg)
     check_whole(0, num_samples=cfg.num_samples)

@@ -174,6 +174,10 @@ def as_labels(row: dict) -> dict:
     return out | {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
 
 
+def gap(row: dict) -> float:
+    return row["rewards/chosen"] - row["rewards/rejected"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours", default=str(ROOT / ".venv/bin/python"), help="Python of our environment")
@@ -186,17 +190,16 @@ def main() -> None:
         return make_inputs(home)
     home.mkdir(parents=True, exist_ok=True)
     subprocess.run([given.ours, __file__, "--make", "--home", str(home)], check=True, cwd=ROOT)
-    keys = {"loss": "objective/loss", "chosen": "rewards/chosen", "rejected": "rewards/rejected"}
-    theirs_of = {"loss": "loss", "chosen": "rewards/chosen", "rejected": "rewards/rejected"}
     print(f"{'TRL':14}{'first loss':>12}{'last loss':>12}   largest difference over {STEPS} steps")
     worst = 0.0
     for name in given.losses:
         ours, theirs = run_ours(given.ours, home, name), run_trl(home, name)
-        far = {k: max(abs(a[keys[k]] - b[theirs_of[k]]) for a, b in zip(ours, theirs, strict=True)) for k in keys}
-        far["margin"] = max(
-            abs((a["rewards/chosen"] - a["rewards/rejected"]) - (b["rewards/chosen"] - b["rewards/rejected"]))
-            for a, b in zip(ours, theirs, strict=True)
-        )
+        pairs = list(zip(ours, theirs, strict=True))
+        far = {"loss": max(abs(a["objective/loss"] - b["loss"]) for a, b in pairs)}
+        if name not in ("ipo", "sigmoid_norm"):  # of means: TRL logs the rewards of the sums beside them
+            for side in ("chosen", "rejected"):
+                far[side] = max(abs(a[f"rewards/{side}"] - b[f"rewards/{side}"]) for a, b in pairs)
+            far["margin"] = max(abs(gap(a) - gap(b)) for a, b in pairs)
         worst = max(worst, *far.values())
         listed = "  ".join(f"{k} {v:.1e}" for k, v in far.items())
         print(f"{name:14}{ours[0]['objective/loss']:12.6f}{ours[-1]['objective/loss']:12.6f}   {listed}", flush=True)

@@ -58,6 +58,16 @@ def evaluate_reward_model(elements: list[Element], scores: list[np.ndarray], *, 
     return {f"eval/{name}": value for name, value in figures.items()}
 
 
+def check_measurable(elements: list[Element]) -> None:
+    """Raise ValueError where held-out judgements leave nothing to measure: before a training, not after it."""
+    if any(decided_pairs(element.ranks) for element in elements):
+        return
+    good = {element.reward > 0.5 for element in elements if element.reward is not None}
+    if len(good) < 2:
+        what = f"all {len(elements)} ratings lie on one side of 1/2" if good else "every comparison is a tie"
+        raise ValueError(f"data.eval cannot tell a good reward model from a bad one: {what}; hold out other rows")
+
+
 def _rated_figures(elements: list[Element], scores: np.ndarray, plot: Path | None) -> dict[str, float]:
     labels = np.array([element.reward for element in elements])
     figures = auc_report(scores, labels) | {"loss": float(np.mean(_softplus(scores) - labels * scores))}
@@ -109,14 +119,8 @@ def accuracy_report(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, float
 
 
 def auc_report(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Area under the ROC curve of (B,) scores for labels above 1/2, with a 95 % bootstrap interval over rows.
-
-    Raises:
-        ValueError: all labels on one side: no pair to rank.
-    """
+    """Area under the ROC curve of (B,) scores for labels above 1/2, with a 95 % bootstrap interval over rows."""
     good = labels > 0.5
-    if good.all() or not good.any():
-        raise ValueError(f"AUC needs good and bad completions, but all {len(labels)} labels are on one side of 1/2")
     roc_auc_score, rng = _extra("sklearn.metrics").roc_auc_score, np.random.default_rng(0)
     draws = (rng.integers(len(good), size=len(good)) for _ in range(BOOTSTRAPS))
     resampled = [roc_auc_score(good[rows], scores[rows]) for rows in draws if 0 < good[rows].sum() < len(rows)]

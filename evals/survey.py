@@ -6,6 +6,7 @@ from torch import Tensor
 
 from data.chat import cut_prompt
 from data.preferences import Element
+from data.prompts import encode_prompts
 from data.rewards import check_same_tokenizer
 from model.build import load_policy, load_reward_model
 from model.heads import Policy
@@ -20,7 +21,7 @@ class Survey:
     Adds to the metrics of the step:
         objective/kl          nats per sequence: KL(policy || reference) over the vocabulary, summed along each sample
         objective/score       the reward model's score of the samples
-        eval/win_rate         share of prompts whose sample scores above the completion in the data; a tie is half
+        eval/win_rate         share of samples that score above the data's completion, if there is one; a tie is half
         eval/win_rate_before  the same against the reference's sample
     """
 
@@ -32,11 +33,16 @@ class Survey:
                 f"sampling.max_new_tokens={cfg.sampling.max_new_tokens} leaves no room for a prompt in the window of "
                 f"{window}; lower it, or say sample_every=0"
             )
-        answered = [e for e in elements if e.reward is None or e.reward >= 0.5]
-        by_prompt = {prompt_of(e): e.rows[0] for e in reversed(answered)}  # each prompt once, its first element
-        asked = list(reversed(by_prompt.items()))[: cfg.num_prompts][run.rank :: run.world_size]
+        if cfg.data.prompts is None:
+            answered = [e for e in elements if e.reward is None or e.reward >= 0.5]
+            by_prompt = {prompt_of(e): e.rows[0] for e in reversed(answered)}  # each prompt once, its first element
+            asked = list(reversed(by_prompt.items()))
+        else:
+            encoded = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room)
+            asked = [(row["input_ids"].tolist(), None) for row in encoded.items]
+        asked = asked[: cfg.num_prompts][run.rank :: run.world_size]
         self.prompts = [cut_prompt(list(prompt), tokenizer, max_length=room) for prompt, _ in asked]
-        self.references = [row for _, row in asked]  # the data's good completions
+        self.references = [row for _, row in asked if row is not None]  # the data's good completions
         self.seeds = [cfg.seed + 1000 * run.rank + i for i in range(len(asked))]
         self.reward_model = None
         if cfg.reward_model is not None:
@@ -57,11 +63,12 @@ class Survey:
         scores = None
         if self.reward_model is not None:
             scores = self.score(answers.rows)
-            of_data = self.score(make_rows(self.references, self.tokenizer.pad_id).to(self.run.device))
             if self.scores_before is None:
                 self.scores_before = self.score(self.answer(ref_policy).rows)
-            told |= {"objective/score": scores, "eval/win_rate": wins(scores, of_data)}
-            told |= {"eval/win_rate_before": wins(scores, self.scores_before)}
+            told |= {"objective/score": scores, "eval/win_rate_before": wins(scores, self.scores_before)}
+            if self.references:
+                of_data = self.score(make_rows(self.references, self.tokenizer.pad_id).to(self.run.device))
+                told |= {"eval/win_rate": wins(scores, of_data)}
         self.run.metrics.add(told)
         self.run.log_samples(self.describe(answers, kl, scores), step)
 
@@ -85,17 +92,18 @@ class Survey:
         samples = []
         for i in range(min(self.cfg.num_samples, len(self.prompts))):
             ids, mask = answers.rows.input_ids[i], answers.rows.completion_mask[i]
-            good = self.references[i]
-            samples.append(
-                {
-                    "prompt": self.tokenizer.decode(self.prompts[i], specials=True),
-                    "completion": self.tokenizer.decode(ids[mask].tolist()),
-                    "chosen": self.tokenizer.decode(good["input_ids"][good["completion_mask"]]),
-                    "finish_reason": answers.finish_reasons[i],
-                    "kl": round(kl[i].item(), 3),
-                }
-                | ({} if scores is None else {"score": round(scores[i].item(), 3)})
-            )
+            sample = {
+                "prompt": self.tokenizer.decode(self.prompts[i], specials=True),
+                "completion": self.tokenizer.decode(ids[mask].tolist()),
+                "finish_reason": answers.finish_reasons[i],
+                "kl": round(kl[i].item(), 3),
+            }
+            if self.references:
+                good = self.references[i]
+                sample["reference"] = self.tokenizer.decode(good["input_ids"][good["completion_mask"]])
+            if scores is not None:
+                sample["score"] = round(scores[i].item(), 3)
+            samples.append(sample)
         return samples
 
 

@@ -73,7 +73,7 @@ def fold_orders(votes: pd.DataFrame) -> pd.DataFrame:
     verdict = folded["verdict"].where(folded["verdict"] == other["verdict"], "tie")
     failed = (folded["verdict"] == "error") | (other["verdict"] == "error")
     folded = folded.assign(
-        verdict=verdict.mask(failed, "tie"),
+        verdict=verdict.mask(failed, "error"),
         shown="both",
         preference=(folded["preference"] + other["preference"]) / 2,
         weight=(folded["weight"] + other["weight"]) / 2,

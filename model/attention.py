@@ -3,9 +3,10 @@
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 CHUNK = 256  # queries of one product: a longer block is cut, so that little is computed above the diagonal
+TILE = 128  # flex_attention skips or visits squares of this many tokens
 
 
 class Blocks:
@@ -43,17 +44,29 @@ class Blocks:
             ]
         return self.masks[key]
 
-    def block_mask(self, window: int | None):
-        """The same mask for flex_attention, which skips tiles that are empty."""
-        if window not in self.masks:
-            sizes = torch.tensor([stop - start for start, stop in self.spans], device=self.answers.device)
-            block = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)  # (N,)
+    def block_mask(self, window: int | None) -> BlockMask:
+        """The same mask for flex_attention: for each tile of queries, the tiles of keys that it must visit.
 
-            def mask_mod(b, h, q, k):
-                return (block[q] == block[k]) & self.allowed(q, k, window)
+        Made from the blocks' bounds, so that no (N, N) mask is ever laid out; inside a tile `allowed` decides.
+        """
+        if window in self.masks:
+            return self.masks[window]
+        size, device = len(self.answers), self.answers.device
+        sizes = torch.tensor([stop - start for start, stop in self.spans], device=device)
+        block = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes, output_size=size)  # (N,)
+        first = block[::TILE]  # (tiles,) block of each tile's first token
+        last = torch.cat((block[TILE - 1 :: TILE], block[-1:]))[: len(first)]  # and of its last one
+        tile = torch.arange(len(first), device=device)
+        visit = (tile[None, :] <= tile[:, None]) & (last[None, :] >= first[:, None])  # (query tiles, key tiles)
+        counts = visit.sum(1, dtype=torch.int32)
+        order = visit.int().argsort(dim=1, descending=True, stable=True).int()  # the tiles to visit come first
 
-            size = len(self.answers)
-            self.masks[window] = create_block_mask(mask_mod, None, None, size, size, device=self.answers.device)
+        def mask_mod(b, h, q, k):
+            return (block[q] == block[k]) & self.allowed(q, k, window)
+
+        self.masks[window] = BlockMask.from_kv_blocks(
+            counts[None, None], order[None, None], BLOCK_SIZE=TILE, mask_mod=mask_mod, seq_lengths=(size, size)
+        )
         return self.masks[window]
 
 

@@ -28,7 +28,8 @@ class Metrics:
             self.counts[name] += value.numel()
 
     def flush(self) -> dict[str, float]:
-        """Every mean since the last flush, by name. Names must be the same on every rank."""
+        """Every mean since the last flush, by name; a name without any element on any rank has none. Names must be the
+        same on every rank."""
         names = sorted(self.sums)  # every rank must add the same names, or columns mix
         if not names:
             return {}
@@ -37,7 +38,8 @@ class Metrics:
         table = torch.stack([sums, sums.new_tensor([self.counts.pop(name) for name in names])])  # (2, M)
         if dist.is_initialized():
             dist.all_reduce(table)
-        return dict(zip(names, (table[0] / table[1]).tolist(), strict=True))
+        rows = zip(names, *table.tolist(), strict=True)
+        return {name: total / count for name, total, count in rows if count}
 
 
 def append_row(path: Path, row: dict) -> None:

@@ -198,6 +198,8 @@ def test_completions_share_the_prompt_and_are_cut_at_their_end(tokenizers):
     assert [row["completion_mask"].index(True) for row in rows] == [header - 4] * 2
     assert [row["input_ids"][header - 4 :] for row in rows] == [row["input_ids"][header:] for row in whole]
     assert [row["num_cut"] for row in rows] == [4, 4]
+    least = encode_completions(prompt, answers, tokenizer, max_length=longest - 4, max_prompt_length=1)
+    assert least == rows  # no more of the prompt goes than must
     rows = encode_completions(prompt, answers, tokenizer, max_length=longest - 4, max_prompt_length=header - 1)
     assert rows[0]["input_ids"][-1] == tokenizer.stop_id  # the short answer is whole
     assert rows[1]["input_ids"][header - 1 :] == whole[1]["input_ids"][header:-3]  # the long one is cut: no stop token

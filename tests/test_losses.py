@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from advantages import whiten
+from kernels.backend import set_kernels
 from losses import (
     pointwise_reward_loss,
+    ppo_loss,
     ppo_policy_loss,
     ppo_value_loss,
     reward_loss,
@@ -194,6 +196,43 @@ def test_value_loss_equals_a_loop_over_states(clip_range):
             error = max(error, (min(max(v, old - clip_range), old + clip_range) - target) ** 2)
         total += error / 2
     assert loss.item() == pytest.approx(total / mask.sum().item(), abs=1e-12)
+
+
+PPO = {"clip_range": 0.2, "dual_clip": 3.0, "value_clip_range": 0.2, "value_coef": 0.1}
+
+
+def ppo_inputs():
+    mask, tensors = random_rows()
+    advantages = torch.randn(5, 9, dtype=torch.float64)
+    logprobs, old_logprobs, values, old_values = (x.float().requires_grad_(i % 2 == 0) for i, x in enumerate(tensors))
+    rest = [advantages.float(), (advantages + old_values).float()]
+    return (logprobs, old_logprobs, rest[0], mask, values, old_values, rest[1], mask), {
+        "num_tokens": mask.sum(), "num_states": mask.sum()
+    }  # fmt: skip
+
+
+def test_ppo_loss_is_the_sum_of_its_two_terms():
+    inputs, counts = ppo_inputs()
+    loss, metrics = ppo_loss(*inputs, **PPO, **counts)
+    n = counts["num_tokens"]
+    policy, _ = ppo_policy_loss(*inputs[:4], clip_range=0.2, dual_clip=3.0, num_tokens=n)
+    value, _ = ppo_value_loss(*inputs[4:], clip_range=0.2, num_tokens=n)
+    torch.testing.assert_close(loss, policy + 0.1 * value)
+    assert {"policy/ratio", "policy/clip_fraction", "value/loss"} <= set(metrics)
+
+
+@pytest.mark.interpreter
+def test_the_fused_ppo_loss_and_its_metrics_equal_the_definition():
+    results = []
+    for kernels in ("torch", "triton"):
+        set_kernels(kernels)
+        inputs, counts = ppo_inputs()
+        loss, metrics = ppo_loss(*inputs, **PPO, **counts)
+        loss.backward()
+        means = {name: value.mean() for name, value in sorted(metrics.items())}
+        results.append((loss.detach(), inputs[0].grad, inputs[4].grad, means))
+    set_kernels("auto")
+    torch.testing.assert_close(results[1], results[0])
 
 
 # ---- laws

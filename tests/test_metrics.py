@@ -71,3 +71,9 @@ def test_a_line_cut_by_a_kill_is_left_out_and_forgotten_on_resume(tmp_path):
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
     drop_rows_after(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_name_without_elements_has_no_mean():
+    metrics = Metrics()
+    metrics.add({"rewards/chosen": torch.empty(0), "rewards/rejected": torch.ones(3)})
+    assert metrics.flush() == {"rewards/rejected": 1.0}

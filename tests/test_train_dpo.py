@@ -129,7 +129,7 @@ def test_survey_and_evaluation_begin_at_the_reference(dpo, house, tmp_path, read
     assert {"eval/accuracy", "eval/margin", "eval/chosen", "eval/rejected", "logprobs/chosen"} <= after.keys()
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [s["step"] for s in samples] == [0, 0, 3, 3]
-    assert samples[0]["prompt"] == samples[2]["prompt"] and samples[0]["chosen"]
+    assert samples[0]["prompt"] == samples[2]["prompt"] and samples[0]["reference"]
 
 
 @pytest.mark.parametrize("loss, file", [("kto", "rated"), ("kto", "train"), ("plackett_luce", "ranked")])

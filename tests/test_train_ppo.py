@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import train_ppo
-from data.rollout import in_parts, value_states
-from data.tokenizer import train_sentencepiece
+from data.rollout import in_parts, sample, value_states
+from data.tokenizer import load_tokenizer, train_sentencepiece
 from model.build import export_model, load_policy, new_policy, new_reward_model
 from model.packing import Rows
 from tests.tiny_models import shaken, tiny_config
@@ -153,6 +153,18 @@ def test_the_exported_policy_is_the_average_where_one_is_asked_for(ppo, tmp_path
     assert moved > 1e-4
 
 
+def test_held_out_prompts_are_answered_before_and_after(ppo, house, tmp_path, read_metrics):
+    words = [f"data.eval=[{house}/rows.jsonl]", "eval_every=2", "num_prompts=5", "sample_every=0"]
+    assert ppo(*words) == 0
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "eval/score" in row] == [0, 2]
+    assert rows[0]["eval/kl"] == pytest.approx(0, abs=1e-5) and rows[-1]["eval/kl"] > 1e-5
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [row["prompt"] for row in samples if row["step"] == 0] == [
+        row["prompt"] for row in samples if row["step"] == 2
+    ]
+
+
 def test_the_viewer_shows_every_token_of_the_first_rollout(ppo, capsys):
     assert ppo("view=true", "num_steps=1") == 0
     text = capsys.readouterr().out
@@ -207,6 +219,21 @@ def test_after_eos_gives_a_value_to_one_state_more_where_there_was_room():
     assert states.completion_mask.sum(1).tolist() == [3, 6, 4]  # no room after 6 tokens; the third did not stop
     assert states.completion_mask[0].nonzero().flatten().tolist() == [2, 3, 4]
     assert value_states(rows, finished, score_position="eos", max_new_tokens=6) == (rows, rows)
+
+
+def test_a_row_draws_by_its_number_and_step_not_by_its_place(house):
+    policy, tokenizer = load_policy(house / "policy", frozen=True), load_tokenizer(house / "policy")
+    batch = [{"input_ids": tokenizer.encode(text)} for text in ("one latte", "a mocha please", "two teas")]
+    settings = {"max_new_tokens": 6, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "slots": 8}
+
+    def completions(rows, numbers, step=3):
+        drawn, _ = sample(policy, rows, tokenizer, settings, seed=5, step=step, numbers=numbers)
+        return [ids[mask].tolist() for ids, mask in zip(drawn.input_ids, drawn.completion_mask, strict=True)]
+
+    whole = completions(batch, [0, 1, 2])
+    assert completions(batch[1:], [1, 2]) == whole[1:]  # as a second rank would draw them
+    assert completions(batch, [3, 4, 5]) != whole
+    assert completions(batch, [0, 1, 2], step=4) != whole
 
 
 def test_in_parts_is_the_whole_in_order():

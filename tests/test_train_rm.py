@@ -41,6 +41,7 @@ def house(tmp_path_factory):
     export_model(shaken(new_policy(config, seed=0)), home / "policy", tokenizer)
     write(home / "pairs.jsonl", pairs)
     write(home / "rated.jsonl", [row | {"reward": float(i % 2)} for i, row in enumerate(rated)])
+    write(home / "good.jsonl", [row | {"reward": 1.0} for row in rated[:12]])
     ranked = [
         {"prompt": row["prompt"], "completions": [row["rejected"], row["chosen"], "Yes.", "No."][: 2 + i % 3],
          "ranks": [2, 0, 1, 1][: 2 + i % 3]} for i, row in enumerate(pairs)
@@ -212,6 +213,7 @@ def test_small_rules():
         (["normalise=mean"], "normalise='mean'"),
         (["data.eval=[{home}/rated.jsonl]"], "differ in kind"),
         (["data.train=[{home}/pairs.jsonl,{home}/rated.jsonl]"], "different losses"),
+        (["data.train=[{home}/rated.jsonl]", "data.eval=[{home}/good.jsonl]"], "all 12 ratings lie on one side"),
         (["batch_size=5"], "batch_size=5"),
         (["margin_coef=-1"], "margin_coef"),
     ],

@@ -111,6 +111,21 @@ def test_both_attention_backends_agree(heads, kv_heads, window):
     torch.testing.assert_close(outs[0], outs[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("lengths", [[128, 128], [5, 300, 2, 77], [700], [40] * 20])
+def test_tiles_that_flex_attention_skips_hold_nothing(lengths):
+    rows = [(random_ids(n // 2, 100 + i), random_ids(n - n // 2, i)) for i, n in enumerate(lengths)]
+    blocks = pack(*batch_of(rows, "right")).blocks
+    tiles = blocks.block_mask(None).to_dense()[0, 0].bool()
+    owner = torch.repeat_interleave(torch.arange(len(blocks.spans)), torch.tensor([b - a for a, b in blocks.spans]))
+    index = torch.arange(len(owner))
+    seen = blocks.allowed(index[:, None], index[None, :], None) & (owner[:, None] == owner[None, :])
+    pad = -len(owner) % 128
+    needed = (
+        torch.nn.functional.pad(seen, (0, pad, 0, pad)).unflatten(1, (-1, 128)).unflatten(0, (-1, 128)).any(3).any(1)
+    )
+    assert torch.equal(tiles, needed)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flex_attention has no backward pass on a CPU")
 @pytest.mark.parametrize("window", [None, 4])

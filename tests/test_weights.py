@@ -189,6 +189,7 @@ BREAKAGES = {
     "activation": (lambda d: edited(d, hidden_act="gelu"), "hidden_act='gelu'"),
     "bias": (lambda d: edited(d, attention_bias=True), "attention_bias=true"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
+    "a list": (lambda d: (d / "config.json").write_text("[]"), "config.json holds a list, not a JSON object"),
     "not json": (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
     "lacks a size": (
         lambda d: (d / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}'),

@@ -99,7 +99,10 @@ class GGUFReader:
 
     def read(self, name: str) -> Tensor:
         tensor = self.tensors[name]
-        weight = torch.from_numpy(np.array(self.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        try:
+            weight = torch.from_numpy(np.array(self.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+        except NotImplementedError as error:
+            raise ValueError(f"{self.path}: {name} is stored as {tensor.tensor_type.name}, unknown to gguf") from error
         weight = weight.reshape(self.shape(name))
         if self.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = self.config.num_heads if "q_proj" in name else self.config.num_kv_heads

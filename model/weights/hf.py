@@ -46,11 +46,14 @@ class HFReader:
 
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        raw = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; a model directory needs config.json and *.safetensors") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds a {type(raw).__name__}, not a JSON object")
+    return raw
 
 
 def weight_files(directory: Path) -> list[Path]:
