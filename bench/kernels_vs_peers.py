@@ -106,7 +106,8 @@ def part_predict() -> list[dict]:
                 function(*inputs).backward()
             rows.append({
                 "size": list(size), "implementation": name, "operations_over_8NDV": cost.operations / (8 * M * D * V),
-                "gigabytes": cost.bytes / 1e9, "over_minimum": cost.bytes / (2 * _bytes(*inputs[:2])), "scratch_mb": (cost.peak - _bytes(*inputs[:2])) / 1e6,
+                "gigabytes": cost.bytes / 1e9, "over_minimum": cost.bytes / (2 * _bytes(*inputs[:2])),
+                "scratch_mb": (cost.peak - _bytes(*inputs[:2])) / 1e6,
                 "launches": cost.launches, "milliseconds": 1e3 * cost.seconds,
                 "over_8NDV": cost.seconds * PRODUCTS_PER_SECOND / (8 * M * D * V),
             })  # fmt: skip

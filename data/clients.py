@@ -108,7 +108,7 @@ class Client:
             self._count(key, answers[key], fresh=False)
         for key, answer in self._answer(missing) if missing else ():
             answers[key] = answer
-            if self._cache is not None:
+            if answer.finish_reason != "refused" and self._cache is not None:
                 self._cache[key] = asdict(answer)
             self._count(key, answer, fresh=True)
         return [answers[key] for key in keys]

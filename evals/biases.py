@@ -52,6 +52,8 @@ def preference_for_more(
     minus the share of people's decisive votes that do. Without human votes on these pairs the judge is held against
     one half, which mixes bias with true quality, and `compared_with` says so.
     """
+    if not len(judge):
+        return unknown("the judge gave no readable verdict")
     a, b = f"{feature}_a", f"{feature}_b"
     if a not in judge or not (judge[a].notna() & judge[b].notna()).any():
         return unknown(f"the {feature} of the answers is not in the votes; give task.answers")

@@ -7,6 +7,7 @@ device that is here: milliseconds and peak memory against eager torch and torch.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -92,6 +93,8 @@ def part_time(rounds: int, names: list[str]) -> list[dict]:
             first = times[names[0]]
             ratios = {"ratio": timing["seconds"] / first["seconds"]}
             ratios["cpu_ratio"] = timing["cpu_seconds"] / first["cpu_seconds"]
+            if torch.cuda.is_available():
+                ratios["over_8NDV"] = timing["seconds"] * PRODUCTS_PER_SECOND / (8 * math.prod(size))
             rows.append({"size": list(size), "implementation": name} | timing | ratios | measure_memory(size, name))
     return rows
 

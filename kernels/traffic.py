@@ -36,6 +36,10 @@ class Count:
     sectors: int = 0
     unique: int = 0
 
+    def add(self, moved: int) -> None:
+        """One more call of a library operation."""
+        self.launches, self.requested, self.unique = self.launches + 1, self.requested + moved, self.unique + moved
+
 
 class Traffic(TorchDispatchMode):
     """Counts per Triton kernel in `kernels` and per torch operation in `operations`, by name."""
@@ -63,12 +67,7 @@ class Traffic(TorchDispatchMode):
         if self._current is None and name not in VIEWS:
             inputs = [] if name in FILLS else [x for x in tree_leaves(args) if isinstance(x, torch.Tensor)]
             outputs = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-            moved, count = sum(map(distinct_bytes, inputs + outputs)), self.operations[name]
-            count.launches, count.requested, count.unique = (
-                count.launches + 1,
-                count.requested + moved,
-                count.unique + moved,
-            )
+            self.operations[name].add(sum(map(distinct_bytes, inputs + outputs)))
         return out
 
     def __enter__(self):

@@ -10,7 +10,8 @@ import pytest
 
 from data import formats
 from data.clients import Answer, Client, Request, ScriptedClient, hash_json
-from data.methods.camel import DONE, camel, flip_fault
+from data.methods.camel import DONE, Session, as_assistant, camel, flip_fault
+from data.methods.camel import as_user as as_user_agent
 from data.methods.filters import rouge_l
 from data.methods.preferences import preferences, read_rating
 from data.methods.rows import Made, manifest
@@ -245,6 +246,13 @@ def test_camel_ends_when_the_user_says_that_the_task_is_done():
         assert row["roles"] == {"assistant": "Chemist", "user": "Tea Trader"} and row["end"] == "done"
         assert row["messages"][0]["role"] == "system" and row["messages"][-1]["role"] == "assistant"
         assert not any(DONE in message["content"] for message in row["messages"])
+
+
+def test_each_camel_agent_sees_its_own_words_as_the_assistants():
+    said = [{"role": "user", "content": "do"}, {"role": "assistant", "content": "done"}]
+    session = Session("idea", 0, ("Chemist", "Trader"), "blend", said)
+    assert as_assistant(session)[1:] == said
+    assert [(m["role"], m["content"]) for m in as_user_agent(session)[2:]] == [("assistant", "do"), ("user", "done")]
 
 
 @pytest.mark.parametrize(
