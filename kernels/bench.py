@@ -21,6 +21,7 @@ from kernels.cost import BYTES_PER_SECOND, PRODUCTS_PER_SECOND, counting
 
 PARTS = ("bytes", "binary", "predict", "time")
 FULL_SIZE = [(8192, 4096, 32000), (8192, 4096, 128256)]  # M, D, V of the prediction
+VECTORS_PER_SECOND = 60e12  # float32 of an H100 outside tensor cores
 CPU_SIZES = [(2048, 576, 49152), (512, 2048, 128256)]
 GPU_SIZES = FULL_SIZE
 
@@ -39,7 +40,8 @@ def part_bytes() -> list[dict]:
         for kernel, count in traffic.kernels.items():
             best = minimum[kernel] * count.launches
             ratios = {key: round(getattr(count, key) / best, 3) for key in ("unique", "requested", "sectors")}
-            rows.append({"case": name, "kernel": kernel, "launches": count.launches, "minimum": best} | ratios)
+            row = {"case": name, "kernel": kernel, "launches": count.launches, "minimum": best} | ratios
+            rows.append(row | {"operations_per_byte": round(count.operations / count.unique, 2)})
     return rows
 
 
@@ -129,15 +131,21 @@ def draw_roofline(report: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5))
-    intensity = [0.1, PRODUCTS_PER_SECOND / BYTES_PER_SECOND, 1e4]
-    axes.loglog(intensity, [min(PRODUCTS_PER_SECOND, x * BYTES_PER_SECOND) / 1e12 for x in intensity], color="black")
+    for peak, name in ((PRODUCTS_PER_SECOND, "tensor cores, bfloat16"), (VECTORS_PER_SECOND, "float32")):
+        intensity = [0.3, peak / BYTES_PER_SECOND, 5000]
+        axes.loglog(intensity, [min(peak, x * BYTES_PER_SECOND) / 1e12 for x in intensity], color="black", lw=1)
+        axes.annotate(name, (5000, peak / 1e12), ha="right", va="bottom", fontsize=8)
+    for row in report.get("bytes", []):
+        if row["minimum"] > 4:  # a launch that only looks at one number has no place here
+            x = row["operations_per_byte"]
+            axes.plot(x, x * BYTES_PER_SECOND / row["unique"] / 1e12, "o", label=f"{row['case']}: {row['kernel'][1:]}")
     for row in report["predict"]:
         M, D, V = row["size"]
         operations = (2 if row["step"] == "forward" else 8) * M * D * V
         x, y = operations / (row["gigabytes"] * 1e9), operations / row["milliseconds"] / 1e9
-        axes.plot(x, y, "o", label=f"log-prob, {row['step']}, V {V}: {row['over_floor']:.2f}x its floor")
+        axes.plot(x, y, "s", label=f"step, V {V}, {row['step']}: {row['over_floor']:.2f}x its floor")
     axes.set(xlabel="operations per byte", ylabel="TFLOP/s", title="Roofline of an H100 (predicted, not measured)")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 

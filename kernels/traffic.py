@@ -29,9 +29,10 @@ FILLS = {"zeros", "zeros_like", "zero_", "ones", "ones_like", "full", "full_like
 
 @dataclass
 class Count:
-    """What all launches of one kernel, or all calls of one operation, moved, in bytes."""
+    """What all launches of one kernel, or all calls of one operation, moved, in bytes, and how much it computed."""
 
     launches: int = 0
+    operations: int = 0  # of a kernel: elements through one float operation each; products are not counted
     requested: int = 0
     sectors: int = 0
     unique: int = 0
@@ -77,6 +78,8 @@ class Traffic(TorchDispatchMode):
             ("create_atomic_rmw", 1, 3), ("create_atomic_cas", 0, None),
         ):  # fmt: skip
             self._wrap(builder, name, self._access(getattr(builder, name), pointer, mask, "atomic" in name))
+        for name in ("unary_op", "binary_op"):
+            self._wrap(builder, name, self._arithmetic(getattr(builder, name)))
         self._wrap(grid, "__call__", self._launch(grid.__call__))
         return super().__enter__()
 
@@ -103,6 +106,15 @@ class Traffic(TorchDispatchMode):
             return original(builder, *args, **kwargs)
 
         return access
+
+    def _arithmetic(self, original):
+        def arithmetic(builder, *args, **kwargs):
+            out = original(builder, *args, **kwargs)
+            if out.data.dtype.kind == "f":
+                self._current.operations += out.data.size
+            return out
+
+        return arithmetic
 
     def _launch(self, original):
         def launch(grid, *args, **kwargs):
