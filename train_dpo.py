@@ -36,6 +36,7 @@ from losses import (
 from model.build import export_model, load_policy
 from model.config import check_vocab
 from model.heads import Policy
+from model.lora import Reference, add_lora, export_adapter
 from model.packing import Rows, make_rows
 from model.ref_cache import cached_logprobs, row_key, weights_digest
 from runtime.config import check_choice, check_positive, check_training
@@ -68,17 +69,18 @@ def train(cfg: DictConfig, run: Run) -> float:
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)
 
     # ---- one network learns; the reference is one number per row
-    policy = load_policy(cfg.policy, precision=cfg.precision)
+    policy = load_policy(cfg.policy, precision=cfg.precision, frozen=cfg.lora.rank > 0)
     check_vocab(policy.config, tokenizer.vocab_size)
     policy.transformer.checkpointing = cfg.activation_checkpointing
-    policy = run.shard(policy)
+    policy = run.shard(add_lora(policy, **cfg.lora, seed=cfg.seed))
     ranks = {"rank": run.rank, "world_size": run.world_size}
     batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
     held_out = eval_elements(cfg.data, tokenizer)
     check_elements(cfg, batches.items + held_out)
-    partners = mismatched(batches.items) | mismatched(held_out) if cfg.loss == "kto" else {}
+    sets = (batches.items, held_out) if cfg.loss == "kto" else ()
+    partners = {k: v for items in sets for k, v in mismatched(items, max_length=cfg.data.max_length).items()}
     survey = Survey(cfg, run, tokenizer, held_out or batches.items, policy.config.max_length)
-    reference = load_reference(cfg, run, policy, tokenizer, all_rows(batches.items + held_out, partners))
+    reference, ref_models = load_reference(cfg, run, policy, tokenizer, all_rows(batches.items + held_out, partners))
     optimizer = build_optimizer(policy, cfg.optim)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
     if agreement is not None:
@@ -89,7 +91,7 @@ def train(cfg: DictConfig, run: Run) -> float:
         return [collate(part, reference, partners, tokenizer.pad_id, run.device) for part in parts]
 
     def look(step: int) -> None:
-        with run.off_the_clock(), torch.no_grad(), gathered(policy):
+        with run.off_the_clock(), torch.no_grad(), gathered(policy, *ref_models):
             if held_out and run.due(cfg.eval_every, step):
                 evaluate(cfg, run, policy, collate_all(held_out[run.rank :: run.world_size]))
             if run.due(cfg.sample_every, step):
@@ -128,16 +130,22 @@ def train(cfg: DictConfig, run: Run) -> float:
         run.end_step(num_tokens=sum(int(part.rows.attention_mask.sum()) for part in parts))
 
     export_model(policy, run.dir / "model", tokenizer)
+    export_adapter(policy, run.dir / "adapter", cfg.policy)
     return run.finish("eval/accuracy" if held_out and cfg.eval_every else "rewards/accuracy")
 
 
 # ---- the reference
 
 
-def load_reference(cfg: DictConfig, run: Run, policy: Policy, tokenizer, rows: list[dict]) -> Callable:
-    """A function (rows as encoded, the same as Rows) -> (b,) nats: from disk, from a second model, or zeros."""
+def load_reference(
+    cfg: DictConfig, run: Run, policy: Policy, tokenizer, rows: list[dict]
+) -> tuple[Callable, list[Policy]]:
+    """A function (rows as encoded, the same as Rows) -> (b,) nats: from disk, from a second model, or zeros.
+
+    Beside it the model behind the function, where there is one.
+    """
     if cfg.ref == "none":
-        return lambda examples, batch: torch.zeros(len(examples), device=run.device)
+        return lambda examples, batch: torch.zeros(len(examples), device=run.device), []
     path = cfg.ref_policy or cfg.policy
 
     def second_model() -> Policy:
@@ -146,8 +154,8 @@ def load_reference(cfg: DictConfig, run: Run, policy: Policy, tokenizer, rows: l
         return run.shard(load_policy(path, precision=cfg.precision, frozen=True))
 
     if cfg.ref == "live":
-        model = second_model()
-        return lambda examples, batch: total_logprobs(model, batch)
+        model = Reference(policy) if cfg.lora.rank and cfg.ref_policy is None else second_model()
+        return lambda examples, batch: total_logprobs(model, batch), [model]
 
     model = policy if cfg.ref_policy is None else second_model()  # before its first step the policy is the reference
 
@@ -155,14 +163,14 @@ def load_reference(cfg: DictConfig, run: Run, policy: Policy, tokenizer, rows: l
         log.info("reference log-probs: computing %d rows", len(examples))
         size = 2 * cfg.micro_batch_size
         parts = [examples[start : start + size] for start in range(0, len(examples), size)]
-        with gathered(model):
-            return torch.cat([total_logprobs(model, make_rows(p, tokenizer.pad_id).to(run.device)) for p in parts])
+        return torch.cat([total_logprobs(model, make_rows(p, tokenizer.pad_id).to(run.device)) for p in parts])
 
-    table = cached_logprobs(
-        compute, rows, directory=Path(cfg.ref_cache), weights=weights_digest(path), precision=cfg.precision,
-        rank=run.rank, world_size=run.world_size,
-    )  # fmt: skip
-    return lambda examples, batch: torch.tensor([table[row_key(row)] for row in examples], device=run.device)
+    with gathered(model):  # each rank computes its share of what is missing
+        table = cached_logprobs(
+            compute, rows, directory=Path(cfg.ref_cache), weights=weights_digest(path), precision=cfg.precision,
+            rank=run.rank, world_size=run.world_size,
+        )  # fmt: skip
+    return lambda examples, batch: torch.tensor([table[row_key(row)] for row in examples], device=run.device), []
 
 
 @torch.no_grad()
@@ -178,11 +186,11 @@ def reference_point(run: Run, policy: Policy, parts: list[Batch]) -> Tensor:
         for part in parts
         if part.mismatched is not None
     ]
-    if not ratios:
-        return torch.zeros((), device=run.device)
-    total = torch.stack([torch.cat(ratios).sum(), torch.tensor(float(sum(map(len, ratios))), device=run.device)])
-    total, count = run.mean(total)
-    return (total / count).clamp(min=0)
+    zero = torch.zeros((), device=run.device)
+    if run.cfg.loss != "kto":
+        return zero
+    total, count = run.mean(torch.stack([sum(map(torch.sum, ratios), zero), zero + sum(map(len, ratios))]))
+    return (total / count.clamp(min=1)).clamp(min=0)
 
 
 # ---- the loss

@@ -37,6 +37,7 @@ from model.build import export_model, load_policy, load_reward_model, load_value
 from model.config import check_vocab
 from model.ema import WeightAverage
 from model.heads import Policy
+from model.lora import Reference, add_lora, export_adapter
 from model.packing import Rows
 from runtime.config import check_batch, check_choice, check_positive
 from runtime.distributed import gathered
@@ -51,8 +52,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     size, temperature = cfg.micro_batch_size, cfg.sampling.temperature
 
     # ---- four networks; two of them learn
-    policy = run.shard(load_policy(cfg.policy, precision=cfg.precision))
-    ref_policy = run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
+    policy, ref_policy = load_policies(cfg, run)
     value_model = load_values(cfg, run)  # starts as the reward model
     score = load_scorer(cfg, run, tokenizer, policy)
     optimizer = build_optimizer([policy, value_model], cfg.optim, lr_scales=[1.0, cfg.optim.value_lr / cfg.optim.lr])
@@ -132,6 +132,7 @@ def train(cfg: DictConfig, run: Run) -> float:
 
     with average.swapped_in(policy):  # the average is the result where ema_decay asks for one
         export_model(policy, run.dir / "model", tokenizer)
+        export_adapter(policy, run.dir / "adapter", cfg.policy)
     return run.finish("eval/score" if held_out and cfg.eval_every else "objective/score")
 
 
@@ -238,14 +239,25 @@ class NoValues(nn.Module):
         return torch.zeros(input_ids.shape, device=input_ids.device)
 
 
+def load_policies(cfg: DictConfig, run: Run) -> tuple[Policy, nn.Module]:
+    """The policy that learns, and the one it must stay close to: with LoRA the same weights, without the adapters."""
+    if cfg.lora.rank:
+        policy = load_policy(cfg.policy, precision=cfg.precision, frozen=True)
+        policy = run.shard(add_lora(policy, **cfg.lora, seed=cfg.seed))
+        return policy, Reference(policy)
+    policy = run.shard(load_policy(cfg.policy, precision=cfg.precision))
+    return policy, run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
+
+
 def load_values(cfg: DictConfig, run: Run) -> nn.Module:
     """The value model: the reward model's weights and head; the policy's and a zero head where there is none."""
     if cfg.advantage != "gae":
         return NoValues()
-    value_model = load_value_model(cfg.reward_model or cfg.policy, precision=cfg.precision)
+    path, frozen = cfg.reward_model or cfg.policy, cfg.lora.rank > 0
+    value_model = load_value_model(path, precision=cfg.precision, frozen=frozen)
     if cfg.reward_model is None:
         nn.init.zeros_(value_model.head.weight)  # as Ziegler et al. 2019's code: no opinion before the first return
-    return run.shard(value_model)
+    return run.shard(add_lora(value_model, **cfg.lora, seed=cfg.seed + 1))
 
 
 def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Scorer:

@@ -22,12 +22,13 @@ from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from evals.rm_accuracy import check_measurable, evaluate_reward_model, score_elements
 from kernels.backend import set_kernels
 from losses import pointwise_reward_loss, reward_loss
-from model.build import export_model, load_policy, load_reward_model, new_reward_model
+from model.build import export_model, load_policy, load_reward_model, new_reward_model, open_weights
 from model.config import check_vocab, make_config
 from model.heads import RewardModel
+from model.lora import add_lora, export_adapter
 from model.packing import make_rows
 from model.sampling import generate
-from runtime.config import check_choice, check_policy_or_model, check_training
+from runtime.config import check_choice, check_policy_or_model, check_positive, check_training
 from runtime.distributed import gathered
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
@@ -80,6 +81,7 @@ def train(cfg: DictConfig, run: Run) -> float:
 
     normalise(cfg, run, reward_model, tokenizer, batches.items)
     export_model(reward_model, run.dir / "model", tokenizer)
+    export_adapter(reward_model, run.dir / "adapter", cfg.policy)
     rated = batches.items[0].reward is not None
     return run.finish(("eval/auc" if rated else "eval/accuracy") if held_out and cfg.eval_every else "objective/loss")
 
@@ -89,9 +91,10 @@ def load(cfg: DictConfig) -> tuple[Tokenizer, RewardModel]:
     template = cfg.data.template
     if cfg.policy is not None:
         tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=template)
-        reward_model = load_reward_model(cfg.policy, precision=cfg.precision, seed=cfg.seed)
+        frozen = cfg.lora.rank > 0
+        reward_model = load_reward_model(cfg.policy, precision=cfg.precision, frozen=frozen, seed=cfg.seed)
         check_vocab(reward_model.config, tokenizer.vocab_size)
-        return tokenizer, reward_model
+        return tokenizer, add_lora(reward_model, **cfg.lora, seed=cfg.seed)
     if cfg.tokenizer is not None:
         tokenizer = load_tokenizer(cfg.tokenizer, template=template)
     elif cfg.model.vocab_size is None:
@@ -111,12 +114,27 @@ def check_reward(cfg: DictConfig, world_size: int) -> None:
     check_training(cfg, world_size)
     check_policy_or_model(cfg)
     check_choice("normalise", cfg.normalise, ("none", "reference_mean", "gain_bias"))
-    if cfg.normalise == "gain_bias" and cfg.policy is None:
+    check_positive(normalise_samples=cfg.normalise_samples)
+    if cfg.normalise == "gain_bias":
+        check_policy_can_answer(cfg)
+    if cfg.center_coef < 0 or cfg.margin_coef < 0:
+        raise ValueError(f"center_coef={cfg.center_coef} and margin_coef={cfg.margin_coef} must be >= 0")
+
+
+def check_policy_can_answer(cfg: DictConfig) -> None:
+    """normalise=gain_bias samples from the policy when the training is over: what would fail then must fail now."""
+    if cfg.policy is None:
         raise ValueError(
             "normalise=gain_bias scores samples of the policy, but policy=null; use none or reference_mean"
         )
-    if cfg.center_coef < 0 or cfg.margin_coef < 0:
-        raise ValueError(f"center_coef={cfg.center_coef} and margin_coef={cfg.margin_coef} must be >= 0")
+    weights = open_weights(cfg.policy)
+    if weights.kind != "policy":
+        raise ValueError(f"normalise=gain_bias samples from the policy, but {cfg.policy} holds a {weights.kind} model")
+    if cfg.sampling.max_new_tokens >= weights.config.max_length:
+        raise ValueError(
+            f"sampling.max_new_tokens={cfg.sampling.max_new_tokens} leaves no room for a prompt in the policy's window "
+            f"of {weights.config.max_length}; lower it"
+        )
 
 
 def check_kinds(training: list[Element], held_out: list[Element]) -> None:
@@ -141,14 +159,9 @@ def element_loss(
     else:
         better, worse, weights, margins, ties = element_pairs(elements, cfg.margin_coef, scores.device)
         loss, metrics = reward_loss(
-            scores[better],
-            scores[worse],
-            weights,
-            margins,
-            ties,
-            center_coef=cfg.center_coef,
-            num_elements=num_elements,
-        )
+            scores[better], scores[worse], weights, margins, ties,
+            center_coef=cfg.center_coef, num_elements=num_elements,
+        )  # fmt: skip
     mean_loss = (loss.detach() * num_elements / len(elements)).expand(len(elements))  # weighs as much as its elements
     return loss, metrics | {"objective/loss": mean_loss, "objective/score": scores.detach()}
 
@@ -196,7 +209,7 @@ def normalise(
         return
     if cfg.normalise == "reference_mean":
         liked = [element for element in elements if element.reward is None or element.reward > 0.5]
-        rows = [element.rows[0] for element in liked[: cfg.normalise_samples]]
+        rows = [element.rows[0] for element in spread(liked, cfg.normalise_samples)]
     else:
         rows = policy_samples(cfg, run, tokenizer, elements)
     parts = [
@@ -212,12 +225,17 @@ def normalise(
     )
 
 
+def spread(elements: list[Element], count: int) -> list[Element]:
+    """At most `count` of the elements, from the first to the last: files are not in random order."""
+    return elements[:: max(1, len(elements) // count)][:count]
+
+
 def policy_samples(cfg: DictConfig, run: Run, tokenizer: Tokenizer, elements: list[Element]) -> list[dict]:
     """Completions that the policy gives to the prompts of the training set, as rows."""
     policy = run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
     room = policy.config.max_length - cfg.sampling.max_new_tokens
     prompts = []
-    for element in elements[: cfg.normalise_samples]:
+    for element in spread(elements, cfg.normalise_samples):
         row = element.rows[0]
         ids = row["input_ids"][~row["completion_mask"]].tolist()
         prompts.append(cut_prompt(ids, tokenizer, max_length=room))

@@ -20,6 +20,7 @@ from losses import sft_loss
 from model.build import export_model, load_policy, new_policy
 from model.config import check_vocab, make_config
 from model.heads import Policy
+from model.lora import add_lora, export_adapter
 from model.packing import make_rows
 from model.sampling import check as check_sampling
 from model.sampling import generate
@@ -77,6 +78,7 @@ def train(cfg: DictConfig, run: Run) -> float:
         run.end_step(num_tokens=read)
 
     export_model(policy, run.dir / "model", tokenizer)
+    export_adapter(policy, run.dir / "adapter", cfg.policy)
     return run.finish("eval/loss" if held_out and cfg.eval_every else "objective/loss")
 
 
@@ -84,9 +86,9 @@ def load(cfg: DictConfig) -> tuple[Tokenizer, Policy]:
     """A checkpoint with its tokenizer; or random weights under `cfg.model` with a tokenizer given, or trained here."""
     if cfg.policy is not None:
         tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)
-        policy = load_policy(cfg.policy, precision=cfg.precision)
+        policy = load_policy(cfg.policy, precision=cfg.precision, frozen=cfg.lora.rank > 0)
         check_vocab(policy.config, tokenizer.vocab_size)
-        return tokenizer, policy
+        return tokenizer, add_lora(policy, **cfg.lora, seed=cfg.seed)
     if cfg.tokenizer is not None:
         tokenizer = load_tokenizer(cfg.tokenizer, template=cfg.data.template)
     elif cfg.model.vocab_size is None:

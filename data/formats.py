@@ -173,8 +173,11 @@ def _node(node: dict) -> Message:
 
 def _replies(node: dict) -> list[dict]:
     """Replies that nobody deleted or rejected, best first; those without a rank keep their place at the end."""
-    kept = [r for r in node.get("replies") or [] if not r.get("deleted") and r.get("review_result") is not False]
-    return sorted(kept, key=lambda r: float("inf") if r.get("rank") is None else r["rank"])
+    replies = node.get("replies") or []
+    if not isinstance(replies, list) or not all(isinstance(r, dict) for r in replies):
+        raise ValueError("replies must be a list of OpenAssistant messages")
+    kept = [r for r in replies if not r.get("deleted") and r.get("review_result") is not False]
+    return sorted(kept, key=lambda r: float("inf") if r.get("rank") is None else _number(r["rank"], "rank"))
 
 
 def _tree_paths(node: dict, before: list[Message]) -> Iterator[list[Message]]:
@@ -220,8 +223,10 @@ def _list(row: dict, name: str) -> list:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        raise ValueError(f"{name} must be a number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    if abs(value) > 1e300:  # a whole number of JSON may exceed every float
+        raise ValueError(f"{name} is too large")
     return float(value)
 
 

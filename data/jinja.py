@@ -1,6 +1,5 @@
 """The templates of `data/chat.py` as Jinja, for the exported model: what transformers, vLLM and lm-eval render."""
 
-from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _EACH = "{% for message in messages %}"
@@ -88,6 +87,6 @@ def agree(one: str, other: str, **tokens: str | None) -> bool:
             ]
             for text in (one, other)
         )
-    except TemplateError:
+    except Exception:  # noqa: BLE001 - somebody else's template may fail in any way: 1 / 0, too long a range
         return False
     return written == expected

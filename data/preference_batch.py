@@ -48,10 +48,11 @@ def collate(elements: list[Element], reference: Reference, partners: dict[bytes,
     )
 
 
-def mismatched(elements: list[Element]) -> dict[bytes, dict]:
+def mismatched(elements: list[Element], *, max_length: int) -> dict[bytes, dict]:
     """KTO's reference point: each row's prompt with the completion of the nearest row before it of another prompt.
 
     Paired once for the whole set, by row_key, so that it depends on no batch and the reference's part can be cached.
+    Cut at `max_length` like every row.
     Raises ValueError where there is only one prompt.
     """
     rows = [row for element in elements for row in element.rows]
@@ -62,7 +63,7 @@ def mismatched(elements: list[Element]) -> dict[bytes, dict]:
     partners = {}
     for i, row in enumerate(rows):
         other = next(j for j in range(i - 1, i - len(rows), -1) if prompts[j] != prompts[i])  # from -1 on: the end
-        completion = rows[other]["input_ids"][starts[other] :].tolist()
+        completion = rows[other]["input_ids"][starts[other] :].tolist()[: max_length - len(prompts[i])]
         mask = [False] * len(prompts[i]) + [True] * len(completion)
         partners[row_key(row)] = {"input_ids": prompts[i] + completion, "completion_mask": mask}
     return partners

@@ -218,9 +218,13 @@ def _parse_message(message: Any, name: str) -> Message:
 def _as_object(raw: Any) -> dict:
     if isinstance(raw, str):
         try:
+            if "\\ud" in raw or "\\uD" in raw:  # half a surrogate pair is JSON, but no text that can be written
+                json.dumps(json.loads(raw), ensure_ascii=False).encode()
             raw = json.loads(raw)
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+        except RecursionError:
+            raise ValueError("not JSON that can be read: nested too deeply") from None
     if not isinstance(raw, dict):
         raise ValueError(f"expected a JSON object, got {type(raw).__name__}")
     return raw

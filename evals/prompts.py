@@ -80,7 +80,7 @@ def read_strength(text: str) -> tuple[str, float]:
 
 def read_rank(text: str) -> tuple[str, float]:
     """AlpacaEval's list of {'model': model_1 | model_2, 'rank': 1 | 2}."""
-    ranks = re.findall(r"['\"]model['\"]:\s*['\"]?(model_[12])['\"]?,\s*['\"]rank['\"]:\s*(\d+)", text)
+    ranks = re.findall(r"['\"]model['\"]:\s*['\"]?(model_[12])['\"]?,\s*['\"]rank['\"]:\s*(\d{1,9})\b", text)
     by_model = {model: int(rank) for model, rank in ranks}
     if len(ranks) != 2 or set(by_model) != {"model_1", "model_2"} or by_model["model_1"] == by_model["model_2"]:
         return "error", 1.0

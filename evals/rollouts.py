@@ -72,15 +72,17 @@ def evaluate_policy(
     if not held_out or not run.due(cfg.eval_every, step):
         return
     mine = held_out[run.rank :: run.world_size]
-    with run.off_the_clock():
-        with gathered(policy):
+    reward_model = getattr(score, "reward_model", None)
+    with run.off_the_clock(), gathered(*filter(None, (policy, ref_policy, reward_model))):
+        if mine:  # with more ranks than held-out prompts, some have none
             numbers = list(range(run.rank, len(held_out), run.world_size))
             rows, finished = sample(policy, mine, tokenizer, cfg.sampling, seed=cfg.seed, step=0, numbers=numbers)
-        scores, settings = score(rows, mine), {"temperature": cfg.sampling.temperature}
-        kl = in_parts(lambda *part: policy.exact_kl(ref_policy, *part, **settings), rows, cfg.micro_batch_size).sum(1)
-        figures = {"score": scores, "kl": kl, "length": rows.completion_mask.sum(1), "truncated": ~finished}
-        run.metrics.add({f"eval/{name}": value for name, value in figures.items()})
-        run.log_samples(answer_samples(rows, tokenizer, finished, scores, kl, count=cfg.num_samples), step)
+            scores, size = score(rows, mine), cfg.micro_batch_size
+            settings = {"temperature": cfg.sampling.temperature}
+            kl = in_parts(lambda *part: policy.exact_kl(ref_policy, *part, **settings), rows, size).sum(1)
+            figures = {"score": scores, "kl": kl, "length": rows.completion_mask.sum(1), "truncated": ~finished}
+            run.metrics.add({f"eval/{name}": value for name, value in figures.items()})
+            run.log_samples(answer_samples(rows, tokenizer, finished, scores, kl, count=cfg.num_samples), step)
     if step == 0:
         run.log_metrics(step=0)
 

@@ -10,8 +10,10 @@ from data.prompts import encode_prompts
 from data.rewards import check_same_tokenizer
 from model.build import load_policy, load_reward_model
 from model.heads import Policy
+from model.lora import Reference
 from model.packing import Rows, make_rows
 from model.sampling import generate
+from runtime.distributed import gathered
 from runtime.run import Run
 
 
@@ -53,10 +55,18 @@ class Survey:
 
     @torch.no_grad()
     def __call__(self, policy: Policy, step: int) -> None:
-        if not self.prompts:
-            return
         cfg = self.cfg
-        ref_policy = self.run.shard(load_policy(cfg.ref_policy or cfg.policy, precision=cfg.precision, frozen=True))
+        if cfg.lora.rank and cfg.ref_policy is None:
+            ref_policy = Reference(policy)
+        else:
+            path = cfg.ref_policy or cfg.policy
+            ref_policy = self.run.shard(load_policy(path, precision=cfg.precision, frozen=True))
+        with gathered(*filter(None, (policy, ref_policy, self.reward_model))):
+            if self.prompts:  # with more ranks than prompts, some have none
+                self.ask(policy, ref_policy, step)
+
+    def ask(self, policy: Policy, ref_policy: Policy, step: int) -> None:
+        """What this rank's prompts tell of the policy."""
         answers = self.answer(policy)
         kl = torch.cat([policy.exact_kl(ref_policy, *part).sum(1) for part in self.parts(answers.rows)])  # (B,)
         told = {"objective/kl": kl, "objective/length": answers.rows.completion_mask.sum(1)}

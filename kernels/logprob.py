@@ -184,7 +184,7 @@ def _write_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     """out = a @ b, rounded once, to out's dtype."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
-    elif a.device.type != "cpu":
+    elif a.device.type != "cpu" and out.dtype == torch.float32:
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(a @ b)

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from model.config import ModelConfig
 from model.heads import Policy, RewardModel, ValueModel
@@ -18,6 +17,7 @@ from model.weights.gguf import GGUFReader
 from model.weights.hf import HFReader, make_config_json
 from model.weights.names import parts_of, shape_of
 from model.weights.paths import find_model
+from runtime.distributed import whole
 
 HEAD_PARTS = {"score.weight", "score.bias", "score.gain", "score.shift"}
 
@@ -44,14 +44,14 @@ def load_reward_model(path: str | Path, *, precision: str, frozen: bool = False,
     return frozen_or_not(model, frozen)
 
 
-def load_value_model(path: str | Path, *, precision: str, seed: int = 0) -> ValueModel:
+def load_value_model(path: str | Path, *, precision: str, frozen: bool = False, seed: int = 0) -> ValueModel:
     """A value model with its head, or another model's transformer under the head that suits it.
 
     From a reward model: its head with the normalisation folded in, so that the first values are scores. From a policy:
     a fresh head drawn from `seed`.
     """
     reader = open_weights(path)
-    model = fill(empty(ValueModel, reader.config, precision, False), reader)
+    model = fill(empty(ValueModel, reader.config, precision, frozen), reader)
     if reader.kind == "policy":
         reset_head(model.head, seed)
     if reader.kind == "reward":
@@ -59,7 +59,7 @@ def load_value_model(path: str | Path, *, precision: str, seed: int = 0) -> Valu
         with torch.no_grad():
             model.head.weight.mul_(gain)
             model.head.bias.mul_(gain).add_(shift)
-    return model
+    return frozen_or_not(model, frozen)
 
 
 def new_policy(config: ModelConfig, *, seed: int, precision: str = "fp32") -> Policy:
@@ -173,10 +173,15 @@ def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path
     rank must call this; rank 0 writes.
     """
     weights = {}
+    linears = {name: module for name, module in model.named_modules() if getattr(module, "lora", None) is not None}
     for name, tensor in tensors(model):
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if ".lora." in name:
+            continue
+        merged = linears.get(name.removesuffix(".weight"))  # None: no adapter to add
+        tensor = tensor if merged is None or name.endswith("bias") else merged.merged()
+        tensor = whole(tensor).detach().cpu()
         sizes = [shape_of(part, model.config)[:1] for part in parts_of(name)]
-        pieces = whole.detach().cpu().split([size[0] for size in sizes]) if len(sizes) > 1 else [whole.detach().cpu()]
+        pieces = tensor.split([size[0] for size in sizes]) if len(sizes) > 1 else [tensor]
         weights |= {part: piece.contiguous() for part, piece in zip(parts_of(name), pieces, strict=True)}
     if dist.is_initialized() and dist.get_rank() != 0:
         return

@@ -1,5 +1,6 @@
 """The shape of a model: every number that its weights and its arithmetic depend on."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -51,6 +52,10 @@ class ModelConfig:
         for name in (*sizes, "max_length"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)!r} must be a whole number of at least 1")
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"model.{name}={value!r} must be a number above 0")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:

@@ -17,14 +17,19 @@ class WeightAverage:
         if decay is not None and not 0 < decay < 1:
             raise ValueError(f"ema_decay={decay} must lie between 0 and 1, or be null")
         self.decay = decay
-        self.average = {} if decay is None else {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.average = (
+            {}
+            if decay is None
+            else {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        )
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         if self.decay is None:
             return
         for name, parameter in model.named_parameters():
-            self.average[name].lerp_(parameter.detach(), 1 - self.decay)
+            if name in self.average:
+                self.average[name].lerp_(parameter.detach(), 1 - self.decay)
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:

@@ -18,6 +18,7 @@ class Policy(nn.Module):
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype | None = None):
         super().__init__()
         self.config = config
+        self.adapted = True  # with LoRA's part, where there is one (model/lora.py)
         self.transformer = Transformer(config, compute_dtype)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie()
@@ -29,12 +30,15 @@ class Policy(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, blocks, picks: Tensor | None = None, cache=None) -> Tensor:
         """(M, V) float32 logits at the stream indices `picks` (all N if None): for sampling, not for losses."""
-        hidden = self.transformer(tokens, positions, blocks, cache)  # (N, D)
+        hidden = self.transformer(tokens, positions, blocks, cache, self.adapted)  # (N, D)
         return self.lm_head(hidden if picks is None else hidden[picks]).float()
 
     def states(self, stream: Stream) -> Tensor:
         """(M, D) hidden states of the positions that predict a completion token."""
-        return self.transformer(stream.tokens, stream.positions, stream.blocks)[stream.predicts]
+        return self._states(stream)
+
+    def _states(self, stream: Stream) -> Tensor:  # FSDP2 splits weights again after a forward method inside another
+        return self.transformer(stream.tokens, stream.positions, stream.blocks, adapted=self.adapted)[stream.predicts]
 
     def logprobs(
         self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, temperature: float = 1.0
@@ -45,7 +49,7 @@ class Policy(nn.Module):
         the vocabulary product, and the kernel never stores the (M, V) logits.
         """
         stream = pack(input_ids, attention_mask, completion_mask)
-        picked = linear_logprob(self.states(stream), self.lm_head.weight, stream.targets, temperature=temperature)
+        picked = linear_logprob(self._states(stream), self.lm_head.weight, stream.targets, temperature=temperature)
         return spread(picked, completion_mask)
 
     def logprobs_and_entropy(
@@ -54,7 +58,7 @@ class Policy(nn.Module):
         """`logprobs`, and beside it (B, T) float32 entropy in nats of the distribution that token t was drawn from."""
         stream = pack(input_ids, attention_mask, completion_mask)
         picked, entropy = linear_logprob(
-            self.states(stream), self.lm_head.weight, stream.targets, temperature=temperature, entropy=True
+            self._states(stream), self.lm_head.weight, stream.targets, temperature=temperature, entropy=True
         )
         return spread(picked, completion_mask), spread(entropy, completion_mask)
 
@@ -65,7 +69,7 @@ class Policy(nn.Module):
         """(B, T) float32 nats: KL(self || ref_policy) over the whole vocabulary at each completion position."""
         stream = pack(input_ids, attention_mask, completion_mask)
         ref = (ref_policy.states(stream), ref_policy.lm_head.weight)
-        kl = linear_kl(self.states(stream), self.lm_head.weight, *ref, temperature=temperature)
+        kl = linear_kl(self._states(stream), self.lm_head.weight, *ref, temperature=temperature)
         return spread(kl, completion_mask)
 
 

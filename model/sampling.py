@@ -151,7 +151,7 @@ def decoding(policy: Policy, batch: int):
     policy.eval()
     try:
         for linear in linears:
-            linear.prepare(dtype, batch)
+            linear.prepare(dtype, batch, policy.adapted)
         yield dtype
     finally:
         for linear in linears:

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import Blocks, attend
 from model.config import ModelConfig
+from runtime.distributed import whole
 
 
 class CastLinear(torch.autograd.Function):
@@ -38,19 +39,28 @@ class CastLinear(torch.autograd.Function):
 class Linear(nn.Linear):
     """A linear layer on (N, in) that multiplies in its input's dtype: fp32 master weights, bf16 products."""
 
-    prepared = None  # while sampling: a function of x that holds the weight as decoding wants it
+    def __init__(self, in_features: int, out_features: int, *, bias: bool):
+        super().__init__(in_features, out_features, bias=bias)
+        self.prepared = None  # while sampling: a function of x that holds the weight as decoding wants it
+        self.lora = None  # a thin product that learns beside a frozen weight (model/lora.py)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, adapted: bool = True) -> Tensor:
         if self.prepared is not None:
             return self.prepared(x)
-        if self.weight.dtype == x.dtype:
-            return F.linear(x, self.weight, self.bias)
-        return CastLinear.apply(x, self.weight, self.bias)
+        same = self.weight.dtype == x.dtype
+        y = F.linear(x, self.weight, self.bias) if same else CastLinear.apply(x, self.weight, self.bias)
+        return y + self.lora(x) if adapted and self.lora is not None else y
 
-    def prepare(self, dtype: torch.dtype, batch: int) -> None:
+    def merged(self, adapted: bool = True) -> Tensor:
+        """(out, in) the weight with its adapter in it, where it has one."""
+        if self.lora is None or not adapted:
+            return self.weight.detach()
+        return (whole(self.weight.detach()).float() + self.lora.delta().detach()).to(self.weight.dtype)
+
+    def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
         """Cast the weight once instead of at every token. On a CPU in bf16 also put it into oneDNN's own order for
         `batch` rows: a decoding step is bound by reading weights, and these products then run 1.2-2 times faster."""
-        weight = self.weight.detach().to(dtype)
+        weight = self.merged(adapted).to(dtype)
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         if dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, batch)
@@ -84,9 +94,9 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool) -> Tensor:
         H, K = self.num_heads, self.num_kv_heads
-        q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split((H, K, K), dim=1)  # (N, H | K | K, Dh)
+        q, k, v = self.qkv(x, adapted).unflatten(-1, (-1, self.head_dim)).split((H, K, K), dim=1)  # (N, H | K | K, Dh)
         if self.q_norm is not None:
             q, k = self.q_norm(q, q.dtype), self.k_norm(k, k.dtype)
         q, k = rotate(q, *rope), rotate(k, *rope)
@@ -94,7 +104,7 @@ class Attention(nn.Module):
             mixed = attend(q, k, v, blocks, self.window)  # (N, H, Dh)
         else:
             mixed = cache.attend(self.layer, q, k, v, blocks, self.window)  # (N, H, Dh)
-        return self.out(mixed.flatten(1))
+        return self.out(mixed.flatten(1), adapted)
 
 
 class MLP(nn.Module):
@@ -105,9 +115,9 @@ class MLP(nn.Module):
         self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+    def forward(self, x: Tensor, adapted: bool) -> Tensor:
+        gate, up = self.gate_up(x, adapted).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up, adapted)
 
 
 class Layer(nn.Module):
@@ -119,10 +129,13 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.dropout = 0.0  # residual dropout, set by Transformer.regularise
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache=None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache=None, adapted: bool = True
+    ) -> Tensor:
         noisy, dtype = self.training and torch.is_grad_enabled(), rope[0].dtype
-        x = x + F.dropout(self.attention(self.attention_norm(x, dtype), rope, blocks, cache), self.dropout, noisy)
-        return x + F.dropout(self.mlp(self.mlp_norm(x, dtype)), self.dropout, noisy)
+        mixed = self.attention(self.attention_norm(x, dtype), rope, blocks, cache, adapted)
+        x = x + F.dropout(mixed, self.dropout, noisy)
+        return x + F.dropout(self.mlp(self.mlp_norm(x, dtype), adapted), self.dropout, noisy)
 
 
 class Transformer(nn.Module):
@@ -143,7 +156,9 @@ class Transformer(nn.Module):
         # Plain tensor, not a buffer: a model moved to bf16 must keep its frequencies exact.
         self.frequencies, self.rope_gain = rope_frequencies(config)
 
-    def forward(self, tokens: Tensor, positions: Tensor, blocks: Blocks | None, cache=None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, blocks: Blocks | None, cache=None, adapted: bool = True
+    ) -> Tensor:
         """(N, D) hidden states, after the last norm, of N tokens, in the dtype of products.
 
         Args:
@@ -151,6 +166,7 @@ class Transformer(nn.Module):
             blocks: who attends to whom (`pack` makes it).
             cache: None, or an object whose `attend(layer, q, k, v, blocks, window)` keeps k and v (N, K, Dh) of each
                 layer and returns attention's output (N, H, Dh); `blocks` goes to it untouched, None while decoding.
+            adapted: with LoRA's part where there is one. An argument, as a layer that is recomputed must see the same.
         Raises:
             ValueError: a row is longer than the model's window.
         """
@@ -167,9 +183,9 @@ class Transformer(nn.Module):
         rope = self.rope(positions, dtype)
         for layer in self.layers:
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rope, blocks, cache, use_reentrant=False)
+                x = checkpoint(layer, x, rope, blocks, cache, adapted, use_reentrant=False)
             else:
-                x = layer(x, rope, blocks, cache)
+                x = layer(x, rope, blocks, cache, adapted)
         return self.norm(x, dtype)
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

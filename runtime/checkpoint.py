@@ -61,8 +61,12 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str
 
 
 def load_checkpoint(directory: Path, current: dict[str, Any], *, rank: int) -> dict[str, Any]:
-    """The saved state. Tensors of `current` (same structure) are filled in place, so sharded ones load sharded."""
-    tree = json.loads((directory / f"rank_{rank}.json").read_text(encoding="utf-8"))
+    """The saved state. Tensors of `current` (same structure) are filled in place, so sharded ones load sharded.
+
+    Any number of ranks may read what another number wrote: a rank that was not there reads what rank 0 left.
+    """
+    own = directory / f"rank_{rank}.json"
+    tree = json.loads((own if own.exists() else directory / "rank_0.json").read_text(encoding="utf-8"))
     reader = dcp.FileSystemReader(directory)
     templates: dict[str, Tensor] = {}
     _split(current, "", templates)

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 # Settings that may differ between a run and its continuation: they change what is shown and kept, not what is computed.
 FREE_TO_CHANGE = (
     "name", "run_dir", "resume", "resume_anyway", "overwrite", "save_every", "eval_every", "sample_every", "keep_last",
-    "keep_best", "log",
+    "keep_best", "log", "dist",
 )  # fmt: skip
 
 
@@ -61,6 +61,8 @@ def check_policy_or_model(cfg: DictConfig) -> None:
             f"policy={cfg.policy or 'null'} and model={model}: give exactly one; policy=PATH starts from a checkpoint, "
             "model=tiny (a file of conf/model) from random weights"
         )
+    if cfg.policy is None and cfg.lora.rank:
+        raise ValueError(f"lora.rank={cfg.lora.rank} adapts a trained model; give policy=PATH, or lora.rank=0")
 
 
 def changed_keys(before: DictConfig, now: DictConfig) -> list[str]:

@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
-STRATEGIES = ("single", "fsdp")
+STRATEGIES = ("single", "fsdp", "hsdp")
 
 
 def start_ranks(strategy: str) -> tuple[int, int, torch.device]:
@@ -28,10 +29,12 @@ def start_ranks(strategy: str) -> tuple[int, int, torch.device]:
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu")
     if cuda:
         torch.cuda.set_device(device)
-    if strategy == "fsdp" and not dist.is_initialized():
+    if strategy != "single" and not dist.is_initialized():
         if "RANK" not in os.environ:
-            raise ValueError("dist=fsdp wants torchrun, e.g. `torchrun --nproc-per-node 2 train_sft.py dist=fsdp`")
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+            raise ValueError(
+                f"dist={strategy} wants torchrun, e.g. `torchrun --nproc-per-node 2 train_sft.py dist={strategy}`"
+            )
+        dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", device_id=device if cuda else None)
     return int(os.environ.get("RANK", "0")), world_size, device
 
 
@@ -41,15 +44,27 @@ def stop_ranks() -> None:
         dist.destroy_process_group()
 
 
-def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
+def shard_model(model: nn.Module, device: torch.device, *, shard_size: int | None, cpu_offload: bool) -> nn.Module:
     """Split every layer's weights over the ranks. A model names its entry points beside forward in `forward_methods`.
 
     FSDP2 averages gradients over ranks, so a loss is a local sum over the *mean* over ranks of the token count.
+
+    Args:
+        shard_size: ranks that hold one copy between them, the next ones another copy (HSDP); None: all of them.
+        cpu_offload: weights, gradients and moments rest in host memory, and the optimizer steps there.
+    Raises:
+        ValueError: shard_size does not divide the number of ranks.
     """
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    ranks = dist.get_world_size()
+    if shard_size is not None and (shard_size < 1 or ranks % shard_size):
+        raise ValueError(f"dist.shard_size={shard_size} must divide the {ranks} ranks; use the GPUs of one machine")
+    shape = (ranks,) if shard_size is None else (ranks // shard_size, shard_size)
+    settings = {"mesh": init_device_mesh(device.type, shape, mesh_dim_names=("copy", "shard")[-len(shape) :])}
+    if cpu_offload:
+        settings["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     for layer in model.transformer.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(layer, **settings, reshard_after_forward=True)
+    fully_shard(model, **settings, reshard_after_forward=False)  # the ends: backward wants them again at once
     for name in model.forward_methods:
         register_fsdp_forward_method(model, name)
     return model
@@ -57,15 +72,28 @@ def shard_model(model: nn.Module, device: torch.device) -> nn.Module:
 
 @contextmanager
 def gathered(*models: nn.Module) -> Iterator[None]:
-    """Whole weights for as long as the block lasts: ranks may run unequal numbers of forwards, as sampling does."""
-    parts = [part for model in models for part in model.modules() if isinstance(part, FSDPModule)]
+    """Whole weights for as long as the block lasts: ranks may run unequal numbers of forwards, as sampling does.
+
+    For forwards without gradients. All ranks enter and leave; a model that is not sharded, or whole already, stays so.
+    """
+    found = dict.fromkeys(part for model in models for part in model.modules() if isinstance(part, FSDPModule))
+    parts = [part for part in found if not getattr(part, "is_gathered", False)]
     for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)  # a forward inside must not split it again
         part.unshard()
+        part.is_gathered = True
     try:
         yield
     finally:
         for part in parts:
+            part.is_gathered = False
+            part.set_reshard_after_forward(not hasattr(part, "transformer"), recurse=False)  # as shard_model has it
             part.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself; gathered from all ranks, who all call it, where it is split."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -35,6 +35,14 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def seed_all(seed: int) -> torch.Generator:
+    """Seed every source of chance in the process; returns one more, of its own."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
 def random_state(rng: torch.Generator, device: torch.device) -> dict[str, Any]:
     """Every source of chance in the process, as JSON values."""
     name, keys, *rest = np.random.get_state()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Metrics:
-    """Exact means over every element on every rank; `flush` is one all-reduce and one host read."""
+    """Exact means over every element on every rank; `flush` is one exchange of ranks and one host read."""
 
     def __init__(self):
         self.sums: dict[str, Tensor | float] = defaultdict(float)
@@ -28,14 +28,18 @@ class Metrics:
             self.counts[name] += value.numel()
 
     def flush(self) -> dict[str, float]:
-        """Every mean since the last flush, by name; a name without any element on any rank has none. Names must be the
-        same on every rank."""
-        names = sorted(self.sums)  # every rank must add the same names, or columns mix
+        """Every mean since the last flush, by name; a name without any element on any rank has none."""
+        names = sorted(self.sums)
+        if dist.is_initialized():  # a rank without held-out rows, say, has added nothing
+            known: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+            dist.all_gather_object(known, names)
+            names = sorted({name for of_rank in known for name in of_rank})
         if not names:
             return {}
         device = next((s.device for s in self.sums.values() if s.device.type != "cpu"), torch.device("cpu"))
-        sums = torch.stack([self.sums.pop(name).to(device) for name in names])  # (M,)
-        table = torch.stack([sums, sums.new_tensor([self.counts.pop(name) for name in names])])  # (2, M)
+        zero = torch.zeros((), dtype=torch.float64, device=device)
+        sums = torch.stack([self.sums.pop(name, zero).to(device) for name in names])  # (M,)
+        table = torch.stack([sums, sums.new_tensor([self.counts.pop(name, 0) for name in names])])  # (2, M)
         if dist.is_initialized():
             dist.all_reduce(table)
         rows = zip(names, *table.tolist(), strict=True)

@@ -10,14 +10,12 @@ with Run(cfg) as run:                      inside `main`; refuses a directory th
 """
 
 import contextlib
-import random
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -48,10 +46,7 @@ class Run:
         self.rank, self.world_size, self.device = distributed.start_ranks(self.cfg.dist.strategy)
         self.is_main = self.rank == 0
         self._lock = directory.claim(self.dir, self.cfg) if self.is_main else None
-        random.seed(self.cfg.seed + self.rank)
-        np.random.seed((self.cfg.seed + self.rank) % 2**32)
-        torch.manual_seed(self.cfg.seed + self.rank)
-        self.rng = torch.Generator().manual_seed(self.cfg.seed + self.rank)
+        self.rng = host.seed_all(self.cfg.seed + self.rank)
         self.terminal = Terminal(self.cfg.name, self.cfg.get("num_steps") or 0, quiet=not self.is_main)
         self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
         self._paused, self._clock = 0.0, time.perf_counter()
@@ -76,9 +71,13 @@ class Run:
     # ---- models and ranks
 
     def shard(self, model: nn.Module) -> nn.Module:
-        """The model on this rank's device, its weights split over the ranks where dist=fsdp."""
-        model = model.to(self.device)
-        return distributed.shard_model(model, self.device) if self.cfg.dist.strategy == "fsdp" else model
+        """The model on this rank's device, its weights split over the ranks where dist=fsdp or hsdp."""
+        how = self.cfg.dist
+        if how.strategy == "single":
+            return model.to(self.device)
+        offload = how.cpu_offload
+        model = model if offload else model.to(self.device)
+        return distributed.shard_model(model, self.device, shard_size=how.get("shard_size"), cpu_offload=offload)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over ranks."""
@@ -256,6 +255,7 @@ class Run:
             "state": {name: value.state_dict() for name, value in self._state.items()},
             "random": host.random_state(self.rng, self.device),
             "tokens_seen": self.tokens_seen,
+            "world_size": self.world_size,
             "wandb_id": self._wandb.id if self._wandb else None,
         }
 
@@ -272,7 +272,10 @@ class Run:
         saved = checkpoint.load_checkpoint(path, self._snapshot(), rank=self.rank)
         for name, value in self._state.items():
             value.load_state_dict(saved["state"][name])
-        host.set_random_state(saved["random"], self.rng, self.device)
+        if saved.get("world_size", self.world_size) == self.world_size:
+            host.set_random_state(saved["random"], self.rng, self.device)
+        else:  # ranks that were not there have no state; no two may draw the same noise
+            self.rng = host.seed_all(self.cfg.seed + self.rank + (int(path.name.removeprefix("step_")) << 32))
         self.tokens_seen = saved["tokens_seen"]
         self.step = self._saved_step = int(path.name.removeprefix("step_"))
         if self.is_main:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from data.clients import ScriptedClient, scripted_replies
+from data.clients import LocalClient, ScriptedClient, scripted_replies
 
 pytest.importorskip("openai")
 from data import endpoint  # noqa: E402
@@ -277,3 +277,32 @@ def test_bad_settings_are_named():
         client.ask([question("a")], temperature=0.0, max_tokens=0, seed=0)
     with pytest.raises(ValueError, match="max_cost"):
         ScriptedClient(lambda request: "x", max_cost=-1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    from data.tokenizer import train_sentencepiece
+    from model.build import export_model, new_policy
+    from tests.tiny_models import tiny_config
+
+    home = tmp_path_factory.mktemp("checkpoint")
+    texts = [f"question number {i}: {word} and tea" for i in range(50) for word in ("coffee", "milk", "water")]
+    tokenizer = train_sentencepiece(texts, 320, home / "tokenizer")
+    policy = new_policy(tiny_config(vocab_size=tokenizer.vocab_size, max_length=64), seed=0)
+    export_model(policy, home / "model", tokenizer)
+    return str(home / "model")
+
+
+def test_a_checkpoints_answer_depends_on_its_request_and_not_on_the_batch(checkpoint, tmp_path):
+    settings = {"top_k": 0, "top_p": 1.0, "precision": "fp32", "device": "cpu"}
+    asked = [question(f"question number {i} " + "tea " * i) for i in range(7)]
+    whole = LocalClient(checkpoint, batch_size=4, cache=str(tmp_path), **settings)
+    answers = whole.ask(asked, **ASK)
+    alone = LocalClient(checkpoint, batch_size=1, cache=None, **settings).ask(asked[3:4], **ASK)
+    assert alone == answers[3:4]
+    again = LocalClient(checkpoint, batch_size=2, cache=str(tmp_path), **settings)
+    assert again.ask(asked, **ASK) == answers and again.usage.asked == 0
+    assert whole.ask(asked, **ASK | {"seed": 9}) != answers
+    assert all(0 < answer.completion_tokens <= 20 and answer.finish_reason in ("stop", "length") for answer in answers)
+    with pytest.raises(ValueError, match="window of 64"):
+        whole.ask(asked, **ASK | {"max_tokens": 64})

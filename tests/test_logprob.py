@@ -136,6 +136,18 @@ def test_one_result_alone_has_the_gradient_it_has_among_the_others(kernels, used
         torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("hidden_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_have_the_dtypes_of_what_they_belong_to(hidden_dtype, weight_dtype, device):
+    hidden = torch.randn(3, 5, device=device).to(hidden_dtype).requires_grad_()
+    weight = torch.randn(650, 5, device=device).to(weight_dtype).requires_grad_()
+    logprobs = linear_logprob(hidden, weight, torch.zeros(3, dtype=torch.int64, device=device))
+    grads = torch.autograd.grad(logprobs.sum(), (hidden, weight))
+    assert logprobs.dtype == torch.float32
+    assert [x.dtype for x in grads] == [hidden_dtype, weight_dtype]
+
+
 def test_kl_to_itself_is_zero_and_flat(kernels):
     hidden, weight, _, _ = problem(7, 33, 650)
     kl = linear_kl(hidden, weight, hidden.detach(), weight.detach())

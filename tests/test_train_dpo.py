@@ -154,11 +154,11 @@ def element(prompt, *completions):
 
 def test_mismatched_rows_keep_the_prompt_and_take_another_prompts_completion():
     elements = [element([1, 2], [10], [11]), element([1, 2], [12], [13]), element([3], [20, 21], [22])]
-    partners = mismatched(elements)
+    partners = mismatched(elements, max_length=1000)
     got = [partners[row_key(row)]["input_ids"] for e in elements for row in e.rows]
     assert got == [[1, 2, 22], [1, 2, 22], [1, 2, 22], [1, 2, 22], [3, 13], [3, 13]]
     with pytest.raises(ValueError, match="same prompt"):
-        mismatched(elements[:2])
+        mismatched(elements[:2], max_length=1000)
 
 
 GOOD = {"prompt": "Name a colour.", "chosen": "Blue is a colour.", "rejected": "Seven."}

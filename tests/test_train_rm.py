@@ -211,6 +211,7 @@ def test_small_rules():
         (["policy=null"], "give exactly one"),
         (["normalise=gain_bias", "policy=null", "model=tiny"], "normalise=gain_bias"),
         (["normalise=mean"], "normalise='mean'"),
+        (["normalise=gain_bias", "sampling.max_new_tokens=160"], "no room for a prompt"),
         (["data.eval=[{home}/rated.jsonl]"], "differ in kind"),
         (["data.train=[{home}/pairs.jsonl,{home}/rated.jsonl]"], "different losses"),
         (["data.train=[{home}/rated.jsonl]", "data.eval=[{home}/good.jsonl]"], "all 12 ratings lie on one side"),

@@ -37,7 +37,7 @@ def open_gguf(path: Path):
 
     try:
         return gguf.GGUFReader(path)
-    except (ValueError, OSError, IndexError, KeyError) as error:
+    except (ValueError, OSError, LookupError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} is truncated or no GGUF file ({error}); copy it again") from error
 
 
@@ -58,7 +58,10 @@ class GGUFReader:
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise ValueError(f"{path}: unknown architecture {self.architecture!r}; known in GGUF: {known}")
-        self.config = self.parse_config()
+        try:
+            self.config = self.parse_config()
+        except (TypeError, IndexError, ArithmeticError) as error:  # a value of another kind than meant
+            raise ValueError(f"{path}: its metadata cannot be meant ({error})") from error
 
     def field(self, name: str, default=None):
         """The metadata value `name` of this architecture. Raises ValueError if it is missing and has no default."""

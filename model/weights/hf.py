@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; a model directory needs config.json and *.safetensors") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}, not a JSON object")
@@ -60,7 +60,10 @@ def weight_files(directory: Path) -> list[Path]:
     """model.safetensors, or the files that model.safetensors.index.json names."""
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        names = set(read_json(index).get("weight_map", {}).values())
+        files = read_json(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+            raise ValueError(f"{index} needs a weight_map from tensor to file")
+        names = set(files.values())
         if any(Path(name).name != name for name in names):
             raise ValueError(f"{index} names files outside its directory")
         files = [directory / name for name in sorted(names)]
@@ -79,8 +82,9 @@ def weight_files(directory: Path) -> list[Path]:
 
 def parse_config(raw: dict, directory: Path) -> tuple[ModelConfig, str]:
     """ModelConfig and kind (policy, reward, value) of a config.json. Raises ValueError on what we do not compute."""
-    name = (raw.get("architectures") or [None])[0]
-    if name not in ARCHITECTURES:
+    names = raw.get("architectures") or [None]
+    name = names[0] if isinstance(names, list) else names
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ValueError(f"{directory}: unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
     family, kind = ARCHITECTURES[name]
     for key, wanted in (("hidden_act", "silu"), ("mlp_bias", False), ("use_sliding_window", False)):
@@ -88,8 +92,8 @@ def parse_config(raw: dict, directory: Path) -> tuple[ModelConfig, str]:
             raise ValueError(f"{directory}: {key}={raw[key]!r} in config.json is not supported, only {wanted!r}")
     if raw.get("attention_bias", False) and family != "qwen2":
         raise ValueError(f"{directory}: attention_bias=true in config.json is not supported for {name}")
-    theta, scaling = parse_rope(raw)
     try:
+        theta, scaling = parse_rope(raw)
         config = ModelConfig(
             family=family,
             vocab_size=raw["vocab_size"],
@@ -110,7 +114,7 @@ def parse_config(raw: dict, directory: Path) -> tuple[ModelConfig, str]:
         )
     except KeyError as error:
         raise ValueError(f"{directory}/config.json lacks {error}") from None
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:  # a value of another kind than meant
         raise ValueError(f"{directory}/config.json: {error}") from None
     return config, kind
 

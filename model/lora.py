@@ -1,0 +1,147 @@
+"""LoRA by hand: a frozen product learns through two thin matrices. Hu et al. 2021 (arXiv:2106.09685), Eq. 3.
+
+add_lora(model, ...)      adapters on the named products; everything else but a head is frozen
+Reference(policy)         the same weights with the adapters off: DPO's and PPO's reference costs no second copy
+export_adapter(...)       the files that `peft` loads; export_model writes the merged model beside them
+"""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.heads import Policy
+from model.packing import Stream
+from model.transformer import Linear
+from model.weights.names import parts_of, shape_of
+from runtime.distributed import whole
+
+TARGETS = ("qkv", "out", "gate_up", "down")
+TASKS = {"policy": "CAUSAL_LM", "reward": "SEQ_CLS", "value": "TOKEN_CLS"}
+
+
+class Lora(nn.Module):
+    """W x + (alpha / rank) B A x: A (rank, in) random, B (out, rank) zero, so that learning starts at W."""
+
+    def __init__(self, linear: Linear, *, rank: int, alpha: float, generator: torch.Generator):
+        super().__init__()
+        self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
+        bound = 1 / math.sqrt(linear.in_features)
+        A = torch.empty(rank, linear.in_features).uniform_(-bound, bound, generator=generator)
+        self.A, self.B = nn.Parameter(A), nn.Parameter(torch.zeros(linear.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, out) what is added to the product of x (N, in), in x's dtype."""
+        low = nn.functional.linear(x, self.A.to(x.dtype))  # (N, rank)
+        return nn.functional.linear(low, self.B.to(x.dtype)) * self.scale
+
+    def delta(self) -> Tensor:
+        """(out, in) float32: what merging adds to the weight."""
+        return whole(self.B) @ whole(self.A) * self.scale
+
+
+def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: list[str], seed: int) -> nn.Module:
+    """The model, frozen, with adapters drawn from `seed` on the products named; its head learns too. rank=0: as it is.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+    if rank == 0:
+        return model
+    if rank < 0 or not alpha > 0:
+        raise ValueError(f"need lora.rank >= 0 and lora.alpha > 0, got {rank} and {alpha}")
+    if not targets or not set(targets) <= set(TARGETS):
+        raise ValueError(f"lora.targets={list(targets)} must name some of {', '.join(TARGETS)}")
+    generator = torch.Generator().manual_seed(seed)
+    model.requires_grad_(False)
+    for name, module in model.transformer.named_modules():
+        if name.rpartition(".")[2] in targets:
+            module.lora = Lora(module, rank=rank, alpha=alpha, generator=generator)
+    if hasattr(model, "head"):
+        model.head.requires_grad_(True)
+    return model.train()
+
+
+class Reference(nn.Module):
+    """A policy with its adapters off, on the same weights. For use without gradients."""
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.policy, self.config, self.transformer, self.lm_head = (
+            policy, policy.config, policy.transformer, policy.lm_head,
+        )  # fmt: skip
+        self.adapted = False
+
+    def forward(self, *inputs) -> Tensor:
+        return self._off(self.policy, *inputs)
+
+    def logprobs(self, *rows: Tensor, **settings) -> Tensor:
+        return self._off(self.policy.logprobs, *rows, **settings)
+
+    def states(self, stream: Stream) -> Tensor:
+        return self._off(self.policy._states, stream)  # exact_kl asks from inside the policy's own forward
+
+    @torch.no_grad()
+    def _off(self, function, *inputs, **settings) -> Tensor:
+        self.policy.adapted = False
+        try:
+            return function(*inputs, **settings)
+        finally:
+            self.policy.adapted = True
+
+
+def adapters(model: nn.Module) -> dict[str, Lora]:
+    """Adapters by the name of the product they belong to."""
+    return {name.removesuffix(".lora"): part for name, part in model.named_modules() if isinstance(part, Lora)}
+
+
+def export_adapter(model: nn.Module, directory: Path, base: str) -> None:
+    """Write adapter_model.safetensors and adapter_config.json as `peft` loads them; nothing where there is no adapter.
+
+    q, k and v (gate and up) share A and have a part of B each. The head of a reward or value model lies in
+    modules_to_save, its bias and normalisation in head.safetensors. All ranks call it; rank 0 writes.
+    """
+    found = adapters(model)
+    if not found:
+        return
+    weights, targets = {}, set()
+    for name, lora in found.items():
+        A, B = (whole(x).detach().cpu() for x in (lora.A, lora.B))
+        parts = [part.removesuffix(".weight") for part in parts_of(name + ".weight")]
+        pieces = B.split([shape_of(part + ".weight", model.config)[0] for part in parts])
+        for part, piece in zip(parts, pieces, strict=True):
+            weights[f"base_model.model.{part}.lora_A.weight"] = A.clone()
+            weights[f"base_model.model.{part}.lora_B.weight"] = piece.contiguous()
+            targets.add(part.rpartition(".")[2])
+    head = {}
+    if hasattr(model, "head"):
+        weights["base_model.model.score.weight"] = whole(model.head.weight).detach().cpu().clone()
+        rest = {"bias": model.head.bias} | dict(model.named_buffers())
+        head = {f"score.{name}": whole(tensor).detach().cpu().clone() for name, tensor in rest.items()}
+    if dist.is_initialized() and dist.get_rank() != 0:
+        return
+    one = next(iter(found.values()))
+    config = {
+        "peft_type": "LORA", "task_type": TASKS[model.kind], "base_model_name_or_path": str(base), "r": one.rank,
+        "lora_alpha": one.alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": sorted(targets),
+        "modules_to_save": ["score"] if head else None, "inference_mode": True,
+    }  # fmt: skip
+    write(directory, weights, head, config)
+
+
+def write(directory: Path, weights: dict[str, Tensor], head: dict[str, Tensor], config: dict) -> None:
+    """The adapter's files, beside and then renamed."""
+    aside = directory.with_name(directory.name + ".writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file(weights, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+    if head:
+        save_file(head, aside / "head.safetensors", metadata={"format": "pt"})
+    (aside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    shutil.rmtree(directory, ignore_errors=True)
+    aside.rename(directory)

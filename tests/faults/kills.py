@@ -1,0 +1,142 @@
+"""Trainings that are killed (SIGKILL) and resumed until they are done, and what is left of them.
+
+A door runs in a process of its own, forked from a server that has imported torch once: a start costs no import, and
+the process that dies has done nothing but this training.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+DOORS = ("train_sft", "train_rm", "train_dpo", "train_ppo")
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch.distributed.checkpoint", *DOORS, "tests.faults.kills"])
+LIMIT = 300  # seconds in which a tiny training is through on any machine
+SAVING, EXPORTING = "checkpoints/.step_*.tmp", "model.writing"  # what is there only meanwhile
+
+
+def run_door(door: str, words: list[str], log: Path) -> None:
+    """`python DOOR.py WORDS` in this process, its output added to `log`. Pictures are left out: a second each."""
+    import torch
+
+    import runtime.run
+
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    torch.set_num_threads(1)
+    runtime.run.plot_metrics = lambda rows, path: None
+    sys.argv = [f"{door}.py", *words]
+    runtime.run.main(import_module(door).train, door)
+
+
+class Training:
+    """One door's training in `directory`: to the end in one go, or through kills."""
+
+    def __init__(self, door: str, words: list[str], directory: Path):
+        self.door, self.words, self.directory = door, words, directory
+        self.log = directory.with_name(f"{directory.name}.log")
+
+    def start(self, *more: str) -> multiprocessing.Process:
+        words = [*self.words, *more, f"hydra.run.dir={self.directory}"]
+        process = PROCESSES.Process(target=run_door, args=(self.door, words, self.log))
+        process.start()
+        return process
+
+    def finish(self, *more: str) -> float:
+        """To the end; returns the seconds it took."""
+        start = time.monotonic()
+        process = self.start(*more)
+        process.join(LIMIT)
+        assert process.exitcode == 0, f"exit code {process.exitcode}: {self.log.read_text()[-2000:]}"
+        return time.monotonic() - start
+
+    def kill_once(self, moment: Callable[[], bool], *more: str) -> str | None:
+        """Start, kill at the moment, and say where that was; None where the training was done before."""
+        process = self.start(*more)
+        while process.is_alive() and not moment():
+            time.sleep(0.0005)
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -9), f"exit code {process.exitcode}: {self.log.read_text()[-2000:]}"
+        if process.exitcode == 0:
+            return None
+        if list(self.directory.glob(SAVING)):
+            return "saving"
+        if (self.directory / EXPORTING).exists():
+            return "exporting"
+        return "before the first step" if not self.rows() else "training"
+
+    def rows(self) -> list[dict]:
+        path = self.directory / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        return [{name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows]
+
+    def result(self) -> dict:
+        """What must not depend on kills: metrics (perf/* aside), samples, and the sha256 of every file of the model."""
+        model, samples = self.directory / "model", self.directory / "samples.jsonl"
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(model.iterdir())}
+        left = sorted(path.name for path in self.directory.iterdir() if path.name != ".lock")
+        return {
+            "metrics": self.rows(), "model": digests, "left": left,
+            "samples": samples.read_text() if samples.exists() else "",
+        }  # fmt: skip
+
+
+def kill_until(training: Training, kills: int, *, seconds: float, seed: int) -> Counter:
+    """Kill the training `kills` times at moments drawn from `seed`, resuming after each, and see it to the end.
+
+    Every other kill falls at a random time of what is left to do, the next one into a save. A training that is done
+    before its kill must have the uninterrupted result; it begins again, from nothing.
+
+    Args:
+        seconds: of an uninterrupted training; kills at random times fall into as long a stretch.
+    Returns:
+        How many kills struck where.
+    Raises:
+        AssertionError: a door failed.
+    """
+    chance, places, results = random.Random(seed), Counter(), []
+    start = "overwrite=true"
+    while places.total() < kills:
+        moment = at_a_time if chance.random() < 0.5 else in_a_save
+        place = training.kill_once(moment(training, chance, seconds), start)
+        if place is None:
+            results.append(training.result())
+        else:
+            places[place] += 1
+        start = "resume=true" if place else "overwrite=true"
+    training.finish(start)
+    results.append(training.result())
+    assert all(result == results[-1] for result in results), "two trainings with kills differ"
+    return places
+
+
+def at_a_time(training: Training, chance: random.Random, seconds: float) -> Callable[[], bool]:
+    """A random time after the start: while loading, resuming, training, saving, exporting."""
+    stop = time.monotonic() + chance.uniform(0, seconds)
+    return lambda: time.monotonic() > stop
+
+
+def in_a_save(training: Training, chance: random.Random, seconds: float) -> Callable[[], bool]:
+    """A few milliseconds after the temporary directory of the first to third save appears."""
+    saves, seen, stop = chance.randint(1, 3), set(), None
+    delay = chance.choice([0, chance.uniform(0, 0.03)])
+
+    def moment() -> bool:
+        nonlocal stop
+        seen.update(path.name for path in training.directory.glob(SAVING))
+        if stop is None and len(seen) >= saves:
+            stop = time.monotonic() + delay
+        return stop is not None and time.monotonic() >= stop
+
+    return moment

@@ -1,0 +1,148 @@
+"""LoRA: merged = adapters on, peft reads the same model, only adapters and heads learn, the reference is the base."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_dpo
+import train_ppo
+import train_rm
+import train_sft
+from data.rollout import in_parts
+from data.tokenizer import load_tokenizer
+from model.build import export_model, load_policy, load_reward_model, new_policy
+from model.lora import Reference, adapters, add_lora, export_adapter
+from model.sampling import generate
+from tests.test_scale import house, job  # noqa: F401 - fixtures
+from tests.tiny_models import batch_of, random_ids, shaken, tiny_config
+
+LORA = {"rank": 3, "alpha": 7.0, "targets": ["qkv", "out", "gate_up", "down"], "seed": 5}
+ROWS = batch_of([(random_ids(5, 1), random_ids(4, 2)), (random_ids(3, 3), random_ids(7, 4))], "right")
+DOORS = {"train_sft": train_sft, "train_rm": train_rm, "train_dpo": train_dpo, "train_ppo": train_ppo}
+
+
+def trained(config, **changes):
+    """A policy whose adapters have moved."""
+    policy = add_lora(shaken(new_policy(config, seed=0)), **(LORA | changes))
+    with torch.no_grad():
+        for number, lora in enumerate(adapters(policy).values()):
+            lora.B.normal_(0, 0.3, generator=torch.Generator().manual_seed(number))
+    return policy
+
+
+def total(policy):
+    return policy.logprobs(*ROWS).sum(1)
+
+
+def test_learning_starts_at_the_base_and_only_adapters_learn():
+    policy = new_policy(tiny_config(), seed=0)
+    before = total(policy).detach()
+    add_lora(policy, **LORA)
+    assert torch.equal(total(policy), before)
+    total(policy).sum().backward()
+    learning = {name for name, weight in policy.named_parameters() if weight.grad is not None}
+    assert learning == {name for name, _ in policy.named_parameters() if ".lora." in name} and len(learning) == 16
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_the_merged_export_is_the_policy_with_its_adapters_on(house, tmp_path, family):  # noqa: F811
+    policy = trained(tiny_config(family, vocab_size=400))
+    export_model(policy, tmp_path / "model", load_tokenizer(house / "policy"))
+    merged = load_policy(tmp_path / "model")
+    assert (total(merged) - total(policy)).abs().max() < 1e-4  # nats of a whole row
+    assert (merged.logprobs(*ROWS) - policy.logprobs(*ROWS)).abs().max() < 1e-5
+    assert (total(merged) - total(Reference(policy))).abs().max() > 0.1
+
+
+def test_peft_loads_the_adapter_with_the_same_logits(house, tmp_path):  # noqa: F811
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    policy, tokenizer = trained(tiny_config(vocab_size=400)), load_tokenizer(house / "policy")
+    base = add_lora(new_policy(policy.config, seed=0), **LORA)
+    base.load_state_dict({n: torch.zeros_like(w) if ".lora." in n else w for n, w in policy.state_dict().items()})
+    export_model(base, tmp_path / "base", tokenizer)
+    export_adapter(policy, tmp_path / "adapter", str(tmp_path / "base"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    ids = torch.tensor([random_ids(9, 7)])
+    with torch.no_grad():
+        everything = torch.ones_like(ids, dtype=torch.bool)
+        stops = torch.arange(ids.shape[1]) > 0
+        ours = policy.logprobs(ids, everything, stops[None])[0, 1:]
+        want = theirs(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).squeeze(1)
+    assert (ours - want).abs().max() < 1e-4
+
+
+def test_the_reference_shares_every_weight_and_is_the_base():
+    policy = trained(tiny_config())
+    plain = shaken(new_policy(tiny_config(), seed=0))
+    reference = Reference(policy)
+    assert set(reference.parameters()) == set(policy.parameters())
+    with torch.no_grad():
+        assert torch.equal(reference.logprobs(*ROWS), plain.logprobs(*ROWS))
+        kl = policy.exact_kl(reference, *ROWS)
+        assert torch.allclose(kl, policy.exact_kl(plain, *ROWS), atol=1e-6) and kl.sum() > 1
+    assert policy.adapted
+
+
+def test_recomputed_layers_see_the_adapters():
+    policy, grads = trained(tiny_config()), []
+    for recompute in (False, True):
+        policy.transformer.checkpointing = recompute
+        policy.zero_grad()
+        loss = total(policy).sum()
+        Reference(policy).logprobs(*ROWS)  # between forward and backward
+        loss.backward()
+        grads.append([lora.B.grad.clone() for lora in adapters(policy).values()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+def test_sampling_merges_the_adapters():
+    policy = trained(tiny_config())
+    how = dict(max_new_tokens=5, temperature=0.0, top_k=0, top_p=1.0, slots=2, stop_ids=[], seeds=[0, 1], pad_id=0)
+    answers = generate(policy, [random_ids(5, 1), random_ids(3, 3)], **how)
+    rows = answers.rows
+    with torch.no_grad():
+        told = in_parts(policy.logprobs, rows, 2)
+        for other in (1, 2, 3):  # greedy: no other token is likelier
+            ids = torch.where(
+                rows.completion_mask & (torch.arange(rows.input_ids.shape[1]) == 7), other, rows.input_ids
+            )
+            assert (policy.logprobs(ids, *rows[1:])[:, 7] <= told[:, 7] + 1e-5).all()
+    assert generate(Reference(policy), [random_ids(5, 1)], **(how | {"seeds": [0]})).rows.input_ids.shape[1] == 10
+    assert policy.adapted and policy.training
+
+
+@pytest.mark.parametrize("name", list(DOORS))
+def test_every_door_learns_adapters(door, job, house, tmp_path, read_metrics, name):  # noqa: F811
+    words = ["lora.rank=4", "num_steps=2", *(["ref=live"] if name == "train_dpo" else [])]
+    assert door(DOORS[name], *job(name, "run", *words)[1:]) == 0
+    learned, base = (
+        tmp_path / "run",
+        load_file(house / ("rm" if name == "train_rm" else "policy") / "model.safetensors"),
+    )
+    merged = load_file(learned / "model" / "model.safetensors")
+    assert torch.equal(
+        merged["model.embed_tokens.weight"],
+        load_file(house / "policy" / "model.safetensors")["model.embed_tokens.weight"],
+    )
+    moved = "model.layers.0.self_attn.v_proj.weight"
+    assert (merged[moved] - load_file(house / "policy" / "model.safetensors")[moved]).abs().max() > 0 and base
+    assert (learned / "adapter" / "adapter_config.json").exists()
+    rows = read_metrics(learned)
+    if name == "train_dpo":
+        first = next(row for row in rows if "objective/loss" in row)
+        assert first["objective/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    if name == "train_rm":
+        head = load_file(learned / "adapter" / "head.safetensors")
+        assert set(head) == {"score.bias", "score.gain", "score.shift"}
+        assert torch.equal(load_reward_model(learned / "model", precision="fp32").head.bias, head["score.bias"])
+
+
+@pytest.mark.parametrize(
+    "words", [["lora.rank=-1"], ["lora.rank=2", "lora.alpha=0"], ["lora.rank=2", "lora.targets=[q]"]]
+)
+def test_settings_that_cannot_be_meant_are_refused(door, job, words, capsys):  # noqa: F811
+    assert door(train_dpo, *job("train_dpo", "run", *words)[1:]) == 2
+    assert "lora." in capsys.readouterr().err

@@ -1,0 +1,174 @@
+"""The doors on several gloo ranks: the same losses as on one, checkpoints for any number of ranks, no rank left behind.
+
+Every test starts processes of its own through torchrun, as a user would.
+"""
+
+import gzip
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from data.tokenizer import train_sentencepiece
+from model.build import export_model, new_policy, new_reward_model
+from tests.tiny_models import shaken, tiny_config
+
+ROOT = Path(__file__).parents[1]
+STEPS = 4
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory):
+    """A tiny policy and reward model of one tokenizer; real pairs, conversations and prompts."""
+    home = tmp_path_factory.mktemp("scale")
+    files = {"pairs": ("pref_hh_helpful_train.jsonl.gz", 20), "chats": ("sft_coffee_train.jsonl.gz", 20)}
+    for name, (file, count) in files.items():
+        with gzip.open(ROOT / "data" / "embedded" / file, "rt", encoding="utf-8") as lines:
+            rows = [json.loads(line) for _, line in zip(range(count), lines, strict=False)]
+        if name == "chats":
+            rows = [row | {"messages": row["messages"][:2]} for row in rows]
+        for part, kept in (("train", rows[:16]), ("eval", rows[17:])):  # 3 held-out rows: uneven on 2 and on 4 ranks
+            (home / f"{name}_{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    texts = [row["chosen"] for row in map(json.loads, (home / "pairs_train.jsonl").read_text().splitlines())]
+    tokenizer = train_sentencepiece(texts, 400, home / "tokenizer")
+    config = tiny_config(vocab_size=tokenizer.vocab_size, max_length=128)
+    export_model(shaken(new_policy(config, seed=0)), home / "policy", tokenizer)
+    export_model(shaken(new_reward_model(config, seed=1, precision="fp32")), home / "rm", tokenizer)
+    return home
+
+
+@pytest.fixture
+def job(house, tmp_path):
+    """job(door, run, *words) -> the door and its command line: a few steps of 8 rows, everything on."""
+    pairs = [f"data.train=[{house}/pairs_train.jsonl]", f"data.eval=[{house}/pairs_eval.jsonl]", "eval_every=2"]
+    pairs += ["data.max_length=96", "data.max_prompt_length=48"]
+    own = {
+        "train_sft": [f"data.train=[{house}/chats_train.jsonl]", f"data.eval=[{house}/chats_eval.jsonl]",
+                      "eval_every=2", "sample_every=2", "num_samples=2", "data.max_length=96"],
+        "train_rm": [*pairs, "normalise=gain_bias", "normalise_samples=3"],
+        "train_dpo": [*pairs, "sample_every=2", "num_prompts=3", "num_samples=2", f"ref_cache={tmp_path}/cache"],
+        "train_ppo": [f"data.prompts=[{house}/chats_train.jsonl]", f"data.eval=[{house}/chats_eval.jsonl]",
+                      f"reward_model={house}/rm", "minibatch_size=8", "ppo_epochs=2", "kl_exact_every=2",
+                      "eval_every=2"],
+    }  # fmt: skip
+
+    def job(door, run, *words):
+        shared = [
+            f"policy={house}/policy", f"num_steps={STEPS}", "batch_size=8", "micro_batch_size=2", "save_every=2",
+            "optim.lr=1e-3", "optim.warmup_steps=0", "optim.schedule=constant", "log.wandb=disabled",
+            "sampling.max_new_tokens=6", f"hydra.run.dir={tmp_path / run}",
+        ]  # fmt: skip
+        return [door, *shared, *own[door], *words]
+
+    return job
+
+
+def start(ranks, jobs, tmp_path):
+    """The process that runs the jobs one after the other, on so many ranks."""
+    path = tmp_path / f"jobs_{ranks}_{len(list(tmp_path.iterdir()))}.json"
+    path.write_text(json.dumps([[*words, *(["dist=fsdp"] if ranks > 1 else [])] for words in jobs]))
+    command = [sys.executable, str(ROOT / "tests" / "run_doors.py"), str(path)]
+    if ranks > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        command = [*launcher, "--master-addr", "localhost", "--master-port", str(free_port()), *command[1:]]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def run(ranks, jobs, tmp_path):
+    process = start(ranks, jobs, tmp_path)
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output[-4000:]
+
+
+def figures(directory):
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in rows]
+
+
+def assert_same_curve(one, many, skip=()):
+    left, right = figures(one), figures(many)
+    assert [row.keys() for row in left] == [row.keys() for row in right] and len(left) >= STEPS
+    for a, b in zip(left, right, strict=True):
+        for name in a.keys() - set(skip):
+            assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-5), f"step {a['step']}: {name}"
+
+
+def assert_same_weights(one, many):
+    left, right = (load_file(path / "model" / "model.safetensors") for path in (one, many))
+    assert left.keys() == right.keys()
+    for name in left:
+        assert (left[name] - right[name]).abs().max() < 1e-4, name
+
+
+def test_sft_on_two_ranks_is_sft_on_one(job, tmp_path):
+    words = ["num_steps=4", "save_every=0", "sample_every=4"]
+    run(1, [job("train_sft", "one", *words)], tmp_path)
+    run(2, [job("train_sft", "two", *words)], tmp_path)
+    assert_same_curve(tmp_path / "one", tmp_path / "two")
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == sorted(p.name for p in (tmp_path / "two").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_every_door_gives_one_ranks_curve(job, tmp_path, ranks):
+    doors = ("train_sft", "train_rm", "train_dpo", "train_ppo")
+    run(1, [job(door, f"{door}_one") for door in doors], tmp_path)
+    words = {"train_dpo": [f"ref_cache={tmp_path}/cache_{ranks}"]}  # computed anew, a share a rank
+    size = f"micro_batch_size={8 // ranks // 2}"
+    run(ranks, [job(door, f"{door}_many", *words.get(door, []), size) for door in doors], tmp_path)
+    for door in doors:
+        assert_same_curve(tmp_path / f"{door}_one", tmp_path / f"{door}_many", skip=["policy/ratio_first"])
+        assert_same_weights(tmp_path / f"{door}_one", tmp_path / f"{door}_many")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_two_ranks_checkpoint_goes_on_on_another_number(job, tmp_path, ranks):
+    run(1, [job("train_sft", "whole")], tmp_path)
+    run(2, [job("train_sft", "part", "num_steps=2")], tmp_path)
+    run(ranks, [job("train_sft", "part", "resume=true", "micro_batch_size=1")], tmp_path)
+    assert_same_curve(tmp_path / "whole", tmp_path / "part")
+    assert_same_weights(tmp_path / "whole", tmp_path / "part")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_stops_all_and_is_named(job, tmp_path):
+    process = start(2, [job("train_sft", "long", "num_steps=100000", "sample_every=0", "eval_every=0")], tmp_path)
+    try:
+        wait_for(tmp_path / "long" / "metrics.jsonl", process)
+        ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        os.kill(ranks[1], signal.SIGKILL)
+        killed = time.monotonic()
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode not in (0, None) and time.monotonic() - killed < 60
+        assert "SIGKILL" in output
+        assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(path, process):
+    for _ in range(600):
+        if path.exists() and path.stat().st_size:
+            return
+        assert process.poll() is None, process.stdout.read()[-4000:]
+        time.sleep(0.2)
+    raise AssertionError(f"{path} was not written")
