@@ -21,6 +21,7 @@ TASKS = {
     "perplexity": "evals.perplexity",
     "exact": "evals.exact",
     "kl_frontier": "evals.kl_frontier",
+    "sweep": "evals.sweep",
 }
 
 

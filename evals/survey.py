@@ -41,11 +41,11 @@ class Survey:
             asked = list(reversed(by_prompt.items()))
         else:
             encoded = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room)
-            asked = [(row["input_ids"].tolist(), None) for row in encoded.items]
+            asked = [(list(row["input_ids"]), None) for row in encoded.items]
         asked = asked[: cfg.num_prompts][run.rank :: run.world_size]
         self.prompts = [cut_prompt(list(prompt), tokenizer, max_length=room) for prompt, _ in asked]
         self.references = [row for _, row in asked if row is not None]  # the data's good completions
-        self.seeds = [cfg.seed + 1000 * run.rank + i for i in range(len(asked))]
+        self.seeds = [cfg.seed + run.rank + i * run.world_size for i in range(len(asked))]
         self.reward_model = None
         if cfg.reward_model is not None:
             check_same_tokenizer(cfg.reward_model, tokenizer)

@@ -9,7 +9,7 @@ def plot_metrics(rows: list[dict], path: Path) -> None:
     names = sorted({name for row in rows for name in row} - {"step"})
     if not names:
         return
-    plt = _pyplot()
+    plt = pyplot()
     columns = min(4, len(names))
     lines = math.ceil(len(names) / columns)
     figure, axes = plt.subplots(lines, columns, figsize=(3.6 * columns, 2.4 * lines), squeeze=False)
@@ -29,11 +29,11 @@ def save_figure(figure, path: Path) -> None:
     figure.tight_layout()
     aside = path.with_name(f".{path.name}.tmp")
     figure.savefig(aside, dpi=110, format="png")
-    _pyplot().close(figure)
+    pyplot().close(figure)
     aside.replace(path)
 
 
-def _pyplot():
+def pyplot():
     """Matplotlib without a screen; imported late, because it takes a second."""
     import matplotlib
 

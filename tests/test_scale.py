@@ -143,7 +143,7 @@ def test_every_door_gives_one_ranks_curve(job, tmp_path, ranks):
 def test_two_ranks_checkpoint_goes_on_on_another_number(job, tmp_path, ranks):
     run(1, [job("train_sft", "whole")], tmp_path)
     run(2, [job("train_sft", "part", "num_steps=2")], tmp_path)
-    run(ranks, [job("train_sft", "part", "resume=true", "micro_batch_size=1")], tmp_path)
+    run(ranks, [job("train_sft", "part", "resume=true")], tmp_path)
     assert_same_curve(tmp_path / "whole", tmp_path / "part")
     assert_same_weights(tmp_path / "whole", tmp_path / "part")
 
