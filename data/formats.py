@@ -224,7 +224,7 @@ def _list(row: dict, name: str) -> list:
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
+        raise ValueError(f"{name} must be a number (finite), got {value!r}")
     if abs(value) > 1e300:  # a whole number of JSON may exceed every float
         raise ValueError(f"{name} is too large")
     return float(value)
