@@ -82,8 +82,6 @@ def test_bad_input_gets_its_message_exit_code_2_and_writes_nothing(
     given = words.split("` `")
     keys = {word.split("=")[0] for word in given}
     good = [word for word in [*COMMON, *DOORS[name]] if word.split("=")[0] not in keys]
-    if "model=null" in given:
-        good = [word for word in good if not word.startswith("model.")]
     capital = re.compile("|".join(sorted(files, key=len, reverse=True)))
     line = [capital.sub(lambda found: str(files[found[0]]), word) for word in [*good, *given]]
     line += [f"hydra.run.dir={tmp_path}/run", "overwrite=true"]
