@@ -150,18 +150,23 @@ class _Sweep(torch.autograd.Function):
                 _add_product(grad_hidden, z, rows)
             if needs_weight:
                 _write_product(grad_weight[v : v + len(rows)], z.T, hidden)
+            del rows  # a cast copy makes room for the next
         return (grad_hidden.to(hidden.dtype) if needs_hidden else None), grad_weight, *[None] * 5
 
 
 def _tiles(hidden: Tensor, weight: Tensor, ref_hidden: Tensor | None, ref_weight: Tensor | None):
     """Yield (first column, logits, reference logits, weight rows) tile by tile; the logits' memory is used again."""
-    width, memory, ref_memory = TILES["cpu" if hidden.device.type == "cpu" else "gpu"], None, None
+    memory = ref_memory = None
+    width = TILES["gpu"]
+    if hidden.device.type == "cpu":  # of a wide model fewer, since a tile's weights are copied where they are cast
+        width = min(TILES["cpu"], max(512, 2**22 // hidden.shape[1]))
     for v in range(0, len(weight), width):
         rows = weight[v : v + width].to(hidden.dtype)
         memory, z_ref = _logits(hidden, rows, memory), None
         if ref_hidden is not None:
             ref_memory = z_ref = _logits(ref_hidden, ref_weight[v : v + width].to(ref_hidden.dtype), ref_memory)
         yield v, memory, z_ref, rows
+        del rows
 
 
 def _logits(hidden: Tensor, rows: Tensor, memory: Tensor | None) -> Tensor:

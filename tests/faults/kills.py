@@ -4,6 +4,7 @@ A door runs in a process of its own, forked from a server that has imported torc
 the process that dies has done nothing but this training.
 """
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -44,12 +45,22 @@ class Training:
     def __init__(self, door: str, words: list[str], directory: Path):
         self.door, self.words, self.directory = door, words, directory
         self.log = directory.with_name(f"{directory.name}.log")
+        self.started = 0.0  # when its latest process began, in seconds since 1970
 
     def start(self, *more: str) -> multiprocessing.Process:
         words = [*self.words, *more, f"hydra.run.dir={self.directory}"]
         process = PROCESSES.Process(target=run_door, args=(self.door, words, self.log))
+        self.started = time.time()
         process.start()
         return process
+
+    def saves_under_way(self) -> set[str]:
+        """Temporary directories of this start; those that an earlier kill left are older."""
+        found = set()
+        for path in self.directory.glob(SAVING):
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                found |= {path.name} if path.stat().st_mtime > self.started else set()
+        return found
 
     def finish(self, *more: str) -> float:
         """To the end; returns the seconds it took."""
@@ -69,7 +80,7 @@ class Training:
         assert process.exitcode in (0, -9), f"exit code {process.exitcode}: {self.log.read_text()[-2000:]}"
         if process.exitcode == 0:
             return None
-        if list(self.directory.glob(SAVING)):
+        if self.saves_under_way():
             return "saving"
         if (self.directory / EXPORTING).exists():
             return "exporting"
@@ -134,7 +145,7 @@ def in_a_save(training: Training, chance: random.Random, seconds: float) -> Call
 
     def moment() -> bool:
         nonlocal stop
-        seen.update(path.name for path in training.directory.glob(SAVING))
+        seen.update(training.saves_under_way())
         if stop is None and len(seen) >= saves:
             stop = time.monotonic() + delay
         return stop is not None and time.monotonic() >= stop
