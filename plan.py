@@ -3,7 +3,7 @@
     python plan.py door=train_dpo model=mistral_7b gpu=h100 num_gpus=8 'overrides=["batch_size=128"]'
 
 Memory is counted (model/footprint.py); time is a roofline with the efficiencies that conf/plan.yaml states. No GPU was
-measured. docs/scaling.md has the assumptions, and the same prediction against measured memory on a CPU.
+measured. docs/scaling.md has the assumptions.
 """
 
 from dataclasses import dataclass
