@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 # What a run leaves; a directory with any of these holds a run.
 LEAVES = (
     "run.json", "config.yaml", "git.diff", "metrics.jsonl", "samples.jsonl", "bad_rows.jsonl", "curves.png", "model",
-    "adapter", "checkpoints", "nonfinite", "wandb",
+    "model.writing", "model.old", "adapter", "checkpoints", "nonfinite", "wandb",
 )  # fmt: skip
 LOCK = ".lock"
 
