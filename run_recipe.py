@@ -72,7 +72,8 @@ def launcher(step: DictConfig) -> list[str]:
 def fingerprint(step: DictConfig, cfg: DictConfig, home: Path) -> str:
     """A hash of all that decides what the step will compute: its config, and every file that the config names."""
     config = OmegaConf.to_container(compose(step, cfg), resolve=False)
-    named = sorted({text.split("@")[0] for text in texts_in(config)} - {""})  # FILE@train is a part of FILE
+    files = {name: value for name, value in config.items() if name != "lora"}  # its targets name layers, not files
+    named = sorted({text.split("@")[0] for text in texts_in(files)} - {""})  # FILE@train is a part of FILE
     inputs = {text: hash_files(Path(text)) for text in named if Path(text).absolute() != ROOT and exists(text)}
     whole = json.dumps([words(step, cfg), config, inputs], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()

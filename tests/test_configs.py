@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 CONF = Path(__file__).parents[1] / "conf"
 DOORS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "run")
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+LAUNCHERS = sorted(path.stem for path in (CONF / "launcher").glob("*.yaml"))  # added with +launcher=
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 
 
@@ -41,6 +42,7 @@ def test_every_choice_of_every_group_composes(group, choice, compose):
 def test_every_file_of_every_group_is_some_doors_choice():
     files = {(path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")}
     chosen = set(CHOICES) | {("recipe", name) for name in RECIPES} | {("sweep", name) for name in SWEEPS}
+    chosen |= {("launcher", name) for name in LAUNCHERS}
     assert files == chosen
 
 

@@ -116,6 +116,7 @@ def assert_same_weights(one, many):
         assert (left[name] - right[name]).abs().max() < 1e-4, name
 
 
+@pytest.mark.slow
 def test_sft_on_two_ranks_is_sft_on_one(job, tmp_path):
     words = ["num_steps=4", "save_every=0", "sample_every=4"]
     run(1, [job("train_sft", "one", *words)], tmp_path)

@@ -196,7 +196,7 @@ def test_bf16_keeps_fp32_masters_and_frozen_models_hold_bf16():
 
 def test_master_weights_multiply_as_their_cast_copies_do_and_keep_no_copy():
     torch.manual_seed(0)
-    layer, x = Linear(24, 40), torch.randn(7, 24, dtype=torch.bfloat16, requires_grad=True)
+    layer, x = Linear(24, 40, bias=True), torch.randn(7, 24, dtype=torch.bfloat16, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         out = layer(x)
