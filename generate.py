@@ -13,6 +13,7 @@ from data.prompts import encode_prompts
 from data.records import write_jsonl
 from data.tokenizer import load_tokenizer
 from model.build import load_policy
+from model.sampling import check as check_sampling
 from model.sampling import generate
 from runtime.run import Run, main
 
@@ -35,10 +36,13 @@ def complete(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
     prompts = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room).items
     prompts = [prompt for prompt in prompts for _ in range(cfg.samples_per_prompt)]
     seeds = [cfg.seed * SEEDS + i for i in range(len(prompts))]
+    asked, how = [list(prompt["input_ids"]) for prompt in prompts], cfg.sampling
+    limits = [how.max_new_tokens] * len(asked)
+    check_sampling(policy, asked, limits, how.temperature, how.top_k, how.top_p, how.slots, seeds)
     run.begin()
     with run.terminal.track("completions", total=len(prompts)) as advance:
         rows, reasons = generate(
-            policy, [list(prompt["input_ids"]) for prompt in prompts], seeds=seeds, stop_ids=tokenizer.stop_ids,
+            policy, asked, seeds=seeds, stop_ids=tokenizer.stop_ids,
             pad_id=tokenizer.pad_id, on_token=lambda row, token, last: advance(last), **cfg.sampling,
         )  # fmt: skip
     texts = [tokenizer.decode(ids[mask]) for ids, mask in zip(rows.input_ids, rows.completion_mask, strict=True)]

@@ -1,9 +1,10 @@
-"""A chain of doors, as listed in conf/recipe/*.yaml: runs what is not done yet, then shows what came of it.
+"""A chain of doors, as listed in conf/recipe/*.yaml: runs what is not done yet, then tells what came of it.
 
     python run_recipe.py recipe=coffee              a tiny chatbot from scratch, the default
     python run_recipe.py recipe=smollm2 dir=DIR all.seed=1 all.log.wandb=disabled
 
-A step is done when its command, config and input files are those of its manifest and its outputs are unchanged.
+A step is done when its command, config and input files are those of its manifest and its outputs are unchanged. The
+last thing is one page, dir/report.html (evals/recipe_report.py).
 """
 
 import hashlib
@@ -19,11 +20,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
+from evals.recipe_report import report
 from runtime.config import flat
 from runtime.door import INTERRUPTED, enter
-from runtime.metrics import read_rows
 
 ROOT = Path(__file__).parent
 UNHASHED = ("checkpoints", "wandb", ".lock")  # large, or rewritten by looking at them
@@ -43,13 +43,16 @@ def run_recipe(cfg: DictConfig) -> None:
             console.print(f"{head}: done before, nothing changed", markup=False)
             continue
         command = [*words(step, cfg), f"hydra.run.dir={home / step.name}"]
-        command.append("resume=true" if read_manifest(manifest).get("key") == key else "overwrite=true")
-        write_manifest(manifest, {"key": key})  # begun: the same step resumes, a changed one starts anew
+        begun = read_manifest(manifest).get("key") == key
+        command += ["resume=true", "overwrite=true"] if begun else ["overwrite=true"]
+        write_manifest(manifest, {"key": key})  # begun: the same step resumes where it can, a changed one starts anew
         console.print(f"{head}: python {shlex.join(command)}", markup=False, soft_wrap=True)
         start = time.time()
         wait_for([sys.executable, *launcher(step), *command], step.name)
         write_manifest(manifest, {"key": key, "seconds": time.time() - start, "outputs": hash_files(home / step.name)})
-    report(cfg, home)
+    seconds = {step.name: read_manifest(home / "manifests" / f"{step.name}.json")["seconds"] for step in cfg.steps}
+    commands = {step.name: f"python {shlex.join(words(step, cfg))}" for step in cfg.steps}
+    report(cfg, home, seconds, commands)
 
 
 def words(step: DictConfig, cfg: DictConfig) -> list[str]:
@@ -140,57 +143,6 @@ def wait_for(command: list[str], name: str) -> None:
         what = "was interrupted" if code == INTERRUPTED else f"failed with exit code {code}"
         console.print(f"step {name} {what}; {again}, finished steps are kept", markup=False, style="bold red")
         raise SystemExit(code if code > 0 else 1)
-
-
-def report(cfg: DictConfig, home: Path) -> None:
-    """What came of it: figures, texts before and after, pictures."""
-    table = Table("step", "figure", "first", "last", "minutes", title=f"recipe {cfg.name}")
-    for step in cfg.steps:
-        minutes = read_manifest(home / "manifests" / f"{step.name}.json").get("seconds", 0) / 60
-        for i, figure in enumerate(step.get("figures", [])):
-            first, last = (f"{value:.4g}" for value in first_and_last(home / step.name, figure))
-            table.add_row(step.name if i == 0 else "", figure, first, last, f"{minutes:.1f}" if i == 0 else "")
-    console.print(table)
-    for step in cfg.steps:
-        for sample in before_and_after(home / step.name):
-            console.print(f"\n{step.name}, {shorten(sample['prompt'], 400)}", markup=False, soft_wrap=True, style="dim")
-            for when in ("before", "after", "reference"):
-                console.print(f"  {when}: {shorten(sample[when], 240)}", markup=False, soft_wrap=True)
-    pictures = sorted(path for step in cfg.steps for path in (home / step.name).glob("*.png"))
-    console.print("\npictures: " + "  ".join(map(str, pictures)), markup=False, soft_wrap=True)
-
-
-def first_and_last(directory: Path, figure: str) -> tuple[float, float]:
-    """A metric at the first and at the last step that has it; or FILE.json:KEY, a figure of a report, twice."""
-    if ".json:" in figure:
-        file, key = figure.split(":", 1)
-        value = json.loads((directory / file).read_text())[key]
-        return value, value
-    values = [row[figure] for row in read_rows(directory / "metrics.jsonl") if figure in row]
-    if not values:
-        raise ValueError(f"the recipe shows {figure!r}, which {directory}/metrics.jsonl does not have")
-    return values[0], values[-1]
-
-
-def shorten(text: str, most: int) -> str:
-    """The text on one line; its middle left out where it is long."""
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
-
-
-def before_and_after(directory: Path, most: int = 2) -> list[dict]:
-    """The same prompts answered at the first and at the last sampling."""
-    rows = [row for row in read_rows(directory / "samples.jsonl") if "completion" in row]
-    steps = sorted({row["step"] for row in rows})
-    if len(steps) < 2:
-        return []
-    early = {row["prompt"]: row["completion"] for row in rows if row["step"] == steps[0]}
-    late = [row for row in rows if row["step"] == steps[-1] and row["prompt"] in early]
-    return [
-        {"prompt": row["prompt"], "before": early[row["prompt"]], "after": row["completion"]}
-        | {"reference": row.get("reference", "")}
-        for row in late[:most]
-    ]
 
 
 if __name__ == "__main__":

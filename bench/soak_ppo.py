@@ -1,6 +1,6 @@
 """Does a long PPO training leak? Resident memory and open files per 100 steps of the tiny loop, as fitted slopes.
 
-    python bench/soak_ppo.py POLICY_DIR REWARD_MODEL_DIR PROMPTS.jsonl [MINUTES]
+    python bench/soak_ppo.py POLICY_DIR REWARD_MODEL_DIR PROMPTS.jsonl [MINUTES [FIGURE.png]]
 
 The first fifth of the steps is left out: allocator and caches are still filling.
 """
@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import runtime.run  # noqa: E402
 import train_ppo  # noqa: E402
+from runtime.plots import pyplot, save_figure  # noqa: E402
 
 PAGE_MB = os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -27,8 +28,8 @@ def measure() -> tuple[float, int]:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_MB, len(os.listdir("/proc/self/fd"))
 
 
-def soak(policy: str, reward_model: str, prompts: str, minutes: float) -> dict:
-    """Run the door until the time is over; the slopes per 100 steps over the last four fifths of the steps."""
+def soak(policy: str, reward_model: str, prompts: str, minutes: float) -> np.ndarray:
+    """Run the door until the time is over; (steps, 2) what `measure` gave at each step."""
     seen: list[tuple[float, int]] = []
     stop = time.monotonic() + 60 * minutes
     end_step = runtime.run.Run.end_step
@@ -51,16 +52,33 @@ def soak(policy: str, reward_model: str, prompts: str, minutes: float) -> dict:
             runtime.run.main(train_ppo.train, "train_ppo")
         except SystemExit as exit:
             assert exit.code == 75, f"the run ended with {exit.code}"
-    late = np.array(seen[len(seen) // 5 :])
-    slopes = 100 * np.polyfit(np.arange(len(late)), late, 1)[0]
+    return np.array(seen)
+
+
+def slopes(seen: np.ndarray) -> dict:
+    """Growth per 100 steps over the last four fifths of the steps."""
+    late = seen[len(seen) // 5 :]
+    megabytes, files = 100 * np.polyfit(np.arange(len(late)), late, 1)[0]
     return {
-        "steps": len(seen), "rss_mb": round(late[-1, 0], 1), "rss_mb_per_100_steps": round(slopes[0], 4),
-        "files": int(late[-1, 1]), "files_per_100_steps": round(slopes[1], 4),
+        "steps": len(seen), "rss_mb": round(late[-1, 0], 1), "rss_mb_per_100_steps": round(megabytes, 4),
+        "files": int(late[-1, 1]), "files_per_100_steps": round(files, 4),
     }  # fmt: skip
 
 
+def draw(seen: np.ndarray, path: Path) -> None:
+    """Memory and open files against the step."""
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, 2.8))
+    for axis, column, name in zip(axes, seen.T, ("resident memory, MB", "open files"), strict=True):
+        axis.plot(column, linewidth=1)
+        axis.set(xlabel="step", title=name, ylim=(0, 1.15 * column.max()))
+        axis.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) not in (4, 5):
+    if len(sys.argv) not in (4, 5, 6):
         raise SystemExit(__doc__)
-    minutes = float(sys.argv[4]) if len(sys.argv) == 5 else 30.0
-    print(json.dumps(soak(*sys.argv[1:4], minutes)))
+    measured = soak(*sys.argv[1:4], minutes=float(sys.argv[4]) if len(sys.argv) > 4 else 30.0)
+    print(json.dumps(slopes(measured)))
+    if len(sys.argv) > 5:
+        draw(measured, Path(sys.argv[5]))

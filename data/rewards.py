@@ -87,7 +87,8 @@ def _load_file(path: Path):
 
 def _load_module(name: str, given: str):
     relative = Path(*name.split("."))
-    if not any((ROOT / path).is_file() for path in (relative.with_suffix(".py"), relative / "__init__.py")):
+    inside = all(part.isidentifier() for part in name.split("."))
+    if not inside or not any((ROOT / p).is_file() for p in (relative.with_suffix(".py"), relative / "__init__.py")):
         raise ValueError(
             f"reward_fn={given!r}: {name} is no module of this project; name a file: path/to/file.py:function"
         )

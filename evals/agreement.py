@@ -15,8 +15,9 @@ from statsmodels.stats.inter_rater import cohens_kappa
 from evals.intervals import bootstrap_estimate, share_estimate
 from evals.questions import add_categories
 from evals.readers import read_votes
-from evals.report import plot_intervals, print_table
 from evals.verdicts import PAIR, check_readable, fold_orders, points
+from runtime.plots import plot_intervals
+from runtime.report import print_table
 
 OUTCOMES = ["a", "b", "tie"]
 
@@ -33,16 +34,28 @@ def split_judge(votes: pd.DataFrame, *, judge: str | None, humans: str) -> tuple
     check_readable(votes)
     votes = fold_orders(votes)
     votes = votes[votes["verdict"] != "error"]
-    judges = sorted(votes.loc[~votes["human"], "judge"].unique())
-    if judge is None and len(judges) == 1:
-        judge = judges[0]
-    if judge not in judges:
-        raise ValueError(f"task.judge={judge} must name one of the judges in the votes: {', '.join(judges) or 'none'}")
+    judge = only_judge(votes, judge)
     people = votes[votes["human"] & votes["judge"].map(lambda name: fnmatch(name, humans))]
     if not len(people):
         named = ", ".join(sorted(votes.loc[votes["human"], "judge"].unique())[:5])
         raise ValueError(f"no human vote matches task.humans={humans!r}; people in the votes: {named or 'none'}")
     return people, votes[~votes["human"] & (votes["judge"] == judge)]
+
+
+def only_judge(votes: pd.DataFrame, name: str | None) -> str:
+    """The judge that is meant.
+
+    Raises:
+        ValueError: the votes hold no judge, not this one, or several and none is named.
+    """
+    judges = sorted(votes.loc[~votes["human"], "judge"].unique())
+    if not judges:
+        raise ValueError("no judge's verdict in the files, only people's votes; write task.input=[people, judge]")
+    if name is None and len(judges) == 1:
+        return judges[0]
+    if name not in judges:
+        raise ValueError(f"task.judge={name} must name one of the judges in the votes: {', '.join(judges)}")
+    return name
 
 
 def judge_pairs(people: pd.DataFrame, judge: pd.DataFrame) -> pd.DataFrame:
@@ -73,6 +86,8 @@ def majority(people: pd.DataFrame) -> pd.DataFrame:
 
 def kappa(table: np.ndarray) -> float:
     """Cohen's kappa (Cohen 1960) of a (3, 3) table of votes; NaN where chance alone agrees always or never."""
+    if not table.sum():
+        return math.nan
     rows, columns = table.sum(1) / table.sum(), table.sum(0) / table.sum()
     return float(cohens_kappa(table, return_results=False)) if rows @ columns < 1 else math.nan
 

@@ -7,15 +7,16 @@ from omegaconf import DictConfig
 from scipy.stats import norm
 
 from evals import biases
-from evals.agreement import split_judge
+from evals.agreement import only_judge, split_judge
 from evals.answers import add_answers, load_answers
-from evals.audit_page import write_page
+from evals.audit_page import write_audit
 from evals.families import shared_families
 from evals.intervals import holm, unknown
 from evals.questions import add_categories
 from evals.readers import read_votes
-from evals.report import cell, plot_intervals, print_table
 from evals.verdicts import fold_orders
+from runtime.plots import plot_intervals
+from runtime.report import cell, print_table
 
 # the figures that are tested together: intervals are at 1 - alpha / 7, p values are Holm's
 TESTED = ("position", "length", "unique_tokens", "self_preference", "agreement", "unreadable", "low_entropy")
@@ -57,20 +58,6 @@ def audit(votes: pd.DataFrame, answers: dict, task: DictConfig) -> dict:
     categories = biases.agreement_by_category(people, judge, **asked) if len(people) else {}
     named = [name for name, figure in figures.items() if figure["verdict"].startswith("BIAS")]
     return {"judge": judge_name, "level": level, "named": named, **figures, "categories": categories}
-
-
-def only_judge(votes: pd.DataFrame, name: str | None) -> str:
-    """The judge to audit.
-
-    Raises:
-        ValueError: it is not in the votes, or there are several and none is named.
-    """
-    judges = sorted(votes.loc[~votes["human"], "judge"].unique())
-    if name is None and len(judges) == 1:
-        return judges[0]
-    if name not in judges:
-        raise ValueError(f"task.judge={name} must name one of the judges in the votes: {', '.join(judges) or 'none'}")
-    return name
 
 
 def _sides(votes: pd.DataFrame, judge_name: str, task: DictConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -140,7 +127,10 @@ def _agreement_verdict(figure: dict, task: DictConfig) -> str:
     if figure["value"] is None:
         return f"not known: {figure['reason']}"
     lower = figure["kappa_interval"][0]
-    if lower is None or lower <= 0:
+    if lower is None:
+        share = f"agrees with {100 * figure['value']:.0f} % of human votes"
+        return f"{share}, which vary too little to tell that from chance"
+    if lower <= 0:
         return "BIAS: agrees with people no more than chance does"
     share, people = 100 * figure["value"], figure.get("people")
     if people is None:
@@ -208,7 +198,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     rows = [(name, row["agreement"], *row["agreement_interval"]) for name, row in result["categories"].items()]
     if rows:
         plot_intervals(out / "agreement.png", "agreement with people, by category", rows, null=None)
-    write_page(out / "audit.html", result, list(VERDICTS))
+    write_audit(out / "audit.html", result, list(VERDICTS))
     return result
 
 

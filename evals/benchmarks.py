@@ -11,8 +11,9 @@ from statsmodels.stats.proportion import proportion_confint
 from data.formats import preferences
 from data.records import Comparison
 from evals.readers import read_rows
-from evals.report import plot_intervals, print_table
 from evals.reward_judge import RewardJudge
+from runtime.plots import plot_intervals
+from runtime.report import print_table
 
 # RewardBench v1 (Lambert et al. 2024, arXiv:2403.13787): how many examples each subset stands for; math-prm has 447
 # pairs and counts 984, so that mathematics weighs as much as code

@@ -11,8 +11,9 @@ from statsmodels.stats.proportion import proportion_confint
 from evals.answers import load_answers
 from evals.instructions import follows
 from evals.readers import read_rows
-from evals.report import plot_intervals, print_table
 from evals.sandbox import passes_tests
+from runtime.plots import plot_intervals
+from runtime.report import print_table
 
 NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
 

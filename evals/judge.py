@@ -17,10 +17,11 @@ from evals.intervals import mean_estimate
 from evals.judge_items import Item, choose_template, item_messages, make_items, pair_verdict
 from evals.prompts import PARSERS, Template, load_templates, read_rating
 from evals.questions import load_questions, load_references
-from evals.report import plot_intervals, print_table
 from evals.reward_judge import RewardJudge
 from evals.verdicts import fold_orders, points, votes_table
 from evals.winrate import detectable_effect, win_rate
+from runtime.plots import plot_intervals
+from runtime.report import print_table
 
 
 def ask_judge(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list[tuple[Answer, Template]], dict]:

@@ -4,14 +4,11 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib
+import numpy as np
+from omegaconf import DictConfig
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  the backend is chosen first
-import numpy as np  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
-
-from evals.report import print_table  # noqa: E402
+from runtime.plots import pyplot, save_figure
+from runtime.report import print_table
 
 
 def read_curve(directory: str, *, kl: str, score: str, gold: str | None) -> list[dict]:
@@ -77,7 +74,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
 
 def plot_curves(path: Path, curves: dict[str, list[dict]], best: list[dict]) -> None:
     """Score (and gold score, dashed) against sqrt(KL), one colour a run; the frontier in black."""
-    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    figure, axes = pyplot().subplots(figsize=(7, 5))
     for directory, points in curves.items():
         d = [math.sqrt(max(point["kl"], 0.0)) for point in points]
         (line,) = axes.plot(d, [point["score"] for point in points], "o-", markersize=3, label=Path(directory).name)
@@ -86,5 +83,4 @@ def plot_curves(path: Path, curves: dict[str, list[dict]], best: list[dict]) -> 
     axes.plot([math.sqrt(max(p["kl"], 0.0)) for p in best], [p["score"] for p in best], "k.", markersize=4)
     axes.set(xlabel="sqrt(KL), nats per sequence", ylabel="score (dashed: gold)")
     axes.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save_figure(figure, path)

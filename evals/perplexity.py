@@ -9,9 +9,10 @@ from omegaconf import DictConfig
 
 from data.sft import encode_demonstrations
 from data.tokenizer import load_tokenizer
-from evals.report import plot_intervals, print_table
 from model.build import load_policy
 from model.packing import make_rows
+from runtime.plots import plot_intervals
+from runtime.report import print_table
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import pandas as pd
 from evals.readers import read_rows
 
 HERE = Path(__file__).parent / "sets"
-SETS = {"mt_bench": HERE / "mt_bench.jsonl", "vicuna": HERE / "vicuna.jsonl"}
+SETS = {"mt_bench": HERE / "mt_bench.jsonl", "vicuna": HERE / "vicuna.jsonl", "coffee": HERE / "coffee.jsonl"}
 REFERENCES = {"mt_bench": HERE / "mt_bench_references.jsonl", "vicuna": HERE / "vicuna_references.jsonl"}
 
 
@@ -17,7 +17,7 @@ def question_file(name: str) -> str:
 
 
 def load_questions(name: str) -> list[dict]:
-    """[{"question_id": str, "category": str, "turns": [str, ...]}] of `mt_bench`, `vicuna` or a file.
+    """[{"question_id": str, "category": str, "turns": [str, ...]}] of `mt_bench`, `vicuna`, `coffee` or a file.
 
     Raises:
         ValueError: a question without an id or turns, or an id seen twice.

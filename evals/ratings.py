@@ -11,9 +11,10 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import norm
 
 from evals.readers import read_votes
-from evals.report import plot_intervals, print_table
 from evals.style import add_style, rate_style
 from evals.verdicts import scored
+from runtime.plots import plot_intervals
+from runtime.report import print_table
 
 BASE, SCALE, MEAN = 10.0, 400.0, 1000.0
 WINNER = np.array([Winner.Y, Winner.Draw, Winner.X])  # b won, tie, a won

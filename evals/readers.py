@@ -22,6 +22,7 @@ WINNERS = {
     "tie (bothbad)": "tie",
     "tie (inconsistent)": "tie",
 }
+VERDICTS = ("winner", "winner_ab", "winner_ba", "g1_winner", "g2_winner", "label", "preference", "verdict")
 NUMBERED = {0.0: "tie", 1.0: "a", 2.0: "b", 1.5: "tie"}
 
 
@@ -46,17 +47,19 @@ def read_rows(file: str) -> Iterator[tuple[str, dict]]:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"no file {file}; it is looked up from {Path.cwd()}")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as lines:
-        suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-        if suffix == ".csv":
-            for number, row in enumerate(csv.DictReader(lines), 2):
-                yield f"{file}:{number}", row
-        elif suffix == ".json":
-            yield from _json_list(file, lines.read())
-        else:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{file}:{number}", _json_object(f"{file}:{number}", line)
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    try:  # utf-8-sig: what Windows tools save begins with a mark
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as lines:
+            if suffix == ".csv":
+                yield from ((f"{file}:{number}", row) for number, row in enumerate(csv.DictReader(lines), 2))
+            elif suffix == ".json":
+                yield from _json_list(file, lines.read())
+            else:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield f"{file}:{number}", _json_object(f"{file}:{number}", line)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error}); convert it, with iconv, say") from None
 
 
 def _json_object(where: str, text: str) -> dict:
@@ -83,6 +86,9 @@ def _need(where: str, row: dict, *names: str) -> list:
     missing = [name for name in names if name not in row]
     if missing:
         raise ValueError(f"{where} lacks {', '.join(missing)} (it has {', '.join(map(str, row))}); see task.format")
+    empty = [name for name in names if row[name] is None and name not in VERDICTS]
+    if empty:
+        raise ValueError(f"{where}: {', '.join(empty)} is null; only a verdict may be missing")
     return [row[name] for name in names]
 
 

@@ -7,7 +7,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data.rollout import in_parts, sample
+from data.rollout import in_parts, row_seeds, sample
 from model.heads import Policy
 from model.packing import Rows
 from runtime.distributed import gathered
@@ -75,8 +75,8 @@ def evaluate_policy(
     reward_model = getattr(score, "reward_model", None)
     with run.off_the_clock(), gathered(*filter(None, (policy, ref_policy, reward_model))):
         if mine:  # with more ranks than held-out prompts, some have none
-            numbers = list(range(run.rank, len(held_out), run.world_size))
-            rows, finished = sample(policy, mine, tokenizer, cfg.sampling, seed=cfg.seed, step=0, numbers=numbers)
+            seeds = row_seeds(cfg.seed, 0, list(range(run.rank, len(held_out), run.world_size)))
+            rows, finished = sample(policy, mine, tokenizer, cfg.sampling, seeds=seeds)
             scores, size = score(rows, mine), cfg.micro_batch_size
             settings = {"temperature": cfg.sampling.temperature}
             kl = in_parts(lambda *part: policy.exact_kl(ref_policy, *part, **settings), rows, size).sum(1)

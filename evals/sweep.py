@@ -1,14 +1,17 @@
 """task=sweep: the jobs of a sweep side by side: what each changed, where it ended, which was best."""
 
 import math
+from collections import Counter
 from pathlib import Path
+from statistics import stdev
 
 from omegaconf import DictConfig, OmegaConf
+from scipy.stats import t
 
-from evals.report import print_table
 from runtime.config import flat
 from runtime.metrics import read_rows
 from runtime.plots import pyplot, save_figure
+from runtime.report import print_table
 
 NOT_SETTINGS = ("run_dir", "name")  # of a job, not of what it tries
 
@@ -49,8 +52,47 @@ def run(cfg: DictConfig, out: Path) -> dict:
     print_table("sweep", ["job", *settings, task.key], [
         [job["job"], *(job["settings"][name] for name in settings), job["last"]] for job in order
     ])  # fmt: skip
+    groups = over_seeds(done)
+    if len(groups) < len(done):
+        head = ("mean over seeds", "runs", task.key, "lower", "upper", "minus the first", "lower", "upper")
+        print_table("settings", head, [tuple(group.values()) for group in groups])
     plot_jobs(out / "sweep.png", jobs, task.key)
-    return {"best": order[0]["last"], "best_job": order[0]["job"], "key": task.key, "jobs": order}
+    return {"best": order[0]["last"], "best_job": order[0]["job"], "key": task.key, "jobs": order, "settings": groups}
+
+
+def over_seeds(jobs: list[dict]) -> list[dict]:
+    """Jobs that differ by their seed alone as one: mean with its 95 % t interval, and the same of the difference.
+
+    The difference is to the group that most jobs share their settings with, which comes first, seed by seed. A group is
+    called by what it changes; an interval is None where fewer than two seeds tell.
+    """
+    names = jobs[0]["settings"]
+    usual = {name: Counter(repr(job["settings"][name]) for job in jobs).most_common(1)[0][0] for name in names}
+    groups: dict[str, dict] = {}
+    for job in jobs:
+        told = {name: value for name, value in job["settings"].items() if name != "seed" and repr(value) != usual[name]}
+        label = ", ".join(f"{name}={value}" for name, value in told.items()) or "(usual)"
+        groups.setdefault(label, {})[job["settings"].get("seed")] = job["last"]
+    first = groups.get("(usual)", {})
+    rows = []
+    for label in sorted(groups, key=lambda label: (label != "(usual)", label)):
+        values = groups[label]
+        both = [values[seed] - first[seed] for seed in values if seed in first] if label != "(usual)" else []
+        mean, difference = t_interval(list(values.values())), t_interval(both)
+        rows.append({"settings": label, "runs": len(values)} | dict(zip(("mean", "lower", "upper"), mean, strict=True)))
+        rows[-1] |= dict(zip(("difference", "difference_lower", "difference_upper"), difference, strict=True))
+    return rows
+
+
+def t_interval(values: list[float]) -> tuple[float | None, float | None, float | None]:
+    """Mean and 95 % t interval; None for what so few values do not tell."""
+    if not values:
+        return None, None, None
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, None, None
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
 
 
 def plot_jobs(path: Path, jobs: list[dict], key: str) -> None:

@@ -17,8 +17,9 @@ from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
 from evals.readers import read_rows, read_votes
-from evals.report import plot_intervals, print_table
 from evals.verdicts import fold_orders, points, swapped
+from runtime.plots import plot_intervals
+from runtime.report import print_table
 
 
 class LengthControlError(ValueError):
@@ -87,14 +88,14 @@ def length_controlled(
         length_a, length_b: (n,) characters.
         difficulty: (n,) of each instruction, or None: fitted without it.
     Raises:
-        LengthControlError: all length differences are the same, or fewer than ten verdicts.
+        LengthControlError: all length differences or all verdicts are the same, or fewer than ten verdicts.
     """
     gap = np.asarray(length_a, float) - np.asarray(length_b, float)
-    seen = ~np.isnan(preference)
-    if seen.sum() < 10 or not np.nanstd(gap) > 0 or np.isnan(gap).any():
+    seen, unknown = ~np.isnan(preference), int(np.isnan(gap).sum())
+    if seen.sum() < 10 or unknown or not gap.std() > 0 or np.ptp(preference[seen]) == 0:
         raise LengthControlError(
-            f"length control needs ten verdicts or more and lengths that differ: {seen.sum()} verdicts, "
-            f"{int(np.isnan(gap).sum())} rows without lengths, sd of the length difference {np.nanstd(gap):.3g}"
+            "length control needs ten verdicts or more that differ, and lengths that differ: "
+            f"{seen.sum()} verdicts, {len(np.unique(preference[seen]))} different, {unknown} rows without lengths"
         )
     columns = [np.tanh(gap / gap.std(ddof=1)), np.ones(len(gap))]
     if difficulty is not None:

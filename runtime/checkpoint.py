@@ -2,16 +2,20 @@
 
     checkpoints/step_000100/   *.distcp, .metadata   every tensor, each rank's shards
                                rank_0.json           what is not a tensor: loader place, random states, counters
-                               meta.json             step, tokens seen, git sha, parents
+                               meta.json             step, tokens seen, git sha
                                checksums             sha256 of every file above; the text itself is compared whole
     checkpoints/latest         -> step_000100        moves last
 
 A checkpoint is read only by the run that wrote it; weights from elsewhere come through model.build (never pickle).
 """
 
+import errno
 import hashlib
 import json
+import math
 import os
+import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,9 +27,14 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 CHECKSUMS = "checksums"
+PICKLED = re.compile(  # all that DCP's .metadata names
+    r"torch\.distributed\.checkpoint\.(metadata\.\w+|filesystem\._StorageInfo)|torch\.(Size|b?float\d+|u?int\d+|bool)"
+    r"|torch\.serialization\._get_layout|pathlib\.\w+"
+)
 
 
 def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str, Any], *, rank: int) -> Path:
@@ -43,19 +52,22 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str
     _wait()
     tensors: dict[str, Tensor] = {}
     tree = _split(state, "", tensors)
-    with _single_process_is_meant():
-        dcp.save(tensors, checkpoint_id=aside, no_dist=not dist.is_initialized())
+    try:
+        with _single_process_is_meant():
+            dcp.save(tensors, checkpoint_id=aside, no_dist=not dist.is_initialized())
+    except CheckpointException as error:  # no Exception: it would pass every handler
+        raise _what_happened(next(iter(error.failures.values()))[0]) from None
     (aside / f"rank_{rank}.json").write_text(json.dumps(tree), encoding="utf-8")
     _wait()
     if rank == 0:
         (aside / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         (aside / CHECKSUMS).write_text(_checksums(aside), encoding="utf-8")
         for path in [*aside.iterdir(), aside]:
-            _sync(path)
+            sync(path)
         shutil.rmtree(target, ignore_errors=True)  # only a damaged one can be there
         os.replace(aside, target)
-        _sync(root)
-        _point(root / "latest", target.name)
+        sync(root)
+        point_latest(target)
     _wait()
     return target
 
@@ -64,7 +76,12 @@ def load_checkpoint(directory: Path, current: dict[str, Any], *, rank: int) -> d
     """The saved state. Tensors of `current` (same structure) are filled in place, so sharded ones load sharded.
 
     Any number of ranks may read what another number wrote: a rank that was not there reads what rank 0 left.
+
+    Raises:
+        ValueError: it was not written by DCP: its pickled metadata names something that could run code.
     """
+    with open(directory / ".metadata", "rb") as file:
+        _Metadata(file).load()
     own = directory / f"rank_{rank}.json"
     tree = json.loads((own if own.exists() else directory / "rank_0.json").read_text(encoding="utf-8"))
     reader = dcp.FileSystemReader(directory)
@@ -87,8 +104,8 @@ def find_checkpoint(root: Path, warn: Callable[[str], None]) -> tuple[Path, dict
     Raises:
         ValueError: there are checkpoints, and every one is damaged.
     """
-    candidates = sorted((path for path in root.glob("step_*") if path.is_dir()), reverse=True)
-    for path in candidates:
+    candidates = _checkpoints(root)
+    for path in reversed(candidates):
         damage = find_damage(path)
         if damage is None:
             return path, json.loads((path / "meta.json").read_text(encoding="utf-8"))
@@ -117,17 +134,74 @@ def best_step(rows: list[dict], root: Path, metric: str | None) -> set[str]:
     if metric is None:
         return set()
     sign, name = (-1, metric[1:]) if metric.startswith("-") else (1, metric)
-    figures = {f"step_{row['step']:06d}": sign * row[name] for row in rows if name in row}
-    there = [path.name for path in root.glob("step_*") if path.name in figures]
+    figures = {f"step_{row['step']:06d}": sign * row[name] for row in rows if math.isfinite(row.get(name, math.nan))}
+    there = [path.name for path in _checkpoints(root) if path.name in figures]
     return {min(there, key=figures.get)} if there else set()
 
 
-def prune_checkpoints(root: Path, *, keep_last: int, keep: set[str]) -> None:
-    """Delete all but the newest `keep_last` checkpoints and those named in `keep`."""
-    paths = sorted(path for path in root.glob("step_*") if path.is_dir())
-    for path in paths[: -keep_last or None]:
-        if path.name not in keep:
+def prune_checkpoints(root: Path, *, step: int, keep_last: int, keep: set[str]) -> None:
+    """Delete all but the newest `keep_last` checkpoints up to `step`, which was just saved, and those named in `keep`.
+
+    Later ones are there only where a resumed run passed over them, because they are damaged.
+    """
+    for aside in root.glob(".step_*.tmp"):  # of a save that was killed
+        shutil.rmtree(aside)
+    paths = _checkpoints(root)
+    kept = [path for path in paths if step_of(path) <= step][-keep_last:]
+    for path in paths:
+        if path not in kept and path.name not in keep:
             shutil.rmtree(path)
+
+
+def step_of(path: Path) -> int:
+    """The number of completed steps in a checkpoint's name."""
+    return int(path.name.removeprefix("step_"))
+
+
+def point_latest(target: Path) -> None:
+    """Let `latest` beside a checkpoint lead to it."""
+    link = target.with_name("latest")
+    aside = target.with_name(".latest.tmp")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target.name)
+    os.replace(aside, link)
+    sync(link.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file, or the directory's list of names, is on the disk itself."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _what_happened(error: BaseException) -> BaseException:
+    """The error of the disk behind what torch's archive writer raises: where a write fails, so does closing it."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError):
+            return link
+        link = link.__cause__ or link.__context__
+    if isinstance(error, RuntimeError) and "inline_container" in str(error):  # of another rank: sent without its cause
+        return OSError(errno.EIO, f"a file of the checkpoint could not be written ({error}); is the disk full?")
+    return error
+
+
+class _Metadata(pickle.Unpickler):
+    """Reads only what DCP writes: a run directory may have come from somebody else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if not PICKLED.fullmatch(f"{module}.{name}"):
+            raise ValueError(f"the checkpoint's .metadata names {module}.{name}, which could run code; it was not read")
+        return super().find_class(module, name)
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    """Complete or damaged, oldest first. Whatever else lies there (a copy under another name) is not ours."""
+    found = [path for path in root.glob("step_*") if re.fullmatch(r"step_\d{6,}", path.name) and path.is_dir()]
+    return sorted(found, key=step_of)  # as a number: step_1000000 comes after step_999999
 
 
 def _split(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
@@ -157,23 +231,6 @@ def _checksums(directory: Path) -> str:
             with open(path, "rb") as file:
                 lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
     return "".join(lines)
-
-
-def _point(link: Path, name: str) -> None:
-    aside = link.with_name(".latest.tmp")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(name)
-    os.replace(aside, link)
-    _sync(link.parent)
-
-
-def _sync(path: Path) -> None:
-    """Wait until the file, or the directory's list of names, is on the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

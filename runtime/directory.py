@@ -1,6 +1,7 @@
 """The directory of a run: one run at a time, never written over by accident."""
 
 import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import TextIO
@@ -10,7 +11,8 @@ from omegaconf import DictConfig
 # What a run leaves; a directory with any of these holds a run.
 LEAVES = (
     "run.json", "config.yaml", "git.diff", "metrics.jsonl", "samples.jsonl", "bad_rows.jsonl", "curves.png", "model",
-    "model.writing", "model.old", "adapter", "checkpoints", "nonfinite", "wandb",
+    "model.writing", "model.old", "adapter", "engine", "engine.writing", "engine.old", "checkpoints", "nonfinite",
+    "wandb",
 )  # fmt: skip
 LOCK = ".lock"
 
@@ -24,8 +26,7 @@ def claim(directory: Path, cfg: DictConfig) -> TextIO:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / LOCK, "w")  # noqa: SIM115 - held until the run ends
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = _lock(directory / LOCK)
     except BlockingIOError:
         raise ValueError(f"another run is writing {directory}; wait for it, or choose another hydra.run.dir") from None
     except OSError as error:
@@ -38,6 +39,22 @@ def claim(directory: Path, cfg: DictConfig) -> TextIO:
             "choose another hydra.run.dir"
         )
     return lock
+
+
+def _lock(path: Path) -> TextIO:
+    """The file, opened and locked. Raises BlockingIOError: another process holds it."""
+    while True:
+        lock = open(path, "w")  # noqa: SIM115 - held until the run ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
+                return lock
+        except FileNotFoundError:
+            pass  # the run that ended between the two lines took the name away with it: lock the new file
+        except OSError:
+            lock.close()
+            raise
+        lock.close()
 
 
 def clear(directory: Path) -> None:

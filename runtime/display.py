@@ -63,13 +63,9 @@ class Wandb:
 
     def __init__(self, cfg: DictConfig, directory: Path, *, job: str, run_id: str | None, say: Callable[[str], None]):
         self.say, self.run = say, None
+        self.id = run_id  # what a resumed run goes on with, also when wandb was off or failed meanwhile
         if cfg.log.wandb != "disabled":
             self._try(lambda: self._start(cfg, directory, job, run_id))
-
-    @property
-    def id(self) -> str | None:
-        """What a resumed run goes on with."""
-        return self.run.id if self.run is not None else None
 
     def log(self, step: int, row: dict[str, float]) -> None:
         """One row of metrics."""
@@ -99,6 +95,7 @@ class Wandb:
             dir=directory, config=OmegaConf.to_container(cfg, resolve=True), mode=mode,
             settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
         )  # fmt: skip
+        self.id = self.run.id
 
     def _try(self, act: Callable[[], None]) -> None:
         try:

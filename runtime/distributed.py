@@ -1,5 +1,7 @@
 """Ranks: the process group, sharding (FSDP2), means over ranks."""
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 STRATEGIES = ("single", "fsdp", "hsdp")
 
@@ -35,13 +38,21 @@ def start_ranks(strategy: str) -> tuple[int, int, torch.device]:
                 f"dist={strategy} wants torchrun, e.g. `torchrun --nproc-per-node 2 train_sft.py dist={strategy}`"
             )
         dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", device_id=device if cuda else None)
+        atexit.register(gc.collect)  # for a run that failed: its traceback held the models until now, see stop_ranks
     return int(os.environ.get("RANK", "0")), world_size, device
 
 
 def stop_ranks() -> None:
-    """Leave the process group: the next job of a sweep starts in this process."""
+    """Leave the process group: the next job of a sweep starts in this process.
+
+    Gloo's threads end with the last reference to a group; sharded models, which are cyclic, and DTensor's cache of
+    layouts hold some. A thread that lets go of a tensor when the interpreter ends takes the process down with it
+    ("terminate called without an active exception", exit code -6).
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        _clear_sharding_prop_cache()
+        gc.collect()
 
 
 def shard_model(model: nn.Module, device: torch.device, *, shard_size: int | None, cpu_offload: bool) -> nn.Module:
@@ -67,7 +78,24 @@ def shard_model(model: nn.Module, device: torch.device, *, shard_size: int | Non
     fully_shard(model, **settings, reshard_after_forward=False)  # the ends: backward wants them again at once
     for name in model.forward_methods:
         register_fsdp_forward_method(model, name)
+    if hasattr(model, "read_weights"):  # so far it is shapes only (model/build.py): now each rank takes its part
+        home = torch.device("cpu") if cpu_offload else device
+        model._apply(lambda tensor: torch.empty_like(tensor, device=home) if tensor.is_meta else tensor)
+        model.read_weights()
+        del model.read_weights
     return model
+
+
+def own_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """The rows of a tensor that lie on this rank, and the number of the first; all of them where it is not split.
+
+    FSDP2 splits dimension 0 as torch.chunk does, the last of the mesh's dimensions being the one that splits.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor, 0
+    mesh, rows = tensor.device_mesh, tensor.shape[0]
+    share = -(-rows // mesh.size(mesh.ndim - 1))
+    return tensor.to_local(), min(rows, share * mesh.get_local_rank(mesh.ndim - 1))
 
 
 @contextmanager

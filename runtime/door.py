@@ -8,7 +8,7 @@ from typing import Any
 import hydra
 import torch
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runtime.display import complain
@@ -16,7 +16,12 @@ from runtime.display import complain
 CONF = Path(__file__).parents[1] / "conf"
 FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 75  # EX_TEMPFAIL: the run stopped early and can go on, so no chain may take it for done
+MEMORY_KEYS = ("micro_batch_size", "data.max_length", "sampling.slots", "sampling.max_new_tokens")  # of those there are
 UNREADABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+class RunFailed(Exception):
+    """The input was good; what went wrong on the way, and how to go on."""
 
 
 def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -25,21 +30,40 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
     Exit codes: 0 done; 2 bad input (one message, no traceback); 1 failed; 75 interrupted, resume=true goes on.
     HYDRA_FULL_ERROR=1 shows tracebacks.
     """
-    start = hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)(job)
+    composed = hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        start()
+        composed(job)()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra itself would print and exit with 1
     try:
-        start()
+        composed(_prepared(job))()
     except (ValueError, HydraException, OmegaConfBaseException, *UNREADABLE) as error:
         complain(f"error: {error}")
         raise SystemExit(BAD_INPUT) from None
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        complain(f"error: out of memory ({error}); lower micro_batch_size or data.max_length, or say precision=bf16")
-        raise SystemExit(FAILED) from None
-    except OSError as error:
+    except (RunFailed, FloatingPointError, OSError) as error:
         complain(f"error: {error}")
         raise SystemExit(FAILED) from None
     finally:
         del os.environ["HYDRA_FULL_ERROR"]
+
+
+def _prepared(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """The job, whose running out of memory names the settings to lower, and whose child processes are told nothing."""
+
+    def prepared(cfg: DictConfig) -> Any:
+        del os.environ["HYDRA_FULL_ERROR"]  # meant for this process, not for the doors of a recipe
+        try:
+            return job(cfg)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+                raise
+            given = [(key, OmegaConf.select(cfg, key)) for key in MEMORY_KEYS]
+            there = [f"{key}={value}" for key, value in given if value is not None]
+            way_out = f"lower {' or '.join(there)}" if there else "give it smaller files"
+            if OmegaConf.select(cfg, "precision") == "fp32":
+                way_out += ", or say precision=bf16"
+            raise RunFailed(f"out of memory ({str(error).splitlines()[0]}); {way_out}") from error
+        finally:
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    return prepared

@@ -97,6 +97,12 @@ def write_finish(directory: Path, step: int) -> None:
     _write_json(directory / "run.json", origin | {"finished": time.time(), "steps": step})
 
 
+def is_finished(directory: Path) -> bool:
+    """Whether the run of the directory came to its end."""
+    origin = directory / "run.json"
+    return origin.exists() and "finished" in json.loads(origin.read_text(encoding="utf-8"))
+
+
 def _write_json(path: Path, value: dict) -> None:
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps(value, indent=1), encoding="utf-8")

@@ -35,7 +35,7 @@ def build_optimizer(
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("nothing to optimise: no model has a trainable parameter; load one with frozen=False")
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps)
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps, fused=True)
 
 
 def check_optim(cfg: DictConfig) -> None:
@@ -89,6 +89,6 @@ def init_state(optimizer: torch.optim.AdamW) -> None:
     for group in optimizer.param_groups:
         for p in group["params"]:
             if not optimizer.state[p]:
-                optimizer.state[p]["step"] = torch.tensor(0.0)
+                optimizer.state[p]["step"] = torch.zeros((), device=p.device)  # fused AdamW wants it there
                 optimizer.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 optimizer.state[p]["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)

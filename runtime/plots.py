@@ -1,6 +1,8 @@
 """The pictures that a run leaves behind."""
 
 import math
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -24,11 +26,29 @@ def plot_metrics(rows: list[dict], path: Path) -> None:
     save_figure(figure, path)
 
 
+def plot_intervals(path: Path, title: str, rows: Sequence[tuple], *, null: float | None) -> None:
+    """One line a row (name, value, lower, upper): a dot and its interval; `null` is drawn as a vertical line."""
+    rows = [row for row in rows if row[1] is not None][::-1]
+    figure, axes = pyplot().subplots(figsize=(7, 1 + 0.28 * max(len(rows), 2)))
+    for y, (_, value, lower, upper) in enumerate(rows):
+        if lower is not None:
+            axes.plot([lower, upper], [y, y], color="tab:blue", linewidth=2)
+        axes.plot(value, y, "o", color="tab:blue", markersize=5)
+    if null is not None:
+        axes.axvline(null, color="gray", linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.set_title(title)
+    axes.grid(axis="x", alpha=0.3)
+    save_figure(figure, path)
+
+
 def save_figure(figure, path: Path) -> None:
     """Written aside and renamed, then closed."""
-    figure.tight_layout()
     aside = path.with_name(f".{path.name}.tmp")
-    figure.savefig(aside, dpi=110, format="png")
+    with warnings.catch_warnings():  # a name in a script that the font lacks is drawn as boxes; not worth four lines
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.tight_layout()
+        figure.savefig(aside, dpi=110, format="png")
     pyplot().close(figure)
     aside.replace(path)
 

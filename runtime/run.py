@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -23,9 +24,11 @@ from torch import Tensor, nn
 from runtime import checkpoint, directory, distributed, host, optim
 from runtime.config import changed_keys, check_choice, write_config
 from runtime.display import WANDB_MODES, Terminal, Wandb, complain
-from runtime.door import INTERRUPTED, enter
+from runtime.door import INTERRUPTED, RunFailed, enter
 from runtime.metrics import Metrics, append_row, drop_rows_after, read_rows
 from runtime.plots import plot_metrics
+
+LOGS = ("metrics.jsonl", "samples.jsonl")  # a row has its `step`
 
 
 class Run:
@@ -59,11 +62,11 @@ class Run:
         self.terminal.close()
         if self._wandb is not None:
             self._wandb.close(0 if kind is None else 1)
+        self._state.clear()
         distributed.stop_ranks()
         if self._lock is not None:
             (self.dir / directory.LOCK).unlink(missing_ok=True)
             self._lock.close()
-        self._state.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -75,26 +78,33 @@ class Run:
         how = self.cfg.dist
         if how.strategy == "single":
             return model.to(self.device)
-        offload = how.cpu_offload
-        model = model if offload else model.to(self.device)
-        return distributed.shard_model(model, self.device, shard_size=how.get("shard_size"), cpu_offload=offload)
+        size, offload = how.get("shard_size"), how.cpu_offload
+        return distributed.shard_model(model, self.device, shard_size=size, cpu_offload=offload)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean over ranks."""
         return distributed.mean_over_ranks(value)
 
-    def minibatches(self, num_rows: int, *, epochs: int, size: int) -> Iterator[Tensor]:
-        """Row indices of this rank, shuffled each epoch; `size` counts the rows of all ranks.
+    def minibatches(self, num_rows: int, *, epochs: int, size: int, samples_per_prompt: int = 1) -> Iterator[Tensor]:
+        """Indices of this rank's share of each minibatch: the same minibatches on any number of ranks.
 
+        All ranks' rows, all prompts' first samples first, are a table of `size` columns; each epoch permutes every
+        column by itself, and a minibatch is a row of it. A rank's prompts are every world_size-th, so it owns whole
+        columns, and no minibatch leaves a rank without work.
+
+        Args:
+            num_rows: of this rank, the samples of a prompt next to each other. size: rows of a minibatch of all ranks.
         Raises:
             ValueError: the rows do not split evenly.
         """
-        local = size // self.world_size
-        if size % self.world_size or num_rows % local:
-            rows = num_rows * self.world_size
+        rows, mine = num_rows * self.world_size, num_rows // samples_per_prompt  # prompts of this rank
+        if size % self.world_size or rows % size:
             raise ValueError(f"minibatch_size={size} does not divide {rows} rows on {self.world_size} ranks evenly")
-        for _ in range(epochs):
-            yield from torch.randperm(num_rows, generator=self.rng).split(local)
+        table = np.arange(rows).reshape(-1, size)
+        for epoch in range(epochs):
+            drawn = np.random.default_rng([self.cfg.seed, self.step, epoch]).permuted(table, axis=0)
+            for minibatch in drawn[:, self.rank :: self.world_size] // self.world_size:
+                yield torch.from_numpy(minibatch % mine * samples_per_prompt + minibatch // mine)
 
     # ---- the course of a run
 
@@ -102,9 +112,12 @@ class Run:
         """Inputs are good, so the directory may be written. `resume` calls it, and doors that do not train."""
         if self._begun:
             return
+        again = self.step == 0 and (self.cfg.overwrite or self.cfg.resume)
+        if again:
+            self._check_not_trained()
         self._begun = True
         if self.is_main:
-            if self.step == 0 and (self.cfg.overwrite or self.cfg.resume):
+            if again:
                 directory.clear(self.dir)
             write_config(self.cfg, self.dir / "config.yaml")
             host.write_origin(self.cfg, self.dir)
@@ -115,16 +128,22 @@ class Run:
         """Name what a checkpoint holds (anything with state_dict/load_state_dict); load it where resume=true.
 
         Raises:
-            ValueError: the config changed in a key that changes numbers, or every checkpoint is damaged.
+            ValueError: the config changed in a key that changes numbers, every checkpoint is damaged, or there is none
+                although the run is finished.
         """
         self._state = state
         for value in state.values():
             if isinstance(value, torch.optim.Optimizer):
                 optim.init_state(value)
-        found = checkpoint.find_checkpoint(self.dir / "checkpoints", complain) if self.cfg.resume else None
-        if found is not None:
-            self._check_unchanged()
-            self._load(found[0])
+        if self.cfg.resume:
+            found = checkpoint.find_checkpoint(self.dir / "checkpoints", complain)
+            if found is not None or not self.cfg.overwrite:
+                self._check_unchanged()
+            if found is not None:
+                self._load(found[0])
+            elif host.is_finished(self.dir) and not self.cfg.overwrite:
+                told = "holds a finished run without checkpoints, so there is nothing to resume"
+                raise ValueError(f"{self.dir} {told}; say overwrite=true to do it again")
         self.begin()
 
     def due(self, every: int, step: int | None = None) -> bool:
@@ -192,7 +211,7 @@ class Run:
             value: () what must be finite: the gradient's norm, which the loss enters.
             row_losses: (B,). rows: where each comes from, FILE:LINE.
         Raises:
-            ValueError: it is not finite on some rank.
+            FloatingPointError: it is not finite on some rank.
         """
         if not distributed.any_rank(not torch.isfinite(value).item(), self.device):
             return
@@ -201,7 +220,7 @@ class Run:
             append_row(self.dir / "bad_rows.jsonl", {"step": self.step + 1, "rank": self.rank, "row": row})
         self._write_state(self.dir / "nonfinite")
         named = f"from {', '.join(bad)} (also in bad_rows.jsonl)" if bad else "though each row's loss is finite"
-        raise ValueError(
+        raise FloatingPointError(
             f"step {self.step + 1}: the loss or its gradient is not finite ({value.item()}), {named}; nothing was "
             f"stepped, and the state before is in {self.dir / 'nonfinite'}. Look at the rows, or lower optim.lr"
         )
@@ -214,8 +233,11 @@ class Run:
         self._saved_step = self.step
         if self.is_main:
             rows = read_rows(self.dir / "metrics.jsonl")
-            best = checkpoint.best_step(rows, self.dir / "checkpoints", self.cfg.get("keep_best"))
-            checkpoint.prune_checkpoints(self.dir / "checkpoints", keep_last=self.cfg.keep_last, keep=best)
+            root, metric = self.dir / "checkpoints", self.cfg.get("keep_best")
+            best = checkpoint.best_step(rows, root, metric)
+            if metric is not None and not best:
+                complain(f"keep_best={metric}: no checkpoint's row of metrics.jsonl has a finite figure of that name")
+            checkpoint.prune_checkpoints(root, step=self.step, keep_last=self.cfg.keep_last, keep=best)
             plot_metrics(rows, self.dir / "curves.png")
 
     def finish(self, key: str) -> float:
@@ -226,6 +248,14 @@ class Run:
             host.write_finish(self.dir, self.step)
             self.terminal.say(f"done: {self.dir}")
         return next((row[key] for row in reversed(rows) if key in row), float("nan"))
+
+    def failure(self, error: OSError) -> Exception:
+        """What to say of a disk that is full, or gone: bad input before `begin`, later how to go on."""
+        if not self._begun:
+            return error
+        latest = self.dir / "checkpoints" / "latest"
+        good = f"the last good checkpoint is {latest.resolve().name}; " if latest.exists() else "nothing was saved; "
+        return RunFailed(f"after step {self.step}: {error}; {good}the same command with resume=true goes on")
 
     @property
     def stopping(self) -> bool:
@@ -242,13 +272,10 @@ class Run:
 
     def _write_state(self, root: Path) -> None:
         meta = {"step": self.step, "tokens_seen": self.tokens_seen, "git_sha": host.git_sha()}
-        try:
-            checkpoint.save_checkpoint(root, self.step, self._snapshot(), meta, rank=self.rank)
-        except OSError as error:
-            latest = self.dir / "checkpoints" / "latest"
-            good = latest.resolve().name if latest.exists() else "none"
-            told = f"{error.strerror}; the last good checkpoint is {good}, resume=true goes on from it"
-            raise OSError(error.errno, f"saving step {self.step} failed: {told}") from error
+        if self.is_main:  # rows are dropped at a resume, never made up: they must be on the disk before the checkpoint
+            for path in filter(Path.exists, (self.dir / name for name in LOGS)):
+                checkpoint.sync(path)
+        checkpoint.save_checkpoint(root, self.step, self._snapshot(), meta, rank=self.rank)
 
     def _snapshot(self) -> dict[str, Any]:
         return {
@@ -256,16 +283,24 @@ class Run:
             "random": host.random_state(self.rng, self.device),
             "tokens_seen": self.tokens_seen,
             "world_size": self.world_size,
-            "wandb_id": self._wandb.id if self._wandb else None,
+            "wandb_id": self._wandb.id if self._wandb else self._wandb_id,
         }
 
     def _check_unchanged(self) -> None:
-        before = OmegaConf.load(self.dir / "config.yaml")
-        changed = changed_keys(before, self.cfg)
+        path = self.dir / "config.yaml"
+        changed = changed_keys(OmegaConf.load(path), self.cfg) if path.exists() else []
         if changed and not self.cfg.resume_anyway:
             raise ValueError(
                 f"resume=true, but the config changed since {self.dir} began: {'; '.join(changed)}. Undo that, or say "
                 "resume_anyway=true to go on with other numbers"
+            )
+
+    def _check_not_trained(self) -> None:
+        """A door without a training state has nothing to go on with where a training left its own."""
+        trained = any((self.dir / name).exists() for name in ("model", "checkpoints"))
+        if trained and not self._state and not self.cfg.overwrite:
+            raise ValueError(
+                f"{self.dir} holds a trained model, which resume=true would delete; choose another hydra.run.dir"
             )
 
     def _load(self, path: Path) -> None:
@@ -275,11 +310,12 @@ class Run:
         if saved.get("world_size", self.world_size) == self.world_size:
             host.set_random_state(saved["random"], self.rng, self.device)
         else:  # ranks that were not there have no state; no two may draw the same noise
-            self.rng = host.seed_all(self.cfg.seed + self.rank + (int(path.name.removeprefix("step_")) << 32))
+            self.rng = host.seed_all(self.cfg.seed + self.rank + (checkpoint.step_of(path) << 32))
         self.tokens_seen = saved["tokens_seen"]
-        self.step = self._saved_step = int(path.name.removeprefix("step_"))
+        self.step = self._saved_step = checkpoint.step_of(path)
         if self.is_main:
-            for name in ("metrics.jsonl", "samples.jsonl"):
+            checkpoint.point_latest(path)  # a kill may have come between the two, or the newest is damaged
+            for name in LOGS:
                 drop_rows_after(self.dir / name, self.step)
         self._wandb_id = saved["wandb_id"]
         self.terminal.say(f"resumed from {path}")
@@ -289,9 +325,12 @@ def main(job: Callable[[DictConfig, Run], float], config_name: str) -> None:
     """A door's entry: composes conf/`config_name`.yaml with the command line and calls `job(cfg, run)`."""
 
     def in_a_run(cfg: DictConfig) -> float:
+        run = Run(cfg)
         try:
-            with Run(cfg) as run:
+            with run:
                 return job(cfg, run)
+        except OSError as error:
+            raise run.failure(error) from error
         finally:
             with contextlib.suppress(OSError):  # Hydra made the directory; a refused run leaves none that is empty
                 Path(cfg.run_dir).rmdir()

@@ -1,6 +1,9 @@
 import errno
+import itertools
 import os
+import pickle
 import random
+import shutil
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 
 from runtime import checkpoint
 from runtime.checkpoint import find_checkpoint, find_damage, load_checkpoint, prune_checkpoints, save_checkpoint
+from tests.faults.kills import die_before
 
 
 def a_state(seed: int) -> dict:
@@ -108,7 +112,7 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path, complaints):
         find_checkpoint(tmp_path, complaints.append)
 
 
-@pytest.mark.parametrize("moment", ["dcp.save", "_checksums", "_sync", "os.replace"])
+@pytest.mark.parametrize("moment", ["dcp.save", "_checksums", "sync", "os.replace"])
 def test_a_save_that_fails_leaves_the_last_good_one(tmp_path, complaints, monkeypatch, moment):
     save(tmp_path, 1)
     full = OSError(errno.ENOSPC, "No space left on device")
@@ -137,7 +141,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
 def test_the_newest_are_kept(tmp_path):
     for step in range(1, 5):
         save(tmp_path, step)
-    prune_checkpoints(tmp_path, keep_last=2, keep={"step_000001"})
+    prune_checkpoints(tmp_path, step=4, keep_last=2, keep={"step_000001"})
     assert sorted(path.name for path in tmp_path.glob("step_*")) == ["step_000001", "step_000003", "step_000004"]
 
 
@@ -148,3 +152,92 @@ def test_the_best_is_kept_beside_the_newest(tmp_path):
     assert checkpoint.best_step(rows, tmp_path, "x") == {"step_000002"}
     assert checkpoint.best_step(rows, tmp_path, "-x") == {"step_000001"}
     assert checkpoint.best_step(rows, tmp_path, None) == checkpoint.best_step(rows, tmp_path, "y") == set()
+
+
+def test_a_figure_that_is_not_a_number_is_never_the_best(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step)
+    rows = [{"step": 1, "x": float("nan")}, {"step": 2, "x": 5.0}]
+    assert checkpoint.best_step(rows, tmp_path, "x") == checkpoint.best_step(rows, tmp_path, "-x") == {"step_000002"}
+
+
+def test_the_checkpoint_just_saved_is_kept_beside_later_damaged_ones(tmp_path, complaints):
+    for step in (3, 4, 5):
+        save(tmp_path, step)
+    for step in (4, 5):
+        (tmp_path / f"step_{step:06d}" / "meta.json").write_text("{}")
+    assert find_checkpoint(tmp_path, complaints.append)[0].name == "step_000003"
+    save(tmp_path, 4)  # the resumed run's next
+    prune_checkpoints(tmp_path, step=4, keep_last=1, keep=set())
+    assert find_checkpoint(tmp_path, complaints.append)[0].name == "step_000004"
+
+
+def test_a_million_steps_are_more_than_999999(tmp_path, complaints):
+    for step in (999_999, 1_000_000):
+        save(tmp_path, step)
+    prune_checkpoints(tmp_path, step=1_000_000, keep_last=1, keep=set())
+    assert find_checkpoint(tmp_path, complaints.append)[0].name == "step_1000000"
+
+
+def test_a_copy_under_another_name_is_neither_loaded_nor_deleted(tmp_path, complaints):
+    for step in (1, 2):
+        save(tmp_path, step)
+    shutil.copytree(tmp_path / "step_000001", tmp_path / "step_000001_mine")
+    shutil.copytree(tmp_path / "step_000002", tmp_path / "step_000002.bak")
+    prune_checkpoints(tmp_path, step=2, keep_last=1, keep=set())
+    assert find_checkpoint(tmp_path, complaints.append)[0].name == "step_000002"
+    names = {path.name for path in tmp_path.glob("step_*")}
+    assert names == {"step_000001_mine", "step_000002", "step_000002.bak"}
+
+
+class Attack:
+    """Unpickling it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_metadata_that_would_run_code_is_refused(tmp_path):
+    save(tmp_path, 1)
+    directory, written = tmp_path / "step_000001", tmp_path / "written"
+    (directory / ".metadata").write_bytes(pickle.dumps(Attack(written)))
+    (directory / checkpoint.CHECKSUMS).write_text(checkpoint._checksums(directory))
+    assert find_damage(directory) is None  # whoever wrote it can count, too
+    with pytest.raises(ValueError, match="could run code"):
+        load_checkpoint(directory, a_state(1), rank=0)
+    assert not written.exists()
+
+
+def save_and_die(change: int, root, state: dict) -> bool:
+    """Save step 2 in a fork that dies before its `change`-th change of the disk; whether it died."""
+    child = os.fork()
+    if child == 0:
+        try:
+            die_before(change)
+            save_checkpoint(root, 2, state, {"step": 2}, rank=0)
+            prune_checkpoints(root, step=2, keep_last=1, keep=set())
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_a_save_killed_at_any_change_of_the_disk_leaves_a_good_checkpoint(tmp_path, complaints):
+    """Every open for writing, mkdir, rename, symlink, unlink and rmdir, of the save and of the pruning after it."""
+    states, found = {step: a_state(step) for step in (1, 2)}, []
+    for change in itertools.count(1):
+        root = tmp_path / str(change)
+        save_checkpoint(root, 1, states[1], {}, rank=0)
+        died = save_and_die(change, root, states[2])
+        path, _ = find_checkpoint(root, complaints.append)
+        found.append(int(path.name[-1]))
+        assert same(load_checkpoint(path, a_state(9), rank=0), states[found[-1]])
+        after = found[-1] + 1
+        save(root, after)  # what was left behind is in nobody's way
+        prune_checkpoints(root, step=after, keep_last=1, keep=set())
+        assert sorted(path.name for path in root.iterdir()) == ["latest", f"step_00000{after}"]
+        if not died:
+            break
+    assert found == sorted(found) and min(found.count(1), found.count(2)) > 6 and not complaints

@@ -185,6 +185,24 @@ def test_minibatches_visit_every_row_once_an_epoch(settings):
             next(run.minibatches(12, epochs=1, size=5))
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_minibatches_are_the_same_on_any_number_of_ranks(settings, samples, ranks):
+    prompts, drawn = 8, {}
+    with Run(settings()) as run:
+        for world_size in (1, ranks):
+            run.world_size, shares = world_size, []
+            for run.rank in range(world_size):  # prompt p of all is prompt p // world_size of rank p % world_size
+                own = torch.arange(run.rank, prompts, world_size)
+                rows = (own[:, None] * samples + torch.arange(samples)).flatten()  # among all ranks' rows
+                parts = run.minibatches(len(rows), epochs=2, size=4, samples_per_prompt=samples)
+                shares.append([rows[part] for part in parts])
+            drawn[world_size] = [sorted(torch.cat(parts).tolist()) for parts in zip(*shares, strict=True)]
+            assert {len(part) for share in shares for part in share} == {4 // world_size}
+        run.rank, run.world_size = 0, 1
+    assert drawn[1] == drawn[ranks] and drawn[1][: len(drawn[1]) // 2] != drawn[1][len(drawn[1]) // 2 :]
+
+
 @pytest.mark.parametrize("whole, micro, ranks, fits", [(10, 4, 1, "8 or 12"), (6, 4, 2, "8"), (17, 2, 4, "16 or 24")])
 def test_batches_that_do_not_divide_are_refused_with_sizes_that_do(whole, micro, ranks, fits):
     with pytest.raises(ValueError, match=f"use {fits}"):
@@ -195,7 +213,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(sett
     with Run(settings()) as run:
         run.resume()
         run.stop_if_not_finite(torch.tensor(1.0), torch.ones(2), ["a:1", "a:2"])
-        with pytest.raises(ValueError, match=r"step 1.*a:2.*nothing was stepped"):
+        with pytest.raises(FloatingPointError, match=r"step 1.*a:2.*nothing was stepped"):
             run.stop_if_not_finite(torch.tensor(float("nan")), torch.tensor([1.0, float("inf")]), ["a:1", "a:2"])
     assert find_damage(tmp_path / "run" / "nonfinite" / "step_000000") is None
     assert json.loads((tmp_path / "run" / "bad_rows.jsonl").read_text()) == {"step": 1, "rank": 0, "row": "a:2"}

@@ -16,8 +16,9 @@ import numpy as np
 from scipy.stats import binomtest
 from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 
-from data.checks.report import plot_intervals, write_page, write_result
 from data.records import BadRows, Record, read_records
+from runtime.plots import plot_intervals
+from runtime.report import bullets, picture, table, write_page, write_result
 
 
 @dataclass(frozen=True)
@@ -270,11 +271,14 @@ def _show(directory: Path, result: dict) -> None:
         (n for n in people if people[n]["kappa_with_others"]), key=lambda n: people[n]["kappa_with_others"]["value"]
     )
     shown |= {f"{name} and the others": people[name]["kappa_with_others"] for name in worst[:25]}
-    plot_intervals(shown, result["threshold"], "agreement beyond chance", directory / "agreement.png")
+    estimates = [(name, *(found[key] for key in ("value", "lower", "upper"))) for name, found in shown.items()]
+    drawn = directory / "agreement.png"
+    plot_intervals(drawn, "agreement beyond chance, and the threshold", estimates, null=result["threshold"])
     rows = [["annotator", "votes", "share of ties", "kappa with the others", "verdict"]]
     for name, facts in people.items():
         kappa = facts["kappa_with_others"]
-        rows.append([name, facts["votes"], facts["ties"], kappa["value"] if kappa else float("nan"), facts["verdict"]])
-    write_page(directory, "Agreement of annotators", lines, {"Annotators": rows}, ["agreement.png"])
+        rows.append([name, facts["votes"], facts["ties"], kappa and kappa["value"], facts["verdict"]])
+    page = directory / "report.html"
+    write_page(page, "Agreement of annotators", bullets(lines), table(rows), picture(drawn))
     result["verdicts"] = lines
     write_result(directory, result)

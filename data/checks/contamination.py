@@ -4,21 +4,19 @@ Prompts are compared: the user's messages of a row together, and of a training r
 evaluation prompt inside a conversation is found. Spans of n words are looked for in everything that a row says.
 """
 
-import zlib
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.checks.near import NearIndex, normal, sketches
-from data.checks.report import write_page, write_result
+from data.checks.near import BASE, NearIndex, codes, normal, sketches, words
 from data.checks.texts import Row, read_rows
-from data.methods.filters import words
 from data.records import BadRows
+from runtime.report import bullets, heading, table, write_page, write_result
 
+BATCH = 500  # rows whose spans are hashed together
 LISTED = 20  # matches of a kind that are listed for one evaluation row
-_BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def check_contamination(
@@ -32,7 +30,7 @@ def check_contamination(
         span_words: words in a row that must be the same; 0 = don't look for spans.
         min_words: of a later user message that is compared alone.
     Raises:
-        ValueError: no file on a side, a bad row, or the same file on both sides.
+        ValueError: no file on a side, or a bad row.
     """
     if not files or not against:
         raise ValueError("check=contamination compares check.input=[TRAIN FILES] with check.against=[EVALUATION FILES]")
@@ -53,10 +51,11 @@ def check_contamination(
         f"{kinds['exact']} of {len(evaluation)} evaluation prompts are in the training data, {kinds['near']} nearly, "
         f"{kinds['span']} more rows share {span_words} words in a row"
     ]
-    table = [["evaluation row", "training row", "kind", "similarity", "text"]]
-    table += [[m["eval"], m["train"], m["kind"], m["similarity"], m["text"][:120]] for m in matches[:200]]
+    rows = [["evaluation row", "training row", "kind", "similarity", "text"]]
+    rows += [[m["eval"], m["train"], m["kind"], m["similarity"], m["text"][:120]] for m in matches[:200]]
     result["verdicts"] = lines
-    write_page(directory, "Contamination", lines, {"Matches (the first 200)": table}, [])
+    blocks = [bullets(lines), heading("Matches (the first 200)"), table(rows)]
+    write_page(directory / "report.html", "Contamination", *blocks)
     write_result(directory, result)
     return result
 
@@ -90,20 +89,23 @@ def find_copies(train: Sequence[Row], evaluation: Sequence[Row], *, threshold: f
 
 def find_spans(train: Sequence[Row], evaluation: Sequence[Row], span_words: int) -> list[dict]:
     """For each evaluation row the first training row that shares `span_words` words in a row with it."""
-    owners: dict[int, list[int]] = defaultdict(list)
-    for e, row in enumerate(evaluation):
-        for value in np.unique(_windows(row, span_words)).tolist():
-            owners[value].append(e)
-    known, found = np.array(sorted(owners), dtype=np.uint64), {}
-    for row in train:
-        for value in np.intersect1d(_windows(row, span_words), known).tolist():
-            rest = []
-            for e in owners[value]:
-                if e not in found and (text := _shared(row, evaluation[e], span_words)):
-                    found[e] = _match("span", None, row, evaluation[e], text)
-                elif e not in found:
-                    rest.append(e)  # two spans with one hash
-            owners[value] = rest  # an answered span is not looked at again
+    parts = list(_windows(evaluation, span_words))
+    values, owners = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 2
+    order = np.argsort(values, kind="stable")
+    values, owners, found = values[order], owners[order], {}
+    answered = np.zeros(len(values), dtype=bool)  # at the first place of a span: each of its rows has its match
+    for hashes, rows in _windows(train, span_words) if len(values) else ():
+        at = np.searchsorted(values, hashes).clip(max=len(values) - 1)
+        hits = np.flatnonzero((values[at] == hashes) & ~answered[at])
+        for place, t in zip(at[hits].tolist(), rows[hits].tolist(), strict=True):
+            if answered[place]:
+                continue
+            end = np.searchsorted(values, values[place], side="right")
+            waiting = {e for e in owners[place:end].tolist() if e not in found}
+            for e in waiting:
+                if text := _shared(train[t], evaluation[e], span_words):
+                    found[e] = _match("span", None, train[t], evaluation[e], text)
+            answered[place] = waiting <= set(found)  # else two spans have one hash
     return [found[e] for e in sorted(found)]
 
 
@@ -116,17 +118,19 @@ def _texts(row: Row) -> list[list[str]]:
     return [words(message["content"]) for message in row.messages]
 
 
-def _windows(row: Row, n: int) -> np.ndarray:
-    """64-bit polynomial hashes of every n words in a row of each message."""
-    found = []
-    for tokens in _texts(row):
-        if len(tokens) >= n:
-            codes = np.array([zlib.crc32(token.encode()) for token in tokens], dtype=np.uint64)
-            hashed = np.zeros(len(codes) - n + 1, dtype=np.uint64)
-            for k in range(n):  # Horner, modulo 2^64
-                hashed = hashed * _BASE + codes[k : k + len(hashed)]
-            found.append(hashed)
-    return np.concatenate(found) if found else np.zeros(0, dtype=np.uint64)
+def _windows(rows: Sequence[Row], n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """64-bit polynomial hashes of every n words in a row of a message, and the number of the row of each."""
+    for start in range(0, len(rows), BATCH):
+        texts = [(r, tokens) for r, row in enumerate(rows[start : start + BATCH], start) for tokens in _texts(row)]
+        numbers = codes([word for _, tokens in texts for word in tokens])
+        places = max(len(numbers) - n + 1, 0)
+        hashes = np.zeros(places, dtype=np.uint64)
+        for k in range(n):  # Horner, modulo 2^64
+            hashes = hashes * BASE + numbers[k : k + places]
+        lengths = [len(tokens) for _, tokens in texts]
+        text, row = np.repeat(np.arange(len(texts)), lengths), np.repeat([r for r, _ in texts], lengths)
+        within = text[:places] == text[len(text) - places :]  # a span does not cross two messages
+        yield hashes[within], row[:places][within]
 
 
 def _shared(a: Row, b: Row, n: int) -> str:

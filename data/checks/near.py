@@ -1,28 +1,44 @@
 """Near duplicates: MinHash finds candidates (datasketch), the exact Jaccard of words and word pairs decides."""
 
+import re
 import zlib
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
-from data.methods.filters import words
-
 PERMUTATIONS = 64
 _EMPTY = MinHash(PERMUTATIONS, seed=1)  # draws the permutations once
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+BASE = np.uint64(0x9E3779B97F4A7C15)
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters and digits of any script, lowercased; Chinese and Japanese, which put no spaces, by character."""
+    return _WORD.findall(text.lower())
 
 
 def normal(text: str) -> str:
-    """Lowercased words with one space between them: two texts that differ in case or marks only are the same text."""
+    """Words with one space between them: two texts that differ in case or marks only are the same text."""
     return " ".join(words(text)) or text.strip()
 
 
+@lru_cache(maxsize=1 << 20)
+def _code(word: str) -> int:
+    return zlib.crc32(word.encode("utf-8", "surrogatepass"))
+
+
+def codes(tokens: Sequence[str]) -> np.ndarray:
+    """A number for each word, the same in every process; uint64."""
+    return np.fromiter(map(_code, tokens), np.uint64, len(tokens))
+
+
 def shingles(text: str) -> np.ndarray:
-    """Sorted 32-bit hashes of a text's words and pairs of neighbouring words."""
-    tokens = [token.encode() for token in normal(text).split()]
-    pairs = [a + b" " + b for a, b in pairwise(tokens)]
-    return np.array(sorted({zlib.crc32(one) for one in tokens + pairs}), dtype=np.uint32)
+    """Sorted 32-bit hashes of a `normal` text's words and pairs of neighbouring words."""
+    single = codes(text.split())
+    pairs = (single[:-1] * BASE + single[1:]) * BASE >> np.uint64(32)
+    return np.unique(np.concatenate([single, pairs]).astype(np.uint32))
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
@@ -54,8 +70,8 @@ class NearIndex:
         return sorted((one for one in found if one[1] >= self.threshold), key=lambda one: (-one[1], one[0]))
 
 
-def sketches(texts: Sequence[str]) -> Iterator[tuple[np.ndarray, MinHash]]:
-    """(shingles, MinHash) of each text."""
+def sketches(texts: Iterable[str]) -> Iterator[tuple[np.ndarray, MinHash]]:
+    """(shingles, MinHash) of each `normal` text."""
     for text in texts:
         grams = shingles(text)
         sketch = _EMPTY.copy()

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ks_2samp, wasserstein_distance
 
-from data.checks.report import pyplot, write_page, write_result
 from data.checks.texts import Row, read_rows
 from data.records import BadRows
 from data.tokenizer import load_tokenizer
-from runtime.plots import save_figure
+from runtime.plots import pyplot, save_figure
+from runtime.report import bullets, picture, table, write_page, write_result
 
 PERCENTILES = (5, 25, 75, 95, 99)
 
@@ -134,8 +134,8 @@ def _show(directory: Path, result: dict, lengths: dict[str, np.ndarray], wanted:
         axis.set_xlabel("tokens of a prompt (the last bar holds all longer ones)")
         axis.set_title(f"{name}: {vendors[name]['verdict']}", fontsize=10)
         axis.legend(fontsize=8)
-        pictures.append(f"lengths_{name}.png")
-        save_figure(figure, directory / pictures[-1])
+        pictures.append(directory / f"lengths_{name}.png")
+        save_figure(figure, pictures[-1])
     columns = [
         "n",
         "mean",
@@ -146,6 +146,7 @@ def _show(directory: Path, result: dict, lengths: dict[str, np.ndarray], wanted:
         next(k for k in vendors[next(iter(vendors))] if "under" in k),
     ]
     columns += ["unique_token_ratio", "turns_mean", "verdict"]
-    table = [["vendor", *columns], *([name, *(facts[c] for c in columns)] for name, facts in vendors.items())]
-    write_page(directory, "Vendor pilot", result["verdicts"], {"Prompts": table}, pictures)
+    rows = [["vendor", *columns], *([name, *(facts[c] for c in columns)] for name, facts in vendors.items())]
+    blocks = [bullets(result["verdicts"]), table(rows), *map(picture, pictures)]
+    write_page(directory / "report.html", "Vendor pilot", *blocks)
     write_result(directory, result)

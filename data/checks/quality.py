@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from data.checks.near import NearIndex, sketches
-from data.checks.report import pyplot, write_page, write_result
+from data.checks.near import NearIndex, normal, sketches
 from data.checks.texts import Row, read_rows
 from data.clients import Client
 from data.methods.filters import words
 from data.methods.preferences import rate
 from data.records import BadRows, write_jsonl
-from runtime.plots import save_figure
+from runtime.plots import pyplot, save_figure
+from runtime.report import bullets, picture, table, write_page, write_result
 
 READ = 4000  # characters of a row that its n-grams are taken from
 
@@ -44,8 +44,8 @@ def check_quality(
     reasons: list[str | None] = list(faults)
 
     ranked = [int(i) for i in np.argsort(-scores, kind="stable") if faults[i] is None]
-    unique = _drop_repeats(rows, ranked, threshold, reasons)
-    best = unique[: num * pool]
+    unique = _drop_repeats(rows, ranked, threshold, reasons, limit=num * pool)
+    best = list(unique)
     judged = _judge(rows, best, client) if client is not None else {}
     best = [i for i in best if client is None or judged[i] is not None]
     for i in best if client is not None else []:
@@ -53,7 +53,8 @@ def check_quality(
     chosen = k_center([_text(rows[i]) for i in best], scores[best], num)
     picked = {best[at]: distance for at, distance in chosen}
     for i in unique:
-        reasons[i] = reasons[i] or _fate(i, picked, best, judged)
+        reasons[i] = _fate(i, picked, judged)
+    reasons = [reason or "score_too_low" for reason in reasons]
 
     order = list(picked)
     facts = [{"score": float(scores[i]), "distance": picked[i]} for i in order]
@@ -125,10 +126,12 @@ def k_center(texts: Sequence[str], scores: np.ndarray, num: int) -> list[tuple[i
     return chosen
 
 
-def _drop_repeats(rows: Sequence[Row], ranked: list[int], threshold: float, reasons: list) -> list[int]:
-    """The rows, best first, whose prompt is not nearly that of a better one."""
+def _drop_repeats(rows: Sequence[Row], ranked: list[int], threshold: float, reasons: list, *, limit: int) -> list[int]:
+    """The first `limit` rows, best first, whose prompt is not nearly that of a better one."""
     index, kept = NearIndex(threshold), []
-    for i, (grams, sketch) in zip(ranked, sketches([rows[i].prompt for i in ranked]), strict=True):
+    for i, (grams, sketch) in zip(ranked, sketches(normal(rows[i].prompt) for i in ranked), strict=True):
+        if len(kept) == limit:
+            break
         near = index.near(grams, sketch)
         if near:
             reasons[i] = f"repeats {rows[kept[near[0][0]]].where} (similarity {near[0][1]:.2f})"
@@ -149,12 +152,12 @@ def _last(row: Row) -> int:
     return max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
 
 
-def _fate(i: int, picked: dict[int, float], best: list[int], judged: dict) -> str:
+def _fate(i: int, picked: dict[int, float], judged: dict) -> str:
     if i in picked:
         return f"selected (distance {picked[i]:.2f})"
     if i in judged and judged[i] is None:
         return "rating_not_parsed"
-    return "like_the_selected" if i in set(best) else "score_too_low"
+    return "like_the_selected"
 
 
 def _copied(tokens: list[str], prompt: list[str]) -> float:
@@ -175,11 +178,12 @@ def _show(directory: Path, result: dict, scores: np.ndarray, order: list[int]) -
     axis.set_xlabel("score")
     axis.set_yscale("log")
     axis.legend()
-    save_figure(figure, directory / "quality.png")
+    drawn = directory / "quality.png"
+    save_figure(figure, drawn)
     lines = [
         f"{result['selected']} of {result['rows']} rows selected, see selected.jsonl; why not the others: reasons.jsonl"
     ]
-    table = [["fate", "rows"], *([reason, count] for reason, count in result["reasons"].items())]
+    rows = [["fate", "rows"], *([reason, count] for reason, count in result["reasons"].items())]
     result["verdicts"] = lines
-    write_page(directory, "Few but good", lines, {"Fates": table}, ["quality.png"])
+    write_page(directory / "report.html", "Few but good", bullets(lines), table(rows), picture(drawn))
     write_result(directory, result)

@@ -17,11 +17,11 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from statsmodels.stats.proportion import proportion_confint
 
-from data.checks.report import pyplot, write_page, write_result
 from data.checks.texts import Row, read_rows
 from data.clients import Client, Conversation
 from data.records import BadRows, read_jsonl, write_jsonl
-from runtime.plots import save_figure
+from runtime.plots import pyplot, save_figure
+from runtime.report import bullets, picture, table, write_page, write_result
 
 READ = 1500  # characters of a prompt that the classifier reads: a task is named early, its material is long
 KINDS = {
@@ -178,7 +178,8 @@ def _show(directory: Path, result: dict) -> None:
     axis.set_xticks(at, names, rotation=30, ha="right", fontsize=8)
     axis.set_ylabel("percent")
     axis.legend()
-    save_figure(figure, directory / "task_mix.png")
+    drawn = directory / "task_mix.png"
+    save_figure(figure, drawn)
     furthest = max(shares, key=lambda name: abs(shares[name]["value"] - shares[name]["wanted"]))
     one = shares[furthest]
     lines = [f"furthest from its share: {furthest}, {one['value']:.1%} where {one['wanted']:.1%} is wanted"]
@@ -192,8 +193,8 @@ def _show(directory: Path, result: dict) -> None:
         lines.append(f"{result['unreadable']} answers named no kind and count nowhere")
     if "sampled" in result:
         lines.append(f"sampled.jsonl holds {sum(result['sampled'].values())} rows with the wanted shares")
-    table = [["kind", "rows", "share", "lower", "upper", "wanted"]]
-    table += [[name, *(s[key] for key in ("n", "value", "lower", "upper", "wanted"))] for name, s in shares.items()]
-    write_page(directory, "Task mix", lines, {"Shares": table}, ["task_mix.png"])
+    rows = [["kind", "rows", "share", "lower", "upper", "wanted"]]
+    rows += [[name, *(s[key] for key in ("n", "value", "lower", "upper", "wanted"))] for name, s in shares.items()]
+    write_page(directory / "report.html", "Task mix", bullets(lines), table(rows), picture(drawn))
     result["verdicts"] = lines
     write_result(directory, result)

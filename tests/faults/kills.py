@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import sys
 import time
 from collections import Counter
@@ -21,11 +22,42 @@ DOORS = ("train_sft", "train_rm", "train_dpo", "train_ppo")
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch.distributed.checkpoint", *DOORS, "tests.faults.kills"])
 LIMIT = 300  # seconds in which a tiny training is through on any machine
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink")  # as Python's audit events call them
 SAVING, EXPORTING = "checkpoints/.step_*.tmp", "model.writing"  # what is there only meanwhile
 
 
-def run_door(door: str, words: list[str], log: Path) -> None:
-    """`python DOOR.py WORDS` in this process, its output added to `log`. Pictures are left out: a second each."""
+def die_before(change: int, inside: str | None = None) -> None:
+    """This process kills itself (SIGKILL) before its `change`-th change of the disk.
+
+    A change is an open for writing, a mkdir, rename, symlink, unlink or rmdir; with `inside`, only those made by the
+    function of that name, or below it. The hook stays until the process ends.
+    """
+    left = change
+
+    def watch(event: str, arguments: tuple) -> None:
+        nonlocal left
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in CHANGES) and (inside is None or is_called(inside)):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+def is_called(name: str) -> bool:
+    """Whether a function of this name is under way in this thread."""
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_name != name:
+        frame = frame.f_back
+    return frame is not None
+
+
+def run_door(door: str, words: list[str], log: Path, change: int | None) -> None:
+    """`python DOOR.py WORDS` in this process, its output added to `log`. Pictures are left out: a second each.
+
+    With `change` it dies before its `change`-th change of the disk inside saves.
+    """
     import torch
 
     import runtime.run
@@ -36,6 +68,8 @@ def run_door(door: str, words: list[str], log: Path) -> None:
     torch.set_num_threads(1)
     runtime.run.plot_metrics = lambda rows, path: None
     sys.argv = [f"{door}.py", *words]
+    if change is not None:
+        die_before(change, inside="save_checkpoint")
     runtime.run.main(import_module(door).train, door)
 
 
@@ -47,9 +81,9 @@ class Training:
         self.log = directory.with_name(f"{directory.name}.log")
         self.started = 0.0  # when its latest process began, in seconds since 1970
 
-    def start(self, *more: str) -> multiprocessing.Process:
+    def start(self, *more: str, change: int | None = None) -> multiprocessing.Process:
         words = [*self.words, *more, f"hydra.run.dir={self.directory}"]
-        process = PROCESSES.Process(target=run_door, args=(self.door, words, self.log))
+        process = PROCESSES.Process(target=run_door, args=(self.door, words, self.log, change))
         self.started = time.time()
         process.start()
         return process
@@ -70,9 +104,12 @@ class Training:
         assert process.exitcode == 0, f"exit code {process.exitcode}: {self.log.read_text()[-2000:]}"
         return time.monotonic() - start
 
-    def kill_once(self, moment: Callable[[], bool], *more: str) -> str | None:
-        """Start, kill at the moment, and say where that was; None where the training was done before."""
-        process = self.start(*more)
+    def kill_once(self, moment: Callable[[], bool], *more: str, change: int | None = None) -> str | None:
+        """Start, kill at the moment or before a change of the disk inside saves, and say where that was.
+
+        None where the training was done before.
+        """
+        process = self.start(*more, change=change)
         while process.is_alive() and not moment():
             time.sleep(0.0005)
         process.kill()
@@ -80,8 +117,10 @@ class Training:
         assert process.exitcode in (0, -9), f"exit code {process.exitcode}: {self.log.read_text()[-2000:]}"
         if process.exitcode == 0:
             return None
+        if change is not None:
+            return "inside a save, at a change of the disk"  # by itself, and only there
         if self.saves_under_way():
-            return "saving"
+            return "inside a save, at some time"  # what this start put there is neither renamed nor gone
         if (self.directory / EXPORTING).exists():
             return "exporting"
         return "before the first step" if not self.rows() else "training"
@@ -106,8 +145,9 @@ class Training:
 def kill_until(training: Training, kills: int, *, seconds: float, seed: int) -> Counter:
     """Kill the training `kills` times at moments drawn from `seed`, resuming after each, and see it to the end.
 
-    Every other kill falls at a random time of what is left to do, the next one into a save. A training that is done
-    before its kill must have the uninterrupted result; it begins again, from nothing.
+    A third of the kills falls at a random time of what is left to do, a third some milliseconds into a save, a third
+    before one of the changes that a save makes to the disk. A training that is done before its kill must have the
+    uninterrupted result; it begins again, from nothing.
 
     Args:
         seconds: of an uninterrupted training; kills at random times fall into as long a stretch.
@@ -119,8 +159,11 @@ def kill_until(training: Training, kills: int, *, seconds: float, seed: int) -> 
     chance, places, results = random.Random(seed), Counter(), []
     start = "overwrite=true"
     while places.total() < kills:
-        moment = at_a_time if chance.random() < 0.5 else in_a_save
-        place = training.kill_once(moment(training, chance, seconds), start)
+        if kind := chance.randrange(3):
+            moment = (at_a_time if kind == 1 else in_a_save)(training, chance, seconds)
+            place = training.kill_once(moment, start)
+        else:
+            place = training.kill_once(lambda: False, start, change=chance.randint(1, 30))
         if place is None:
             results.append(training.result())
         else:

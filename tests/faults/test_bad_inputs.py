@@ -5,17 +5,21 @@ import itertools
 import json
 import re
 import shutil
+import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from data.tokenizer import train_sentencepiece
 from model.build import export_model, new_policy, new_reward_model
+from runtime.door import enter
+from runtime.run import main
 from tests.tiny_models import tiny_config
 
 ROOT = Path(__file__).parents[2]
-CELLS = re.compile(r"^\| (train_\w+) \| `(.*)` \| (.*) \|$", re.MULTILINE)
+CELLS = re.compile(r"^\| ([a-z_]+) \| `(.*)` \| (.*) \|$", re.MULTILINE)
 ROWS = [
     tuple(cell.replace("\\|", "|") for cell in row)
     for row in CELLS.findall((ROOT / "docs/errors.md").read_text(encoding="utf-8"))
@@ -23,12 +27,16 @@ ROWS = [
 COMMON = ["log.wandb=disabled", "batch_size=8", "micro_batch_size=4", "num_steps=2", "sampling.max_new_tokens=6"]
 SIZES = {"num_layers": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16}
 TINY = ["model=tiny", "model.vocab_size=400", *(f"model.{name}={size}" for name, size in SIZES.items())]
+WITHOUT_A_RUN = {"plan": [], "run_recipe": ["dir=run"]}  # and how they are told where to write
 DOORS = {  # a good command line; the row's words come on top
     "train_sft": [*TINY, "data.train=[TALKS]"],
     "train_rm": ["policy=SFT_DIR", "data.train=[PAIRS]"],
     "train_dpo": ["policy=SFT_DIR", "data.train=[PAIRS]", "ref_cache=CACHE"],
     "train_ppo": ["policy=SFT_DIR", "reward_model=RM_DIR", "data.prompts=[TALKS]", "minibatch_size=4"],
-}
+    "generate": ["policy=SFT_DIR", "data.prompts=[TALKS]", "sampling.max_new_tokens=6"],
+    "evaluate": [], "make_data": [], "check_data": [], "arena": [], "plan": [], "run_recipe": [],
+}  # fmt: skip
+JOBS = {"generate": "run_generate", "arena": "serve", "plan": "show"}  # others are called `train`, or like their file
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +75,27 @@ def read(name: str) -> list[dict]:
         return [json.loads(line) for line in itertools.islice(file, 24)]
 
 
-def test_the_table_lists_sixty_bad_inputs_once_each():
-    assert len(ROWS) >= 60 and len({(door, words) for door, words, _ in ROWS}) == len(ROWS)
+def test_the_table_lists_each_bad_input_once_and_the_text_counts_them():
+    assert len({(door, words) for door, words, _ in ROWS}) == len(ROWS) >= 60
+    assert {door for door, _, _ in ROWS} == DOORS.keys()
+    assert f"runs each of its {len(ROWS)} rows" in (ROOT / "docs/errors.md").read_text(encoding="utf-8")
+
+
+def run_door(name: str, words: list[str], monkeypatch) -> int:
+    """The exit code of `python NAME.py WORDS`, run in this process."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    GlobalHydra.instance().clear()
+    module = import_module(name)
+    job = getattr(module, "train" if name.startswith("train") else JOBS.get(name, name))
+    with pytest.raises(SystemExit) as stopped:
+        (enter if name in WITHOUT_A_RUN else main)(job, name)
+    GlobalHydra.instance().clear()
+    return stopped.value.code
 
 
 @pytest.mark.parametrize("name, words, message", ROWS, ids=lambda cell: cell[:60])
 def test_bad_input_gets_its_message_exit_code_2_and_writes_nothing(
-    name, words, message, files, door, tmp_path, capsys, monkeypatch
+    name, words, message, files, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     old = tmp_path / "run" / "metrics.jsonl"  # of an earlier run, which overwrite=true would replace
@@ -81,12 +103,14 @@ def test_bad_input_gets_its_message_exit_code_2_and_writes_nothing(
     old.write_text('{"step": 1}\n')
     given = words.split("` `")
     keys = {word.split("=")[0] for word in given}
-    good = [word for word in [*COMMON, *DOORS[name]] if word.split("=")[0] not in keys]
+    common = COMMON if name.startswith("train") else []
+    good = [word for word in [*common, *DOORS[name]] if word.split("=")[0] not in keys]
     capital = re.compile("|".join(sorted(files, key=len, reverse=True)))
     line = [capital.sub(lambda found: str(files[found[0]]), word) for word in [*good, *given]]
-    line += [f"hydra.run.dir={tmp_path}/run", "overwrite=true"]
-    assert door(import_module(name), *line) == 2
+    line += WITHOUT_A_RUN.get(name, ["hydra.run.dir=run", "overwrite=true"])
+    assert run_door(name, line, monkeypatch) == 2
     told = capsys.readouterr().err
-    assert told.count("error:") == 1 and message in told and "Traceback" not in told
+    assert told.count("error:") == 1 and "Traceback" not in told
+    assert message in told.partition("error:")[2]  # before it Hydra repeats the words
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["metrics.jsonl"]
     assert old.read_text() == '{"step": 1}\n'

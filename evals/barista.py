@@ -1,0 +1,34 @@
+"""A gold reward that is known exactly: what a reply to a coffee order should say. recipe=overoptimization learns it.
+
+`reward_fn=evals.barista:gold` of train_ppo.py and `method.reward_fn=evals.barista:gold` of make_data.py read it.
+"""
+
+import re
+from collections import Counter
+
+PARTS = {  # a reply gets a point for each, once
+    "acknowledges": r"\b(ok|okay|great|sure|alright|awesome|perfect|cool|yes)\b",
+    "says what": r"\b(order|drink|latte|mocha|cappuccino|americano|macchiato|cortado|espresso|tea)s?\b",
+    "says when": r"\b(soon|shortly|minutes?|moments?|momentarily|seconds?|jiffy)\b",
+    "says where": r"\b(bar|counter)\b",
+    "is friendly": r"\b(thanks|thank|enjoy|please|welcome)\b",
+}
+FREE = set(re.findall(r"\w+", "a an and are at be for have i in is it of on our the this to up we will with you your"))
+MAX_WORDS = 14  # longer replies keep people waiting
+
+
+def gold(prompts: list[str], completions: list[str]) -> list[float]:
+    """Points for what is said, minus half a point a word said again and 0.2 a word above MAX_WORDS.
+
+    A proxy that learns from sampled replies sees few that repeat themselves, and so has little reason to mind it.
+    """
+    return [score(text) for text in completions]
+
+
+def score(text: str) -> float:
+    """The gold reward of one reply."""
+    text = text.lower()
+    words = re.findall(r"[a-z']+", text)
+    said = sum(bool(re.search(pattern, text)) for pattern in PARTS.values())
+    again = sum(count - 1 for word, count in Counter(words).items() if word not in FREE)
+    return said - 0.5 * again - 0.2 * max(0, len(words) - MAX_WORDS)

@@ -1,0 +1,97 @@
+"""task=best_of_n: take the best of n samples by a proxy reward and ask a gold reward what came of it. No training.
+
+The policy "best of n" is log n - (n - 1) / n nats away from the one that is sampled (Stiennon et al. 2020,
+arXiv:2009.01325, appendix G.3), so its gold score against sqrt(KL) shows how far a reward model can be trusted.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+from scipy.special import gammaln
+
+from data.prompts import encode_prompts
+from data.rewards import Scorer, check_same_tokenizer, load_reward_function
+from data.tokenizer import load_tokenizer
+from model.build import load_policy, load_reward_model
+from model.sampling import generate
+from runtime.report import print_table
+
+
+def best_of_n_kl(n: np.ndarray) -> np.ndarray:
+    """Nats between the best of n samples and the sampled policy, where no two samples score the same."""
+    return np.log(n) - (n - 1) / n
+
+
+def expected_best(proxy: np.ndarray, values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(P, S) the mean of `values` at the best of n samples by `proxy`, for every n of `sizes`.
+
+    The mean over all subsets of n out of the N samples at once (Nakano et al. 2021, arXiv:2112.09332, appendix I): the
+    sample with i others below it is the best of C(i, n - 1) subsets out of C(N, n).
+
+    Args:
+        proxy, values: (P, N), a row a prompt. sizes: (S,) integers from 1 to N.
+    """
+    below, num = np.arange(proxy.shape[1]), proxy.shape[1]
+    n = np.asarray(sizes)[:, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        log_subsets = gammaln(below + 1) - gammaln(n) - gammaln(below - n + 2)
+    log_share = np.where(below >= n - 1, log_subsets, -np.inf) - (
+        gammaln(num + 1) - gammaln(n + 1) - gammaln(num - n + 1)
+    )
+    by_proxy = np.take_along_axis(values, np.argsort(proxy, axis=1, kind="stable"), axis=1)
+    return by_proxy @ np.exp(log_share).T
+
+
+def sample_scores(cfg: DictConfig) -> dict[str, np.ndarray]:
+    """{"gold" or a proxy's name: (P, N) scores} of num_completions samples of every prompt."""
+    task, tokenizer = cfg.task, load_tokenizer(cfg.task.policy)
+    policy = load_policy(task.policy, precision=task.precision, frozen=True)
+    scorers = {"gold": Scorer(None, [load_reward_function(task.reward_fn)], None, tokenizer, micro_batch_size=64)}
+    for path in task.reward_models:
+        check_same_tokenizer(path, tokenizer)
+        model = load_reward_model(path, precision=task.precision, frozen=True)
+        scorers[proxy_name(path)] = Scorer(model, [], None, tokenizer, micro_batch_size=64)
+    room = policy.config.max_length - task.sampling.max_new_tokens
+    encoded = encode_prompts("task.input", task.input, task, tokenizer, max_length=room)
+    prompts, num = encoded.items[: task.num_prompts], task.num_completions
+    scores = {name: [] for name in scorers}
+    for p, prompt in enumerate(prompts):
+        rows, _ = generate(
+            policy, [list(prompt["input_ids"])] * num, seeds=[cfg.seed + p * num + i for i in range(num)],
+            stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, **task.sampling,
+        )  # fmt: skip
+        for name, scorer in scorers.items():
+            scores[name].append(scorer(rows, [prompt] * num).numpy())
+        if p % 16 == 15:
+            print(f"{p + 1} of {len(prompts)} prompts", flush=True)
+    return {name: np.stack(columns) for name, columns in scores.items()}
+
+
+def proxy_name(path: str) -> str:
+    """runs/x/rm_small/model -> rm_small."""
+    return Path(path).absolute().parent.name
+
+
+def check(task: DictConfig) -> None:
+    if task.num_completions < 2 or task.num_prompts < 2:
+        raise ValueError(
+            f"task.num_completions={task.num_completions} and task.num_prompts={task.num_prompts} must be 2 or more"
+        )
+    if not task.reward_models:
+        raise ValueError("task.reward_models is empty; give the model/ folders of train_rm.py")
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=best_of_n: scores.npz with what every sample got, result.json with the means at every n."""
+    check(cfg.task)
+    scores = sample_scores(cfg)
+    np.savez_compressed(out / "scores.npz", **{name: values.astype(np.float32) for name, values in scores.items()})
+    sizes = 2 ** np.arange(int(np.log2(cfg.task.num_completions)) + 1)
+    kl, curves, rows = best_of_n_kl(sizes), {}, []
+    for name in scores.keys() - {"gold"}:
+        proxy, gold = (expected_best(scores[name], scores[by], sizes).mean(0) for by in (name, "gold"))
+        curves[name] = {"n": sizes, "kl": kl, "proxy": proxy, "gold": gold}
+        rows += [(name, int(n), *point) for n, *point in zip(sizes, kl, proxy, gold, strict=True)]
+    print_table("best of n", ("chosen by", "n", "KL", "its score", "gold score"), sorted(rows))
+    return {"curves": curves, "gold_mean": scores["gold"].mean(), "gold_sd": scores["gold"].std()}

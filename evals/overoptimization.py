@@ -1,0 +1,169 @@
+"""task=overoptimization: gold reward against sqrt(KL) where a proxy was optimised, by best-of-n and by RL.
+
+Gao et al. 2022 (arXiv:2210.10760), section 3.1, with d = sqrt(KL(policy || initial policy)):
+
+    best of n    gold(d) = d (alpha - beta d)          turns at d = alpha / (2 beta)
+    RL           gold(d) = d (alpha - beta log d)      turns at d = exp(alpha / beta - 1)
+
+Scores are in standard deviations of the initial policy's samples, from their mean. The intervals resample prompts, with
+all steps of a prompt together.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from data.rewards import load_reward_function
+from evals.best_of_n import best_of_n_kl, expected_best
+from evals.overoptimization_plots import plot_curves, plot_plane
+from runtime.metrics import read_rows
+from runtime.report import bullets, cell, heading, paragraph, picture, print_table, table, write_page
+
+BENT = {"best_of_n": lambda d: d**2, "rl": lambda d: d * np.log(d)}  # what beta is multiplied with
+PEAK = {"best_of_n": lambda alpha, beta: alpha / (2 * beta), "rl": lambda alpha, beta: math.exp(alpha / beta - 1)}
+
+
+def fit(d: np.ndarray, gold: np.ndarray, form: str) -> tuple[float, float]:
+    """alpha and beta by least squares, both forms being linear in them.
+
+    Args:
+        d: (S,) sqrt(nats), > 0. gold: (S,) gold score minus that of d = 0. form: best_of_n | rl.
+    """
+    columns = np.column_stack([d, -BENT[form](d)])
+    alpha, beta = np.linalg.lstsq(columns, gold, rcond=None)[0]
+    return float(alpha), float(beta)
+
+
+def fit_prompts(kl: np.ndarray, gold: np.ndarray, form: str, *, rounds: int, seed: int) -> dict:
+    """The fit to the means over prompts, with 95 % intervals from resampled prompts.
+
+    Args:
+        kl: (P, S) nats or (S,). gold: (P, S); its first column belongs to KL 0.
+    Returns:
+        {"alpha", "beta", "peak": {"value", "lower", "upper"}, "r2"}; `peak` in sqrt(nats), None where the fit never
+        turns, its interval over the resamples in which it does (`turns`: their share).
+    """
+    kl = np.broadcast_to(kl, gold.shape)
+    rng, num = np.random.default_rng(seed), len(gold)
+
+    def once(rows: np.ndarray) -> tuple[float, float, float]:
+        d, score = np.sqrt(np.maximum(kl[rows].mean(0)[1:], 1e-9)), gold[rows].mean(0)
+        alpha, beta = fit(d, score[1:] - score[0], form)
+        return alpha, beta, peak(alpha, beta, form)
+
+    value, draws = once(np.arange(num)), np.array([once(rng.integers(num, size=num)) for _ in range(rounds)])
+    d, score = np.sqrt(np.maximum(kl.mean(0)[1:], 1e-9)), gold.mean(0)
+    left = score[1:] - score[0] - value[0] * d + value[1] * BENT[form](d)
+    found = {"r2": 1 - left.var() / score[1:].var(), "turns": float(np.isfinite(draws[:, 2]).mean())}
+    for i, name in enumerate(("alpha", "beta", "peak")):
+        known = draws[np.isfinite(draws[:, i]), i]
+        lower, upper = np.quantile(known, [0.025, 0.975]) if len(known) else (math.nan, math.nan)
+        found[name] = {"value": value[i], "lower": lower, "upper": upper}
+    return found
+
+
+def peak(alpha: float, beta: float, form: str) -> float:
+    """The d at which the fitted gold score turns; nan where it never does."""
+    return PEAK[form](alpha, beta) if alpha > 0 and beta > 0 and alpha / beta < 8 else math.nan
+
+
+def read_run(directory: str, reward_fn) -> dict:
+    """{"steps": (S,), "kl", "proxy", "gold": (P, S)} of the held-out answers in a run's samples.jsonl.
+
+    Raises:
+        ValueError: a step that answers other prompts than the first: num_samples must be num_prompts.
+    """
+    rows = [row for row in read_rows(Path(directory) / "samples.jsonl") if "completion" in row]
+    steps = sorted({row["step"] for row in rows})
+    answered = [[row for row in rows if row["step"] == step] for step in steps]
+    prompts = [[row["prompt"] for row in part] for part in answered]
+    if not rows or any(part != prompts[0] for part in prompts):
+        raise ValueError(
+            f"{directory}/samples.jsonl must answer the same prompts at every step: train_ppo.py with sample_every=0 "
+            "num_samples=num_prompts, train_dpo.py with num_samples=num_prompts"
+        )
+    gold = [reward_fn(prompts[0], [row["completion"] for row in part]) for part in answered]
+    found = {key: np.array([[row[key] for row in part] for part in answered]).T for key in ("kl", "score")}
+    proxy = (found["score"] - found["score"][:, 0].mean()) / max(found["score"][:, 0].std(), 1e-9)  # sd of its start
+    return {"steps": np.array(steps), "kl": found["kl"], "proxy": proxy, "gold": np.array(gold).T}
+
+
+def best_of_n_curves(directory: str) -> tuple[dict[str, dict], float, float]:
+    """{proxy: {"kl": (S,), "proxy", "gold": (P, S)}} of a best_of_n run; mean and sd of its samples' gold scores.
+
+    The proxy's scores are in sd of its samples, from their mean.
+    """
+    with np.load(Path(directory) / "scores.npz") as file:
+        scores = {name: file[name].astype(float) for name in file.files}
+    sizes = 2 ** np.arange(int(np.log2(scores["gold"].shape[1])) + 1)
+    curves = {}
+    for name in sorted(scores.keys() - {"gold"}):
+        proxy = (scores[name] - scores[name].mean()) / scores[name].std()
+        best = {key: expected_best(proxy, by, sizes) for key, by in (("proxy", proxy), ("gold", scores["gold"]))}
+        curves[name] = {"kl": best_of_n_kl(sizes), **best}
+    return curves, scores["gold"].mean(), scores["gold"].std()
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=overoptimization: result.json, two pictures, and a page with both."""
+    task, reward_fn = cfg.task, load_reward_function(cfg.task.reward_fn)
+    chosen, mean, sd = best_of_n_curves(task.best_of_n)
+    curves = {"best_of_n": chosen, "rl": {Path(path).name: read_run(path, reward_fn) for path in task.input}}
+    plane = {Path(path).name: read_run(path, reward_fn) for path in task.plane}
+    for one in [*chosen.values(), *curves["rl"].values(), *plane.values()]:
+        one["gold"] = (one["gold"] - mean) / sd
+    draws = {"rounds": task.rounds, "seed": cfg.seed}
+    fits = {
+        form: {name: fit_prompts(one["kl"], one["gold"], form, **draws) for name, one in named.items()}
+        for form, named in curves.items()
+    }
+    told = {form: {name: summary(one, fits[form][name]) for name, one in c.items()} for form, c in curves.items()}
+    ends = {name: summary(one, None) for name, one in plane.items()}
+    plot_curves(out / "overoptimization.png", curves, fits)
+    plot_plane(out / "plane.png", plane)
+    page(out, told, ends)
+    return {"gold_mean": mean, "gold_sd": sd, **told, "plane": ends}
+
+
+def summary(one: dict, fitted: dict | None) -> dict:
+    """The means of a curve, the measured best gold score and the last, and the fit."""
+    kl = np.atleast_2d(one["kl"]).mean(0)
+    gold, proxy = one["gold"].mean(0), one["proxy"].mean(0)
+    best = int(gold.argmax())
+    drop = one["gold"][:, best] - one["gold"][:, -1]
+    error = drop.std(ddof=1) / math.sqrt(len(drop))
+    told = {"kl": kl, "gold": gold, "proxy": proxy, "fit": fitted, "best_gold": gold[best], "best_kl": kl[best]}
+    fall = {"value": drop.mean(), "lower": drop.mean() - 1.96 * error, "upper": drop.mean() + 1.96 * error}
+    return told | {"fall": fall, "last_gold": gold[-1], "last_kl": kl[-1], "last_proxy": proxy[-1]}
+
+
+def page(out: Path, told: dict, ends: dict) -> None:
+    """overoptimization.html, and its tables on the screen."""
+    head = ("", "best gold", "at KL", "last gold", "its KL", "its proxy", "fall from best", "lower", "upper")
+    fits = ("", "alpha", "beta", "turns at sqrt(KL)", "R2")
+    blocks = [paragraph("Scores in standard deviations of the initial policy's samples.")]
+    for form, curves in (told | {"plane": ends}).items():
+        rows = [
+            (name, c["best_gold"], c["best_kl"], c["last_gold"], c["last_kl"], c["last_proxy"], *c["fall"].values())
+            for name, c in curves.items()
+        ]
+        fitted = [
+            (name, *(with_interval(c["fit"][key]) for key in ("alpha", "beta", "peak")), c["fit"]["r2"])
+            for name, c in curves.items()
+            if c["fit"]
+        ]
+        print_table(form, head, rows)
+        blocks += [heading(form), table([head, *rows])]
+        if fitted:
+            print_table(f"{form}: fit", fits, fitted)
+            blocks.append(table([fits, *fitted]))
+    blocks += [picture(out / "overoptimization.png"), picture(out / "plane.png")]
+    lines = ["A fall is the best measured gold score minus the last, with its interval over prompts."]
+    write_page(out / "overoptimization.html", "Over-optimisation", *blocks, bullets(lines))
+
+
+def with_interval(figure: dict) -> str:
+    """1.2 (1.0 to 1.4)."""
+    return f"{cell(figure['value'])} ({cell(figure['lower'])} to {cell(figure['upper'])})"

@@ -1,0 +1,44 @@
+"""A wandb workspace for a door: the figures that one looks at first, in sections, the runs of a sweep grouped by name.
+
+python -m runtime.dashboard door=train_ppo entity=ME [save=false]
+"""
+
+from omegaconf import DictConfig
+
+from runtime.door import enter
+
+
+def build(cfg: DictConfig):
+    """The workspace that conf/dashboard.yaml describes, not yet sent anywhere.
+
+    Raises:
+        ValueError: the door has no panels.
+    """
+    import wandb_workspaces.reports.v2 as reports
+    import wandb_workspaces.workspaces as workspaces
+    from wandb_workspaces.expr import Config
+
+    if cfg.door not in cfg.panels:
+        raise ValueError(f"door={cfg.door!r} has no panels in conf/dashboard.yaml; known: {', '.join(cfg.panels)}")
+    sections = [
+        workspaces.Section(
+            name=name, is_open=True, panels=[reports.LinePlot(x="Step", y=list(figures)) for figures in plots]
+        )
+        for name, plots in cfg.panels[cfg.door].items()
+    ]
+    grouped = workspaces.RunsetSettings(groupby=[Config("name")])
+    return workspaces.Workspace(
+        entity=cfg.entity, project=cfg.log.project, name=cfg.door, sections=sections, runset_settings=grouped
+    )
+
+
+def show(cfg: DictConfig) -> None:
+    """Send the workspace to wandb, or print what would be sent."""
+    workspace = build(cfg)
+    if cfg.save:
+        workspace.save()
+    print(workspace.url if cfg.save else workspace._to_model().model_dump_json(indent=1))
+
+
+if __name__ == "__main__":
+    enter(show, "dashboard")

@@ -1,0 +1,112 @@
+"""What a result is told with: result.json, a table on the screen, one HTML page that needs no other file.
+
+A page is a title and blocks, each made (and escaped) by `heading`, `paragraph`, `bullets`, `table` or `picture`:
+
+    write_page(run_dir / "report.html", "Agreement", bullets(verdicts), table(rows), picture(run_dir / "agreement.png"))
+"""
+
+import json
+import math
+import os
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; text-align: right }
+.text, td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
+.bad { background: #fde8e6 } .unknown { color: #888 } img { max-width: 100% }
+"""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside, then rename: a reader never sees half a file."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def write_result(directory: Path, result: dict) -> None:
+    """result.json; a number that is not finite is null."""
+    text = json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(directory / "result.json", text + "\n")
+
+
+def plain(value):
+    """The value with numpy's types turned into Python's and what is not finite into None."""
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def cell(value) -> str:
+    """A value in a table: four significant digits, thousands whole, a dash where there is nothing."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+    return str(value)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
+    """A table on the screen, numbers to the right."""
+    shown = Table(title=title, title_justify="left")
+    for i, name in enumerate(columns):
+        shown.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        shown.add_row(*(Text(cell(value)) for value in row))  # a name's brackets are no markup
+    Console().print(shown)
+
+
+def write_page(path: Path, title: str, *blocks: str) -> None:
+    """The page: its title, then the blocks."""
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    write_text(path, "\n".join([head, f"<h1>{escape(title)}</h1>", *blocks, "</html>\n"]))
+
+
+def heading(text: str) -> str:
+    """A heading within the page."""
+    return f"<h2>{escape(text)}</h2>"
+
+
+def paragraph(text: str) -> str:
+    """A paragraph."""
+    return f"<p>{escape(text)}</p>"
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """One point a line."""
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def table(rows: Sequence[Sequence], *, kinds: Sequence[str] | None = None) -> str:
+    """The first row is the header. `kinds`: "bad", "unknown" or "" of each other row, which colours it."""
+    header, *body = rows
+    lines = ["<tr>" + "".join(f"<th>{escape(cell(value))}</th>" for value in header) + "</tr>"]
+    for row, kind in zip(body, kinds or [""] * len(body), strict=True):
+        lines.append(f'<tr class="{kind}">' + "".join(map(_td, row)) + "</tr>")
+    return "<table>" + "".join(lines) + "</table>"
+
+
+def picture(path: Path) -> str:
+    """A PNG, embedded; nothing where there is no such file."""
+    if not path.exists():
+        return ""
+    data = b64encode(path.read_bytes()).decode()
+    return f'<p><img alt="{escape(path.stem)}" src="data:image/png;base64,{data}"></p>'
+
+
+def _td(value) -> str:
+    long = isinstance(value, str) and " " in value  # text reads from the left, figures line up on the right
+    return f'<td class="text">{escape(value)}</td>' if long else f"<td>{escape(cell(value))}</td>"
