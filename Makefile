@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 CPU := not gpu and not interpreter and not aot
 
-.PHONY: run test test-all test-gpu check lint fmt bench test-rest test-interpreter test-aot
+.PHONY: run test test-all test-gpu check lint fmt bench bench-peers test-rest test-interpreter test-aot
 
 run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smollm2 for the pretrained one)
 	$(BIN)/python run_recipe.py $(ARGS)
@@ -55,3 +55,15 @@ fmt: .venv/dev
 
 bench: .venv/core
 	$(BIN)/python -m kernels.bench $(ARGS)
+
+# The peers' environments stand apart from ours; they too get torch first and by its exact pin.
+.venv-bench/done: bench/requirements.txt
+.venv-bench-ppo/done: bench/requirements_ppo.txt
+.venv-bench/done .venv-bench-ppo/done:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0
+	$(@D)/bin/python -m pip install --quiet -r $<
+	touch $@
+
+bench-peers: .venv/core .venv-bench/done .venv-bench-ppo/done  ## the table of docs/speed.md: an hour or more
+	$(BIN)/python bench/vs_peers.py $(ARGS)

@@ -38,6 +38,15 @@ def missing_eos(scores: Tensor, finished: Tensor, *, mode: str, value: float) ->
     return torch.where(finished, scores, rules[mode]())
 
 
+def importance_weights(logprobs: Tensor, sampled_logprobs: Tensor, *, max_weight: float) -> Tensor:
+    """min(pi(token) / mu(token), max_weight) of tokens that another program, mu, sampled; no gradient.
+
+    Truncated importance sampling, Ionides 2008; for rollouts of an engine whose log-probs are not quite the trainer's.
+    Multiplied to the advantages, E_mu[weight * A] = E_pi[A] but for what is cut.
+    """
+    return (logprobs - sampled_logprobs).exp().clamp(max=max_weight).detach()
+
+
 # ---- KL
 
 

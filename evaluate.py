@@ -6,7 +6,7 @@ from importlib import import_module
 import torch
 from omegaconf import DictConfig
 
-from evals.report import plain, write_result
+from runtime.report import plain, write_result
 from runtime.run import Run, main
 
 # each module has run(task, out) -> result; it is imported only when asked for, with the libraries it needs
@@ -22,6 +22,8 @@ TASKS = {
     "exact": "evals.exact",
     "kl_frontier": "evals.kl_frontier",
     "sweep": "evals.sweep",
+    "best_of_n": "evals.best_of_n",
+    "overoptimization": "evals.overoptimization",
 }
 
 

@@ -77,14 +77,17 @@ def _talk(cfg: DictConfig, run: Run, clients: dict[str, Client], settings: dict,
 
 
 def _preferences(cfg: DictConfig, run: Run, clients: dict[str, Client], settings: dict, name: str) -> Made:
-    from data.methods.preferences import preferences, reward_model_scorer
+    from data.methods.preferences import preferences, reward_function_scorer, reward_model_scorer
 
     files, num, bad_rows = settings.pop("prompts"), settings.pop("num"), BadRows("error")
     prompts = [
         (p.columns.get("id") or p.where, p.prompt) for f in files for p in read_records(f, formats.prompts, bad_rows)
     ]
-    path, precision = settings.pop("reward_model"), settings.pop("precision")
+    path, function, precision = (settings.pop(key) for key in ("reward_model", "reward_fn", "precision"))
+    if path and function:
+        raise ValueError(f"method.reward_model={path} and method.reward_fn={function}: only one of them can rank")
     scorer = reward_model_scorer(path, precision=precision) if path else None
+    scorer = reward_function_scorer(function) if function else scorer
     answering = {role: client for role, client in clients.items() if role not in ("judge", "user")}
     run.begin()
     return preferences(

@@ -6,7 +6,7 @@ Memory is counted (model/footprint.py); time is a roofline with the efficiencies
 measured. docs/scaling.md has the assumptions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hydra import compose
@@ -31,14 +31,21 @@ class Job:
     door: str
     rows: int  # sequences of an optimizer step, over all ranks
     micro_rows: int  # sequences of a forward, per rank
-    tokens: int  # of the packed stream of a forward, per rank: a shared prompt once
-    length: int  # of a sequence
+    blocks: int  # of a forward, per rank: a prompt with what follows it
+    block: int  # tokens of one in the packed stream: a shared prompt once
+    length: int  # tokens of a sequence
     targets: int  # completion tokens of a forward, per rank
     epochs: int  # passes over a batch
     num_steps: int
     dtype: torch.dtype
-    frozen: int  # frozen networks in memory
-    rollout: bool
+    frozen: int  # networks in memory that never learn
+    bases: int  # frozen weights under adapters; 0 without LoRA
+    slots: int  # rows that a rank decodes together; 0 where nothing is sampled
+
+    @property
+    def tokens(self) -> int:
+        """Of a forward, per rank."""
+        return self.blocks * self.block
 
 
 def read_job(cfg: DictConfig) -> Job:
@@ -51,15 +58,18 @@ def read_job(cfg: DictConfig) -> Job:
     micro = own.micro_batch_size
     batch = own.batch_size * own.samples_per_prompt if rollout else own.batch_size
     completion = own.sampling.max_new_tokens if rollout else cfg.completion_tokens
-    frozen = {"train_ppo": 1 + (own.get("reward_fn") is None), "train_dpo": int(own.get("ref") == "live")}
+    lora = cfg.lora_rank > 0  # then the reference is the policy with its adapters off
+    frozen = {"train_ppo": (not lora) + (own.get("reward_fn") is None)}
+    frozen["train_dpo"] = int(own.get("ref") == "live" and not lora)
+    shared = not rollout or (own.value_start == "policy" and cfg.num_gpus == 1)  # FSDP2 cannot share a weight
     if batch % cfg.num_gpus:
         raise ValueError(f"{batch} rows of a step do not divide over num_gpus={cfg.num_gpus}; change batch_size")
     return Job(
         door=cfg.door, rows=batch * sides, micro_rows=micro * sides,
-        tokens=micro * (cfg.prompt_tokens + sides * completion), length=cfg.prompt_tokens + completion,
+        blocks=micro, block=cfg.prompt_tokens + sides * completion, length=cfg.prompt_tokens + completion,
         targets=micro * sides * completion, epochs=own.get("ppo_epochs", 1), num_steps=own.num_steps,
-        dtype=torch.bfloat16 if own.precision == "bf16" else torch.float32,
-        frozen=frozen.get(cfg.door, 0) * (not cfg.lora_rank), rollout=rollout,
+        dtype=torch.bfloat16 if own.precision == "bf16" else torch.float32, frozen=frozen.get(cfg.door, 0),
+        bases=lora * (1 if shared else 2), slots=min(own.sampling.slots, batch // cfg.num_gpus) if rollout else 0,
     )  # fmt: skip
 
 
@@ -81,67 +91,81 @@ def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: b
         0 if sharded or cfg.lora_rank or job.dtype == torch.float32 else None
     )  # one rank: every layer's cast is kept
     kept = kept_bytes(
-        config, rows=max(1, round(job.tokens / job.length)), length=job.length, dtype=job.dtype,
+        config, rows=job.blocks, length=job.block, dtype=job.dtype,
         master=torch.float32 if casts is None else job.dtype, fused_attention=fused_attention,
         checkpointing=cfg.activation_checkpointing,
     )  # fmt: skip
-    base = P.total * item / shards if cfg.lora_rank else 0  # one frozen base for policy, value model and reference
+    stored = item if cfg.lora_rank else 4  # bytes of a weight as it lies on a rank and travels between them
+    ends = P.embedding + P.output  # whole on every rank once used; of the layers two are, one at work and the next
+    gradients, activations = learners * trained * 4 / shards, learners * (config.num_layers * kept.layer + kept.rest)
+    if job.rows <= job.micro_rows * cfg.num_gpus:  # one forward a step: they grow while the activations go
+        gradients = max(0.0, gradients - activations)
+    gathered = sharded * (2 * layer * stored + learners * ends * stored + job.frozen * ends * item)
+    tiles = job.targets * (TILE * 4 * 2 + config.hidden_size * item)
     parts = {
-        "weights": learners * trained * 4 / shards + base,
-        "gradients": learners * trained * 4 / shards,
+        "weights": learners * trained * 4 / shards + job.bases * P.total * item / shards,
+        "gradients": gradients,
         "optimizer": learners * trained * 8 / shards,
         "frozen networks": job.frozen * P.total * item / shards,
-        "gathered layers": (2 * layer + P.embedding) * item * sharded,
-        "activations": config.num_layers * kept.layer + kept.rest,
-        "log-prob tiles": job.targets * (TILE * 4 * 2 + config.hidden_size * item),
-        "cache of the rollout": 0.0,
+        "gathered weights": gathered,
+        "activations": activations,
+        "log-prob tiles": tiles,
     }
-    if job.rollout:  # the rollout and the updates take turns: only what the cache needs beyond the activations counts
-        slots = job.rows // cfg.num_gpus
-        cache = cache_bytes(config, rows=slots, length=job.length, itemsize=item) + P.total * item * sharded
-        parts["cache of the rollout"] = max(0.0, cache - parts["activations"])
+    if job.slots:  # rollout and updates take turns: it counts by what it needs beyond the updates
+        casts = P.total * item if item != stored or cfg.lora_rank else 0  # the weights as decoding reads them
+        cache = cache_bytes(config, rows=job.slots, length=job.length, itemsize=item)
+        rollout = P.total * stored * sharded + casts + cache
+        parts["rollout beyond that"] = max(0.0, rollout - gathered - activations - gradients - tiles)
     return parts
 
 
 def seconds(config: ModelConfig, job: Job, cfg: DictConfig) -> dict[str, float]:
-    """Seconds of one optimizer step (of one rollout with its updates for PPO), by what they are spent on."""
+    """Seconds of one optimizer step (of one rollout with its updates for PPO), by what they are spent on.
+
+    Of every forward with its backward the weights travel twice and the gradients once within the ranks that share a
+    copy; between copies (dist=hsdp) only a rank's share of the gradients does.
+    """
     gpu, P, n = cfg.gpus[cfg.gpu], count_parameters(config).total, cfg.num_gpus
+    shards, item = cfg.shards or n, job.dtype.itemsize
     forwards = -(-job.rows // (job.micro_rows * n))  # per rank and pass
     flops = forward_flops(config, tokens=job.tokens, length=job.length, targets=job.targets) * forwards
     speed = gpu.tflops * 1e12 * cfg.compute_efficiency
+    near, far = (gb * 1e9 * cfg.link_efficiency for gb in (gpu.link_gb_per_second, cfg.node_gb_per_second))
+    within, between = near if shards <= 8 else far, near if n <= 8 else far
+    trained = adapter_parameters(config, cfg.lora_rank) if cfg.lora_rank else P
+    weights = (
+        P * (item if cfg.lora_rank else 4) * (shards - 1) / shards
+    )  # bytes that reach a rank when all are gathered
+    travel = forwards * (2 * weights + 4 * trained * (shards - 1) / shards) / within
+    travel += forwards * 2 * 4 * trained / shards * (1 - shards / n) / between
     backward = 2.0 + bool(cfg.activation_checkpointing)
-    compute = LEARNERS[job.door] * job.epochs * flops * (1 + backward) / speed
-    link = (gpu.link_gb_per_second if n <= 8 else cfg.node_gb_per_second) * 1e9 * cfg.link_efficiency
-    moved = (2 * P * job.dtype.itemsize * forwards + 4 * P) * (n - 1) / n if n > 1 else 0.0
-    parts = {"updates": max(compute, LEARNERS[job.door] * job.epochs * moved / link)}
+    passes = LEARNERS[job.door] * job.epochs
+    parts = {"updates": passes * max(flops * (1 + backward) / speed, travel)}
+    once = P * item * (shards - 1) / shards / within * forwards  # a forward without gradients
     if job.frozen:
-        parts["frozen networks"] = job.frozen * flops / speed
-    if job.rollout:
+        parts["frozen networks"] = job.frozen * max(flops / speed, once)
+    if job.slots:
         new, rows = job.targets // job.micro_rows, job.rows / n
-        read = (
-            P * job.dtype.itemsize
-            + cache_bytes(config, rows=1, length=job.length - new // 2, itemsize=job.dtype.itemsize) * rows
-        )
-        step = max(read / (gpu.tb_per_second * 1e12 * cfg.memory_efficiency), 2 * P * rows / speed)
-        parts["rollout"] = new * step
-        parts["old log-probs and values"] = 2 * flops / speed
+        read = P * item + cache_bytes(config, rows=1, length=job.length - new // 2, itemsize=item) * job.slots
+        token = max(read / (gpu.tb_per_second * 1e12 * cfg.memory_efficiency), 2 * P * job.slots / speed)
+        parts["rollout"] = new * token * rows / job.slots + weights / within
+        parts["old log-probs and values"] = 2 * max(flops / speed, weights / within * forwards)
     return parts
 
 
 def way_out(config: ModelConfig, job: Job, cfg: DictConfig, room: float) -> str:
     """The first single change that makes it fit, in the order in which one would try."""
     changes = [{"activation_checkpointing": True}]
-    changes += [{"micro": m} for m in (job.micro_rows // 2, 1) if 0 < m < job.micro_rows]
+    changes += [{"micro_batch_size": m} for m in (job.blocks // 2, 1) if 0 < m < job.blocks]
+    changes += [{"shards": cfg.num_gpus}] if (cfg.shards or cfg.num_gpus) < cfg.num_gpus else []
     changes += [{"num_gpus": cfg.num_gpus * k} for k in (2, 4, 8, 16, 32)] + [{"lora_rank": 64}]
     for change in changes:
-        trial, other = OmegaConf.merge(cfg, {k: v for k, v in change.items() if k != "micro"}), job
-        if "micro" in change:
-            share = change["micro"] / job.micro_rows
-            other = Job(**{**vars(job), "micro_rows": change["micro"], "tokens": max(1, round(job.tokens * share)),
-                           "targets": max(1, round(job.targets * share))})  # fmt: skip
+        trial, other = OmegaConf.merge(cfg, {name: value for name, value in change.items() if name in cfg}), job
+        if blocks := change.get("micro_batch_size"):
+            scaled = {name: getattr(job, name) * blocks // job.blocks for name in ("micro_rows", "targets")}
+            other = replace(job, blocks=blocks, **scaled)
         if sum(memory(config, other, trial).values()) <= room:
-            name, value = next(iter(change.items()))
-            return f"{'micro_batch_size' if name == 'micro' else name}={value}"
+            return "".join(f"{name}={value}" for name, value in change.items())
     return "no single setting: combine lora_rank, a smaller micro_batch_size and more GPUs"
 
 

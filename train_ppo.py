@@ -24,11 +24,12 @@ from advantages import (
     missing_eos,
     whiten,
 )  # fmt: skip
+from data.engine import LocalEngine, ServerEngine, correct_for_sampler, load_engine
 from data.loader import Loader
 from data.pretraining import PretrainingMix
 from data.prompts import encode_prompts, prompt_loader
 from data.rewards import Scorer, check_same_tokenizer, load_reward_function
-from data.rollout import in_parts, sample, value_states
+from data.rollout import in_parts, row_seeds, value_states
 from data.tokenizer import Tokenizer, load_tokenizer
 from evals.rollouts import credit_samples, evaluate_policy, print_credit, warn_about
 from kernels.backend import set_kernels
@@ -37,10 +38,9 @@ from model.build import export_model, load_policy, load_reward_model, load_value
 from model.config import check_vocab
 from model.ema import WeightAverage
 from model.heads import Policy
-from model.lora import Reference, add_lora, export_adapter
+from model.lora import Reference, add_lora, export_adapter, value_on
 from model.packing import Rows
-from runtime.config import check_batch, check_choice, check_positive
-from runtime.distributed import gathered
+from runtime.config import check_batch, check_choice, check_positive, check_whole
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
 
@@ -49,16 +49,16 @@ def train(cfg: DictConfig, run: Run) -> float:
     set_kernels(cfg.kernels)
     check_ppo(cfg, run.world_size)
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)
-    size, temperature = cfg.micro_batch_size, cfg.sampling.temperature
+    size, temperature, K = cfg.micro_batch_size, cfg.sampling.temperature, cfg.samples_per_prompt
 
     # ---- four networks; two of them learn
     policy, ref_policy = load_policies(cfg, run)
-    value_model = load_values(cfg, run)  # starts as the reward model
+    value_model = load_values(cfg, run, policy)  # starts as the reward model
     score = load_scorer(cfg, run, tokenizer, policy)
     optimizer = build_optimizer([policy, value_model], cfg.optim, lr_scales=[1.0, cfg.optim.value_lr / cfg.optim.lr])
     prompts, held_out = load_prompts(cfg, run, tokenizer, policy, score)
     pretraining, average = PretrainingMix(cfg, run, tokenizer), WeightAverage(policy, cfg.ema_decay)
-    controller = kl_controller(cfg)
+    engine, controller = load_engine(cfg.engine, cfg.sampling, tokenizer, run.dir / "engine"), kl_controller(cfg)
     state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts}
     run.resume(**state, pretraining=pretraining, average=average, controller=controller)
 
@@ -69,9 +69,9 @@ def train(cfg: DictConfig, run: Run) -> float:
         kl_coefs = {place: controller.kl_coef if cfg.kl_in == place else 0.0 for place in ("reward", "loss")}
 
         # ---- 1. rollout: the policy answers a batch of prompts, everyone reads the answers
-        batch = [prompt for prompt in next(prompts) for _ in range(cfg.samples_per_prompt)]
+        batch = [prompt for prompt in next(prompts) for _ in range(K)]
         with torch.no_grad():
-            rollout, states, finished = answer(cfg, run, policy, tokenizer, batch)  # Rows of actions, Rows of states
+            rollout, states, finished, drawn_logprobs = answer(cfg, run, policy, engine, batch)
             mask, value_mask = rollout.completion_mask, states.completion_mask  # (B, T) bool
             old_logprobs, entropy = in_parts(policy.logprobs_and_entropy, rollout, size, temperature=temperature)
             ref_logprobs = in_parts(ref_policy.logprobs, rollout, size, temperature=temperature)  # (B, T)
@@ -83,29 +83,29 @@ def train(cfg: DictConfig, run: Run) -> float:
         kl = kl_estimate(old_logprobs - ref_logprobs, "k1")  # (B, T) nats
         rewards = token_rewards(final_scores(scores, finished, cfg), kl, mask, value_mask, kl_coef=kl_coefs["reward"])
         paid = whiten(rewards, value_mask, run.mean, shift_mean=False) if cfg.whiten_rewards else rewards  # (B, T)
-        advantages = estimate_advantages(
-            paid, old_values, mask, value_mask, kind=cfg.advantage, gamma=cfg.gamma, gae_lambda=cfg.gae_lambda,
-            samples_per_prompt=cfg.samples_per_prompt,
-        )  # (B, T)  # fmt: skip
+        kind = {"kind": cfg.advantage, "gamma": cfg.gamma, "gae_lambda": cfg.gae_lambda, "samples_per_prompt": K}
+        advantages = estimate_advantages(paid, old_values, mask, value_mask, **kind)  # (B, T)
         returns = advantages + old_values  # (B, T)
         advantages = whiten(advantages, mask, run.mean, shift_mean=True) if cfg.whiten_advantages else advantages
+        advantages, weights = correct_for_sampler(advantages, old_logprobs, drawn_logprobs, mask, cfg.engine)
 
         # ---- 3. what a person would want to know of it
         run.metrics.add({
             "objective/score": scores, "objective/rewards": rewards.sum(1), "objective/kl": kl.sum(1),
             "objective/entropy": entropy[mask], "objective/length": mask.sum(1), "objective/truncated": ~finished,
             "value/explained_variance": explained_variance(returns, old_values, value_mask, run.mean),
-            "optim/lr": lr, "objective/kl_coef": kl_coefs[cfg.kl_in],
+            "optim/lr": lr, "objective/kl_coef": kl_coefs[cfg.kl_in], **weights,
         })  # fmt: skip
         credit = {"reward": rewards, "kl": kl, "value": old_values, "advantage": advantages}
         look(cfg, run, policy, ref_policy, tokenizer, rollout, finished, scores, credit)
-        controller.update(run.mean(kl.sum(1).mean()).item(), num_sequences=cfg.batch_size * cfg.samples_per_prompt)
+        controller.update(run.mean(kl.sum(1).mean()).item(), num_sequences=cfg.batch_size * K)
 
         # ---- 4. a few epochs of clipped updates on the same rollout
         learning = time.perf_counter()
-        for index, minibatch in enumerate(run.minibatches(len(mask), epochs=cfg.ppo_epochs, size=cfg.minibatch_size)):
+        shares = {"epochs": cfg.ppo_epochs, "size": cfg.minibatch_size, "samples_per_prompt": K}
+        for index, minibatch in enumerate(run.minibatches(len(mask), **shares)):
             num_tokens, num_states = (run.mean(m[minibatch].sum().float()) for m in (mask, value_mask))
-            minibatch, row_sums = minibatch.sort().values, []  # siblings stay neighbours, so that they share a prompt
+            minibatch, row_sums, ratios = minibatch.sort().values, [], []  # siblings stay neighbours: one prompt
             for rows in minibatch.split(size):
                 logprobs = policy.logprobs(*rollout.select(rows), temperature=temperature)  # (b, T)
                 values = value_model(*states.select(rows))  # (b, T)
@@ -117,7 +117,8 @@ def train(cfg: DictConfig, run: Run) -> float:
                 )  # fmt: skip
                 kl_penalty = kl_loss(logprobs, ref_logprobs[rows], mask[rows], cfg.kl_estimator) / num_tokens
                 (loss + kl_coefs["loss"] * kl_penalty).backward()
-                run.metrics.add(metrics | first_ratio(metrics, index))
+                run.metrics.add(metrics)
+                ratios.append((logprobs.detach() - old_logprobs[rows])[mask[rows]].exp())
                 row_sums.append(logprobs.detach().sum(1) + values.detach().sum(1))
             pretraining.add_gradients(policy)
             grad_norm = clip_grads(optimizer, cfg.optim.max_grad_norm)
@@ -125,7 +126,7 @@ def train(cfg: DictConfig, run: Run) -> float:
             optimizer.step()
             optimizer.zero_grad()
             average.update(policy)
-            run.metrics.add({"optim/grad_norm": grad_norm})
+            run.metrics.add({"optim/grad_norm": grad_norm} | first_ratio(ratios, index))
         run.metrics.add(speeds(cfg, run, rollout, rolled_out - started, time.perf_counter() - learning))
         evaluate_policy(cfg, run, policy, ref_policy, tokenizer, score, held_out, step=run.step + 1)
         run.end_step(num_tokens=int(rollout.attention_mask.sum()))
@@ -140,15 +141,17 @@ def train(cfg: DictConfig, run: Run) -> float:
 
 
 def answer(
-    cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, batch: list[dict]
-) -> tuple[Rows, Rows, Tensor]:
-    """One completion per prompt: Rows of the actions, Rows of the states that have a value, (B,) bool who stopped."""
+    cfg: DictConfig, run: Run, policy: Policy, engine: LocalEngine | ServerEngine, batch: list[dict]
+) -> tuple[Rows, Rows, Tensor, Tensor | None]:
+    """One completion per prompt: Rows of the actions, Rows of the states that have a value, (B,) bool who stopped.
+
+    Last, (B, T) the log-probs that a server drew them with; None where the policy itself drew.
+    """
     K = cfg.samples_per_prompt
     numbers = [(i // K * run.world_size + run.rank) * K + i % K for i in range(len(batch))]  # among all ranks' rows
-    with gathered(policy):
-        rows, finished = sample(policy, batch, tokenizer, cfg.sampling, seed=cfg.seed, step=run.step, numbers=numbers)
+    rows, finished, logprobs = engine.sample(policy, batch, seeds=row_seeds(cfg.seed, run.step, numbers))
     settings = {"score_position": cfg.score_position, "max_new_tokens": cfg.sampling.max_new_tokens}
-    return *value_states(rows, finished, **settings), finished
+    return *value_states(rows, finished, **settings), finished, logprobs
 
 
 def final_scores(scores: Tensor, finished: Tensor, cfg: DictConfig) -> Tensor:
@@ -157,9 +160,9 @@ def final_scores(scores: Tensor, finished: Tensor, cfg: DictConfig) -> Tensor:
     return missing_eos(clipped, finished, mode=cfg.missing_eos, value=cfg.missing_eos_value)
 
 
-def first_ratio(metrics: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-    """On the first minibatch of a rollout, where nothing has been learned from it yet, every ratio must be 1."""
-    ratio = metrics["policy/ratio"]
+def first_ratio(ratios: list[Tensor], index: int) -> dict[str, Tensor]:
+    """The ratio farthest from 1 on a rollout's first minibatch, where nothing has been learned yet: it must be 1."""
+    ratio = torch.cat(ratios)
     return {"policy/ratio_first": ratio[(ratio - 1).abs().argmax()]} if index == 0 else {}
 
 
@@ -197,16 +200,21 @@ def look(
 
 def check_ppo(cfg: DictConfig, world_size: int) -> None:
     """Settings that cannot be meant, before anything is loaded."""
-    check_positive(num_steps=cfg.num_steps, batch_size=cfg.batch_size, samples_per_prompt=cfg.samples_per_prompt)
-    check_positive(ppo_epochs=cfg.ppo_epochs, optim__lr=cfg.optim.lr, optim__value_lr=cfg.optim.value_lr)
+    counts = ("num_steps", "batch_size", "samples_per_prompt", "ppo_epochs", "num_prompts", "keep_last")
+    check_whole(1, **{key: cfg[key] for key in counts})
+    counts = ("seed", "save_every", "eval_every", "sample_every", "kl_exact_every", "num_samples")
+    check_whole(0, **{key: cfg[key] for key in counts})  # 0 = never, or none
     check_batch(cfg.minibatch_size, cfg.micro_batch_size, world_size, "minibatch_size")
     check_batch(cfg.batch_size * cfg.samples_per_prompt, cfg.minibatch_size, 1, "batch_size * samples_per_prompt")
+    check_positive(optim__lr=cfg.optim.lr, optim__value_lr=cfg.optim.value_lr, clip_range=cfg.clip_range)
+    check_positive(**{key: cfg[key] for key in ("value_clip_range", "reward_clip") if cfg[key] is not None})
     check_choice("precision", cfg.precision, ("fp32", "bf16"))
     check_choice("score_position", cfg.score_position, ("eos", "after_eos"))
     check_choice("missing_eos", cfg.missing_eos, ("replace", "subtract", "none"))
     check_choice("kl_in", cfg.kl_in, ("reward", "loss"))
     check_choice("kl_controller", cfg.kl_controller, ("fixed", "adaptive"))
     check_choice("advantage", cfg.advantage, ("gae", "rloo", "grpo"))
+    check_choice("value_start", cfg.value_start, ("reward_model", "policy"))
     allowed = {"reward": ("k1",), "loss": ("k2", "k3")}[cfg.kl_in]
     if cfg.kl_estimator not in allowed:
         raise ValueError(
@@ -220,6 +228,10 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
             "PPO samples from the policy itself: sampling.temperature > 0, sampling.top_k=0, sampling.top_p=1; with "
             "anything else the log-probs belong to another distribution, and the KL can come out negative"
         )
+    if cfg.dual_clip is not None and not cfg.dual_clip > 1:
+        raise ValueError(f"dual_clip={cfg.dual_clip} must be null or above 1: it bounds the ratio where A < 0")
+    if not (0 <= cfg.gamma <= 1 and 0 <= cfg.gae_lambda <= 1):
+        raise ValueError(f"gamma={cfg.gamma} and gae_lambda={cfg.gae_lambda} are discounts and must lie in [0, 1]")
     if min(cfg.kl_coef, cfg.ptx_coef, cfg.value_coef) < 0:
         raise ValueError(f"kl_coef={cfg.kl_coef}, ptx_coef={cfg.ptx_coef} and value_coef={cfg.value_coef} must be >= 0")
 
@@ -249,13 +261,15 @@ def load_policies(cfg: DictConfig, run: Run) -> tuple[Policy, nn.Module]:
     return policy, run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
 
 
-def load_values(cfg: DictConfig, run: Run) -> nn.Module:
-    """The value model: the reward model's weights and head; the policy's and a zero head where there is none."""
+def load_values(cfg: DictConfig, run: Run, policy: Policy) -> nn.Module:
+    """The value model: the reward model's weights and head, or the policy's and a zero head (also without a model)."""
     if cfg.advantage != "gae":
         return NoValues()
-    path, frozen = cfg.reward_model or cfg.policy, cfg.lora.rank > 0
-    value_model = load_value_model(path, precision=cfg.precision, frozen=frozen)
-    if cfg.reward_model is None:
+    start = cfg.reward_model if cfg.value_start == "reward_model" else None
+    if start is None and cfg.lora.rank and cfg.dist.strategy == "single":  # FSDP2 gives a weight to one model only
+        return run.shard(add_lora(value_on(policy), **cfg.lora, seed=cfg.seed + 1))
+    value_model = load_value_model(start or cfg.policy, precision=cfg.precision, frozen=cfg.lora.rank > 0)
+    if start is None:
         nn.init.zeros_(value_model.head.weight)  # as Ziegler et al. 2019's code: no opinion before the first return
     return run.shard(add_lora(value_model, **cfg.lora, seed=cfg.seed + 1))
 

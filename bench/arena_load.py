@@ -1,6 +1,7 @@
 """Fifty people at once on the arena's page: are all votes there, none twice, and how long do the answers take?
 
-    python bench/arena_load.py models="{a:DIR,b:DIR}"     50 users, 2,000 votes, and a kill -9 half-way
+    python bench/arena_load.py models="{a:DIR,b:DIR}"             50 users, 2,000 votes, and a kill -9 half-way
+    python bench/arena_load.py models="{a:DIR,b:DIR}" 5 60       the same with 5 users and 60 votes
 
 Needs the arena extra. Traffic goes to 127.0.0.1 only, from a server that this script starts and stops.
 """
@@ -23,7 +24,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from evals.arena.store import Store  # noqa: E402
 
-USERS, VOTES = 50, 2000
+LABELS = ("A is better", "B is better", "tie")
+USERS, VOTES = (int(word) for word in sys.argv[2:4] or (50, 2000))
 
 
 def start(models: str, directory: Path, port: int, *more: str) -> subprocess.Popen:
@@ -53,7 +55,7 @@ class Person(threading.Thread):
             for n in range(self.votes):
                 client.predict(f"hello {n}", api_name="/say")
                 began = time.perf_counter()
-                said = client.predict(api_name=("/vote", "/vote_1", "/vote_2")[n % 3])
+                said = client.predict(LABELS[n % len(LABELS)], api_name="/vote")
                 self.seconds.append(time.perf_counter() - began)
                 self.thanked += "Thank you" in json.dumps(said)
                 began = time.perf_counter()
@@ -85,6 +87,8 @@ def main() -> None:
     for person in people:
         person.join(timeout=120)
     thanked = sum(person.thanked for person in people)
+    if not thanked:
+        raise SystemExit(f"nobody could vote: {people[0].broken}")
     store = Store(directory / "arena.sqlite")
     kept = len(store.battles())
     store.close()

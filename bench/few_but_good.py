@@ -15,10 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data.checks.report import pyplot  # noqa: E402
 from data.methods.filters import rouge_l  # noqa: E402
 from data.records import read_jsonl, split_of, write_jsonl  # noqa: E402
-from runtime.plots import save_figure  # noqa: E402
+from runtime.plots import pyplot, save_figure  # noqa: E402
 
 COFFEE = "data/embedded/sft_coffee_train.jsonl.gz"
 
@@ -26,8 +25,8 @@ COFFEE = "data/embedded/sft_coffee_train.jsonl.gz"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs/few_but_good")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[50, 150, 500, 1500])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[50, 200, 800])
+    parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
 
     train = [row for row in read_jsonl(ROOT / COFFEE) if split_of(row) == "train"]

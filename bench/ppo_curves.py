@@ -16,9 +16,9 @@ from runtime.plots import save_figure  # noqa: E402
 WINDOW = 5  # steps of a running mean: one rollout of 64 completions has a standard error of 0.1
 
 
-def smooth(values: list[float]) -> list[float]:
-    """Means over the last WINDOW values."""
-    return [sum(values[max(0, i - WINDOW + 1) : i + 1]) / min(i + 1, WINDOW) for i in range(len(values))]
+def smooth(values: list[float], window: int = WINDOW) -> list[float]:
+    """Means over the last `window` values."""
+    return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
 
 
 def main() -> None:

@@ -3,12 +3,16 @@
     make bench-peers                                          sets up the peers' environments, then runs all of it
     python bench/vs_peers.py --only sft dpo --rounds 3        a part of it
 
-SmolLM2-135M, Anthropic HH helpful, 8 rows or pairs a step, at most 512 tokens. Each round runs ours, then the peer, as
-processes of their own; the first step of each process is not counted. Writes DIR/peers.json and DIR/peers.png.
+SmolLM2-135M, Anthropic HH helpful, 8 rows or pairs a step, at most 512 tokens. Each round runs ours, then the peer in
+bf16, as processes of their own; the first step of each process is not counted. --fp32 also runs the peer in float32,
+once; only where that is faster does it take the place of bf16. The share of the product limit is that of SFT and DPO
+steps: operations of the matrix products over seconds, over what a 2048^3 bf16 product reached beside the round.
+Writes DIR/peers.json (rows already there stay), DIR/peers.md (the table) and DIR/peers.png.
 """
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import random
@@ -16,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,29 +39,33 @@ class Work:
 
     name: str
     ours: list[str]  # a door with its words, or ["generate", ...]
-    peer: list[list[str]]  # one or more settings; the fastest counts
+    peer: list[str]  # what the peer runs, without its precision
     promised: float
     python: Path = TRL
+    most_rounds: int = 9  # of rows that take minutes
+    fp32: bool = True  # the peer has a float32 setting to be tried
 
 
 def works() -> list[Work]:
     """Everything that is compared."""
-    step = [*QUIET, "num_steps=4", "batch_size=8", "micro_batch_size=8", "precision=bf16", "data.max_length=512"]
-    both = [["--precision", "bf16"], ["--precision", "fp32"]]
+    step = [*QUIET, "num_steps=3", "batch_size=8", "micro_batch_size=8", "precision=bf16", "data.max_length=512"]
     rollout = ["batch_size=8", "minibatch_size=8", "micro_batch_size=8", "ppo_epochs=2", "kl_exact_every=0"]
-    ppo = [*QUIET[1:], "num_steps=3", "precision=bf16", *rollout, "sampling.max_new_tokens=32"]
+    ppo = ["data.prompts=[PAIRS]", *QUIET[1:], "num_steps=3", "precision=bf16", *rollout, "sampling.max_new_tokens=32"]
     rows = [
-        Work("sft", ["train_sft.py", "data.train=[SFT]", *step], [["sft", *p] for p in both], 4.5),
-        Work("rm", ["train_rm.py", "data.train=[PAIRS]", *step], [["rm", *p] for p in both], 6.0),
-        Work("dpo cached", ["train_dpo.py", "data.train=[PAIRS]", *step], [["dpo", *p] for p in both], 9.0),
-        Work("dpo live", ["train_dpo.py", "ref=live", "data.train=[PAIRS]", *step], [["dpo", *both[0]]], 6.0),
-        Work("ppo", ["train_ppo.py", "reward_model=MODEL", "data.prompts=[PAIRS]", *ppo], [["ppo"]], 3.0, TRL_PPO),
+        Work("sft", ["train_sft.py", "data.train=[SFT]", *step], ["sft"], 4.5),
+        Work("rm", ["train_rm.py", "data.train=[PAIRS]", *step], ["rm"], 6.0),
+        Work("dpo cached", ["train_dpo.py", "data.train=[PAIRS]", *step], ["dpo"], 9.0),
+        Work("dpo live", ["train_dpo.py", "ref=live", "data.train=[PAIRS]", *step], ["dpo"], 6.0),
+        Work(
+            "ppo", ["train_ppo.py", "reward_model=MODEL", "data.prompts=[PAIRS]", *ppo], ["ppo"], 3.0, TRL_PPO, 1, False
+        ),
     ]
     for batch, promised in ((1, 1.8), (16, 2.2), (64, 2.4)):
         given = ["generate", "--batch", str(batch), "--lengths", json.dumps([48] * batch)]
-        rows.append(Work(f"generate {batch}", given, [[*given, *p] for p in both], promised))
-    given = ["generate", "--batch", "64", "--lengths", json.dumps(MIXED)]
-    return [*rows, Work("generate mixed 8-256", given, [[*given, *both[0]]], 3.0)]
+        given += ["--steps", "1"] if batch == 64 else []  # long enough that warming up does not count
+        rows.append(Work(f"generate {batch}", given, given, promised))
+    given = ["generate", "--batch", "64", "--lengths", json.dumps(MIXED), "--steps", "1"]
+    return [*rows, Work("generate mixed 8-256", given, given, 3.0, most_rounds=1, fp32=False)]
 
 
 class Bench:
@@ -90,7 +99,8 @@ class Bench:
     def ours(self, words: list[str]) -> tuple[float, float]:
         """Seconds a step and peak GB of one of our doors, or of our sampler."""
         if words[0] == "generate":
-            return self.timed([sys.executable, "bench/own_generate.py", "--precision", "bf16", *words[1:]])
+            fixed = ["--precision", "bf16", "--steps", "2"]
+            return self.timed([sys.executable, "bench/own_generate.py", *fixed, *words[1:]])
         out = self.directory / f"run{self.count}"
         files = {name: str(self.directory / f"{name}.jsonl") for name in self.files} | {"MODEL": str(self.model)}
         for name, path in files.items():
@@ -102,7 +112,32 @@ class Bench:
 
     def peer(self, python: Path, words: list[str]) -> tuple[float, float]:
         """The same of the peer."""
-        return self.timed([python, "bench/peer.py", *words[:1], *words[1:]])
+        return self.timed([python, "bench/peer.py", "--steps", "2", *words])
+
+    def products(self, work: Work) -> float | None:
+        """Operations of the matrix products of a SFT or DPO step, each counted once: forward and backward of layers on
+        the packed stream and of the vocabulary on targets; not attention's, and not what is computed again."""
+        if work.name not in ("sft", "dpo cached"):
+            return None
+        from hydra import compose, initialize_config_dir
+
+        from data.preferences import preference_loader
+        from data.sft import sft_loader
+        from data.tokenizer import load_tokenizer
+        from model.build import open_weights
+        from model.footprint import forward_flops
+        from model.packing import make_rows, pack
+
+        tokenizer = load_tokenizer(self.model)
+        loader, file = (sft_loader, "SFT") if work.name == "sft" else (preference_loader, "PAIRS")
+        with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+            data = compose(work.ours[0].removesuffix(".py"), ["data.max_length=512", "data.shuffle=false"]).data
+        data.train = [str(self.directory / f"{file}.jsonl")]
+        items = next(loader(data, tokenizer, batch_size=8, seed=0, rank=0, world_size=1))
+        rows = items if work.name == "sft" else [row for element in items for row in element.rows]
+        stream = pack(*make_rows(rows, tokenizer.pad_id))
+        config = open_weights(self.model).config
+        return 3 * forward_flops(config, tokens=len(stream.tokens), length=0, targets=len(stream.targets))
 
     def timed(self, command: list) -> tuple[float, float]:
         out = self.directory / "seconds.json"
@@ -112,23 +147,65 @@ class Bench:
         return statistics.median(seconds[1:] or seconds), memory
 
 
-def compare(bench: Bench, work: Work, rounds: int) -> dict:
-    """Interleaved rounds of one row of the table."""
-    ours, peers = [], {tuple(setting): [] for setting in work.peer}
-    for _ in range(rounds):
-        ours.append(bench.ours(work.ours))
-        for setting in peers:
-            peers[setting].append(bench.peer(work.python, list(setting)))
-    fastest = min(peers, key=lambda setting: statistics.median(s for s, _ in peers[setting]))
-    mine, theirs = (statistics.median(s for s, _ in runs) for runs in (ours, peers[fastest]))
-    memory, their_memory = (max(m for _, m in runs) for runs in (ours, peers[fastest]))
-    row = {"work": work.name, "ours_seconds": mine, "peer_seconds": theirs, "ratio": theirs / mine}
-    row |= {"promised": work.promised, "ours_gb": memory, "peer_gb": their_memory, "peer": " ".join(fastest)[:60]}
+def compare(bench: Bench, works: list[Work], rounds: int, try_fp32: bool) -> list[dict]:
+    """Interleaved rounds of the rows of the table that share a peer."""
+    first, setting, fp32 = works[0], "bf16", None
+    mine, theirs, limits = {work.name: [] for work in works}, [], []
+    if first.fp32 and try_fp32:
+        fp32 = bench.peer(first.python, [*first.peer, "--precision", "fp32"])
+    for number in range(min(rounds, first.most_rounds)):
+        for work in works:
+            mine[work.name].append(bench.ours(work.ours))
+        limits.append(product_limit())
+        theirs.append(bench.peer(first.python, [*first.peer, "--precision", setting]))
+        if number == 0 and fp32 is not None and fp32[0] < theirs[0][0]:
+            setting, theirs = "fp32", [fp32]
+    return [told(bench, work, mine[work.name], theirs, setting, fp32, statistics.median(limits)) for work in works]
+
+
+def told(bench: Bench, work: Work, mine: list, theirs: list, setting: str, fp32, limit: float) -> dict:
+    """A row of the table."""
+    (seconds, memory), (their_seconds, their_memory) = (
+        (statistics.median(s for s, _ in runs), max(m for _, m in runs)) for runs in (mine, theirs)
+    )
+    row = {"work": work.name, "ours_seconds": seconds, "peer_seconds": their_seconds, "ratio": their_seconds / seconds}
+    row |= {"promised": work.promised, "ours_gb": memory, "peer_gb": their_memory, "peer": setting}
+    row |= {"ours_all": [s for s, _ in mine], "peer_all": [s for s, _ in theirs], "limit_gflops": limit / 1e9}
+    row |= {} if fp32 is None else {"peer_fp32_seconds": fp32[0], "peer_fp32_gb": fp32[1]}
+    flops = bench.products(work)
+    row |= {} if flops is None else {"share_of_limit": flops / seconds / limit}
     print(
-        f"{work.name:22} ours {mine:7.2f} s  peer {theirs:7.2f} s  ratio {theirs / mine:5.2f} (>= {work.promised})"
-        f"  memory {memory:.1f} / {their_memory:.1f} GB = {memory / their_memory:.2f}", flush=True,
+        f"{work.name:22} ours {seconds:7.2f} s  peer {their_seconds:7.2f} s ({setting})  ratio "
+        f"{row['ratio']:5.2f} (>= {work.promised})  memory {memory:.1f} / {their_memory:.1f} GB = "
+        f"{memory / their_memory:.2f}  share of limit {row.get('share_of_limit', 0):.2f}", flush=True,
     )  # fmt: skip
     return row
+
+
+def product_limit() -> float:
+    """Operations a second of a bf16 product of 2048 x 2048 matrices, the median of nine."""
+    import torch
+
+    a, seconds = torch.randn(2048, 2048).bfloat16(), []
+    for _ in range(12):
+        began = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - began)
+    return 2 * 2048**3 / statistics.median(seconds[3:])
+
+
+def markdown(rows: list[dict]) -> str:
+    """The table of docs/speed.md."""
+    lines = [
+        "| work | ours, s | peer, s | times as fast | bar | memory, GB | share of the limit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        share = f"{row['share_of_limit']:.0%}" if "share_of_limit" in row else ""
+        memory = f"{row['ours_gb']:.1f} / {row['peer_gb']:.1f} = {row['ours_gb'] / row['peer_gb']:.2f}"
+        cells = [row["work"], f"{row['ours_seconds']:.2f}", f"{row['peer_seconds']:.2f}", f"**{row['ratio']:.2f}**"]
+        lines.append("| " + " | ".join([*cells, str(row["promised"]), memory, share]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -151,18 +228,22 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=[], help="beginnings of the names of rows")
+    parser.add_argument("--fp32", action="store_true", help="try the peer's float32 as well (TRL's DPO: 18 GB)")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/peers")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    report = args.out / "peers.json"
+    rows = {row["work"]: row for row in json.loads(report.read_text())} if report.exists() else {}
     bench = Bench(Path(tempfile.mkdtemp()))
     chosen = [w for w in works() if not args.only or any(w.name.startswith(name) for name in args.only)]
-    rows = []
-    for work in chosen:
-        rows.append(compare(bench, work, args.rounds))
-        (args.out / "peers.json").write_text(json.dumps(rows, indent=2))
-    plot(rows, args.out / "peers.png")
+    for _, group in itertools.groupby(chosen, key=lambda work: work.peer):
+        rows |= {row["work"]: row for row in compare(bench, list(group), args.rounds, args.fp32)}
+        known = [rows[w.name] for w in works() if w.name in rows]
+        report.write_text(json.dumps(known, indent=2))
+        (args.out / "peers.md").write_text(markdown(known))
+        plot(known, args.out / "peers.png")
 
 
 if __name__ == "__main__":

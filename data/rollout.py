@@ -12,16 +12,12 @@ from model.sampling import generate
 SEED_BITS = 20  # of the step, and of a row's number within it
 
 
-def sample(
-    policy: Policy, batch: list[dict], tokenizer, sampling: dict, *, seed: int, step: int, numbers: list[int]
-) -> tuple[Rows, Tensor]:
+def sample(policy: Policy, batch: list[dict], tokenizer, sampling: dict, *, seeds: list[int]) -> tuple[Rows, Tensor]:
     """One completion per prompt of `batch`, and (B,) bool: which of them ended with a stop token.
 
     Args:
-        batch: encoded prompts (`data/prompts.py`). sampling: the config group.
-        numbers: each row's number among the rows of all ranks; it alone decides, with seed and step, what a row draws.
+        batch: encoded prompts (`data/prompts.py`). sampling: the config group. seeds: what each row draws from.
     """
-    seeds = [(((seed << SEED_BITS) + step) << SEED_BITS) + number for number in numbers]
     answers = generate(
         policy,
         [list(map(int, prompt["input_ids"])) for prompt in batch],
@@ -32,6 +28,11 @@ def sample(
     )
     stopped = [reason == "stop" for reason in answers.finish_reasons]
     return answers.rows, torch.tensor(stopped, device=answers.rows.input_ids.device)
+
+
+def row_seeds(seed: int, step: int, numbers: list[int]) -> list[int]:
+    """What each row of a rollout draws from, by its number among the rows of all ranks."""
+    return [(((seed << SEED_BITS) + step) << SEED_BITS) + number for number in numbers]
 
 
 def value_states(rows: Rows, finished: Tensor, *, score_position: str, max_new_tokens: int) -> tuple[Rows, Rows]:

@@ -1,9 +1,14 @@
-"""Models from files or from a seed, frozen or not, and back to files."""
+"""Models from files or from a seed, frozen or not, and back to files.
+
+In a process group (dist=fsdp, hsdp) a model comes from a file as shapes only: its weights are read by `run.shard`, each
+rank its own rows, so that no rank ever holds the whole. Heads, which are tiny and worked on before, are read at once.
+"""
 
 import json
 import math
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -13,32 +18,42 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.heads import Policy, RewardModel, ValueModel
+from model.transformer import Linear
 from model.weights.gguf import GGUFReader
 from model.weights.hf import HFReader, make_config_json
 from model.weights.names import parts_of, shape_of
 from model.weights.paths import find_model
-from runtime.distributed import whole
+from runtime.distributed import own_rows, whole
 
+LARGE = ("transformer", "lm_head")  # what is read after it is split
 HEAD_PARTS = {"score.weight", "score.bias", "score.gain", "score.shift"}
 
 
 def load_policy(path: str | Path, *, precision: str = "fp32", frozen: bool = False) -> Policy:
     """The policy in a Hugging Face directory, a .gguf file or `package:NAME/FILE`.
 
-    precision "bf16": bf16 products on fp32 master weights, or on bf16 weights where `frozen`. Raises ValueError.
+    precision "bf16": bf16 products on fp32 master weights, or on matrices in bf16 where `frozen`, to the same result.
+    Raises ValueError.
     """
     reader = open_weights(path)
     if reader.kind != "policy":
         raise ValueError(f"{path} holds a {reader.kind} model, not a policy; give the directory that SFT or DPO wrote")
-    return frozen_or_not(fill(empty(Policy, reader.config, precision, frozen), reader), frozen)
+    return frozen_or_not(fill(Policy, reader, precision, frozen), frozen)
 
 
-def load_reward_model(path: str | Path, *, precision: str, frozen: bool = False, seed: int = 0) -> RewardModel:
-    """A reward model with its head, or a policy's transformer with a fresh head drawn from `seed`."""
+def load_reward_model(
+    path: str | Path, *, precision: str, frozen: bool = False, seed: int | None = None
+) -> RewardModel:
+    """A reward model with its head; where `seed` is given, also a policy under a fresh head drawn from it.
+
+    Raises ValueError where the head is missing and nobody asked for a fresh one: its scores would be noise.
+    """
     reader = open_weights(path)
+    if reader.kind == "policy" and seed is None:
+        raise ValueError(f"{path} holds a policy, not a reward model; give the directory that train_rm.py wrote")
     if reader.kind == "value":
         raise ValueError(f"{path} holds a value model; a reward model starts from a policy or a reward model")
-    model = fill(empty(RewardModel, reader.config, precision, frozen), reader)
+    model = fill(RewardModel, reader, precision, frozen)
     if reader.kind == "policy":
         reset_head(model.head, seed)
     return frozen_or_not(model, frozen)
@@ -51,7 +66,7 @@ def load_value_model(path: str | Path, *, precision: str, frozen: bool = False, 
     a fresh head drawn from `seed`.
     """
     reader = open_weights(path)
-    model = fill(empty(ValueModel, reader.config, precision, frozen), reader)
+    model = fill(ValueModel, reader, precision, frozen)
     if reader.kind == "policy":
         reset_head(model.head, seed)
     if reader.kind == "reward":
@@ -77,18 +92,23 @@ def open_weights(path: str | Path) -> HFReader | GGUFReader:
     return HFReader(found) if found.is_dir() else GGUFReader(found)
 
 
-def empty(kind: type, config: ModelConfig, precision: str, frozen: bool) -> nn.Module:
-    """A model of this shape and precision whose weights are allocated, not yet written."""
+def empty(kind: type, config: ModelConfig, precision: str, frozen: bool, *, later: bool = False) -> nn.Module:
+    """A model of this shape and precision whose weights are allocated, not yet written; LARGE ones not even allocated
+    where they are read `later`."""
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision={precision!r} must be fp32 or bf16")
-    mixed = precision == "bf16" and not frozen
     with torch.device("meta"):
-        model = kind(config, torch.bfloat16 if mixed else None)
-    if precision == "bf16" and frozen:  # the heads of reward and value models stay in fp32: they are tiny
-        for name, module in model.named_children():
-            if name != "head":
+        model = kind(config, torch.bfloat16 if precision == "bf16" else None)
+    if precision == "bf16" and frozen:  # only what enters products: then it computes what a model that learns does
+        for module in model.modules():
+            if isinstance(module, Linear):
                 module.to(torch.bfloat16)
-    model.to_empty(device="cpu")
+        model.transformer.embed.to(torch.float32)  # and with it a tied lm_head
+    for name, module in model.named_children():
+        if not (later and name in LARGE):
+            module.to_empty(device="cpu")
+    for name, buffer in model.named_buffers(recurse=False):
+        model.register_buffer(name, torch.empty_like(buffer, device="cpu"))
     if isinstance(model, Policy):
         model.tie()
     return model
@@ -99,8 +119,9 @@ def frozen_or_not(model: nn.Module, frozen: bool) -> nn.Module:
 
 
 @torch.no_grad()
-def fill(model: nn.Module, reader: HFReader | GGUFReader) -> nn.Module:
-    """Write the file's weights into the model. Raises ValueError on missing, left-over or misshapen weights."""
+def fill(kind: type, reader: HFReader | GGUFReader, precision: str, frozen: bool) -> nn.Module:
+    """The model of a file. Raises ValueError on missing, left-over or misshapen weights."""
+    model = empty(kind, reader.config, precision, frozen, later=dist.is_initialized())
     names = reader.names()
     wanted = {name: parts_of(name) for name, _ in tensors(model)}
     if reader.kind != model.kind:  # the head is another one's, or fresh
@@ -116,14 +137,33 @@ def fill(model: nn.Module, reader: HFReader | GGUFReader) -> nn.Module:
             shape, expected = reader.shape(part), shape_of(part, reader.config)
             if shape != expected:
                 raise ValueError(f"{reader.path}: {part} has shape {shape}, but its config asks for {expected}")
-    for name, tensor in tensors(model):
-        if name in wanted:
-            stacked = [reader.read(part) for part in wanted[name]]
-            tensor.copy_(torch.cat(stacked) if len(stacked) > 1 else stacked[0])
+    large = [name for name, tensor in tensors(model) if tensor.is_meta]
+    read_into(model, reader, wanted.keys() - set(large))
+    if large:
+        model.read_weights = lambda: read_into(model, reader, large)  # shard_model calls and drops it
     if isinstance(model, RewardModel) and reader.kind == "policy":
         model.gain.fill_(1.0)
         model.shift.fill_(0.0)
     return model
+
+
+@torch.no_grad()
+def read_into(model: nn.Module, reader: HFReader | GGUFReader, names: Collection[str]) -> None:
+    """Write the file's weights into the tensors of these names; of split ones each rank reads its own rows."""
+    if isinstance(model, Policy):
+        model.tie()
+    for name, tensor in tensors(model):
+        if name not in names:
+            continue
+        mine, start = own_rows(tensor)
+        rows, end = 0, start + len(mine) if mine.ndim else 1
+        for part in parts_of(name):  # its rows in the stack are rows .. rows + size
+            size = (reader.shape(part) or (1,))[0]
+            low, high = max(start, rows), min(end, rows + size)
+            if low < high:
+                piece = reader.read(part, slice(low - rows, high - rows))
+                (mine[low - start : high - start] if mine.ndim else mine).copy_(piece)
+            rows += size
 
 
 def tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -172,18 +212,20 @@ def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path
     lie beside it, which transformers ignores), a value model `...ForTokenClassification`. With sharded weights every
     rank must call this; rank 0 writes.
     """
-    weights = {}
+    weights, writes = {}, not dist.is_initialized() or dist.get_rank() == 0
     linears = {name: module for name, module in model.named_modules() if getattr(module, "lora", None) is not None}
     for name, tensor in tensors(model):
         if ".lora." in name:
             continue
         merged = linears.get(name.removesuffix(".weight"))  # None: no adapter to add
-        tensor = tensor if merged is None or name.endswith("bias") else merged.merged()
-        tensor = whole(tensor).detach().cpu()
+        tensor = whole(tensor if merged is None or name.endswith("bias") else merged.merged())
+        if not writes:  # it took part in the gathering
+            continue
         sizes = [shape_of(part, model.config)[:1] for part in parts_of(name)]
+        tensor = tensor.detach().cpu()
         pieces = tensor.split([size[0] for size in sizes]) if len(sizes) > 1 else [tensor]
         weights |= {part: piece.contiguous() for part, piece in zip(parts_of(name), pieces, strict=True)}
-    if dist.is_initialized() and dist.get_rank() != 0:
+    if not writes:
         return
     dtype = str(weights["model.norm.weight"].dtype).removeprefix("torch.")
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}

@@ -3,11 +3,13 @@
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from model.attention import Blocks, attend
 from model.config import ModelConfig
 
 STRIDE = 32  # attention reads lengths rounded up to this: few distinct shapes, so libraries reuse their plans
+PIECE = 8  # rows of one attention call while decoding: each piece reads as far as its own longest row
 
 
 class KVCache:
@@ -15,23 +17,22 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, *, slots: int, length: int, dtype: torch.dtype, device: torch.device):
         length = -(-length // STRIDE) * STRIDE
-        shape = (config.num_layers, slots, config.num_kv_heads, length, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)  # zeros: masked scores must be finite
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (config.num_layers, slots, 2 * config.num_kv_heads, length, config.head_dim)  # keys, then values
+        self.store = torch.zeros(shape, dtype=dtype, device=device)  # zeros: masked scores must be finite
         self.length = length
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` tokens of slot `source` into slot `target`."""
-        for store in (self.keys, self.values):
-            store[:, target, :, :tokens] = store[:, source, :, :tokens]
+        self.store[:, target, :, :tokens] = self.store[:, source, :, :tokens]
 
     def prefill(self, slots: list[list[int]]) -> "Prefill":
         """A cache for one forward over a packed stream of prompts: block i is written into all of slots[i]."""
         return Prefill(self, slots)
 
-    def decode(self, positions: Tensor, longest: int) -> "Decode":
-        """A cache for one forward over one token a row; positions (B,) are where these tokens stand in their rows."""
-        return Decode(self, positions, longest)
+    def decode(self, positions: Tensor, lengths: list[int]) -> "Decode":
+        """A cache for one forward over one token a row; positions (B,) are where these tokens stand in their rows,
+        lengths the same plus one, known to the host."""
+        return Decode(self, positions, lengths)
 
 
 class Prefill:
@@ -39,35 +40,43 @@ class Prefill:
         self.cache, self.slots = cache, slots
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
+        both = rearrange(torch.cat((k, v), dim=1), "n k d -> k n d")
         for (start, stop), slots in zip(blocks.spans, self.slots, strict=True):
             for slot in slots:
-                self.cache.keys[layer, slot, :, : stop - start] = rearrange(k[start:stop], "n k d -> k n d")
-                self.cache.values[layer, slot, :, : stop - start] = rearrange(v[start:stop], "n k d -> k n d")
+                self.cache.store[layer, slot, :, : stop - start] = both[:, start:stop]
         return attend(q, k, v, blocks, window)
 
 
 class Decode:
-    def __init__(self, cache: KVCache, positions: Tensor, longest: int):
+    def __init__(self, cache: KVCache, positions: Tensor, lengths: list[int]):
         self.cache, self.positions = cache, positions
         self.rows = torch.arange(len(positions), device=positions.device)
-        self.read = min(-(-longest // STRIDE) * STRIDE, cache.length)  # how many columns hold anything yet
-        self.masks = {}  # window -> (B, 1, 1, read), the same for every layer
+        self.pieces = []  # (rows, columns that hold anything yet)
+        for start in range(0, len(lengths), PIECE):
+            piece = lengths[start : start + PIECE]
+            read = min(-(-max(piece) // STRIDE) * STRIDE, cache.length)
+            self.pieces.append((slice(start, start + len(piece)), read))
+        self.masks = {}  # window -> one (rows, 1, 1, read) a piece, the same for every layer
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: None, window: int | None) -> Tensor:
         """(B, H, Dh): each row's one query over its own keys, its own included."""
-        B, K = k.shape[:2]
-        keys, values = self.cache.keys[layer, :B], self.cache.values[layer, :B]  # (B, K, T, Dh)
-        keys[self.rows, :, self.positions], values[self.rows, :, self.positions] = k, v
-        keys, values = keys[:, :, : self.read], values[:, :, : self.read]
-        queries = q.unflatten(1, (K, -1)) * q.shape[-1] ** -0.5  # (B, K, G, Dh)
-        scores = queries @ keys.transpose(2, 3) + self.bias(window, q.dtype)  # (B, K, G, read)
-        return (scores.softmax(-1) @ values).flatten(1, 2)
+        K, store = k.shape[1], self.cache.store[layer]  # (slots, 2K, T, Dh)
+        store[self.rows, :, self.positions] = torch.cat((k, v), dim=1)
+        queries, outs = q.unflatten(1, (K, -1)), []  # (B, K, G, Dh): a group's queries share their keys
+        for (rows, read), bias in zip(self.pieces, self.biases(window, q.dtype), strict=True):
+            keys, values = store[rows, :K, :read], store[rows, K:, :read]  # (rows, K, read, Dh)
+            outs.append(F.scaled_dot_product_attention(queries[rows], keys, values, attn_mask=bias))
+        return (outs[0] if len(outs) == 1 else torch.cat(outs)).flatten(1, 2)
 
-    def bias(self, window: int | None, dtype: torch.dtype) -> Tensor:
+    def biases(self, window: int | None, dtype: torch.dtype) -> list[Tensor]:
         if window not in self.masks:
-            columns, now = torch.arange(self.read, device=self.positions.device), self.positions[:, None]
-            hidden = (columns > now) | (columns <= now - window if window else False)  # (B, read)
-            self.masks[window] = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(
-                hidden, -torch.inf
-            )[:, None, None]
+            self.masks[window] = [self.bias(rows, read, window, dtype) for rows, read in self.pieces]
         return self.masks[window]
+
+    def bias(self, rows: slice, read: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(rows, 1, 1, read): 0 at a row's own tokens, within the window if there is one; -inf elsewhere."""
+        columns, now = torch.arange(read, device=self.positions.device), self.positions[rows, None]
+        hidden = (columns > now) | (columns <= now - window if window else False)
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)[
+            :, None, None
+        ]

@@ -1,6 +1,7 @@
 """LoRA by hand: a frozen product learns through two thin matrices. Hu et al. 2021 (arXiv:2106.09685), Eq. 3.
 
 add_lora(model, ...)      adapters on the named products; everything else but a head is frozen
+value_on(policy)          a value model on the policy's frozen weights, for adapters of its own
 Reference(policy)         the same weights with the adapters off: DPO's and PPO's reference costs no second copy
 export_adapter(...)       the files that `peft` loads; export_model writes the merged model beside them
 """
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.heads import Policy
+from model.heads import Policy, ValueModel
 from model.packing import Stream
 from model.transformer import Linear
 from model.weights.names import parts_of, shape_of
@@ -65,6 +66,20 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: list[str], s
     if hasattr(model, "head"):
         model.head.requires_grad_(True)
     return model.train()
+
+
+def value_on(policy: Policy) -> ValueModel:
+    """A value model that shares every weight of the policy's transformer; its head is 0. The policy must be frozen."""
+    with torch.device("meta"):
+        model = ValueModel(policy.config, policy.transformer.compute_dtype)
+    theirs = dict(policy.transformer.named_parameters())
+    for name, _ in list(model.transformer.named_parameters()):
+        place, _, leaf = name.rpartition(".")
+        setattr(model.transformer.get_submodule(place), leaf, theirs[name])
+    model.head.to_empty(device="cpu")
+    for weight in model.head.parameters():
+        nn.init.zeros_(weight)
+    return model
 
 
 class Reference(nn.Module):

@@ -31,10 +31,12 @@ def next_token(logits: Tensor, u: Tensor, *, temperature: float, top_k: int, top
     """
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / temperature
+    logits = logits.float()
+    if temperature != 1:
+        logits = logits / temperature
     if top_k or top_p < 1:
         return _from_shortlist(logits, u, top_k, top_p)
-    weights = torch.exp(logits - logits.amax(-1, keepdim=True))  # (B, V), the largest is 1
+    weights = (logits - logits.amax(-1, keepdim=True)).exp_()  # (B, V), the largest is 1
     return _inverse_cdf(weights, u)
 
 
@@ -51,7 +53,9 @@ def _from_shortlist(logits: Tensor, u: Tensor, top_k: int, top_p: float) -> Tens
 def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
     """(B,) index i with cdf[i-1] <= u * total < cdf[i]; weights (B, V) >= 0 need not sum to one."""
     B, V = weights.shape
-    chunks = torch.nn.functional.pad(weights, (0, -V % CHUNK)).view(B, -1, CHUNK)  # (B, C, CHUNK)
+    if V % CHUNK:
+        weights = torch.nn.functional.pad(weights, (0, -V % CHUNK))
+    chunks = weights.view(B, -1, CHUNK)  # (B, C, CHUNK)
     by_chunk = chunks.sum(-1, dtype=torch.float64).cumsum(-1)  # (B, C)
     target = u * by_chunk[:, -1]  # (B,)
     chunk = _first_above(by_chunk, target)  # (B,)

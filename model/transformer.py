@@ -4,36 +4,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import Blocks, attend
 from model.config import ModelConfig
+from model.functions import CastLinear, rms_norm, rotate, swiglu
 from runtime.distributed import whole
-
-
-class CastLinear(torch.autograd.Function):
-    """F.linear with a master weight cast to x's dtype.
-
-    The backward pass casts it again: autograd would keep every layer's copy alive until then, a whole bf16 model, which
-    FSDP2 could not free.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        need_x, need_weight, need_bias = ctx.needs_input_grad
-        grad_x = grad @ weight.to(grad.dtype) if need_x else None
-        grad_weight = (grad.t() @ x).to(weight.dtype) if need_weight else None
-        return grad_x, grad_weight, grad.float().sum(0).to(ctx.bias_dtype) if need_bias else None
 
 
 class Linear(nn.Linear):
@@ -78,7 +55,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps).to(dtype)
+        return rms_norm(x, self.weight, self.eps, dtype)
 
 
 class Attention(nn.Module):
@@ -116,8 +93,7 @@ class MLP(nn.Module):
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, adapted: bool) -> Tensor:
-        gate, up = self.gate_up(x, adapted).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up, adapted)
+        return self.down(swiglu(self.gate_up(x, adapted)), adapted)
 
 
 class Layer(nn.Module):
@@ -189,11 +165,12 @@ class Transformer(nn.Module):
         return self.norm(x, dtype)
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin, each (N, 1, Dh / 2); angles in float32, as positions exceed bf16's whole numbers at 256."""
+        """cos and sin as `rotate` wants them; angles in float32, as positions exceed bf16's whole numbers at 256."""
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
-        angles = (positions[:, None].float() * self.frequencies)[:, None]
-        return (angles.cos() * self.rope_gain).to(dtype), (angles.sin() * self.rope_gain).to(dtype)
+        angles = (positions[:, None].float() * self.frequencies)[:, None]  # (N, 1, Dh / 2)
+        cos, sin = angles.cos() * self.rope_gain, angles.sin() * self.rope_gain
+        return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
     def regularise(self, *, residual_dropout: tuple[float, float], neftune_alpha: float) -> None:
         """Noise for SFT, only where gradients are: dropout, linear from the first to the last layer, and NEFTune."""
@@ -203,12 +180,6 @@ class Transformer(nn.Module):
         for number, layer in enumerate(self.layers):
             layer.dropout = low + (high - low) * number / max(1, len(self.layers) - 1)
         self.neftune_alpha = neftune_alpha
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x (N, heads, Dh): the pair (i, i + Dh/2) turns by its angle. Su et al. 2021, Eq. 34."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 def neftune_noise(x: Tensor, blocks: Blocks, alpha: float) -> Tensor:

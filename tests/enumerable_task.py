@@ -54,6 +54,15 @@ def optimum(reference: TabularPolicy, rewards: Tensor, kl_coef: float) -> Tensor
     return (reference.logprobs(COMPLETIONS).sum(1).double() + rewards.double() / kl_coef).log_softmax(0).detach()
 
 
+def ipo_optimum(reference: TabularPolicy, rewards: Tensor, beta: float) -> Tensor:
+    """(216,) log pi* of IPO, Azar et al. 2023 (arXiv:2310.12036), Eq. 7 with Psi the identity.
+
+    The reward is the chance to win against an answer drawn like those that were compared, here any of the 216.
+    """
+    wins = torch.sigmoid(rewards.double()[:, None] - rewards.double()).mean(1)
+    return (reference.logprobs(COMPLETIONS).sum(1).double() + wins / beta).log_softmax(0).detach()
+
+
 def kl_to(policy: TabularPolicy, target: Tensor) -> float:
     """KL(pi || target) in nats over all completions."""
     with torch.no_grad():

@@ -12,6 +12,7 @@ from advantages import (
     FixedKL,
     clip_scores,
     estimate_advantages,
+    explained_variance,
     grpo,
     kl_estimate,
     missing_eos,
@@ -194,6 +195,15 @@ def test_lhp_convention_scores_the_last_column_and_whitens_rewards_without_their
     variance = sum((x - mean) ** 2 for x in flat) / 6
     whitened = whiten(rewards, mask, one_rank, shift_mean=False)
     assert whitened.flatten().tolist() == pytest.approx([(x - mean) / math.sqrt(variance + 1e-8) + mean for x in flat])
+
+
+def test_explained_variance_is_1_of_the_returns_themselves_and_0_of_a_constant():
+    returns, mask = torch.randn(4, 7), torch.rand(4, 7) > 0.3
+    assert explained_variance(returns, returns + 5, mask, one_rank).item() == pytest.approx(1)  # an offset explains
+    assert explained_variance(returns, torch.full_like(returns, 2.0), mask, one_rank).item() == pytest.approx(0, abs=1e-6)
+    assert explained_variance(returns, 0.5 * returns, mask, one_rank).item() == pytest.approx(0.75)
+    returns[~mask] = 1e6  # what lies off-mask does not count
+    assert explained_variance(returns, 3 * returns, mask, one_rank).item() == pytest.approx(-3)
 
 
 def test_a_whole_first_step_equals_trl_1_12_with_its_conventions_set():

@@ -131,6 +131,21 @@ def test_one_constant_answer_is_named_as_degenerate(task):
     assert result["degenerate"]["value"] == 1 and result["degenerate"]["same_answers"] == 80
 
 
+def test_votes_that_are_all_ties_cannot_be_told_from_chance(task):
+    votes, answers = made(honest, questions=20)
+    result = audit(votes.assign(verdict="tie"), answers, task)
+    assert result["agreement"]["value"] == 1 and "vary too little" in result["agreement"]["verdict"]
+    assert result["named"] == []
+
+
+def test_a_judge_without_people_and_people_without_a_judge(task):
+    votes, answers = made(honest, questions=8)
+    with pytest.raises(ValueError, match="no judge's verdict"):
+        audit(votes[votes["human"]], answers, task)
+    alone = audit(votes[~votes["human"]], answers, task)
+    assert alone["position"]["value"] is not None and alone["agreement"]["value"] is None
+
+
 def test_figures_that_cannot_be_had_are_null_with_a_reason(task):
     votes, _ = made(honest, questions=20)
     result = audit(votes[~votes["human"]].drop(columns=["category"]).assign(category=None), {}, task)

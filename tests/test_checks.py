@@ -1,6 +1,7 @@
 """Each check finds what was planted, agrees with published figures, and names bad rows by file and line."""
 
 import csv
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -11,9 +12,9 @@ from omegaconf import OmegaConf
 
 pytest.importorskip("krippendorff")
 from data.checks.agreement import check_agreement  # noqa: E402
-from data.checks.contamination import check_contamination  # noqa: E402
+from data.checks.contamination import check_contamination, find_spans  # noqa: E402
 from data.checks.gate import require_agreement  # noqa: E402
-from data.checks.near import jaccard, shingles  # noqa: E402
+from data.checks.near import jaccard, normal, shingles  # noqa: E402
 from data.checks.pilot import check_pilot, describe, distance, judge  # noqa: E402
 from data.checks.quality import check_quality, k_center, score_parts  # noqa: E402
 from data.checks.task_mix import check_task_mix, classify, compare, draw_to_mix, read_kind  # noqa: E402
@@ -232,6 +233,33 @@ def test_planted_copies_are_found_under_their_kind(tmp_path):
     assert check_contamination(*files, tmp_path, **COPIES | {"span_words": 0})["spans"] == 0
 
 
+def test_words_of_any_script_count_and_not_only_the_latin_ones(tmp_path):
+    sort, slow = "\u7528 Python \u5199\u6392\u5e8f\u7b97\u6cd5", "\u4e3a\u4ec0\u4e48 Python \u8fd9\u4e48\u6162"
+    train = write(tmp_path / "train.jsonl", [chat(sort)])
+    evaluation = write(tmp_path / "eval.jsonl", [chat(slow), chat(sort.lower() + "\u3002")])
+    result = check_contamination([train], [evaluation], tmp_path, **COPIES)
+    assert (result["exact"], result["near"]) == (1, 0) and result["matches"][0]["eval"].endswith(":2")
+
+
+def test_a_span_is_found_wherever_it_stands_and_never_across_two_messages(tmp_path):
+    """Against a plain search, with rows in several batches and spans that many rows share."""
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(["tea", "sea", "bee", "key"], random.integers(3, 14))) for _ in range(1400)]
+    rows = [parse_row(chat(a, b))[0] for a, b in zip(texts[::2], texts[1::2], strict=True)]
+    train, evaluation, n = rows[:600], rows[600:], 8
+
+    def spans(row):
+        tokens = [message["content"].split() for message in row.messages]
+        return {tuple(said[i : i + n]) for said in tokens for i in range(len(said) - n + 1)}
+
+    known = set().union(*map(spans, train))
+    expected = [row.messages for row in evaluation if spans(row) & known]
+    assert 3 < len(expected) < 97
+    evaluation = [dataclasses.replace(row, where=f"eval:{i}") for i, row in enumerate(evaluation)]
+    found = [evaluation[int(m["eval"].partition(":")[2])].messages for m in find_spans(train, evaluation, n)]
+    assert found == expected
+
+
 @needs_shared
 def test_the_seed_tasks_are_found_in_the_set_made_of_them(tmp_path):
     train, tasks = SHARED / "sft_seed_train.jsonl.gz", SHARED / "self_instruct_seed_tasks.jsonl.gz"
@@ -248,10 +276,13 @@ def test_a_prompt_that_everyone_says_does_not_list_every_pair(tmp_path):
 
 
 def test_shingles_ignore_case_and_marks_and_measure_change():
-    a, b = shingles("What is the way to the station?"), shingles("what is the WAY to the station")
+    def shingled(text):
+        return shingles(normal(text))
+
+    a, b = shingled("What is the way to the station?"), shingled("what is the WAY to the station")
     assert jaccard(a, b) == 1.0
-    assert 0.5 < jaccard(a, shingles("What is the way to the harbour?")) < 0.9
-    assert jaccard(a, shingles("Bake bread with rye flour")) == 0.0
+    assert 0.5 < jaccard(a, shingled("What is the way to the harbour?")) < 0.9
+    assert jaccard(a, shingled("Bake bread with rye flour")) == 0.0
 
 
 # ---- pilot

@@ -7,10 +7,13 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+import train_ppo
+
 CONF = Path(__file__).parents[1] / "conf"
 DOORS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "run")
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 LAUNCHERS = sorted(path.stem for path in (CONF / "launcher").glob("*.yaml"))  # added with +launcher=
+ABLATIONS = sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))  # of train_ppo.py, with +ablation=
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 
 
@@ -42,7 +45,7 @@ def test_every_choice_of_every_group_composes(group, choice, compose):
 def test_every_file_of_every_group_is_some_doors_choice():
     files = {(path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")}
     chosen = set(CHOICES) | {("recipe", name) for name in RECIPES} | {("sweep", name) for name in SWEEPS}
-    chosen |= {("launcher", name) for name in LAUNCHERS}
+    chosen |= {("launcher", name) for name in LAUNCHERS} | {("ablation", name) for name in ABLATIONS}
     assert files == chosen
 
 
@@ -52,6 +55,11 @@ def test_every_choice_that_a_door_may_make_is_a_file(door):
         for group, choice in item.items() if isinstance(item, dict) else []:
             if choice is not None and not group.startswith("override"):
                 assert (CONF / group.removeprefix("optional ") / f"{choice}.yaml").exists(), f"{door}: {group}={choice}"
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_an_ablation_is_a_ppo_that_may_run(ablation, compose):
+    train_ppo.check_ppo(compose("train_ppo", f"+ablation={ablation}", "policy=x", "data.prompts=[x]"), world_size=1)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -13,7 +13,7 @@ import train_sft
 from data.rollout import in_parts
 from data.tokenizer import load_tokenizer
 from model.build import export_model, load_policy, load_reward_model, new_policy
-from model.lora import Reference, adapters, add_lora, export_adapter
+from model.lora import Reference, adapters, add_lora, export_adapter, value_on
 from model.sampling import generate
 from tests.test_scale import house, job  # noqa: F401 - fixtures
 from tests.tiny_models import batch_of, random_ids, shaken, tiny_config
@@ -86,6 +86,23 @@ def test_the_reference_shares_every_weight_and_is_the_base():
     assert policy.adapted
 
 
+def test_policy_and_value_share_one_base_and_learn_apart():
+    policy = trained(tiny_config())
+    value_model = add_lora(value_on(policy), **LORA)
+    own = {name for name, weight in value_model.named_parameters() if weight not in set(policy.parameters())}
+    assert own == {name for name, _ in value_model.named_parameters() if ".lora." in name or name.startswith("head.")}
+    before = policy.logprobs(*ROWS).detach()
+    with torch.no_grad():
+        value_model.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+        plain = value_model(*ROWS)
+        for lora in adapters(value_model).values():
+            lora.B.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    assert (value_model(*ROWS) - plain).abs().max() > 0.01  # its adapters are read, and the policy does not see them
+    assert torch.equal(policy.logprobs(*ROWS), before)
+    value_model(*ROWS).sum().backward()
+    assert all(weight.grad is None for weight in policy.parameters())
+
+
 def test_recomputed_layers_see_the_adapters():
     policy, grads = trained(tiny_config()), []
     for recompute in (False, True):
@@ -116,7 +133,8 @@ def test_sampling_merges_the_adapters():
 
 @pytest.mark.parametrize("name", list(DOORS))
 def test_every_door_learns_adapters(door, job, house, tmp_path, read_metrics, name):  # noqa: F811
-    words = ["lora.rank=4", "num_steps=2", *(["ref=live"] if name == "train_dpo" else [])]
+    own = {"train_dpo": ["ref=live"], "train_ppo": ["value_start=policy"]}  # one base beside the reward model's
+    words = ["lora.rank=4", "num_steps=2", *own.get(name, [])]
     assert door(DOORS[name], *job(name, "run", *words)[1:]) == 0
     learned, base = (
         tmp_path / "run",

@@ -19,7 +19,7 @@ from model.packing import make_rows, pack
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # parameters, from the model cards' weight files
     "smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama3_8b": 8_030_261_248, "mistral_7b": 7_241_732_096,
-    "qwen2_5_0_5b": 494_032_768,
+    "qwen2_5_0_5b": 494_032_768, "llama3_70b": 70_553_706_496,
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_counted_activations_are_those_of_a_real_forward(family, compute):
 def test_the_cache_is_as_large_as_planned():
     config = tiny_config()
     cache = KVCache(config, slots=5, length=64, dtype=torch.bfloat16, device=torch.device("cpu"))
-    real = cache.keys.nbytes + cache.values.nbytes
+    real = cache.store.nbytes
     assert cache_bytes(config, rows=5, length=64, itemsize=2) == real
 
 
@@ -102,3 +102,14 @@ def test_wrong_plans_are_refused():
     cfg = OmegaConf.create({"door": "train_foo"})
     with pytest.raises(ValueError, match="train_foo"):
         plan.read_job(cfg)
+
+
+@pytest.mark.slow
+def test_memory_is_within_a_tenth_of_what_a_process_holds():
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.plan_vs_measured"], capture_output=True, text=True, cwd=ROOT, timeout=1800
+    )
+    rows = [line.split() for line in done.stdout.splitlines() if "planned" in line]
+    assert len(rows) == 5, done.stderr[-3000:]
+    for name, *_, ratio in rows:
+        assert 0.9 < float(ratio) < 1.1, f"{name}: planned / measured = {ratio}"

@@ -148,6 +148,7 @@ def test_our_own_verdicts_come_back_as_they_were_written(tmp_path):
         ("arena", '{"model_a": "x"', r"votes.jsonl:1 is not JSON"),
         ("arena", '\n{"model_a": "x", "winner": "tie"}', r"votes.jsonl:2 lacks model_b"),
         ("arena", "[1]", r"votes.jsonl:1 holds a list"),
+        ("arena", '{"model_a": null, "model_b": "y", "winner": "tie"}', r"votes.jsonl:1: model_a is null"),
         ("arena", "", "no vote in"),
         (
             "verdicts",
@@ -161,6 +162,15 @@ def test_bad_files_are_named_with_their_line(format, text, words, tmp_path):
     (tmp_path / "votes.jsonl").write_text(text)
     with pytest.raises(ValueError, match=words):
         read_votes([str(tmp_path / "votes.jsonl")], format)
+
+
+def test_a_byte_order_mark_is_no_text_and_another_encoding_names_the_file(tmp_path):
+    row = '{"model_a": "\u00e9t\u00e9", "model_b": "y", "winner": "tie"}'
+    (tmp_path / "votes.jsonl").write_text(row, encoding="utf-8-sig")
+    assert list(read_votes([str(tmp_path / "votes.jsonl")], "arena")["model_a"]) == ["\u00e9t\u00e9"]
+    (tmp_path / "votes.jsonl").write_text(row, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"votes.jsonl is not UTF-8"):
+        read_votes([str(tmp_path / "votes.jsonl")], "arena")
 
 
 def test_a_missing_file_is_named():

@@ -6,6 +6,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import run_recipe as recipes
+from evals.recipe_report import read_figure
 from runtime.door import enter
 
 FAKE_DOOR = """
@@ -68,12 +69,16 @@ def calls(tmp_path):
     return calls
 
 
-def test_a_chain_runs_once_and_shows_figures_and_texts(recipe, calls, capfd):
+def test_a_chain_runs_once_and_shows_figures_and_texts(recipe, calls, tmp_path, capfd):
     assert recipe() == 0
     assert calls() == ["a resume=false", "b resume=false"]
     told = capfd.readouterr().out
     for word in ("eval/loss", "1.25", "before: gibberish", "after: a latte, please"):
         assert word in told
+    page = (tmp_path / "out" / "report.html").read_text()
+    for word in ("a/metrics.jsonl", "1.25", "a latte, please", "python door.py name=a"):
+        assert word in page
+    assert "http" not in page and "src=" not in page.replace('src="data:', "")  # opens without a network
     assert recipe() == 0
     assert calls() == [] and "done before" in capfd.readouterr().out
 
@@ -86,6 +91,14 @@ def test_what_follows_a_change_runs_again_and_nothing_else(recipe, calls, tmp_pa
     assert recipe("all.seed=1") == 0 and calls() == ["a resume=false", "b resume=false"]
     (tmp_path / "out" / "b" / "out").unlink()
     assert recipe("all.seed=1") == 0 and calls() == ["b resume=true"]
+
+
+def test_a_figure_of_a_result_is_named_by_its_path(tmp_path):
+    (tmp_path / "result.json").write_text('{"models": {"ppo": {"sft": {"win_rate": 61.5}}}}')
+    found = read_figure(tmp_path, "result.json:models.ppo.sft.win_rate")
+    assert found == ("models.ppo.sft.win_rate", (None, 61.5), "result.json")
+    with pytest.raises(ValueError, match="models.dpo"):
+        read_figure(tmp_path, "result.json:models.dpo")
 
 
 def test_an_interrupted_step_stops_the_chain_and_goes_on_where_it_was(recipe, calls, monkeypatch, capfd):

@@ -78,6 +78,11 @@ def weights(tmp_path):
     return lambda run="run": load_file(tmp_path / run / "model" / "model.safetensors")
 
 
+def test_in_bf16_the_first_loss_is_ln_2_beside_a_live_reference_too(dpo, tmp_path, read_metrics):
+    assert dpo("ref=live", "precision=bf16", "num_steps=1", "beta=1") == 0
+    assert read_metrics(tmp_path / "run")[0]["objective/loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
 def test_first_loss_is_ln_2_and_a_cached_reference_is_a_live_one(dpo, tmp_path, read_metrics, weights):
     for ref in ("cached", "live"):
         assert dpo(f"ref={ref}", run=ref) == 0

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_ppo
-from data.rollout import in_parts, sample, value_states
+from data.rollout import in_parts, row_seeds, sample, value_states
 from data.tokenizer import load_tokenizer, train_sentencepiece
 from model.build import export_model, load_policy, new_policy, new_reward_model
 from model.packing import Rows
@@ -93,6 +93,25 @@ def test_every_figure_is_logged_and_the_first_ratio_is_one(ppo, tmp_path, read_m
     lengths = {len(sample[f"token_{name}"]) for name in ("reward", "kl", "value", "advantage")}
     assert lengths == {len(sample["tokens"])}
     assert sum(sample["token_kl"]) == pytest.approx(sample["kl"], abs=1e-3)
+
+
+def test_the_sampled_kl_is_paid_with_its_sign_and_agrees_with_the_exact_one(ppo, tmp_path, read_metrics):
+    words = ["num_steps=5", "optim.lr=1e-2", "optim.schedule=constant", "missing_eos=none", "sample_every=0"]
+    assert ppo(*words, "kl_coef=0.3", "batch_size=16", "minibatch_size=8", "micro_batch_size=8") == 0
+    rows = read_metrics(tmp_path / "run")
+    sampled, exact = (sum(row[f"objective/{name}"] for row in rows) for name in ("kl", "kl_exact"))
+    assert exact > 1 and sampled == pytest.approx(exact, rel=0.3)
+    for row in rows:
+        assert row["objective/rewards"] == pytest.approx(row["objective/score"] - 0.3 * row["objective/kl"], abs=1e-4)
+
+
+def test_values_are_drawn_to_advantages_plus_old_values(ppo, tmp_path, read_metrics):
+    """On the first minibatch V = old_values, so (V - returns)^2 / 2 is half the squared advantage."""
+    words = ["num_steps=1", "ppo_epochs=1", "minibatch_size=8", "whiten_advantages=false", "num_samples=8"]
+    assert ppo(*words) == 0
+    samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    advantages = torch.tensor([x for row in samples for x in row["token_advantage"]])
+    assert read_metrics(tmp_path / "run")[0]["value/loss"] == pytest.approx(advantages.square().mean().item() / 2)
 
 
 def test_law_1_the_micro_batch_size_changes_nothing(ppo, tmp_path, read_metrics):
@@ -182,6 +201,7 @@ def test_signs_of_a_run_that_cannot_learn_are_said_with_figures(ppo, house, caps
     "words, message",
     [
         (["reward_model={home}/other_rm"], "another tokenizer"),
+        (["reward_model={home}/policy"], "holds a policy, not a reward model"),
         (["sampling.max_new_tokens=126"], "the prompt takes"),
         (["reward_model={home}/nan_rm"], "the score of row 0 is nan"),
         (["reward_fn={home}/rewards.py:raises"], "raised RuntimeError: no verdict"),
@@ -195,12 +215,31 @@ def test_signs_of_a_run_that_cannot_learn_are_said_with_figures(ppo, house, caps
         (["missing_eos=zero"], "missing_eos"),
         (["ema_decay=1.5"], "ema_decay"),
         (["kl_controller=adaptive", "kl_horizon=0"], "kl_horizon"),
+        (["clip_range=0"], "clip_range=0"),
+        (["value_clip_range=-1"], "value_clip_range=-1"),
+        (["reward_clip=0"], "reward_clip=0"),
+        (["dual_clip=1"], "dual_clip=1"),
+        (["gamma=1.1"], "gamma=1.1"),
+        (["gae_lambda=-1"], "gae_lambda=-1"),
+        (["kl_exact_every=-1"], "kl_exact_every=-1"),
+        (["ppo_epochs=0"], "ppo_epochs=0"),
     ],
 )
 def test_bad_input_is_refused_by_name_with_exit_code_2(ppo, house, capsys, tmp_path, words, message):
     assert ppo(*[word.format(home=house) for word in words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
+    sees_a_rollout = any(place in words[0] for place in ("nan_rm", "rewards.py"))
+    assert sees_a_rollout or not (tmp_path / "run").exists()  # everything else is known before anything is written
+
+
+def test_the_first_ratio_is_the_farthest_of_all_micro_batches():
+    ratios = [
+        torch.tensor([1.0, 1.1]),
+        torch.tensor([0.85, 1.0]),
+    ]  # both means are nearer
+    assert train_ppo.first_ratio(ratios, 0)["policy/ratio_first"] == torch.tensor(0.85)
+    assert train_ppo.first_ratio(ratios, 1) == {}
 
 
 # ---- the functions that the loop calls
@@ -227,7 +266,7 @@ def test_a_row_draws_by_its_number_and_step_not_by_its_place(house):
     settings = {"max_new_tokens": 6, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "slots": 8}
 
     def completions(rows, numbers, step=3):
-        drawn, _ = sample(policy, rows, tokenizer, settings, seed=5, step=step, numbers=numbers)
+        drawn, _ = sample(policy, rows, tokenizer, settings, seeds=row_seeds(5, step, numbers))
         return [ids[mask].tolist() for ids, mask in zip(drawn.input_ids, drawn.completion_mask, strict=True)]
 
     whole = completions(batch, [0, 1, 2])

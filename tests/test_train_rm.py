@@ -5,9 +5,11 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import train_rm
 from data.preferences import Element
@@ -158,6 +160,24 @@ def test_normalisation_is_stored_with_the_model(rm, house, tmp_path, kind, capsy
     model = load_reward_model(tmp_path / "run" / "model", precision="fp32")
     assert model.shift != 0
     assert (model.gain != 1) == (kind == "gain_bias")
+
+
+@pytest.mark.parametrize("kind", ["reference_mean", "gain_bias"])
+def test_normalised_scores_have_mean_0_and_gain_bias_also_deviation_1(house, kind, monkeypatch):
+    """Whatever gain and shift the model came with."""
+    model = load_reward_model(house / "policy", precision="fp32", seed=3)
+    model.gain.fill_(2.0), model.shift.fill_(0.5)
+    rows = [{"input_ids": [5, 6 + i, 9, 7 + 3 * i], "completion_mask": [False, True, True, True]} for i in range(6)]
+    elements = [Element([row], [0.0], 0.0, 1.0, "made", "made:1") for row in rows]
+    monkeypatch.setattr(train_rm, "policy_samples", lambda *args: rows)
+    cfg = OmegaConf.create({"normalise": kind, "normalise_samples": 6, "micro_batch_size": 4})
+    run = SimpleNamespace(device="cpu", terminal=SimpleNamespace(say=print))
+    before = model.score(*make_rows(rows, 0))
+    train_rm.normalise(cfg, run, model, SimpleNamespace(pad_id=0), elements)
+    scores = model.score(*make_rows(rows, 0))
+    assert scores.mean().item() == pytest.approx(0, abs=1e-5)
+    wanted = 1.0 if kind == "gain_bias" else before.std(correction=0).item()
+    assert scores.std(correction=0).item() == pytest.approx(wanted, rel=1e-4)
 
 
 # ---- figures

@@ -147,7 +147,7 @@ def test_a_loss_that_explodes_stops_the_run_with_exit_code_2(sft, tmp_path, caps
 
     with monkeypatch.context() as patch:
         patch.setattr(train_sft, "sft_loss", poisoned)
-        assert sft(tmp_path) == 2
+        assert sft(tmp_path) == 1
     assert "step 1: the loss or its gradient is not finite" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
 

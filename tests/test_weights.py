@@ -141,14 +141,27 @@ def test_weights_split_over_files_with_an_index_load_the_same(exported):
 
 
 @pytest.mark.parametrize("frozen, dtype", [(True, torch.bfloat16), (False, torch.float32)])
-def test_bf16_halves_a_frozen_model_and_leaves_a_trained_one_its_masters(frozen, dtype, tmp_path):
-    export_model(new_policy(tiny_config(tie_embeddings=True), seed=0), tmp_path / "model", Words())
-    model = load_reward_model(tmp_path / "model", precision="bf16", frozen=frozen)
-    assert {weight.dtype for weight in model.transformer.parameters()} == {dtype}
-    assert model.head.weight.dtype == torch.float32
+@pytest.mark.parametrize("tied", [True, False])
+def test_bf16_halves_a_frozen_models_matrices_and_leaves_a_trained_one_its_masters(tied, frozen, dtype, tmp_path):
+    config = tiny_config("qwen2", tie_embeddings=tied)
+    export_model(shaken(new_policy(config, seed=0)), tmp_path / "model", Words())
+    model = load_reward_model(tmp_path / "model", precision="bf16", frozen=frozen, seed=0)
+    linears = {name for name, _ in model.transformer.named_parameters() if "qkv" in name or "gate_up" in name}
+    assert {model.transformer.get_parameter(name).dtype for name in linears} == {dtype}
+    assert model.head.weight.dtype == model.transformer.embed.weight.dtype == torch.float32
     assert all(weight.requires_grad != frozen for weight in model.parameters())
-    tied = load_policy(tmp_path / "model", precision="bf16", frozen=frozen)
-    assert tied.lm_head.weight is tied.transformer.embed.weight and tied.lm_head.weight.dtype == dtype
+    policy = load_policy(tmp_path / "model", precision="bf16", frozen=frozen)
+    assert (policy.lm_head.weight is policy.transformer.embed.weight) == tied
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_frozen_reference_in_bf16_is_the_model_that_it_was_copied_from_bit_for_bit(tied, tmp_path):
+    for family in ("llama", "qwen2", "qwen3"):
+        config = tiny_config(family, tie_embeddings=tied)
+        export_model(shaken(new_policy(config, seed=0)), tmp_path / family, Words())
+        rows = batch_of([(random_ids(9, i), random_ids(12, i + 1)) for i in range(3)], "right")
+        learns, frozen = (load_policy(tmp_path / family, precision="bf16", frozen=f) for f in (False, True))
+        assert torch.equal(learns.logprobs(*rows), frozen.logprobs(*rows))  # so that DPO begins at ln 2, PPO at KL 0
 
 
 # ---- what is refused, and how it is said

@@ -161,6 +161,12 @@ def test_answers_of_one_length_leave_the_controlled_rate_unknown_with_a_reason(t
     assert "lengths that differ" in result["length_control"]["reason"]
 
 
+def test_a_model_that_always_wins_leaves_nothing_to_fit(tmp_path, door):
+    code, result = run_door(door, tmp_path, hand_made([2] * 20, lengths=lambda i: (5, 5 + i)))
+    assert code == 0 and result["win_rate"] == 100 and result["length_controlled_win_rate"] is None
+    assert "verdicts or more that differ" in result["length_control"]["reason"]
+
+
 def test_a_question_without_difficulty_is_refused(tmp_path, door, capsys):
     (tmp_path / "difficulty.json").write_text('{"0": 0.5}')
     code, _ = run_door(door, tmp_path, hand_made([1, 2] * 10), f"task.difficulty={tmp_path}/difficulty.json")

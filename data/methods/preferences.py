@@ -14,6 +14,7 @@ from itertools import combinations
 
 from data.clients import Answer, Client, Conversation
 from data.methods.rows import Made, answer_fault, provenance, row_id
+from data.rewards import call_reward, load_reward_function, prompt_text
 
 ASPECTS = {
     "instruction_following": "Does the answer do what was asked, all of it and in the asked form?",
@@ -43,7 +44,7 @@ def preferences(
     # ---- 1. K completions a prompt, each with a seed of its own
     drops: Counter = Counter()
     completions: list[dict[str, str]] = [{} for _ in prompts]  # text -> model; the same text twice is one completion
-    for name, client in clients.items():
+    for client in clients.values():
         for k in range(num_completions):
             asked = [messages for _, messages in prompts]
             answers = client.ask(asked, temperature=temperature, max_tokens=max_tokens, seed=seed + k)
@@ -51,7 +52,7 @@ def preferences(
                 fault = answer_fault(answer, whole=True) or ("repeated" if answer.text.strip() in kept else None)
                 drops.update([fault] if fault else [])
                 if fault is None:
-                    kept[answer.text.strip()] = name
+                    kept[answer.text.strip()] = client.model
 
     # ---- 2. scores
     flat = [(p, text) for p, kept in enumerate(completions) for text in kept]
@@ -142,6 +143,16 @@ def reward_model_scorer(path: str, *, precision: str) -> RewardModel:
     def score(messages: Conversation, completion: str) -> float:
         row = encode_completion(messages, completion, tokenizer, max_length=window, max_prompt_length=window // 2)
         return model.score(*make_rows([row], tokenizer.pad_id)).item()
+
+    return score
+
+
+def reward_function_scorer(spec: str) -> RewardModel:
+    """What a Python function says of a completion: a gold reward that is known exactly, say."""
+    function = load_reward_function(spec)
+
+    def score(messages: Conversation, completion: str) -> float:
+        return call_reward(function, [prompt_text({"messages": messages})], [completion], {})[0]
 
     return score
 

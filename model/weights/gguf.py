@@ -100,7 +100,11 @@ class GGUFReader:
             int(size) for size in reversed(self.tensors[name].shape)
         )  # GGUF writes the fastest dimension first
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """The tensor, or these rows of it."""
+        return self._whole(name) if rows is None else self._whole(name)[rows]
+
+    def _whole(self, name: str) -> Tensor:
         tensor = self.tensors[name]
         try:
             weight = torch.from_numpy(np.array(self.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))

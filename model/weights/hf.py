@@ -40,8 +40,12 @@ class HFReader:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.files[name].get_slice(name).get_shape() if name in self.files else self.absent[name].shape)
 
-    def read(self, name: str) -> Tensor:
-        return self.files[name].get_tensor(name) if name in self.files else self.absent[name]
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """The tensor, or these rows of it, of which only they are read."""
+        if name not in self.files:
+            return self.absent[name]
+        whole = rows is None or not self.shape(name)
+        return self.files[name].get_tensor(name) if whole else self.files[name].get_slice(name)[rows]
 
 
 def read_json(path: Path) -> dict:

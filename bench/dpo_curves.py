@@ -1,0 +1,40 @@
+"""Accuracy, margin and both implicit rewards of DPO runs over their steps: the picture of docs/dpo.md.
+
+python bench/dpo_curves.py docs/dpo_smollm2.png RUN_DIR ...
+"""
+
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bench.ppo_curves import smooth  # noqa: E402
+from runtime.metrics import read_rows  # noqa: E402
+from runtime.plots import save_figure  # noqa: E402
+
+WINDOW = 12  # steps of a running mean: at 8 pairs a step the accuracy of 96 pairs has a standard error of 0.05
+PANELS = {"rewards/accuracy": "accuracy", "rewards/margin": "margin", "rewards/chosen": "chosen and rejected (dashed)"}
+
+
+def main() -> None:
+    out, *runs = sys.argv[1:]
+    figure = Figure(figsize=(12, 3.6))
+    for axis, (name, title) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
+        for run in runs:
+            rows = [row for row in read_rows(Path(run) / "metrics.jsonl") if name in row]
+            steps, values = ([row[key] for row in rows] for key in ("step", name))
+            (line,) = axis.plot(steps, smooth(values, WINDOW), label=Path(run).name)
+            if name == "rewards/chosen":
+                others = smooth([row["rewards/rejected"] for row in rows], WINDOW)
+                axis.plot(steps, others, "--", color=line.get_color())
+            halves = [values[1 : len(values) // 2], values[len(values) // 2 :]]  # the first step is 0 by definition
+            print(f"{Path(run).name} {name}: {' -> '.join(f'{sum(half) / len(half):.3f}' for half in halves)}")
+        axis.set(xlabel="step", title=f"{title}, mean of {WINDOW} steps")
+        axis.grid(alpha=0.3)
+    save_figure(figure, Path(out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Does plan.py's memory hold? Each door trains a small model in a process of its own; its growth beside the plan.
+
+    python -m bench.plan_vs_measured              a row a case: planned MB, measured MB, their ratio
+    python -m bench.plan_vs_measured train_ppo    one case
+
+On a CPU in fp32: what a process holds at most after two steps, less what it held before the first model was built.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+import plan
+from model.build import export_model, new_policy, new_reward_model
+from model.config import ModelConfig
+
+ROOT = Path(__file__).parents[1]
+SHAPE = dict(
+    family="llama", vocab_size=8000, hidden_size=512, intermediate_size=1408, num_layers=8, num_heads=8, num_kv_heads=4,
+    head_dim=64, max_length=512, rope_theta=10000.0, norm_eps=1e-5, tie_embeddings=False,
+)  # fmt: skip
+PROMPT, COMPLETION = 64, 64
+BATCH = {"train_sft": 16, "train_rm": 8, "train_dpo": 8, "train_ppo": 16}  # rows, pairs, prompts; one forward
+CASES = {name: (name, 0) for name in BATCH} | {"train_dpo_lora": ("train_dpo", 16)}  # name -> door, LoRA's rank
+
+
+def words_of(door: str, rank: int, home: Path) -> list[str]:
+    """The door's settings: one forward a step, nothing besides the training."""
+    size, length = BATCH[door], PROMPT + COMPLETION
+    data = {"train_ppo": [f"data.prompts=[{home}/prompts.jsonl]", f"reward_model={home}/reward", "kl_exact_every=0",
+                          f"minibatch_size={size}", "ppo_epochs=1", f"sampling.max_new_tokens={COMPLETION}",
+                          f"sampling.slots={size}"]}  # fmt: skip
+    pairs = [f"data.train=[{home}/pairs.jsonl]", f"data.max_length={length}", f"data.max_prompt_length={PROMPT}"]
+    data |= {"train_rm": [*pairs, "normalise=none"], "train_dpo": [*pairs, "ref=live"]}
+    data["train_sft"] = [f"data.train=[{home}/chats.jsonl]", f"data.max_length={length}"]
+    return [
+        *data[door], f"policy={home}/policy", "num_steps=2", f"batch_size={size}", f"micro_batch_size={size}",
+        "eval_every=0", "sample_every=0", "save_every=0", "log.wandb=disabled", f"lora.rank={rank}",
+    ]  # fmt: skip
+
+
+def make_inputs(home: Path) -> None:
+    """A policy and a reward model with random weights, and rows that fill their windows to the last token."""
+    from data.tokenizer import train_sentencepiece
+
+    text = " ".join(f"{word} {number}" for number in range(80) for word in ("order", "coffee", "please"))
+    tokenizer = train_sentencepiece([text], 300, home / "tokenizer")
+    config = ModelConfig(**SHAPE)
+    export_model(new_policy(config, seed=0), home / "policy", tokenizer)
+    export_model(new_reward_model(config, seed=0, precision="fp32"), home / "reward", tokenizer)
+    asked, said = {"role": "user", "content": text}, {"role": "assistant", "content": text}
+    short = {"role": "user", "content": text[: 2 * PROMPT]}
+    rows = {
+        "chats": {"messages": [short, said]},
+        "pairs": {"prompt": [asked], "chosen": text, "rejected": text[::-1]},
+        "prompts": {"prompt": [short]},
+    }
+    for name, row in rows.items():
+        (home / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 32)
+
+
+def planned(door: str, rank: int, home: Path) -> float:
+    """MB of plan.py for the same settings on a CPU: one rank, written-out attention."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        overrides = json.dumps([f"++run_dir={home}/run", *words_of(door, rank, home)])
+        words = [f"door={door}", f"overrides={overrides}", "num_gpus=1", f"lora_rank={rank}"]
+        words += [f"prompt_tokens={PROMPT}", f"completion_tokens={COMPLETION}", "activation_checkpointing=false"]
+        cfg = compose("plan", words)
+        parts = plan.memory(ModelConfig(**SHAPE), plan.read_job(cfg), cfg, fused_attention=False)
+    return sum(parts.values()) / 1e6
+
+
+def measured(door: str, rank: int, home: Path) -> float:
+    """MB by which this process grows while the door runs."""
+    import importlib
+
+    from runtime import host, run
+
+    module = importlib.import_module(door)
+    host.tune_allocator()
+    run.plot_metrics = lambda rows, path: None
+    weight = torch.ones(256, 256, requires_grad=True)
+    torch.nn.functional.linear(torch.ones(256, 256), weight).sum().backward()  # torch's own libraries and pools
+    before = host.peak_memory_gb(torch.device("cpu"))
+    sys.argv = [f"{door}.py", *words_of(door, rank, home), f"hydra.run.dir={home}/{door}"]
+    run.main(module.train, door)
+    rows = [json.loads(line) for line in (home / door / "metrics.jsonl").read_text().splitlines()]
+    return 1000 * (rows[-1]["perf/peak_memory_gb"] - before)
+
+
+def main(cases: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        make_inputs(home)
+        for case in cases:
+            child = [sys.executable, "-m", "bench.plan_vs_measured", "--measure", case, directory]
+            output = subprocess.run(child, cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE).stdout
+            expected, found = planned(*CASES[case], home), float(output.split()[-1])
+            ratio = expected / found
+            print(f"{case:14s}  planned {expected:7.1f} MB  measured {found:7.1f} MB  {ratio:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--measure"]:
+        print(measured(*CASES[sys.argv[2]], Path(sys.argv[3])))
+    else:
+        main(sys.argv[1:] or list(CASES))

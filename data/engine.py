@@ -1,0 +1,149 @@
+"""Rollouts by an external engine: an OpenAI-compatible server (vLLM, SGLang) that is sent every new policy.
+
+Before each rollout the policy is exported and the server told to load it; then every prompt goes to its /completions
+as token ids, and token ids come back with the log-probs that the server drew them with. Two programs never compute
+quite the same log-probs: `correct_for_sampler` weighs each token by how much likelier it is here than there.
+"""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from advantages import importance_weights
+from data.rollout import sample
+from model.build import export_model
+from model.heads import Policy
+from model.packing import Rows, make_rows
+from runtime.distributed import gathered
+
+SERVER_DOWN = (408, 429, 500, 502, 503, 504)
+
+
+class LocalEngine:
+    """This process's own sampler."""
+
+    def __init__(self, sampling: DictConfig, tokenizer):
+        self.sampling, self.tokenizer = sampling, tokenizer
+
+    def sample(self, policy: Policy, batch: list[dict], *, seeds: list[int]) -> tuple[Rows, Tensor, None]:
+        """Rows of one completion per prompt, (B,) bool who stopped; no log-probs but the policy's own."""
+        with gathered(policy):
+            return *sample(policy, batch, self.tokenizer, self.sampling, seeds=seeds), None
+
+
+class ServerEngine:
+    """The engine that conf/engine/server.yaml describes.
+
+    Args:
+        cfg: the group. sampling: the other one. directory: where the policy is exported; the server must see the path.
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    def __init__(self, cfg: DictConfig, sampling: DictConfig, tokenizer, directory: Path):
+        if cfg.max_parallel < 1 or cfg.max_tries < 1 or cfg.timeout <= 0 or cfg.max_weight <= 0:
+            raise ValueError("need engine.max_parallel, max_tries >= 1 and engine.timeout, max_weight > 0")
+        self.cfg, self.tokenizer, self.directory = cfg, tokenizer, directory.resolve()
+        self.settings = {
+            "model": cfg.model, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature,
+            "top_p": 1.0, "logprobs": 0, "return_token_ids": True, "stop_token_ids": list(tokenizer.stop_ids),
+        }  # fmt: skip
+
+    def push(self, policy: Policy) -> None:
+        """Export the policy and have the server load it. All ranks call it; rank 0 writes and asks."""
+        export_model(policy, self.directory, self.tokenizer)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            body = json.dumps(OmegaConf.to_container(self.cfg.reload_body))
+            self._post(self.cfg.reload_url, json.loads(body.replace("{path}", str(self.directory))))
+        if dist.is_initialized():
+            dist.barrier()
+
+    def sample(self, policy: Policy, batch: list[dict], *, seeds: list[int]) -> tuple[Rows, Tensor, Tensor]:
+        """Rows of one completion per prompt, (B,) bool who stopped, (B, T) float32 the server's log-probs, 0 elsewhere.
+
+        Raises:
+            ValueError: the server stays unreachable, refuses, or answers something else than token ids and log-probs.
+        """
+        self.push(policy)
+        prompts, device = [list(map(int, prompt["input_ids"])) for prompt in batch], policy.lm_head.weight.device
+        with ThreadPoolExecutor(self.cfg.max_parallel) as pool:
+            answers = list(pool.map(self._complete, prompts, seeds))
+        examples = [
+            {"input_ids": prompt + ids, "completion_mask": [False] * len(prompt) + [True] * len(ids)}
+            for prompt, (ids, _, _) in zip(prompts, answers, strict=True)
+        ]
+        rows = make_rows(examples, self.tokenizer.pad_id).to(device)
+        finished = torch.tensor([stopped for _, _, stopped in answers], device=device)
+        told = torch.tensor([number for _, logprobs, _ in answers for number in logprobs], device=device)
+        return rows, finished, torch.zeros(rows.input_ids.shape, device=device).masked_scatter(rows[2], told)
+
+    def _complete(self, prompt: list[int], seed: int) -> tuple[list[int], list[float], bool]:
+        url = self.cfg.url.rstrip("/") + "/completions"
+        answer = self._post(url, self.settings | {"prompt": prompt, "seed": seed})
+        try:
+            choice = answer["choices"][0]
+            ids, reason = choice["token_ids"] or [], choice["finish_reason"]
+            logprobs = choice["logprobs"]["token_logprobs"]
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(
+                f"{url} answered without token_ids and logprobs.token_logprobs ({str(answer)[:200]}); the engine must "
+                "know return_token_ids, as vLLM does since 0.10.2"
+            ) from None
+        stopped = bool(ids) and ids[-1] in self.settings["stop_token_ids"]
+        if len(ids) != len(logprobs) or not ids or stopped != (reason == "stop"):
+            raise ValueError(
+                f"{url}: {len(ids)} token_ids, {len(logprobs)} log-probs, finish_reason={reason}, last id "
+                f"{ids[-1:]}; wanted as many of both, and a stop token of {self.settings['stop_token_ids']} at the end "
+                "exactly where finish_reason is stop"
+            )
+        return ids, logprobs, stopped
+
+    def _post(self, url: str, body: dict) -> Any:
+        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        for attempt in range(1, self.cfg.max_tries + 1):
+            try:
+                with urllib.request.urlopen(request, timeout=self.cfg.timeout) as response:
+                    return json.loads(response.read() or b"{}")
+            except urllib.error.HTTPError as error:
+                problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
+                if error.code not in SERVER_DOWN:
+                    break
+            except (OSError, ValueError) as error:  # refused, timed out, cut; or no JSON
+                problem = f"{type(error).__name__}: {error}"
+            if attempt < self.cfg.max_tries:
+                time.sleep(min(30.0, 2.0 ** (attempt - 1)))
+        told = f"{url} failed after {attempt} tries ({problem})"
+        raise ValueError(f"engine: {told}; look at the server, then say resume=true")
+
+
+def load_engine(cfg: DictConfig, sampling: DictConfig, tokenizer, directory: Path) -> LocalEngine | ServerEngine:
+    """What conf/engine/*.yaml describes; `directory` is where a server finds the policy unless the config says so."""
+    if cfg.kind not in ("local", "server"):
+        raise ValueError(f"engine.kind={cfg.kind!r} is unknown; use engine=local or engine=server")
+    if cfg.kind == "local":
+        return LocalEngine(sampling, tokenizer)
+    return ServerEngine(cfg, sampling, tokenizer, Path(cfg.directory or directory))
+
+
+def correct_for_sampler(
+    advantages: Tensor, logprobs: Tensor, sampled_logprobs: Tensor | None, mask: Tensor, cfg: DictConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(B, T) advantages weighed by pi(token) / pi_server(token), at most engine.max_weight; and what is logged of it.
+
+    sampled_logprobs: the server's; None where the policy itself sampled: nothing changes.
+    """
+    if sampled_logprobs is None:
+        return advantages, {}
+    sampled_logprobs = torch.nn.functional.pad(sampled_logprobs, (0, mask.shape[1] - sampled_logprobs.shape[1]))
+    weights = importance_weights(logprobs, sampled_logprobs, max_weight=cfg.max_weight)
+    told = {"policy/sampler_weight": weights[mask], "policy/sampler_kl": (sampled_logprobs - logprobs)[mask]}
+    return advantages * weights, told

@@ -1,0 +1,97 @@
+"""The loops of train_ppo.py and train_dpo.py on the enumerable task, with a table in place of every network.
+
+Both take `look(step, policy)`, called before the first step and after every one; bench/exact_optimum.py draws with it.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from advantages import estimate_advantages, kl_estimate, whiten
+from losses import dpo_loss, ipo_loss, plackett_luce_loss, ppo_policy_loss, ppo_value_loss, token_rewards
+from tests.enumerable_task import COMPLETIONS, NUM_STATES, TabularPolicy, make_task, reward_of, states
+
+PPO_STEPS, BATCH = 400, 512
+DPO_STEPS, DPO_LEARNING_RATE = 1000, 1.0
+Look = Callable[[int, TabularPolicy], None]
+
+
+def train_ppo(
+    seed: int, *, kl_coef: float, kind="gae", kl_in="reward", samples_per_prompt=1, score=lambda s: s,
+    look: Look = lambda step, policy: None,
+) -> TabularPolicy:  # fmt: skip
+    """train_ppo.py's order of events; the task's reward goes through `score` first."""
+    logits, rewards_of_all = make_task(seed)
+    policy, reference = TabularPolicy(logits), TabularPolicy(logits)
+    value_table = torch.nn.Parameter(torch.zeros(NUM_STATES))
+    optimizer = torch.optim.Adam([{"params": policy.parameters()}, {"params": [value_table]}], lr=0.05, eps=1e-5)
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(BATCH, 3, dtype=torch.bool)
+    clip = {"clip_range": 0.2, "num_tokens": BATCH * 3 / 4}
+    look(0, policy)
+    for step in range(PPO_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (1 - step / PPO_STEPS)
+        with torch.no_grad():
+            completions = policy.sample(BATCH, generator)
+            old_logprobs, ref_logprobs = policy.logprobs(completions), reference.logprobs(completions)
+            old_values = value_table[states(completions)]
+        scores = score(reward_of(completions, rewards_of_all))
+        kl = kl_estimate(old_logprobs - ref_logprobs, "k1")
+        rewards = token_rewards(scores, kl, mask, mask, kl_coef=kl_coef if kl_in == "reward" else 0.0)
+        advantages = estimate_advantages(
+            rewards, old_values, mask, mask, kind=kind, gamma=1.0, gae_lambda=0.95,
+            samples_per_prompt=samples_per_prompt,
+        )  # fmt: skip
+        returns = advantages + old_values
+        if kl_in == "reward":
+            advantages = whiten(advantages, mask, lambda x: x, shift_mean=True)
+        for rows in torch.randperm(BATCH, generator=generator).split(BATCH // 4):
+            logprobs = policy.logprobs(completions[rows])
+            m, old = mask[rows], old_logprobs[rows]
+            loss, _ = ppo_policy_loss(logprobs, old, advantages[rows], m, dual_clip=None, **clip)
+            values = value_table[states(completions[rows])]
+            loss = loss + ppo_value_loss(values, old_values[rows], returns[rows], m, **clip)[0]
+            if kl_in == "loss":
+                penalty = kl_estimate(logprobs - ref_logprobs[rows], "k2")
+                loss = loss + kl_coef * penalty.sum() / clip["num_tokens"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        look(step + 1, policy)
+    return policy
+
+
+def train_dpo(
+    seed: int, *, beta: float, loss="dpo", K=2, elements=8192, scale=1.0, look: Look = lambda step, policy: None
+) -> TabularPolicy:
+    """train_dpo.py's order of events; a judge, whose rewards are the task's times `scale`, ranks fresh answers."""
+    logits, rewards = make_task(seed)
+    policy, reference = TabularPolicy(logits), TabularPolicy(logits)
+    ref_logprobs = reference.logprobs(COMPLETIONS).sum(1).detach()  # (216,)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=DPO_LEARNING_RATE)
+    generator = torch.Generator().manual_seed(seed)
+    look(0, policy)
+    for step in range(DPO_STEPS):
+        optimizer.param_groups[0]["lr"] = DPO_LEARNING_RATE * (1 - step / DPO_STEPS)
+        rows = torch.randint(len(COMPLETIONS), (elements, K), generator=generator)
+        # sorting rewards with Gumbel noise draws from Plackett-Luce; K = 2 is Bradley-Terry
+        gumbel = -torch.empty(elements, K).exponential_(generator=generator).log()
+        rows = rows.gather(1, (scale * rewards[rows] + gumbel).argsort(1, descending=True))  # best first
+        logprobs = policy.logprobs(COMPLETIONS).sum(1)[rows]  # (elements, K)
+        optimizer.zero_grad()
+        ranking_loss(loss, logprobs, ref_logprobs[rows], beta).backward()
+        optimizer.step()
+        look(step + 1, policy)
+    return policy
+
+
+def ranking_loss(name: str, logprobs: Tensor, ref_logprobs: Tensor, beta: float) -> Tensor:
+    """() the loss of (elements, K) rankings, best first: dpo or ipo for K = 2, else Plackett-Luce."""
+    elements, K = logprobs.shape
+    if K == 2:
+        pair = (*logprobs.unbind(1), *ref_logprobs.unbind(1))
+        return ipo_loss(*pair, beta=beta)[0] if name == "ipo" else dpo_loss(*pair, beta=beta, label_smoothing=0.0)[0]
+    prompts, ranks = torch.arange(elements).repeat_interleave(K), torch.arange(K).repeat(elements)
+    return plackett_luce_loss(logprobs.flatten(), ref_logprobs.flatten(), prompts, ranks, beta=beta)[0]

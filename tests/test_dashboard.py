@@ -1,0 +1,27 @@
+"""The wandb workspace of each door, built without a network."""
+
+import json
+
+import pytest
+
+from runtime.dashboard import build
+
+pytest.importorskip("wandb_workspaces")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the package's own validators
+DOORS = ("train_sft", "train_rm", "train_dpo", "train_ppo")
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_the_workspace_has_a_plot_for_every_panel_of_the_config(compose, name):
+    cfg = compose("dashboard", f"door={name}", "entity=me")
+    sent = json.loads(build(cfg)._to_model().model_dump_json(by_alias=True))
+    assert (sent["entity"], sent["project"]) == ("me", cfg.log.project)
+    sections = sent["spec"]["section"]["panelBankConfig"]["sections"]
+    shown = {s["name"]: [panel["config"]["metrics"] for panel in s["panels"]] for s in sections if s["panels"]}
+    assert shown == {name: [list(figures) for figures in plots] for name, plots in cfg.panels[name].items()}
+    assert "name" in json.dumps(sent["spec"]["section"]["runSets"][0]["grouping"])
+
+
+def test_a_door_without_panels_is_refused(compose):
+    with pytest.raises(ValueError, match="door='train'"):
+        build(compose("dashboard", "door=train", "entity=me"))

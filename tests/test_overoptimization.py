@@ -1,0 +1,86 @@
+"""Best of n in closed form, the fits of Gao et al. on curves with known coefficients, and what a run must have left."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from data.methods.preferences import reward_function_scorer
+from evals.barista import gold, score
+from evals.best_of_n import best_of_n_kl, expected_best
+from evals.overoptimization import fit, fit_prompts, peak, read_run
+from evals.sweep import over_seeds
+
+
+def test_best_of_n_is_the_mean_over_all_subsets():
+    rng = np.random.default_rng(0)
+    proxy, values = rng.normal(size=(3, 6)), rng.normal(size=(3, 6))
+    for n in range(1, 7):
+        subsets = [list(subset) for subset in combinations(range(6), n)]
+        by_hand = [np.mean([v[s][p[s].argmax()] for s in subsets]) for p, v in zip(proxy, values, strict=True)]
+        assert expected_best(proxy, values, np.array([n]))[:, 0] == pytest.approx(by_hand)
+
+
+def test_the_best_of_one_is_the_policy_itself():
+    assert best_of_n_kl(np.array([1, 2])) == pytest.approx([0, np.log(2) - 0.5])
+
+
+@pytest.mark.parametrize("form, bent", [("best_of_n", lambda d: d**2), ("rl", lambda d: d * np.log(d))])
+def test_a_fit_finds_the_coefficients_that_made_the_curve(form, bent):
+    d = np.linspace(0.1, 4, 12)
+    alpha, beta = fit(d, 1.5 * d - 0.4 * bent(d), form)
+    assert (alpha, beta) == pytest.approx((1.5, 0.4))
+    turn = peak(alpha, beta, form)
+    around = [1.5 * x - 0.4 * bent(x) for x in (turn - 0.1, turn, turn + 0.1)]
+    assert max(around) == around[1]
+
+
+def test_intervals_of_a_fit_hold_the_truth_and_a_straight_rise_has_no_peak():
+    rng, d = np.random.default_rng(0), np.linspace(0, 3, 10)
+    noise = rng.normal(size=(200, 10)) * 0.3
+    bent = fit_prompts(d**2, 1.0 * d - 0.25 * d**2 + noise, "best_of_n", rounds=200, seed=0)
+    assert (
+        bent["alpha"]["lower"] < 1.0 < bent["alpha"]["upper"] and bent["beta"]["lower"] < 0.25 < bent["beta"]["upper"]
+    )
+    assert bent["peak"]["lower"] < 2 < bent["peak"]["upper"] and bent["turns"] == 1
+    assert np.isnan(fit_prompts(d**2, 1.0 * d + 0.1 * d**2 + noise, "best_of_n", rounds=20, seed=0)["peak"]["value"])
+
+
+def write_samples(path, prompts_of_steps):
+    rows = [
+        {"step": step, "prompt": prompt, "completion": "Ok.", "score": 1.0, "kl": 0.5}
+        for step, prompts in prompts_of_steps.items()
+        for prompt in prompts
+    ]
+    (path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_run_is_read_prompt_by_prompt_or_refused(tmp_path):
+    write_samples(tmp_path, {0: ["p", "q", "r"], 4: ["p", "q", "r"]})
+    run = read_run(str(tmp_path), gold)
+    assert run["kl"].shape == run["gold"].shape == run["proxy"].shape == (3, 2) and run["steps"].tolist() == [0, 4]
+    write_samples(tmp_path, {0: ["p", "q", "r"], 4: ["p", "q"]})
+    with pytest.raises(ValueError, match="same prompts"):
+        read_run(str(tmp_path), gold)
+
+
+def test_the_gold_reward_wants_everything_once_and_briefly():
+    good = "Ok, thank you. Your order will be ready at the coffee bar soon."
+    assert score(good) == 5
+    assert score(good + " Soon, soon.") < 5 and score("Ok.") == 1
+    assert score("order " * 20) < 0
+    assert reward_function_scorer("evals.barista:gold")([{"role": "user", "content": "Hi"}], good) == 5
+
+
+def test_jobs_of_a_sweep_are_told_over_seeds():
+    jobs = [
+        {"settings": {"seed": seed, "lr": lr}, "last": lr + noise}
+        for lr, shift in ((1.0, 0.0), (1.0, 0.0), (3.0, 0.1))
+        for seed, noise in ((0, 0.1), (1, -0.1))
+    ]
+    usual, other = over_seeds(jobs)
+    assert usual["settings"] == "(usual)" and usual["mean"] == pytest.approx(1.0) and usual["difference"] is None
+    assert other["settings"] == "lr=3.0" and other["difference"] == pytest.approx(2.0)
+    assert other["difference_lower"] == pytest.approx(2.0)  # seed by seed there is no noise in the difference
+    assert other["lower"] == pytest.approx(3 - 12.7062 * 0.1, abs=1e-3)  # t with one degree of freedom
