@@ -58,7 +58,7 @@ def look(page: Page, address: str, out: Path, tag: str) -> None:
     page.goto(address)
     page.fill("#message textarea", "Hi, can I get a chai latte please?")
     page.click("#send")
-    page.wait_for_selector("#vote-a:enabled", timeout=60_000)
+    page.wait_for_selector("#vote-a:enabled")
     page.wait_for_timeout(500)
     page.screenshot(path=out / f"arena_battle{tag}.png")
     page.get_by_role("tab", name="Annotate").click()
@@ -84,14 +84,17 @@ def main() -> None:
         for line in server.stdout:
             if "the arena is open" in line:
                 break
-        with sync_playwright() as started:
-            browser = started.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-            for tag, size in (("", (1200, 800)), ("_phone", (390, 844))):
-                page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-                look(page, f"http://127.0.0.1:{port}", out, tag)
-            browser.close()
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=30)
+        try:
+            with sync_playwright() as started:
+                browser = started.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+                for tag, size in (("", (1200, 800)), ("_phone", (390, 844))):
+                    page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+                    page.set_default_timeout(300_000)  # a busy machine opens the page slowly
+                    look(page, f"http://127.0.0.1:{port}", out, tag)
+                browser.close()
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(timeout=60)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from runtime.metrics import read_rows  # noqa: E402
 from runtime.plots import save_figure  # noqa: E402
 
 WINDOW = 12  # steps of a running mean: at 8 pairs a step the accuracy of 96 pairs has a standard error of 0.05
-PANELS = {"rewards/accuracy": "accuracy", "rewards/margin": "margin", "rewards/chosen": "chosen and rejected (dashed)"}
+PANELS = {"rewards/accuracy": "accuracy", "rewards/margin": "margin", "rewards/chosen": "chosen, rejected (dashed)"}
 
 
 def main() -> None:
@@ -23,13 +23,13 @@ def main() -> None:
     figure = Figure(figsize=(12, 3.6))
     for axis, (name, title) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
         for run in runs:
-            rows = [row for row in read_rows(Path(run) / "metrics.jsonl") if name in row]
+            rows = [row for row in read_rows(Path(run) / "metrics.jsonl") if name in row][1:]  # at first all are 0
             steps, values = ([row[key] for row in rows] for key in ("step", name))
             (line,) = axis.plot(steps, smooth(values, WINDOW), label=Path(run).name)
             if name == "rewards/chosen":
                 others = smooth([row["rewards/rejected"] for row in rows], WINDOW)
                 axis.plot(steps, others, "--", color=line.get_color())
-            halves = [values[1 : len(values) // 2], values[len(values) // 2 :]]  # the first step is 0 by definition
+            halves = [values[: len(values) // 2], values[len(values) // 2 :]]
             print(f"{Path(run).name} {name}: {' -> '.join(f'{sum(half) / len(half):.3f}' for half in halves)}")
         axis.set(xlabel="step", title=f"{title}, mean of {WINDOW} steps")
         axis.grid(alpha=0.3)

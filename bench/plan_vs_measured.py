@@ -41,7 +41,7 @@ def words_of(door: str, rank: int, home: Path) -> list[str]:
     data["train_sft"] = [f"data.train=[{home}/chats.jsonl]", f"data.max_length={length}"]
     return [
         *data[door], f"policy={home}/policy", "num_steps=2", f"batch_size={size}", f"micro_batch_size={size}",
-        "eval_every=0", "sample_every=0", "save_every=0", "log.wandb=disabled", f"lora.rank={rank}",
+        "eval_every=0", "sample_every=0", "save_every=0", "log.wandb=disabled", f"lora.rank={rank}", "overwrite=true",
     ]  # fmt: skip
 
 

@@ -199,8 +199,9 @@ def test_lhp_convention_scores_the_last_column_and_whitens_rewards_without_their
 
 def test_explained_variance_is_1_of_the_returns_themselves_and_0_of_a_constant():
     returns, mask = torch.randn(4, 7), torch.rand(4, 7) > 0.3
+    constant = torch.full_like(returns, 2.0)
     assert explained_variance(returns, returns + 5, mask, one_rank).item() == pytest.approx(1)  # an offset explains
-    assert explained_variance(returns, torch.full_like(returns, 2.0), mask, one_rank).item() == pytest.approx(0, abs=1e-6)
+    assert explained_variance(returns, constant, mask, one_rank).item() == pytest.approx(0, abs=1e-6)
     assert explained_variance(returns, 0.5 * returns, mask, one_rank).item() == pytest.approx(0.75)
     returns[~mask] = 1e6  # what lies off-mask does not count
     assert explained_variance(returns, 3 * returns, mask, one_rank).item() == pytest.approx(-3)

@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import train_dpo
+from data import formats
+from data.chat import encode_completions
 from data.preference_batch import mismatched
 from data.preferences import Element
-from data.tokenizer import train_sentencepiece
+from data.tokenizer import load_tokenizer, train_sentencepiece
 from model.build import export_model, new_policy
 from model.ref_cache import row_key
 from tests.tiny_models import shaken, tiny_config
@@ -25,6 +27,10 @@ LOSSES = ["ipo", "simpo", "orpo", "kto", "plackett_luce"]  # of each way to a lo
 def read_rows(name, count):
     with gzip.open(EMBEDDED / name, "rt", encoding="utf-8") as file:
         return [json.loads(line) for _, line in zip(range(count), file, strict=False)]
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write(path, rows):
@@ -78,8 +84,9 @@ def weights(tmp_path):
     return lambda run="run": load_file(tmp_path / run / "model" / "model.safetensors")
 
 
-def test_in_bf16_the_first_loss_is_ln_2_beside_a_live_reference_too(dpo, tmp_path, read_metrics):
-    assert dpo("ref=live", "precision=bf16", "num_steps=1", "beta=1") == 0
+@pytest.mark.parametrize("words", [["ref=live", "precision=bf16"], ["average_logprobs=true"]])
+def test_the_first_loss_is_ln_2_in_bf16_and_per_token_too(dpo, tmp_path, read_metrics, words):
+    assert dpo(*words, "num_steps=1", "beta=1") == 0
     assert read_metrics(tmp_path / "run")[0]["objective/loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
@@ -106,6 +113,17 @@ def test_micro_batches_do_not_change_the_step(dpo, house, loss, weights, tmp_pat
     assert one == pytest.approx(four, rel=2e-4, abs=2e-5)
     for name, tensor in weights("by1").items():
         assert torch.allclose(tensor, weights("by4")[name], atol=2e-5), name
+
+
+def test_the_nll_term_is_that_of_the_chosen_completions_per_token(dpo, house, tmp_path, read_metrics):
+    assert dpo("nll_coef=0.5", "num_steps=1", "batch_size=16", "micro_batch_size=8") == 0
+    (row,) = read_metrics(tmp_path / "run")
+    tokenizer, cut = load_tokenizer(house / "policy"), {"max_length": 96, "max_prompt_length": 48}
+    records = [record for line in read_lines(house / "train.jsonl") for record in formats.preferences(line)]
+    pairs = [encode_completions(r.prompt, [r.chosen, r.rejected], tokenizer, **cut) for r in records]
+    num_tokens = sum(sum(chosen["completion_mask"]) for chosen, _ in pairs)
+    nll = -row["logprobs/chosen"] * len(pairs) / num_tokens
+    assert row["objective/loss"] == pytest.approx(math.log(2) + 0.5 * nll, rel=1e-5)
 
 
 def test_training_raises_the_margin_of_the_pairs_it_sees(dpo, tmp_path, read_metrics):
