@@ -50,8 +50,12 @@ def ancestry(folder: Path, seen: set[Path]) -> Iterator[str]:
 def _texts(value) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key != "families":  # a config's globs name every family there is
+                yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
             yield from _texts(item)
 
 

@@ -32,7 +32,7 @@ class Terminal:
         if "perf/tokens_per_second" in figures:
             text += f"  {figures['perf/tokens_per_second']:.0f} tokens/s"
         self.progress.update(self.task, completed=step, figures=text)
-        if not self.live:
+        if text and not self.live:
             self.say(f"step {step}  {text}")
 
     @contextmanager

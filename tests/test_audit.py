@@ -213,7 +213,8 @@ def test_families_are_found_by_name_and_by_ancestry(tmp_path, task):
     data.mkdir()
     run.mkdir()
     (data / "manifest.json").write_text(json.dumps({"clients": [{"model": "gpt-4o"}]}))
-    (run / "config.yaml").write_text(f"data: {{train: ['{data}/data.jsonl']}}\n")
+    config = OmegaConf.create({"data": {"train": [f"{data}/data.jsonl"]}, "task": {"families": task.families}})
+    OmegaConf.save(config, run / "config.yaml")  # the globs it was asked with are no ancestors
     (data / "data.jsonl").write_text("")
     warnings = family_warnings("gpt-4", {"mine": str(run / "completions.jsonl")}, task.families)
     assert len(warnings) == 1 and "mine descends" in warnings[0] and "gpt-4o" in warnings[0]
