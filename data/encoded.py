@@ -62,10 +62,7 @@ def encode_files(
     Raises:
         ValueError: no file, a file without a usable row, or a bad row where on_bad_row=error.
     """
-    if not files:
-        raise ValueError(f"{name} names no file; give one or more, e.g. {name}=[FILE]")
-    if isinstance(files, str):
-        raise ValueError(f"{name} is a list of files; write {name}=[{files}]")
+    check_files(name, files)
     bad_rows = BadRows(on_bad_row)
     encoded = Encoded(skipped=bad_rows.skipped)
     for file in files:
@@ -83,8 +80,17 @@ def encode_files(
     return encoded
 
 
+def check_files(name: str, files: Sequence[str]) -> None:
+    """Raise ValueError where the config key `name` is no list of files, or an empty one."""
+    if isinstance(files, str):
+        raise ValueError(f"{name} is a list of files; write {name}=[{files}]")
+    if not files:
+        raise ValueError(f"{name} names no file; give one or more, e.g. {name}=[FILE]")
+
+
 def training_texts(files: Sequence[str], parse: Callable[[dict], list[Record]], on_bad_row: str) -> Iterator[str]:
     """Every message and answer of `files`, to train a tokenizer on."""
+    check_files("data.train", files)
     bad_rows = BadRows(on_bad_row)
     for file in files:
         for record in read_records(file, parse, bad_rows):

@@ -159,7 +159,7 @@ def _tiles(hidden: Tensor, weight: Tensor, ref_hidden: Tensor | None, ref_weight
     memory = ref_memory = None
     width = TILES["gpu"]
     if hidden.device.type == "cpu":  # of a wide model fewer, since a tile's weights are copied where they are cast
-        width = min(TILES["cpu"], max(512, 3 * 2**21 // hidden.shape[1]))
+        width = min(TILES["cpu"], max(512, 2**22 // hidden.shape[1]))
     for v in range(0, len(weight), width):
         rows = weight[v : v + width].to(hidden.dtype)
         memory, z_ref = _logits(hidden, rows, memory), None

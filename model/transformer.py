@@ -174,6 +174,8 @@ class Transformer(nn.Module):
 
     def regularise(self, *, residual_dropout: tuple[float, float], neftune_alpha: float) -> None:
         """Noise for SFT, only where gradients are: dropout, linear from the first to the last layer, and NEFTune."""
+        if len(residual_dropout) != 2:
+            raise ValueError(f"residual_dropout={list(residual_dropout)} must be two rates: [first layer, last layer]")
         low, high = residual_dropout
         if not (0 <= low < 1 and 0 <= high < 1 and neftune_alpha >= 0):
             raise ValueError(f"want 0 <= dropout < 1 and neftune_alpha >= 0, got {residual_dropout=}, {neftune_alpha=}")

@@ -321,18 +321,26 @@ class Run:
         self.terminal.say(f"resumed from {path}")
 
 
+@contextlib.contextmanager
+def removed_if_empty(path: Path) -> Iterator[None]:
+    """Afterwards the directory is gone if nothing was written into it."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
 def main(job: Callable[[DictConfig, Run], float], config_name: str) -> None:
     """A door's entry: composes conf/`config_name`.yaml with the command line and calls `job(cfg, run)`."""
 
     def in_a_run(cfg: DictConfig) -> float:
-        run = Run(cfg)
-        try:
-            with run:
-                return job(cfg, run)
-        except OSError as error:
-            raise run.failure(error) from error
-        finally:
-            with contextlib.suppress(OSError):  # Hydra made the directory; a refused run leaves none that is empty
-                Path(cfg.run_dir).rmdir()
+        with removed_if_empty(Path(cfg.run_dir)):  # Hydra made the directory; a refused run leaves none that is empty
+            run = Run(cfg)
+            try:
+                with run:
+                    return job(cfg, run)
+            except OSError as error:
+                raise run.failure(error) from error
 
     enter(in_a_run, config_name)

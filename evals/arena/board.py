@@ -74,6 +74,7 @@ def plot(ratings: pd.DataFrame):
     table = ratings.iloc[::-1]
     errors = [table["rating"] - table["lower"], table["upper"] - table["rating"]]
     axes.errorbar(table["rating"], table["model"], xerr=errors, fmt="o", capsize=3)
+    axes.set_ylim(-0.6, len(table) - 0.4)
     axes.set_xlabel("Bradley-Terry rating")
     return figure
 
@@ -83,7 +84,7 @@ def board_room(store: Store, models: list[str], blocks: gr.Blocks, *, refresh_se
     said = gr.Markdown()
     with gr.Row():
         table = gr.Dataframe(label="Ratings", interactive=False, elem_id="ratings")
-        picture = gr.Plot(label="Intervals")
+        picture = gr.Plot(label="Intervals", show_label=False)
     pairs = gr.Dataframe(label="Pairs", interactive=False, elem_id="pairs")
 
     def show():
