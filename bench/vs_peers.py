@@ -57,7 +57,13 @@ def works() -> list[Work]:
         Work("dpo cached", ["train_dpo.py", "data.train=[PAIRS]", *step], ["dpo"], 9.0),
         Work("dpo live", ["train_dpo.py", "ref=live", "data.train=[PAIRS]", *step], ["dpo"], 6.0),
         Work(
-            "ppo", ["train_ppo.py", "reward_model=MODEL", "data.prompts=[PAIRS]", *ppo], ["ppo"], 3.0, TRL_PPO, 1, False
+            "ppo",
+            ["train_ppo.py", "reward_model=RM", "data.prompts=[PAIRS]", *ppo],
+            ["ppo"],
+            3.0,
+            TRL_PPO,
+            1,
+            False,
         ),
     ]
     for batch, promised in ((1, 1.8), (16, 2.2), (64, 2.4)):
@@ -74,10 +80,11 @@ class Bench:
     def __init__(self, directory: Path):
         self.directory, self.count = directory, 0
         from data.tokenizer import load_tokenizer
-        from model.build import export_model, load_policy
+        from model.build import export_model, load_policy, load_reward_model
 
-        self.model = directory / "model"
+        self.model, self.scorer = directory / "model", directory / "scorer"
         export_model(load_policy(GGUF), self.model, load_tokenizer(GGUF))
+        export_model(load_reward_model(GGUF, precision="fp32", seed=0), self.scorer, load_tokenizer(GGUF))
         with gzip.open(PREFERENCES, "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file][:128]
         said = [{"messages": [*r["prompt"], {"role": "assistant", "content": r["chosen"]}]} for r in rows[:8]]
@@ -102,7 +109,7 @@ class Bench:
             fixed = ["--precision", "bf16", "--steps", "2"]
             return self.timed([sys.executable, "bench/own_generate.py", *fixed, *words[1:]])
         out = self.directory / f"run{self.count}"
-        files = {name: str(self.directory / f"{name}.jsonl") for name in self.files} | {"MODEL": str(self.model)}
+        files = {name: str(self.directory / f"{name}.jsonl") for name in self.files} | {"RM": str(self.scorer)}
         for name, path in files.items():
             words = [word.replace(f"[{name}]", f"[{path}]").replace(f"={name}", f"={path}") for word in words]
         door, *rest = words

@@ -113,6 +113,7 @@ class Verdict:
     hash_a: str | None = None
     hash_b: str | None = None
     text: str | None = None  # what the judge wrote
+    both_bad: bool = False  # a tie because neither answer was acceptable
 
 
 class BadRows:

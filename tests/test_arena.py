@@ -20,6 +20,7 @@ from evals.arena.limits import Limits  # noqa: E402
 from evals.arena.pairs import choose_pair, tally  # noqa: E402
 from evals.arena.speakers import SpeakerError  # noqa: E402
 from evals.arena.store import MIGRATIONS, Store  # noqa: E402
+from evals.readers import read_votes
 
 LIMITS = Limits(messages_per_minute=1_000_000, max_characters=100)
 
@@ -164,7 +165,7 @@ def test_what_is_exported_reads_back_as_comparisons_rankings_and_labels(store, t
     assert (pair.chosen, pair.rejected) == (f"two (3{winner})", f"two (3{loser})")
     (rank,) = read_records(tmp_path / "rankings.jsonl", formats.preferences, BadRows("error"))
     assert list(rank.ranks) == [2, 1, 2] and rank.completions == ["p", "q", "r"]
-    verdicts = [json.loads(line) for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    verdicts = read_votes([str(tmp_path / "verdicts.jsonl")], "verdicts").to_dict("records")
     assert [(v["verdict"], v["both_bad"], v["turn"]) for v in verdicts] == [("b", False, 2), ("tie", True, 1)]
     labels = [json.loads(line)["label"] for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
     assert labels == ["second", "tie", "first", "first", "first", "first"]
