@@ -7,6 +7,7 @@ order is known. Fifty people prefer by the same reward, with Bradley-Terry's noi
 through the doors: evaluate.py task=ratings, and train_rm.py on nine tenths of the comparisons.
 """
 
+import argparse
 import gzip
 import json
 import random
@@ -82,7 +83,11 @@ def vote(replies: dict[str, list[str]], home: Path) -> None:
 
 
 def main() -> None:
-    policy, home = sys.argv[1], Path(sys.argv[2]).absolute()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("policy", help="a checkpoint")
+    parser.add_argument("home", type=Path, help="directory of all that is written")
+    words = parser.parse_args()
+    policy, home = words.policy, words.home.absolute()
     vote(sample_replies(policy, home), home / "arena")
     subprocess.run(
         [sys.executable, "arena.py", "export=true", "resume=true", f"hydra.run.dir={home}/arena"], cwd=ROOT, check=True

@@ -5,6 +5,7 @@
 Needs the arena and dev extras and Chromium (Debian: apt-get install chromium). The board shows simulated votes.
 """
 
+import argparse
 import random
 import signal
 import socket
@@ -70,7 +71,11 @@ def look(page: Page, address: str, out: Path, tag: str) -> None:
 
 
 def main() -> None:
-    models, out = sys.argv[1], Path(sys.argv[2])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", help="as for arena.py: models={NAME:PATH,NAME:PATH}")
+    parser.add_argument("out", type=Path, help="directory of the pictures")
+    given = parser.parse_args()
+    models, out = given.models, given.out
     names = [pair.split(":", 1)[0] for pair in models.partition("=")[2].strip("{}").split(",")]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

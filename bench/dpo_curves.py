@@ -3,6 +3,7 @@
 python bench/dpo_curves.py docs/dpo_smollm2.png RUN_DIR ...
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -19,21 +20,24 @@ PANELS = {"rewards/accuracy": "accuracy", "rewards/margin": "margin", "rewards/c
 
 
 def main() -> None:
-    out, *runs = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="the picture, a .png")
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories")
+    words = parser.parse_args()
     figure = Figure(figsize=(12, 3.6))
     for axis, (name, title) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
-        for run in runs:
-            rows = [row for row in read_rows(Path(run) / "metrics.jsonl") if name in row][1:]  # at first all are 0
+        for run in words.runs:
+            rows = [row for row in read_rows(run / "metrics.jsonl") if name in row][1:]  # at first all are 0
             steps, values = ([row[key] for row in rows] for key in ("step", name))
-            (line,) = axis.plot(steps, smooth(values, WINDOW), label=Path(run).name)
+            (line,) = axis.plot(steps, smooth(values, WINDOW), label=run.name)
             if name == "rewards/chosen":
                 others = smooth([row["rewards/rejected"] for row in rows], WINDOW)
                 axis.plot(steps, others, "--", color=line.get_color())
             halves = [values[: len(values) // 2], values[len(values) // 2 :]]
-            print(f"{Path(run).name} {name}: {' -> '.join(f'{sum(half) / len(half):.3f}' for half in halves)}")
+            print(f"{run.name} {name}: {' -> '.join(f'{sum(half) / len(half):.3f}' for half in halves)}")
         axis.set(xlabel="step", title=f"{title}, mean of {WINDOW} steps")
         axis.grid(alpha=0.3)
-    save_figure(figure, Path(out))
+    save_figure(figure, words.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The task is the tests' (completions of 3 tokens over 6 symbols, a random reward 
 tests/enumerable_training.py calls the trainers' own functions on tables. beta is PPO's kl_coef.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -40,7 +41,9 @@ def curve(name: str, beta: float, seed: int) -> list[float]:
 
 
 def main() -> None:
-    out = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="the picture, a .png")
+    out = parser.parse_args().out
     torch.set_num_threads(1)  # tables are small
     curves = {}
     for name in LOSSES:

@@ -1,6 +1,7 @@
 """How much data is enough: train the tiny model on more and more coffee orders, drawn at random or selected.
 
-python bench/few_but_good.py --out runs/few_but_good
+    python bench/few_but_good.py --out runs/few_but_good
+
 Every model takes the same number of steps with the same tokenizer. Loss: per assistant token on held-out dialogues. Win
 rate: against the model of all dialogues, the completion nearer to what the person at the bar answered (ROUGE-L) wins.
 """

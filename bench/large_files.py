@@ -1,6 +1,7 @@
 """How long the checks and the ratings take on large files, and how much memory.
 
-python bench/large_files.py --out runs/large
+    python bench/large_files.py --out runs/large
+
 Writes 100,000 conversations, 100,000 votes, 1,000,000 battles and 805 AlpacaEval annotations, then runs each command in
 a process of its own. Conversations are put together from sentences of the embedded sets, 117 words each.
 """

@@ -5,6 +5,7 @@
 FOLDER holds mtbench/, llmbar/, llmfao/ and alpaca_eval/ as docs/lecture.md lists them.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -68,8 +69,11 @@ def length_control(folder: Path) -> list[tuple]:
 
 
 def main() -> None:
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    found, points = audits(folder), []
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="mtbench/, llmbar/, llmfao/ and alpaca_eval/ in it")
+    parser.add_argument("out", type=Path, help="the picture, a .png")
+    words = parser.parse_args()
+    found, points = audits(words.folder), []
     for figure in FIGURES:
         print(f"\n{figure}")
         for name, result in found.items():
@@ -83,11 +87,11 @@ def main() -> None:
                     centre = 0.5 if figure == "position" else 0.0
                     points.append((f"{figure}: {name}", *(one[key] - centre for key in ("value", "lower", "upper"))))
     print("\nAlpacaEval 2: model, characters, win rate, with length taken out, weight of length")
-    table = length_control(folder)
+    table = length_control(words.folder)
     for row in table:
         print("  {:32} {:6.0f} {:6.2f} {:6.2f} {:6.2f}".format(*row))
     print(f"  length helps in {sum(row[4] < 0 for row in table)} of {len(table)} models")
-    plot_intervals(out, "departure from no bias, with intervals that hold together", points, null=0)
+    plot_intervals(words.out, "departure from no bias, with intervals that hold together", points, null=0)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """First PPO step against trl==1.12.0's experimental PPOTrainer: same tiny model, prompts, completions and reward model.
 
-    python bench/parity_trl_ppo.py            # in the environment of bench/requirements_ppo.txt
-    python bench/parity_trl_ppo.py --write    # also renew tests/trl_ppo_step.json, which a test compares with
+    make .venv-bench-ppo/done
+    .venv-bench-ppo/bin/python bench/parity_trl_ppo.py            # --write renews tests/trl_ppo_step.json, a test's
 
 TRL runs one update and is listened to; our functions then compute the same rollout with its conventions set: score in
 the slot after EOS, missing EOS subtracted, whitening with Bessel's correction. Prints the largest differences.
 """
 
+import argparse
 import json
 import math
 import sys
@@ -187,6 +188,9 @@ def later(x: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help=f"also renew {GOLDEN.name}, which a test compares with")
+    words = parser.parse_args()
     torch.manual_seed(1)
     prompts = [torch.randint(2, VOCABULARY, (int(n),)).tolist() for n in torch.randint(3, 9, (16,))]
     with tempfile.TemporaryDirectory() as name:
@@ -197,7 +201,7 @@ def main() -> None:
     print(f"{int(rollout['finished'].sum())} of {len(prompts)} completions ended with EOS")
     for key in ours:
         print(f"{key:>20}  max |TRL - ours| = {(theirs[key].float() - ours[key].float()).abs().max():.1e}")
-    if "--write" in sys.argv:
+    if words.write:
         step = {"trl": "1.12.0", "rollout": rollout, "theirs": theirs}
         GOLDEN.write_text(json.dumps(step, default=lambda x: x.tolist()), encoding="utf-8")
 

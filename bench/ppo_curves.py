@@ -3,6 +3,7 @@
 python bench/ppo_curves.py docs/ppo_coffee.png RUN_DIR RUN_DIR ...
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -22,13 +23,16 @@ def smooth(values: list[float], window: int = WINDOW) -> list[float]:
 
 
 def main() -> None:
-    out, *runs = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="the picture, a .png")
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories")
+    words = parser.parse_args()
     figure = Figure(figsize=(12, 3.6))
     score_axis, kl_axis, plane = figure.subplots(1, 3)
-    for run in runs:
-        rows = [row for row in read_rows(Path(run) / "metrics.jsonl") if "objective/kl" in row]
+    for run in words.runs:
+        rows = [row for row in read_rows(run / "metrics.jsonl") if "objective/kl" in row]
         steps, scores, kl = ([row[key] for row in rows] for key in ("step", "objective/score", "objective/kl"))
-        label = Path(run).name
+        label = run.name
         score_axis.plot(steps, smooth(scores), label=label)
         kl_axis.plot(steps, smooth(kl), label=label)
         plane.plot([max(x, 0) ** 0.5 for x in smooth(kl)], smooth(scores), label=label)
@@ -39,7 +43,7 @@ def main() -> None:
     kl_axis.set(xlabel="step", ylabel="nats per completion", title="KL to the reference")
     plane.set(xlabel="sqrt(KL)", ylabel="score", title="score against sqrt(KL)")
     score_axis.legend(fontsize=8)
-    save_figure(figure, Path(out))
+    save_figure(figure, words.out)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def load_reward_function(spec: str) -> RewardFunction:
 def call_reward(
     function: RewardFunction, prompts: list[str], completions: list[str], columns: dict[str, list]
 ) -> list[float]:
-    """One finite float per row; columns that the function does not take are left out.
+    """One finite float per row, from numbers, NumPy's or torch's; columns that the function does not take are left out.
 
     Raises:
         ValueError: the function raised, or returned anything but one finite number per row.
@@ -51,6 +51,7 @@ def call_reward(
     name = getattr(function, "__name__", "reward_fn")
     try:
         rewards = list(function(prompts, completions, **_accepted(function, columns)))
+        rewards = [reward.item() if hasattr(reward, "item") else reward for reward in rewards]
     except Exception as error:
         raise ValueError(f"reward function {name} raised {type(error).__name__}: {error}") from error
     if len(rewards) != len(completions):
@@ -66,10 +67,10 @@ def call_reward(
 
 def _accepted(function: RewardFunction, columns: dict[str, list]) -> dict[str, list]:
     parameters = inspect.signature(function).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return columns
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = {p.name for p in parameters}
-    return {name: column for name, column in columns.items() if name in names}
+    given = ("prompts", "completions")  # a ranking has a column of that name: the policy's completions go before it
+    return {name: column for name, column in columns.items() if name not in given and (any_name or name in names)}
 
 
 def _load_file(path: Path):

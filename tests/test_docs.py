@@ -1,60 +1,170 @@
-"""Every command that README, CONTRIBUTING and docs/ print composes: its door, groups and keys exist."""
+"""Every command that the docs, docstrings and conf/'s comments print is one that runs.
 
+A door's composes with every value that it sweeps over, lacks no required key and passes the door's own checks; a bench
+script parses its words; make targets, test files and files of the project exist.
+"""
+
+import argparse
+import ast
 import re
 import shlex
 from pathlib import Path
 
+import hydra
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+import train_dpo
+import train_ppo
+import train_rm
+from run_recipe import compose as compose_step
+from runtime.config import check_policy_or_model, check_training
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-CONFIGS = {path.stem for path in (ROOT / "conf").glob("*.yaml")}
+MODULES = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "bench").glob("*.py")), *sorted((ROOT / "kernels").glob("*.py"))]
+DOORS = {path.stem for path in (ROOT / "conf").glob("*.yaml")}
+CHECKS = {
+    "train_sft": lambda cfg: (check_training(cfg, 1), check_policy_or_model(cfg)),
+    "train_rm": lambda cfg: train_rm.check_reward(cfg, 1),
+    "train_ppo": lambda cfg: train_ppo.check_ppo(cfg, 1),
+    "train_dpo": lambda cfg: train_dpo.check_dpo(cfg, 1),
+}
+COMMAND = re.compile(r"(?:\w+=\S+ )*(?:\S*/)?(?:python|torchrun|pytest|make) [\w.-]|\w+\.py [\w+]+=")
+
+
+def text_of(path: Path) -> str:
+    """What a reader of the file may type: a page, a module's docstring, a config's comments."""
+    if path.suffix == ".py":
+        return ast.get_docstring(ast.parse(path.read_text())) or ""
+    if path.suffix == ".yaml":  # of a comment, the line or what follows a colon
+        comments = re.findall(r"# ?(.*)", path.read_text())
+        return "\n".join("    " + line.split(": ")[-1].split(";")[0].strip() for line in comments)
+    return path.read_text()
 
 
 def commands(text: str) -> list[str]:
-    """`python ...` commands of code blocks and of inline code, lines that go on with a backslash joined."""
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    inline = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
-    return [line.split("  #")[0].split("   # ")[0] for line in lines + inline if re.match(r"python \S+\.py\b", line)]
+    """Commands of fenced and indented blocks and of inline code, each on one line without the remark after it."""
+    fenced = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    inline = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", rest)]
+    indented = [line[4:] for line in re.sub(r"\\\n\s*", "", rest).splitlines() if line.startswith("    ")]
+    blocks = [line for block in fenced for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    lines = [re.split(r"\s{3,}", line.strip())[0] for line in blocks + indented]
+    return [line for line in lines + inline if COMMAND.match(line)]
 
 
 PRINTED = [
-    (page.name, command)
-    for page in PAGES
-    for command in commands(page.read_text())
-    if "task=NAME" not in command  # a form, not a command
+    (str(path.relative_to(ROOT)), command)
+    for path in [*PAGES, *MODULES, *sorted((ROOT / "conf").rglob("*.yaml"))]
+    for command in commands(text_of(path))
+    if "task=NAME" not in command and "|" not in command  # a form, not a command
 ]
 
 
-def overrides(words: list[str]) -> list[str]:
-    """What the door's config sees: no -m, nothing of Hydra's own, and of a list to sweep over its first value."""
-    given = [word for word in words if "=" in word and not word.startswith(("hydra", "--", "-c"))]
-    kept = []
-    for one, word in zip(OverridesParser.create().parse_overrides(given), given, strict=True):
-        if one.is_sweep_override():
-            sign = "+" if word.startswith("+") else ""
-            first = next(iter(one.sweep_string_iterator())) if not word.endswith("glob(*)") else "default"
-            word = f"{sign}{one.get_key_element().lstrip('+')}={first}"
-        kept.append(word)
-    return kept
-
-
 @pytest.mark.parametrize("page, command", PRINTED, ids=[f"{page}: {command[:60]}" for page, command in PRINTED])
-def test_a_printed_command_composes(page, command, compose):
-    words = shlex.split(command.removesuffix("...").strip())[1:]
-    door, rest = Path(words[0]), words[1:]
-    assert (ROOT / door).exists(), f"{page} prints {command}, but there is no {door}"
-    if door.stem in CONFIGS and len(door.parts) == 1:
-        compose(door.stem, *[word for word in overrides(rest) if word != "..."])
+def test_a_printed_command_runs(page, command, compose):
+    words = shlex.split(command)
+    while re.match(r"\w+=\S+$", words[0]):
+        words.pop(0)  # environment
+    for file in re.findall(r"(?:data/embedded|evals/sets)/[\w./]+", command):
+        assert (ROOT / file).exists(), f"no {file}"
+    program, rest = Path(words[0]).name, words[1:]
+    if program == "make":
+        assert set(rest) <= targets() or any("=" in word for word in rest), f"the Makefile lacks one of {rest}"
+    elif program == "pytest":
+        assert all((ROOT / word).exists() for word in rest if word.startswith("tests/"))
+    else:
+        check_script(words if program.endswith(".py") else rest, compose)
+
+
+def check_script(words: list[str], compose) -> None:
+    """The script or -m module of a command: a door composes, others parse their words."""
+    at = next(i for i, word in enumerate(words) if word.endswith(".py") or words[i - 1] == "-m")
+    name, rest = words[at].removesuffix(".py"), words[at + 1 :]
+    path = ROOT / (name if "/" in name else name.replace(".", "/"))
+    assert path.with_suffix(".py").exists() or "/" not in name and name in DOORS, f"there is no {name}"
+    if path.stem in DOORS:
+        check_door(path.stem, rest, compose)
+    else:
+        parser = parser_of(path.with_suffix(".py"))
+        parser.parse_args([word for word in rest if word != "..."])
+
+
+def targets() -> set[str]:
+    """What make can make."""
+    heads = re.findall(r"^([\w./ -]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return {target for head in heads for target in head.split()}
+
+
+def parser_of(path: Path) -> argparse.ArgumentParser:
+    """The script's parser, read from its source: a peer's script cannot be imported here."""
+    parser = argparse.ArgumentParser(path.name, exit_on_error=False)
+    for call in ast.walk(ast.parse(path.read_text())):
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", None) == "add_argument":
+            names = [ast.literal_eval(name) for name in call.args if isinstance(name, ast.Constant)]
+            given = {word.arg: word.value for word in call.keywords if word.arg in ("nargs", "action", "required")}
+            parser.add_argument(*names, **{key: ast.literal_eval(value) for key, value in given.items()})
+    return parser
+
+
+def check_door(door: str, words: list[str], compose) -> None:
+    """The door composes for every value of every sweep; where nothing is left out (...), it misses no key."""
+    whole = not any(word.endswith("...") or "[...]" in word for word in words)
+    for overrides in each_value([word for word in words if "..." not in word]):
+        cfg = compose(door, *overrides)
+        if door == "run_recipe":
+            check_steps(cfg)
+        if whole:
+            missing = OmegaConf.missing_keys(cfg)
+            assert not missing, f"{sorted(missing)} have no value"
+            CHECKS.get(door, lambda cfg: None)(cfg)
+
+
+def each_value(words: list[str]) -> list[list[str]]:
+    """The overrides once for every value of every swept key, the other keys at their first; nothing of Hydra's own."""
+    words = [word for word in words if "=" in word and not word.startswith(("hydra", "--", "-c"))]
+    parsed = OverridesParser.create().parse_overrides(words)
+    values = [
+        list(one.sweep_string_iterator()) if one.is_sweep_override() and one.is_choice_sweep() else []
+        for one in parsed
+    ]
+    kept = [
+        (word, [word.split("=", 1)[0] + "=" + str(value) for value in found])
+        for word, one, found in zip(words, parsed, values, strict=True)
+        if found or not one.is_sweep_override()  # an interval is the sweeper's to draw from
+    ]
+    usual = [options[0] if options else word for word, options in kept]
+    return [usual] + [
+        usual[:i] + [option] + usual[i + 1 :] for i, (_, options) in enumerate(kept) for option in options[1:]
+    ]
+
+
+def check_steps(recipe) -> None:
+    """Every step of a recipe, as the recipe would compose and its door would check it."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        for step in recipe.steps:
+            cfg = compose_step(step, recipe)
+            OmegaConf.set_struct(cfg, False)
+            cfg.run_dir = "runs/x"
+            assert not OmegaConf.missing_keys(cfg), step.name
+            CHECKS.get(step.run.split(".py")[0], lambda cfg: None)(cfg)
 
 
 def test_pages_print_commands():
-    assert len(PRINTED) > 40
+    assert len(PRINTED) > 100
 
 
-def test_links_between_pages_lead_somewhere():
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-            assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_of_a_page_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), f"links to {target}"
+
+
+def test_every_picture_of_the_docs_is_shown_and_its_command_printed():
+    pages = "".join(page.read_text() for page in PAGES)
+    for picture in sorted((ROOT / "docs").glob("*.png")):
+        assert f"({picture.name})" in pages, f"no page shows {picture.name}"

@@ -20,6 +20,8 @@ from data.records import BadRows, Record, read_records
 from runtime.plots import plot_intervals
 from runtime.report import bullets, picture, table, write_page, write_result
 
+MAX_LABELS = 200  # a pair's table has that many squared cells, drawn anew in each resample
+
 
 @dataclass(frozen=True)
 class Vote(Record):
@@ -50,9 +52,16 @@ class Votes:
     """Votes as a table: `labels[item, annotator]` is a label's code, -1 where there is no vote."""
 
     def __init__(self, votes: Sequence[Vote]):
+        if not votes:
+            raise ValueError("there is no vote in check.input: every label is null, or every row was skipped")
         self.items = list(dict.fromkeys(vote.item for vote in votes))
         self.annotators = sorted({vote.annotator for vote in votes})
         self.names = sorted({vote.label for vote in votes})
+        if len(self.names) > MAX_LABELS:
+            raise ValueError(
+                f"{len(self.names)} different labels, from {self.names[0]!r} to {self.names[-1]!r}; agreement here is "
+                f"about categories, at most {MAX_LABELS}: put numbers into bins first"
+            )
         item_at = {item: i for i, item in enumerate(self.items)}
         annotator_at = {name: a for a, name in enumerate(self.annotators)}
         code = {label: c for c, label in enumerate(self.names)}
@@ -164,7 +173,7 @@ def _estimate(value: float, drawn, n: int) -> dict:
 def _table_kappa(x: np.ndarray, y: np.ndarray, labels: int, resamples: int, random: np.random.Generator) -> dict:
     """Cohen's kappa of two columns of codes; resampling items is drawing the table's cells."""
     table = np.bincount(x * labels + y, minlength=labels * labels)
-    drawn = random.multinomial(len(x), table / len(x), size=resamples).reshape(-1, labels, labels)
+    drawn = (random.multinomial(len(x), table / len(x)).reshape(labels, labels) for _ in range(resamples))
     return _estimate(kappa_of(table.reshape(labels, labels)), map(kappa_of, drawn), len(x))
 
 
