@@ -26,6 +26,7 @@ from runtime.run import Run, main  # noqa: E402
 
 
 def serve(cfg: DictConfig, run: Run) -> float:
+    """The page until it is closed, or, with export=true, only the files that it leaves."""
     accounts = check(cfg)
     database = run.dir / "arena.sqlite"
     if cfg.export and not database.exists():
@@ -91,6 +92,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]] | None:
 
 
 def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -98,6 +100,7 @@ def is_loopback(host: str) -> bool:
 
 
 def read_accounts(path: Path) -> list[tuple[str, str]]:
+    """(name, password) of every line of the file that auth= names."""
     if not path.is_file():
         raise ValueError(f"auth={path} is no file; write one name:password a line into it")
     accounts = [tuple(line.split(":", 1)) for line in path.read_text().splitlines() if line.strip()]

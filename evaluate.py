@@ -28,6 +28,7 @@ TASKS = {
 
 
 def evaluate(cfg: DictConfig, run: Run) -> float:
+    """Runs the task and writes result.json; the first of its figures is what a sweeper sees."""
     check_door(cfg, run)
     for number in (signal.SIGINT, signal.SIGTERM):  # there is no step to finish, and answers are cached as they come
         signal.signal(number, signal.SIG_DFL)
@@ -42,6 +43,7 @@ def evaluate(cfg: DictConfig, run: Run) -> float:
 
 
 def check_door(cfg: DictConfig, run: Run) -> None:
+    """Raises ValueError where no task is named or the directory is a training's."""
     if cfg.get("task") is None:
         raise ValueError(f"name a task: python evaluate.py task={' | '.join(TASKS)}")
     trained = [name for name in ("model", "checkpoints") if (run.dir / name).exists()]

@@ -77,6 +77,7 @@ def talk(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
 
 
 def read_line(prompt: str) -> str:
+    """What was typed; nothing at the end of input."""
     try:
         return input(prompt).strip()
     except EOFError:

@@ -7,7 +7,6 @@ answer is kept in DIR/answers, so it makes the same rows as an uninterrupted one
 """
 
 import json
-import os
 import signal
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +15,7 @@ from data import formats
 from data.clients import Client, build_client
 from data.methods.rows import Made, manifest
 from data.records import BadRows, read_records, write_jsonl
+from runtime.report import write_text
 from runtime.run import Run, main
 
 METHODS = ("self_instruct", "ultrachat", "camel", "preferences", "best_of")
@@ -41,9 +41,7 @@ def make_data(cfg: DictConfig, run: Run) -> float:
     if not rows:
         raise ValueError(f"no row survived; dropped by reason: {facts['drops']} {made.facts}")
     write_jsonl(run.dir / "data.jsonl", rows)
-    aside = run.dir / "manifest.json.tmp"
-    aside.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    os.replace(aside, run.dir / "manifest.json")
+    write_text(run.dir / "manifest.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     for reason, count in sorted(made.drops.items(), key=lambda item: -item[1]):
         run.terminal.say(f"  dropped {count:6d}  {reason}")
     short = (

@@ -24,6 +24,7 @@ from rich.console import Console
 from evals.recipe_report import report
 from runtime.config import flat
 from runtime.door import INTERRUPTED, enter
+from runtime.report import write_text
 
 ROOT = Path(__file__).parent
 UNHASHED = ("checkpoints", "wandb", ".lock")  # large, or rewritten by looking at them
@@ -31,6 +32,7 @@ console = Console(highlight=False)
 
 
 def run_recipe(cfg: DictConfig) -> None:
+    """Composes every step, runs those that are not done, and writes the report."""
     os.chdir(ROOT)  # paths in a recipe are the project's
     home = Path(cfg.dir).absolute()
     for step in cfg.steps:
@@ -118,14 +120,14 @@ def is_done(manifest: Path, key: str, directory: Path) -> bool:
 
 
 def read_manifest(path: Path) -> dict:
+    """What is known of a step; nothing where it never began."""
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def write_manifest(path: Path, value: dict) -> None:
+    """Creates its directory where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(value, indent=1))
-    os.replace(aside, path)
+    write_text(path, json.dumps(value, indent=1))
 
 
 def wait_for(command: list[str], name: str) -> None:
@@ -142,7 +144,8 @@ def wait_for(command: list[str], name: str) -> None:
         code = INTERRUPTED
     if code:
         again = "the same command goes on with it" if code == INTERRUPTED else "the same command tries it again"
-        what = "was interrupted" if code == INTERRUPTED else f"failed with exit code {code}"
+        what = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
+        what = "was interrupted" if code == INTERRUPTED else what
         console.print(f"step {name} {what}; {again}, finished steps are kept", markup=False, style="bold red")
         raise SystemExit(code if code > 0 else 1)
 

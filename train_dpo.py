@@ -8,6 +8,7 @@ The reference costs one forward per row once and for all: its log-probs lie on d
 """
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from model.heads import Policy
 from model.lora import Reference, add_lora, export_adapter
 from model.packing import Rows, make_rows
 from model.ref_cache import cached_logprobs, row_key, weights_digest
-from runtime.config import check_choice, check_positive, check_training
+from runtime.config import check_choice, check_number, check_positive, check_training
 from runtime.distributed import gathered
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
@@ -247,13 +248,14 @@ def check_dpo(cfg: DictConfig, world_size: int) -> None:
     check_choice("loss", cfg.loss, tuple(USES))
     check_choice("ref", cfg.ref, ("cached", "live", "none"))
     check_positive(beta=cfg.beta)
+    check_number(0, nll_coef=cfg.nll_coef, label_smoothing=cfg.label_smoothing)
+    check_number(0, desirable_weight=cfg.desirable_weight, undesirable_weight=cfg.undesirable_weight)
+    check_number(-math.inf, target_margin=cfg.target_margin, margin_coef=cfg.margin_coef)
     for key in ("label_smoothing", "target_margin", "margin_coef"):
         if cfg[key] and key not in USES[cfg.loss]:
             raise ValueError(f"loss={cfg.loss} has no {key}, but {key}={cfg[key]}; set it to 0")
-    if not 0 <= cfg.label_smoothing < 0.5:
+    if cfg.label_smoothing >= 0.5:
         raise ValueError(f"label_smoothing={cfg.label_smoothing} must lie in [0, 0.5): it is the share of wrong labels")
-    if cfg.nll_coef < 0:
-        raise ValueError(f"nll_coef={cfg.nll_coef} must be at least 0")
     if cfg.loss in WITHOUT_REFERENCE and cfg.ref != "none":
         raise ValueError(f"loss={cfg.loss} has no reference; say ref=none, not ref={cfg.ref}")
     if cfg.ref == "none" and cfg.ref_policy is not None:

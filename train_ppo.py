@@ -7,6 +7,7 @@ Ziegler et al. 2019 (arXiv:1909.08593), Stiennon et al. 2020 (arXiv:2009.01325),
 Every variant is a setting of conf/train_ppo.yaml, explained in docs/ppo.md; it lives in a function that the loop calls.
 """
 
+import math
 import time
 
 import torch
@@ -40,7 +41,7 @@ from model.ema import WeightAverage
 from model.heads import Policy
 from model.lora import Reference, add_lora, export_adapter, value_on
 from model.packing import Rows
-from runtime.config import check_batch, check_choice, check_positive, check_whole
+from runtime.config import check_batch, check_choice, check_number, check_positive, check_whole
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
 
@@ -208,6 +209,8 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
     check_batch(cfg.batch_size * cfg.samples_per_prompt, cfg.minibatch_size, 1, "batch_size * samples_per_prompt")
     check_positive(optim__lr=cfg.optim.lr, optim__value_lr=cfg.optim.value_lr, clip_range=cfg.clip_range)
     check_positive(**{key: cfg[key] for key in ("value_clip_range", "reward_clip") if cfg[key] is not None})
+    check_number(0, **{key: cfg[key] for key in ("kl_coef", "ptx_coef", "value_coef", "gamma", "gae_lambda")})
+    check_number(-math.inf, missing_eos_value=cfg.missing_eos_value)
     check_choice("precision", cfg.precision, ("fp32", "bf16"))
     check_choice("score_position", cfg.score_position, ("eos", "after_eos"))
     check_choice("missing_eos", cfg.missing_eos, ("replace", "subtract", "none"))
@@ -230,17 +233,21 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
         )
     if cfg.dual_clip is not None and not cfg.dual_clip > 1:
         raise ValueError(f"dual_clip={cfg.dual_clip} must be null or above 1: it bounds the ratio where A < 0")
-    if not (0 <= cfg.gamma <= 1 and 0 <= cfg.gae_lambda <= 1):
+    if cfg.gamma > 1 or cfg.gae_lambda > 1:
         raise ValueError(f"gamma={cfg.gamma} and gae_lambda={cfg.gae_lambda} are discounts and must lie in [0, 1]")
-    if min(cfg.kl_coef, cfg.ptx_coef, cfg.value_coef) < 0:
-        raise ValueError(f"kl_coef={cfg.kl_coef}, ptx_coef={cfg.ptx_coef} and value_coef={cfg.value_coef} must be >= 0")
 
 
 def kl_controller(cfg: DictConfig) -> FixedKL:
     """The coefficient of the KL penalty, fixed or steered to a target."""
     if cfg.kl_controller == "fixed":
         return FixedKL(cfg.kl_coef)
-    target = cfg.kl_target_nats_per_sequence
+    target, num_sequences = cfg.kl_target_nats_per_sequence, cfg.batch_size * cfg.samples_per_prompt
+    check_positive(kl_target_nats_per_sequence=target, kl_horizon=cfg.kl_horizon)
+    if num_sequences >= 5 * cfg.kl_horizon:  # the formula moves by at most 0.2 * num_sequences / horizon at once
+        raise ValueError(
+            f"kl_horizon={cfg.kl_horizon} lets one rollout of {num_sequences} completions take kl_coef below 0; "
+            f"set it above {num_sequences / 5:g}"
+        )
     return AdaptiveKL(cfg.kl_coef, target_nats_per_sequence=target, horizon=cfg.kl_horizon)
 
 

@@ -28,7 +28,7 @@ from model.heads import RewardModel
 from model.lora import add_lora, export_adapter
 from model.packing import make_rows
 from model.sampling import generate
-from runtime.config import check_choice, check_policy_or_model, check_positive, check_training
+from runtime.config import check_choice, check_number, check_policy_or_model, check_training, check_whole
 from runtime.distributed import gathered
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
@@ -114,11 +114,10 @@ def check_reward(cfg: DictConfig, world_size: int) -> None:
     check_training(cfg, world_size)
     check_policy_or_model(cfg)
     check_choice("normalise", cfg.normalise, ("none", "reference_mean", "gain_bias"))
-    check_positive(normalise_samples=cfg.normalise_samples)
+    check_whole(1, normalise_samples=cfg.normalise_samples)
+    check_number(0, center_coef=cfg.center_coef, margin_coef=cfg.margin_coef)
     if cfg.normalise == "gain_bias":
         check_policy_can_answer(cfg)
-    if cfg.center_coef < 0 or cfg.margin_coef < 0:
-        raise ValueError(f"center_coef={cfg.center_coef} and margin_coef={cfg.margin_coef} must be >= 0")
 
 
 def check_policy_can_answer(cfg: DictConfig) -> None:

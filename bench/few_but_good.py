@@ -107,6 +107,8 @@ def plot(found: list[dict], path: Path) -> None:
     right.set_ylabel("% won against the model of all")
     for axis in (left, right):
         axis.set_xscale("log")
+        axis.minorticks_off()
+        axis.set_xticks(sizes, sizes)
         axis.set_xlabel("dialogues")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

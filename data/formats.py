@@ -57,7 +57,7 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
 
 
 def prompts(row: dict) -> list[Prompt]:
-    """What to ask: `prompt` or `context`; of `messages`, all before the last assistant turn."""
+    """What to ask: `prompt` or `context`; of `messages` or Anthropic's text, all before the last assistant turn."""
     if _is_tree(row):
         return [Prompt(_prompt(row["prompt"].get("text")), columns=_rest(row, "prompt"))]
     if "prompt" in row or "context" in row:
@@ -67,6 +67,8 @@ def prompts(row: dict) -> list[Prompt]:
         name, asked = "messages", parse_messages(row["messages"])
         last = max((i for i, m in enumerate(asked) if m["role"] == "assistant"), default=len(asked))
         asked = asked[:last]
+    elif "chosen" in row:  # a comparison that repeats the conversation on each side
+        name, (asked, _) = "chosen", _side(row["chosen"], None, "chosen")
     else:
         raise ValueError(f"no prompt: expected prompt, context or messages; got {_fields(row)}")
     if not any(m["content"].strip() for m in asked if m["role"] != "system"):

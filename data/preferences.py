@@ -32,6 +32,7 @@ class Element:
 
     @property
     def is_tie(self) -> bool:
+        """Whether all completions share one rank."""
         return len(self.rows) > 1 and len(set(self.ranks)) == 1
 
 

@@ -84,16 +84,6 @@ class Prompt(Record):
 
 
 @dataclass(frozen=True)
-class Completion(Record):
-    """What generate.py writes: a prompt, the answer, "stop" or "length", and the seed of the row."""
-
-    prompt: list[Message]
-    completion: str
-    finish_reason: str
-    seed: int
-
-
-@dataclass(frozen=True)
 class Verdict:
     """One vote on two answers to one question."""
 

@@ -94,6 +94,7 @@ class Survey:
         return torch.cat([self.reward_model.score(*part) for part in self.parts(rows)])
 
     def parts(self, rows: Rows) -> list[Rows]:
+        """The batch in parts that one forward takes."""
         indices = torch.arange(len(rows.input_ids), device=rows.input_ids.device)
         return [rows.select(part) for part in indices.split(2 * self.cfg.micro_batch_size)]
 

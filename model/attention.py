@@ -86,6 +86,7 @@ def attend_flex(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | N
 
 
 def compiled_flex():
+    """flex_attention, compiled at its first call on a GPU."""
     global _compiled
     if _compiled is None:
         _compiled = torch.compile(flex_attention, dynamic=True)

@@ -88,6 +88,7 @@ def new_reward_model(config: ModelConfig, *, seed: int, precision: str) -> Rewar
 
 
 def open_weights(path: str | Path) -> HFReader | GGUFReader:
+    """The reader for what lies at the path: a Hugging Face directory or a GGUF file."""
     found = find_model(path)
     return HFReader(found) if found.is_dir() else GGUFReader(found)
 
@@ -115,6 +116,7 @@ def empty(kind: type, config: ModelConfig, precision: str, frozen: bool, *, late
 
 
 def frozen_or_not(model: nn.Module, frozen: bool) -> nn.Module:
+    """The model; without gradients, in eval mode, where frozen."""
     return model.eval().requires_grad_(False) if frozen else model
 
 
@@ -172,6 +174,7 @@ def tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def shorten(names) -> str:
+    """The first five names, for an error message."""
     names = sorted(names)
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 

@@ -36,10 +36,13 @@ class KVCache:
 
 
 class Prefill:
+    """The cache during one forward over whole prompts: keeps their keys and values, attends within them."""
+
     def __init__(self, cache: KVCache, slots: list[list[int]]):
         self.cache, self.slots = cache, slots
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
+        """(N, H, Dh): attention within the stream; each block's keys and values go to its slots."""
         both = rearrange(torch.cat((k, v), dim=1), "n k d -> k n d")
         for (start, stop), slots in zip(blocks.spans, self.slots, strict=True):
             for slot in slots:
@@ -48,6 +51,8 @@ class Prefill:
 
 
 class Decode:
+    """The cache during one forward over one new token a row."""
+
     def __init__(self, cache: KVCache, positions: Tensor, lengths: list[int]):
         self.cache, self.positions = cache, positions
         self.rows = torch.arange(len(positions), device=positions.device)
@@ -69,6 +74,7 @@ class Decode:
         return (outs[0] if len(outs) == 1 else torch.cat(outs)).flatten(1, 2)
 
     def biases(self, window: int | None, dtype: torch.dtype) -> list[Tensor]:
+        """One (rows, 1, 1, read) bias a piece: 0 where a key may be read, -inf elsewhere."""
         if window not in self.masks:
             self.masks[window] = [self.bias(rows, read, window, dtype) for rows, read in self.pieces]
         return self.masks[window]

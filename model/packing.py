@@ -86,6 +86,8 @@ def pack(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> 
 
 
 class Layout(NamedTuple):
+    """Where the rows of a batch lie in the stream."""
+
     spans: list[tuple[int, int]]  # stream slice of each block
     bases: list[int]  # per row, where its prompt begins
     offsets: list[int]  # per row, where its answer begins, less the prompt's length

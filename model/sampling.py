@@ -23,6 +23,8 @@ PREFILL = {"cpu": 1024, "cuda": 16384}
 
 
 class Generation(NamedTuple):
+    """What generate() returns."""
+
     rows: Rows  # (B, T) prompt, completion (its stop token included), padding on the right; in the prompts' order
     finish_reasons: list[str]  # per row: "stop" (a stop token was drawn) or "length"
 

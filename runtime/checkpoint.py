@@ -18,7 +18,7 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ def find_damage(directory: Path) -> str | None:
     return "checksum differs: " + ", ".join(sorted(names) or [CHECKSUMS])
 
 
-def best_step(rows: list[dict], root: Path, metric: str | None) -> set[str]:
+def best_step(rows: Iterable[dict], root: Path, metric: str | None) -> set[str]:
     """The name of the checkpoint whose row has the lowest `metric` (the highest, where it is written -metric)."""
     if metric is None:
         return set()

@@ -19,6 +19,15 @@ def check_positive(**values: int | float) -> None:
             raise ValueError(f"{key.replace('__', '.')}={value} must be a number above 0")
 
 
+def check_number(least: float, **values: int | float) -> None:
+    """Each value is a finite number of at least `least`."""
+    for key, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < least:
+            at_least = f" of at least {least}" if math.isfinite(least) else ""
+            raise ValueError(f"{key.replace('__', '.')}={value} must be a finite number{at_least}")
+
+
 def check_whole(least: int, **values: int) -> None:
     """Each value is a whole number of at least `least`."""
     for key, value in values.items():

@@ -3,6 +3,7 @@
 import json
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -52,19 +53,31 @@ def append_row(path: Path, row: dict) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a file that a run wrote; a last line cut by a kill is left out. No file, no rows."""
+def each_row(path: Path) -> Iterator[dict]:
+    """The rows of a file that a run wrote, one at a time, so that no reader grows with the length of the run.
+
+    A last line cut by a kill is left out. No file, no rows.
+    """
     if not path.exists():
-        return []
-    complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in complete.split("\n") if line]  # not splitlines: texts may hold U+2028
+        return
+    with open(path, encoding="utf-8", newline="\n") as file:  # no other line end: texts may hold U+2028
+        for line in file:
+            if line.endswith("\n") and line != "\n":
+                yield json.loads(line)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """All of them."""
+    return list(each_row(path))
 
 
 def drop_rows_after(path: Path, step: int) -> None:
     """Forget what an interrupted run logged after its checkpoint: rows whose `step` is larger."""
     if not path.exists():
         return
-    kept = [row for row in read_rows(path) if row["step"] <= step]
     aside = path.with_suffix(".tmp")
-    aside.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    with open(aside, "w", encoding="utf-8") as file:
+        for row in each_row(path):
+            if row["step"] <= step:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
     os.replace(aside, path)

@@ -8,6 +8,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from runtime.config import check_number, check_positive
+
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -42,16 +44,12 @@ def check_optim(cfg: DictConfig) -> None:
     """Refuse settings that cannot be meant."""
     if cfg.schedule not in SCHEDULES:
         raise ValueError(f"optim.schedule={cfg.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
-    if not cfg.lr >= 0:
-        raise ValueError(f"optim.lr={cfg.lr} must be at least 0")
-    if cfg.warmup_steps < 0 or cfg.weight_decay < 0:
-        raise ValueError(
-            f"optim.warmup_steps={cfg.warmup_steps} and optim.weight_decay={cfg.weight_decay} must be >= 0"
-        )
-    if not 0 <= cfg.min_lr_ratio <= 1:
+    names = ("lr", "warmup_steps", "weight_decay", "min_lr_ratio")
+    check_number(0, **{f"optim__{name}": cfg[name] for name in names})
+    if cfg.min_lr_ratio > 1:
         raise ValueError(f"optim.min_lr_ratio={cfg.min_lr_ratio} must lie in [0, 1]")
-    if cfg.max_grad_norm is not None and not cfg.max_grad_norm > 0:
-        raise ValueError(f"optim.max_grad_norm={cfg.max_grad_norm} must be positive; null turns clipping off")
+    if cfg.max_grad_norm is not None:  # null turns clipping off
+        check_positive(optim__max_grad_norm=cfg.max_grad_norm)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, cfg: DictConfig) -> float:

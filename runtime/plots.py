@@ -2,15 +2,25 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
-def plot_metrics(rows: list[dict], path: Path) -> None:
-    """One panel per metric, against the step."""
-    names = sorted({name for row in rows for name in row} - {"step"})
-    if not names:
+POINTS = 1000  # of a curve, in a panel of 400 pixels
+
+
+def plot_metrics(rows: Iterable[dict], path: Path) -> None:
+    """One panel per metric, against the step. Of a long curve every k-th point, counted from the last."""
+    curves: dict[str, tuple[array, array]] = {}  # 16 bytes a point: drawing must not make a long run grow
+    for row in rows:
+        for name in row.keys() - {"step"}:
+            steps, values = curves.setdefault(name, (array("d"), array("d")))
+            steps.append(row["step"])
+            values.append(row[name])
+    if not curves:
         return
+    names = sorted(curves)
     plt = pyplot()
     columns = min(4, len(names))
     lines = math.ceil(len(names) / columns)
@@ -18,8 +28,9 @@ def plot_metrics(rows: list[dict], path: Path) -> None:
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     for axis, name in zip(axes.flat, names, strict=False):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None, linewidth=1)
+        length = len(curves[name][0])
+        steps, values = (column[:: -length // POINTS] for column in curves[name])
+        axis.plot(steps, values, marker="." if length < 30 else None, linewidth=1)
         axis.set_title(name, fontsize=9)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)

@@ -25,7 +25,7 @@ from runtime import checkpoint, directory, distributed, host, optim
 from runtime.config import changed_keys, check_choice, write_config
 from runtime.display import WANDB_MODES, Terminal, Wandb, complain
 from runtime.door import INTERRUPTED, RunFailed, enter
-from runtime.metrics import Metrics, append_row, drop_rows_after, read_rows
+from runtime.metrics import Metrics, append_row, drop_rows_after, each_row
 from runtime.plots import plot_metrics
 
 LOGS = ("metrics.jsonl", "samples.jsonl")  # a row has its `step`
@@ -232,22 +232,23 @@ class Run:
         self._write_state(self.dir / "checkpoints")
         self._saved_step = self.step
         if self.is_main:
-            rows = read_rows(self.dir / "metrics.jsonl")
+            rows = self.dir / "metrics.jsonl"
             root, metric = self.dir / "checkpoints", self.cfg.get("keep_best")
-            best = checkpoint.best_step(rows, root, metric)
+            best = checkpoint.best_step(each_row(rows), root, metric)
             if metric is not None and not best:
                 complain(f"keep_best={metric}: no checkpoint's row of metrics.jsonl has a finite figure of that name")
             checkpoint.prune_checkpoints(root, step=self.step, keep_last=self.cfg.keep_last, keep=best)
-            plot_metrics(rows, self.dir / "curves.png")
+            plot_metrics(each_row(rows), self.dir / "curves.png")
 
     def finish(self, key: str) -> float:
         """Draw the curves, say where everything is, and return the last value of a metric (for sweeps)."""
-        rows = read_rows(self.dir / "metrics.jsonl") if self.is_main else []
+        rows = self.dir / "metrics.jsonl"
         if self.is_main:
-            plot_metrics(rows, self.dir / "curves.png")
+            plot_metrics(each_row(rows), self.dir / "curves.png")
             host.write_finish(self.dir, self.step)
             self.terminal.say(f"done: {self.dir}")
-        return next((row[key] for row in reversed(rows) if key in row), float("nan"))
+        found = [row[key] for row in each_row(rows) if key in row] if self.is_main else []
+        return found[-1] if found else float("nan")
 
     def failure(self, error: OSError) -> Exception:
         """What to say of a disk that is full, or gone: bad input before `begin`, later how to go on."""

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import hydra
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+import losses
 import train_dpo
 import train_ppo
-import train_rm
 from run_recipe import compose as compose_step
 from runtime.config import check_policy_or_model, check_training
 
@@ -28,7 +29,7 @@ MODULES = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "bench").glob("*.py")), *
 DOORS = {path.stem for path in (ROOT / "conf").glob("*.yaml")}
 CHECKS = {
     "train_sft": lambda cfg: (check_training(cfg, 1), check_policy_or_model(cfg)),
-    "train_rm": lambda cfg: train_rm.check_reward(cfg, 1),
+    "train_rm": lambda cfg: (check_training(cfg, 1), check_policy_or_model(cfg)),
     "train_ppo": lambda cfg: train_ppo.check_ppo(cfg, 1),
     "train_dpo": lambda cfg: train_dpo.check_dpo(cfg, 1),
 }
@@ -60,7 +61,7 @@ PRINTED = [
     (str(path.relative_to(ROOT)), command)
     for path in [*PAGES, *MODULES, *sorted((ROOT / "conf").rglob("*.yaml"))]
     for command in commands(text_of(path))
-    if "task=NAME" not in command and "|" not in command  # a form, not a command
+    if not re.search(r"task=NAME|\||squared_hinge", command)  # forms, and an example that is still to be written
 ]
 
 
@@ -77,20 +78,19 @@ def test_a_printed_command_runs(page, command, compose):
     elif program == "pytest":
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests/"))
     else:
-        check_script(words if program.endswith(".py") else rest, compose)
+        check_script(words if program.endswith(".py") else rest, compose, whole=not program.endswith(".py"))
 
 
-def check_script(words: list[str], compose) -> None:
+def check_script(words: list[str], compose, *, whole: bool) -> None:
     """The script or -m module of a command: a door composes, others parse their words."""
     at = next(i for i, word in enumerate(words) if word.endswith(".py") or words[i - 1] == "-m")
     name, rest = words[at].removesuffix(".py"), words[at + 1 :]
     path = ROOT / (name if "/" in name else name.replace(".", "/"))
     assert path.with_suffix(".py").exists() or "/" not in name and name in DOORS, f"there is no {name}"
     if path.stem in DOORS:
-        check_door(path.stem, rest, compose)
-    else:
-        parser = parser_of(path.with_suffix(".py"))
-        parser.parse_args([word for word in rest if word != "..."])
+        check_door(path.stem, rest, compose, whole=whole and not any("..." in word for word in rest))
+    elif rest != ["--help"] and "argparse" in path.with_suffix(".py").read_text():
+        parser_of(path.with_suffix(".py")).parse_args([word for word in rest if word != "..."])
 
 
 def targets() -> set[str]:
@@ -110,17 +110,27 @@ def parser_of(path: Path) -> argparse.ArgumentParser:
     return parser
 
 
-def check_door(door: str, words: list[str], compose) -> None:
-    """The door composes for every value of every sweep; where nothing is left out (...), it misses no key."""
-    whole = not any(word.endswith("...") or "[...]" in word for word in words)
+def check_door(door: str, words: list[str], compose, *, whole: bool) -> None:
+    """The door composes for every value of every sweep; where nothing is left out, it misses no key."""
     for overrides in each_value([word for word in words if "..." not in word]):
         cfg = compose(door, *overrides)
         if door == "run_recipe":
             check_steps(cfg)
         if whole:
-            missing = OmegaConf.missing_keys(cfg)
-            assert not missing, f"{sorted(missing)} have no value"
-            CHECKS.get(door, lambda cfg: None)(cfg)
+            check_values(door, cfg)
+
+
+def check_values(door: str, cfg) -> None:
+    """No required key is left open, and the door's own checks pass."""
+    assert not (open_keys := unset(OmegaConf.to_container(cfg, resolve=False))), f"{open_keys} have no value"
+    CHECKS.get(door, lambda cfg: None)(cfg)
+
+
+def unset(value, name: str = "") -> list[str]:
+    """Names of the keys that still say ???."""
+    if isinstance(value, dict):
+        return [key for part in value for key in unset(value[part], f"{name}.{part}".strip("."))]
+    return [name] if value == "???" else []
 
 
 def each_value(words: list[str]) -> list[list[str]]:
@@ -128,8 +138,7 @@ def each_value(words: list[str]) -> list[list[str]]:
     words = [word for word in words if "=" in word and not word.startswith(("hydra", "--", "-c"))]
     parsed = OverridesParser.create().parse_overrides(words)
     values = [
-        list(one.sweep_string_iterator()) if one.is_sweep_override() and one.is_choice_sweep() else []
-        for one in parsed
+        list(one.sweep_string_iterator()) if one.is_sweep_override() and one.is_choice_sweep() else [] for one in parsed
     ]
     kept = [
         (word, [word.split("=", 1)[0] + "=" + str(value) for value in found])
@@ -147,11 +156,7 @@ def check_steps(recipe) -> None:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
         for step in recipe.steps:
-            cfg = compose_step(step, recipe)
-            OmegaConf.set_struct(cfg, False)
-            cfg.run_dir = "runs/x"
-            assert not OmegaConf.missing_keys(cfg), step.name
-            CHECKS.get(step.run.split(".py")[0], lambda cfg: None)(cfg)
+            check_values(step.run.split(".py")[0], compose_step(step, recipe))
 
 
 def test_pages_print_commands():
@@ -164,7 +169,25 @@ def test_links_and_pictures_of_a_page_lead_somewhere(page):
         assert target.startswith("http") or (page.parent / target).exists(), f"links to {target}"
 
 
-def test_every_picture_of_the_docs_is_shown_and_its_command_printed():
+def test_every_picture_of_the_docs_is_on_a_page():
     pages = "".join(page.read_text() for page in PAGES)
-    for picture in sorted((ROOT / "docs").glob("*.png")):
+    for picture in (ROOT / "docs").glob("*.png"):
         assert f"({picture.name})" in pages, f"no page shows {picture.name}"
+
+
+def test_the_loss_of_contributing_is_what_it_says():
+    definition, row = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    exec(definition, names := dict(vars(losses)))
+    chosen, none = torch.tensor([1.0, -0.5]), torch.zeros(2)
+    assert names["squared_hinge_loss"](chosen, none, none, none, beta=1.0)[0].item() == 1.125
+    source = Path(train_dpo.__file__).read_text()
+    assert row.replace("squared_hinge", "hinge") in source and '"hinge": (),' in source
+
+
+def test_the_line_of_the_tutorial_is_in_the_loss():
+    before, after = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs/tutorial.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert before in Path(losses.__file__).read_text() and after != before

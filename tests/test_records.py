@@ -215,6 +215,8 @@ def test_prompts_keep_their_columns_and_leave_the_last_answer_out():
     assert (record.prompt, record.columns) == (said("2 + 2?"), {"answer": 4})
     assert formats.prompts({"messages": said("a", "b", "c", "d")})[0].prompt == said("a", "b", "c")
     assert formats.prompts({"messages": said("a")})[0].prompt == PROMPT
+    text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
+    assert formats.prompts({"chosen": text + "d", "rejected": text + "e"})[0].prompt == said("a", "b", "c")
     for row in ({"prompt": ""}, {"prompt": []}, {"messages": [{"role": "system", "content": "s"}]}):
         with pytest.raises(ValueError, match="asks nothing"):
             formats.prompts(row)

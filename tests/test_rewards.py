@@ -5,6 +5,9 @@ import pytest
 from data.rewards import call_reward, load_reward_function
 
 CODE = """
+import numpy
+import torch
+
 def length(prompts, completions):
     return [len(c) for c in completions]
 
@@ -13,6 +16,12 @@ def matches(prompts, completions, answer):
 
 def everything(prompts, completions, **columns):
     return [len(columns)] * len(prompts)
+
+def in_numpy(prompts, completions):
+    return numpy.array([len(c) for c in completions], dtype=numpy.float32)
+
+def in_torch(prompts, completions):
+    return torch.tensor([len(c) for c in completions])
 
 def short(prompts, completions):
     return [1.0]
@@ -36,6 +45,18 @@ def test_columns_reach_the_parameters_that_ask_for_them(function):
     assert call_reward(function("length"), *rows) == [2, 3]
     assert call_reward(function("matches"), *rows) == [1, 0]
     assert call_reward(function("everything"), *rows) == [2, 2]
+
+
+@pytest.mark.parametrize("name", ["length", "in_numpy", "in_torch"])
+def test_rewards_may_be_numpys_or_torchs(function, name):
+    rewards = call_reward(function(name), ["a", "b"], ["x1", "yy2"], {})
+    assert rewards == [2.0, 3.0] and all(type(reward) is float for reward in rewards)
+
+
+@pytest.mark.parametrize("name, expected", [("length", [2, 3]), ("everything", [1, 1])])
+def test_the_policys_completions_go_before_a_column_of_that_name(function, name, expected):
+    columns = {"completions": [["old"], ["older"]], "ranks": [[0], [0]]}
+    assert call_reward(function(name), ["a", "b"], ["x1", "yy2"], columns) == expected
 
 
 @pytest.mark.parametrize(

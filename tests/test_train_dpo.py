@@ -214,6 +214,8 @@ def test_a_row_that_is_no_pair_is_refused_by_file_and_line(dpo, tmp_path, capsys
         (["beta=0"], "beta"),
         (["loss=cdpo", "label_smoothing=0.5"], "label_smoothing"),
         (["loss=nonsense"], "nonsense"),
+        (["beta=nan"], "beta=nan"),
+        (["nll_coef=some"], "nll_coef=some must be a finite number"),
         (["loss=ipo", "label_smoothing=0.1"], "loss=ipo has no label_smoothing"),
         (["loss=simpo", "ref=cached"], "ref=none"),
         (["loss=orpo", "average_logprobs=false"], "per token"),

@@ -237,6 +237,8 @@ def test_small_rules():
         (["data.train=[{home}/rated.jsonl]", "data.eval=[{home}/good.jsonl]"], "all 12 ratings lie on one side"),
         (["batch_size=5"], "batch_size=5"),
         (["margin_coef=-1"], "margin_coef"),
+        (["center_coef=nan"], "center_coef=nan"),
+        (["normalise_samples=0.5"], "normalise_samples=0.5"),
     ],
 )
 def test_bad_input_is_refused_by_name_with_exit_code_2(rm, house, capsys, tmp_path, words, message):

@@ -34,18 +34,32 @@ class Vote(Record):
 
 
 def parse_vote(row: dict) -> list[Vote]:
-    """A row of `item`, `annotator`, `label` and perhaps `category`; a label of null is a missing vote."""
-    missing = [name for name in ("item", "annotator", "label") if name not in row]
-    if missing or row["item"] is None or row["annotator"] is None:
-        raise ValueError(f"a vote has item, annotator and label; missing: {', '.join(missing) or 'item or annotator'}")
-    if isinstance(row["label"], list | dict):
-        raise ValueError(f"label must be text or a number, got {type(row['label']).__name__}")
-    if row["label"] is None:
+    """A row of `item`, `annotator`, `label` and perhaps `category`; a label of null or NaN is a missing vote."""
+    values = {name: row.get(name) for name in ("item", "annotator", "label", "category")}
+    if missing := [name for name in ("item", "annotator") if values[name] is None] + ["label"] * ("label" not in row):
+        raise ValueError(f"a vote has item, annotator and label; missing: {', '.join(missing)}")
+    for name, value in values.items():
+        if isinstance(value, list | dict) or value == "":
+            raise ValueError(f"{name} must be text or a number (null where it is missing), got {value!r:.50}")
+    if values["label"] is None or values["label"] != values["label"]:
         return []
-    category = row.get("category")
-    return [
-        Vote(str(row["item"]), str(row["annotator"]), str(row["label"]), None if category is None else str(category))
-    ]
+    return [Vote(**{name: None if value is None else _name(value) for name, value in values.items()})]
+
+
+def _name(value) -> str:
+    """1.0 is 1: a column with missing votes has been turned into floats by many a library."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def once(votes: Sequence[Vote], bad_rows: BadRows) -> list[Vote]:
+    """The votes; a second one of an annotator on an item is a bad row."""
+    kept: dict[tuple[str, str], Vote] = {}
+    for vote in votes:
+        with bad_rows.at(vote.where):
+            if (vote.item, vote.annotator) in kept:
+                raise ValueError(f"annotator {vote.annotator!r} has already voted on item {vote.item!r}")
+            kept[vote.item, vote.annotator] = vote
+    return list(kept.values())
 
 
 class Votes:
@@ -67,7 +81,6 @@ class Votes:
         code = {label: c for c, label in enumerate(self.names)}
         self.rows = np.array([(item_at[v.item], annotator_at[v.annotator], code[v.label]) for v in votes])  # (N, 3)
         self.categories = {vote.item: vote.category for vote in votes if vote.category is not None}
-        self._check_once(votes)
 
     def counts(self, keep: np.ndarray | None = None) -> np.ndarray:
         """(items, labels): votes for each label, of the kept rows."""
@@ -75,13 +88,6 @@ class Votes:
         table = np.zeros((len(self.items), len(self.names)), dtype=np.int64)
         np.add.at(table, (rows[:, 0], rows[:, 2]), 1)
         return table
-
-    def _check_once(self, votes: Sequence[Vote]) -> None:
-        cells, first = np.unique(self.rows[:, :2], axis=0, return_index=True)
-        if len(cells) < len(self.rows):
-            again = min(set(range(len(self.rows))) - set(first.tolist()))
-            vote = votes[again]
-            raise ValueError(f"{vote.where}: annotator {vote.annotator!r} has already voted on item {vote.item!r}")
 
 
 def check_agreement(
@@ -95,13 +101,12 @@ def check_agreement(
         max_pairs: Cohen's kappa for that many pairs of annotators, those who share most items; `min_shared` or more.
     """
     bad_rows = BadRows(on_bad_row)
-    votes = Votes([vote for file in files for vote in read_records(file, parse_vote, bad_rows)])
+    votes = Votes(once([vote for file in files for vote in read_records(file, parse_vote, bad_rows)], bad_rows))
     result = measure(
         votes, tie_labels=tie_labels, resamples=resamples, max_pairs=max_pairs, min_shared=min_shared, seed=seed
     )
-    alpha = result["krippendorff_alpha"]
-    passed = alpha["lower"] >= threshold
-    result |= {"threshold": threshold, "passed": bool(passed), "skipped_rows": bad_rows.skipped}
+    passed = bool(result["krippendorff_alpha"]["lower"] >= threshold)
+    result |= {"threshold": threshold, "passed": passed, "skipped_rows": bad_rows.skipped}
     _show(directory, result)
     return result
 
@@ -115,7 +120,8 @@ def measure(
     if not len(shared):
         raise ValueError(f"no item has two votes ({len(votes.items)} items, {len(votes.annotators)} annotators)")
     if (shared.sum(0) > 0).sum() < 2:
-        raise ValueError(f"every vote says {votes.names}: agreement on one label only is undefined")
+        only = votes.names[int(shared.sum(0).argmax())]
+        raise ValueError(f"every vote on an item of two or more says {only!r}: agreement on one label is undefined")
     random = np.random.default_rng(seed)
     resamples = int(np.clip(5e6 / len(shared), 200, resamples))  # 100,000 votes in seconds, small files exactly
 
@@ -153,9 +159,12 @@ def fleiss(counts: np.ndarray, resamples: int, random: np.random.Generator) -> d
     sizes = Counter(counts.sum(1)[counts.sum(1) >= 2].tolist())
     votes_each = max(sizes, key=lambda size: (sizes[size], size))
     of_size = counts[counts.sum(1) == votes_each]
-    of_size = of_size[:, of_size.sum(0) > 0]
-    found = interval(lambda table: float(fleiss_kappa(table)), of_size, resamples, random)
-    return found | {"votes_per_item": int(votes_each)}
+    return interval(_fleiss_of, of_size, resamples, random) | {"votes_per_item": int(votes_each)}
+
+
+def _fleiss_of(counts: np.ndarray) -> float:
+    """Fleiss' kappa of (items, labels) counts; nan where all say one label."""
+    return float(fleiss_kappa(counts)) if (counts.sum(0) > 0).sum() > 1 else float("nan")
 
 
 def interval(statistic: Callable, rows: np.ndarray, resamples: int, random: np.random.Generator) -> dict:
@@ -287,7 +296,6 @@ def _show(directory: Path, result: dict) -> None:
     for name, facts in people.items():
         kappa = facts["kappa_with_others"]
         rows.append([name, facts["votes"], facts["ties"], kappa and kappa["value"], facts["verdict"]])
-    page = directory / "report.html"
-    write_page(page, "Agreement of annotators", bullets(lines), table(rows), picture(drawn))
+    write_page(directory / "report.html", "Agreement of annotators", bullets(lines), table(rows), picture(drawn))
     result["verdicts"] = lines
     write_result(directory, result)

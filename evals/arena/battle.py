@@ -153,8 +153,10 @@ def talks(battle: Battle | None) -> list[list[dict]]:
 
 
 def can_vote(battle: Battle | None) -> bool:
+    """Whether there is something to vote on and no vote yet."""
     return battle is not None and battle.turns > 0 and not battle.over
 
 
 def buttons(interactive: bool) -> list:
+    """One update a verdict's button."""
     return [gr.update(interactive=interactive) for _ in VERDICTS]

@@ -67,6 +67,7 @@ def comparison(battle: dict) -> dict:
 
 
 def differs(battle: dict) -> bool:
+    """Whether the last answers of a battle are two."""
     last = battle["turns"][-1]
     return last["answer_a"].strip() != last["answer_b"].strip()
 

@@ -49,6 +49,7 @@ class HFReader:
 
 
 def read_json(path: Path) -> dict:
+    """The object in the file. Raises ValueError that names the file and what is wrong with it."""
     try:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
