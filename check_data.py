@@ -10,6 +10,7 @@ from importlib import import_module
 from omegaconf import DictConfig, OmegaConf
 
 from data.clients import build_client
+from runtime.config import check_choice, check_files, check_types
 from runtime.run import Run, main
 
 CHECKS = ("pilot", "task_mix", "agreement", "contamination", "quality")  # data/checks/NAME.py has check_NAME
@@ -20,10 +21,12 @@ ASKS = ("task_mix", "quality")  # those that can ask a client
 def check_data(cfg: DictConfig, run: Run) -> float:
     if cfg.get("check") is None:
         raise ValueError(f"name a check: check={'|'.join(CHECKS)}")
+    check_choice("check.name", cfg.check.get("name"), CHECKS)
+    check_types(cfg.check, f"check/{cfg.check.name}", "check")
     settings = OmegaConf.to_container(cfg.check, resolve=True, throw_on_missing=True)
     name, files = settings.pop("name"), settings.pop("input")
-    if isinstance(files, str) or not files:
-        raise ValueError(f"check.input={files!r} must list files: check.input=[a.jsonl,b.jsonl]")
+    for key, value in {"input": files, "against": settings.get("against", files)}.items():
+        check_files(f"check.{key}", value)
     if name in DRAWS:
         settings["seed"] = cfg.seed
     if name in ASKS:

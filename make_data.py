@@ -15,6 +15,7 @@ from data import formats
 from data.clients import Client, build_client
 from data.methods.rows import Made, manifest
 from data.records import BadRows, read_records, write_jsonl
+from runtime.config import check_choice, check_types, check_whole
 from runtime.report import write_text
 from runtime.run import Run, main
 
@@ -24,8 +25,9 @@ METHODS = ("self_instruct", "ultrachat", "camel", "preferences", "best_of")
 def make_data(cfg: DictConfig, run: Run) -> float:
     if cfg.get("method") is None or cfg.get("client") is None:
         raise ValueError(f"name a method and a client: method={'|'.join(METHODS)} client=openai|local|scripted")
-    if cfg.method.num < 1:
-        raise ValueError(f"method.num={cfg.method.num} must be at least 1")
+    check_choice("method.name", cfg.method.get("name"), METHODS)
+    check_types(cfg.method, f"method/{cfg.method.name}", "method")
+    check_whole(1, method__num=cfg.method.num)
     settings = OmegaConf.to_container(cfg.method, resolve=True)
     name, licence = settings.pop("name"), settings.pop("license")
     for number in (signal.SIGINT, signal.SIGTERM):  # there is no step to finish: answers are kept as they come

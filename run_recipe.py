@@ -45,13 +45,19 @@ def run_recipe(cfg: DictConfig) -> None:
             console.print(f"{head}: done before, nothing changed", markup=False)
             continue
         command = [*words(step, cfg), f"hydra.run.dir={home / step.name}"]
-        begun = read_manifest(manifest).get("key") == key
+        told = read_manifest(manifest)
+        begun = told.get("key") == key  # the same step resumes where it can, a changed one starts anew
         command += ["resume=true", "overwrite=true"] if begun else ["overwrite=true"]
-        write_manifest(manifest, {"key": key})  # begun: the same step resumes where it can, a changed one starts anew
+        told = {"key": key, "seconds": told.get("seconds", 0.0) if begun else 0.0}  # all that the step has taken
+        write_manifest(manifest, told)
         console.print(f"{head}: python {shlex.join(command)}", markup=False, soft_wrap=True)
         start = time.time()
-        wait_for([sys.executable, *launcher(step), *command], step.name)
-        write_manifest(manifest, {"key": key, "seconds": time.time() - start, "outputs": hash_files(home / step.name)})
+        try:
+            wait_for([sys.executable, *launcher(step), *command], step.name)
+        finally:
+            told["seconds"] += time.time() - start
+            write_manifest(manifest, told)
+        write_manifest(manifest, told | {"outputs": hash_files(home / step.name)})
     seconds = {step.name: read_manifest(home / "manifests" / f"{step.name}.json")["seconds"] for step in cfg.steps}
     commands = {step.name: f"python {shlex.join(words(step, cfg))}" for step in cfg.steps}
     report(cfg, home, seconds, commands)

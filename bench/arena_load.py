@@ -2,6 +2,7 @@
 
     python bench/arena_load.py models="{a:DIR,b:DIR}"             50 users, 2,000 votes, and a kill -9 half-way
     python bench/arena_load.py models="{a:DIR,b:DIR}" 5 60       the same with 5 users and 60 votes
+    python bench/arena_load.py models="{a:DIR,b:DIR}" 50 2000 RUN_DIR   of a run that was cut after the kill: the rest
 
 Needs the arena extra. Traffic goes to 127.0.0.1 only, from a server that this script starts and stops.
 """
@@ -26,6 +27,7 @@ from evals.arena.store import Store  # noqa: E402
 
 LABELS = ("A is better", "B is better", "tie")
 USERS, VOTES = (int(word) for word in sys.argv[2:4] or (50, 2000))
+DIRECTORY = Path(sys.argv[4] if sys.argv[4:] else f"{tempfile.mkdtemp()}/arena")
 
 
 def start(models: str, directory: Path, port: int, *more: str) -> subprocess.Popen:
@@ -72,44 +74,60 @@ def crowd(address: str, votes_each: int) -> list[Person]:
     return people
 
 
-def main() -> None:
-    models = sys.argv[1]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    directory, address = Path(tempfile.mkdtemp()) / "arena", f"http://127.0.0.1:{port}"
-    server = start(models, directory, port)
-    people = crowd(address, VOTES // USERS)
+def kill_half_way(models: str, port: int) -> None:
+    """SIGKILL while fifty people vote: is every vote there that a person was thanked for?"""
+    server = start(models, DIRECTORY, port)
+    people = crowd(f"http://127.0.0.1:{port}", VOTES // USERS)
     while sum(person.thanked for person in people) < VOTES // 2 and any(p.is_alive() for p in people):
         time.sleep(0.2)
     server.send_signal(signal.SIGKILL)
     server.wait()
     for person in people:
         person.join(timeout=120)
-    thanked = sum(person.thanked for person in people)
+    thanked, kept = sum(person.thanked for person in people), len(votes())
     if not thanked:
         raise SystemExit(f"nobody could vote: {people[0].broken}")
-    store = Store(directory / "arena.sqlite")
-    kept = len(store.battles())
-    store.close()
     print(f"killed (-9) during the votes: {thanked} acknowledged, {kept} in the store, lost {max(thanked - kept, 0)}")
+    show_seconds(people)
 
-    server = start(models, directory, port, "resume=true")
-    again = crowd(address, -(-(VOTES - kept) // USERS))
-    for person in again:
+
+def go_on(models: str, port: int) -> None:
+    """The rest of the votes, on the store that the killed server left."""
+    kept = len(votes())
+    server = start(models, DIRECTORY, port, "resume=true")
+    people = crowd(f"http://127.0.0.1:{port}", -(-(VOTES - kept) // USERS))
+    for person in people:
         person.join()
     server.send_signal(signal.SIGINT)
     server.wait()
-    store = Store(directory / "arena.sqlite")
-    battles = store.battles()
+    battles = votes()
+    print(f"restarted: {sum(p.thanked for p in people)} acknowledged, {len(battles) - kept} new in the store")
+    print(f"in all {len(battles)} votes on {len(set(battles))} battles")
+    show_seconds(people)
+
+
+def votes() -> list[str]:
+    """The battle of every vote in the store."""
+    store = Store(DIRECTORY / "arena.sqlite")
+    battles = [battle["id"] for battle in store.battles()]
     store.close()
-    thanked_again = sum(person.thanked for person in again)
-    print(f"restarted: {thanked_again} acknowledged, {len(battles) - kept} new in the store")
-    print(f"in all {len(battles)} votes on {len({b['id'] for b in battles})} battles")
+    return battles
+
+
+def show_seconds(people: list[Person]) -> None:
     for name, attribute in (("vote", "seconds"), ("page", "page_seconds")):
-        seconds = np.concatenate([getattr(person, attribute) for person in people + again])
+        seconds = np.concatenate([getattr(person, attribute) for person in people])
         p50, p95 = np.quantile(seconds, [0.5, 0.95])
-        print(f"{name}: {len(seconds)} answers, median {p50:.3f} s, 95th percentile {p95:.3f} s")
+        print(f"{name}: {len(seconds)} answers, median {p50:.3f} s, 95th percentile {p95:.3f} s", flush=True)
+
+
+def main() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    if not DIRECTORY.exists():
+        kill_half_way(sys.argv[1], port)
+    go_on(sys.argv[1], port)
 
 
 if __name__ == "__main__":

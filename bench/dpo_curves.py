@@ -1,4 +1,4 @@
-"""Accuracy, margin and both implicit rewards of DPO runs over their steps: the picture of docs/dpo.md.
+"""Accuracy, margin and both implicit rewards of DPO runs over their steps, held-out ones as dots: for docs/dpo.md.
 
 python bench/dpo_curves.py docs/dpo_smollm2.png RUN_DIR ...
 """
@@ -16,6 +16,7 @@ from runtime.metrics import read_rows  # noqa: E402
 from runtime.plots import save_figure  # noqa: E402
 
 WINDOW = 12  # steps of a running mean: at 8 pairs a step the accuracy of 96 pairs has a standard error of 0.05
+HELD_OUT = {"rewards/accuracy": "eval/accuracy", "rewards/margin": "eval/margin", "rewards/chosen": "eval/chosen"}
 PANELS = {"rewards/accuracy": "accuracy", "rewards/margin": "margin", "rewards/chosen": "chosen, rejected (dashed)"}
 
 
@@ -30,11 +31,15 @@ def main() -> None:
             rows = [row for row in read_rows(run / "metrics.jsonl") if name in row][1:]  # at first all are 0
             steps, values = ([row[key] for row in rows] for key in ("step", name))
             (line,) = axis.plot(steps, smooth(values, WINDOW), label=run.name)
+            held_out = [row for row in read_rows(run / "metrics.jsonl") if HELD_OUT[name] in row]
+            dots = [row[HELD_OUT[name]] for row in held_out]
+            axis.plot([row["step"] for row in held_out], dots, "o", color=line.get_color())
             if name == "rewards/chosen":
                 others = smooth([row["rewards/rejected"] for row in rows], WINDOW)
                 axis.plot(steps, others, "--", color=line.get_color())
             halves = [values[: len(values) // 2], values[len(values) // 2 :]]
-            print(f"{run.name} {name}: {' -> '.join(f'{sum(half) / len(half):.3f}' for half in halves)}")
+            means = " -> ".join(f"{sum(half) / len(half):.3f}" for half in halves)
+            print(f"{run.name} {name}: {means}; held out {', '.join(f'{dot:.3f}' for dot in dots)}")
         axis.set(xlabel="step", title=f"{title}, mean of {WINDOW} steps")
         axis.grid(alpha=0.3)
     save_figure(figure, words.out)

@@ -38,11 +38,11 @@ def settings(args, **more):
 
 
 def train_sft(args, tokenizer, rows):
+    """Rows are encoded already, {"input_ids", "completion_mask"}, so that both sides learn from the same targets."""
     from trl import SFTConfig, SFTTrainer
 
-    data = [{"prompt": r["prompt"], "completion": [{"role": "assistant", "content": r["chosen"]}]} for r in rows]
     config = SFTConfig(**settings(args, max_length=512, completion_only_loss=True))
-    return run_trainer(SFTTrainer, args, tokenizer, data, config)
+    return run_trainer(SFTTrainer, args, tokenizer, rows, config)
 
 
 def train_dpo(args, tokenizer, rows):

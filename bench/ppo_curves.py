@@ -1,4 +1,4 @@
-"""Score and KL of PPO runs over their steps, and one against the other: the pictures of docs/ppo.md.
+"""Score and KL of PPO runs over their steps, and one against the other, held-out prompts as dots: for docs/ppo.md.
 
 python bench/ppo_curves.py docs/ppo_coffee.png RUN_DIR RUN_DIR ...
 """
@@ -32,9 +32,11 @@ def main() -> None:
     for run in words.runs:
         rows = [row for row in read_rows(run / "metrics.jsonl") if "objective/kl" in row]
         steps, scores, kl = ([row[key] for row in rows] for key in ("step", "objective/score", "objective/kl"))
+        held_out = [row for row in read_rows(run / "metrics.jsonl") if "eval/kl" in row]
         label = run.name
-        score_axis.plot(steps, smooth(scores), label=label)
-        kl_axis.plot(steps, smooth(kl), label=label)
+        for axis, curve, dots in ((score_axis, scores, "eval/score"), (kl_axis, kl, "eval/kl")):
+            (line,) = axis.plot(steps, smooth(curve), label=label)
+            axis.plot([row["step"] for row in held_out], [row[dots] for row in held_out], "o", color=line.get_color())
         plane.plot([max(x, 0) ** 0.5 for x in smooth(kl)], smooth(scores), label=label)
         print(
             f"{label}: score {scores[0]:.3f} -> {smooth(scores)[-1]:.3f}, KL {smooth(kl)[-1]:.2f}, most {max(kl):.2f}"

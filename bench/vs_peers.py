@@ -3,11 +3,13 @@
     make bench-peers                                          sets up the peers' environments, then runs all of it
     python bench/vs_peers.py --only sft dpo --rounds 3        a part of it
 
-SmolLM2-135M, Anthropic HH helpful, 8 rows or pairs a step, at most 512 tokens. Each round runs ours, then the peer in
-bf16, as processes of their own; the first step of each process is not counted. --fp32 also runs the peer in float32,
-once; only where that is faster does it take the place of bf16. The share of the product limit is that of SFT and DPO
-steps: operations of the matrix products over seconds, over what a 2048^3 bf16 product reached beside the round.
-Writes DIR/peers.json (rows already there stay), DIR/peers.md (the table) and DIR/peers.png.
+SmolLM2-135M, Anthropic HH helpful, 8 rows or pairs a step, at most 512 tokens; SFT on the same tokens and targets on
+both sides. Each round runs ours, then the peer in bf16, as processes of their own; the first step (of generate: the first
+repetition) of each is not counted. --fp32 also runs the peer in float32, once; only where that is faster does it take
+the place of bf16. The share of the product limit is that of SFT and DPO steps: operations of the matrix products over
+seconds, over what a 2048^3 bf16 product reached beside the round.
+Writes DIR/peers.json, DIR/peers.md (the table) and DIR/peers.png. Rounds that DIR/peers.json holds count with the new
+ones, so that a row can be measured in several short sittings; start with a new DIR where the code has changed.
 """
 
 import argparse
@@ -48,7 +50,7 @@ class Work:
 
 def works() -> list[Work]:
     """Everything that is compared."""
-    step = [*QUIET, "num_steps=3", "batch_size=8", "micro_batch_size=8", "precision=bf16", "data.max_length=512"]
+    step = [*QUIET, "num_steps=5", "batch_size=8", "micro_batch_size=8", "precision=bf16", "data.max_length=512"]
     rollout = ["batch_size=8", "minibatch_size=8", "micro_batch_size=8", "ppo_epochs=2", "kl_exact_every=0"]
     ppo = ["data.prompts=[PAIRS]", *QUIET[1:], "num_steps=3", "precision=bf16", *rollout, "sampling.max_new_tokens=32"]
     rows = [
@@ -68,7 +70,6 @@ def works() -> list[Work]:
     ]
     for batch, promised in ((1, 1.8), (16, 2.2), (64, 2.4)):
         given = ["generate", "--batch", str(batch), "--lengths", json.dumps([48] * batch)]
-        given += ["--steps", "1"] if batch == 64 else []  # long enough that warming up does not count
         rows.append(Work(f"generate {batch}", given, given, promised))
     given = ["generate", "--batch", "64", "--lengths", json.dumps(MIXED), "--steps", "1"]
     return [*rows, Work("generate mixed 8-256", given, given, 3.0, most_rounds=1, fp32=False)]
@@ -89,8 +90,25 @@ class Bench:
             rows = [json.loads(line) for line in file][:128]
         said = [{"messages": [*r["prompt"], {"role": "assistant", "content": r["chosen"]}]} for r in rows[:8]]
         self.files = {"SFT": said, "PAIRS": rows[:8], "PROMPTS": rows}
+        self.tokenizer = load_tokenizer(GGUF)
         for name, content in self.files.items():
             (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        targets = [{k: list(map(int, row[k])) for k in ("input_ids", "completion_mask")} for row in self.rows("SFT")]
+        (directory / "TARGETS.jsonl").write_text("".join(json.dumps(row) + "\n" for row in targets))
+
+    def rows(self, file: str) -> list[dict]:
+        """The rows of SFT or PAIRS as our doors encode them."""
+        from hydra import compose, initialize_config_dir
+
+        from data.preferences import preference_loader
+        from data.sft import sft_loader
+
+        door, loader = {"SFT": ("train_sft", sft_loader), "PAIRS": ("train_dpo", preference_loader)}[file]
+        with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+            data = compose(door, ["data.max_length=512", "data.shuffle=false"]).data
+        data.train = [str(self.directory / f"{file}.jsonl")]
+        items = next(loader(data, self.tokenizer, batch_size=8, seed=0, rank=0, world_size=1))
+        return items if file == "SFT" else [row for element in items for row in element.rows]
 
     def run(self, command: list[str]) -> tuple[float, float]:
         """(seconds of a step: median without the first, peak memory in GB)."""
@@ -106,7 +124,7 @@ class Bench:
     def ours(self, words: list[str]) -> tuple[float, float]:
         """Seconds a step and peak GB of one of our doors, or of our sampler."""
         if words[0] == "generate":
-            fixed = ["--precision", "bf16", "--steps", "2"]
+            fixed = ["--precision", "bf16"]
             return self.timed([sys.executable, "bench/own_generate.py", *fixed, *words[1:]])
         out = self.directory / f"run{self.count}"
         files = {name: str(self.directory / f"{name}.jsonl") for name in self.files} | {"RM": str(self.scorer)}
@@ -119,45 +137,35 @@ class Bench:
 
     def peer(self, python: Path, words: list[str]) -> tuple[float, float]:
         """The same of the peer."""
-        return self.timed([python, "bench/peer.py", "--steps", "2", *words])
+        return self.timed([python, "bench/peer.py", *words])
 
     def products(self, work: Work) -> float | None:
         """Operations of the matrix products of a SFT or DPO step, each counted once: forward and backward of layers on
         the packed stream and of the vocabulary on targets; not attention's, and not what is computed again."""
         if work.name not in ("sft", "dpo cached"):
             return None
-        from hydra import compose, initialize_config_dir
-
-        from data.preferences import preference_loader
-        from data.sft import sft_loader
-        from data.tokenizer import load_tokenizer
         from model.build import open_weights
         from model.footprint import forward_flops
         from model.packing import make_rows, pack
 
-        tokenizer = load_tokenizer(self.model)
-        loader, file = (sft_loader, "SFT") if work.name == "sft" else (preference_loader, "PAIRS")
-        with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-            data = compose(work.ours[0].removesuffix(".py"), ["data.max_length=512", "data.shuffle=false"]).data
-        data.train = [str(self.directory / f"{file}.jsonl")]
-        items = next(loader(data, tokenizer, batch_size=8, seed=0, rank=0, world_size=1))
-        rows = items if work.name == "sft" else [row for element in items for row in element.rows]
-        stream = pack(*make_rows(rows, tokenizer.pad_id))
+        stream = pack(*make_rows(self.rows("SFT" if work.name == "sft" else "PAIRS"), self.tokenizer.pad_id))
         config = open_weights(self.model).config
         return 3 * forward_flops(config, tokens=len(stream.tokens), length=0, targets=len(stream.targets))
 
     def timed(self, command: list) -> tuple[float, float]:
         out = self.directory / "seconds.json"
-        rows = "PROMPTS" if "--lengths" in command else "PAIRS"
+        rows = "PROMPTS" if "--lengths" in command else "TARGETS" if "sft" in command else "PAIRS"
         memory = self.run([*command, "--model", self.model, "--rows", self.directory / f"{rows}.jsonl", "--out", out])
         seconds = json.loads(out.read_text())["seconds"]
         return statistics.median(seconds[1:] or seconds), memory
 
 
-def compare(bench: Bench, works: list[Work], rounds: int, try_fp32: bool) -> list[dict]:
-    """Interleaved rounds of the rows of the table that share a peer."""
-    first, setting, fp32 = works[0], "bf16", None
-    mine, theirs, limits = {work.name: [] for work in works}, [], []
+def compare(bench: Bench, works: list[Work], rounds: int, try_fp32: bool, known: dict[str, dict]) -> list[dict]:
+    """Interleaved rounds of the rows of the table that share a peer; those of `known` rows come before."""
+    first, fp32 = works[0], None
+    mine = {work.name: known.get(work.name, {}).get("ours_all", []) for work in works}
+    before = known.get(first.name, {"peer": "bf16", "peer_all": [], "limits_all": []})
+    setting, theirs, limits = (before[key] for key in ("peer", "peer_all", "limits_all"))
     if first.fp32 and try_fp32:
         fp32 = bench.peer(first.python, [*first.peer, "--precision", "fp32"])
     for number in range(min(rounds, first.most_rounds)):
@@ -167,20 +175,20 @@ def compare(bench: Bench, works: list[Work], rounds: int, try_fp32: bool) -> lis
         theirs.append(bench.peer(first.python, [*first.peer, "--precision", setting]))
         if number == 0 and fp32 is not None and fp32[0] < theirs[0][0]:
             setting, theirs = "fp32", [fp32]
-    return [told(bench, work, mine[work.name], theirs, setting, fp32, statistics.median(limits)) for work in works]
+    return [told(bench, work, mine[work.name], theirs, setting, fp32, limits) for work in works]
 
 
-def told(bench: Bench, work: Work, mine: list, theirs: list, setting: str, fp32, limit: float) -> dict:
+def told(bench: Bench, work: Work, mine: list, theirs: list, setting: str, fp32, limits: list[float]) -> dict:
     """A row of the table."""
     (seconds, memory), (their_seconds, their_memory) = (
         (statistics.median(s for s, _ in runs), max(m for _, m in runs)) for runs in (mine, theirs)
     )
     row = {"work": work.name, "ours_seconds": seconds, "peer_seconds": their_seconds, "ratio": their_seconds / seconds}
     row |= {"promised": work.promised, "ours_gb": memory, "peer_gb": their_memory, "peer": setting}
-    row |= {"ours_all": [s for s, _ in mine], "peer_all": [s for s, _ in theirs], "limit_gflops": limit / 1e9}
+    row |= {"ours_all": mine, "peer_all": theirs, "limits_all": limits}
     row |= {} if fp32 is None else {"peer_fp32_seconds": fp32[0], "peer_fp32_gb": fp32[1]}
     flops = bench.products(work)
-    row |= {} if flops is None else {"share_of_limit": flops / seconds / limit}
+    row |= {} if flops is None else {"share_of_limit": flops / seconds / statistics.median(limits)}
     print(
         f"{work.name:22} ours {seconds:7.2f} s  peer {their_seconds:7.2f} s ({setting})  ratio "
         f"{row['ratio']:5.2f} (>= {work.promised})  memory {memory:.1f} / {their_memory:.1f} GB = "
@@ -246,7 +254,7 @@ def main() -> None:
     bench = Bench(Path(tempfile.mkdtemp()))
     chosen = [w for w in works() if not args.only or any(w.name.startswith(name) for name in args.only)]
     for _, group in itertools.groupby(chosen, key=lambda work: work.peer):
-        rows |= {row["work"]: row for row in compare(bench, list(group), args.rounds, args.fp32)}
+        rows |= {row["work"]: row for row in compare(bench, list(group), args.rounds, args.fp32, rows)}
         known = [rows[w.name] for w in works() if w.name in rows]
         report.write_text(json.dumps(known, indent=2))
         (args.out / "peers.md").write_text(markdown(known))

@@ -13,6 +13,8 @@ from pathlib import Path
 import diskcache
 from omegaconf import DictConfig
 
+from runtime.config import check_choice, check_types
+
 Conversation = list[dict[str, str]]
 
 
@@ -243,6 +245,8 @@ def scripted_replies(path: str) -> Callable[[Request], str]:
 
 def build_client(cfg: DictConfig) -> Client:
     """The client that `conf/client/*.yaml` describes."""
+    check_choice("client.kind", cfg.get("kind"), ("openai", "local", "scripted"))
+    check_types(cfg, f"client/{cfg.kind}", "client", nullable=("cache",))
     settings = {key: cfg[key] for key in ("cache", "prompt_price", "completion_price", "max_cost")}
     if cfg.kind == "openai":
         from data.endpoint import OpenAIClient
@@ -252,9 +256,7 @@ def build_client(cfg: DictConfig) -> Client:
     if cfg.kind == "local":
         own = ("batch_size", "top_k", "top_p", "precision", "device")
         return LocalClient(cfg.policy, **{key: cfg[key] for key in own}, **settings)
-    if cfg.kind == "scripted":
-        return ScriptedClient(scripted_replies(cfg.script), model=f"scripted:{cfg.script}", **settings)
-    raise ValueError(f"client.kind={cfg.kind!r}; known kinds: openai, local, scripted")
+    return ScriptedClient(scripted_replies(cfg.script), model=f"scripted:{cfg.script}", **settings)
 
 
 def hash_json(value) -> str:

@@ -44,8 +44,8 @@ class OpenAIClient(Client):
         requests_per_minute: float | None, timeout: float, max_tries: int, **settings,
     ):  # fmt: skip
         super().__init__(model, **settings)
-        self.base_url, self.timeout = _check_url(base_url), timeout
-        self._key = _read_key(base_url, api_key_env)
+        self.base_url, self.timeout = check_url(base_url), timeout
+        self._key = read_key(base_url, api_key_env)
         if max_parallel < 1 or max_tries < 1 or timeout <= 0 or (requests_per_minute or 1) <= 0:
             raise ValueError(
                 f"need max_parallel, max_tries >= 1, timeout and requests_per_minute > 0, "
@@ -84,7 +84,7 @@ class OpenAIClient(Client):
                 workers = [self._worker(api, waiting, done) for _ in range(min(self.max_parallel, len(requests)))]
                 await asyncio.gather(*workers)
         except Exception as error:  # a bug in a worker must reach the caller, not hang it
-            self._failure = self._failure or f"asking {self.base_url} failed: {self._redact(repr(error))}"
+            self._failure = self._failure or f"asking {self.base_url} failed: {redact(self._key, repr(error))}"
         finally:
             done.put(None)
 
@@ -150,7 +150,7 @@ class OpenAIClient(Client):
         except openai.APIStatusError as error:
             if error.status_code not in REFUSED:
                 raise
-            return Answer("", "refused", 0, 0, error=self._redact(str(error))[:500])
+            return Answer("", "refused", 0, 0, error=redact(self._key, str(error))[:500])
         except ValueError as error:  # a body that claims to be JSON and is not
             raise _Garbage(f"{type(error).__name__}: {error}") from error
         return _read(reply)
@@ -165,15 +165,12 @@ class OpenAIClient(Client):
         self.usage.retries += 1
 
     def _explain(self, error: Exception) -> str:
-        what = self._redact(f"{type(error).__name__}: {error}")[:500]
+        what = redact(self._key, f"{type(error).__name__}: {error}")[:500]
         tries = f" after {self.max_tries} tries" if _passes(error) else ""
         return (
             f"{self.base_url or 'the endpoint'} gave no answer for model {self.model}{tries} ({what}); "
             "answers so far are kept: mend it and run again with resume=true"
         )
-
-    def _redact(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if len(self._key) > 3 else text
 
 
 def _read(reply) -> Answer:
@@ -208,20 +205,27 @@ def _wait(state: tenacity.RetryCallState) -> float:
     return tenacity.wait_random_exponential(multiplier=0.5, max=20)(state)
 
 
-def _check_url(base_url: str | None) -> str | None:
+def redact(key: str, text: str) -> str:
+    """The text without the key: a server may repeat it in what it says of an error."""
+    return text.replace(key, "[key]") if len(key) > 3 else text
+
+
+def check_url(base_url: str | None) -> str | None:
+    """The address of an endpoint; one with a secret in it is refused."""
     if base_url is None:
         return None
-    parts = urlsplit(base_url)
+    parts = urlsplit(str(base_url))
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"client.base_url={base_url!r} is no address; write it like http://127.0.0.1:8000/v1")
+        raise ValueError(f"base_url={base_url!r} is no address; write it like http://127.0.0.1:8000/v1")
     if parts.username or parts.password or parts.query:
-        raise ValueError("client.base_url carries a name, password or query; put the key into the environment instead")
+        raise ValueError("base_url carries a name, password or query; put the key into the environment instead")
     return base_url
 
 
-def _read_key(base_url: str | None, api_key_env: str) -> str:
+def read_key(base_url: str | None, api_key_env: str) -> str:
+    """The key in the environment; a server on this machine may do without."""
     key = os.environ.get(api_key_env, "")
     local = base_url is not None and urlsplit(base_url).hostname in ("127.0.0.1", "localhost", "::1")
     if not key and not local:
-        raise ValueError(f"no API key: set the environment variable {api_key_env} (client.api_key_env names it)")
-    return key or "none"  # a server on this machine asks for none; the library wants a word
+        raise ValueError(f"no API key: set the environment variable {api_key_env} (api_key_env names it)")
+    return key or "-"  # a server on this machine asks for none; the library wants a word

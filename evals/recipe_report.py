@@ -29,7 +29,7 @@ def report(cfg: DictConfig, home: Path, seconds: dict[str, float], commands: dic
     for step in cfg.steps:
         for sample in before_and_after(home / step.name):
             console.print(f"\n{step.name}, {shorten(sample['prompt'], 400)}", markup=False, soft_wrap=True, style="dim")
-            for when in ("before", "after", "reference"):
+            for when in [key for key in ("before", "after", "reference") if sample[key]]:
                 console.print(f"  {when}: {shorten(sample[when], 240)}", markup=False, soft_wrap=True)
     minutes = sum(seconds.values()) / 60
     blocks = [
@@ -76,9 +76,8 @@ def step_blocks(home: Path, step: DictConfig, seconds: float, command: str) -> l
     blocks = [heading(step.name), paragraph(f"{seconds / 60:.1f} minutes: {command}")]
     samples = before_and_after(home / step.name)
     if samples:
-        head = ("prompt", "before", "after", "in the data")
-        texts = [[sample[key] for key in ("prompt", "before", "after", "reference")] for sample in samples]
-        blocks += [table([head, *[[shorten(text, 600) for text in row] for row in texts]])]
+        told = [key for key in ("prompt", "before", "after", "reference") if any(sample[key] for sample in samples)]
+        blocks += [table([told, *[[shorten(sample[key], 600) for key in told] for sample in samples]])]
         blocks += [paragraph(f"Texts: {step.name}/samples.jsonl, its first and its last step.")]
     for path in sorted((home / step.name).glob("*.png")):
         blocks += [picture(path), paragraph(f"Picture: {step.name}/{path.name}")]

@@ -1,7 +1,6 @@
 """task=sweep: the jobs of a sweep side by side: what each changed, where it ended, which was best."""
 
 import math
-from collections import Counter
 from pathlib import Path
 from statistics import stdev
 
@@ -52,25 +51,32 @@ def run(cfg: DictConfig, out: Path) -> dict:
     print_table("sweep", ["job", *settings, task.key], [
         [job["job"], *(job["settings"][name] for name in settings), job["last"]] for job in order
     ])  # fmt: skip
-    groups = over_seeds(done)
+    usual = usual_settings(done)
+    groups = over_seeds(done, usual)
     if len(groups) < len(done):
-        head = ("mean over seeds", "runs", task.key, "lower", "upper", "minus the first", "lower", "upper")
-        print_table("settings", head, [tuple(group.values()) for group in groups])
+        head = ("mean over seeds", "runs", task.key, "lower", "upper", "minus usual", "lower", "upper")
+        told = ", ".join(f"{name}={value}" for name, value in usual.items())
+        print_table(f"usual: {told}", head, [tuple(group.values()) for group in groups])
     plot_jobs(out / "sweep.png", jobs, task.key)
-    return {"best": order[0]["last"], "best_job": order[0]["job"], "key": task.key, "jobs": order, "settings": groups}
+    best = {"best": order[0]["last"], "best_job": order[0]["job"], "key": task.key}
+    return best | {"jobs": order, "usual": usual, "settings": groups}
 
 
-def over_seeds(jobs: list[dict]) -> list[dict]:
+def usual_settings(jobs: list[dict]) -> dict:
+    """What most jobs have; where as many have another value, that of the first job."""
+    told = {name: [job["settings"][name] for job in jobs] for name in jobs[0]["settings"] if name != "seed"}
+    return {name: max(values, key=values.count) for name, values in told.items()}
+
+
+def over_seeds(jobs: list[dict], usual: dict) -> list[dict]:
     """Jobs that differ by their seed alone as one: mean with its 95 % t interval, and the same of the difference.
 
-    The difference is to the group that most jobs share their settings with, which comes first, seed by seed. A group is
-    called by what it changes; an interval is None where fewer than two seeds tell.
+    The difference is to the jobs with the usual settings, which come first, seed by seed. Others are called by what
+    they change; an interval is None where fewer than two seeds tell.
     """
-    names = jobs[0]["settings"]
-    usual = {name: Counter(repr(job["settings"][name]) for job in jobs).most_common(1)[0][0] for name in names}
     groups: dict[str, dict] = {}
     for job in jobs:
-        told = {name: value for name, value in job["settings"].items() if name != "seed" and repr(value) != usual[name]}
+        told = {name: value for name, value in job["settings"].items() if name != "seed" and value != usual[name]}
         label = ", ".join(f"{name}={value}" for name, value in told.items()) or "(usual)"
         groups.setdefault(label, {})[job["settings"].get("seed")] = job["last"]
     first = groups.get("(usual)", {})

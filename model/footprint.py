@@ -37,8 +37,10 @@ def count_parameters(config: ModelConfig) -> Footprint:
 
 
 def forward_flops(config: ModelConfig, *, tokens: int, length: int, targets: int) -> float:
-    """Twice the multiply-adds of a forward: layers on `tokens`, attention within `length`, output on `targets`."""
-    products = 2.0 * count_parameters(config).body * tokens
+    """Twice the multiply-adds of a forward: layers on `tokens`, attention within `length`, output on `targets`, as is
+    what follows the last layer's attention."""
+    behind = config.hidden_size * (config.num_heads * config.head_dim + 3 * config.intermediate_size)
+    products = 2.0 * (count_parameters(config).body * tokens - behind * (tokens - targets))
     attention = 2.0 * 2 * tokens * (length / 2) * config.num_heads * config.head_dim * config.num_layers
     return products + attention + 2.0 * targets * config.hidden_size * config.vocab_size
 

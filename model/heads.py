@@ -30,15 +30,16 @@ class Policy(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, blocks, picks: Tensor | None = None, cache=None) -> Tensor:
         """(M, V) float32 logits at the stream indices `picks` (all N if None): for sampling, not for losses."""
-        hidden = self.transformer(tokens, positions, blocks, cache, self.adapted)  # (N, D)
-        return self.lm_head(hidden if picks is None else hidden[picks]).float()
+        return self.lm_head(self.transformer(tokens, positions, blocks, cache, self.adapted, picks)).float()
 
     def states(self, stream: Stream) -> Tensor:
         """(M, D) hidden states of the positions that predict a completion token."""
         return self._states(stream)
 
     def _states(self, stream: Stream) -> Tensor:  # FSDP2 splits weights again after a forward method inside another
-        return self.transformer(stream.tokens, stream.positions, stream.blocks, adapted=self.adapted)[stream.predicts]
+        return self.transformer(
+            stream.tokens, stream.positions, stream.blocks, adapted=self.adapted, picks=stream.predicts
+        )
 
     def logprobs(
         self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, temperature: float = 1.0
@@ -94,7 +95,7 @@ class RewardModel(nn.Module):
     def score(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
         """(B,) float32 scores. The last token is found by the mask, so pad and eos may share an id."""
         stream = pack(input_ids, attention_mask, completion_mask)
-        hidden = self.transformer(stream.tokens, stream.positions, stream.blocks)[stream.last]  # (B, D)
+        hidden = self.transformer(stream.tokens, stream.positions, stream.blocks, picks=stream.last)  # (B, D)
         return scalar(self.head, hidden) * self.gain + self.shift
 
     forward = score
@@ -115,7 +116,7 @@ class ValueModel(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
         """(B, T) float32: column t is V of the state before token t is emitted, 0 where completion_mask is False."""
         stream = pack(input_ids, attention_mask, completion_mask)
-        hidden = self.transformer(stream.tokens, stream.positions, stream.blocks)[stream.predicts]  # (M, D)
+        hidden = self.transformer(stream.tokens, stream.positions, stream.blocks, picks=stream.predicts)  # (M, D)
         return spread(scalar(self.head, hidden), completion_mask)
 
 

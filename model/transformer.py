@@ -71,7 +71,9 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool, picks: Tensor | None
+    ) -> Tensor:
         H, K = self.num_heads, self.num_kv_heads
         q, k, v = self.qkv(x, adapted).unflatten(-1, (-1, self.head_dim)).split((H, K, K), dim=1)  # (N, H | K | K, Dh)
         if self.q_norm is not None:
@@ -81,7 +83,7 @@ class Attention(nn.Module):
             mixed = attend(q, k, v, blocks, self.window)  # (N, H, Dh)
         else:
             mixed = cache.attend(self.layer, q, k, v, blocks, self.window)  # (N, H, Dh)
-        return self.out(mixed.flatten(1), adapted)
+        return self.out((mixed if picks is None else mixed[picks]).flatten(1), adapted)
 
 
 class MLP(nn.Module):
@@ -108,11 +110,11 @@ class Layer(nn.Module):
         self.dropout = 0.0  # residual dropout, set by Transformer.regularise
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache=None, adapted: bool = True
+        self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool, picks: Tensor | None
     ) -> Tensor:
         noisy, dtype = self.training and torch.is_grad_enabled(), rope[0].dtype
-        mixed = self.attention(self.attention_norm(x, dtype), rope, blocks, cache, adapted)
-        x = x + F.dropout(mixed, self.dropout, noisy)
+        mixed = self.attention(self.attention_norm(x, dtype), rope, blocks, cache, adapted, picks)
+        x = (x if picks is None else x[picks]) + F.dropout(mixed, self.dropout, noisy)
         return x + F.dropout(self.mlp(self.mlp_norm(x, dtype), adapted), self.dropout, noisy)
 
 
@@ -135,9 +137,10 @@ class Transformer(nn.Module):
         self.frequencies, self.rope_gain = rope_frequencies(config)
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, blocks: Blocks | None, cache=None, adapted: bool = True
-    ) -> Tensor:
-        """(N, D) hidden states, after the last norm, of N tokens, in the dtype of products.
+        self, tokens: Tensor, positions: Tensor, blocks: Blocks | None, cache=None, adapted: bool = True,
+        picks: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(N, D) hidden states, after the last norm, of N tokens, in the dtype of products; (M, D) where picked.
 
         Args:
             tokens, positions: (N,) int64.
@@ -145,6 +148,8 @@ class Transformer(nn.Module):
             cache: None, or an object whose `attend(layer, q, k, v, blocks, window)` keeps k and v (N, K, Dh) of each
                 layer and returns attention's output (N, H, Dh); `blocks` goes to it untouched, None while decoding.
             adapted: with LoRA's part where there is one. An argument, as a layer that is recomputed must see the same.
+            picks: (M,) int64, the tokens whose hidden states are wanted: after its attention, the last layer computes
+                no others.
         Raises:
             ValueError: a row is longer than the model's window.
         """
@@ -160,10 +165,11 @@ class Transformer(nn.Module):
             x = x + neftune_noise(x, blocks, self.neftune_alpha)
         rope = self.rope(positions, dtype)
         for layer in self.layers:
+            given = (x, rope, blocks, cache, adapted, picks if layer is self.layers[-1] else None)
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rope, blocks, cache, adapted, use_reentrant=False)
+                x = checkpoint(layer, *given, use_reentrant=False)
             else:
-                x = layer(x, rope, blocks, cache, adapted)
+                x = layer(*given)
         return self.norm(x, dtype)
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from runtime.door import CONF
+
 # Settings that may differ between a run and its continuation: they change what is shown and kept, not what is computed.
 FREE_TO_CHANGE = (
     "name", "run_dir", "resume", "resume_anyway", "overwrite", "save_every", "eval_every", "sample_every", "keep_last",
@@ -39,6 +41,35 @@ def check_choice(key: str, value: object, choices: tuple) -> None:
     """The value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{key}={value!r} is unknown; use one of {', '.join(map(str, choices))}")
+
+
+def check_types(given: DictConfig, defaults: str, key: str, *, nullable: tuple = ()) -> None:
+    """Each value under `key` is of the kind of its default in conf/`defaults`.yaml; where that is null, of any."""
+    known = OmegaConf.to_container(OmegaConf.load(CONF / f"{defaults}.yaml"))
+    for name, value in OmegaConf.to_container(given, resolve=True, throw_on_missing=True).items():
+        if name not in known:
+            raise ValueError(f"{key}.{name} is no setting of {defaults}; it has {', '.join(known)}")
+        kind, wanted = _kind(value), _kind(known[name])
+        fits = wanted in (kind, "null") or (kind, wanted) == ("a whole number", "a number")
+        if known[name] != "???" and not fits and not (value is None and name in nullable):
+            raise ValueError(f"{key}.{name}={value} must be {wanted}; conf/{defaults}.yaml says {known[name]}")
+
+
+def _kind(value: object) -> str:
+    """What a setting is, in words."""
+    if isinstance(value, list):
+        plain = not any(one is None or isinstance(one, list | dict) for one in value)
+        return "a list of plain values" if plain else "a list of other things"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "no finite number"
+    kinds = {dict: "a mapping", str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+    return kinds.get(type(value), "null")
+
+
+def check_files(key: str, files: object) -> None:
+    """The value is a list of names."""
+    if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
+        raise ValueError(f"{key}={files} must list files: {key}=[a.jsonl,b.jsonl]")
 
 
 def check_batch(whole: int, micro_batch_size: int, world_size: int, key: str = "batch_size") -> None:

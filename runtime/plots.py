@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-
 POINTS = 1000  # of a curve, in a panel of 400 pixels
 
 

@@ -93,9 +93,10 @@ def bullets(lines: Iterable[str]) -> str:
 def table(rows: Sequence[Sequence], *, kinds: Sequence[str] | None = None) -> str:
     """The first row is the header. `kinds`: "bad", "unknown" or "" of each other row, which colours it."""
     header, *body = rows
-    lines = ["<tr>" + "".join(f"<th>{escape(cell(value))}</th>" for value in header) + "</tr>"]
-    for row, kind in zip(body, kinds or [""] * len(body), strict=True):
-        lines.append(f'<tr class="{kind}">' + "".join(map(_td, row)) + "</tr>")
+    texts = {i for row in body for i, value in enumerate(row) if isinstance(value, str) and " " in value}
+    columns = ["text" if i in texts else "" for i in range(len(header))]  # read from the left, figures from the right
+    lines = [_tr("", "th", header, columns)]
+    lines += [_tr(kind, "td", row, columns) for row, kind in zip(body, kinds or [""] * len(body), strict=True)]
     return "<table>" + "".join(lines) + "</table>"
 
 
@@ -107,6 +108,6 @@ def picture(path: Path) -> str:
     return f'<p><img alt="{escape(path.stem)}" src="data:image/png;base64,{data}"></p>'
 
 
-def _td(value) -> str:
-    long = isinstance(value, str) and " " in value  # text reads from the left, figures line up on the right
-    return f'<td class="text">{escape(value)}</td>' if long else f"<td>{escape(cell(value))}</td>"
+def _tr(kind: str, tag: str, row: Sequence, columns: Sequence[str]) -> str:
+    cells = (f'<{tag} class="{side}">{escape(cell(v))}</{tag}>' for v, side in zip(row, columns, strict=True))
+    return f'<tr class="{kind}">' + "".join(cells) + "</tr>"

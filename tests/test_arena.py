@@ -5,20 +5,23 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from omegaconf import OmegaConf
 
 pytest.importorskip("gradio", reason="the arena extra is not installed")
 
 from data import formats  # noqa: E402
 from data.records import BadRows, read_records, write_jsonl  # noqa: E402
-from evals.arena.annotate import Desk, load_items, parse_ranking  # noqa: E402
+from evals.arena.annotate import LOAN, Desk, load_items, parse_ranking  # noqa: E402
 from evals.arena.battle import Arena, Battle, talks  # noqa: E402
 from evals.arena.board import standing  # noqa: E402
 from evals.arena.export import export  # noqa: E402
 from evals.arena.limits import Limits  # noqa: E402
 from evals.arena.pairs import choose_pair, tally  # noqa: E402
-from evals.arena.speakers import SpeakerError  # noqa: E402
+from evals.arena.speakers import EndpointSpeaker, SpeakerError  # noqa: E402
 from evals.arena.store import MIGRATIONS, Store  # noqa: E402
 from evals.readers import read_votes
 
@@ -187,6 +190,17 @@ def test_an_item_goes_to_as_many_annotators_as_it_wants_and_to_none_twice(tmp_pa
     assert 10 < sum(item["readers"] == 2 for item in items) < 30
 
 
+def test_readers_at_the_same_time_get_different_items_until_one_of_them_leaves(store, monkeypatch):
+    store.add_items([{"id": f"{n}", "prompt": [], "answers": ["p", "q"], "readers": 1 + (n == 0)} for n in range(3)])
+    desk = Desk(store, LIMITS, seed=0)
+    names = [desk.next(who)["id"] for who in ("ann", "bob", "cat", "dan")]
+    assert names == ["0", "0", "1", "2"] and desk.next("eve") is None  # item 0 wants two readers
+    assert desk.next("cat")["id"] == "1"  # who loads the page again goes on with the same item
+    now = time.monotonic() + LOAN
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert desk.next("eve")["id"] == "0"
+
+
 def test_ranks_are_stored_in_the_answers_own_order(store):
     store.add_items([{"id": "i", "prompt": [], "answers": ["p", "q", "r"], "readers": 1}])
     desk = Desk(store, LIMITS, seed=3)
@@ -219,6 +233,31 @@ def test_a_model_that_fails_ends_the_battle_without_telling_its_name(store):
     battle = list(arena.say("hello", None, "ann"))[-1]
     assert battle.over and store.battles() == []
     assert "secret" not in repr(battle.talks)
+
+
+@pytest.mark.parametrize("body", [b"", b"data: {half", b"data: [1]\n\n", b'data: {"choices": [{"delta": null}]}\n\n'])
+def test_whatever_an_endpoint_streams_the_visitor_is_told_and_the_key_is_not(body, monkeypatch):
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_POST(self):
+            self.send_response(200 if body else 401)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Content-Length", str(len(body) + 100))  # promised, and cut
+            self.end_headers()
+            self.wfile.write(body or self.headers["Authorization"].encode())
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("ARENA_KEY", "secret-key")
+    sampling = OmegaConf.create({"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 4})
+    address = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    speaker = EndpointSpeaker(base_url=address, model="m", api_key_env="ARENA_KEY", sampling=sampling)
+    with pytest.raises(SpeakerError) as told:
+        list(speaker.stream([{"role": "user", "content": "hello"}], 0))
+    server.shutdown()
+    assert "secret-key" not in str(told.value) and told.value.__cause__ is None
 
 
 def test_limits_speak_to_the_visitor():

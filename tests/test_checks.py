@@ -156,7 +156,9 @@ def test_categories_are_judged_apart(tmp_path):
     "row, message",
     [
         ({"item": 1, "annotator": "a"}, r"v.jsonl:3: .*label"),
-        ({"item": 1, "annotator": "a", "label": ["x"]}, r"v.jsonl:3: .*list"),
+        ({"item": 1, "annotator": "a", "label": ["x"]}, r"v.jsonl:3: label must be text or a number"),
+        ({"item": {"id": 1}, "annotator": "a", "label": "x"}, r"v.jsonl:3: item must be text or a number"),
+        ({"item": 1, "annotator": "a", "label": ""}, r"v.jsonl:3: label .*null where it is missing"),
         ({"item": 0, "annotator": "a", "label": "y"}, r"v.jsonl:3: .*already voted"),
     ],
 )
@@ -165,6 +167,17 @@ def test_a_bad_vote_is_named_by_file_and_line(tmp_path, row, message):
     with pytest.raises(ValueError, match=message):
         check_agreement([write(tmp_path / "v.jsonl", rows)], tmp_path, **AGREEMENT)
     assert not (tmp_path / "result.json").exists()
+    result = check_agreement([str(tmp_path / "v.jsonl")], tmp_path, **AGREEMENT | {"on_bad_row": "skip"})
+    assert result["votes"] == 2 and len(result["skipped_rows"]) == 1
+
+
+def test_numbers_with_missing_votes_are_the_same_labels_as_without(tmp_path):
+    """A column with gaps has floats and NaN: 1.0 is 1, NaN no vote."""
+    rows = [{"item": i, "annotator": "ann", "label": i % 2} for i in range(20)]
+    rows += [{"item": i, "annotator": "bea", "label": float(i % 2) if i % 5 else float("nan")} for i in range(20)]
+    result = check_agreement([write(tmp_path / "v.jsonl", rows)], tmp_path, **AGREEMENT)
+    assert result["krippendorff_alpha"]["value"] == 1.0 and result["votes"] == 36
+    assert set(result["labels"]) == {"0", "1"}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +185,7 @@ def test_a_bad_vote_is_named_by_file_and_line(tmp_path, row, message):
     [
         ({"a": ["x", None], "b": [None, "y"]}, "no item has two votes"),
         ({"a": ["x", "x"], "b": ["x", "x"]}, "one label"),
+        ({"a": list(range(300)), "b": list(range(300))}, "300 different labels"),
     ],
 )
 def test_undefined_agreement_is_an_error(tmp_path, labels, message):
@@ -468,10 +482,21 @@ def test_any_row_that_a_door_reads_is_read(row, asked, answered):
     assert found.asked == asked and found.answered == answered
 
 
-@pytest.mark.parametrize("row", [{"text": "a"}, {"prompt": " "}, {"messages": []}, {"instruction": 3}])
+UNUSABLE = [
+    {"text": "a"},
+    {"prompt": " "},
+    {"messages": []},
+    {"instruction": 3},
+    {"instruction": "a", "instances": "b"},
+]
+
+
+@pytest.mark.parametrize("row", UNUSABLE)
 def test_a_row_without_a_prompt_is_named_or_counted(tmp_path, row):
     file = write(tmp_path / "d.jsonl", [chat("fine"), row])
     with pytest.raises(ValueError, match="d.jsonl:2"):
         read_rows([file], BadRows("error"))
     skipping = BadRows("skip")
     assert len(read_rows([file], skipping)) == 1 and len(skipping.skipped) == 1
+    with pytest.raises(ValueError, match="no row of .* can be used; the first was skipped for: .*e.jsonl:1"):
+        read_rows([write(tmp_path / "e.jsonl", [row])], BadRows("skip"))

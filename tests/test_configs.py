@@ -8,6 +8,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import train_ppo
+from runtime.config import check_types
 
 CONF = Path(__file__).parents[1] / "conf"
 DOORS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "run")
@@ -89,3 +90,24 @@ def has(compose, door: str, key: str) -> bool:
 def test_unknown_keys_are_refused(compose):
     with pytest.raises(Exception, match="kl_coeff"):
         compose("train_sft", "kl_coeff=1")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"threshold": "high"}, "check.threshold=high must be a number"),
+        ({"threshold": float("nan")}, "must be a number"),
+        ({"threshold": None}, "must be a number"),
+        ({"max_pairs": 1.5}, "check.max_pairs=1.5 must be a whole number"),
+        ({"max_pairs": True}, "must be a whole number"),
+        ({"tie_labels": "tie"}, "must be a list of plain values"),
+        ({"tie_labels": [["tie"]]}, "must be a list of plain values"),
+        ({"on_bad_row": 1}, "must be text"),
+        ({"treshold": 0.5}, "check.treshold is no setting of check/agreement"),
+    ],
+)
+def test_a_setting_is_of_the_kind_of_its_default(given, message):
+    with pytest.raises(ValueError, match=message):
+        check_types(OmegaConf.create(given), "check/agreement", "check")
+    check_types(OmegaConf.create({"threshold": 1, "input": ["a"], "tie_labels": [0]}), "check/agreement", "check")
+    check_types(OmegaConf.create({"cache": None}), "client/openai", "client", nullable=("cache",))

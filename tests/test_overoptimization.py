@@ -10,7 +10,7 @@ from data.methods.preferences import reward_function_scorer
 from evals.barista import gold, score
 from evals.best_of_n import best_of_n_kl, expected_best
 from evals.overoptimization import fit, fit_prompts, peak, read_run
-from evals.sweep import over_seeds
+from evals.sweep import over_seeds, usual_settings
 
 
 def test_best_of_n_is_the_mean_over_all_subsets():
@@ -79,7 +79,7 @@ def test_jobs_of_a_sweep_are_told_over_seeds():
         for lr, shift in ((1.0, 0.0), (1.0, 0.0), (3.0, 0.1))
         for seed, noise in ((0, 0.1), (1, -0.1))
     ]
-    usual, other = over_seeds(jobs)
+    usual, other = over_seeds(jobs, usual_settings(jobs))
     assert usual["settings"] == "(usual)" and usual["mean"] == pytest.approx(1.0) and usual["difference"] is None
     assert other["settings"] == "lr=3.0" and other["difference"] == pytest.approx(2.0)
     assert other["difference_lower"] == pytest.approx(2.0)  # seed by seed there is no noise in the difference

@@ -8,6 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 import run_recipe as recipes
 from evals.recipe_report import read_figure
 from runtime.door import enter
+from runtime.report import table
 
 FAKE_DOOR = """
 import json, os, sys
@@ -93,6 +94,11 @@ def test_what_follows_a_change_runs_again_and_nothing_else(recipe, calls, tmp_pa
     assert recipe("all.seed=1") == 0 and calls() == ["b resume=true"]
 
 
+def test_a_column_of_texts_reads_from_the_left_with_its_header():
+    page = table([["figure", "said"], [1.5, "a latte, please"], [2.5, "tea"]])
+    assert page.count('class="text"') == 3 and '<td class="text">tea</td>' in page and '<td class="">1.5</td>' in page
+
+
 def test_a_figure_of_a_result_is_named_by_its_path(tmp_path):
     (tmp_path / "result.json").write_text('{"models": {"ppo": {"sft": {"win_rate": 61.5}}}}')
     found = read_figure(tmp_path, "result.json:models.ppo.sft.win_rate")
@@ -101,12 +107,15 @@ def test_a_figure_of_a_result_is_named_by_its_path(tmp_path):
         read_figure(tmp_path, "result.json:models.dpo")
 
 
-def test_an_interrupted_step_stops_the_chain_and_goes_on_where_it_was(recipe, calls, monkeypatch, capfd):
+def test_an_interrupted_step_stops_the_chain_and_goes_on_where_it_was(recipe, calls, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("FAKE_EXIT", "75")
     assert recipe() == 75
     assert calls() == ["a resume=false"] and "was interrupted" in capfd.readouterr().out
     monkeypatch.delenv("FAKE_EXIT")
+    manifest = tmp_path / "out" / "manifests" / "a.json"
+    until_then = json.loads(manifest.read_text())["seconds"]
     assert recipe() == 0 and calls() == ["a resume=true", "b resume=false"]
+    assert 0 < until_then < json.loads(manifest.read_text())["seconds"]  # both parts count
 
 
 def test_a_failed_step_stops_the_chain_and_says_how_to_go_on(recipe, calls, monkeypatch, capfd):

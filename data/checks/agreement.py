@@ -17,6 +17,7 @@ from scipy.stats import binomtest
 from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 
 from data.records import BadRows, Record, read_records
+from runtime.config import check_whole
 from runtime.plots import plot_intervals
 from runtime.report import bullets, picture, table, write_page, write_result
 
@@ -73,8 +74,7 @@ class Votes:
         self.names = sorted({vote.label for vote in votes})
         if len(self.names) > MAX_LABELS:
             raise ValueError(
-                f"{len(self.names)} different labels, from {self.names[0]!r} to {self.names[-1]!r}; agreement here is "
-                f"about categories, at most {MAX_LABELS}: put numbers into bins first"
+                f"{len(self.names)} different labels; categories are at most {MAX_LABELS}: bin numbers first"
             )
         item_at = {item: i for i, item in enumerate(self.items)}
         annotator_at = {name: a for a, name in enumerate(self.annotators)}
@@ -100,6 +100,8 @@ def check_agreement(
         tie_labels: labels that mean that neither side is better.
         max_pairs: Cohen's kappa for that many pairs of annotators, those who share most items; `min_shared` or more.
     """
+    check_whole(1, check__resamples=resamples, check__min_shared=min_shared)
+    check_whole(0, check__max_pairs=max_pairs)
     bad_rows = BadRows(on_bad_row)
     votes = Votes(once([vote for file in files for vote in read_records(file, parse_vote, bad_rows)], bad_rows))
     result = measure(

@@ -13,6 +13,7 @@ import numpy as np
 from data.checks.near import BASE, NearIndex, codes, normal, sketches, words
 from data.checks.texts import Row, read_rows
 from data.records import BadRows
+from runtime.config import check_whole
 from runtime.report import bullets, heading, table, write_page, write_result
 
 BATCH = 500  # rows whose spans are hashed together
@@ -29,11 +30,8 @@ def check_contamination(
         threshold: Jaccard similarity of words and word pairs from which prompts are near duplicates.
         span_words: words in a row that must be the same; 0 = don't look for spans.
         min_words: of a later user message that is compared alone.
-    Raises:
-        ValueError: no file on a side, or a bad row.
     """
-    if not files or not against:
-        raise ValueError("check=contamination compares check.input=[TRAIN FILES] with check.against=[EVALUATION FILES]")
+    check_whole(0, check__span_words=span_words, check__min_words=min_words)
     bad_rows = BadRows(on_bad_row)
     train, evaluation = read_rows(files, bad_rows), read_rows(against, bad_rows)
     matches = find_copies(train, evaluation, threshold=threshold, min_words=min_words)

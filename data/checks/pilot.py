@@ -13,6 +13,7 @@ from scipy.stats import ks_2samp, wasserstein_distance
 from data.checks.texts import Row, read_rows
 from data.records import BadRows
 from data.tokenizer import load_tokenizer
+from runtime.config import check_number, check_positive
 from runtime.plots import pyplot, save_figure
 from runtime.report import bullets, picture, table, write_page, write_result
 
@@ -29,8 +30,10 @@ def check_pilot(
         target: file of prompts to be like, for the distance and its test; None = only the mean is compared.
         min_tokens: a vendor is rejected whose prompts' mean is below, or of whose prompts more than `max_short` are.
     """
-    if not files:
-        raise ValueError("check=pilot wants one file a vendor: check.input=[a.jsonl,b.jsonl]")
+    check_positive(check__target_mean=target_mean, check__min_tokens=min_tokens)
+    check_number(0, check__max_short=max_short)
+    if not isinstance(target, str | None):
+        raise ValueError(f"check.target={target} must name a file")
     names = [Path(file).name.split(".")[0] for file in files]
     if len(set(names)) < len(names):
         raise ValueError(f"vendors are named by their files, and two have one name: {', '.join(names)}")

@@ -18,6 +18,7 @@ from data.clients import Client
 from data.methods.filters import words
 from data.methods.preferences import rate
 from data.records import BadRows, write_jsonl
+from runtime.config import check_whole
 from runtime.plots import pyplot, save_figure
 from runtime.report import bullets, picture, table, write_page, write_result
 
@@ -34,8 +35,7 @@ def check_quality(
         pool: times `num`: how many of the best rows diversity chooses from.
         client: a judge that scores helpfulness and instruction following of the pool; None = the plain score.
     """
-    if num < 1 or pool < 1:
-        raise ValueError(f"check.num={num} and check.pool={pool} must be at least 1")
+    check_whole(1, check__num=num, check__pool=pool)
     bad_rows = BadRows(on_bad_row)
     rows = read_rows(files, bad_rows)
     parts = [score_parts(row) for row in rows]

@@ -20,6 +20,7 @@ from statsmodels.stats.proportion import proportion_confint
 from data.checks.texts import Row, read_rows
 from data.clients import Client, Conversation
 from data.records import BadRows, read_jsonl, write_jsonl
+from runtime.config import check_files, check_number, check_whole
 from runtime.plots import pyplot, save_figure
 from runtime.report import bullets, picture, table, write_page, write_result
 
@@ -48,9 +49,13 @@ def check_task_mix(
         target: wanted shares; they are scaled to sum to 1.
         client: who tells the kinds; None = the trained classifier.
     """
+    check_files("check.labelled", labelled)
+    check_number(0, **{f"check__target__{kind}": share for kind, share in target.items()})
+    if num is not None:
+        check_whole(1, check__num=num)
+    if sum(target.values()) <= 0:
+        raise ValueError(f"check.target={target} wants no kind of task; give one a share above 0")
     wanted = {kind: share / sum(target.values()) for kind, share in target.items()}
-    if min(wanted.values()) < 0:
-        raise ValueError(f"check.target has a negative share: {target}")
     bad_rows = BadRows(on_bad_row)
     rows = read_rows(files, bad_rows)
     if client is None:
@@ -146,7 +151,7 @@ def draw_to_mix(kinds: Sequence[str], wanted: dict[str, float], num: int | None,
     by_kind = {kind: np.flatnonzero(np.array(kinds) == kind) for kind, share in wanted.items() if share > 0}
     rarest = min(by_kind, key=lambda kind: len(by_kind[kind]) / wanted[kind])
     possible = int(len(by_kind[rarest]) / wanted[rarest])
-    if num is None and possible == 0 or num is not None and num < 1:
+    if num is None and possible == 0:
         raise ValueError(f"no row is {rarest}, so no sample has a share of it; drop it from check.target")
     counts = _apportion(wanted, possible if num is None else num)
     short = {kind: (count, len(by_kind[kind])) for kind, count in counts.items() if count > len(by_kind.get(kind, ()))}

@@ -52,11 +52,17 @@ def parse_row(row: dict) -> list[Row]:
 
 def read_rows(files: Sequence[str], bad_rows: BadRows) -> list[Row]:
     """The rows of all files, in order."""
-    return [row for file in files for row in read_records(file, parse_row, bad_rows)]
+    rows = [row for file in files for row in read_records(file, parse_row, bad_rows)]
+    if not rows:
+        raise ValueError(f"no row of {', '.join(files)} can be used; the first was skipped for: {bad_rows.skipped[0]}")
+    return rows
 
 
 def _instruction(row: dict) -> list[Message]:
-    first = row["instances"][0] if row.get("instances") else row
+    instances = row.get("instances") or [row]
+    if not isinstance(instances, list) or not isinstance(instances[0], dict):
+        raise ValueError("instances must be a list of {input, output}")
+    first = instances[0]
     given, output = first.get("input") or "", first.get("output") or ""
     if not all(isinstance(text, str) for text in (row["instruction"], given, output)):
         raise ValueError("instruction, input and output must be text")

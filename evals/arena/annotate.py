@@ -2,6 +2,9 @@
 
 import random
 import re
+import threading
+import time
+from collections import Counter
 from pathlib import Path
 
 import gradio as gr
@@ -15,6 +18,7 @@ from evals.verdicts import text_hash
 
 CRITERIA = Path(__file__).parents[2] / "docs" / "annotation.md"
 MAX_ANSWERS = 9  # one key each
+LOAN = 900  # seconds after which somebody who reads an item has left
 # Keys act while no text field has the focus. They edit the ranking and press the buttons; the page does the rest.
 SHORTCUTS = """
 <script>
@@ -84,14 +88,21 @@ def parse_ranking(text: str, num_answers: int) -> list[int]:
 
 
 class Desk:
-    """Hands out items and takes rankings."""
+    """Hands out items and takes rankings. An item that somebody reads is lent: no more people get it than it needs."""
 
     def __init__(self, store: Store, limits: Limits, *, seed: int):
         self.store, self.limits, self.seed = store, limits, seed
+        self._lent: dict[str, tuple[str, float]] = {}  # by annotator: item, since when
+        self._lock = threading.Lock()
 
     def next(self, annotator: str) -> dict | None:
-        """The next item with its answers in this reader's own order (`shown`), or None when all is read."""
-        item = self.store.next_item(annotator)
+        """The next item with its answers in this reader's own order (`shown`), or None when none is waiting."""
+        with self._lock:
+            now = time.monotonic()
+            self._lent = {who: loan for who, loan in self._lent.items() if who != annotator and now - loan[1] < LOAN}
+            item = self.store.next_item(annotator, Counter(name for name, _ in self._lent.values()))
+            if item is not None:
+                self._lent[annotator] = (item["id"], now)
         if item is not None:
             order = list(range(len(item["answers"])))
             random.Random(f"{self.seed}/{annotator}/{item['id']}").shuffle(order)
@@ -147,7 +158,7 @@ def annotate_room(desk: Desk, blocks: gr.Blocks) -> None:
         if item is None:
             return on_next(request)
         try:
-            desk.submit(item, visitor_of(request), text, bad, why)
+            desk.submit(item, visitor_of(request), text or "", bool(bad), why or "")
         except ValueError as error:
             return [gr.skip()] * (len(shown) - 2) + [str(error), item]
         return page(desk.next(visitor_of(request)), "Saved.")

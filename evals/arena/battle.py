@@ -123,7 +123,7 @@ def battle_room(arena: Arena, *, parallel: int) -> None:
     def on_send(text: str, battle: Battle | None, request: gr.Request):
         kept = text
         try:
-            for grown in arena.say(text, battle, visitor_of(request)):
+            for grown in arena.say(text or "", battle, visitor_of(request)):
                 kept, battle = "", grown
                 yield "", *talks(battle), "", *buttons(False), battle
         except ValueError as error:
@@ -134,6 +134,8 @@ def battle_room(arena: Arena, *, parallel: int) -> None:
 
     def on_vote(label: str, battle: Battle | None, request: gr.Request):
         try:
+            if label not in list(VERDICTS):  # what the browser sends need not be a button's label
+                raise ValueError(f"A vote is one of: {', '.join(VERDICTS)}.")
             said = arena.vote(battle, visitor_of(request), VERDICTS[label])
         except ValueError as error:
             return gr.skip(), *talks(battle), str(error), *buttons(can_vote(battle)), battle

@@ -1,6 +1,5 @@
 """The models that visitors talk to: our checkpoints and OpenAI-compatible endpoints, as streams of growing text."""
 
-import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -66,12 +65,14 @@ class EndpointSpeaker:
     def __init__(self, *, base_url: str, model: str, api_key_env: str, sampling: DictConfig):
         import openai
 
-        self.model, self.sampling = model, sampling
-        self.api = openai.OpenAI(base_url=base_url, api_key=os.environ.get(api_key_env) or "none", timeout=120)
+        from data.endpoint import check_url, read_key
+
+        self.model, self.sampling, self._key = model, sampling, read_key(check_url(base_url), api_key_env)
+        self.api = openai.OpenAI(base_url=base_url, api_key=self._key, timeout=120)
 
     def stream(self, messages: Messages, seed: int) -> Iterator[str]:
         """The answer as it grows."""
-        import openai
+        from data.endpoint import redact
 
         text = ""
         try:
@@ -83,8 +84,8 @@ class EndpointSpeaker:
                 if chunk.choices and chunk.choices[0].delta.content:
                     text += chunk.choices[0].delta.content
                     yield text
-        except openai.OpenAIError as error:
-            raise SpeakerError(repr(error)) from error
+        except Exception as error:  # a cut stream is httpx's, garbage json's: the visitor is told the same of all
+            raise SpeakerError(redact(self._key, repr(error))) from None
         if not text:
             raise SpeakerError(f"{self.model} sent an empty answer")
 

@@ -92,13 +92,17 @@ class Store:
         rows = [(i["id"], json.dumps(i["prompt"]), json.dumps(i["answers"]), i["readers"]) for i in items]
         return sum(self._write("INSERT OR IGNORE INTO items VALUES (?, ?, ?, ?)", row) for row in rows)
 
-    def next_item(self, annotator: str) -> dict | None:
-        """What this annotator reads next: never an item twice; begun ones first, so that each gets its readers."""
+    def next_item(self, annotator: str, lent: dict[str, int]) -> dict | None:
+        """What this annotator reads next: never an item twice; begun ones first, so that each gets its readers.
+
+        `lent`: how many others are reading an item at this moment, by its id.
+        """
         sql = (
             "SELECT i.*, count(a.item) AS done FROM items i LEFT JOIN annotations a ON a.item = i.id GROUP BY i.id "
-            "HAVING done < i.readers AND total(a.annotator = ?) = 0 ORDER BY done DESC, i.rowid LIMIT 1"
+            "HAVING done + ifnull((SELECT value FROM json_each(?) WHERE key = i.id), 0) < i.readers "
+            "AND total(a.annotator = ?) = 0 ORDER BY done DESC, i.rowid LIMIT 1"
         )
-        rows = self.read(sql, (annotator,))
+        rows = self.read(sql, (json.dumps(lent), annotator))
         return _item(rows[0]) if rows else None
 
     def annotate(
