@@ -15,7 +15,7 @@ from data import formats
 from data.clients import Client, build_client
 from data.methods.rows import Made, manifest
 from data.records import BadRows, read_records, write_jsonl
-from runtime.config import check_choice, check_types, check_whole
+from runtime.config import check_choice, check_files, check_types, check_whole
 from runtime.report import write_text
 from runtime.run import Run, main
 
@@ -56,12 +56,15 @@ def make_data(cfg: DictConfig, run: Run) -> float:
 def _client_settings(cfg: DictConfig) -> dict[str, DictConfig]:
     """By role. The answers of all clients lie in one place: their keys hold the model's name."""
     named = {"client": cfg.client, "user": cfg.get("user_client"), "judge": cfg.get("judge_client")}
+    if not isinstance(cfg.clients, DictConfig) or not all(isinstance(one, DictConfig) for one in cfg.clients.values()):
+        raise ValueError(f"clients={cfg.clients} must map names to clients: +client@clients.NAME=openai")
     return {role: one for role, one in named.items() if one is not None} | dict(cfg.clients)
 
 
 def _self_instruct(cfg: DictConfig, run: Run, clients: dict[str, Client], settings: dict, name: str) -> Made:
     from data.methods.self_instruct import read_seeds, self_instruct
 
+    check_files("method.seeds", settings["seeds"])
     seeds = read_seeds(settings.pop("seeds"))
     run.begin()
     return self_instruct(clients["client"], seeds, seed=cfg.seed, **settings)
@@ -80,6 +83,7 @@ def _preferences(cfg: DictConfig, run: Run, clients: dict[str, Client], settings
     from data.methods.preferences import preferences, reward_function_scorer, reward_model_scorer
 
     files, num, bad_rows = settings.pop("prompts"), settings.pop("num"), BadRows("error")
+    check_files("method.prompts", files)
     prompts = [
         (p.columns.get("id") or p.where, p.prompt) for f in files for p in read_records(f, formats.prompts, bad_rows)
     ]

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from model.config import ModelConfig
 from model.footprint import cache_bytes, count_parameters, forward_flops, kept_bytes
+from runtime.config import check_positive, check_whole
 from runtime.door import enter
 
 DOORS = ("train_sft", "train_rm", "train_ppo", "train_dpo")
@@ -48,11 +49,26 @@ class Job:
         return self.blocks * self.block
 
 
-def read_job(cfg: DictConfig) -> Job:
-    """Composes the door's config and reads what matters; raises ValueError for what does not fit together."""
+def check_plan(cfg: DictConfig) -> None:
+    """Settings that cannot be meant."""
     if cfg.door not in DOORS:
         raise ValueError(f"door={cfg.door!r} is none of {', '.join(DOORS)}")
+    if cfg.gpu not in cfg.gpus:
+        raise ValueError(f"gpu={cfg.gpu!r} is not in the table; known: {', '.join(cfg.gpus)} (conf/plan.yaml)")
+    check_whole(1, **{key: cfg[key] for key in ("num_gpus", "prompt_tokens", "completion_tokens")})
+    check_whole(0, lora_rank=cfg.lora_rank)
+    check_whole(1, **{key: cfg[key] for key in ("shards", "dataset_rows") if cfg[key] is not None})
+    shares = ("compute_efficiency", "memory_efficiency", "link_efficiency", "headroom")
+    check_positive(node_gb_per_second=cfg.node_gb_per_second, **{key: cfg[key] for key in shares})
+    if cfg.num_gpus % (cfg.shards or cfg.num_gpus):
+        raise ValueError(f"shards={cfg.shards} must divide num_gpus={cfg.num_gpus}")
+
+
+def read_job(cfg: DictConfig) -> Job:
+    """Composes the door's config and reads what matters; raises ValueError for what does not fit together."""
     own = compose(cfg.door, list(cfg.overrides))
+    if own.lora.rank and own.lora.rank != cfg.lora_rank:
+        raise ValueError(f"lora.rank={own.lora.rank} in overrides, but lora_rank={cfg.lora_rank}: say lora_rank alone")
     rollout, pairs = cfg.door == "train_ppo", cfg.door in ("train_rm", "train_dpo")
     sides = 2 if pairs else 1
     micro = own.micro_batch_size
@@ -171,11 +187,8 @@ def way_out(config: ModelConfig, job: Job, cfg: DictConfig, room: float) -> str:
 
 def report(cfg: DictConfig) -> dict:
     """Everything as numbers."""
+    check_plan(cfg)
     config, job = ModelConfig(**OmegaConf.to_container(cfg.model)), read_job(cfg)
-    if cfg.gpu not in cfg.gpus:
-        raise ValueError(f"gpu={cfg.gpu!r} is not in the table; known: {', '.join(cfg.gpus)} (conf/plan.yaml)")
-    if cfg.num_gpus < 1 or cfg.num_gpus % (cfg.shards or cfg.num_gpus):
-        raise ValueError(f"shards={cfg.shards} must divide num_gpus={cfg.num_gpus}")
     parts, times = memory(config, job, cfg), seconds(config, job, cfg)
     room, total, step = cfg.gpus[cfg.gpu].memory_gb * GB * cfg.headroom, sum(parts.values()), sum(times.values())
     hours = job.num_steps * step / 3600

@@ -4,8 +4,8 @@
     python bench/vs_peers.py --only sft dpo --rounds 3        a part of it
 
 SmolLM2-135M, Anthropic HH helpful, 8 rows or pairs a step, at most 512 tokens; SFT on the same tokens and targets on
-both sides. Each round runs ours, then the peer in bf16, as processes of their own; the first step (of generate: the first
-repetition) of each is not counted. --fp32 also runs the peer in float32, once; only where that is faster does it take
+both sides. Each round runs ours, then the peer in bf16, as processes of their own; of each the first step (of generate
+the first repetition) is not counted. --fp32 also runs the peer in float32, once; only where that is faster does it take
 the place of bf16. The share of the product limit is that of SFT and DPO steps: operations of the matrix products over
 seconds, over what a 2048^3 bf16 product reached beside the round.
 Writes DIR/peers.json, DIR/peers.md (the table) and DIR/peers.png. Rounds that DIR/peers.json holds count with the new

@@ -13,7 +13,7 @@ from pathlib import Path
 import diskcache
 from omegaconf import DictConfig
 
-from runtime.config import check_choice, check_types
+from runtime.config import check_choice, check_types, check_whole
 
 Conversation = list[dict[str, str]]
 
@@ -162,9 +162,15 @@ class LocalClient(Client):
     def __init__(
         self, policy: str, *, batch_size: int, top_k: int, top_p: float, precision: str, device: str, **limits
     ):
+        import torch
+
         from data.tokenizer import load_tokenizer
         from model.build import load_policy
 
+        check_whole(1, client__batch_size=batch_size)
+        check_choice("client.device", device, ("cpu", "cuda"))
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("client.device=cuda: there is no GPU here; say client.device=cpu")
         self.tokenizer = load_tokenizer(policy)
         self.policy = load_policy(policy, precision=precision, frozen=True).to(device)
         self.batch_size, self.top_k, self.top_p = batch_size, top_k, top_p

@@ -215,7 +215,11 @@ def check_url(base_url: str | None) -> str | None:
     if base_url is None:
         return None
     parts = urlsplit(str(base_url))
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0  # port: ValueError over 65535
+    except ValueError:
+        good = False
+    if not good:
         raise ValueError(f"base_url={base_url!r} is no address; write it like http://127.0.0.1:8000/v1")
     if parts.username or parts.password or parts.query:
         raise ValueError("base_url carries a name, password or query; put the key into the environment instead")

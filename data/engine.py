@@ -6,6 +6,7 @@ quite the same log-probs: `correct_for_sampler` weighs each token by how much li
 """
 
 import json
+import math
 import time
 import urllib.error
 import urllib.request
@@ -71,12 +72,16 @@ class ServerEngine:
         """Rows of one completion per prompt, (B,) bool who stopped, (B, T) float32 the server's log-probs, 0 elsewhere.
 
         Raises:
-            ValueError: the server stays unreachable, refuses, or answers something else than token ids and log-probs.
+            ValueError: the server refuses, or answers something else than token ids and log-probs.
+            ConnectionError: it stays down.
         """
         self.push(policy)
         prompts, device = [list(map(int, prompt["input_ids"])) for prompt in batch], policy.lm_head.weight.device
         with ThreadPoolExecutor(self.cfg.max_parallel) as pool:
             answers = list(pool.map(self._complete, prompts, seeds))
+        if outside := {i for ids, _, _ in answers for i in ids if not 0 <= i < policy.config.vocab_size}:
+            known = f"the policy's vocabulary of {policy.config.vocab_size}"
+            raise ValueError(f"{self.cfg.url} drew token {min(outside)}, which is outside {known}: another model?")
         examples = [
             {"input_ids": prompt + ids, "completion_mask": [False] * len(prompt) + [True] * len(ids)}
             for prompt, (ids, _, _) in zip(prompts, answers, strict=True)
@@ -105,6 +110,9 @@ class ServerEngine:
                 f"{ids[-1:]}; wanted as many of both, and a stop token of {self.settings['stop_token_ids']} at the end "
                 "exactly where finish_reason is stop"
             )
+        numbers = all(isinstance(number, float | int) and math.isfinite(number) for number in logprobs)
+        if not numbers or not all(isinstance(i, int) for i in ids):
+            raise ValueError(f"{url}: wanted whole token_ids and finite log-probs, got {ids[:8]} with {logprobs[:8]}")
         return ids, logprobs, stopped
 
     def _post(self, url: str, body: dict) -> Any:
@@ -116,13 +124,12 @@ class ServerEngine:
             except urllib.error.HTTPError as error:
                 problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
                 if error.code not in SERVER_DOWN:
-                    break
+                    raise ValueError(f"engine: {url} refuses ({problem})") from None
             except (OSError, ValueError) as error:  # refused, timed out, cut; or no JSON
                 problem = f"{type(error).__name__}: {error}"
             if attempt < self.cfg.max_tries:
                 time.sleep(min(30.0, 2.0 ** (attempt - 1)))
-        told = f"{url} failed after {attempt} tries ({problem})"
-        raise ValueError(f"engine: {told}; look at the server, then say resume=true")
+        raise ConnectionError(f"engine: {url} failed after {attempt} tries ({problem})")
 
 
 def load_engine(cfg: DictConfig, sampling: DictConfig, tokenizer, directory: Path) -> LocalEngine | ServerEngine:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
+from evals.overoptimization import BENT, peak
 from runtime.plots import pyplot, save_figure
 from runtime.report import print_table
 
@@ -42,20 +43,21 @@ def frontier(points: list[dict]) -> list[dict]:
     return kept
 
 
-def overoptimisation(points: list[dict]) -> dict | None:
-    """Fit of the gold score, d * (alpha - beta * log d) with d = sqrt(KL); Gao et al. 2022 (arXiv:2210.10760), Eq. 2.
+def gold_fit(points: list[dict]) -> dict | None:
+    """Fit of the gold score, start + d * (alpha - beta * log d) with d = sqrt(KL): see evals/overoptimization.py.
 
-    `peak_kl` is the KL at which the fitted gold score turns, None where it never does; the whole is None where fewer
-    than three gold scores were measured.
+    `start` is the reference's own score. `peak_kl` is the KL at which the fitted gold score turns, None where it never
+    does; the whole is None where fewer than three gold scores were measured.
     """
     known = [(math.sqrt(p["kl"]), p["gold"]) for p in points if p["gold"] is not None and p["kl"] > 0]
     if len(known) < 3:
         return None
     d, gold = np.array(known).T
-    columns = np.column_stack([d, -d * np.log(d), np.ones(len(d))])  # the last is the reference's own score
+    columns = np.column_stack([d, -BENT["rl"](d), np.ones(len(d))])
     (alpha, beta, start), *_ = np.linalg.lstsq(columns, gold, rcond=None)
-    peak = math.exp(2 * (alpha / beta - 1)) if beta > 0 else None
-    return {"alpha": float(alpha), "beta": float(beta), "start": float(start), "peak_kl": peak}
+    turns = peak(alpha, beta, "rl") ** 2
+    told = {"alpha": float(alpha), "beta": float(beta), "start": float(start)}
+    return told | {"peak_kl": turns if math.isfinite(turns) else None}
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
@@ -68,7 +70,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     columns = ("run", "step", "kl", "score", "gold")
     print_table("frontier", columns, [[point[name] for name in columns] for point in best])
     plot_curves(out / "kl_frontier.png", curves, best)
-    runs = {directory: {"points": points, "gold": overoptimisation(points)} for directory, points in curves.items()}
+    runs = {directory: {"points": points, "gold": gold_fit(points)} for directory, points in curves.items()}
     return {"frontier": best, "runs": runs}
 
 

@@ -13,6 +13,12 @@ FREE_TO_CHANGE = (
     "keep_best", "log", "dist",
 )  # fmt: skip
 
+OPTIONAL = {  # settings whose default is null or ???: what they are otherwise
+    "base_url": "text", "license": "text", "model": "text", "policy": "text", "reward_fn": "text",
+    "reward_model": "text", "script": "text", "target": "text",
+    "max_cost": "a number", "num": "a whole number", "requests_per_minute": "a number",
+}  # fmt: skip
+
 
 def check_positive(**values: int | float) -> None:
     """Each value is a finite number above zero. The keywords are the keys as the user writes them (`__` for a dot)."""
@@ -43,16 +49,30 @@ def check_choice(key: str, value: object, choices: tuple) -> None:
         raise ValueError(f"{key}={value!r} is unknown; use one of {', '.join(map(str, choices))}")
 
 
+def check_flags(cfg: DictConfig, prefix: str = "") -> None:
+    """Hydra knows true and false alone; to it `no` is a text like any other, and overwrite=no would overwrite."""
+    for key in cfg:
+        given = not (OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key))
+        value = cfg[key] if given else None
+        if isinstance(value, DictConfig):
+            check_flags(value, f"{prefix}{key}.")
+        elif isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
+            raise ValueError(f"{prefix}{key}={value} is no flag; write true or false")
+
+
 def check_types(given: DictConfig, defaults: str, key: str, *, nullable: tuple = ()) -> None:
-    """Each value under `key` is of the kind of its default in conf/`defaults`.yaml; where that is null, of any."""
+    """Each value under `key` is of the kind of its default in conf/`defaults`.yaml; where that is null, of OPTIONAL."""
     known = OmegaConf.to_container(OmegaConf.load(CONF / f"{defaults}.yaml"))
     for name, value in OmegaConf.to_container(given, resolve=True, throw_on_missing=True).items():
         if name not in known:
             raise ValueError(f"{key}.{name} is no setting of {defaults}; it has {', '.join(known)}")
-        kind, wanted = _kind(value), _kind(known[name])
-        fits = wanted in (kind, "null") or (kind, wanted) == ("a whole number", "a number")
-        if known[name] != "???" and not fits and not (value is None and name in nullable):
-            raise ValueError(f"{key}.{name}={value} must be {wanted}; conf/{defaults}.yaml says {known[name]}")
+        default = known[name]
+        kind, wanted = _kind(value), OPTIONAL.get(name) if default in (None, "???") else _kind(default)
+        fits = wanted in (kind, None) or (kind, wanted) == ("a whole number", "a number")
+        may_be_null = default is None or name in nullable
+        if not fits and not (value is None and may_be_null):
+            or_null = " or null" if may_be_null else ""
+            raise ValueError(f"{key}.{name}={value} must be {wanted}{or_null}; conf/{defaults}.yaml says {default}")
 
 
 def _kind(value: object) -> str:

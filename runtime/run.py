@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from runtime import checkpoint, directory, distributed, host, optim
-from runtime.config import changed_keys, check_choice, check_whole, write_config
+from runtime.config import changed_keys, check_choice, check_flags, check_whole, write_config
 from runtime.display import WANDB_MODES, Terminal, Wandb, complain
 from runtime.door import INTERRUPTED, RunFailed, enter
 from runtime.metrics import Metrics, append_row, drop_rows_after, each_row
@@ -36,6 +36,7 @@ class Run:
 
     def __init__(self, cfg: DictConfig):
         check_choice("log.wandb", cfg.log.wandb, WANDB_MODES)
+        check_flags(cfg)
         check_whole(0, seed=cfg.seed)
         self.cfg, self.dir = cfg, Path(cfg.run_dir)
         self.step, self.tokens_seen = 0, 0  # completed steps; attention-mask tokens of all ranks
@@ -197,6 +198,8 @@ class Run:
         due = self.due(self.cfg.save_every)
         self.step += 1
         self.log_metrics(self.step)
+        if self.step % host.TRIM_EVERY == 0:
+            host.trim_memory()
         stop = distributed.any_rank(self._stop is not None, self.device)
         if due or stop:
             self.save()

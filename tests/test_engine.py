@@ -126,16 +126,29 @@ def test_a_server_that_is_down_for_a_moment_is_asked_again(door, job, loopback, 
     assert door(train_ppo, *job("train_ppo", "run", *words)[1:]) == 0
 
 
+def test_a_server_that_stays_down_is_a_failure_that_can_go_on(door, job, loopback, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    words = [*words_for(loopback(broken=9)), "num_steps=1", "engine.max_tries=2", *ALONE]
+    assert door(train_ppo, *job("train_ppo", "run", *words)[1:]) == 1
+    told = capsys.readouterr().err
+    assert "failed after 2 tries (HTTP 503" in told and "resume=true goes on" in told
+
+
+ONE_TOKEN = {"token_ids": [7], "finish_reason": "length", "logprobs": {"token_logprobs": [-1.0]}}
+
+
 @pytest.mark.parametrize(
     "server, words, told",
     [
-        ({"broken": 9}, ["engine.max_tries=2"], "failed after 2 tries (HTTP 503"),
         ({"answer": {"token_ids": None}}, [], "0 token_ids"),
+        ({"answer": ONE_TOKEN | {"token_ids": [10**6]}}, [], "outside the policy's vocabulary"),
+        ({"answer": ONE_TOKEN | {"token_ids": ["7"]}}, [], "whole token_ids"),
+        ({"answer": ONE_TOKEN | {"logprobs": {"token_logprobs": [None]}}}, [], "finite log-probs"),
         ({"answer": {"finish_reason": "stop", "token_ids": [7], "logprobs": {"token_logprobs": [-1.0]}}}, [], "stop"),
         ({"answer": {"logprobs": None}}, [], "return_token_ids"),
         ({}, ["engine.max_weight=0"], "max_weight"),
     ],
-    ids=["down", "no ids", "no stop token", "no logprobs", "setting"],
+    ids=["no ids", "no such id", "ids as text", "log-prob of none", "no stop token", "no logprobs", "setting"],
 )
 def test_a_server_that_cannot_be_used_is_named(door, job, loopback, monkeypatch, capsys, server, words, told):  # noqa: F811
     monkeypatch.setattr("time.sleep", lambda seconds: None)

@@ -12,7 +12,7 @@ import train_rm
 import train_sft
 from data.rollout import in_parts
 from data.tokenizer import load_tokenizer
-from model.build import export_model, load_policy, load_reward_model, new_policy
+from model.build import export_model, load_policy, load_reward_model, load_value_model, new_policy
 from model.lora import Reference, adapters, add_lora, export_adapter, value_on
 from model.sampling import generate
 from tests.test_scale import house, job  # noqa: F401 - fixtures
@@ -72,6 +72,35 @@ def test_peft_loads_the_adapter_with_the_same_logits(house, tmp_path):  # noqa: 
         ours = policy.logprobs(ids, everything, stops[None])[0, 1:]
         want = theirs(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None]).squeeze(1)
     assert (ours - want).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind, auto", [("reward", "SequenceClassification"), ("value", "TokenClassification")])
+def test_peft_loads_an_adapter_with_its_head(house, tmp_path, kind, auto):  # noqa: F811
+    """On a base with biases of q, k and v, and on some products alone. peft has no bias of the head: it lies beside."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    policy = shaken(new_policy(tiny_config("qwen2", vocab_size=400), seed=0))
+    export_model(policy, tmp_path / "base", load_tokenizer(house / "policy"))
+    load = {"reward": load_reward_model, "value": load_value_model}[kind]
+    few = LORA | {"rank": 1, "targets": ["qkv", "down"]}
+    model = add_lora(load(tmp_path / "base", precision="fp32", frozen=True, seed=3), **few)
+    with torch.no_grad():
+        for number, lora in enumerate(adapters(model).values()):
+            lora.B.normal_(0, 0.3, generator=torch.Generator().manual_seed(number))
+        model.head.bias.fill_(0.5)
+    export_adapter(model, tmp_path / "adapter", str(tmp_path / "base"))
+    base = getattr(transformers, f"AutoModelFor{auto}").from_pretrained(tmp_path / "base", num_labels=1)
+    base.config.pad_token_id = 0
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    ids = torch.tensor([random_ids(9, 7)])
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    bias = load_file(tmp_path / "adapter" / "head.safetensors")["score.bias"]
+    with torch.no_grad():
+        if kind == "reward":
+            ours, want = model.score(ids, everything, everything), theirs(ids).logits[:, 0]
+        else:  # column t speaks of the state before token t
+            ours, want = model(ids, everything, torch.arange(9)[None] > 0)[0, 1:], theirs(ids).logits[0, :-1, 0]
+            want = want - theirs.base_model.model.score.modules_to_save["default"].bias
+    assert (ours - bias - want).abs().max() < 1e-4
 
 
 def test_the_reference_shares_every_weight_and_is_the_base():

@@ -1,11 +1,13 @@
 import json
+import tracemalloc
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from runtime.metrics import Metrics, append_row, drop_rows_after, read_rows
+from runtime import plots
+from runtime.metrics import Metrics, append_row, drop_rows_after, each_row, read_rows
 
 
 def test_a_mean_is_over_elements_not_over_micro_batches():
@@ -60,6 +62,27 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     for row in rows:
         append_row(path, row)
     assert read_rows(path) == rows
+
+
+def test_a_long_log_is_read_without_holding_it(tmp_path):
+    """A run reads its whole log at every save: what that takes must not grow with the log."""
+    path = tmp_path / "metrics.jsonl"
+    row = {f"objective/{number}": 1 / 3 for number in range(30)}
+    path.write_text("".join(json.dumps({"step": step} | row) + "\n" for step in range(3000)))
+    tracemalloc.start()
+    assert sum(1 for _ in each_row(path)) == 3000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300_000  # bytes; all rows together take 10 MB
+
+
+def test_a_long_curve_is_drawn_from_few_points_and_the_last(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    plots.plot_metrics(({"step": step, "x": 2.0 * step} for step in range(1, 12346)), tmp_path / "curves.png")
+    (line,) = figures[0].axes[0].lines
+    assert 900 < len(line.get_xdata()) <= plots.POINTS and max(line.get_xdata()) == 12345
+    assert all(y == 2 * x for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True))
 
 
 def test_a_line_cut_by_a_kill_is_left_out_and_forgotten_on_resume(tmp_path):

@@ -32,8 +32,6 @@ def check_pilot(
     """
     check_positive(check__target_mean=target_mean, check__min_tokens=min_tokens)
     check_number(0, check__max_short=max_short)
-    if not isinstance(target, str | None):
-        raise ValueError(f"check.target={target} must name a file")
     names = [Path(file).name.split(".")[0] for file in files]
     if len(set(names)) < len(names):
         raise ValueError(f"vendors are named by their files, and two have one name: {', '.join(names)}")

@@ -49,7 +49,6 @@ def check_task_mix(
         target: wanted shares; they are scaled to sum to 1.
         client: who tells the kinds; None = the trained classifier.
     """
-    check_files("check.labelled", labelled)
     check_number(0, **{f"check__target__{kind}": share for kind, share in target.items()})
     if num is not None:
         check_whole(1, check__num=num)
@@ -73,6 +72,7 @@ def check_task_mix(
 
 def classify(rows: Sequence[Row], labelled: Sequence[str], seed: int) -> tuple[list[str], dict]:
     """A kind for each row: several user turns are chat, a single prompt what the classifier says."""
+    check_files("check.labelled", labelled)
     known = [row for file in labelled for row in read_jsonl(file)]
     if any(not isinstance(row.get(key), str) for row in known for key in ("prompt", "category")):
         raise ValueError(f"{list(labelled)}: each row needs `prompt` and `category`, both text")

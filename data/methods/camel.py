@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from data.clients import Answer, Client, Conversation
 from data.methods.filters import rouge_l
 from data.methods.rows import Made, ask_until, few_shot, provenance, row_id
+from runtime.config import check_whole
 
 DONE = "TASK_DONE"
 ROLE_EXAMPLES = {  # idea: (assistant, user)
@@ -49,6 +50,7 @@ def camel(
         max_similarity: ROUGE-L to the same speaker's last message or the one before, from which the talk is a loop.
         max_tries: attempts at a message that is whole, keeps its role and does not repeat, each with its own seed.
     """
+    check_whole(1, method__max_tries=max_tries)
     if not ideas or not 1 <= min_turns <= max_turns:
         raise ValueError(f"need an idea and 1 <= min_turns <= max_turns, got {list(ideas)} {min_turns=} {max_turns=}")
     sampled = {"temperature": temperature, "max_tokens": max_tokens, "max_tries": max_tries}

@@ -87,8 +87,8 @@ def check_settings(judge, reward_model, num_completions: int, pairs: str, aspect
         raise ValueError(f"{num_completions} completion a prompt gives no pair; set method.num_completions=4, say")
     if pairs not in ("best_worst", "all"):
         raise ValueError(f"method.pairs={pairs!r}; known: best_worst, all")
-    if unknown := set(aspects) - set(ASPECTS):
-        raise ValueError(f"unknown aspects {sorted(unknown)}; known: {', '.join(ASPECTS)}")
+    if not aspects or set(aspects) - set(ASPECTS):
+        raise ValueError(f"method.aspects={list(aspects)} must name one or more of: {', '.join(ASPECTS)}")
 
 
 def rate(

@@ -17,6 +17,7 @@ from data.clients import Answer, Client, Conversation
 from data.methods.filters import Novelty, drop_conflicting, instance_fault, instruction_fault
 from data.methods.rows import Made, ask_until, few_shot, provenance, row_id
 from data.records import read_jsonl
+from runtime.config import check_whole
 
 NO_INPUT = re.compile(r"\W*(none|no input|n/?a|empty|not needed|<noinput>|\(none\))\W*", re.IGNORECASE)
 
@@ -61,6 +62,8 @@ def self_instruct(
         seeds: human tasks; the few-shot prompts draw from them.
         threshold: a new instruction's ROUGE-L against every task kept so far is below it.
     """
+    check_whole(1, method__max_rounds=max_rounds, method__tasks_per_round=tasks_per_round)
+    check_whole(0, method__num_human=num_human, method__num_generated=num_generated, method__num_examples=num_examples)
     random, drops, rows, made = Random(seed), Counter(), [], []
     novelty = Novelty(threshold, [task.instruction for task in seeds])
     rounds = 0

@@ -17,6 +17,7 @@ from random import Random
 from data.clients import Answer, Client, Conversation
 from data.methods.filters import rouge_l
 from data.methods.rows import Made, answer_fault, ask_until, provenance, row_id
+from runtime.config import check_whole
 
 NO_USER = re.compile(
     r"(thanks?\b|thank you|you'?re welcome|great (answer|question)|of course|certainly|sure[,!.]|as an ai\b"
@@ -61,6 +62,11 @@ def ultrachat(
         max_similarity: ROUGE-L to any earlier user message from which a new one counts as a repeat.
         max_tries: attempts at a message that is whole and, of the user, keeps the rules; each with its own seed.
     """
+    check_whole(
+        1, method__num_subtopics=num_subtopics, method__num_questions=num_questions, method__max_tries=max_tries
+    )
+    if not topics or not 0 <= material_share <= 1:
+        raise ValueError(f"need method.topics and a method.material_share in [0, 1], got {topics=} {material_share=}")
     if not 1 <= min_rounds <= max_rounds:
         raise ValueError(f"need 1 <= min_rounds <= max_rounds, got {min_rounds=} {max_rounds=}; UltraChat has 3 to 7")
     random, drops = Random(seed), Counter()
