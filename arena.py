@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: the page tells nobody about itself
 
@@ -22,6 +22,7 @@ from evals.arena.export import export  # noqa: E402
 from evals.arena.limits import Limits  # noqa: E402
 from evals.arena.speakers import load_speakers  # noqa: E402
 from evals.arena.store import Store  # noqa: E402
+from runtime.config import check_files, check_number, check_positive, check_whole  # noqa: E402
 from runtime.run import Run, main  # noqa: E402
 
 
@@ -76,13 +77,20 @@ def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts:
 
 def check(cfg: DictConfig) -> list[tuple[str, str]] | None:
     """Names and passwords of `auth`, or None. Raises ValueError for settings under which the page must not open."""
+    if not isinstance(cfg.models, DictConfig | None):
+        raise ValueError(f"models={cfg.models} must map names to models: models={{NAME: PATH, ...}}")
     if not cfg.export and len(cfg.models or {}) < 2 and not cfg.annotate:
         raise ValueError("the arena needs two models or more (models={NAME: PATH, ...}), or annotate=[FILES]")
-    for name in ("max_turns", "max_characters", "messages_per_minute", "parallel", "max_waiting", "refresh_seconds"):
-        if cfg[name] < 1:
-            raise ValueError(f"{name}={cfg[name]} must be at least 1")
+    if (files := OmegaConf.to_container(cfg)["annotate"]) != []:
+        check_files("annotate", files)
+    names = ("max_turns", "max_characters", "messages_per_minute", "parallel", "max_waiting", "port")
+    check_whole(1, **{name: cfg[name] for name in names})
+    check_positive(refresh_seconds=cfg.refresh_seconds)
+    if cfg.port > 65535:
+        raise ValueError(f"port={cfg.port} must be at most 65535")
+    check_number(0, double_share=cfg.double_share)
     if cfg.auth is not None:
-        return read_accounts(Path(cfg.auth))
+        return read_accounts(Path(str(cfg.auth)))
     if not is_loopback(cfg.host):
         raise ValueError(
             f"host={cfg.host} opens the page to other machines without a login; give auth=FILE (name:password a line), "

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from data.checks.gate import require_agreement
+from data.encoded import check_window
 from data.loader import micro_batches
 from data.preference_batch import Batch, all_rows, collate, mismatched
 from data.preferences import Element, eval_elements, preference_loader
@@ -81,6 +82,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     sets = (batches.items, held_out) if cfg.loss == "kto" else ()
     partners = {k: v for items in sets for k, v in mismatched(items, max_length=cfg.data.max_length).items()}
     survey = Survey(cfg, run, tokenizer, held_out or batches.items, policy.config.max_length)
+    check_window([*batches.items, *held_out, *partners.values()], policy.config.max_length)
     reference, ref_models = load_reference(cfg, run, policy, tokenizer, all_rows(batches.items + held_out, partners))
     optimizer = build_optimizer(policy, cfg.optim)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)

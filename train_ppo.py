@@ -57,7 +57,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     value_model = load_values(cfg, run, policy)  # starts as the reward model
     score = load_scorer(cfg, run, tokenizer, policy)
     optimizer = build_optimizer([policy, value_model], cfg.optim, lr_scales=[1.0, cfg.optim.value_lr / cfg.optim.lr])
-    pretraining, average = PretrainingMix(cfg, run, tokenizer), WeightAverage(policy, cfg.ema_decay)
+    pretraining, average = PretrainingMix(cfg, run, tokenizer, policy.config), WeightAverage(policy, cfg.ema_decay)
     engine, controller = load_engine(cfg.engine, cfg.sampling, tokenizer, run.dir / "engine"), kl_controller(cfg)
     prompts, held_out = load_prompts(cfg, run, tokenizer, policy, score)
     state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts}

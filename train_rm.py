@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data.chat import cut_prompt
 from data.checks.gate import require_agreement
+from data.encoded import check_window
 from data.loader import micro_batches
 from data.preferences import Element, eval_elements, preference_loader, preference_texts
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
@@ -47,6 +48,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
     held_out = eval_elements(cfg.data, tokenizer)
     check_kinds(batches.items, held_out)
+    check_window(batches.items + held_out, reward_model.config.max_length)
     run.resume(reward_model=reward_model, optimizer=optimizer, batches=batches)
     if note is not None:
         run.terminal.say(note)

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 
 from data.chat import cut_prompt
+from data.encoded import check_window
 from data.loader import micro_batches
 from data.sft import demonstration_texts, eval_examples, sft_loader
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
@@ -45,6 +46,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     ranks = {"rank": run.rank, "world_size": run.world_size}
     batches = sft_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
     held_out = eval_examples(cfg.data, tokenizer)
+    check_window(batches.items + held_out, policy.config.max_length)
     shown = sample_prompts(held_out or batches.items, tokenizer, policy, cfg)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
 

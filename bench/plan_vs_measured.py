@@ -4,7 +4,7 @@
     python -m bench.plan_vs_measured train_ppo    one case
 
 On a CPU: what a process holds at most after two steps, less what it held before the first model was built. Every block
-above 64 KB has a mapping of its own meanwhile, so that what is free is not counted: trainings keep it (runtime/host.py).
+above 64 KB has a mapping of its own meanwhile, so that freed memory, which a training keeps, is not counted.
 """
 
 import ctypes
@@ -29,7 +29,8 @@ SHAPE = dict(
 )  # fmt: skip
 PROMPT, COMPLETION = 64, 64
 BATCH = {"train_sft": 16, "train_rm": 8, "train_dpo": 8, "train_ppo": 16}  # rows, pairs, prompts; one forward
-CASES = {name: (name, 0) for name in BATCH} | {"train_dpo_lora": ("train_dpo", 16)}  # name -> door, LoRA's rank
+CASES = {name: (name, 0) for name in BATCH}  # name -> door, LoRA's rank
+CASES |= {f"{name}_lora": (name, 16) for name in ("train_rm", "train_dpo", "train_ppo")}
 
 
 def words_of(door: str, rank: int, home: Path) -> list[str]:

@@ -1,10 +1,11 @@
 """Does a long PPO training leak? Resident memory and open files per 100 steps of the tiny loop, as fitted slopes.
 
-    python bench/soak_ppo.py POLICY_DIR REWARD_MODEL_DIR PROMPTS.jsonl [MINUTES [FIGURE.png]]
+    python bench/soak_ppo.py POLICY_DIR REWARD_MODEL_DIR PROMPTS.jsonl --minutes 30 --figure runs/soak.png
 
 The first fifth of the steps is left out: allocator and caches are still filling.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -75,10 +76,18 @@ def draw(seen: np.ndarray, path: Path) -> None:
     save_figure(figure, path)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) not in (4, 5, 6):
-        raise SystemExit(__doc__)
-    measured = soak(*sys.argv[1:4], minutes=float(sys.argv[4]) if len(sys.argv) > 4 else 30.0)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("policy", "reward_model", "prompts"):
+        parser.add_argument(name)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--figure", type=Path, help="memory and open files against the step, a .png")
+    given = parser.parse_args()
+    measured = soak(given.policy, given.reward_model, given.prompts, given.minutes)
     print(json.dumps(slopes(measured)))
-    if len(sys.argv) > 5:
-        draw(measured, Path(sys.argv[5]))
+    if given.figure is not None:
+        draw(measured, given.figure)
+
+
+if __name__ == "__main__":
+    main()

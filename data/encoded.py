@@ -97,6 +97,18 @@ def training_texts(files: Sequence[str], parse: Callable[[dict], list[Record]], 
             yield from record.texts()
 
 
+def check_window(items: Sequence[Any], window: int) -> None:
+    """Raise ValueError where a row is longer than the model's window: else whatever step reads it would fail."""
+    for item in items:
+        length = max(len(row["input_ids"]) for row in _rows(item))
+        if length > window:
+            where = item.where if hasattr(item, "rows") else item.get("where", "a mismatched pair")
+            raise ValueError(
+                f"{where}: a row of {length} tokens exceeds the model's window of {window}; say "
+                f"data.max_length={window}, or less"
+            )
+
+
 def make_loader(encoded: Encoded, data, *, batch_size: int, seed: int, rank: int, world_size: int) -> Loader:
     """A loader over encoded items; `data` is the config group (its shuffle and weights)."""
     return Loader(

@@ -3,10 +3,11 @@
 import torch
 from omegaconf import DictConfig
 
-from data.encoded import make_loader
+from data.encoded import check_window, make_loader
 from data.loader import micro_batches
 from data.sft import encode_demonstrations
 from losses import sft_loss
+from model.config import ModelConfig
 from model.heads import Policy
 from model.packing import make_rows
 
@@ -17,10 +18,11 @@ class PretrainingMix:
     ptx_coef=0 reads nothing and adds nothing.
     """
 
-    def __init__(self, cfg: DictConfig, run, tokenizer):
+    def __init__(self, cfg: DictConfig, run, tokenizer, config: ModelConfig):
         self.cfg, self.run, self.pad_id, self.loader = cfg, run, tokenizer.pad_id, None
         if cfg.ptx_coef:
             encoded = encode_demonstrations("data.ptx", cfg.data.ptx, cfg.data, tokenizer)
+            check_window(encoded.items, config.max_length)
             ranks = {"rank": run.rank, "world_size": run.world_size}
             self.loader = make_loader(encoded, cfg.data, batch_size=cfg.minibatch_size, seed=cfg.seed, **ranks)
 
