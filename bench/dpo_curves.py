@@ -31,7 +31,7 @@ def main() -> None:
             rows = [row for row in read_rows(run / "metrics.jsonl") if name in row][1:]  # at first all are 0
             steps, values = ([row[key] for row in rows] for key in ("step", name))
             (line,) = axis.plot(steps, smooth(values, WINDOW), label=run.name)
-            held_out = [row for row in read_rows(run / "metrics.jsonl") if HELD_OUT[name] in row]
+            held_out = [row for row in read_rows(run / "metrics.jsonl") if HELD_OUT[name] in row and row["step"]]
             dots = [row[HELD_OUT[name]] for row in held_out]
             axis.plot([row["step"] for row in held_out], dots, "o", color=line.get_color())
             if name == "rewards/chosen":

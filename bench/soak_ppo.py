@@ -78,8 +78,9 @@ def draw(seen: np.ndarray, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("policy", "reward_model", "prompts"):
-        parser.add_argument(name)
+    parser.add_argument("policy", help="a directory, as for train_ppo.py")
+    parser.add_argument("reward_model", help="a directory of train_rm.py")
+    parser.add_argument("prompts", help="a file of prompts")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--figure", type=Path, help="memory and open files against the step, a .png")
     given = parser.parse_args()

@@ -242,11 +242,12 @@ def test_whatever_an_endpoint_streams_the_visitor_is_told_and_the_key_is_not(bod
             pass
 
         def do_POST(self):
+            sent = body or json.dumps({"error": {"message": self.headers["Authorization"]}}).encode()
             self.send_response(200 if body else 401)
-            self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Content-Length", str(len(body) + 100))  # promised, and cut
+            self.send_header("Content-Type", "text/event-stream" if body else "application/json")
+            self.send_header("Content-Length", str(len(sent) + 100 * bool(body)))  # promised, and cut
             self.end_headers()
-            self.wfile.write(body or self.headers["Authorization"].encode())
+            self.wfile.write(sent)
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -257,3 +257,20 @@ def test_a_row_longer_than_the_window_is_refused():
 def test_every_family_has_a_tiny_model():
     for family in FAMILY:
         assert new_policy(tiny_config(family), seed=0).config.family == family
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_picked_states_and_their_gradients_are_those_of_the_whole_stream(checkpointing):
+    policy = new_policy(tiny_config(), seed=0).double()
+    policy.transformer.checkpointing = checkpointing
+    stream = pack(*batch_of([(random_ids(4, seed), random_ids(5, seed + 9)) for seed in range(3)], "right"))
+    picks = torch.tensor([5, 0, 5, 20])  # any order; twice, as a shared prompt's last token is
+    mix = torch.randn(4, policy.config.hidden_size, dtype=torch.float64)
+    given = (stream.tokens, stream.positions, stream.blocks)
+    found = []
+    for states in (policy.transformer(*given)[picks], policy.transformer(*given, picks=picks)):
+        policy.zero_grad()
+        (states * mix).sum().backward()
+        found.append([states.detach(), *(p.grad.clone() for p in policy.transformer.parameters())])
+    for whole, picked in zip(*found, strict=True):
+        torch.testing.assert_close(picked, whole, rtol=1e-10, atol=1e-12)

@@ -11,7 +11,7 @@ from evals.verdicts import text_hash
 def export(store: Store, directory: Path) -> dict[str, int]:
     """Writes every file below; returns the rows of each.
 
-    verdicts.jsonl     one vote a row           evaluate.py task=ratings | audit, task.format=own
+    verdicts.jsonl     one vote a row           evaluate.py task=ratings | audit, task.format=verdicts
     comparisons.jsonl  prompt, chosen, rejected train_rm.py, train_dpo.py (no ties, "both bad", equal answers)
     rankings.jsonl     prompt, completions, ranks   the same doors, K-wise
     labels.jsonl       item, annotator, label   check_data.py check=agreement
