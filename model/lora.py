@@ -136,6 +136,8 @@ def export_adapter(model: nn.Module, directory: Path, base: str) -> None:
     head = {}
     if hasattr(model, "head"):
         weights["base_model.model.score.weight"] = whole(model.head.weight).detach().cpu().clone()
+        if model.kind == "value":  # a token classifier of transformers has a bias, a sequence classifier none
+            weights["base_model.model.score.bias"] = whole(model.head.bias).detach().cpu().clone()
         rest = {"bias": model.head.bias} | dict(model.named_buffers())
         head = {f"score.{name}": whole(tensor).detach().cpu().clone() for name, tensor in rest.items()}
     if dist.is_initialized() and dist.get_rank() != 0:

@@ -198,8 +198,7 @@ class Run:
         due = self.due(self.cfg.save_every)
         self.step += 1
         self.log_metrics(self.step)
-        if self.step % host.TRIM_EVERY == 0:
-            host.trim_memory()
+        host.trim_memory(self.step)
         stop = distributed.any_rank(self._stop is not None, self.device)
         if due or stop:
             self.save()
