@@ -54,6 +54,7 @@ class ServerEngine:
         if cfg.max_parallel < 1 or cfg.max_tries < 1 or cfg.timeout <= 0 or cfg.max_weight <= 0:
             raise ValueError("need engine.max_parallel, max_tries >= 1 and engine.timeout, max_weight > 0")
         self.cfg, self.tokenizer, self.directory = cfg, tokenizer, directory.resolve()
+        self.url, self.reload_url = cfg.url.rstrip("/") + "/completions", cfg.reload_url  # both must be given
         self.settings = {
             "model": cfg.model, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature,
             "top_p": 1.0, "logprobs": 0, "return_token_ids": True, "stop_token_ids": list(tokenizer.stop_ids),
@@ -64,7 +65,7 @@ class ServerEngine:
         export_model(policy, self.directory, self.tokenizer)
         if not dist.is_initialized() or dist.get_rank() == 0:
             body = json.dumps(OmegaConf.to_container(self.cfg.reload_body))
-            self._post(self.cfg.reload_url, json.loads(body.replace("{path}", str(self.directory))))
+            self._post(self.reload_url, json.loads(body.replace("{path}", str(self.directory))))
         if dist.is_initialized():
             dist.barrier()
 
@@ -81,7 +82,7 @@ class ServerEngine:
             answers = list(pool.map(self._complete, prompts, seeds))
         if outside := {i for ids, _, _ in answers for i in ids if not 0 <= i < policy.config.vocab_size}:
             known = f"the policy's vocabulary of {policy.config.vocab_size}"
-            raise ValueError(f"{self.cfg.url} drew token {min(outside)}, which is outside {known}: another model?")
+            raise ValueError(f"{self.url} drew token {min(outside)}, which is outside {known}: another model?")
         examples = [
             {"input_ids": prompt + ids, "completion_mask": [False] * len(prompt) + [True] * len(ids)}
             for prompt, (ids, _, _) in zip(prompts, answers, strict=True)
@@ -92,7 +93,7 @@ class ServerEngine:
         return rows, finished, torch.zeros(rows.input_ids.shape, device=device).masked_scatter(rows[2], told)
 
     def _complete(self, prompt: list[int], seed: int) -> tuple[list[int], list[float], bool]:
-        url = self.cfg.url.rstrip("/") + "/completions"
+        url = self.url
         answer = self._post(url, self.settings | {"prompt": prompt, "seed": seed})
         try:
             choice = answer["choices"][0]

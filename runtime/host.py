@@ -34,7 +34,7 @@ def tune_allocator() -> None:
 
 def trim_memory(step: int) -> None:
     """Now and then hand freed memory back after all: rows differ in length, so the holes that steps leave fit later
-    ones badly, and a long run would grow by them (a reward model of 135M parameters from 4.1 to 7.1 GB in 130 steps)."""
+    ones badly, and a long run would grow by them (a reward model of 135M parameters: 4.1 to 7.1 GB in 130 steps)."""
     if step % TRIM_EVERY == 0 and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

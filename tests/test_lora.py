@@ -92,13 +92,13 @@ def test_peft_loads_an_adapter_with_its_head(house, tmp_path, kind, auto):  # no
     base.config.pad_token_id = 0
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     ids = torch.tensor([random_ids(9, 7)])
-    everything = torch.ones_like(ids, dtype=torch.bool)
+    rows = ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(9)[None] > 0
     bias = load_file(tmp_path / "adapter" / "head.safetensors")["score.bias"]
     with torch.no_grad():
         if kind == "reward":
-            ours, want = model.score(ids, everything, everything), theirs(ids).logits[:, 0]
+            ours, want = model.score(*rows), theirs(ids).logits[:, 0]
         else:  # column t speaks of the state before token t
-            ours, want = model(ids, everything, torch.arange(9)[None] > 0)[0, 1:], theirs(ids).logits[0, :-1, 0] - bias
+            ours, want = model(*rows)[0, 1:], theirs(ids).logits[0, :-1, 0] - bias
     assert (ours - bias - want).abs().max() < 1e-4
 
 
