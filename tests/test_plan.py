@@ -99,7 +99,7 @@ def test_zephyr_fits_on_eight_and_a_full_8b_does_not_fit_on_one():
 
 
 def test_wrong_plans_are_refused():
-    cfg = OmegaConf.create({"door": "train_foo"})
+    cfg = OmegaConf.create({"door": "train_foo", "overrides": []})
     with pytest.raises(ValueError, match="train_foo"):
         plan.read_job(cfg)
 
