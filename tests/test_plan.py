@@ -99,9 +99,9 @@ def test_zephyr_fits_on_eight_and_a_full_8b_does_not_fit_on_one():
 
 
 def test_wrong_plans_are_refused():
-    cfg = OmegaConf.create({"door": "train_foo", "overrides": []})
+    cfg = OmegaConf.create({"door": "train_foo"})
     with pytest.raises(ValueError, match="train_foo"):
-        plan.read_job(cfg)
+        plan.check_plan(cfg)
 
 
 @pytest.mark.slow
