@@ -27,6 +27,7 @@ from runtime.door import INTERRUPTED, enter
 from runtime.report import write_text
 
 ROOT = Path(__file__).parent
+NO_INPUTS = ("lora", "ref_cache", "cache")  # names of layers; what runs remember, and other runs add to
 UNHASHED = ("checkpoints", "wandb", ".lock")  # large, or rewritten by looking at them
 console = Console(highlight=False)
 
@@ -83,8 +84,7 @@ def launcher(step: DictConfig) -> list[str]:
 def fingerprint(step: DictConfig, cfg: DictConfig, home: Path) -> str:
     """A hash of all that decides what the step will compute: its config, and every file that the config names."""
     config = OmegaConf.to_container(compose(step, cfg), resolve=False)
-    files = {name: value for name, value in config.items() if name != "lora"}  # its targets name layers, not files
-    named = sorted({text.split("@")[0] for text in texts_in(files)} - {""})  # FILE@train is a part of FILE
+    named = sorted({text.split("@")[0] for text in texts_in(config)} - {""})  # FILE@train is a part of FILE
     inputs = {text: hash_files(Path(text)) for text in named if Path(text).absolute() != ROOT and exists(text)}
     whole = json.dumps([words(step, cfg), config, inputs], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
@@ -99,9 +99,9 @@ def exists(text: str) -> bool:
 
 
 def texts_in(value) -> list[str]:
-    """Every string in a nested config."""
+    """Every string in a nested config that may name an input."""
     if isinstance(value, dict):
-        value = list(value.values())
+        value = [item for key, item in value.items() if key not in NO_INPUTS]
     if isinstance(value, list):
         return [text for item in value for text in texts_in(item)]
     return [value] if isinstance(value, str) else []

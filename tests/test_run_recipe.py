@@ -94,6 +94,14 @@ def test_what_follows_a_change_runs_again_and_nothing_else(recipe, calls, tmp_pa
     assert recipe("all.seed=1") == 0 and calls() == ["b resume=true"]
 
 
+def test_what_runs_remember_for_each_other_is_no_input(recipe, calls, tmp_path):
+    (tmp_path / "ref_cache").mkdir()
+    (tmp_path / "door.yaml").write_text(f"defaults: [train_sft, _self_]\nref_cache: {tmp_path / 'ref_cache'}\n")
+    assert recipe() == 0 and len(calls()) == 2
+    (tmp_path / "ref_cache" / "of_another_run").write_text("log-probs")
+    assert recipe() == 0 and calls() == []
+
+
 def test_a_column_of_texts_reads_from_the_left_with_its_header():
     page = table([["figure", "said"], [1.5, "a latte, please"], [2.5, "tea"]])
     assert page.count('class="text"') == 3 and '<td class="text">tea</td>' in page and '<td class="">1.5</td>' in page
