@@ -208,9 +208,10 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
     check_batch(cfg.minibatch_size, cfg.micro_batch_size, world_size, "minibatch_size")
     check_batch(cfg.batch_size * cfg.samples_per_prompt, cfg.minibatch_size, 1, "batch_size * samples_per_prompt")
     check_positive(optim__lr=cfg.optim.lr, optim__value_lr=cfg.optim.value_lr, clip_range=cfg.clip_range)
-    check_positive(**{key: cfg[key] for key in ("value_clip_range", "reward_clip") if cfg[key] is not None})
+    clips = ("value_clip_range", "reward_clip", "dual_clip")
+    check_positive(**{key: cfg[key] for key in clips if cfg[key] is not None})
     check_number(0, **{key: cfg[key] for key in ("kl_coef", "ptx_coef", "value_coef", "gamma", "gae_lambda")})
-    check_number(-math.inf, missing_eos_value=cfg.missing_eos_value)
+    check_number(-math.inf, missing_eos_value=cfg.missing_eos_value, sampling__temperature=cfg.sampling.temperature)
     check_choice("precision", cfg.precision, ("fp32", "bf16"))
     check_choice("score_position", cfg.score_position, ("eos", "after_eos"))
     check_choice("missing_eos", cfg.missing_eos, ("replace", "subtract", "none"))
@@ -233,6 +234,8 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
         )
     if cfg.dual_clip is not None and not cfg.dual_clip > 1:
         raise ValueError(f"dual_clip={cfg.dual_clip} must be null or above 1: it bounds the ratio where A < 0")
+    if cfg.data.ptx and not cfg.ptx_coef:
+        raise ValueError("data.ptx would not be read, as ptx_coef=0; give it a weight (InstructGPT 27.8) or no files")
     if cfg.gamma > 1 or cfg.gae_lambda > 1:
         raise ValueError(f"gamma={cfg.gamma} and gae_lambda={cfg.gae_lambda} are discounts and must lie in [0, 1]")
 
