@@ -4,11 +4,14 @@
 
 In the environment of bench/requirements.txt. `predict`: operations, bytes and the time of an H100 at full size, by
 the same rules for all (nothing is timed). `bytes`: what the interpreter counts at a small size. `binary`: registers
-and spills on four GPUs. `time`: milliseconds on this machine's CPU, of those that run on one.
+and spills on four GPUs. `time`: milliseconds and scratch on the GPU that is here; else on the CPU, of those that can.
 """
 
 import argparse
+import itertools
 import json
+import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,6 +178,8 @@ def part_binary() -> list[dict]:
 
 
 def part_time() -> list[dict]:
+    if torch.cuda.is_available():
+        return [row for size in FULL_SIZE for row in _time_on_gpu(size, rounds=7)]
     names = ["naive", "ours", "trl"]  # the others have no path without a GPU
     steps = {"naive": IMPLEMENTATIONS["naive"], "ours": IMPLEMENTATIONS["tiles"], "trl": _trl_with_entropy}
     bench_time.IMPLEMENTATIONS.update(steps)
@@ -182,6 +187,44 @@ def part_time() -> list[dict]:
     first = times[names[0]]["cpu_seconds"]
     ratios = {name: {"cpu_ratio": timing["cpu_seconds"] / first} for name, timing in times.items()}
     return [{"size": list(CPU_SIZE), "implementation": name} | times[name] | ratios[name] for name in names]
+
+
+def _time_on_gpu(size: tuple[int, int, int], rounds: int) -> list[dict]:
+    """Medians of interleaved rounds, forward + backward in bfloat16; the first two of each are not counted."""
+    inputs, rate = logprob_inputs(*size, torch.bfloat16, "cuda"), product_rate()
+    seconds, peaks = {name: [] for name in PEERS}, {}
+    for number, name in itertools.product(range(rounds + 2), PEERS):
+        inputs[0].grad = inputs[1].grad = None
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        spent = elapsed(lambda function=PEERS[name]: function(*inputs).backward())
+        peaks[name] = torch.cuda.max_memory_allocated() - before - _bytes(*inputs[:2])
+        seconds[name] += [spent] if number >= 2 else []
+    middle = {name: statistics.median(all_of_it) for name, all_of_it in seconds.items()}
+    return [
+        {
+            "size": list(size), "implementation": name, "milliseconds": 1e3 * middle[name],
+            "times_ours": middle[name] / middle["ours"], "over_8NDV": middle[name] * rate / (8 * math.prod(size)),
+            "scratch_mb": peaks[name] / 1e6, "product_tflops": rate / 1e12,
+        }
+        for name in PEERS
+    ]  # fmt: skip
+
+
+def product_rate() -> float:
+    """Operations a second of a bfloat16 product of 8192 x 8192 matrices on this GPU."""
+    a, b = torch.randn(2, 8192, 8192, device="cuda").bfloat16()
+    return 2 * 8192**3 / statistics.median([elapsed(lambda: a @ b) for _ in range(12)][2:])
+
+
+def elapsed(work: Callable[[], object]) -> float:
+    """Seconds of `work` on this GPU."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def _trl_with_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data.chat import encode_prompt  # noqa: E402
 from data.tokenizer import load_tokenizer  # noqa: E402
@@ -23,7 +25,8 @@ def main() -> None:
     args = parser.parse_args()
     tune_allocator()
     lengths, tokenizer = json.loads(args.lengths), load_tokenizer(args.model)
-    policy = load_policy(args.model, precision=args.precision, frozen=True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    policy = load_policy(args.model, precision=args.precision, frozen=True).to(device)
     with open(args.rows) as file:
         prompts = [encode_prompt(json.loads(line)["prompt"], tokenizer, max_length=400) for line in file]
     seconds = []
@@ -34,8 +37,9 @@ def main() -> None:
             slots=args.batch, stop_ids=[], seeds=list(range(len(lengths))), pad_id=tokenizer.pad_id,
         )  # fmt: skip
         seconds.append(time.perf_counter() - began)
+    memory = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if device == "cuda" else {}
     with open(args.out, "w") as file:
-        json.dump({"seconds": seconds}, file)
+        json.dump({"seconds": seconds} | memory, file)
 
 
 if __name__ == "__main__":

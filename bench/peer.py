@@ -116,14 +116,15 @@ def generate(args, tokenizer, rows):
     from transformers import StoppingCriteria
 
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).eval().to(device)
     tokenizer.padding_side = "left"
     lengths = json.loads(args.lengths)
     texts = [tokenizer.apply_chat_template(r["prompt"], add_generation_prompt=True, tokenize=False) for r in rows]
 
     class Lengths(StoppingCriteria):
         def __init__(self, wanted, width):
-            self.wanted, self.width = torch.tensor(wanted), width
+            self.wanted, self.width = torch.tensor(wanted, device=device), width
 
         def __call__(self, ids, scores, **kwargs):
             return ids.shape[1] - self.width >= self.wanted
@@ -135,7 +136,7 @@ def generate(args, tokenizer, rows):
             batch = tokenizer(
                 texts[start : start + args.batch], return_tensors="pt", padding=True, truncation=True, max_length=400,
                 add_special_tokens=False,
-            )  # fmt: skip
+            ).to(device)  # fmt: skip
             model.generate(
                 **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max(wanted),
                 min_new_tokens=max(wanted), pad_token_id=tokenizer.pad_token_id,
@@ -164,8 +165,9 @@ def main() -> None:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     works = {"sft": train_sft, "rm": train_rm, "dpo": train_dpo, "ppo": train_ppo, "generate": generate}
     seconds = works[args.work](args, tokenizer, rows)
+    memory = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if torch.cuda.is_available() else {}
     with open(args.out, "w") as file:
-        json.dump({"seconds": seconds}, file)
+        json.dump({"seconds": seconds} | memory, file)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from evals.answers import load_answers
 from evals.families import family_warnings
 from evals.intervals import mean_estimate
 from evals.judge_items import Item, choose_template, item_messages, make_items, pair_verdict
+from evals.logprob_judge import LogprobJudge
 from evals.prompts import PARSERS, Template, load_templates, read_rating
 from evals.questions import load_questions, load_references
 from evals.reward_judge import RewardJudge
@@ -44,6 +45,8 @@ def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict
     if cfg.judge.kind == "reward_model":
         judge = RewardJudge(cfg.judge)
         return judge.compare([item for item in items if item.shown == "a"], pair_verdict), {}
+    if cfg.judge.kind == "logprobs":
+        return LogprobJudge(cfg.judge).compare(items), {}
     client = _client(cfg)
     said, usage = ask_judge(client, items, cfg)
     verdicts = [
@@ -55,7 +58,9 @@ def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict
 
 def _client(cfg: DictConfig) -> Client:
     if cfg.get("client") is None:
-        raise ValueError("task=judge asks a model: give client=openai | local | scripted, or judge=reward_model")
+        raise ValueError(
+            "task=judge asks a model: give client=openai | local | scripted, or judge=reward_model | logprobs"
+        )
     return build_client(cfg.client)
 
 
@@ -72,6 +77,8 @@ def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict]
         return [
             _grade(item, judge.name, score, None) for item, score in zip(items, judge.grade(items), strict=True)
         ], {}
+    if cfg.judge.kind == "logprobs":
+        raise ValueError("judge=logprobs chooses between two answers; for grades use judge=llm or judge=reward_model")
     client = _client(cfg)
     said, usage = ask_judge(client, items, cfg)
     grades = [

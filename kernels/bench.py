@@ -1,8 +1,9 @@
 """What each kernel costs, as a table, JSON and a roofline picture: `python -m kernels.bench --help`.
 
-Four parts, each in a process of its own: `bytes` (Triton's interpreter counts loads and stores), `binary` (compiled for
-four GPUs that need not be here), `predict` (the log-prob at full size, counted on the meta device) and `time` (on the
-device that is here: milliseconds and peak memory against eager torch and torch.compile). Only `time` measures time.
+Five parts, each in a process of its own: `bytes` (Triton's interpreter counts loads and stores), `binary` (compiled for
+four GPUs that need not be here), `predict` (the log-prob at full size, counted on the meta device), `time` (on the
+device that is here: milliseconds and peak memory against eager torch and torch.compile) and `bandwidth` (kernels alone,
+on a GPU). Only the last two measure time.
 """
 
 import argparse
@@ -15,11 +16,19 @@ from pathlib import Path
 
 import torch
 
-from kernels.bench_cases import CASES, FORMULAS, IMPLEMENTATIONS, MINIMUM, logprob_inputs, use_triton_everywhere
+from kernels.bench_cases import (
+    CASES,
+    FORMULAS,
+    IMPLEMENTATIONS,
+    MINIMUM,
+    gpu_kernels,
+    logprob_inputs,
+    use_triton_everywhere,
+)
 from kernels.bench_time import measure_memory, measure_time
 from kernels.cost import BYTES_PER_SECOND, PRODUCTS_PER_SECOND, counting
 
-PARTS = ("bytes", "binary", "predict", "time")
+PARTS = ("bytes", "binary", "predict", "time", "bandwidth")
 FULL_SIZE = [(8192, 4096, 32000), (8192, 4096, 128256)]  # M, D, V of the prediction
 VECTORS_PER_SECOND = 60e12  # float32 of an H100 outside tensor cores
 CPU_SIZES = [(2048, 576, 49152), (512, 2048, 128256)]
@@ -98,6 +107,21 @@ def part_time(rounds: int, names: list[str]) -> list[dict]:
             if torch.cuda.is_available():
                 ratios["over_8NDV"] = timing["seconds"] * PRODUCTS_PER_SECOND / (8 * math.prod(size))
             rows.append({"size": list(size), "implementation": name} | timing | ratios | measure_memory(size, name))
+    return rows
+
+
+def part_bandwidth() -> list[dict]:
+    """Each kernel alone on the GPU that is here: bytes that it must move over its time, beside those of a copy."""
+    if not torch.cuda.is_available():
+        return []
+    from triton.testing import do_bench
+
+    source = torch.empty(2**30, dtype=torch.int8, device="cuda")
+    copied = 2 * source.numel() / do_bench(lambda: torch.empty_like(source).copy_(source), return_mode="median") * 1e3
+    rows = [{"kernel": "copy", "gigabytes_per_second": copied / 1e9, "of_copy": 1.0}]
+    for name, (moved, step) in gpu_kernels().items():
+        rate = moved / do_bench(step, return_mode="median") * 1e3
+        rows.append({"kernel": name, "gigabytes_per_second": rate / 1e9, "of_copy": rate / copied})
     return rows
 
 

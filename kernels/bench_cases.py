@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from kernels import backend
+from kernels.fold import Settings, Stats, Summary
+from kernels.fold_triton import fold_triton, unfold_triton
 from kernels.gae import gae_triton
 from kernels.logprob import Reference, linear_logprob, linear_logprob_ref
 from kernels.ppo import Clips, ppo_triton
@@ -59,6 +61,35 @@ def ppo() -> None:
 def gae() -> None:
     """The advantages of B rows."""
     gae_triton(torch.randn(B, T), torch.randn(B, T), torch.ones(B, T, dtype=torch.bool), 0.99, 0.95)
+
+
+def gpu_kernels() -> dict[str, tuple[int, Callable[[], object]]]:
+    """name -> (bytes that one launch must move, the launch) on a CUDA device, at sizes that no cache holds."""
+    M, width = 8192, 16384
+    z, z_ref = torch.randn(2, M, width, device="cuda", dtype=torch.bfloat16)
+    targets, tile = torch.randint(0, width, (M,), device="cuda"), z.numel() * z.element_size()
+    stats, settings = Stats.start(M, torch.float32, z.device), Settings(1.0, None, True)
+    summary = Summary.of(stats, entropy=True, kl=True)
+    ones = [torch.ones(M, device="cuda") for _ in range(3)]
+    floats = [torch.randn(2048, 4096, device="cuda", requires_grad=i in (0, 3)) for i in range(6)]
+    mask, n = torch.ones(2048, 4096, dtype=torch.bool, device="cuda"), 2048 * 4096
+    clips = Clips(policy=0.2, dual=None, value=0.2, value_coef=0.1)
+    rewards, values = floats[1], floats[2]
+    return {
+        "fold: log-prob, entropy": (tile, lambda: fold_triton(z, None, targets, 0, stats, settings)),
+        "fold: log-prob, entropy, KL": (2 * tile, lambda: fold_triton(z, z_ref, targets, 0, stats, settings)),
+        "unfold: log-prob, entropy": (
+            2 * tile, lambda: unfold_triton(z, None, targets, 0, summary, [*ones[:2], None], settings)
+        ),
+        "unfold: log-prob, entropy, KL": (
+            3 * tile, lambda: unfold_triton(z, z_ref, targets, 0, summary, ones, settings)
+        ),
+        "PPO forward": (
+            n * (6 * 4 + 2 + 2 * 4),
+            lambda: ppo_triton(*floats[:3], mask, *floats[3:], mask, clips=clips, num_tokens=n, num_states=n),
+        ),
+        "GAE": (n * (4 + 4 + 1 + 4), lambda: gae_triton(rewards, values, mask, 0.99, 0.95)),
+    }  # fmt: skip
 
 
 CASES = {"log-prob": fold_logprob, "log-prob, entropy, KL": fold_everything, "ppo": ppo, "gae": gae}

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 CHUNK = 256  # queries of one product: a longer block is cut, so that little is computed above the diagonal
+SMALLEST_HEAD = 16  # flex_attention compiles for no narrower ones
 TILE = 128  # flex_attention skips or visits squares of this many tokens
 
 
@@ -73,7 +74,7 @@ class Blocks:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
     """(N, H, Dh) attention of q (N, H, Dh) over k, v (N, K, Dh), each token seeing what `blocks` allows."""
-    run = attend_flex if q.is_cuda else attend_blocks
+    run = attend_flex if q.is_cuda and q.shape[-1] >= SMALLEST_HEAD else attend_blocks
     return run(q, k, v, blocks, window)
 
 

@@ -29,10 +29,19 @@ class KVCache:
         """A cache for one forward over a packed stream of prompts: block i is written into all of slots[i]."""
         return Prefill(self, slots)
 
-    def decode(self, positions: Tensor, lengths: list[int]) -> "Decode":
+    def decode(self, positions: Tensor, pieces: list[tuple[slice, int]]) -> "Decode":
         """A cache for one forward over one token a row; positions (B,) are where these tokens stand in their rows,
-        lengths the same plus one, known to the host."""
-        return Decode(self, positions, lengths)
+        pieces the rows of each attention call and how many tokens it reads."""
+        return Decode(self, positions, pieces)
+
+    def pieces(self, lengths: list[int]) -> list[tuple[slice, int]]:
+        """Rows of these lengths, PIECE at a time, and what they read: the longest among them, rounded up."""
+        pieces = []
+        for start in range(0, len(lengths), PIECE):
+            piece = lengths[start : start + PIECE]
+            read = min(-(-max(piece) // STRIDE) * STRIDE, self.length)
+            pieces.append((slice(start, start + len(piece)), read))
+        return pieces
 
 
 class Prefill:
@@ -53,14 +62,9 @@ class Prefill:
 class Decode:
     """The cache during one forward over one new token a row."""
 
-    def __init__(self, cache: KVCache, positions: Tensor, lengths: list[int]):
-        self.cache, self.positions = cache, positions
+    def __init__(self, cache: KVCache, positions: Tensor, pieces: list[tuple[slice, int]]):
+        self.cache, self.positions, self.pieces = cache, positions, pieces
         self.rows = torch.arange(len(positions), device=positions.device)
-        self.pieces = []  # (rows, columns that hold anything yet)
-        for start in range(0, len(lengths), PIECE):
-            piece = lengths[start : start + PIECE]
-            read = min(-(-max(piece) // STRIDE) * STRIDE, cache.length)
-            self.pieces.append((slice(start, start + len(piece)), read))
         self.masks = {}  # window -> one (rows, 1, 1, read) a piece, the same for every layer
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: None, window: int | None) -> Tensor:

@@ -7,11 +7,13 @@ takes its place, and waiting prompts enter, so that no product is spent on a fin
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from model.decode_graphs import DecodeGraphs, can_capture
 from model.heads import Policy
 from model.kv_cache import KVCache
 from model.next_token import next_token, uniforms
@@ -74,15 +76,16 @@ def generate(
     slots, active, done, stops = min(slots, len(prompts)), [], [], set(stop_ids)
     with torch.inference_mode(), decoding(policy, slots) as dtype:
         cache = KVCache(policy.config, slots=slots, length=longest, dtype=dtype, device=device)
+        draw = partial(draw_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+        step = decoder(policy, cache, draw)
         while waiting or active:
             if waiting and len(active) <= slots // 2:
                 first, entering = len(active), take(waiting, slots - len(active))
                 active += entering
-                logits = prefill(policy, entering, cache, first)
-                drawn = draw(logits, entering, temperature, top_k, top_p)
+                drawn = draw(prefill(policy, entering, cache, first), state(entering, device))
             else:
-                entering, logits = active, decode(policy, active, cache)
-                drawn = draw(logits, active, temperature, top_k, top_p)
+                entering, drawn = active, step(state(active, device), [row.length for row in active])
+            drawn = drawn.tolist()  # the one host read of the whole batch
             for row, token in zip(entering, drawn, strict=True):
                 row.completion.append(token)
                 row.finished = token in stops or len(row.completion) == row.limit
@@ -134,18 +137,31 @@ def after_prompts(policy: Policy, prompts: list[list[int]], slots: list[list[int
     return policy(stream.tokens, stream.positions, stream.blocks, stream.last, cache.prefill(slots))
 
 
-def decode(policy: Policy, rows: list[Row], cache: KVCache) -> Tensor:
-    """(B, V) float32 logits after each row's newest token."""
-    device = policy.lm_head.weight.device
-    tokens, positions = torch.tensor([[r.completion[-1], r.length - 1] for r in rows], device=device).unbind(1)
-    step = cache.decode(positions, [row.length for row in rows])
-    return policy(tokens, positions, None, None, step)
+def decoder(policy: Policy, cache: KVCache, draw: Callable) -> Callable[[Tensor, list[int]], Tensor]:
+    """step(columns, lengths) -> (B,) int64 what each active row draws after its newest token.
+
+    Args of the step: columns (4, B) the rows' `state`; lengths, of the rows, known to the host.
+    """
+
+    def step(columns: Tensor, pieces: list[tuple[slice, int]]) -> Tensor:
+        tokens, positions, *_ = columns
+        return draw(policy(tokens, positions, None, None, cache.decode(positions, pieces)), columns)
+
+    if can_capture(policy):
+        return DecodeGraphs(step, cache)
+    return lambda columns, lengths: step(columns, cache.pieces(lengths))
 
 
-def draw(logits: Tensor, rows: list[Row], temperature: float, top_k: int, top_p: float) -> list[int]:
-    """The next token of each row: one host read for the whole batch."""
-    seeds, steps = torch.tensor([[r.seed, len(r.completion)] for r in rows], device=logits.device).unbind(1)
-    return next_token(logits, uniforms(seeds, steps), temperature=temperature, top_k=top_k, top_p=top_p).tolist()
+def state(rows: list[Row], device: torch.device) -> Tensor:
+    """(4, B) int64: each row's newest token, where it stands, the row's seed, how many tokens it has drawn."""
+    columns = [[(r.completion or r.prompt)[-1], r.length - 1, r.seed, len(r.completion)] for r in rows]
+    return torch.tensor(columns, device=device).T
+
+
+def draw_tokens(logits: Tensor, columns: Tensor, **choice) -> Tensor:
+    """(B,) int64 the next token of each row, from (B, V) logits and the rows' `state`."""
+    _, _, seeds, steps = columns
+    return next_token(logits, uniforms(seeds, steps), **choice)
 
 
 def retire(active: list[Row], cache: KVCache) -> list[Row]:

@@ -95,6 +95,21 @@ def test_bf16_rollout_takes_what_the_bf16_forward_finds_likely():
     assert policy.lm_head.prepared is None and policy.training
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("changes", FAMILIES, ids=["llama", "mistral", "qwen2"])
+def test_captured_graphs_draw_what_a_cpu_draws(changes, monkeypatch):
+    """Texts pass the length that one graph reads; rows leave and enter; without graphs the same once more."""
+    settings = SETTINGS | {"max_new_tokens": [300, 9, 280, 1, 290, 270, 20, 2, 300], "stop_ids": [], "slots": 4}
+    policy, prompts = random_policy(max_length=512, **changes), random_prompts()
+    texts = [generate(policy, prompts, seeds=list(range(9)), **settings).rows]
+    policy.cuda()
+    texts.append(generate(policy, prompts, seeds=list(range(9)), **settings).rows)
+    monkeypatch.setattr("model.sampling.can_capture", lambda policy: False)
+    texts.append(generate(policy, prompts, seeds=list(range(9)), **settings).rows)
+    assert texts[0].attention_mask.sum(1).max() > 280
+    assert all(torch.equal(texts[0].input_ids, rows.input_ids.cpu()) for rows in texts[1:])
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

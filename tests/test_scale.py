@@ -43,7 +43,7 @@ def house(tmp_path_factory):
             (home / f"{name}_{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     texts = [row["chosen"] for row in map(json.loads, (home / "pairs_train.jsonl").read_text().splitlines())]
     tokenizer = train_sentencepiece(texts, 400, home / "tokenizer")
-    config = tiny_config(vocab_size=tokenizer.vocab_size, max_length=128)
+    config = tiny_config(vocab_size=tokenizer.vocab_size, max_length=128, head_dim=16)
     export_model(shaken(new_policy(config, seed=0)), home / "policy", tokenizer)
     export_model(shaken(new_reward_model(config, seed=1, precision="fp32")), home / "rm", tokenizer)
     return home

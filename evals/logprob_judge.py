@@ -1,0 +1,82 @@
+"""A language model as a judge by the probabilities of the two verdicts, of which it need not write either.
+
+AlpacaEval 2 reads its judge so (Dubois et al. 2024, arXiv:2404.04475): the share of "M" in what "m" and "M" have is how
+much the second answer is preferred. Nothing is sampled, so nothing is unreadable; both orders are asked all the same.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from omegaconf import DictConfig
+
+from data.chat import encode_completions
+from data.records import Verdict
+from data.tokenizer import load_tokenizer
+from evals.judge_items import Item, choose_template, item_messages, pair_verdict
+from evals.prompts import load_templates
+from model.build import load_policy
+from model.packing import make_rows
+
+IDENTIFIERS = ["m", "M"]  # of the answer that is shown first, and of the other
+
+
+class LogprobJudge:
+    """A policy that is asked by a template of two identifiers.
+
+    Args:
+        settings: conf/judge/logprobs.yaml.
+    Raises:
+        ValueError: the template's verdict is not one of two identifiers.
+    """
+
+    def __init__(self, settings: DictConfig):
+        self.settings, self.name = settings, f"logprobs:{settings.path}"
+        self.templates = load_templates(settings.template, "pairwise")
+        formats = {template.output_format for template in self.templates.values()}
+        if formats != {"m"}:
+            raise ValueError(
+                f"judge=logprobs compares two identifiers, so judge.template needs output_format m; "
+                f"{settings.template} has {', '.join(sorted(formats))}; use alpaca_eval_clf"
+            )
+        self.tokenizer = load_tokenizer(settings.path)
+        self.policy = load_policy(settings.path, precision=settings.precision, frozen=True)
+        self.window = min(settings.max_length, self.policy.config.max_length)
+
+    def compare(self, items: Sequence[Item]) -> list[Verdict]:
+        """A verdict for every pair in the order it is shown; `preference` is the probability that b is better."""
+        verdicts = []
+        for start in range(0, len(items), self.settings.batch_size):
+            batch = items[start : start + self.settings.batch_size]
+            verdicts += [self.verdict(item, share) for item, share in zip(batch, self.shares(batch), strict=True)]
+        return verdicts
+
+    @torch.no_grad()
+    def shares(self, items: Sequence[Item]) -> list[float]:
+        """Per item, P(second identifier) / P(either), in the order shown; each identifier with its stop token."""
+        rows = [row for item in items for row in self.encode(item)]
+        batch = make_rows(rows, self.tokenizer.pad_id)
+        first, second = self.policy.logprobs(*batch).sum(1).view(-1, 2).unbind(1)
+        return torch.sigmoid(second - first).tolist()
+
+    def encode(self, item: Item) -> list[dict]:
+        """Two rows: the judge's prompt, answered with either identifier.
+
+        Raises:
+            ValueError: the prompt is longer than the window.
+        """
+        messages = item_messages(item, choose_template(item, self.templates))
+        limits = {"max_length": self.window, "max_prompt_length": 1}  # what does not fit is cut there, and seen below
+        rows = encode_completions(messages, IDENTIFIERS, self.tokenizer, **limits)
+        if any(row["num_cut"] for row in rows):
+            raise ValueError(
+                f"question {item.question['question_id']} with both answers is longer than {self.window} tokens, and "
+                "a judge must read all of it; raise judge.max_length up to the model's window, or shorten answers"
+            )
+        return rows
+
+    def verdict(self, item: Item, share: float) -> Verdict:
+        """What that share says of the two models."""
+        winner = "tie" if share == 0.5 else "b" if share > 0.5 else "a"
+        verdict = pair_verdict(item, self.name, f"P(M) {share:.4f}", (winner, 1.0), item.shown)
+        return dataclasses.replace(verdict, preference=share if item.shown == "a" else 1 - share)
