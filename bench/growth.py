@@ -106,6 +106,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(2, len(SERIES), figsize=(3.2 * len(SERIES), 5.4), layout="tight", squeeze=False)
     for column, (name, values) in enumerate(SERIES.items()):
@@ -117,6 +118,8 @@ def plot(rows: list[dict], path: Path) -> None:
         axes[0][column].set_title(name)
         for line in (0, 1):
             axes[line][column].set_xticks(values, map(str, values))
+            axes[line][column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            axes[line][column].yaxis.set_major_formatter("{x:g}")
             axes[line][column].minorticks_off()
     axes[0][0].set_ylabel("seconds a step")
     axes[1][0].set_ylabel("peak GB")

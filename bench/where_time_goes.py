@@ -62,7 +62,8 @@ def training_step(bench: Bench, file: str) -> Callable[[], None]:
             loss, _ = sft_loss(logprobs, batch.completion_mask, num_tokens=batch.completion_mask.sum().float())
         else:
             chosen, rejected = logprobs.sum(1).view(-1, 2).unbind(1)
-            loss = dpo_loss(chosen, rejected, chosen.detach(), rejected.detach(), beta=0.1, label_smoothing=0.0)[0].mean()
+            reference = chosen.detach(), rejected.detach()
+            loss, _ = dpo_loss(chosen, rejected, *reference, beta=0.1, label_smoothing=0.0)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

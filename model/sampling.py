@@ -79,7 +79,7 @@ def generate(
         draw = partial(draw_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
         step = decoder(policy, cache, draw)
         while waiting or active:
-            if waiting and len(active) <= slots // 2:
+            if waiting and len(active) <= slots * 3 // 4:
                 first, entering = len(active), take(waiting, slots - len(active))
                 active += entering
                 drawn = draw(prefill(policy, entering, cache, first), state(entering, device))
