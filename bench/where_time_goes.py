@@ -2,8 +2,8 @@
 
     python bench/where_time_goes.py
 
-SmolLM2-135M and the rows of bench/vs_peers.py, bf16. Shares of self time of all operators on the CPU (torch.profiler), of
-the third step, or of the second call of the sampler.
+SmolLM2-135M and the rows of bench/vs_peers.py, bf16. Shares of self time of all operators on the CPU (torch.profiler)
+in the fourth step, or in the second call of the sampler.
 """
 
 import sys
@@ -82,8 +82,8 @@ def main() -> None:
     tune_allocator()
     bench = Bench(Path(tempfile.mkdtemp()))
     columns = {
-        "SFT step": shares(training_step(bench, "SFT"), 2),
-        "DPO step": shares(training_step(bench, "PAIRS"), 2),
+        "SFT step": shares(training_step(bench, "SFT"), 3),
+        "DPO step": shares(training_step(bench, "PAIRS"), 3),
         "decode, 1 row": shares(decoding(bench, 1), 1),
         "decode, 64 rows": shares(decoding(bench, 64), 1),
     }
