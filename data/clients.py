@@ -7,7 +7,7 @@ each answer is stored the moment it arrives: a run that was killed goes on where
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import diskcache
@@ -202,7 +202,7 @@ class LocalClient(Client):
             top_p=self.top_p,
             slots=self.batch_size,
             stop_ids=self.tokenizer.stop_ids,
-            seeds=[int(key[:12], 16) for key in requests],
+            seeds=[draws_from(request) for request in requests.values()],
             pad_id=self.tokenizer.pad_id,
         )
         rows = zip(requests, prompts, made.rows.input_ids, made.rows.completion_mask, made.finish_reasons, strict=True)
@@ -268,6 +268,11 @@ def build_client(cfg: DictConfig) -> Client:
 def hash_json(value) -> str:
     """sha256 of the canonical JSON of a value: the same on every machine and in every run."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def draws_from(request: Request) -> int:
+    """The seed of a sampled answer: of what was asked, not of whom, so that a repeated recipe repeats its answers."""
+    return int(replace(request, model="").key[:12], 16)
 
 
 def _fingerprint(policy: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -302,6 +303,9 @@ def test_a_checkpoints_answer_depends_on_its_request_and_not_on_the_batch(checkp
     assert alone == answers[3:4]
     again = LocalClient(checkpoint, batch_size=2, cache=str(tmp_path), **settings)
     assert again.ask(asked, **ASK) == answers and again.usage.asked == 0
+    copy = shutil.copytree(checkpoint, tmp_path / "trained_again")  # another path, other times
+    repeated = LocalClient(str(copy), batch_size=4, cache=str(tmp_path), **settings)
+    assert repeated.ask(asked, **ASK) == answers and repeated.usage.asked == 7
     assert whole.ask(asked, **ASK | {"seed": 9}) != answers
     assert all(0 < answer.completion_tokens <= 20 and answer.finish_reason in ("stop", "length") for answer in answers)
     with pytest.raises(ValueError, match="window of 64"):
