@@ -16,7 +16,7 @@ from data.clients import Client, build_client
 from data.methods.rows import Made, manifest
 from data.records import BadRows, read_records, write_jsonl
 from runtime.config import check_choice, check_files, check_types, check_whole
-from runtime.report import write_text
+from runtime.files import write_whole
 from runtime.run import Run, main
 
 METHODS = ("self_instruct", "ultrachat", "camel", "preferences", "best_of")
@@ -43,7 +43,7 @@ def make_data(cfg: DictConfig, run: Run) -> float:
     if not rows:
         raise ValueError(f"no row survived; dropped by reason: {facts['drops']} {made.facts}")
     write_jsonl(run.dir / "data.jsonl", rows)
-    write_text(run.dir / "manifest.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_whole(run.dir / "manifest.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     for reason, count in sorted(made.drops.items(), key=lambda item: -item[1]):
         run.terminal.say(f"  dropped {count:6d}  {reason}")
     short = (

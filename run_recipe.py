@@ -24,10 +24,10 @@ from rich.console import Console
 from evals.recipe_report import report
 from runtime.config import flat
 from runtime.door import INTERRUPTED, enter
-from runtime.report import write_text
+from runtime.files import sha256_of, write_whole
+from runtime.inputs import NO_INPUTS, file_named_by
 
 ROOT = Path(__file__).parent
-NO_INPUTS = ("lora", "ref_cache", "cache")  # names of layers; what runs remember, and other runs add to
 UNHASHED = ("checkpoints", "wandb", ".lock")  # large, or rewritten by looking at them
 console = Console(highlight=False)
 
@@ -47,10 +47,13 @@ def run_recipe(cfg: DictConfig) -> None:
             continue
         command = [*words(step, cfg), f"hydra.run.dir={home / step.name}"]
         told = read_manifest(manifest)
-        begun = told.get("key") == key  # the same step resumes where it can, a changed one starts anew
-        command += ["resume=true", "overwrite=true"] if begun else ["overwrite=true"]
-        told = {"key": key, "seconds": told.get("seconds", 0.0) if begun else 0.0}  # all that the step has taken
+        told = told if told.get("key") == key else {"key": key, "seconds": 0.0, "replaces": origin(home / step.name)}
+        told.pop("outputs", None)
         write_manifest(manifest, told)
+        # The same step resumes where it can. Not before its own script has replaced the directory of an earlier one,
+        # which run.json tells: until then the checkpoints there are of that one.
+        begun = origin(home / step.name) != told.get("replaces")
+        command += ["resume=true", "overwrite=true"] if begun else ["overwrite=true"]
         console.print(f"{head}: python {shlex.join(command)}", markup=False, soft_wrap=True)
         start = time.time()
         try:
@@ -62,6 +65,12 @@ def run_recipe(cfg: DictConfig) -> None:
     seconds = {step.name: read_manifest(home / "manifests" / f"{step.name}.json")["seconds"] for step in cfg.steps}
     commands = {step.name: f"python {shlex.join(words(step, cfg))}" for step in cfg.steps}
     report(cfg, home, seconds, commands)
+
+
+def origin(directory: Path) -> str | None:
+    """What tells one beginning of a run in this directory from another: the sha256 of its run.json."""
+    path = directory / "run.json"
+    return sha256_of(path) if path.is_file() else None
 
 
 def words(step: DictConfig, cfg: DictConfig) -> list[str]:
@@ -84,18 +93,10 @@ def launcher(step: DictConfig) -> list[str]:
 def fingerprint(step: DictConfig, cfg: DictConfig, home: Path) -> str:
     """A hash of all that decides what the step will compute: its config, and every file that the config names."""
     config = OmegaConf.to_container(compose(step, cfg), resolve=False)
-    named = sorted({text.split("@")[0] for text in texts_in(config)} - {""})  # FILE@train is a part of FILE
-    inputs = {text: hash_files(Path(text)) for text in named if Path(text).absolute() != ROOT and exists(text)}
+    named = {text: file_named_by(text) for text in sorted(set(texts_in(config)))}
+    inputs = {text: hash_files(path) for text, path in named.items() if path and path.resolve() != ROOT}
     whole = json.dumps([words(step, cfg), config, inputs], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
-
-
-def exists(text: str) -> bool:
-    """Whether the text is a path to something; most texts of a config are not."""
-    try:
-        return Path(text).exists()
-    except OSError:  # too long for a path
-        return False
 
 
 def texts_in(value) -> list[str]:
@@ -114,8 +115,7 @@ def hash_files(path: Path) -> dict[str, str]:
     for file in files:
         name = str(file.relative_to(path))
         if name.split("/")[0] not in UNHASHED:
-            with open(file, "rb") as handle:
-                hashes[name] = hashlib.file_digest(handle, "sha256").hexdigest()
+            hashes[name] = sha256_of(file)
     return hashes
 
 
@@ -126,14 +126,20 @@ def is_done(manifest: Path, key: str, directory: Path) -> bool:
 
 
 def read_manifest(path: Path) -> dict:
-    """What is known of a step; nothing where it never began."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    """What is known of a step; nothing where it never began. Raises ValueError where it is damaged."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and its step is done again") from None
+    if not isinstance(told, dict):
+        raise ValueError(f"{path} is damaged (no object); delete it, and its step is done again")
+    return told
 
 
 def write_manifest(path: Path, value: dict) -> None:
     """Creates its directory where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(value, indent=1))
+    write_whole(path, json.dumps(value, indent=1))
 
 
 def wait_for(command: list[str], name: str) -> None:

@@ -1,22 +1,18 @@
 """Training state on disk: sharded tensors through DCP, the rest as JSON; complete and checked, or not there.
 
-    checkpoints/step_000100/   *.distcp, .metadata   every tensor, each rank's shards
-                               rank_0.json           what is not a tensor: loader place, random states, counters
-                               meta.json             step, tokens seen, git sha
-                               checksums             sha256 of every file above; the text itself is compared whole
+    checkpoints/step_000100/   rank_0.tensors, index.json   every tensor, each rank's shards (runtime/tensor_store.py)
+                               rank_0.json   what is not a tensor: loader place, random states, counters
+                               meta.json     step, tokens seen, git sha; the config and the sha256 of every input
+                               checksums     sha256 of every file above; the text itself is compared whole
     checkpoints/latest         -> step_000100        moves last
 
-A checkpoint is read only by the run that wrote it; weights from elsewhere come through model.build (never pickle).
+Nothing here is unpickled: a run directory may have come from somebody else.
 """
 
-import errno
-import hashlib
 import json
 import math
 import os
-import pickle
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -28,13 +24,11 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from runtime.files import remove, sha256_of, sync
+from runtime.tensor_store import TensorReader, TensorWriter
 
 CHECKSUMS = "checksums"
-PICKLED = re.compile(  # all that DCP's .metadata names
-    r"torch\.distributed\.checkpoint\.(metadata\.\w+|filesystem\._StorageInfo)|torch\.(Size|b?float\d+|u?int\d+|bool)"
-    r"|torch\.serialization\._get_layout|pathlib\.\w+"
-)
 
 
 def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str, Any], *, rank: int) -> Path:
@@ -47,16 +41,16 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str
     """
     target, aside = root / f"step_{step:06d}", root / f".step_{step:06d}.tmp"
     if rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         aside.mkdir(parents=True)
     _wait()
     tensors: dict[str, Tensor] = {}
     tree = _split(state, "", tensors)
     try:
         with _single_process_is_meant():
-            dcp.save(tensors, checkpoint_id=aside, no_dist=not dist.is_initialized())
+            dcp.save(tensors, storage_writer=TensorWriter(aside), no_dist=not dist.is_initialized())
     except CheckpointException as error:  # no Exception: it would pass every handler
-        raise _what_happened(next(iter(error.failures.values()))[0]) from None
+        raise next(iter(error.failures.values()))[0] from None
     (aside / f"rank_{rank}.json").write_text(json.dumps(tree), encoding="utf-8")
     _wait()
     if rank == 0:
@@ -64,7 +58,7 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str
         (aside / CHECKSUMS).write_text(_checksums(aside), encoding="utf-8")
         for path in [*aside.iterdir(), aside]:
             sync(path)
-        shutil.rmtree(target, ignore_errors=True)  # only a damaged one can be there
+        remove(target)  # only a damaged one can be there
         os.replace(aside, target)
         sync(root)
         point_latest(target)
@@ -78,18 +72,15 @@ def load_checkpoint(directory: Path, current: dict[str, Any], *, rank: int) -> d
     Any number of ranks may read what another number wrote: a rank that was not there reads what rank 0 left.
 
     Raises:
-        ValueError: it was not written by DCP: its pickled metadata names something that could run code.
+        ValueError: its files contradict each other.
     """
-    with open(directory / ".metadata", "rb") as file:
-        _Metadata(file).load()
+    reader = TensorReader(directory)
     own = directory / f"rank_{rank}.json"
     tree = json.loads((own if own.exists() else directory / "rank_0.json").read_text(encoding="utf-8"))
-    reader = dcp.FileSystemReader(directory)
     templates: dict[str, Tensor] = {}
     _split(current, "", templates)
     tensors = {}
-    for key, stored in reader.read_metadata().state_dict_metadata.items():
-        assert isinstance(stored, TensorStorageMetadata), f"{key} is not a tensor"
+    for key, stored in reader.tensors.items():
         here = templates.get(key)
         fits = here is not None and here.shape == stored.size and here.dtype == stored.properties.dtype
         tensors[key] = here if fits else torch.empty(stored.size, dtype=stored.properties.dtype)
@@ -145,12 +136,12 @@ def prune_checkpoints(root: Path, *, step: int, keep_last: int, keep: set[str]) 
     Later ones are there only where a resumed run passed over them, because they are damaged.
     """
     for aside in root.glob(".step_*.tmp"):  # of a save that was killed
-        shutil.rmtree(aside)
+        remove(aside)
     paths = _checkpoints(root)
     kept = [path for path in paths if step_of(path) <= step][-keep_last:]
     for path in paths:
         if path not in kept and path.name not in keep:
-            shutil.rmtree(path)
+            remove(path)
 
 
 def step_of(path: Path) -> int:
@@ -166,36 +157,6 @@ def point_latest(target: Path) -> None:
     aside.symlink_to(target.name)
     os.replace(aside, link)
     sync(link.parent)
-
-
-def sync(path: Path) -> None:
-    """Wait until the file, or the directory's list of names, is on the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _what_happened(error: BaseException) -> BaseException:
-    """The error of the disk behind what torch's archive writer raises: where a write fails, so does closing it."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError):
-            return link
-        link = link.__cause__ or link.__context__
-    if isinstance(error, RuntimeError) and "inline_container" in str(error):  # of another rank: sent without its cause
-        return OSError(errno.EIO, f"a file of the checkpoint could not be written ({error}); is the disk full?")
-    return error
-
-
-class _Metadata(pickle.Unpickler):
-    """Reads only what DCP writes: a run directory may have come from somebody else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if not PICKLED.fullmatch(f"{module}.{name}"):
-            raise ValueError(f"the checkpoint's .metadata names {module}.{name}, which could run code; it was not read")
-        return super().find_class(module, name)
 
 
 def _checkpoints(root: Path) -> list[Path]:
@@ -228,8 +189,7 @@ def _checksums(directory: Path) -> str:
     lines = []
     for path in sorted(directory.iterdir()):
         if path.name != CHECKSUMS:
-            with open(path, "rb") as file:
-                lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+            lines.append(f"{sha256_of(path)}  {path.name}\n")
     return "".join(lines)
 
 

@@ -4,8 +4,11 @@ import math
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from runtime.door import CONF
+from runtime.files import write_whole
 
 # Settings that may differ between a run and its continuation: they change what is shown and kept, not what is computed.
 FREE_TO_CHANGE = (
@@ -128,16 +131,17 @@ def check_policy_or_model(cfg: DictConfig) -> None:
 def changed_keys(before: DictConfig, now: DictConfig) -> list[str]:
     """Dotted keys whose values differ and would change numbers, with both values."""
     old, new = flat(before), flat(now)
-    free = set(FREE_TO_CHANGE)
+    free = set()
     if now.get("optim", {}).get("schedule") == "constant":
-        free.add("num_steps")  # a constant rate does not know where the run ends, so a run may be prolonged
+        free = {"num_steps", "optim.num_steps"}  # a constant rate does not know where the run ends: it may be prolonged
+    elif old.get("optim.num_steps") == new.get("optim.num_steps"):
+        free = {"num_steps"}  # the schedule's own length is named, and stays
     differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    named = [
-        key
-        for key in differ
-        if key.split(".")[0] not in free and not (key == "optim.num_steps" and "num_steps" in free)
-    ]
-    return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in named]
+    named = [key for key in differ if key.split(".")[0] not in FREE_TO_CHANGE and key not in free]
+    told = [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in named]
+    if "optim.num_steps" in named and "num_steps" in named:
+        told[-1] += f" (to prolong the run under its schedule, say optim.num_steps={old['optim.num_steps']})"
+    return told
 
 
 def flat(cfg: DictConfig, prefix: str = "") -> dict[str, object]:
@@ -153,6 +157,15 @@ def flat(cfg: DictConfig, prefix: str = "") -> dict[str, object]:
 
 def write_config(cfg: DictConfig, path: Path) -> None:
     """The resolved config, written aside and renamed."""
-    aside = path.with_suffix(".tmp")
-    OmegaConf.save(cfg, aside, resolve=True)
-    aside.replace(path)
+    write_whole(path, OmegaConf.to_yaml(cfg, resolve=True))
+
+
+def read_config(path: Path) -> DictConfig:
+    """What `write_config` wrote. Raises ValueError where it is damaged."""
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); overwrite=true begins again") from None
+    if not isinstance(cfg, DictConfig):
+        raise ValueError(f"{path} is damaged (it holds no mapping); overwrite=true begins again")
+    return cfg

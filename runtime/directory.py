@@ -2,18 +2,21 @@
 
 import fcntl
 import os
-import shutil
 from pathlib import Path
 from typing import TextIO
 
 from omegaconf import DictConfig
 
-# What a run leaves; a directory with any of these holds a run.
+from runtime.files import remove, sync
+
+# What a run leaves, in the order in which it is deleted: what a later resume=true could take for its own goes first,
+# what says whose it is goes last. A directory with any of these holds a run.
 LEAVES = (
-    "run.json", "config.yaml", "git.diff", "metrics.jsonl", "samples.jsonl", "bad_rows.jsonl", "curves.png", "model",
-    "model.writing", "model.old", "adapter", "engine", "engine.writing", "engine.old", "checkpoints", "nonfinite",
-    "wandb",
+    "checkpoints", "nonfinite", "model", "model.writing", "model.old", "adapter", "adapter.writing", "engine",
+    "engine.writing", "engine.old", "metrics.jsonl", "samples.jsonl", "bad_rows.jsonl", "curves.png", "git.diff",
+    "wandb", "config.yaml", "run.json",
 )  # fmt: skip
+DELETING = ".deleting"  # where each of them goes at once before it is deleted piece by piece
 LOCK = ".lock"
 
 
@@ -21,8 +24,8 @@ def claim(directory: Path, cfg: DictConfig) -> TextIO:
     """Hold the directory for this process until the returned file is closed. Writes nothing else.
 
     Raises:
-        ValueError: another process holds it, it cannot be written, or it holds a run and neither resume nor overwrite
-            was asked for.
+        ValueError: another process holds it, it cannot be written, a part of it is a link, or it holds a run and
+            neither resume nor overwrite was asked for.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -31,6 +34,13 @@ def claim(directory: Path, cfg: DictConfig) -> TextIO:
         raise ValueError(f"another run is writing {directory}; wait for it, or choose another hydra.run.dir") from None
     except OSError as error:
         raise ValueError(f"cannot write hydra.run.dir={directory}: {error.strerror}; choose another") from None
+    parts = [*(directory / name for name in LEAVES), *directory.glob("checkpoints/step_*")]
+    if linked := [path for path in parts if path.is_symlink()]:
+        lock.close()
+        raise ValueError(
+            f"{linked[0]} is a link to {os.readlink(linked[0])}: a run writes and deletes only in its own directory; "
+            "put the files themselves there, or let the whole directory be a link"
+        )
     held = [name for name in LEAVES if (directory / name).exists()]
     if held and not (cfg.resume or cfg.overwrite):
         lock.close()
@@ -44,7 +54,7 @@ def claim(directory: Path, cfg: DictConfig) -> TextIO:
 def _lock(path: Path) -> TextIO:
     """The file, opened and locked. Raises BlockingIOError: another process holds it."""
     while True:
-        lock = open(path, "w")  # noqa: SIM115 - held until the run ends
+        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "w")  # held until the run ends
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
@@ -58,10 +68,10 @@ def _lock(path: Path) -> TextIO:
 
 
 def clear(directory: Path) -> None:
-    """Delete what an earlier run left, and nothing else."""
+    """Delete what an earlier run left, and nothing else. Killed at any moment, it leaves nothing that resumes."""
+    remove(directory / DELETING)
     for name in LEAVES:
-        path = directory / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        if (directory / name).exists():
+            os.replace(directory / name, directory / DELETING)
+            sync(directory)
+            remove(directory / DELETING)

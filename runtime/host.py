@@ -18,6 +18,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from runtime.files import write_whole
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -101,26 +103,31 @@ def write_origin(cfg: DictConfig, directory: Path) -> None:
         "torch": torch.__version__,
         "started": time.time(),
     }
-    _write_json(directory / "run.json", origin)
-    (directory / "git.diff").write_text(_git("diff", "HEAD"), encoding="utf-8")
+    write_whole(directory / "run.json", json.dumps(origin, indent=1))
+    write_whole(directory / "git.diff", _git("diff", "HEAD"))
 
 
 def write_finish(directory: Path, step: int) -> None:
     """Note in run.json that the run is complete."""
-    origin = json.loads((directory / "run.json").read_text(encoding="utf-8"))
-    _write_json(directory / "run.json", origin | {"finished": time.time(), "steps": step})
+    finished = read_origin(directory) | {"finished": time.time(), "steps": step}
+    write_whole(directory / "run.json", json.dumps(finished, indent=1))
+
+
+def read_origin(directory: Path) -> dict:
+    """run.json; empty where there is none. Raises ValueError where it is damaged."""
+    path = directory / "run.json"
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); overwrite=true begins again") from None
+    if not isinstance(origin, dict):
+        raise ValueError(f"{path} is damaged (no object); overwrite=true begins again")
+    return origin
 
 
 def is_finished(directory: Path) -> bool:
     """Whether the run of the directory came to its end."""
-    origin = directory / "run.json"
-    return origin.exists() and "finished" in json.loads(origin.read_text(encoding="utf-8"))
-
-
-def _write_json(path: Path, value: dict) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(aside, path)
+    return "finished" in read_origin(directory)
 
 
 def _git(*words: str) -> str:

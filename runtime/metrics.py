@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from runtime.files import sync
+
 
 class Metrics:
     """Exact means over every element on every rank; `flush` is one exchange of ranks and one host read."""
@@ -56,14 +58,24 @@ def append_row(path: Path, row: dict) -> None:
 def each_row(path: Path) -> Iterator[dict]:
     """The rows of a file that a run wrote, one at a time, so that no reader grows with the length of the run.
 
-    A last line cut by a kill is left out. No file, no rows.
+    A last line cut by a kill is left out. No file, no rows. Raises ValueError where a row is damaged.
     """
     if not path.exists():
         return
-    with open(path, encoding="utf-8", newline="\n") as file:  # no other line end: texts may hold U+2028
-        for line in file:
-            if line.endswith("\n") and line != "\n":
-                yield json.loads(line)
+    with open(path, "rb") as file:  # no other line end than \n: texts may hold U+2028
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n") and line != b"\n":
+                yield _row(line, f"{path}:{number}")
+
+
+def _row(line: bytes, where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is damaged ({error}); delete that line, or move the file away") from None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError(f"{where} is damaged (no object with a `step`); delete that line, or move the file away")
+    return row
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -80,4 +92,5 @@ def drop_rows_after(path: Path, step: int) -> None:
         for row in each_row(path):
             if row["step"] <= step:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    sync(aside)
     os.replace(aside, path)

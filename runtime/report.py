@@ -7,7 +7,6 @@ A page is a title and blocks, each made (and escaped) by `heading`, `paragraph`,
 
 import json
 import math
-import os
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -18,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from runtime.files import write_whole
+
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; text-align: right }
@@ -26,17 +27,10 @@ table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8re
 """
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader never sees half a file."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
 def write_result(directory: Path, result: dict) -> None:
     """result.json; a number that is not finite is null."""
     text = json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False)
-    write_text(directory / "result.json", text + "\n")
+    write_whole(directory / "result.json", text + "\n")
 
 
 def plain(value):
@@ -72,7 +66,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence]) ->
 def write_page(path: Path, title: str, *blocks: str) -> None:
     """The page: its title, then the blocks."""
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    write_text(path, "\n".join([head, f"<h1>{escape(title)}</h1>", *blocks, "</html>\n"]))
+    write_whole(path, "\n".join([head, f"<h1>{escape(title)}</h1>", *blocks, "</html>\n"]))
 
 
 def heading(text: str) -> str:

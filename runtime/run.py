@@ -22,9 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from runtime import checkpoint, directory, distributed, host, optim
-from runtime.config import changed_keys, check_choice, check_flags, check_whole, write_config
+from runtime.config import changed_keys, check_choice, check_flags, check_whole, read_config, write_config
 from runtime.display import WANDB_MODES, Terminal, Wandb, complain
 from runtime.door import INTERRUPTED, RunFailed, enter
+from runtime.files import sync
+from runtime.inputs import changed_inputs, code_digests, input_digests
 from runtime.metrics import Metrics, append_row, drop_rows_after, each_row
 from runtime.plots import plot_metrics
 
@@ -42,6 +44,7 @@ class Run:
         self.step, self.tokens_seen = 0, 0  # completed steps; attention-mask tokens of all ranks
         self.metrics = Metrics()
         self._state: dict[str, Any] = {}  # what a checkpoint holds, by name
+        self._origin: dict[str, Any] = {}  # what decides the numbers, for the checkpoints
         self._saved_step, self._begun, self._stop = -1, False, None
         self._wandb: Wandb | None = None
         self._wandb_id: str | None = None  # of the run that this one goes on with
@@ -130,17 +133,19 @@ class Run:
         """Name what a checkpoint holds (anything with state_dict/load_state_dict); load it where resume=true.
 
         Raises:
-            ValueError: the config changed in a key that changes numbers, every checkpoint is damaged, or there is none
-                although the run is finished.
+            ValueError: the config, an input or the code changed in what changes numbers, every checkpoint is damaged,
+                or there is none although the run is finished.
         """
         self._state = state
+        if self.is_main:
+            config = OmegaConf.to_container(self.cfg, resolve=True)
+            self._origin = {"config": config, "inputs": input_digests(self.cfg), "code": code_digests()}
         for value in state.values():
             if isinstance(value, torch.optim.Optimizer):
                 optim.init_state(value)
         if self.cfg.resume:
             found = checkpoint.find_checkpoint(self.dir / "checkpoints", complain)
-            if found is not None or not self.cfg.overwrite:
-                self._check_unchanged()
+            self._check_unchanged(*found or (None, None))
             if found is not None:
                 self._load(found[0])
             elif host.is_finished(self.dir) and not self.cfg.overwrite:
@@ -275,10 +280,10 @@ class Run:
         complain(f"{signal.Signals(number).name}: finishing the step, then saving")
 
     def _write_state(self, root: Path) -> None:
-        meta = {"step": self.step, "tokens_seen": self.tokens_seen, "git_sha": host.git_sha()}
+        meta = {"step": self.step, "tokens_seen": self.tokens_seen, "git_sha": host.git_sha()} | self._origin
         if self.is_main:  # rows are dropped at a resume, never made up: they must be on the disk before the checkpoint
             for path in filter(Path.exists, (self.dir / name for name in LOGS)):
-                checkpoint.sync(path)
+                sync(path)
         checkpoint.save_checkpoint(root, self.step, self._snapshot(), meta, rank=self.rank)
 
     def _snapshot(self) -> dict[str, Any]:
@@ -290,14 +295,29 @@ class Run:
             "wandb_id": self._wandb.id if self._wandb else self._wandb_id,
         }
 
-    def _check_unchanged(self) -> None:
-        path = self.dir / "config.yaml"
-        changed = changed_keys(OmegaConf.load(path), self.cfg) if path.exists() else []
+    def _check_unchanged(self, path: Path | None, meta: dict[str, Any] | None) -> None:
+        """The config and every input are those of the checkpoint; without one, the config is that of config.yaml."""
+        fault = self._fault_of_resume(path, meta) if self.is_main else None  # who reads it all is one rank
+        if fault := distributed.from_main(fault):
+            raise ValueError(fault)
+
+    def _fault_of_resume(self, path: Path | None, meta: dict[str, Any] | None) -> str | None:
+        if meta is not None:
+            if meta["step"] > self.cfg.get("num_steps", meta["step"]):
+                return f"num_steps={self.cfg.num_steps}, but {path} has {meta['step']} steps behind it; raise num_steps"
+            if "inputs" not in meta:
+                return f"{path} was written by another version of this program; overwrite=true begins again"
+            changed = changed_keys(OmegaConf.create(meta["config"]), self.cfg) + changed_inputs(meta, self.cfg)
+        elif (self.dir / "config.yaml").exists() and not self.cfg.overwrite:
+            changed = changed_keys(read_config(self.dir / "config.yaml"), self.cfg)
+        else:
+            changed = []
         if changed and not self.cfg.resume_anyway:
-            raise ValueError(
-                f"resume=true, but the config changed since {self.dir} began: {'; '.join(changed)}. Undo that, or say "
-                "resume_anyway=true to go on with other numbers"
+            return (
+                f"resume=true, but since {self.dir} began this has changed: {'; '.join(changed)}. Undo that, begin "
+                "again with overwrite=true alone, or say resume_anyway=true to go on with other numbers"
             )
+        return None
 
     def _check_not_trained(self) -> None:
         """A door without a training state has nothing to go on with where a training left its own."""
@@ -308,9 +328,13 @@ class Run:
             )
 
     def _load(self, path: Path) -> None:
-        saved = checkpoint.load_checkpoint(path, self._snapshot(), rank=self.rank)
-        for name, value in self._state.items():
-            value.load_state_dict(saved["state"][name])
+        try:
+            saved = checkpoint.load_checkpoint(path, self._snapshot(), rank=self.rank)
+            for name, value in self._state.items():
+                value.load_state_dict(saved["state"][name])
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            told = f"{path} holds the state of another training ({error}); overwrite=true begins again"
+            raise ValueError(told) from error
         if saved.get("world_size", self.world_size) == self.world_size:
             host.set_random_state(saved["random"], self.rng, self.device)
         else:  # ranks that were not there have no state; no two may draw the same noise
@@ -326,20 +350,24 @@ class Run:
 
 
 @contextlib.contextmanager
-def removed_if_empty(path: Path) -> Iterator[None]:
-    """Afterwards the directory is gone if nothing was written into it."""
+def removed_if_empty(path: Path, since: float) -> Iterator[None]:
+    """Afterwards the directory is gone if nothing was written into it and it was made after `since`, in seconds."""
+    made_here = path.exists() and path.stat().st_ctime > since
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.rmdir()
+            if made_here:
+                path.rmdir()
 
 
 def main(job: Callable[[DictConfig, Run], float], config_name: str) -> None:
     """A door's entry: composes conf/`config_name`.yaml with the command line and calls `job(cfg, run)`."""
 
+    started = time.time()
+
     def in_a_run(cfg: DictConfig) -> float:
-        with removed_if_empty(Path(cfg.run_dir)):  # Hydra made the directory; a refused run leaves none that is empty
+        with removed_if_empty(Path(cfg.run_dir), started):  # Hydra made it; a refused run leaves none that is empty
             run = Run(cfg)
             try:
                 with run:

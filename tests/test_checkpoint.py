@@ -1,5 +1,6 @@
 import errno
 import itertools
+import json
 import os
 import pickle
 import random
@@ -91,7 +92,7 @@ def test_every_flipped_byte_is_noticed(tmp_path):
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path, complaints, what):
     save(tmp_path, 1)
     save(tmp_path, 2)
-    victim = next((tmp_path / "step_000002").glob("*.distcp"))
+    victim = next((tmp_path / "step_000002").glob("*.tensors"))
     if what == "truncated":
         victim.write_bytes(victim.read_bytes()[:-1])
     elif what == "missing":
@@ -99,7 +100,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path, 
     elif what == "added":
         (victim.parent / "rank_1.json").write_text("{}")
     else:
-        victim.rename(victim.with_name("__1_0.distcp"))
+        victim.rename(victim.with_name("rank_1.tensors"))
     path, _ = find_checkpoint(tmp_path, complaints.append)
     assert path.name == "step_000001"
     assert len(complaints) == 1 and "step_000002 is damaged" in complaints[0]
@@ -190,6 +191,56 @@ def test_a_copy_under_another_name_is_neither_loaded_nor_deleted(tmp_path, compl
     assert names == {"step_000001_mine", "step_000002", "step_000002.bak"}
 
 
+def forge(directory, change) -> None:
+    """Let `change` edit the index, with checksums that fit: whoever writes a checkpoint can count, too."""
+    index = json.loads((directory / "index.json").read_text())
+    (directory / "index.json").write_text(json.dumps(change(index) or index))
+    (directory / checkpoint.CHECKSUMS).write_text(checkpoint._checksums(directory))
+    assert find_damage(directory) is None
+
+
+def first_chunk(index: dict) -> dict:
+    return index["/half"]["chunks"][0]
+
+
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (lambda index: first_chunk(index).update(file="../../../../etc/passwd"), "no file of tensors"),
+        (lambda index: first_chunk(index).update(file="/dev/zero"), "no file of tensors"),
+        (lambda index: first_chunk(index).update(start=10**9), "shorter than its chunks"),
+        (lambda index: first_chunk(index).update(start=-1), "whole numbers"),
+        (lambda index: index["/half"].update(size=[2**40]), "not the whole tensor"),
+        (lambda index: index["/half"].update(size=[2**40]) or first_chunk(index).update(sizes=[2**40]), "share bytes"),
+        (lambda index: index.update(again=index["/half"]), "share bytes"),
+        (lambda index: index["/half"].update(dtype="object"), "object"),
+        (lambda index: index["/half"].update(chunks=[{}]), "offsets"),
+        (lambda index: [index], "does not describe"),
+        (lambda index: {"a": "b"}, "does not describe"),
+    ],
+)
+def test_an_index_that_its_files_do_not_bear_out_is_refused(tmp_path, change, why):
+    save(tmp_path, 1)
+    forge(tmp_path / "step_000001", change)
+    with pytest.raises(ValueError, match=why):
+        load_checkpoint(tmp_path / "step_000001", a_state(1), rank=0)
+
+
+def test_loading_a_checkpoint_unpickles_nothing(tmp_path, monkeypatch):
+    """Neither what a pickle beside it says, nor any tensor."""
+    save(tmp_path, 1)
+    directory, written = tmp_path / "step_000001", tmp_path / "written"
+    (directory / ".metadata").write_bytes(pickle.dumps(Attack(written)))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("something was unpickled")
+
+    for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
+        monkeypatch.setattr(module, name, refuse)
+    assert same(load_checkpoint(directory, a_state(9), rank=0), a_state(1))
+    assert not written.exists()
+
+
 class Attack:
     """Unpickling it writes a file."""
 
@@ -198,17 +249,6 @@ class Attack:
 
     def __reduce__(self):
         return (open, (str(self.path), "w"))
-
-
-def test_metadata_that_would_run_code_is_refused(tmp_path):
-    save(tmp_path, 1)
-    directory, written = tmp_path / "step_000001", tmp_path / "written"
-    (directory / ".metadata").write_bytes(pickle.dumps(Attack(written)))
-    (directory / checkpoint.CHECKSUMS).write_text(checkpoint._checksums(directory))
-    assert find_damage(directory) is None  # whoever wrote it can count, too
-    with pytest.raises(ValueError, match="could run code"):
-        load_checkpoint(directory, a_state(1), rank=0)
-    assert not written.exists()
 
 
 def save_and_die(change: int, root, state: dict) -> bool:

@@ -159,13 +159,16 @@ def test_what_changes_no_number_may_change_at_a_resume(compose):
     assert changed_keys(before, now) == []
 
 
-def test_a_run_may_be_prolonged_only_under_a_constant_rate(compose):
+def test_a_run_may_be_prolonged_under_a_constant_rate_or_a_schedule_whose_length_is_named(compose):
     words = ["data.train=[a]", "optim.schedule=constant"]
     assert changed_keys(compose("train_sft", *words), compose("train_sft", *words, "num_steps=999")) == []
     changed = changed_keys(
         compose("train_sft", "data.train=[a]"), compose("train_sft", "data.train=[a]", "num_steps=999")
     )
-    assert changed == ["num_steps: 100 -> 999", "optim.num_steps: 100 -> 999"]
+    assert changed[0] == "num_steps: 100 -> 999" and changed[1].startswith("optim.num_steps: 100 -> 999")
+    assert "say optim.num_steps=100" in changed[1]
+    longer = compose("train_sft", "data.train=[a]", "num_steps=999", "optim.num_steps=100")
+    assert changed_keys(compose("train_sft", "data.train=[a]"), longer) == []
 
 
 def test_due_is_every_so_often_and_at_both_ends(settings):

@@ -11,12 +11,16 @@ from runtime.door import enter
 from runtime.report import table
 
 FAKE_DOOR = """
-import json, os, sys
+import json, os, sys, time
 words = dict(word.split("=", 1) for word in sys.argv[1:])
 directory = words["hydra.run.dir"]
 os.makedirs(directory, exist_ok=True)
 with open(os.path.join(os.path.dirname(directory), "calls"), "a") as file:
     file.write(f"{words['name']} resume={words.get('resume', 'false')}\\n")
+if os.environ.get("FAKE_KILLED") == "while loading":
+    sys.exit(75)
+with open(os.path.join(directory, "run.json"), "w") as file:
+    file.write(json.dumps({"started": time.time()}))
 with open(os.path.join(directory, "metrics.jsonl"), "w") as file:
     file.write('{"step": 0, "eval/loss": 3.0}\\n{"step": 9, "eval/loss": 1.25}\\n')
 with open(os.path.join(directory, "samples.jsonl"), "w") as file:
@@ -126,6 +130,21 @@ def test_an_interrupted_step_stops_the_chain_and_goes_on_where_it_was(recipe, ca
     assert 0 < until_then < json.loads(manifest.read_text())["seconds"]  # both parts count
 
 
+@pytest.mark.parametrize("killed", ["while loading", "", "while loading, then training"])
+def test_a_changed_step_never_goes_on_with_what_it_replaces(recipe, calls, tmp_path, monkeypatch, killed):
+    """Stopped before its script has replaced the old directory, a step begins there; stopped later, it goes on."""
+    assert recipe() == 0 and calls()
+    (tmp_path / "input.txt").write_text("second")
+    for moment in killed.split(", then "):
+        monkeypatch.setenv("FAKE_KILLED", moment)
+        monkeypatch.setenv("FAKE_EXIT", "75")
+        assert recipe() == 75 and calls() == ["a resume=false"]
+    monkeypatch.delenv("FAKE_KILLED")
+    monkeypatch.delenv("FAKE_EXIT")
+    assert recipe() == 0
+    assert calls() == [f"a resume={'false' if killed == 'while loading' else 'true'}"]
+
+
 def test_a_failed_step_stops_the_chain_and_says_how_to_go_on(recipe, calls, monkeypatch, capfd):
     monkeypatch.setenv("FAKE_EXIT", "2")
     assert recipe() == 2
@@ -145,5 +164,5 @@ def test_a_recipe_of_unchanged_outputs_is_told_by_content_not_by_clock(recipe, c
     for path in (tmp_path / "out").rglob("*"):
         os.utime(path)
     manifest = json.loads((tmp_path / "out" / "manifests" / "a.json").read_text())
-    assert manifest["outputs"].keys() == {"metrics.jsonl", "samples.jsonl", "out"}
+    assert manifest["outputs"].keys() == {"metrics.jsonl", "samples.jsonl", "out", "run.json"}
     assert recipe() == 0 and calls() == []

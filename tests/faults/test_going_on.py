@@ -50,7 +50,7 @@ def test_resume_in_the_directory_of_another_run_deletes_nothing(sft, door, tmp_p
     words = [f"policy={tmp_path}/run/model", f"data.train=[{pairs}]", "batch_size=4", "micro_batch_size=4"]
     words += ["num_steps=1", "log.wandb=disabled", f"hydra.run.dir={tmp_path}/run", "resume=true"]
     assert door(train_dpo, *words) == 2
-    assert "the config changed" in capsys.readouterr().err
+    assert "this has changed" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 

@@ -35,7 +35,7 @@ def test_no_code_reads_a_format_that_can_run_code():
             bad |= words.get("shell", "False") != "False" or words.get("trust_remote_code", "False") != "False"
             bad |= words.get("allow_pickle", "False") != "False"
             found += [f"{path.relative_to(ROOT)}: {called}"] if bad else []
-    assert found == ["runtime/checkpoint.py: import pickle"]  # a reader that knows a dozen names and calls no other
+    assert found == []
 
 
 @pytest.mark.parametrize(

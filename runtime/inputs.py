@@ -1,0 +1,99 @@
+"""What decides a run's numbers besides its config: the content of every file that the config names, and the code.
+
+Checkpoints carry these digests (runtime/checkpoint.py, meta.json), so a resume can say what is no longer as it was.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from runtime.config import FREE_TO_CHANGE
+from runtime.files import sha256_of
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_INPUTS = ("lora", "ref_cache", "cache")  # names of layers; what runs remember, and other runs add to
+NO_NUMBERS = ("tests", "bench", "experiments", "docs", ".venv")  # code of this project that no run's numbers depend on
+
+
+def input_digests(cfg: DictConfig) -> dict[str, str]:
+    """{"policy: runs/sft/model/model.safetensors": sha256, ...} of every file that the config names.
+
+    Of a directory the files that lie right in it. Texts that name no file are left out: most texts are settings.
+    """
+    digests = {}
+    for key, text in _texts(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)):
+        found = file_named_by(text)
+        if found is None or found.resolve() == ROOT:
+            continue
+        files = sorted(path for path in found.iterdir() if path.is_file()) if found.is_dir() else [found]
+        digests |= {f"{key}: {file}": _digest(file) for file in files}
+    return digests
+
+
+def code_digests() -> dict[str, str]:
+    """{"losses.py": sha256, ...} of the project's modules that are loaded, and of the script itself."""
+    loaded = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
+    root = f"{ROOT}{os.sep}"
+    ours = sorted({file.removeprefix(root) for file in loaded if file.startswith(root) and file.endswith(".py")})
+    return {name: _digest(ROOT / name) for name in ours if name.split(os.sep)[0] not in NO_NUMBERS}
+
+
+def changed_inputs(before: dict[str, Any], cfg: DictConfig) -> list[str]:
+    """What of a checkpoint's `inputs` and `code` is no longer as it was, each in a few words."""
+    old, new = before["inputs"], input_digests(cfg)
+    changed = [f"{name} has other content" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
+    changed += [f"{name} is gone" for name in sorted(old.keys() - new.keys())]
+    changed += [f"{name} is new" for name in sorted(new.keys() - old.keys())]
+    for name, digest in before["code"].items():
+        path = ROOT / name
+        if not path.is_file() or _digest(path) != digest:
+            changed.append(f"the code {name} is another")
+    return changed
+
+
+def file_named_by(text: str) -> Path | None:
+    """The file or directory that a setting names, if there is one.
+
+    FILE@train is a part of FILE, FILE.py:function lies in FILE.py, package:NAME/FILE in an installed package.
+    """
+    if text.startswith("package:"):
+        package, _, inside = text.removeprefix("package:").partition("/")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        places = [Path(root) / inside for root in (spec and spec.submodule_search_locations) or []]
+    else:
+        text = text.rpartition(":")[0] if ".py:" in text else text
+        places = [Path(text.split("@")[0])] if text.split("@")[0] else []
+    try:
+        return next((place for place in places if place.exists()), None)
+    except (OSError, ValueError):  # too long for a path, or with a NUL in it
+        return None
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a nested config under its dotted key, but for settings that change no number."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if name not in NO_INPUTS and (key or name not in FREE_TO_CHANGE):
+                yield from _texts(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item, key)
+    elif isinstance(value, str):
+        yield key, value
+
+
+def _digest(path: Path) -> str:
+    there = path.stat()
+    return _digest_of(path, there.st_size, there.st_mtime_ns, there.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _digest_of(path: Path, *as_it_is: int) -> str:
+    """Once a process: the jobs of a sweep read the same files."""
+    return sha256_of(path)
