@@ -6,27 +6,45 @@ each answer is stored the moment it arrives: a run that was killed goes on where
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-import diskcache
 from omegaconf import DictConfig
 
+from data.answer_store import AnswerStore
 from runtime.config import check_choice, check_types, check_whole
 
 Conversation = list[dict[str, str]]
+MOST_TOKENS = 2**31  # no text has more
+FINISH_REASONS = ("stop", "length", "content_filter", "refused", "failed")
+_TAG = r"think|thinking|reasoning"
+_THOUGHT = re.compile(rf"\s*<({_TAG})>(.*?)(?:</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+_THOUGHT_OPENED_BY_TEMPLATE = re.compile(rf"(.*?)</(?:{_TAG})>[ \t]*(?:\n|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. `finish_reason`: stop, length, content_filter, or refused (the endpoint rejected the request)."""
+    """What came back.
+
+    `finish_reason`: stop, length, content_filter, refused (the endpoint rejected this request) or failed (what came was
+    no answer, or nothing came). The last two have no text, count as no answer, and are asked again by the next run.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-    error: str = ""  # what the endpoint said when it refused
+    error: str = ""  # what the endpoint said when it refused or failed
+    reasoning: str = ""  # what the model thought before it answered; no part of `text`
+    model: str = ""  # what the server called the model
+    counted_by_us: bool = False  # the server named no token counts: these are the most that the texts can have
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is no answer."""
+        return self.finish_reason in ("refused", "failed")
 
 
 @dataclass(frozen=True)
@@ -35,10 +53,12 @@ class Request:
 
     model: str
     messages: Conversation
-    temperature: float
-    max_tokens: int
+    temperature: float | None  # None: the server's own
+    max_tokens: int  # thinking included
     seed: int
     stop: tuple[str, ...]
+    schema: dict | None = None  # JSON schema of the answer, for servers that hold to one
+    options: dict = field(default_factory=dict)  # of the client: the endpoint's address, its own parameters
 
     @property
     def key(self) -> str:
@@ -55,9 +75,13 @@ class Usage:
     asked: int = 0
     retries: int = 0
     refused: int = 0
+    failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    counted_by_us: int = 0  # answers whose server named no tokens: one a byte is assumed, which is the most
     cost: float = 0.0
+    left_out: list[str] = field(default_factory=list)  # parameters that the server refused and was then asked without
+    served_by: dict[str, int] = field(default_factory=dict)  # what the server called the model, and how often
 
 
 class Client:
@@ -68,39 +92,48 @@ class Client:
         cache: directory of the answers, or None to keep none.
         prompt_price, completion_price: currency units per million tokens.
         max_cost: the run stops before a request that could pass it; None = no limit.
+        thinking_tokens: added to every `max_tokens`, for models that think before they answer.
     """
 
-    def __init__(self, model: str, *, cache: str | None, prompt_price=0.0, completion_price=0.0, max_cost=None):
+    def __init__(
+        self, model: str, *, cache: str | None, prompt_price=0.0, completion_price=0.0, max_cost=None, thinking_tokens=0
+    ):
+        check_whole(0, client__thinking_tokens=thinking_tokens)
         if min(prompt_price, completion_price) < 0 or (max_cost is not None and max_cost <= 0):
             raise ValueError(
                 f"prices must be >= 0 and max_cost > 0, got {prompt_price=} {completion_price=} {max_cost=}"
             )
         self.model, self.usage, self.max_cost = model, Usage(), max_cost
         self.prices = (prompt_price / 1e6, completion_price / 1e6)
+        self.thinking_tokens = thinking_tokens
+        self.options: dict = {}  # what a subclass adds to every request
         self._counted: set[str] = set()
-        self._cache = None
-        if cache is not None:  # JSON, not pickle; never evicted
-            self._cache = diskcache.Cache(cache, disk=diskcache.JSONDisk, eviction_policy="none", cull_limit=0)
+        self._store = AnswerStore(cache) if cache is not None else None
 
     def ask(
         self,
         conversations: Sequence[Conversation],
         *,
-        temperature: float,
+        temperature: float | None,
         max_tokens: int,
         seed: int | Sequence[int],
         stop: Sequence[str] = (),
+        schema: dict | None = None,
     ) -> list[Answer]:
         """One answer per conversation, in order. `seed` is one for all or one each; equal questions share an answer.
+
+        `schema` asks for JSON that fits it, where the server can hold a model to that: the text may still be anything.
 
         Raises:
             ValueError: a bad setting, the cost limit, or an endpoint that stays unreachable; what was answered is kept.
         """
-        if temperature < 0 or max_tokens < 1:
+        if (temperature is not None and temperature < 0) or max_tokens < 1:
             raise ValueError(f"need temperature >= 0 and max_tokens >= 1, got {temperature=}, {max_tokens=}")
         seeds = [seed] * len(conversations) if isinstance(seed, int) else seed
+        temperature = None if temperature is None else float(temperature)
+        budget = int(max_tokens) + self.thinking_tokens
         requests = [
-            Request(self.model, list(messages), float(temperature), int(max_tokens), int(own), tuple(stop))
+            Request(self.model, list(messages), temperature, budget, int(own), tuple(stop), schema, self.options)
             for messages, own in zip(conversations, seeds, strict=True)
         ]
         keys = [request.key for request in requests]
@@ -108,48 +141,56 @@ class Client:
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in answers}
         for key in answers:
             self._count(key, answers[key], fresh=False)
-        for key, answer in self._answer(missing) if missing else ():
-            answers[key] = answer
-            if answer.finish_reason != "refused" and self._cache is not None:
-                self._cache[key] = asdict(answer)
+        for key, raw in self._answer(missing) if missing else ():
+            answers[key] = answer = tidy(raw)
+            if not answer.missing and self._store is not None:
+                self._store.put(key, asdict(answer))
             self._count(key, answer, fresh=True)
         return [answers[key] for key in keys]
 
     def cost_bound(self, conversations: Sequence[Conversation], *, max_tokens: int) -> float:
         """The most that asking these once can cost: a token is at least one byte. To show before a run."""
-        return sum(self._bound(messages, max_tokens) for messages in conversations)
+        return sum(self._bound(messages, max_tokens + self.thinking_tokens) for messages in conversations)
 
     def close(self) -> None:
-        """Close the cache; asking again opens it."""
-        if self._cache is not None:
-            self._cache.close()
+        """Close the file of answers; asking again opens it."""
+        if self._store is not None:
+            self._store.close()
 
     def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
         """Yields (key, answer) as they come. The one thing that a subclass writes."""
         raise TypeError("Client is a face; use OpenAIClient, LocalClient or ScriptedClient")
 
     def _recall(self, key: str) -> Answer | None:
-        found = self._cache.get(key) if self._cache is not None else None
-        return Answer(**found) if found is not None else None
+        found = self._store.get(key) if self._store is not None else None
+        if found is None:
+            return None
+        if not _is_answer(found):
+            raise ValueError(f"{self._store.path}: the entry {key[:16]} is no answer; move the file away")
+        return Answer(**found)
 
     def _count(self, key: str, answer: Answer, *, fresh: bool) -> None:
         self.usage.asked += fresh
-        if answer.finish_reason == "refused":
-            self.usage.refused += 1
-        elif key not in self._counted:  # the same question of a later call is not paid again
+        self.usage.refused += answer.finish_reason == "refused"
+        self.usage.failed += answer.finish_reason == "failed"
+        if key in self._counted:  # the same question of a later call is not paid again
+            return
+        if not answer.missing:
             self._counted.add(key)
             self.usage.answers += 1
             self.usage.from_cache += not fresh
-            self.usage.prompt_tokens += answer.prompt_tokens
-            self.usage.completion_tokens += answer.completion_tokens
-            self.usage.cost += self._price(answer)
+            name = answer.model or "not told"
+            self.usage.served_by[name] = self.usage.served_by.get(name, 0) + 1
+        self.usage.counted_by_us += answer.counted_by_us
+        self.usage.prompt_tokens += answer.prompt_tokens
+        self.usage.completion_tokens += answer.completion_tokens
+        self.usage.cost += self._price(answer)
 
     def _price(self, answer: Answer) -> float:
         return answer.prompt_tokens * self.prices[0] + answer.completion_tokens * self.prices[1]
 
     def _bound(self, messages: Conversation, max_tokens: int) -> float:
-        prompt_tokens = sum(len(m["content"].encode()) + 16 for m in messages) + 16  # 16: a template's marks
-        return prompt_tokens * self.prices[0] + max_tokens * self.prices[1]
+        return most_tokens(messages) * self.prices[0] + max_tokens * self.prices[1]
 
 
 class LocalClient(Client):
@@ -258,11 +299,54 @@ def build_client(cfg: DictConfig) -> Client:
         from data.endpoint import OpenAIClient
 
         own = ("base_url", "api_key_env", "max_parallel", "requests_per_minute", "timeout", "max_tries")
+        own += ("served_as", "thinking_tokens")
         return OpenAIClient(cfg.model, **{key: cfg[key] for key in own}, **settings)
     if cfg.kind == "local":
-        own = ("batch_size", "top_k", "top_p", "precision", "device")
+        own = ("batch_size", "top_k", "top_p", "precision", "device", "thinking_tokens")
         return LocalClient(cfg.policy, **{key: cfg[key] for key in own}, **settings)
     return ScriptedClient(scripted_replies(cfg.script), model=f"scripted:{cfg.script}", **settings)
+
+
+def tidy(answer: Answer) -> Answer:
+    """The answer without its thinking, which goes into `reasoning`; `failed` where its text cannot be written."""
+    try:
+        f"{answer.text}{answer.reasoning}".encode()
+    except UnicodeEncodeError as error:  # JSON may hold half a surrogate pair, a file may not
+        return replace(answer, text="", reasoning="", finish_reason="failed", error=f"the text is no Unicode: {error}")
+    thought, text = split_reasoning(answer.text)
+    return replace(answer, text=text, reasoning=answer.reasoning or thought) if thought is not None else answer
+
+
+def split_reasoning(text: str) -> tuple[str | None, str]:
+    """(what stands in <think> tags at the beginning, the rest); None where there are none.
+
+    Some templates open the tag in the prompt, so the text may hold the closing one alone. Thinking that was cut has no
+    answer after it.
+    """
+    found = _THOUGHT.match(text)
+    if found:
+        return found.group(2).strip(), text[found.end() :].strip()
+    found = _THOUGHT_OPENED_BY_TEMPLATE.match(text)
+    return (found.group(1).strip(), text[found.end() :].strip()) if found else (None, text)
+
+
+def most_tokens(messages: Conversation) -> int:
+    """The most tokens that a prompt can have: one a byte, and a template's marks."""
+    return sum(len(m["content"].encode()) + 16 for m in messages) + 16
+
+
+def _is_answer(row: object) -> bool:
+    """Whether a stored object has the fields of an answer, of the right kinds: the file may be somebody else's."""
+    kinds = {one.name: one.type for one in fields(Answer)}
+    return (
+        isinstance(row, dict)
+        and row.keys() == kinds.keys()
+        and all(type(row[name]) is kind for name, kind in kinds.items())
+        and row["finish_reason"] in FINISH_REASONS
+        and min(row["prompt_tokens"], row["completion_tokens"]) >= 0
+        and max(row["prompt_tokens"], row["completion_tokens"]) < MOST_TOKENS
+        and not any(re.search("[\ud800-\udfff]", row[name]) for name, kind in kinds.items() if kind is str)
+    )
 
 
 def hash_json(value) -> str:
@@ -272,7 +356,8 @@ def hash_json(value) -> str:
 
 def draws_from(request: Request) -> int:
     """The seed of a sampled answer: of what was asked, not of whom, so that a repeated recipe repeats its answers."""
-    return int(replace(request, model="").key[:12], 16)
+    asked = {name: getattr(request, name) for name in ("messages", "temperature", "max_tokens", "seed", "stop")}
+    return int(hash_json(asked | {"model": ""})[:12], 16)
 
 
 def _fingerprint(policy: str) -> str:

@@ -1,94 +1,130 @@
-"""The OpenAI-compatible endpoint: many requests in flight, retried, limited in rate and cost.
+"""The OpenAI-compatible endpoint: many requests in flight, retried, limited in time, size, rate and cost.
 
-A request that the server answered with 429, 5xx, a cut connection or something that is no chat completion is tried
-again; one that it refused for what it is (400, 413, 422: too long, say) comes back as `refused`. When an endpoint
-stays down, requests in flight finish, no new one starts, and the run ends: what was answered is already on disk.
+What a server does wrong costs as little as it can:
+
+* 429, 5xx, a cut connection, or something that is no chat completion: the request is tried again, and after
+  `max_tries` it counts as failed. When `MAX_FAILURES` fail one after the other, requests in flight finish, no new one
+  starts, and the run ends: what was answered is already on disk.
+* 400, 403, 413, 422 (too long, or forbidden content): this request alone comes back as refused. Where the server says
+  that it does not know a parameter, it is asked once more without it, and so is every later request.
+* a wrong key, an unknown model, a reply from another model than the one that was asked: the run ends at once.
 """
 
 import asyncio
+import json
 import logging
+import math
 import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-import openai
+import httpx
 import tenacity
 
-from data.clients import Answer, Client, Request
+from data.clients import MOST_TOKENS, Answer, Client, Request, most_tokens
 
-REFUSED = (400, 413, 422)  # this request is at fault, not the endpoint
+logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
+OPENAI = "https://api.openai.com/v1"
+REFUSED = (400, 403, 413, 422)  # this request is at fault, not the endpoint
 TRY_AGAIN = (408, 409, 425, 429)  # and every 5xx
-for _name in ("httpx", "httpx2"):  # the library's transport tells every request
-    logging.getLogger(_name).setLevel(logging.WARNING)
-FINISH_REASONS = ("stop", "length", "content_filter")
+FINISH_REASONS = {
+    "stop": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop",
+    "length": "length", "max_tokens": "length", "content_filter": "content_filter",
+}  # fmt: skip
+OPTIONAL = ("max_tokens", "max_completion_tokens", "temperature", "seed", "stop", "response_format")
+UNKNOWN = re.compile(
+    r"un(supported|recognized|known|expected)|not (supported|permitted|allowed|available)|does not support|forbidden"
+    r"|extra inputs|only the default|at the same time|deprecated",
+    re.IGNORECASE,
+)
+MAX_FAILURES = 3  # requests in a row that failed for good
+MAX_REPLY = 16 * 2**20  # bytes
+LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 
 
-class _Garbage(Exception):
-    """HTTP 200 with something that is no chat completion."""
+class TryAgain(Exception):
+    """This try gave no answer, another may. `wait`: seconds that the server asked for."""
+
+    def __init__(self, what: str, wait: float | None = None):
+        super().__init__(what)
+        self.wait = wait
+
+
+class GiveUp(Exception):
+    """The endpoint will not serve us, whatever is asked."""
 
 
 class OpenAIClient(Client):
     """Any endpoint that speaks `/chat/completions`.
 
     Args:
-        base_url: the endpoint, up to and without `/chat/completions`; None = the library's own.
+        base_url: the endpoint, up to and without `/chat/completions`; None = OpenAI's.
         api_key_env: name of the environment variable with the key. The key itself is in no config, log or file.
-        max_parallel: requests in flight. requests_per_minute: None = no limit. timeout: seconds per try.
+        max_parallel: requests in flight. requests_per_minute: None = no limit. timeout: seconds for a whole try.
+        served_as: what the server calls the model in its replies, where that is another name; None = as it was asked.
     """
 
     def __init__(
         self, model: str, *, base_url: str | None, api_key_env: str, max_parallel: int,
-        requests_per_minute: float | None, timeout: float, max_tries: int, **settings,
+        requests_per_minute: float | None, timeout: float, max_tries: int, served_as: str | None = None, **settings,
     ):  # fmt: skip
         super().__init__(model, **settings)
-        self.base_url, self.timeout = check_url(base_url), timeout
+        self.base_url, self.timeout, self.served_as = check_url(base_url) or OPENAI, timeout, served_as
         self._key = read_key(base_url, api_key_env)
         if max_parallel < 1 or max_tries < 1 or timeout <= 0 or (requests_per_minute or 1) <= 0:
             raise ValueError(
                 f"need max_parallel, max_tries >= 1, timeout and requests_per_minute > 0, "
                 f"got {max_parallel=} {max_tries=} {timeout=} {requests_per_minute=}"
             )
+        self.options = {"base_url": self.base_url}  # two servers may call two models by one name
         self.max_parallel, self.max_tries = max_parallel, max_tries
         self.interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
-        self._next_start, self._failure = 0.0, None
+        self._next_start, self._failure, self._failures = 0.0, None, 0
 
     def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
         """A thread runs the event loop, so `ask` also works where one runs already (a notebook, a web page)."""
         done: queue.SimpleQueue = queue.SimpleQueue()
-        self._failure, self._spent, self._aside = (
-            None,
-            self.usage.cost,
-            0.0,
-        )  # aside: the most that those in flight cost
+        self._failure, self._spent = None, self.usage.cost
+        self._aside = self._wasted = (
+            0.0  # the most that those in flight cost, and that replies cost that were no answer
+        )
         worker = threading.Thread(target=lambda: asyncio.run(self._ask_all(requests, done)), daemon=True)
         worker.start()
-        refused = []
+        missing = []
         while (item := done.get()) is not None:
-            refused += [item[1]] if item[1].finish_reason == "refused" else []
+            missing += [item[1]] if item[1].missing else []
             yield item
         worker.join()
+        self.usage.cost += self._wasted
         if self._failure is not None:
             raise ValueError(self._failure)
-        if len(refused) == len(requests):
-            raise ValueError(f"{self.base_url} refused all {len(refused)} requests to {self.model}: {refused[0].error}")
+        if len(missing) == len(requests) and self.usage.answers == self.usage.from_cache:  # it never answered at all
+            did = "refused" if missing[0].finish_reason == "refused" else "failed on"
+            raise ValueError(
+                f"{self.base_url} gave no answer: it {did} all {len(missing)} requests to {self.model} "
+                f"({missing[0].error}); mend it and run again with resume=true"
+            )
 
     async def _ask_all(self, requests: dict[str, Request], done: queue.SimpleQueue) -> None:
         waiting, self._money = iter(requests.items()), asyncio.Condition()
+        headers = {"Authorization": f"Bearer {self._key}", "Accept": "application/json", "Accept-Encoding": "identity"}
+        limits = httpx.Limits(max_connections=self.max_parallel, max_keepalive_connections=self.max_parallel)
         try:
-            async with openai.AsyncOpenAI(
-                api_key=self._key, base_url=self.base_url, timeout=self.timeout, max_retries=0
-            ) as api:
-                workers = [self._worker(api, waiting, done) for _ in range(min(self.max_parallel, len(requests)))]
+            async with httpx.AsyncClient(headers=headers, timeout=self.timeout, limits=limits) as http:
+                workers = [self._worker(http, waiting, done) for _ in range(min(self.max_parallel, len(requests)))]
                 await asyncio.gather(*workers)
         except Exception as error:  # a bug in a worker must reach the caller, not hang it
             self._failure = self._failure or f"asking {self.base_url} failed: {redact(self._key, repr(error))}"
         finally:
             done.put(None)
 
-    async def _worker(self, api, waiting: Iterator[tuple[str, Request]], done: queue.SimpleQueue) -> None:
+    async def _worker(self, http: httpx.AsyncClient, waiting: Iterator[tuple[str, Request]], done) -> None:
         for key, request in waiting:  # the workers share the iterator
             if self._failure is not None:
                 return
@@ -96,9 +132,15 @@ class OpenAIClient(Client):
             if not await self._afford(bound):
                 return
             try:
-                answer = await self._try(api, request)
-            except (openai.APIError, _Garbage) as error:
-                self._failure = self._failure or self._explain(error)
+                answer = await self._try(http, request)
+                self._failures = 0
+            except TryAgain as error:
+                answer = Answer("", "failed", 0, 0, error=self._clean(error))
+                self._failures += 1
+                if self._failures >= MAX_FAILURES:
+                    self._failure = self._failure or self._explain(error, f" after {self.max_tries} tries")
+            except GiveUp as error:
+                self._failure = self._failure or self._explain(error, "")
                 await self._settle(bound, 0.0)
                 return
             done.put((key, answer))
@@ -126,34 +168,104 @@ class OpenAIClient(Client):
                 self._aside = self._aside if self._aside > 1e-12 else 0.0  # what rounding left of nothing
                 self._money.notify_all()
 
-    async def _try(self, api, request: Request) -> Answer:
+    async def _try(self, http: httpx.AsyncClient, request: Request) -> Answer:
         retrying = tenacity.AsyncRetrying(
             stop=tenacity.stop_after_attempt(self.max_tries),
             wait=_wait,
-            retry=tenacity.retry_if_exception(_passes),
+            retry=tenacity.retry_if_exception_type(TryAgain),
             before_sleep=self._count_retry,
             reraise=True,
         )
-        return await retrying(self._once, api, request)
+        return await retrying(self._once, http, request)
 
-    async def _once(self, api, request: Request) -> Answer:
+    async def _once(self, http: httpx.AsyncClient, request: Request) -> Answer:
+        """One try: the answer, or `refused`; raises TryAgain or GiveUp."""
         await self._turn()
+        while True:
+            payload = self._payload(request)
+            status, headers, body = await self._post(http, payload)
+            if 200 <= status < 300:
+                return self._read_or_count(body, request)
+            said = self._clean(body[:2000].decode("utf-8", "replace"))
+            if status in TRY_AGAIN or status >= 500:
+                raise TryAgain(f"HTTP {status}: {said}", retry_after(headers.get("retry-after", "")))
+            if status not in REFUSED:
+                raise GiveUp(f"HTTP {status}: {said}")
+            unknown = unknown_parameter(body, payload)
+            if unknown is None or not self._can_leave_out(unknown):
+                return Answer("", "refused", 0, 0, error=f"HTTP {status}: {said}")
+            if unknown not in self.usage.left_out:
+                self.usage.left_out.append(unknown)
+
+    def _read_or_count(self, body: bytes, request: Request) -> Answer:
+        """The answer in a reply; one that cannot be read may have been paid for all the same."""
         try:
-            reply = await api.chat.completions.create(
-                model=request.model,
-                messages=request.messages,
-                temperature=request.temperature,
-                max_tokens=request.max_tokens,
-                seed=request.seed,
-                stop=list(request.stop) or openai.omit,
+            return self._read(body, request)
+        except TryAgain:
+            bound = self._bound(request.messages, request.max_tokens)
+            self._wasted, self._spent = self._wasted + bound, self._spent + bound
+            raise
+
+    def _payload(self, request: Request) -> dict:
+        """Both names of the limit are sent: servers know the one or the other, and one that is unknown is left out."""
+        payload = {
+            "model": request.model,
+            "messages": request.messages,
+            "temperature": request.temperature,
+            "max_tokens": request.max_tokens,
+            "max_completion_tokens": request.max_tokens,
+            "seed": request.seed,
+            "stop": list(request.stop) or None,
+        }
+        return {k: value for k, value in payload.items() if value is not None and k not in self.usage.left_out}
+
+    def _can_leave_out(self, name: str) -> bool:
+        """A request without any limit could cost more than was set aside for it."""
+        limits = {"max_tokens", "max_completion_tokens"}
+        return name not in limits or not (limits - {name}) & set(self.usage.left_out)
+
+    async def _post(self, http: httpx.AsyncClient, payload: dict) -> tuple[int, httpx.Headers, bytes]:
+        """(status, headers, body) of one request: within the timeout as a whole, of at most MAX_REPLY bytes."""
+        url, body = f"{self.base_url.rstrip('/')}/chat/completions", bytearray()
+        try:
+            async with asyncio.timeout(self.timeout), http.stream("POST", url, json=payload) as reply:
+                async for chunk in reply.aiter_raw():  # raw: a few bytes may unpack to gigabytes
+                    body += chunk
+                    if len(body) > MAX_REPLY:
+                        raise TryAgain(f"the reply is longer than {MAX_REPLY:,} bytes")
+        except TimeoutError:
+            raise TryAgain(f"no whole reply within timeout={self.timeout:g} seconds") from None
+        except (httpx.HTTPError, httpx.StreamError, OSError) as error:
+            raise TryAgain(f"{type(error).__name__}: {error}") from error
+        return reply.status_code, reply.headers, bytes(body)
+
+    def _read(self, body: bytes, request: Request) -> Answer:
+        """The answer in a chat completion. Raises TryAgain where it is none, GiveUp where it is another model's."""
+        try:
+            reply = json.loads(body)
+            choice = reply["choices"][0]
+            message, reason = choice["message"], choice.get("finish_reason")
+            text, thought = message.get("content"), message.get("reasoning_content") or message.get("reasoning") or ""
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            raise TryAgain(f"the reply is no chat completion: {self._clean(str(body[:200]))}") from None
+        said = reply.get("model")
+        said = said if isinstance(said, str) else ""
+        if said and not same_model(said, self.served_as or request.model):
+            raise GiveUp(
+                f"a request to {request.model} was answered by {self._clean(said)!r}; if that is the model you mean, "
+                "say client.served_as with that name"
             )
-        except openai.APIStatusError as error:
-            if error.status_code not in REFUSED:
-                raise
-            return Answer("", "refused", 0, 0, error=redact(self._key, str(error))[:500])
-        except ValueError as error:  # a body that claims to be JSON and is not
-            raise _Garbage(f"{type(error).__name__}: {error}") from error
-        return _read(reply)
+        if text is None and (isinstance(message.get("refusal"), str) or reason in ("length", "content_filter")):
+            text, reason = "", "length" if reason == "length" else "content_filter"
+        if not isinstance(text, str) or not isinstance(thought, str):
+            raise TryAgain(f"the message has no text: {self._clean(str(message)[:200])}")
+        if not isinstance(reason, str) or reason not in FINISH_REASONS:
+            raise TryAgain(f"the reply does not say whether the text is whole: finish_reason={str(reason)[:50]!r}")
+        prompt_tokens, completion_tokens, counted = count_tokens(reply.get("usage"), request, text + thought)
+        return Answer(
+            text, FINISH_REASONS[reason], prompt_tokens, completion_tokens, reasoning=thought, model=self._clean(said),
+            counted_by_us=counted,
+        )  # fmt: skip
 
     async def _turn(self) -> None:
         """Waits until the rate limit allows one more start."""
@@ -164,50 +276,80 @@ class OpenAIClient(Client):
     def _count_retry(self, state: tenacity.RetryCallState) -> None:
         self.usage.retries += 1
 
-    def _explain(self, error: Exception) -> str:
-        what = redact(self._key, f"{type(error).__name__}: {error}")[:500]
-        tries = f" after {self.max_tries} tries" if _passes(error) else ""
+    def _clean(self, what: object) -> str:
+        """Words of the server that may be shown: short, without the key, without control characters."""
+        return redact(self._key, str(what))[:500]
+
+    def _explain(self, error: Exception, tries: str) -> str:
         return (
-            f"{self.base_url or 'the endpoint'} gave no answer for model {self.model}{tries} ({what}); "
+            f"{self.base_url} gave no answer for model {self.model}{tries} ({self._clean(error)}); "
             "answers so far are kept: mend it and run again with resume=true"
         )
 
 
-def _read(reply) -> Answer:
-    """Check what the server sent, which the library does not."""
+def count_tokens(usage: object, request: Request, text: str) -> tuple[int, int, bool]:
+    """(prompt tokens, completion tokens, whether we counted them): the server's where they can be true.
+
+    Where it names none, or such as cannot be, the most that they can be: one a byte. A limit on the cost then holds.
+    """
+    said = usage if isinstance(usage, dict) else {}
+    counts = [said.get("prompt_tokens"), said.get("completion_tokens")]
+    if (
+        all(type(count) is int and 0 <= count < MOST_TOKENS for count in counts)
+        and counts[0]
+        and (counts[1] or not text)
+    ):
+        return counts[0], counts[1], False
+    return most_tokens(request.messages), min(request.max_tokens, len(text.encode("utf-8", "replace")) + 1), True
+
+
+def same_model(said: str, asked: str) -> bool:
+    """Whether a server's name is that of the model that was asked: a folder before it or a date after it may differ."""
+    said, asked = (name.lower().rsplit("/", 1)[-1] for name in (said, asked))
+    asked = re.sub(r"(-latest|:\w+)$", "", asked)
+    return re.fullmatch(re.escape(asked) + r"(-latest|:\w+|[-@]\d{4}(-?\d\d){0,2}|[-@]\d{4})?", said) is not None
+
+
+def unknown_parameter(body: bytes, payload: dict) -> str | None:
+    """The optional parameter of the request that a server's error says it does not know."""
     try:
-        choice, usage = reply.choices[0], reply.usage
-        text, finish_reason = choice.message.content, choice.finish_reason
-    except (AttributeError, TypeError, IndexError) as error:
-        raise _Garbage(f"no chat completion: {str(reply)[:200]!r}") from error
-    finish_reason = finish_reason if finish_reason in FINISH_REASONS else "stop"
-    if text is None and finish_reason != "stop":
-        text = ""  # cut, or filtered, before the first visible token
-    if not isinstance(text, str):
-        raise _Garbage(f"the message has no text: {str(reply)[:200]!r}")
-    counts = (getattr(usage, "prompt_tokens", None) or 0, getattr(usage, "completion_tokens", None) or 0)
-    return Answer(text, finish_reason, *counts)
+        error = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    error = error.get("error", error) if isinstance(error, dict) else {}
+    error = error if isinstance(error, dict) else {"message": error}
+    said = json.dumps(error.get("message") or error.get("detail") or "")
+    if not UNKNOWN.search(said) and error.get("code") not in ("unsupported_parameter", "unsupported_value"):
+        return None
+    names = [name for name in OPTIONAL if name in payload]
+    if error.get("param") in names:
+        return error["param"]
+    places = {name: place.start() for name in names if (place := re.search(rf"\b{name}\b", said))}
+    return min(places, key=places.get) if places else None
 
 
-def _passes(error: BaseException) -> bool:
-    """Whether the same request may succeed later."""
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code in TRY_AGAIN or error.status_code >= 500
-    return isinstance(error, openai.APIConnectionError | openai.APIResponseValidationError | _Garbage)
+def retry_after(header: str) -> float | None:
+    """Seconds that a Retry-After header asks for, as a number or a date."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(max(seconds, 0.0), LONGEST_WAIT) if math.isfinite(seconds) else None
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds: what the server asks for (Retry-After, at most 60), else 0.5 * 2^n up to 20, with jitter."""
-    error = state.outcome.exception()
-    asked = error.response.headers.get("retry-after", "") if isinstance(error, openai.APIStatusError) else ""
-    if asked.replace(".", "", 1).isdigit():
-        return min(float(asked), 60.0)
-    return tenacity.wait_random_exponential(multiplier=0.5, max=20)(state)
+    """Seconds: what the server asks for, else 0.5 * 2^n up to 20, with jitter."""
+    asked = state.outcome.exception().wait
+    return tenacity.wait_random_exponential(multiplier=0.5, max=20)(state) if asked is None else asked
 
 
 def redact(key: str, text: str) -> str:
-    """The text without the key: a server may repeat it in what it says of an error."""
-    return text.replace(key, "[key]") if len(key) > 3 else text
+    """The text without the key, which a server may repeat, and without characters that a terminal would act on."""
+    shown = text.replace(key, "[key]") if len(key) > 3 else text
+    return "".join(c if c.isprintable() else " " for c in shown)
 
 
 def check_url(base_url: str | None) -> str | None:
@@ -228,8 +370,14 @@ def check_url(base_url: str | None) -> str | None:
 
 def read_key(base_url: str | None, api_key_env: str) -> str:
     """The key in the environment; a server on this machine may do without."""
+    if not isinstance(api_key_env, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
+        raise ValueError(
+            "api_key_env is the name of an environment variable, such as OPENAI_API_KEY, not the key itself"
+        )
     key = os.environ.get(api_key_env, "")
     local = base_url is not None and urlsplit(base_url).hostname in ("127.0.0.1", "localhost", "::1")
     if not key and not local:
         raise ValueError(f"no API key: set the environment variable {api_key_env} (api_key_env names it)")
-    return key or "-"  # a server on this machine asks for none; the library wants a word
+    if not key.isascii() or not key.isprintable():
+        raise ValueError(f"the key in the environment variable {api_key_env} has characters that no header can carry")
+    return key or "-"  # a server on this machine asks for none

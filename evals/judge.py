@@ -65,7 +65,7 @@ def _client(cfg: DictConfig) -> Client:
 
 
 def _read(answer: Answer, template: Template) -> tuple[str, float]:
-    if answer.finish_reason == "refused":
+    if answer.missing:
         return "error", 1.0
     return PARSERS[template.output_format](answer.text)
 
@@ -85,7 +85,7 @@ def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict]
         _grade(
             item,
             client.model,
-            read_rating(answer.text) if answer.finish_reason != "refused" else None,
+            None if answer.missing else read_rating(answer.text),
             answer.text or answer.error,
         )
         for item, (answer, _) in zip(items, said, strict=True)

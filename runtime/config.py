@@ -18,7 +18,7 @@ FREE_TO_CHANGE = (
 
 OPTIONAL = {  # settings whose default is null or ???: what they are otherwise
     "base_url": "text", "cache": "text", "license": "text", "model": "text", "policy": "text", "reward_fn": "text",
-    "reward_model": "text", "script": "text", "target": "text",
+    "reward_model": "text", "script": "text", "served_as": "text", "target": "text",
     "max_cost": "a number", "num": "a whole number", "requests_per_minute": "a number",
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("diskcache")
+pytest.importorskip("httpx")
 ROOT = Path(__file__).parents[1]
 RULES = [
     {"contains": "Name a fitting profession", "answers": ["Assistant: Chemist\nUser: Tea Trader"]},
@@ -112,7 +112,7 @@ def test_a_killed_door_goes_on_to_the_same_rows(tmp_path):
         assert code == 0, err
         assert (tmp_path / "a/data.jsonl").read_bytes() == (tmp_path / "b/data.jsonl").read_bytes()
         whole = _asked(url) - whole_before
-        assert whole <= whole_before <= whole + 2  # the two in flight at the kill are asked again, no other
+        assert whole <= whole_before <= whole + 4  # in flight at the kill, or on their way to the disk; no other
         facts = [json.loads((tmp_path / f"{run}/manifest.json").read_text()) for run in "ab"]
         assert facts[0]["usage"]["client"]["from_cache"] > 0
         assert facts[0]["usage"]["client"]["prompt_tokens"] == facts[1]["usage"]["client"]["prompt_tokens"]

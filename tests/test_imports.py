@@ -17,7 +17,7 @@ BELOW = {
     "runtime": {"runtime"},
 }
 EXTRAS = {  # distributions that only some doors need -> the module that they are imported as
-    "scipy", "sklearn", "statsmodels", "krippendorff", "evalica", "openai", "tenacity", "diskcache", "pyarrow",
+    "scipy", "sklearn", "statsmodels", "krippendorff", "evalica", "openai", "tenacity", "httpx", "pyarrow",
     "rouge_score", "datasketch", "gradio", "optuna", "submitit", "joblib", "transformers", "peft", "hypothesis",
 }  # fmt: skip
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for room in BELOW for path in (ROOT / room).rglob("*.py"))])

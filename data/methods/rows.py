@@ -74,8 +74,9 @@ def ask_until(
 
 def answer_fault(answer: Answer, *, whole: bool) -> str | None:
     """Why an answer is none."""
-    if answer.finish_reason in ("refused", "content_filter"):
-        return "refused_by_endpoint" if answer.finish_reason == "refused" else "filtered_by_endpoint"
+    if answer.missing or answer.finish_reason == "content_filter":
+        reasons = {"refused": "refused_by_endpoint", "failed": "no_answer_from_endpoint"}
+        return reasons.get(answer.finish_reason, "filtered_by_endpoint")
     if whole and answer.finish_reason == "length":
         return "answer_cut"
     return None if answer.text.strip() else "answer_empty"

@@ -93,16 +93,25 @@ class EndpointSpeaker:
 def load_speakers(
     models: DictConfig, *, precision: str, sampling: DictConfig
 ) -> dict[str, LocalSpeaker | EndpointSpeaker]:
-    """name -> speaker, from `models: {NAME: PATH}` or `{NAME: {base_url:, model:, api_key_env:}}`."""
+    """name -> speaker, from `models: {NAME: PATH}` or `{NAME: {base_url:, model:, api_key_env:}}`.
+
+    Raises:
+        ValueError: a model that is neither, or with further keys: a key of an endpoint would be written to config.yaml.
+    """
     speakers = {}
     for name, place in models.items():
         if isinstance(place, str):
             speakers[name] = LocalSpeaker(place, precision=precision, sampling=sampling)
         elif isinstance(place, DictConfig) and {"base_url", "model"} <= set(place):
+            if unknown := set(place) - {"base_url", "model", "api_key_env"}:
+                raise ValueError(
+                    f"models.{name} has {', '.join(sorted(map(str, unknown)))}; it takes base_url, model and "
+                    "api_key_env, which names the environment variable with the key: the key itself would be written"
+                )
             key = place.get("api_key_env", "OPENAI_API_KEY")
             speakers[name] = EndpointSpeaker(
                 base_url=place.base_url, model=place.model, api_key_env=key, sampling=sampling
             )
         else:
-            raise ValueError(f"models.{name}={place!r} is neither a checkpoint's path nor {{base_url:, model:}}")
+            raise ValueError(f"models.{name} is neither a checkpoint's path nor {{base_url:, model:}}")
     return speakers

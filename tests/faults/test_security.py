@@ -3,19 +3,30 @@
 import ast
 import json
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 import train_sft
 from data.rewards import load_reward_function
 from model.weights.paths import find_model
 from runtime import report
+from runtime.run import main
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("data", "evals", "kernels", "model", "runtime")
 CODE = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
-RUNS_CODE = {"pickle", "dill", "marshal", "shelve", "joblib", "cloudpickle"}  # formats that run code when they are read
+RUNS_CODE = {
+    "pickle",
+    "dill",
+    "marshal",
+    "shelve",
+    "joblib",
+    "cloudpickle",
+    "diskcache",
+}  # formats that run code when they are read
 NASTY = "</td></table><script>alert(1)</script><img src=x onerror=alert(1)> [/bold] & \"'"
 
 
@@ -102,3 +113,24 @@ def test_a_row_of_data_may_hold_anything_and_stays_text(tmp_path, door, sft_word
     assert door(train_sft, *words, f"hydra.run.dir={tmp_path}/run") == 0
     rows = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().rstrip("\n").split("\n")]
     assert NASTY in rows[0]["prompt"] and "[/]" in rows[0]["reference"]
+
+
+@pytest.mark.parametrize(
+    "script, words",
+    [
+        ("arena", ["models={a:{base_url:http://127.0.0.1:9/v1,model:m,api_key:sk-fake-0123456789},b:x}"]),
+        ("make_data", ["method=camel", "client=openai", "client.model=m", "+client.api_key=sk-fake-0123456789"]),
+        ("make_data", ["method=camel", "client=openai", "client.model=m", "client.api_key_env=sk-fake-0123456789"]),
+    ],
+)
+def test_a_key_on_the_command_line_is_refused_and_written_nowhere(script, words, tmp_path, monkeypatch, capfd):
+    module = import_module(script)
+    monkeypatch.setattr("sys.argv", [f"{script}.py", *words, f"hydra.run.dir={tmp_path}/run"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as exit:
+        main(module.serve if script == "arena" else module.make_data, script)
+    told = capfd.readouterr()
+    assert exit.value.code == 2
+    message = told.err.partition("error: ")[2]  # before it Hydra repeats the command
+    assert message and "sk-fake" not in told.out + message and "Traceback" not in told.err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"sk-fake" in path.read_bytes()]
