@@ -83,7 +83,8 @@ def pointwise_reward_loss(
         raise ValueError(f"labels must lie in [0, 1], got {labels.min():.3g} to {labels.max():.3g}")
     nll = F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none")
     loss = (nll + center_coef * scores.square()).sum() / num_elements
-    return loss, {"rewards/accuracy": ((scores > 0) == (labels > 0.5)).float().detach()}
+    decided = labels != 0.5  # a rating of 1/2 says neither good nor bad
+    return loss, {"rewards/accuracy": ((scores > 0) == (labels > 0.5))[decided].float().detach()}
 
 
 # ---- preferences: log-probs of whole completions in (stop token included), the mean over pairs or rows out
@@ -161,11 +162,15 @@ def orpo_loss(chosen_means: Tensor, rejected_means: Tensor, *, beta: float) -> t
         loss = -beta log sigmoid(log odds(y_w) - log odds(y_l)),   log odds = mean - log(1 - exp(mean))
 
     Args:
-        *_means: (B,) nats per token, below 0. beta: the paper's lambda.
+        *_means: (B,) nats per token, at most 0. A probability of 1 has infinite odds: the odds stop at 1 - eps, the
+            largest below 1 that the dtype knows. beta: the paper's lambda.
     """
     none = torch.zeros_like(chosen_means)
     _, metrics = _margin(chosen_means, rejected_means, none, none, beta=beta)
-    chosen_odds, rejected_odds = (means - torch.log(-torch.expm1(means)) for means in (chosen_means, rejected_means))
+    most = -torch.finfo(chosen_means.dtype).eps
+    chosen_odds, rejected_odds = (
+        means - torch.log(-torch.expm1(means.clamp(max=most))) for means in (chosen_means, rejected_means)
+    )
     return -beta * F.logsigmoid(chosen_odds - rejected_odds).mean(), metrics
 
 
@@ -255,7 +260,8 @@ def ppo_policy_loss(
         raise ValueError(f"need clip_range > 0 and dual_clip null or > 1, got {clip_range=}, {dual_clip=}")
     log_ratio = (logprobs - old_logprobs)[completion_mask]  # (M,)
     advantages = advantages[completion_mask]
-    ratio = log_ratio.exp()
+    bounded = log_ratio.clamp(max=80.0)  # exp of more is inf, whose gradient is nan even where a clip discards it
+    ratio = (torch.where(advantages < 0, log_ratio, bounded) if dual_clip is None else bounded).exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
     loss = torch.maximum(unclipped, clipped)
     if dual_clip is not None:

@@ -20,7 +20,7 @@ from data.checks.gate import require_agreement
 from data.encoded import check_window
 from data.loader import micro_batches
 from data.preference_batch import Batch, all_rows, collate, mismatched
-from data.preferences import Element, eval_elements, preference_loader
+from data.preferences import Element, check_margins, eval_elements, preference_loader
 from data.tokenizer import load_tokenizer
 from evals.survey import Survey
 from kernels.backend import set_kernels
@@ -79,6 +79,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
     held_out = eval_elements(cfg.data, tokenizer)
     check_elements(cfg, batches.items + held_out)
+    check_margins(cfg.margin_coef, cfg.data, batches.items)
     sets = (batches.items, held_out) if cfg.loss == "kto" else ()
     partners = {k: v for items in sets for k, v in mismatched(items, max_length=cfg.data.max_length).items()}
     survey = Survey(cfg, run, tokenizer, held_out or batches.items, policy.config.max_length)
@@ -106,18 +107,14 @@ def train(cfg: DictConfig, run: Run) -> float:
     while run.step < cfg.num_steps:
         lr = set_lr(optimizer, run.step, cfg.optim)
         parts = collate_all(next(batches))
-        num_elements = sum(len(part.margins) for part in parts)  # the same on every rank
-        num_tokens = run.mean(sum(part.rows.completion_mask[part.good].sum() for part in parts)).clamp(min=1)
+        counts = count(run, parts)
         kl = reference_point(run, policy, parts)  # () nats; KTO's, 0 for the others
 
         # ---- gradients, a few elements at a time
         step_loss, row_losses = 0.0, []
         for part in parts:
             logprobs = policy.logprobs(*part.rows)  # (b, T), the rows of an element on one shared prompt
-            loss, metrics = preference_loss(cfg, part, logprobs.sum(1), kl)
-            mask = part.rows.completion_mask[part.good]
-            nll, _ = sft_loss(logprobs[part.good], mask, num_tokens=num_tokens)  # per token of the good completions
-            loss = loss * len(part.margins) / num_elements + cfg.nll_coef * nll
+            loss, metrics = objective(cfg, part, logprobs, kl, **counts)
             loss.backward()
             step_loss += loss.detach()
             row_losses.append(-logprobs.detach().sum(1))
@@ -183,9 +180,10 @@ def total_logprobs(policy: Policy, rows: Rows) -> Tensor:
 
 
 def reference_point(run: Run, policy: Policy, parts: list[Batch]) -> Tensor:
-    """() nats: KTO's z_0, the mean log-ratio of mismatched rows over the whole step, at least 0. 0 for other losses."""
+    """() nats, per token where average_logprobs: KTO's z_0, the mean log-ratio of mismatched rows over the whole step,
+    at least 0. 0 for other losses."""
     ratios = [
-        total_logprobs(policy, part.mismatched) - part.mismatched_ref_logprobs
+        (total_logprobs(policy, part.mismatched) - part.mismatched_ref_logprobs) / unit(run.cfg, part.mismatched)
         for part in parts
         if part.mismatched is not None
     ]
@@ -199,13 +197,36 @@ def reference_point(run: Run, policy: Policy, parts: list[Batch]) -> Tensor:
 # ---- the loss
 
 
+def count(run: Run, parts: list[Batch]) -> dict[str, Tensor]:
+    """What the objective divides by: elements, and tokens of good completions, of all parts; means over ranks."""
+    elements = sum(len(part.margins) for part in parts)
+    tokens = sum(int(part.rows.completion_mask[part.good].sum()) for part in parts)
+    num_elements, num_tokens = run.mean(torch.tensor([float(elements), float(tokens)], device=run.device))
+    return {"num_elements": num_elements, "num_tokens": num_tokens.clamp(min=1)}
+
+
+def objective(
+    cfg: DictConfig, part: Batch, logprobs: Tensor, kl: Tensor, *, num_elements: Tensor, num_tokens: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What training lowers: the preference loss per element, and nll_coef times the NLL per token of good completions.
+
+    Args:
+        logprobs: (b, T) of the part's rows. num_elements, num_tokens: of the whole step, so that its parts add up.
+    """
+    loss, metrics = preference_loss(cfg, part, logprobs.sum(1), kl)
+    nll, _ = sft_loss(logprobs[part.good], part.rows.completion_mask[part.good], num_tokens=num_tokens)
+    return loss * len(part.margins) / num_elements + cfg.nll_coef * nll, metrics
+
+
+def unit(cfg: DictConfig, rows: Rows) -> Tensor | int:
+    """What a completion's log-prob is divided by: its tokens where average_logprobs, else 1."""
+    return rows.completion_mask.sum(1) if cfg.average_logprobs else 1
+
+
 def preference_loss(cfg: DictConfig, part: Batch, logprobs: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss named in the config, over the b rows' total log-probs; and what is logged beside it."""
     metrics = {"logprobs/chosen": logprobs[part.good].detach(), "logprobs/rejected": logprobs[~part.good].detach()}
-    ref_logprobs = part.ref_logprobs
-    if cfg.average_logprobs:
-        lengths = part.rows.completion_mask.sum(1)
-        logprobs, ref_logprobs = logprobs / lengths, ref_logprobs / lengths
+    logprobs, ref_logprobs = (x / unit(cfg, part.rows) for x in (logprobs, part.ref_logprobs))
     if cfg.loss == "kto":
         weights = {"desirable_weight": cfg.desirable_weight, "undesirable_weight": cfg.undesirable_weight}
         loss, told = kto_loss(logprobs, ref_logprobs, part.good, kl, beta=cfg.beta, **weights)
@@ -230,15 +251,17 @@ def preference_loss(cfg: DictConfig, part: Batch, logprobs: Tensor, kl: Tensor) 
 
 
 def evaluate(cfg: DictConfig, run: Run, policy: Policy, parts: list[Batch]) -> None:
-    """Loss, accuracy, margin and implicit rewards on held-out elements."""
-    kl = reference_point(run, policy, parts)
+    """The training's objective, accuracy, margin and implicit rewards on held-out elements."""
+    kl, counts, total = reference_point(run, policy, parts), count(run, parts), torch.zeros((), device=run.device)
     for part in parts:
-        loss, metrics = preference_loss(cfg, part, total_logprobs(policy, part.rows), kl)
+        loss, metrics = objective(cfg, part, policy.logprobs(*part.rows), kl, **counts)
+        total += loss
         told = {
             name.replace("rewards/", "eval/").replace("logprobs/", "eval/logprobs_"): v for name, v in metrics.items()
         }
         told.pop("objective/reference_point", None)
-        run.metrics.add(told | {"eval/loss": loss.expand(len(part.margins))})
+        run.metrics.add(told)
+    run.metrics.add({"eval/loss": total})
 
 
 # ---- checks
@@ -273,12 +296,22 @@ def check_elements(cfg: DictConfig, elements: list[Element]) -> None:
         if cfg.loss == "plackett_luce":
             fits, wants = K > 1, "rankings or pairs"
         elif cfg.loss == "kto":
-            fits, wants = rated or (K == 2 and not element.is_tie), "rated completions, or pairs without ties"
+            fits = element.is_good is not None if rated else K == 2 and not element.is_tie
+            wants = "completions rated above or below 0.5, or pairs without ties"
         else:
             fits, wants = K == 2 and not element.is_tie, "pairs without ties (loss=plackett_luce takes rankings)"
         if not fits:
-            kind = "a rated completion" if rated else f"{'a tie' if element.is_tie else f'{K} completions'}"
+            kind = "a tie" if element.is_tie else f"{K} completions"
+            kind = f"a rated completion ({element.reward:g})" if rated else kind
             raise ValueError(f"{element.where}: loss={cfg.loss} wants {wants}, this is {kind}")
+    one_class = cfg.loss == "kto" and len({element.is_good for element in elements if element.reward is not None}) == 1
+    if one_class and all(element.reward is not None for element in elements):
+        kind = "good" if elements[0].is_good else "bad"
+        raise ValueError(
+            f"loss=kto tells good completions from bad ones, but all {len(elements)} are rated {kind}: "
+            f"it would only {'raise' if kind == 'good' else 'lower'} every probability; add rows of the other kind"
+            + (", or train_sft.py on these" if kind == "good" else "")
+        )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ it at once, with K forwards on a prompt that is laid out once. Settings: conf/tr
 import itertools
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -18,7 +19,7 @@ from data.chat import cut_prompt
 from data.checks.gate import require_agreement
 from data.encoded import check_window
 from data.loader import micro_batches
-from data.preferences import Element, eval_elements, preference_loader, preference_texts
+from data.preferences import Element, check_margins, eval_elements, preference_loader, preference_texts
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from evals.rm_accuracy import check_measurable, evaluate_reward_model, score_elements
 from kernels.backend import set_kernels
@@ -48,6 +49,8 @@ def train(cfg: DictConfig, run: Run) -> float:
     batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
     held_out = eval_elements(cfg.data, tokenizer)
     check_kinds(batches.items, held_out)
+    check_liked(cfg, batches.items)
+    check_margins(cfg.margin_coef, cfg.data, batches.items)
     check_window(batches.items + held_out, reward_model.config.max_length)
     run.resume(reward_model=reward_model, optimizer=optimizer, batches=batches)
     if note is not None:
@@ -81,8 +84,9 @@ def train(cfg: DictConfig, run: Run) -> float:
         look(cfg, run, reward_model, tokenizer, held_out, step=run.step + 1)
         run.end_step(num_tokens=read)
 
-    normalise(cfg, run, reward_model, tokenizer, batches.items)
-    export_model(reward_model, run.dir / "model", tokenizer)
+    export_model(reward_model, run.dir / "model", tokenizer)  # before anything else can fail
+    if normalise(cfg, run, reward_model, tokenizer, batches.items):
+        export_model(reward_model, run.dir / "model", tokenizer)
     export_adapter(reward_model, run.dir / "adapter", cfg.policy)
     rated = batches.items[0].reward is not None
     return run.finish(("eval/auc" if rated else "eval/accuracy") if held_out and cfg.eval_every else "objective/loss")
@@ -146,6 +150,16 @@ def check_kinds(training: list[Element], held_out: list[Element]) -> None:
         check_measurable(held_out)
 
 
+def check_liked(cfg: DictConfig, elements: list[Element]) -> None:
+    """normalise=reference_mean reads completions that people liked when the training is over: there must be some."""
+    if cfg.normalise == "reference_mean" and not liked(elements):
+        kind = "ratings is above 0.5" if elements[0].reward is not None else "comparisons has a better side"
+        raise ValueError(
+            f"normalise=reference_mean sets the mean score of completions that people liked to 0, but none of the "
+            f"{len(elements)} {kind}; use normalise=none or gain_bias, or add such rows"
+        )
+
+
 def element_loss(
     scores: Tensor, elements: list[Element], cfg: DictConfig, num_elements: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -194,23 +208,23 @@ def look(
             pad_id=tokenizer.pad_id, micro_batch_size=cfg.micro_batch_size, device=run.device,
         )  # fmt: skip
         plot = run.dir / "calibration.png" if run.is_main and step else None
-        run.metrics.add(evaluate_reward_model(held_out, scores, plot=plot))
+        objective, _ = element_loss(torch.tensor(np.concatenate(scores)), held_out, cfg, torch.tensor(len(held_out)))
+        run.metrics.add(evaluate_reward_model(held_out, scores, plot=plot) | {"eval/loss": objective})
 
 
 @torch.no_grad()
 def normalise(
     cfg: DictConfig, run: Run, reward_model: RewardModel, tokenizer: Tokenizer, elements: list[Element]
-) -> None:
-    """Set the model's gain and shift, so that kl_coef means the same for every reward model.
+) -> bool:
+    """Set the model's gain and shift, so that kl_coef means the same for every reward model. Whether it did.
 
     reference_mean: the completions that people preferred score 0 on average (Huang et al. 2024, arXiv:2403.17031).
     gain_bias: the policy's samples have mean 0 and standard deviation 1 (Ziegler et al. 2019, section 2.1).
     """
     if cfg.normalise == "none":
-        return
+        return False
     if cfg.normalise == "reference_mean":
-        liked = [element for element in elements if element.reward is None or element.reward > 0.5]
-        rows = [element.rows[0] for element in spread(liked, cfg.normalise_samples)]
+        rows = [element.rows[0] for element in spread(liked(elements), cfg.normalise_samples)]
     else:
         rows = policy_samples(cfg, run, tokenizer, elements)
     parts = [
@@ -224,6 +238,12 @@ def normalise(
     run.terminal.say(
         f"normalise={cfg.normalise}: {len(scores)} scores had mean {scores.mean():.4f}, deviation {scores.std():.4f}"
     )
+    return True
+
+
+def liked(elements: list[Element]) -> list[Element]:
+    """Those whose first completion people preferred or rated good; of a tie nobody preferred one."""
+    return [element for element in elements if (not element.is_tie if element.reward is None else element.is_good)]
 
 
 def spread(elements: list[Element], count: int) -> list[Element]:

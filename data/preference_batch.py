@@ -31,7 +31,7 @@ def collate(elements: list[Element], reference: Reference, partners: dict[bytes,
     """The elements as tensors, with what the reference thinks of their rows. `partners`: see `mismatched`, or empty."""
     examples = [row for element in elements for row in element.rows]
     counts = torch.tensor([len(element.rows) for element in elements])
-    good = [(e.reward >= 0.5) if e.reward is not None else r == e.ranks[0] for e in elements for r in e.ranks]
+    good = [e.is_good if e.reward is not None else r == e.ranks[0] for e in elements for r in e.ranks]
     rows = make_rows(examples, pad_id).to(device)
     others = [partners[row_key(row)] for row in examples] if partners else []
     mismatched = make_rows(others, pad_id).to(device) if partners else None
@@ -49,24 +49,34 @@ def collate(elements: list[Element], reference: Reference, partners: dict[bytes,
 
 
 def mismatched(elements: list[Element], *, max_length: int) -> dict[bytes, dict]:
-    """KTO's reference point: each row's prompt with the completion of the nearest row before it of another prompt.
+    """KTO's reference point: each row's prompt with a completion of another prompt, as Ethayarajh et al. 2024 take it
+    from the same data: every completion is taken once, so good and bad ones come as often as the data have them.
 
-    Paired once for the whole set, by row_key, so that it depends on no batch and the reference's part can be cached.
-    Cut at `max_length` like every row.
+    Rows are sorted by prompt in a ring, and a row takes the completion that lies as many places ahead as the largest
+    prompt has rows; where that prompt has more than half of all, its rows go round the others. Paired once for the
+    whole set, by row_key: no batch matters, and the reference's part can be cached. Cut at `max_length` like every row.
     Raises ValueError where there is only one prompt.
     """
-    rows = [row for element in elements for row in element.rows]
-    starts = [int(row["completion_mask"].argmax()) for row in rows]
-    prompts = [row["input_ids"][:start].tolist() for row, start in zip(rows, starts, strict=True)]
-    if rows and all(prompt == prompts[0] for prompt in prompts):
+    groups: dict[tuple[int, ...], list[dict]] = {}
+    for row in (row for element in elements for row in element.rows):
+        groups.setdefault(tuple(prompt_ids(row)), []).append(row)
+    if len(groups) == 1:
         raise ValueError("loss=kto sets prompts beside other prompts' completions, but all rows have the same prompt")
-    partners = {}
-    for i, row in enumerate(rows):
-        other = next(j for j in range(i - 1, i - len(rows), -1) if prompts[j] != prompts[i])  # from -1 on: the end
-        completion = rows[other]["input_ids"][starts[other] :].tolist()[: max_length - len(prompts[i])]
-        mask = [False] * len(prompts[i]) + [True] * len(completion)
-        partners[row_key(row)] = {"input_ids": prompts[i] + completion, "completion_mask": mask}
+    ring, largest = [row for group in groups.values() for row in group], max(map(len, groups.values()), default=0)
+    partners, end = {}, 0
+    for prompt, group in groups.items():
+        end += len(group)  # of the group in the ring: the others begin here
+        for place, row in enumerate(group):
+            other = ring[(end + (place + largest - len(group)) % (len(ring) - len(group))) % len(ring)]
+            completion = other["input_ids"][len(prompt_ids(other)) :].tolist()[: max_length - len(prompt)]
+            mask = [False] * len(prompt) + [True] * len(completion)
+            partners[row_key(row)] = {"input_ids": [*prompt, *completion], "completion_mask": mask}
     return partners
+
+
+def prompt_ids(row: dict) -> list[int]:
+    """The row's ids before its completion."""
+    return row["input_ids"][: int(row["completion_mask"].argmax())].tolist()
 
 
 def all_rows(elements: list[Element], partners: dict[bytes, dict]) -> list[dict]:

@@ -31,6 +31,11 @@ class Element:
     where: str  # FILE:LINE
 
     @property
+    def is_good(self) -> bool | None:
+        """Of a rated completion: rated above 1/2; None at 1/2, which says neither."""
+        return None if self.reward == 0.5 else self.reward > 0.5
+
+    @property
     def is_tie(self) -> bool:
         """Whether all completions share one rank."""
         return len(self.rows) > 1 and len(set(self.ranks)) == 1
@@ -86,12 +91,12 @@ def regroup_by_prompt(records: list) -> list:
     """Pairs of one prompt as one ranking, where they hold every pair of its completions and agree with an order.
 
     InstructGPT's K-wise element: C(K, 2) comparisons cost K forwards, and do not return shuffled within an epoch.
-    Pairs that are incomplete, contradict each other or carry margins stay pairs. A ranking stands where its first pair
-    stood.
+    Pairs that are incomplete or contradict each other stay pairs. A ranking has no margins, so those of its pairs are
+    not read (`check_margins` refuses to learn them then). It stands where its first pair stood.
     """
     groups: dict[str, list[Comparison]] = {}
     for record in records:
-        if isinstance(record, Comparison) and not record.margin:
+        if isinstance(record, Comparison):
             groups.setdefault(str(record.prompt), []).append(record)
     rankings = {key: _ranking(pairs) for key, pairs in groups.items()}
     kept, done = [], set()
@@ -120,6 +125,17 @@ def _ranking(pairs: list[Comparison]) -> Ranking | None:
     texts.sort(key=ranks.__getitem__)
     columns, where = pairs[0].columns, pairs[0].where
     return Ranking(pairs[0].prompt, texts, [ranks[text] for text in texts], where=where, columns=columns)
+
+
+def check_margins(margin_coef: float, data, elements: Sequence[Element]) -> None:
+    """Raise ValueError where margins are to be learned and there are none."""
+    if margin_coef and data.kwise:
+        raise ValueError(
+            f"margin_coef={margin_coef} learns the margins of pairs, but data.kwise=true makes rankings of "
+            "pairs, which have none; set one of the two off"
+        )
+    if margin_coef and not any(element.margin for element in elements):
+        raise ValueError(f"margin_coef={margin_coef}, but no row of data.train has a margin; set margin_coef=0")
 
 
 def _encode_element(record: Comparison | Ranking | Rated, data, tokenizer) -> Element:

@@ -62,9 +62,10 @@ def check_measurable(elements: list[Element]) -> None:
     """Raise ValueError where held-out judgements leave nothing to measure: before a training, not after it."""
     if any(decided_pairs(element.ranks) for element in elements):
         return
-    good = {element.reward > 0.5 for element in elements if element.reward is not None}
+    good = {element.is_good for element in elements if element.reward is not None} - {None}
     if len(good) < 2:
-        what = f"all {len(elements)} ratings lie on one side of 1/2" if good else "every comparison is a tie"
+        rated = elements[0].reward is not None
+        what = f"all {len(elements)} ratings lie on one side of 1/2" if rated else "every comparison is a tie"
         raise ValueError(f"data.eval cannot tell a good reward model from a bad one: {what}; hold out other rows")
 
 
@@ -72,7 +73,8 @@ def _rated_figures(elements: list[Element], scores: np.ndarray, plot: Path | Non
     labels = np.array([element.reward for element in elements])
     figures = auc_report(scores, labels) | {"loss": float(np.mean(_softplus(scores) - labels * scores))}
     if plot is not None:
-        plot_calibration(plot, calibration(1 / (1 + np.exp(-scores)), labels > 0.5, bins=10), "rated good")
+        predicted, decided = 1 / (1 + np.exp(-scores)), labels != 0.5
+        plot_calibration(plot, calibration(predicted[decided], labels[decided] > 0.5, bins=10), "rated good")
     return figures
 
 
@@ -119,8 +121,9 @@ def accuracy_report(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, float
 
 
 def auc_report(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Area under the ROC curve of (B,) scores for labels above 1/2, with a 95 % bootstrap interval over rows."""
-    good = labels > 0.5
+    """Area under the ROC curve of (B,) scores for labels above 1/2 against those below, with a 95 % bootstrap interval
+    over rows. A label of 1/2 says neither and does not count."""
+    scores, good = scores[labels != 0.5], labels[labels != 0.5] > 0.5
     roc_auc_score, rng = _extra("sklearn.metrics").roc_auc_score, np.random.default_rng(0)
     draws = (rng.integers(len(good), size=len(good)) for _ in range(BOOTSTRAPS))
     resampled = [roc_auc_score(good[rows], scores[rows]) for rows in draws if 0 < good[rows].sum() < len(rows)]

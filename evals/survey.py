@@ -36,7 +36,7 @@ class Survey:
                 f"{window}; lower it, or say sample_every=0"
             )
         if cfg.data.prompts is None:
-            answered = [e for e in elements if e.reward is None or e.reward >= 0.5]
+            answered = [e for e in elements if e.reward is None or e.is_good]
             by_prompt = {prompt_of(e): e.rows[0] for e in reversed(answered)}  # each prompt once, its first element
             asked = list(reversed(by_prompt.items()))
         else:

@@ -94,7 +94,8 @@ def _forward_kernel(
     advantage = tl.load(advantages + at, m, other=0.0).to(tl.float32)
     old_logprob = tl.load(old_logprobs + at, m, other=0.0).to(tl.float32)
     log_ratio = tl.load(logprobs + at, m, other=0.0).to(tl.float32) - old_logprob
-    ratio = tl.exp(log_ratio)
+    bounded_ratio = tl.minimum(log_ratio, 80.0)  # as losses.py: exp of more is inf, and inf * 0 is nan
+    ratio = tl.exp(bounded_ratio if DUAL else tl.where(advantage < 0, log_ratio, bounded_ratio))
     unclipped = -advantage * ratio
     clipped = -advantage * tl.minimum(tl.maximum(ratio, 1 - clip_range), 1 + clip_range)
     loss = tl.maximum(unclipped, clipped)

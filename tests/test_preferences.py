@@ -107,10 +107,14 @@ def test_complete_pairs_become_the_ranking_they_came_from():
 def test_pairs_that_spell_no_order_stay_pairs():
     incomplete = pairs_of("abcd")[:-1]
     circle = [Comparison(PROMPT, *sides) for sides in ("ab", "bc", "ca")]
-    margins = [Comparison(PROMPT, p.chosen, p.rejected, 1.0) for p in pairs_of("abc")]
     contradiction = [*pairs_of("abc"), Comparison(PROMPT, "b", "a")]
-    for pairs in (incomplete, circle, margins, contradiction, pairs_of("ab")):
+    for pairs in (incomplete, circle, contradiction, pairs_of("ab")):
         assert regroup_by_prompt(pairs) == pairs
+
+
+def test_margins_do_not_keep_pairs_from_their_ranking():
+    margins = [Comparison(PROMPT, p.chosen, p.rejected, 1.5) for p in pairs_of("bdac")]
+    assert regroup_by_prompt(margins) == [Ranking(PROMPT, ["b", "d", "a", "c"], [0, 1, 2, 3])]
 
 
 def test_openassistant_pairs_regroup_into_complete_rankings():

@@ -16,7 +16,7 @@ from data.chat import encode_completions
 from data.preference_batch import mismatched
 from data.preferences import Element
 from data.tokenizer import load_tokenizer, train_sentencepiece
-from model.build import export_model, new_policy
+from model.build import export_model, load_policy, new_policy
 from model.ref_cache import row_key
 from tests.tiny_models import shaken, tiny_config
 
@@ -179,9 +179,98 @@ def test_mismatched_rows_keep_the_prompt_and_take_another_prompts_completion():
     elements = [element([1, 2], [10], [11]), element([1, 2], [12], [13]), element([3], [20, 21], [22])]
     partners = mismatched(elements, max_length=1000)
     got = [partners[row_key(row)]["input_ids"] for e in elements for row in e.rows]
-    assert got == [[1, 2, 22], [1, 2, 22], [1, 2, 22], [1, 2, 22], [3, 13], [3, 13]]
+    assert got == [[1, 2, 20, 21], [1, 2, 22], [1, 2, 20, 21], [1, 2, 22], [3, 12], [3, 13]]
+    assert mismatched(elements, max_length=3)[row_key(elements[0].rows[0])]["input_ids"] == [1, 2, 20]
     with pytest.raises(ValueError, match="same prompt"):
         mismatched(elements[:2], max_length=1000)
+
+
+@pytest.mark.parametrize("sizes", [[2] * 8, [1] * 16, [4, 2, 6, 2], [2, 1, 3, 1, 1]])
+def test_every_completion_is_the_partner_of_one_row_so_good_and_bad_are_alike(sizes):
+    """Rows of a prompt good first, as pairs lie, or a file of ratings made from pairs."""
+    rows = [(prompt, [100 + 10 * prompt + k]) for prompt, size in enumerate(sizes) for k in range(size)]
+    elements = [element([prompt], completion) for prompt, completion in rows]
+    partners = mismatched(elements, max_length=1000)
+    got = [partners[row_key(e.rows[0])]["input_ids"] for e in elements]
+    assert [ids[0] for ids in got] == [prompt for prompt, _ in rows]  # each its own prompt
+    assert sorted(ids[1] for ids in got) == sorted(c for _, (c,) in rows)  # each completion once
+    assert all(ids[1] // 10 - 10 != ids[0] for ids in got)  # of another prompt
+
+
+def mean_log_ratio(policy, ref_policy, rows, per_token):
+    """Of rows (prompt ids, completion ids), one at a time: no padding, no batch."""
+    ratios = []
+    for prompt, completion in rows:
+        ids = torch.tensor([[*prompt, *completion]])
+        batch = (ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(ids.shape[1])[None] >= len(prompt))
+        with torch.no_grad():
+            ratio = (policy.logprobs(*batch) - ref_policy.logprobs(*batch)).sum().item()
+        ratios.append(ratio / len(completion) if per_token else ratio)
+    return sum(ratios) / len(ratios)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_ktos_reference_point_is_the_mean_ratio_over_all_completions_beside_other_prompts(
+    dpo, house, tmp_path, read_metrics, per_token
+):
+    """Through the whole command: half of them chosen, half rejected, in the unit of the rewards."""
+    near = shaken(load_policy(house / "policy"))
+    export_model(near, tmp_path / "near", load_tokenizer(house / "policy"))
+    words = [
+        "loss=kto",
+        f"average_logprobs={per_token}",
+        "num_steps=1",
+        "batch_size=16",
+        f"ref_policy={tmp_path / 'near'}",
+    ]
+    for ref in ("cached", "live"):
+        assert dpo(*words, f"ref={ref}", run=ref) == 0
+    cut = {"max_length": 96, "max_prompt_length": 48}
+    tokenizer = load_tokenizer(house / "policy")
+    records = [record for line in read_lines(house / "train.jsonl") for record in formats.preferences(line)]
+    pairs = [encode_completions(r.prompt, [r.chosen, r.rejected], tokenizer, **cut) for r in records]
+    split = [
+        (ids[:start], ids[start:])
+        for pair in pairs
+        for row in pair
+        for ids, start in [(list(row["input_ids"]), row["completion_mask"].index(True))]
+    ]
+    rows = [(split[i][0], split[(i + 2) % len(split)][1][: 96 - len(split[i][0])]) for i in range(len(split))]
+    expected = max(0.0, mean_log_ratio(load_policy(house / "policy"), near, rows, per_token))
+    for ref in ("cached", "live"):
+        (row,) = read_metrics(tmp_path / ref)
+        assert row["objective/reference_point"] == pytest.approx(expected, rel=1e-3) and expected > 0
+
+
+@pytest.mark.parametrize("loss, nll_coef", [("orpo", 1.0), ("cpo", 0.7), ("dpo", 0.3)])
+def test_the_held_out_loss_is_what_training_lowers(dpo, house, tmp_path, read_metrics, loss, nll_coef):
+    """The same pairs, in parts of other sizes, before a step: one number by both ways."""
+    words = [f"loss={loss}", f"nll_coef={nll_coef}", "num_steps=1", "batch_size=16", "eval_every=1"]
+    assert dpo(*words, f"data.eval=[{house / 'train.jsonl'}]", "micro_batch_size=8") == 0
+    before, after = read_metrics(tmp_path / "run")
+    assert before["eval/loss"] == pytest.approx(after["objective/loss"], rel=1e-5)
+    assert before["eval/loss"] > nll_coef  # the NLL is there: above 1 nat per token from random weights
+
+
+def test_kto_refuses_one_class_and_ratings_that_say_neither(dpo, house, tmp_path, capsys):
+    rated = read_lines(house / "rated.jsonl")
+    for reward, says in (
+        (1.0, "all 16 are rated good"),
+        (0.0, "all 16 are rated bad"),
+        (0.5, "rated completion (0.5)"),
+    ):
+        path = write(tmp_path / "one.jsonl", [row | {"reward": reward} for row in rated])
+        assert dpo("loss=kto", f"data.train=[{path}]") == 2
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [(["margin_coef=1"], "no row of data.train has a margin"), (["margin_coef=1", "data.kwise=true"], "data.kwise")],
+)
+def test_margins_that_are_not_there_are_not_learned_in_silence(dpo, words, says, capsys):
+    assert dpo(*words) == 2
+    assert says in capsys.readouterr().err
 
 
 GOOD = {"prompt": "Name a colour.", "chosen": "Blue is a colour.", "rejected": "Seven."}

@@ -180,6 +180,51 @@ def test_normalised_scores_have_mean_0_and_gain_bias_also_deviation_1(house, kin
     assert scores.std(correction=0).item() == pytest.approx(wanted, rel=1e-4)
 
 
+def test_margins_are_learned_only_where_asked_for(rm, house, tmp_path, read_metrics):
+    """Pairs of make_data.py carry the gap of their scores."""
+    rows = read_rows("pref_hh_helpful_train.jsonl.gz", 24)
+    write(tmp_path / "gaps.jsonl", [row | {"margin": 5.0} for row in rows])
+    words = [f"data.train=[{tmp_path}/gaps.jsonl]", "data.eval=[]", "num_steps=1"]
+    assert rm("data.eval=[]", "num_steps=1", run="plain") == 0
+    for margin_coef in (0, 1):
+        assert rm(*words, *([f"margin_coef={margin_coef}"] if margin_coef else []), run=str(margin_coef)) == 0
+    plain, without, learned = (read_metrics(tmp_path / run)[0]["objective/loss"] for run in ("plain", "0", "1"))
+    assert without == plain
+    assert learned > plain + 3
+
+
+@pytest.mark.parametrize("kind", ["pairs", "ranked", "rated"])
+def test_the_held_out_loss_is_what_training_lowers(rm, house, tmp_path, read_metrics, kind):
+    """The same elements, before a step: one number by both ways, with everything that the objective holds."""
+    rows = [json.loads(line) for line in (house / f"{kind}.jsonl").read_text().splitlines()]
+    write(
+        tmp_path / "own.jsonl", [row | ({"margin": 0.5 * i} if kind == "pairs" else {}) for i, row in enumerate(rows)]
+    )
+    files = [f"data.{name}=[{tmp_path}/own.jsonl]" for name in ("train", "eval")]
+    words = ["center_coef=0.3", "num_steps=1", "batch_size=24", "micro_batch_size=8", "eval_every=1"]
+    assert rm(*files, *words, f"margin_coef={float(kind == 'pairs')}") == 0
+    before, after = read_metrics(tmp_path / "run")
+    assert before["eval/loss"] == pytest.approx(after["objective/loss"], rel=1e-5)
+
+
+def test_normalising_without_a_liked_completion_is_refused_before_the_training(rm, house, tmp_path, capsys):
+    rows = [json.loads(line) | {"reward": 0.5 * (i % 2)} for i, line in enumerate((house / "rated.jsonl").open())]
+    write(tmp_path / "bad.jsonl", rows)
+    assert rm("normalise=reference_mean", f"data.train=[{tmp_path}/bad.jsonl]", "data.eval=[]") == 2
+    assert "none of the 24 ratings is above 0.5" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_fails_after_the_training_does_not_lose_the_model(rm, tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("the disk, the plot, anything")
+
+    monkeypatch.setattr(train_rm, "normalise", fail)
+    with pytest.raises(RuntimeError):
+        rm("data.eval=[]")
+    assert load_reward_model(tmp_path / "run" / "model", precision="fp32").shift == 0
+
+
 # ---- figures
 
 
