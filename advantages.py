@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kernels.gae import gae
 
+MAX_LOG_RATIO = 20.0  # nats
+
 # ---- scores
 
 
@@ -56,13 +58,15 @@ def kl_estimate(log_ratio: Tensor, kind: str) -> Tensor:
         k1 = log_ratio;   k2 = log_ratio^2 / 2;   k3 = exp(-log_ratio) - 1 + log_ratio
 
     As a reward k1 is the right one: its policy gradient is that of the KL. As a loss term k2 has the KL's gradient on
-    samples of the current policy; k3's is biased; k1's has mean zero, so it is no loss.
+    samples of the current policy; k3's is biased; k1's has mean zero, so it is no loss. k3 grows no further where the
+    reference gives a token e^20 times the policy's probability: float32 overflows at e^88.
     """
     if kind == "k1":
         return log_ratio
     if kind == "k2":
         return 0.5 * log_ratio.square()
     if kind == "k3":
+        log_ratio = log_ratio.clamp(min=-MAX_LOG_RATIO)
         return torch.expm1(-log_ratio) + log_ratio
     raise ValueError(f"kl_estimator={kind!r} is unknown; use k1, k2 or k3")
 
@@ -85,10 +89,10 @@ class FixedKL:
         """Nothing to adapt."""
 
     def state_dict(self) -> dict[str, float]:
-        return {"kl_coef": self.kl_coef}
+        return {}  # the setting rules
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.kl_coef = state["kl_coef"]
+        """Nothing to go on with."""
 
 
 class AdaptiveKL(FixedKL):
@@ -110,6 +114,12 @@ class AdaptiveKL(FixedKL):
     def update(self, kl_per_sequence: float, num_sequences: int) -> None:
         error = min(max(kl_per_sequence / self.target - 1, -0.2), 0.2)
         self.kl_coef *= 1 + error * num_sequences / self.horizon
+
+    def state_dict(self) -> dict[str, float]:
+        return {"kl_coef": self.kl_coef}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.kl_coef = state.get("kl_coef", self.kl_coef)  # none where the coefficient was fixed so far
 
 
 # ---- baselines without a value model: every completion is compared with the others of its prompt

@@ -121,7 +121,7 @@ def train(cfg: DictConfig, run: Run) -> float:
             run.metrics.add(metrics)
 
         # ---- the step
-        grad_norm = clip_grads(optimizer, cfg.optim.max_grad_norm)
+        grad_norm = clip_grads(policy, cfg.optim.max_grad_norm)
         run.stop_if_not_finite(grad_norm, torch.cat(row_losses), [where for part in parts for where in part.where])
         optimizer.step()
         optimizer.zero_grad()

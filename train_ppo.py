@@ -56,7 +56,9 @@ def train(cfg: DictConfig, run: Run) -> float:
     policy, ref_policy = load_policies(cfg, run)
     value_model = load_values(cfg, run, policy)  # starts as the reward model
     score = load_scorer(cfg, run, tokenizer, policy)
-    optimizer = build_optimizer([policy, value_model], cfg.optim, lr_scales=[1.0, cfg.optim.value_lr / cfg.optim.lr])
+    learners = {"policy": policy} | ({"value": value_model} if cfg.advantage == "gae" else {})
+    lr_scales = [1.0, cfg.optim.value_lr / cfg.optim.lr][: len(learners)]
+    optimizer = build_optimizer(learners.values(), cfg.optim, lr_scales=lr_scales)
     pretraining, average = PretrainingMix(cfg, run, tokenizer, policy.config), WeightAverage(policy, cfg.ema_decay)
     engine, controller = load_engine(cfg.engine, cfg.sampling, tokenizer, run.dir / "engine"), kl_controller(cfg)
     prompts, held_out = load_prompts(cfg, run, tokenizer, policy, score)
@@ -87,7 +89,7 @@ def train(cfg: DictConfig, run: Run) -> float:
         kind = {"kind": cfg.advantage, "gamma": cfg.gamma, "gae_lambda": cfg.gae_lambda, "samples_per_prompt": K}
         advantages = estimate_advantages(paid, old_values, mask, value_mask, **kind)  # (B, T)
         returns = advantages + old_values  # (B, T)
-        advantages = whiten(advantages, mask, run.mean, shift_mean=True) if cfg.whiten_advantages else advantages
+        advantages = whiten(advantages, mask, run.mean, shift_mean=True) if whitens(cfg) else advantages
         advantages, weights = correct_for_sampler(advantages, old_logprobs, drawn_logprobs, mask, cfg.engine)
 
         # ---- 3. what a person would want to know of it
@@ -98,6 +100,7 @@ def train(cfg: DictConfig, run: Run) -> float:
             "optim/lr": lr, "objective/kl_coef": kl_coefs[cfg.kl_in], **weights,
         })  # fmt: skip
         credit = {"reward": rewards, "kl": kl, "value": old_values, "advantage": advantages}
+        warn_about(scores, finished, cfg, run)
         look(cfg, run, policy, ref_policy, tokenizer, rollout, finished, scores, credit)
         controller.update(run.mean(kl.sum(1).mean()).item(), num_sequences=cfg.batch_size * K)
 
@@ -122,12 +125,13 @@ def train(cfg: DictConfig, run: Run) -> float:
                 ratios.append((logprobs.detach() - old_logprobs[rows])[mask[rows]].exp())
                 row_sums.append(logprobs.detach().sum(1) + values.detach().sum(1))
             pretraining.add_gradients(policy)
-            grad_norm = clip_grads(optimizer, cfg.optim.max_grad_norm)
-            run.stop_if_not_finite(grad_norm, torch.cat(row_sums), [batch[i]["where"] for i in minibatch.tolist()])
+            norms = {name: clip_grads(model, cfg.optim.max_grad_norm) for name, model in learners.items()}
+            norm = torch.stack(list(norms.values())).sum()  # not finite where one is not
+            run.stop_if_not_finite(norm, torch.cat(row_sums), [batch[i]["where"] for i in minibatch.tolist()])
             optimizer.step()
             optimizer.zero_grad()
             average.update(policy)
-            run.metrics.add({"optim/grad_norm": grad_norm} | first_ratio(ratios, index))
+            run.metrics.add({f"{name}/grad_norm": norm for name, norm in norms.items()} | first_ratio(ratios, index))
         run.metrics.add(speeds(cfg, run, rollout, rolled_out - started, time.perf_counter() - learning))
         evaluate_policy(cfg, run, policy, ref_policy, tokenizer, score, held_out, step=run.step + 1)
         run.end_step(num_tokens=int(rollout.attention_mask.sum()))
@@ -153,6 +157,11 @@ def answer(
     rows, finished, logprobs = engine.sample(policy, batch, seeds=row_seeds(cfg.seed, run.step, numbers))
     settings = {"score_position": cfg.score_position, "max_new_tokens": cfg.sampling.max_new_tokens}
     return *value_states(rows, finished, **settings), finished, logprobs
+
+
+def whitens(cfg: DictConfig) -> bool:
+    """Whether advantages are whitened: only gae's, as a group's are on a scale of their own, and 0 where all agree."""
+    return cfg.advantage == "gae" and cfg.whiten_advantages is not False
 
 
 def final_scores(scores: Tensor, finished: Tensor, cfg: DictConfig) -> Tensor:
@@ -182,7 +191,6 @@ def look(
     rollout: Rows, finished: Tensor, scores: Tensor, credit: dict[str, Tensor],
 ) -> None:  # fmt: skip
     """What a person would want to see of this step: warnings, the exact KL, samples, the viewer; each when due."""
-    warn_about(scores, finished, run)
     with run.off_the_clock():
         if run.due(cfg.kl_exact_every):
             settings = {"temperature": cfg.sampling.temperature}
@@ -232,6 +240,11 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
             "PPO samples from the policy itself: sampling.temperature > 0, sampling.top_k=0, sampling.top_p=1; with "
             "anything else the log-probs belong to another distribution, and the KL can come out negative"
         )
+    if cfg.advantage != "gae" and cfg.whiten_advantages:
+        raise ValueError(
+            f"whiten_advantages=true with advantage={cfg.advantage}: completions are compared within their group, and "
+            "whitening over all groups would teach something from one whose scores are equal; leave it at null"
+        )
     if cfg.dual_clip is not None and not cfg.dual_clip > 1:
         raise ValueError(f"dual_clip={cfg.dual_clip} must be null or above 1: it bounds the ratio where A < 0")
     if cfg.data.ptx and not cfg.ptx_coef:
@@ -245,13 +258,14 @@ def kl_controller(cfg: DictConfig) -> FixedKL:
     if cfg.kl_controller == "fixed":
         return FixedKL(cfg.kl_coef)
     target, num_sequences = cfg.kl_target_nats_per_sequence, cfg.batch_size * cfg.samples_per_prompt
-    check_positive(kl_target_nats_per_sequence=target, kl_horizon=cfg.kl_horizon)
-    if num_sequences >= 5 * cfg.kl_horizon:  # the formula moves by at most 0.2 * num_sequences / horizon at once
+    horizon = 5 * num_sequences if cfg.kl_horizon is None else cfg.kl_horizon
+    check_positive(kl_target_nats_per_sequence=target, kl_horizon=horizon)
+    if num_sequences >= 5 * horizon:  # the formula moves by at most 0.2 * num_sequences / horizon at once
         raise ValueError(
-            f"kl_horizon={cfg.kl_horizon} lets one rollout of {num_sequences} completions take kl_coef below 0; "
+            f"kl_horizon={horizon} lets one rollout of {num_sequences} completions take kl_coef below 0; "
             f"set it above {num_sequences / 5:g}"
         )
-    return AdaptiveKL(cfg.kl_coef, target_nats_per_sequence=target, horizon=cfg.kl_horizon)
+    return AdaptiveKL(cfg.kl_coef, target_nats_per_sequence=target, horizon=horizon)
 
 
 class NoValues(nn.Module):
@@ -265,10 +279,16 @@ def load_policies(cfg: DictConfig, run: Run) -> tuple[Policy, nn.Module]:
     """The policy that learns, and the one it must stay close to: with LoRA the same weights, without the adapters."""
     if cfg.lora.rank:
         policy = load_policy(cfg.policy, precision=cfg.precision, frozen=True)
-        policy = run.shard(add_lora(policy, **cfg.lora, seed=cfg.seed))
+        policy = run.shard(checkpointed(add_lora(policy, **cfg.lora, seed=cfg.seed), cfg))
         return policy, Reference(policy)
-    policy = run.shard(load_policy(cfg.policy, precision=cfg.precision))
+    policy = run.shard(checkpointed(load_policy(cfg.policy, precision=cfg.precision), cfg))
     return policy, run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
+
+
+def checkpointed(model: nn.Module, cfg: DictConfig) -> nn.Module:
+    """The model, which computes each layer again in the backward pass where activation_checkpointing says so."""
+    model.transformer.checkpointing = cfg.activation_checkpointing
+    return model
 
 
 def load_values(cfg: DictConfig, run: Run, policy: Policy) -> nn.Module:
@@ -277,11 +297,11 @@ def load_values(cfg: DictConfig, run: Run, policy: Policy) -> nn.Module:
         return NoValues()
     start = cfg.reward_model if cfg.value_start == "reward_model" else None
     if start is None and cfg.lora.rank and cfg.dist.strategy == "single":  # FSDP2 gives a weight to one model only
-        return run.shard(add_lora(value_on(policy), **cfg.lora, seed=cfg.seed + 1))
+        return run.shard(checkpointed(add_lora(value_on(policy), **cfg.lora, seed=cfg.seed + 1), cfg))
     value_model = load_value_model(start or cfg.policy, precision=cfg.precision, frozen=cfg.lora.rank > 0)
     if start is None:
         nn.init.zeros_(value_model.head.weight)  # as Ziegler et al. 2019's code: no opinion before the first return
-    return run.shard(add_lora(value_model, **cfg.lora, seed=cfg.seed + 1))
+    return run.shard(checkpointed(add_lora(value_model, **cfg.lora, seed=cfg.seed + 1), cfg))
 
 
 def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Scorer:

@@ -71,7 +71,7 @@ def train(cfg: DictConfig, run: Run) -> float:
             read += int(rows.attention_mask.sum())
 
         # ---- the step
-        grad_norm = clip_grads(optimizer, cfg.optim.max_grad_norm)
+        grad_norm = clip_grads(policy, cfg.optim.max_grad_norm)
         run.stop_if_not_finite(grad_norm, torch.cat(row_losses), [row["where"] for part in parts for row in part])
         optimizer.step()
         optimizer.zero_grad()

@@ -57,7 +57,8 @@ class ServerEngine:
         self.url, self.reload_url = cfg.url.rstrip("/") + "/completions", cfg.reload_url  # both must be given
         self.settings = {
             "model": cfg.model, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature,
-            "top_p": 1.0, "logprobs": 0, "return_token_ids": True, "stop_token_ids": list(tokenizer.stop_ids),
+            "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,  # else generation_config.json's
+            "logprobs": 0, "return_token_ids": True, "stop_token_ids": list(tokenizer.stop_ids),
         }  # fmt: skip
 
     def push(self, policy: Policy) -> None:

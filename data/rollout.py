@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from model.heads import Policy
 from model.packing import Rows
 from model.sampling import generate
-
-SEED_BITS = 20  # of the step, and of a row's number within it
+from runtime.seeds import seed_of
 
 
 def sample(policy: Policy, batch: list[dict], tokenizer, sampling: dict, *, seeds: list[int]) -> tuple[Rows, Tensor]:
@@ -32,7 +31,7 @@ def sample(policy: Policy, batch: list[dict], tokenizer, sampling: dict, *, seed
 
 def row_seeds(seed: int, step: int, numbers: list[int]) -> list[int]:
     """What each row of a rollout draws from, by its number among the rows of all ranks."""
-    return [(((seed << SEED_BITS) + step) << SEED_BITS) + number for number in numbers]
+    return [seed_of(seed, "rollout", step, number) for number in numbers]
 
 
 def value_states(rows: Rows, finished: Tensor, *, score_position: str, max_new_tokens: int) -> tuple[Rows, Rows]:

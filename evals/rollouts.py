@@ -87,12 +87,18 @@ def evaluate_policy(
         run.log_metrics(step=0)
 
 
-def warn_about(scores: Tensor, finished: Tensor, run: Run) -> None:
+def warn_about(scores: Tensor, finished: Tensor, cfg: DictConfig, run: Run) -> None:
     """Signs of a run that cannot learn what it should; said at the first step and every tenth while they last."""
     if run.step % 10:
         return
     if len(scores) > 1 and scores.max() == scores.min():
         log.warning("step %d: all %d scores are %g: there is nothing to prefer", run.step + 1, len(scores), scores[0])
+    if cfg.missing_eos == "replace" and not finished.all() and cfg.missing_eos_value > scores.mean():
+        log.warning(
+            "step %d: a completion that does not stop is paid missing_eos_value=%g, more than the mean score of %.3g: "
+            "the policy is taught not to stop. Set missing_eos=subtract, or a value below the scores",
+            run.step + 1, cfg.missing_eos_value, scores.mean(),
+        )  # fmt: skip
     if not finished.any():
         log.warning(
             "step %d: 0 of %d completions ended with a stop token: raise sampling.max_new_tokens, or train the SFT "

@@ -46,6 +46,13 @@ def check_whole(least: int, **values: int) -> None:
             raise ValueError(f"{key.replace('__', '.')}={value} must be a whole number of at least {least}")
 
 
+def check_at_most(most: int, **values: int) -> None:
+    """Each value is at most `most`."""
+    for key, value in values.items():
+        if value > most:
+            raise ValueError(f"{key.replace('__', '.')}={value} must be at most {most}")
+
+
 def check_choice(key: str, value: object, choices: tuple) -> None:
     """The value is one of the choices."""
     if value not in choices:

@@ -37,7 +37,15 @@ def build_optimizer(
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("nothing to optimise: no model has a trainable parameter; load one with frozen=False")
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps, fused=True)
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+    def restore_settings(loaded: torch.optim.Optimizer) -> None:  # a checkpoint brings moments; the config rules
+        for group, given in zip(loaded.param_groups, settings, strict=True):
+            group |= given
+
+    optimizer.register_load_state_dict_post_hook(restore_settings)
+    return optimizer
 
 
 def check_optim(cfg: DictConfig) -> None:
@@ -75,9 +83,9 @@ def lr_factor(step: int, cfg: DictConfig) -> float:
     return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * left
 
 
-def clip_grads(optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
-    """() float32: the global gradient norm before clipping; gradients are scaled down to `max_norm` (null: never)."""
-    weights = [p for group in optimizer.param_groups for p in group["params"]]
+def clip_grads(model: nn.Module, max_norm: float | None) -> Tensor:
+    """() float32: the model's gradient norm before clipping; gradients are scaled down to `max_norm` (null: never)."""
+    weights = [p for p in model.parameters() if p.requires_grad]
     norm = nn.utils.clip_grad_norm_(weights, math.inf if max_norm is None else max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 

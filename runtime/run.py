@@ -22,13 +22,22 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from runtime import checkpoint, directory, distributed, host, optim
-from runtime.config import changed_keys, check_choice, check_flags, check_whole, read_config, write_config
+from runtime.config import (
+    changed_keys,
+    check_at_most,
+    check_choice,
+    check_flags,
+    check_whole,
+    read_config,
+    write_config,
+)
 from runtime.display import WANDB_MODES, Terminal, Wandb, complain
 from runtime.door import INTERRUPTED, RunFailed, enter
 from runtime.files import sync
 from runtime.inputs import changed_inputs, code_digests, input_digests
 from runtime.metrics import Metrics, append_row, drop_rows_after, each_row
 from runtime.plots import plot_metrics
+from runtime.seeds import LARGEST
 
 LOGS = ("metrics.jsonl", "samples.jsonl")  # a row has its `step`
 
@@ -40,6 +49,7 @@ class Run:
         check_choice("log.wandb", cfg.log.wandb, WANDB_MODES)
         check_flags(cfg)
         check_whole(0, seed=cfg.seed)
+        check_at_most(LARGEST, seed=cfg.seed)
         self.cfg, self.dir = cfg, Path(cfg.run_dir)
         self.step, self.tokens_seen = 0, 0  # completed steps; attention-mask tokens of all ranks
         self.metrics = Metrics()

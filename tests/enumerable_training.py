@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from advantages import estimate_advantages, kl_estimate, whiten
+from advantages import estimate_advantages, kl_estimate, kl_loss, whiten
 from losses import dpo_loss, ipo_loss, plackett_luce_loss, ppo_policy_loss, ppo_value_loss, token_rewards
-from tests.enumerable_task import COMPLETIONS, NUM_STATES, TabularPolicy, make_task, reward_of, states
+from tests.enumerable_task import COMPLETIONS, NUM_STATES, TabularPolicy, make_task, mask_of, reward_of, states
 
 PPO_STEPS, BATCH = 400, 512
 DPO_STEPS, DPO_LEARNING_RATE = 1000, 1.0
@@ -18,7 +18,7 @@ Look = Callable[[int, TabularPolicy], None]
 
 
 def train_ppo(
-    seed: int, *, kl_coef: float, kind="gae", kl_in="reward", samples_per_prompt=1, score=lambda s: s,
+    seed: int, *, kl_coef: float, kind="gae", kl_in="reward", samples_per_prompt=1, score=lambda scores, completions: scores,
     look: Look = lambda step, policy: None,
 ) -> TabularPolicy:  # fmt: skip
     """train_ppo.py's order of events; the task's reward goes through `score` first."""
@@ -27,8 +27,6 @@ def train_ppo(
     value_table = torch.nn.Parameter(torch.zeros(NUM_STATES))
     optimizer = torch.optim.Adam([{"params": policy.parameters()}, {"params": [value_table]}], lr=0.05, eps=1e-5)
     generator = torch.Generator().manual_seed(seed)
-    mask = torch.ones(BATCH, 3, dtype=torch.bool)
-    clip = {"clip_range": 0.2, "num_tokens": BATCH * 3 / 4}
     look(0, policy)
     for step in range(PPO_STEPS):
         for group in optimizer.param_groups:
@@ -37,7 +35,9 @@ def train_ppo(
             completions = policy.sample(BATCH, generator)
             old_logprobs, ref_logprobs = policy.logprobs(completions), reference.logprobs(completions)
             old_values = value_table[states(completions)]
-        scores = score(reward_of(completions, rewards_of_all))
+        mask = mask_of(completions)
+        clip = {"clip_range": 0.2, "num_tokens": mask.sum() / 4}
+        scores = score(reward_of(completions, rewards_of_all), completions)
         kl = kl_estimate(old_logprobs - ref_logprobs, "k1")
         rewards = token_rewards(scores, kl, mask, mask, kl_coef=kl_coef if kl_in == "reward" else 0.0)
         advantages = estimate_advantages(
@@ -45,7 +45,7 @@ def train_ppo(
             samples_per_prompt=samples_per_prompt,
         )  # fmt: skip
         returns = advantages + old_values
-        if kl_in == "reward":
+        if kind == "gae" and kl_in == "reward":
             advantages = whiten(advantages, mask, lambda x: x, shift_mean=True)
         for rows in torch.randperm(BATCH, generator=generator).split(BATCH // 4):
             logprobs = policy.logprobs(completions[rows])
@@ -54,8 +54,7 @@ def train_ppo(
             values = value_table[states(completions[rows])]
             loss = loss + ppo_value_loss(values, old_values[rows], returns[rows], m, **clip)[0]
             if kl_in == "loss":
-                penalty = kl_estimate(logprobs - ref_logprobs[rows], "k2")
-                loss = loss + kl_coef * penalty.sum() / clip["num_tokens"]
+                loss = loss + kl_coef * kl_loss(logprobs, ref_logprobs[rows], m, "k2") / clip["num_tokens"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -69,7 +68,7 @@ def train_dpo(
     """train_dpo.py's order of events; a judge, whose rewards are the task's times `scale`, ranks fresh answers."""
     logits, rewards = make_task(seed)
     policy, reference = TabularPolicy(logits), TabularPolicy(logits)
-    ref_logprobs = reference.logprobs(COMPLETIONS).sum(1).detach()  # (216,)
+    ref_logprobs = reference.logprobs(COMPLETIONS).sum(1).detach()  # (156,)
     optimizer = torch.optim.Adam(policy.parameters(), lr=DPO_LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
     look(0, policy)

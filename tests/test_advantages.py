@@ -15,6 +15,7 @@ from advantages import (
     explained_variance,
     grpo,
     kl_estimate,
+    kl_loss,
     missing_eos,
     rloo,
     whiten,
@@ -75,6 +76,26 @@ def test_as_a_loss_on_samples_only_k2_has_the_gradient_of_the_kl():
     torch.testing.assert_close(gradients["k2"], truth)
     torch.testing.assert_close(gradients["k1"], torch.zeros_like(truth))
     assert (gradients["k3"] - truth).abs().max() > 0.01
+
+
+def test_the_kl_in_the_loss_is_the_policys_to_the_reference():
+    logprobs, ref, mask = (
+        torch.tensor([[0.0, -1.0, -3.0]]),
+        torch.tensor([[0.0, -2.5, -2.0]]),
+        torch.tensor([[0, 1, 1]]),
+    )
+    expected = {"k2": (1.5**2 + 1) / 2, "k3": math.exp(-1.5) - 1 + 1.5 + math.exp(1) - 1 - 1}
+    for kind, value in expected.items():
+        assert kl_loss(logprobs, ref, mask.bool(), kind).item() == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+@pytest.mark.parametrize("log_ratio", [-1e4, -89.0, 0.0, 89.0, 1e4])
+def test_kl_estimates_and_their_gradients_are_finite(kind, log_ratio):
+    x = torch.tensor([log_ratio], requires_grad=True)
+    estimate = kl_estimate(x, kind)
+    estimate.backward()
+    assert estimate.isfinite() and x.grad.isfinite()
 
 
 def test_adaptive_kl_equals_the_papers_update_and_counts_nats_per_sequence():

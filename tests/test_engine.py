@@ -49,12 +49,17 @@ class Loopback:
     def reply(self, path, body):
         if path == "/reload":
             self.policy, self.tokenizer = load_policy(body["model_path"]), load_tokenizer(body["model_path"])
+            self.loaded_from = body["model_path"]
             self.loads.append(self.policy.lm_head.weight.detach().clone())
             return {}
         assert path == "/v1/completions" and body["model"] == "policy"
-        temperature = body["temperature"] / self.sharpness
+        # vLLM takes what a request leaves out from the checkpoint's generation_config.json
+        asked = {"top_k": 1, "min_p": 0.1, "repetition_penalty": 1.2, "temperature": 0.6} | body
+        assert (asked["min_p"], asked["repetition_penalty"]) == (0, 1)
+        temperature = asked["temperature"] / self.sharpness
         made = generate(
-            self.policy, [body["prompt"]], max_new_tokens=body["max_tokens"], temperature=temperature, top_k=0,
+            self.policy, [body["prompt"]], max_new_tokens=body["max_tokens"], temperature=temperature,
+            top_k=max(0, asked["top_k"]),
             top_p=body["top_p"], slots=1, stop_ids=body["stop_token_ids"], seeds=[body["seed"]],
             pad_id=self.tokenizer.pad_id,
         )  # fmt: skip
@@ -88,7 +93,9 @@ def words_for(server):
 ALONE = ["missing_eos=none", "eval_every=0", "sample_every=0", "kl_exact_every=0", "save_every=0"]  # only the training
 
 
-@pytest.mark.parametrize("more", [[], ["score_position=after_eos", "samples_per_prompt=2", "advantage=rloo"]])
+@pytest.mark.parametrize(
+    "more", [["sampling.temperature=0.7"], ["score_position=after_eos", "samples_per_prompt=2", "advantage=rloo"]]
+)
 def test_a_server_with_our_sampler_gives_the_local_curve(door, job, loopback, tmp_path, read_metrics, more):  # noqa: F811
     server = loopback()
     assert door(train_ppo, *job("train_ppo", "local", "num_steps=2", *ALONE, *more)[1:]) == 0
@@ -110,6 +117,22 @@ def test_another_distribution_is_weighed_and_the_weights_are_cut(door, job, loop
     for row in read_metrics(tmp_path / "run"):
         assert row["policy/sampler_kl"] > 0.01 and 0.2 < row["policy/sampler_weight"] <= 1.2
         assert row["policy/ratio_first"] == pytest.approx(1, abs=1e-4)  # the old log-probs are the policy's own
+
+
+def test_the_weights_reach_the_advantages_and_the_directory_is_the_one_asked_for(door, job, loopback, tmp_path):  # noqa: F811
+    server = loopback(sharpness=1.5)
+    words = ["advantage=rloo", "samples_per_prompt=2", "kl_coef=0", "missing_eos=none", "sample_every=1", "num_steps=1"]
+    words += ["num_samples=99", "engine.max_weight=1.2", f"engine.directory={tmp_path}/shared", "eval_every=0"]
+    assert door(train_ppo, *job("train_ppo", "run", *words_for(server), *words)[1:]) == 0
+    assert server.loaded_from == str(tmp_path / "shared") and not (tmp_path / "run" / "engine").exists()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    weights = []
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        base = one["score"] - other["score"]
+        weights += [a / base for a in one["token_advantage"]] + [-a / base for a in other["token_advantage"]]
+    (row,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(weights) / len(weights) == pytest.approx(row["policy/sampler_weight"], rel=1e-3)
+    assert max(weights) == pytest.approx(1.2, rel=1e-2) and min(weights) < 0.9
 
 
 def test_weighted_samples_of_another_distribution_have_the_policys_mean():

@@ -64,6 +64,7 @@ def ppo(door, house, tmp_path, monkeypatch):
             "policy": house / "policy", "reward_model": house / "rm", "data.prompts": f"[{house}/rows.jsonl]",
             "num_steps": 2, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2, "sampling.max_new_tokens": 8,
             "kl_exact_every": 1, "sample_every": 1, "save_every": 0, "log.wandb": "disabled", "optim.lr": 1e-3,
+            "optim.warmup_steps": 0,
             "hydra.run.dir": tmp_path / run,
         }  # fmt: skip
         given = dict(word.split("=", 1) for word in words)
@@ -78,7 +79,8 @@ def test_every_figure_is_logged_and_the_first_ratio_is_one(ppo, tmp_path, read_m
     names = (
         "objective/score objective/kl objective/kl_exact objective/rewards objective/entropy objective/length "
         "objective/truncated policy/ratio_first policy/approx_kl policy/clip_fraction policy/loss value/loss "
-        "value/explained_variance optim/lr optim/grad_norm perf/rollout_tokens_per_second perf/train_tokens_per_second"
+        "value/explained_variance optim/lr policy/grad_norm value/grad_norm "
+        "perf/rollout_tokens_per_second perf/train_tokens_per_second"
     )
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
@@ -142,7 +144,7 @@ VARIANTS = [
     ["whiten_rewards=true", "whiten_advantages=false", "value_clip_range=null", "dual_clip=3"],
     ["kl_in=loss", "kl_estimator=k2", "reward_clip=0.5", "missing_eos=none"],
     ["kl_in=loss", "kl_estimator=k3", "advantage=grpo", "samples_per_prompt=2"],
-    ["advantage=rloo", "samples_per_prompt=4", "whiten_advantages=false"],
+    ["advantage=rloo", "samples_per_prompt=4"],
     ["precision=bf16", "sampling.temperature=0.7"],
 ]
 
@@ -211,6 +213,8 @@ def test_signs_of_a_run_that_cannot_learn_are_said_with_figures(ppo, house, caps
         (["sampling.top_p=0.9"], "PPO samples from the policy itself"),
         (["kl_in=loss"], "use k2 or k3"),
         (["advantage=rloo"], "samples_per_prompt"),
+        (["advantage=rloo", "samples_per_prompt=2", "whiten_advantages=true"], "whiten_advantages=true"),
+        (["seed=4294967296"], "seed=4294967296 must be at most 4294967295"),
         (["minibatch_size=6"], "minibatch_size=6"),
         (["missing_eos=zero"], "missing_eos"),
         (["ema_decay=1.5"], "ema_decay"),
