@@ -18,10 +18,10 @@ Look = Callable[[int, TabularPolicy], None]
 
 
 def train_ppo(
-    seed: int, *, kl_coef: float, kind="gae", kl_in="reward", samples_per_prompt=1, score=lambda scores, completions: scores,
+    seed: int, *, kl_coef: float, kind="gae", kl_in="reward", samples_per_prompt=1, score=None,
     look: Look = lambda step, policy: None,
 ) -> TabularPolicy:  # fmt: skip
-    """train_ppo.py's order of events; the task's reward goes through `score` first."""
+    """train_ppo.py's order of events; the task's reward goes through score(scores, completions) first."""
     logits, rewards_of_all = make_task(seed)
     policy, reference = TabularPolicy(logits), TabularPolicy(logits)
     value_table = torch.nn.Parameter(torch.zeros(NUM_STATES))
@@ -37,7 +37,8 @@ def train_ppo(
             old_values = value_table[states(completions)]
         mask = mask_of(completions)
         clip = {"clip_range": 0.2, "num_tokens": mask.sum() / 4}
-        scores = score(reward_of(completions, rewards_of_all), completions)
+        scores = reward_of(completions, rewards_of_all)
+        scores = scores if score is None else score(scores, completions)
         kl = kl_estimate(old_logprobs - ref_logprobs, "k1")
         rewards = token_rewards(scores, kl, mask, mask, kl_coef=kl_coef if kl_in == "reward" else 0.0)
         advantages = estimate_advantages(
