@@ -16,6 +16,7 @@ from data.clients import Client, build_client
 from data.methods.rows import Made, manifest
 from data.records import BadRows, read_records, write_jsonl
 from runtime.config import check_choice, check_files, check_types, check_whole
+from runtime.devices import PRECISIONS
 from runtime.files import write_whole
 from runtime.run import Run, main
 
@@ -87,10 +88,13 @@ def _preferences(cfg: DictConfig, run: Run, clients: dict[str, Client], settings
     prompts = [
         (p.columns.get("id") or p.where, p.prompt) for f in files for p in read_records(f, formats.prompts, bad_rows)
     ]
-    path, function, precision = (settings.pop(key) for key in ("reward_model", "reward_fn", "precision"))
+    path, function = (settings.pop(key) for key in ("reward_model", "reward_fn"))
+    reading = {key: settings.pop(key) for key in ("precision", "batch_size")}
     if path and function:
         raise ValueError(f"method.reward_model={path} and method.reward_fn={function}: only one of them can rank")
-    scorer = reward_model_scorer(path, precision=precision) if path else None
+    check_choice("method.precision", reading["precision"], PRECISIONS)
+    check_whole(1, method__batch_size=reading["batch_size"])
+    scorer = reward_model_scorer(path, **reading) if path else None
     scorer = reward_function_scorer(function) if function else scorer
     answering = {role: client for role, client in clients.items() if role not in ("judge", "user")}
     run.begin()

@@ -42,6 +42,7 @@ from model.heads import Policy
 from model.lora import Reference, add_lora, export_adapter, value_on
 from model.packing import Rows
 from runtime.config import check_batch, check_choice, check_number, check_positive, check_whole
+from runtime.devices import PRECISIONS
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
 
@@ -220,7 +221,7 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
     check_positive(**{key: cfg[key] for key in clips if cfg[key] is not None})
     check_number(0, **{key: cfg[key] for key in ("kl_coef", "ptx_coef", "value_coef", "gamma", "gae_lambda")})
     check_number(-math.inf, missing_eos_value=cfg.missing_eos_value, sampling__temperature=cfg.sampling.temperature)
-    check_choice("precision", cfg.precision, ("fp32", "bf16"))
+    check_choice("precision", cfg.precision, PRECISIONS)
     check_choice("score_position", cfg.score_position, ("eos", "after_eos"))
     check_choice("missing_eos", cfg.missing_eos, ("replace", "subtract", "none"))
     check_choice("kl_in", cfg.kl_in, ("reward", "loss"))

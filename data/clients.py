@@ -197,25 +197,21 @@ class LocalClient(Client):
     """Our own sampler on a checkpoint. A row's text depends on its request, not on the batch it shares.
 
     Args:
-        policy: path that `load_policy` takes.
+        policy: path of the checkpoint.
     """
 
-    def __init__(
-        self, policy: str, *, batch_size: int, top_k: int, top_p: float, precision: str, device: str, **limits
-    ):
-        import torch
-
+    def __init__(self, policy: str, *, batch_size: int, top_k: int, top_p: float, precision: str, **limits):
         from data.tokenizer import load_tokenizer
-        from model.build import load_policy
+        from model.reading import read_policy
+        from runtime.devices import PRECISIONS, choose_precision, own_device
 
         check_whole(1, client__batch_size=batch_size)
-        check_choice("client.device", device, ("cpu", "cuda"))
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("client.device=cuda: there is no GPU here; say client.device=cpu")
+        check_choice("client.precision", precision, PRECISIONS)
+        precision = choose_precision(precision, own_device())
         self.tokenizer = load_tokenizer(policy)
-        self.policy = load_policy(policy, precision=precision, frozen=True).to(device)
+        self.policy = read_policy(policy, precision=precision)
         self.batch_size, self.top_k, self.top_p = batch_size, top_k, top_p
-        super().__init__(f"{policy}@{_fingerprint(policy)} top_k={top_k} top_p={top_p}", **limits)
+        super().__init__(f"{policy}@{_fingerprint(policy)} {precision} top_k={top_k} top_p={top_p}", **limits)
 
     def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
         keys = sorted(requests, key=lambda key: sum(len(m["content"]) for m in requests[key].messages))
@@ -302,7 +298,7 @@ def build_client(cfg: DictConfig) -> Client:
         own += ("served_as", "thinking_tokens")
         return OpenAIClient(cfg.model, **{key: cfg[key] for key in own}, **settings)
     if cfg.kind == "local":
-        own = ("batch_size", "top_k", "top_p", "precision", "device", "thinking_tokens")
+        own = ("batch_size", "top_k", "top_p", "precision", "thinking_tokens")
         return LocalClient(cfg.policy, **{key: cfg[key] for key in own}, **settings)
     return ScriptedClient(scripted_replies(cfg.script), model=f"scripted:{cfg.script}", **settings)
 

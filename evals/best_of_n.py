@@ -13,7 +13,7 @@ from scipy.special import gammaln
 from data.prompts import encode_prompts
 from data.rewards import Scorer, check_same_tokenizer, load_reward_function
 from data.tokenizer import load_tokenizer
-from model.build import load_policy, load_reward_model
+from model.reading import read_policy, read_reward_model
 from model.sampling import generate
 from runtime.report import print_table
 
@@ -46,12 +46,12 @@ def expected_best(proxy: np.ndarray, values: np.ndarray, sizes: np.ndarray) -> n
 def sample_scores(cfg: DictConfig) -> dict[str, np.ndarray]:
     """{"gold" or a proxy's name: (P, N) scores} of num_completions samples of every prompt."""
     task, tokenizer = cfg.task, load_tokenizer(cfg.task.policy)
-    policy = load_policy(task.policy, precision=task.precision, frozen=True)
-    scorers = {"gold": Scorer(None, [load_reward_function(task.reward_fn)], None, tokenizer, micro_batch_size=64)}
+    policy = read_policy(task.policy, precision=task.precision)
+    scorers = {"gold": Scorer(None, [load_reward_function(task.reward_fn)], None, tokenizer, micro_batch_size=1)}
     for path in task.reward_models:
         check_same_tokenizer(path, tokenizer)
-        model = load_reward_model(path, precision=task.precision, frozen=True)
-        scorers[proxy_name(path)] = Scorer(model, [], None, tokenizer, micro_batch_size=64)
+        model = read_reward_model(path, precision=task.precision)
+        scorers[proxy_name(path)] = Scorer(model, [], None, tokenizer, micro_batch_size=task.batch_size)
     room = policy.config.max_length - task.sampling.max_new_tokens
     encoded = encode_prompts("task.input", task.input, task, tokenizer, max_length=room)
     prompts, num = encoded.items[: task.num_prompts], task.num_completions
@@ -62,7 +62,7 @@ def sample_scores(cfg: DictConfig) -> dict[str, np.ndarray]:
             stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, **task.sampling,
         )  # fmt: skip
         for name, scorer in scorers.items():
-            scores[name].append(scorer(rows, [prompt] * num).numpy())
+            scores[name].append(scorer(rows, [prompt] * num).cpu().numpy())
         if p % 16 == 15:
             print(f"{p + 1} of {len(prompts)} prompts", flush=True)
     return {name: np.stack(columns) for name, columns in scores.items()}

@@ -15,8 +15,8 @@ from data.records import Verdict
 from data.tokenizer import load_tokenizer
 from evals.judge_items import Item, choose_template, item_messages, pair_verdict
 from evals.prompts import load_templates
-from model.build import load_policy
-from model.packing import make_rows
+from model.reading import in_batches, read_policy
+from runtime.devices import own_device
 
 IDENTIFIERS = ["m", "M"]  # of the answer that is shown first, and of the other
 
@@ -40,7 +40,7 @@ class LogprobJudge:
                 f"{settings.template} has {', '.join(sorted(formats))}; use alpaca_eval_clf"
             )
         self.tokenizer = load_tokenizer(settings.path)
-        self.policy = load_policy(settings.path, precision=settings.precision, frozen=True)
+        self.policy = read_policy(settings.path, precision=settings.precision)
         self.window = min(settings.max_length, self.policy.config.max_length)
 
     def compare(self, items: Sequence[Item]) -> list[Verdict]:
@@ -51,12 +51,12 @@ class LogprobJudge:
             verdicts += [self.verdict(item, share) for item, share in zip(batch, self.shares(batch), strict=True)]
         return verdicts
 
-    @torch.no_grad()
     def shares(self, items: Sequence[Item]) -> list[float]:
         """Per item, P(second identifier) / P(either), in the order shown; each identifier with its stop token."""
         rows = [row for item in items for row in self.encode(item)]
-        batch = make_rows(rows, self.tokenizer.pad_id)
-        first, second = self.policy.logprobs(*batch).sum(1).view(-1, 2).unbind(1)
+        settings = {"pad_id": self.tokenizer.pad_id, "batch_size": len(rows), "device": own_device(), "together": 2}
+        logprobs = in_batches(lambda *batch: self.policy.logprobs(*batch).sum(1), rows, **settings)
+        first, second = logprobs.view(-1, 2).unbind(1)
         return torch.sigmoid(second - first).tolist()
 
     def encode(self, item: Item) -> list[dict]:

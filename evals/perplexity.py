@@ -4,28 +4,21 @@ import math
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 
 from data.sft import encode_demonstrations
 from data.tokenizer import load_tokenizer
-from model.build import load_policy
-from model.packing import make_rows
+from model.reading import in_batches, read_policy
+from runtime.devices import own_device
 from runtime.plots import plot_intervals
 from runtime.report import print_table
 
 
-@torch.no_grad()
 def conversation_losses(policy, examples: list[dict], *, pad_id: int, batch_size: int) -> np.ndarray:
     """(n, 2) float64: nats and tokens of the assistant's turns of each conversation."""
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["input_ids"]))
-    table = np.zeros((len(examples), 2))
-    for start in range(0, len(order), batch_size):
-        picked = order[start : start + batch_size]
-        rows = make_rows([examples[i] for i in picked], pad_id)
-        table[picked, 0] = -policy.logprobs(*rows).double().sum(1).numpy()
-        table[picked, 1] = rows.completion_mask.sum(1).numpy()
-    return table
+    settings = {"pad_id": pad_id, "batch_size": batch_size, "device": own_device()}
+    nats = in_batches(lambda *rows: -policy.logprobs(*rows).double().sum(1), examples, **settings)
+    return np.stack([nats.numpy(), [float(sum(example["completion_mask"])) for example in examples]], axis=1)
 
 
 def perplexity(table: np.ndarray) -> dict:
@@ -44,7 +37,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     task = cfg.task
     tokenizer = load_tokenizer(task.policy, template=task.template)
     files = {file: encode_demonstrations("task.input", [file], task, tokenizer).items for file in task.input}
-    policy = load_policy(task.policy, precision=task.precision, frozen=True)
+    policy = read_policy(task.policy, precision=task.precision)
     settings = {"pad_id": tokenizer.pad_id, "batch_size": task.batch_size}
     tables = {file: conversation_losses(policy, examples, **settings) for file, examples in files.items()}
     result = perplexity(np.concatenate(list(tables.values())))

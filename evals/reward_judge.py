@@ -9,8 +9,9 @@ from omegaconf import DictConfig
 
 from data.chat import encode_completion
 from data.tokenizer import load_tokenizer
-from model.build import load_reward_model, open_weights
-from model.packing import make_rows
+from model.build import open_weights
+from model.reading import in_batches, read_reward_model
+from runtime.devices import own_device
 
 
 class RewardJudge:
@@ -27,9 +28,8 @@ class RewardJudge:
             raise ValueError(f"judge.path={settings.path} holds no reward head; give the model/ folder of train_rm.py")
         self.settings, self.name = settings, f"reward_model:{Path(settings.path).absolute().parent.name}"
         self.tokenizer = load_tokenizer(settings.path)
-        self.model = load_reward_model(settings.path, precision=settings.precision, frozen=True)
+        self.model = read_reward_model(settings.path, precision=settings.precision)
 
-    @torch.no_grad()
     def scores(self, conversations: Sequence[list[dict[str, str]]]) -> list[float]:
         """The score of each conversation, which ends with the assistant turn to be scored."""
         limits = {name: self.settings[name] for name in ("max_length", "max_prompt_length")}
@@ -37,14 +37,8 @@ class RewardJudge:
             encode_completion(messages[:-1], messages[-1]["content"], self.tokenizer, **limits)
             for messages in conversations
         ]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))  # little padding in a batch
-        scores = [0.0] * len(rows)
-        for start in range(0, len(order), self.settings.batch_size):
-            picked = order[start : start + self.settings.batch_size]
-            batch = make_rows([rows[i] for i in picked], self.tokenizer.pad_id)
-            for i, score in zip(picked, self.model.score(*batch).tolist(), strict=True):
-                scores[i] = score
-        return scores
+        settings = {"pad_id": self.tokenizer.pad_id, "batch_size": self.settings.batch_size, "device": own_device()}
+        return in_batches(self.model.score, rows, **settings).tolist()
 
     def compare(self, items: Sequence, pair_verdict: Callable) -> list:
         """A verdict for every pair; `preference` is the Bradley-Terry probability that b is better."""

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from runtime.devices import PRECISIONS
 from runtime.door import CONF
 from runtime.files import write_whole
 
@@ -119,7 +120,7 @@ def check_training(cfg: DictConfig, world_size: int) -> None:
     """What every training door shares: batch sizes, counts of steps, precision, and one source of weights."""
     check_whole(1, num_steps=cfg.num_steps, keep_last=cfg.keep_last)
     check_batch(cfg.batch_size, cfg.micro_batch_size, world_size)
-    check_choice("precision", cfg.precision, ("fp32", "bf16"))
+    check_choice("precision", cfg.precision, PRECISIONS)
     check_whole(0, seed=cfg.seed, save_every=cfg.save_every, eval_every=cfg.eval_every, sample_every=cfg.sample_every)
 
 

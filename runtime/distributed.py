@@ -15,6 +15,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard, re
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
+from runtime.devices import own_device
+
 STRATEGIES = ("single", "fsdp", "hsdp")
 
 
@@ -29,8 +31,8 @@ def start_ranks(strategy: str) -> tuple[int, int, torch.device]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if strategy == "single" and world_size > 1:
         raise ValueError(f"dist=single in a world of {world_size} processes; start one process, or say dist=fsdp")
-    cuda = torch.cuda.is_available()
-    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cuda else "cpu")
+    device = own_device()
+    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
     if strategy != "single" and not dist.is_initialized():

@@ -31,6 +31,7 @@ from runtime.config import (
     read_config,
     write_config,
 )
+from runtime.devices import choose_precision
 from runtime.display import WANDB_MODES, Terminal, Wandb, complain
 from runtime.door import INTERRUPTED, RunFailed, enter
 from runtime.files import sync
@@ -62,6 +63,8 @@ class Run:
     def __enter__(self) -> "Run":
         host.tune_allocator()
         self.rank, self.world_size, self.device = distributed.start_ranks(self.cfg.dist.strategy)
+        if "precision" in self.cfg:  # config.yaml holds what auto became: a resume elsewhere must not change numbers
+            self.cfg.precision = choose_precision(self.cfg.precision, self.device)
         self.is_main = self.rank == 0
         self._lock = directory.claim(self.dir, self.cfg) if self.is_main else None
         self.rng = host.seed_all(self.cfg.seed + self.rank)

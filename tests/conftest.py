@@ -10,8 +10,11 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from runtime import devices
+
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # the suite's processes share the cores
+devices.native_bf16 = lambda device_type: False  # precision=auto is fp32 in tests, whatever the machine has
 
 
 @pytest.fixture

@@ -15,8 +15,10 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 import runtime.run
+from runtime import devices
 
 torch.set_num_threads(1)
+devices.native_bf16 = lambda device_type: False  # as tests/conftest.py
 
 
 def run_doors(jobs: list[list[str]]) -> None:

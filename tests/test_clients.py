@@ -305,7 +305,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 
 def test_a_checkpoints_answer_depends_on_its_request_and_not_on_the_batch(checkpoint, tmp_path):
-    settings = {"top_k": 0, "top_p": 1.0, "precision": "fp32", "device": "cpu"}
+    settings = {"top_k": 0, "top_p": 1.0, "precision": "fp32"}
     asked = [question(f"question number {i} " + "tea " * i) for i in range(7)]
     whole = LocalClient(checkpoint, batch_size=4, cache=str(tmp_path), **settings)
     answers = whole.ask(asked, **ASK)

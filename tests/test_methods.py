@@ -313,8 +313,12 @@ def test_with_a_judge_and_a_reward_model_only_pairs_that_both_order_alike_stay()
         "temperature": 1.0, "max_tokens": 9,
     }  # fmt: skip
     prompts = [("p", [{"role": "user", "content": "ask"}])]
-    agree = preferences({"c": client}, prompts, reward_model=lambda m, text: float(text[-1]), **settings)
-    oppose = preferences({"c": client}, prompts, reward_model=lambda m, text: -float(text[-1]), **settings)
+    agree = preferences(
+        {"c": client}, prompts, reward_model=lambda rows: [float(text[-1]) for _, text in rows], **settings
+    )
+    oppose = preferences(
+        {"c": client}, prompts, reward_model=lambda rows: [-float(text[-1]) for _, text in rows], **settings
+    )
     assert len(agree.rows) == 3 and oppose.rows == [] and oppose.drops["judge_and_reward_model_disagree"] == 3
 
 

@@ -23,11 +23,11 @@ ASPECTS = {
     "helpfulness": "Is the answer useful, clear and complete for the person who asked?",
 }
 Prompt = tuple[str, Conversation]  # id, messages
-RewardModel = Callable[[Conversation, str], float]
+Scorer = Callable[[Sequence[tuple[Conversation, str]]], list[float]]  # of (prompt, completion), all at once
 
 
 def preferences(
-    clients: dict[str, Client], prompts: Sequence[Prompt], *, judge: Client | None, reward_model: RewardModel | None,
+    clients: dict[str, Client], prompts: Sequence[Prompt], *, judge: Client | None, reward_model: Scorer | None,
     num_completions: int, pairs: str, aspects: Sequence[str], min_margin: float, seed: int, temperature: float,
     max_tokens: int,
 ) -> Made:  # fmt: skip
@@ -58,7 +58,7 @@ def preferences(
     flat = [(p, text) for p, kept in enumerate(completions) for text in kept]
     answered = [(prompts[p][1], text) for p, text in flat]
     ratings = rate(judge, answered, aspects=aspects, seed=seed) if judge else [{} for _ in flat]
-    rewards = [reward_model(*one) if reward_model else None for one in answered]
+    rewards = reward_model(answered) if reward_model else [None for _ in flat]
     scored: list[list[dict]] = [[] for _ in prompts]
     for (p, text), rating, reward in zip(flat, ratings, rewards, strict=True):
         if rating is None:
@@ -126,33 +126,32 @@ def read_rating(answer: Answer) -> int | None:
     return int(next(filter(None, found[-1]))) if found else None
 
 
-def reward_model_scorer(path: str, *, precision: str) -> RewardModel:
+def reward_model_scorer(path: str, *, precision: str, batch_size: int) -> Scorer:
     """Scores of a reward model of ours."""
-    import torch
-
     from data.chat import encode_completion
     from data.tokenizer import load_tokenizer
-    from model.build import load_reward_model
-    from model.packing import make_rows
+    from model.reading import in_batches, read_reward_model
+    from runtime.devices import own_device
 
-    tokenizer = load_tokenizer(path)
-    model = load_reward_model(path, precision=precision, frozen=True)
+    tokenizer, model = load_tokenizer(path), read_reward_model(path, precision=precision)
     window = model.config.max_length
+    limits = {"max_length": window, "max_prompt_length": window // 2}
+    settings = {"pad_id": tokenizer.pad_id, "batch_size": batch_size, "device": own_device()}
 
-    @torch.no_grad()
-    def score(messages: Conversation, completion: str) -> float:
-        row = encode_completion(messages, completion, tokenizer, max_length=window, max_prompt_length=window // 2)
-        return model.score(*make_rows([row], tokenizer.pad_id)).item()
+    def score(answered: Sequence[tuple[Conversation, str]]) -> list[float]:
+        rows = [encode_completion(messages, completion, tokenizer, **limits) for messages, completion in answered]
+        return in_batches(model.score, rows, **settings).tolist() if rows else []
 
     return score
 
 
-def reward_function_scorer(spec: str) -> RewardModel:
+def reward_function_scorer(spec: str) -> Scorer:
     """What a Python function says of a completion: a gold reward that is known exactly, say."""
     function = load_reward_function(spec)
 
-    def score(messages: Conversation, completion: str) -> float:
-        return call_reward(function, [prompt_text({"messages": messages})], [completion], {})[0]
+    def score(answered: Sequence[tuple[Conversation, str]]) -> list[float]:
+        prompts = [prompt_text({"messages": messages}) for messages, _ in answered]
+        return call_reward(function, prompts, [completion for _, completion in answered], {})
 
     return score
 

@@ -18,10 +18,10 @@ class LocalSpeaker:
 
     def __init__(self, path: str, *, precision: str, sampling: DictConfig):
         from data.tokenizer import load_tokenizer
-        from model.build import load_policy
+        from model.reading import read_policy
 
         self.tokenizer = load_tokenizer(path)
-        self.policy = load_policy(path, precision=precision, frozen=True)
+        self.policy = read_policy(path, precision=precision)
         self.sampling, self.busy = sampling, threading.Lock()
 
     def stream(self, messages: Messages, seed: int) -> Iterator[str]:
