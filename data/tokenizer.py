@@ -12,7 +12,7 @@ from pathlib import Path
 from data.chat import ROLES, TEMPLATES, Template
 from data.jinja import agree, jinja_template, recognise
 from data.vocabularies import Vocabulary, from_sentencepiece, read_vocabulary
-from model.weights.paths import find_model
+from model.weights.adapter import find_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def load_tokenizer(path: str | Path, *, template: str | None = None) -> Tokenize
         ValueError: nothing there, an unknown kind of tokenizer or template, or special tokens that are missing.
     """
     is_model_file = ".model" in Path(path).suffixes and Path(path).is_file()
-    vocabulary = read_vocabulary(Path(path) if is_model_file else find_model(path))
+    vocabulary = read_vocabulary(Path(path) if is_model_file else find_tokenizer(path))
     tokenizer = Tokenizer(vocabulary, template or recognise(vocabulary.chat_template))
     if vocabulary.chat_template and tokenizer.template:
         ours = jinja_template(tokenizer.template, tokenizer.default_system)

@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.heads import Policy, RewardModel, ValueModel
 from model.transformer import Linear
+from model.weights.adapter import AdapterReader, find_base, is_adapter
 from model.weights.gguf import GGUFReader
-from model.weights.hf import HFReader, make_config_json
+from model.weights.hf import HFReader
+from model.weights.hf_config import make_config_json
 from model.weights.names import parts_of, shape_of
 from model.weights.paths import find_model
 from runtime.distributed import own_rows, whole
 
+Reader = HFReader | GGUFReader | AdapterReader
 LARGE = ("transformer", "lm_head")  # what is read after it is split
 HEAD_PARTS = {"score.weight", "score.bias", "score.gain", "score.shift"}
 
@@ -87,9 +90,11 @@ def new_reward_model(config: ModelConfig, *, seed: int, precision: str) -> Rewar
     return init_weights(empty(RewardModel, config, precision, False), seed)
 
 
-def open_weights(path: str | Path) -> HFReader | GGUFReader:
-    """The reader for what lies at the path: a Hugging Face directory or a GGUF file."""
+def open_weights(path: str | Path) -> Reader:
+    """The reader for what lies at the path: a Hugging Face directory, an adapter's directory or a GGUF file."""
     found = find_model(path)
+    if found.is_dir() and is_adapter(found):
+        return AdapterReader(found, open_weights(find_base(found)))
     return HFReader(found) if found.is_dir() else GGUFReader(found)
 
 
@@ -121,16 +126,17 @@ def frozen_or_not(model: nn.Module, frozen: bool) -> nn.Module:
 
 
 @torch.no_grad()
-def fill(kind: type, reader: HFReader | GGUFReader, precision: str, frozen: bool) -> nn.Module:
+def fill(kind: type, reader: Reader, precision: str, frozen: bool) -> nn.Module:
     """The model of a file. Raises ValueError on missing, left-over or misshapen weights."""
     model = empty(kind, reader.config, precision, frozen, later=dist.is_initialized())
     names = reader.names()
-    wanted = {name: parts_of(name) for name, _ in tensors(model)}
+    wanted = {name: parts_of(name, reader.config) for name, _ in tensors(model)}
     if reader.kind != model.kind:  # the head is another one's, or fresh
         wanted = {name: parts for name, parts in wanted.items() if reader.kind == "reward" or "score" not in parts[0]}
     missing = [part for parts in wanted.values() for part in parts if part not in names]
     if missing:
         raise ValueError(f"{reader.path} lacks {len(missing)} weights that its config asks for: {shorten(missing)}")
+    check_tied(reader, names)
     left = names - {part for parts in wanted.values() for part in parts} - {"lm_head.weight"} - HEAD_PARTS
     if left:
         raise ValueError(f"{reader.path} holds {len(left)} weights that its config does not know: {shorten(left)}")
@@ -149,8 +155,19 @@ def fill(kind: type, reader: HFReader | GGUFReader, precision: str, frozen: bool
     return model
 
 
+def check_tied(reader: Reader, names: set[str]) -> None:
+    """Raise ValueError where the config ties the output matrix to the embedding and the file stores another one."""
+    if not reader.config.tie_embeddings or "lm_head.weight" not in names:
+        return
+    if not torch.equal(reader.read("lm_head.weight"), reader.read("model.embed_tokens.weight")):
+        raise ValueError(
+            f"{reader.path}: its config says tie_word_embeddings=true, but it stores an lm_head.weight that differs "
+            "from the embedding; say tie_word_embeddings=false there if that one is meant, as transformers takes it"
+        )
+
+
 @torch.no_grad()
-def read_into(model: nn.Module, reader: HFReader | GGUFReader, names: Collection[str]) -> None:
+def read_into(model: nn.Module, reader: Reader, names: Collection[str]) -> None:
     """Write the file's weights into the tensors of these names; of split ones each rank reads its own rows."""
     if isinstance(model, Policy):
         model.tie()
@@ -159,7 +176,7 @@ def read_into(model: nn.Module, reader: HFReader | GGUFReader, names: Collection
             continue
         mine, start = own_rows(tensor)
         rows, end = 0, start + len(mine) if mine.ndim else 1
-        for part in parts_of(name):  # its rows in the stack are rows .. rows + size
+        for part in parts_of(name, reader.config):  # its rows in the stack are rows .. rows + size
             size = (reader.shape(part) or (1,))[0]
             low, high = max(start, rows), min(end, rows + size)
             if low < high:
@@ -224,10 +241,10 @@ def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path
         tensor = whole(tensor if merged is None or name.endswith("bias") else merged.merged())
         if not writes:  # it took part in the gathering
             continue
-        sizes = [shape_of(part, model.config)[:1] for part in parts_of(name)]
+        sizes = [shape_of(part, model.config)[:1] for part in parts_of(name, model.config)]
         tensor = tensor.detach().cpu()
         pieces = tensor.split([size[0] for size in sizes]) if len(sizes) > 1 else [tensor]
-        weights |= {part: piece.contiguous() for part, piece in zip(parts_of(name), pieces, strict=True)}
+        weights |= {part: piece.contiguous() for part, piece in zip(parts_of(name, model.config), pieces, strict=True)}
     if not writes:
         return
     dtype = str(weights["model.norm.weight"].dtype).removeprefix("torch.")

@@ -1,21 +1,78 @@
-"""The shape of a model: every number that its weights and its arithmetic depend on."""
+"""The shape of a model: every number that its weights and its arithmetic depend on, and what its family adds."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_KEYS = {  # rope type -> keys that its formula needs
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": {"factor", "original_max_position_embeddings"},
+    "longrope": {"factor", "short_factor", "long_factor", "original_max_position_embeddings"},
 }
-ROPE_OPTIONS = {"yarn": {"beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"}}
+ROPE_OPTIONS = {
+    "yarn": {"beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"},
+    "longrope": {"attention_factor"},
+}
+KINDS = ("full", "window")  # what a layer's attention may see
+
+# Optional fields of ModelConfig -> their key in config.json, and what transformers takes where it is missing.
+BIAS = {"qkv_bias": ("attention_bias", False)}
+BIASES = BIAS | {"mlp_bias": ("mlp_bias", False)}
+SCALES = {
+    "embed_scale": ("embedding_multiplier", 1.0),
+    "residual_scale": ("residual_multiplier", 1.0),
+    "attention_scale": ("attention_multiplier", 1.0),
+    "logit_divisor": ("logits_scaling", 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the models of a family have in common. The defaults are Llama's."""
+
+    title: str  # in Hugging Face's architectures: <title>ForCausalLM
+    keys: dict = field(default_factory=dict)  # optional fields -> (key in config.json, its default there)
+    norms: str = "before"  # where a sublayer is normed: before | after (OLMo 2) | both (Gemma)
+    norm_offset: float = 0.0  # a norm multiplies by this plus its weight (Gemma: 1)
+    qk_norm: str | None = None  # queries and keys are normed: by head | over the whole width
+    always_qkv_bias: bool = False  # Qwen2, and not on the product after attention
+    activation: str = "silu"  # of the MLP's gate: silu | gelu_pytorch_tanh
+    embed_by_width: bool = False  # embeddings are multiplied by sqrt(hidden_size)
+    window: int | None = None  # sliding_window where config.json has none; null there means no window
+    windowed: bool = False  # has layers with a sliding window
+    kinds: tuple[str, ...] = ()  # of its layers, in turn, where config.json has no layer_types
+    own_layer_types: bool = False  # config.json may name each layer's kind
+    partial_rotary: bool = False  # config.json may leave a part of each head unrotated
+    theta: float = 10000.0  # rope_theta where config.json has none
+    window_theta: float | None = None  # of layers with a window, if they turn by a base of their own
+    head_dim: int | None = None  # where config.json has none; None: hidden_size / num_heads
+    tied: bool = False  # tie_word_embeddings where config.json has none
+
+
+GEMMA = dict(norms="both", norm_offset=1.0, activation="gelu_pytorch_tanh", embed_by_width=True, tied=True)
+GEMMA |= dict(head_dim=256, windowed=True, window=4096, own_layer_types=True)
+CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+FAMILIES = {  # model_type -> what it adds to Llama
+    "llama": Family("Llama", BIASES),
+    "mistral": Family("Mistral", windowed=True, window=4096),
+    "ministral": Family("Ministral", windowed=True, window=4096, own_layer_types=True),
+    "qwen2": Family("Qwen2", always_qkv_bias=True, windowed=True, own_layer_types=True),
+    "qwen3": Family("Qwen3", BIAS, qk_norm="head", windowed=True, own_layer_types=True, head_dim=128),
+    "smollm3": Family("SmolLM3", BIASES, windowed=True, own_layer_types=True, theta=2e6, tied=True),
+    "olmo2": Family("Olmo2", BIAS, norms="after", qk_norm="width"),
+    "olmo3": Family(
+        "Olmo3", BIAS, norms="after", qk_norm="width", windowed=True, window=4096, own_layer_types=True,
+        kinds=("window", "window", "window", "full"), theta=5e5, window_theta=5e5,
+    ),
+    "phi3": Family("Phi3", windowed=True, partial_rotary=True),
+    "granite": Family("Granite", BIASES | SCALES),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a Llama-family decoder. The tables of known models are in conf/model/*.yaml.
+    """Sizes of a decoder. The tables of known models are in conf/model/*.yaml.
 
     Raises ValueError when the numbers contradict each other, so that a wrong shape never reaches a product.
     """
@@ -31,28 +88,32 @@ class ModelConfig:
     rope_theta: float
     norm_eps: float
     tie_embeddings: bool
-    rope_scaling: dict | None = None  # {"rope_type": "linear" | "llama3" | "yarn", "factor": ..., ...}
-    qkv_bias: bool = False  # Qwen2
-    qk_norm: bool = False  # Qwen3
-    sliding_window: int | None = None  # Mistral: a token sees this many tokens, itself included
+    rope_scaling: dict | None = None  # {"rope_type": "linear" | "llama3" | "yarn" | "longrope", "factor": ..., ...}
+    window_rope_theta: float | None = None  # layers with a window turn by this base, unscaled; None: as the others
+    rotary_share: float = 1.0  # the part of each head that turns
+    rotary_layers: tuple[bool, ...] = ()  # SmolLM3: which layers turn, repeated; none given: all
+    sliding_window: int | None = None  # a token sees this many tokens, itself included
+    layer_kinds: tuple[str, ...] = ()  # full | window, repeated over the layers; none given: all alike
+    qkv_bias: bool = False  # attention's products have biases (Qwen2: not the last one)
+    mlp_bias: bool = False
+    embed_scale: float = 1.0  # Granite, as the next three
+    residual_scale: float = 1.0  # of what a sublayer adds
+    attention_scale: float | None = None  # of q k; None: head_dim ** -0.5
+    logit_divisor: float = 1.0
     family: str = "llama"
 
     def __post_init__(self):
         if self.family not in FAMILIES:
             raise ValueError(f"unknown model family {self.family!r}; known: {', '.join(FAMILIES)}")
-        sizes = (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-        )
-        for name in (*sizes, "max_length"):
+        for name, plain in (("rotary_layers", (True,)), ("layer_kinds", (self.all_alike,))):  # lists from YAML
+            items = shortest_period(tuple(getattr(self, name)))
+            object.__setattr__(self, name, () if items == plain else items)
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+        for name in (*sizes, "head_dim", "max_length"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)!r} must be a whole number of at least 1")
-        for name in ("rope_theta", "norm_eps"):
+        scales = ("embed_scale", "residual_scale", "attention_scale", "logit_divisor", "window_rope_theta")
+        for name in ("rope_theta", "norm_eps", *(name for name in scales if getattr(self, name) is not None)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"model.{name}={value!r} must be a number above 0")
@@ -60,12 +121,66 @@ class ModelConfig:
             raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even: rotary embeddings turn pairs")
-        for name, family in (("qkv_bias", "qwen2"), ("qk_norm", "qwen3")):
-            if getattr(self, name) != (self.family == family):
-                raise ValueError(f"{name}={getattr(self, name)} contradicts family={self.family}; only {family} has it")
-        if self.sliding_window is not None and (self.family != "mistral" or self.sliding_window < 1):
-            raise ValueError(f"sliding_window={self.sliding_window} wants family=mistral and at least 1, or null")
+        if not 0 < self.rotary_share <= 1 or self.rotary_dim % 2 or not self.rotary_dim:
+            raise ValueError(f"rotary_share={self.rotary_share} of head_dim={self.head_dim} must be an even number")
+        self.check_layers()
+        self.check_family()
         check_rope(self.rope_scaling)
+
+    def check_layers(self) -> None:
+        """Raise ValueError unless windows and the kinds of layers fit."""
+        window = self.sliding_window
+        if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
+            raise ValueError(f"sliding_window={window!r} must be at least 1, or null")
+        if unknown := set(self.layer_kinds) - set(KINDS):
+            raise ValueError(f"layer_kinds holds {sorted(unknown)}; known: {', '.join(KINDS)}")
+        if self.layer_kinds and ("window" in self.layer_kinds) != (window is not None):
+            raise ValueError(f"layer_kinds={list(self.layer_kinds)} contradicts sliding_window={window}")
+
+    def check_family(self) -> None:
+        """Raise ValueError where an optional field is set that this family's files cannot hold."""
+        facts = self.facts
+        if self.qkv_bias != facts.always_qkv_bias and "qkv_bias" not in facts.keys:
+            raise ValueError(f"qkv_bias={self.qkv_bias} contradicts family={self.family}")
+        allowed = {*facts.keys, "qkv_bias", "rope_scaling", "family"}
+        allowed |= {"sliding_window"} if facts.windowed else set()
+        allowed |= {"layer_kinds"} if facts.own_layer_types else set()
+        allowed |= {"rotary_layers"} if self.family == "smollm3" else set()
+        allowed |= {"rotary_share"} if facts.partial_rotary else set()
+        allowed |= {"window_rope_theta"} if facts.window_theta else set()
+        for option in fields(self)[11:]:
+            if option.name not in allowed and getattr(self, option.name) != option.default:
+                raise ValueError(f"{option.name}={getattr(self, option.name)!r} contradicts family={self.family}")
+
+    @property
+    def facts(self) -> Family:
+        return FAMILIES[self.family]
+
+    @property
+    def rotary_dim(self) -> int:
+        """Numbers of each head that turn."""
+        return int(self.head_dim * self.rotary_share)
+
+    def kind(self, layer: int) -> str:
+        """full | window: what the attention of this layer sees."""
+        return self.layer_kinds[layer % len(self.layer_kinds)] if self.layer_kinds else self.all_alike
+
+    @property
+    def all_alike(self) -> str:
+        """The kind of all layers where `layer_kinds` names none."""
+        return "full" if self.sliding_window is None else "window"
+
+    def turns(self, layer: int) -> bool:
+        """Whether this layer's queries and keys are rotated by their positions."""
+        return not self.rotary_layers or self.rotary_layers[layer % len(self.rotary_layers)]
+
+
+def shortest_period(items: tuple) -> tuple:
+    """The shortest tuple that gives these items when repeated and cut."""
+    for size in range(1, len(items)):
+        if all(item == items[i % size] for i, item in enumerate(items)):
+            return items[:size]
+    return items
 
 
 def check_rope(scaling: Mapping | None) -> None:

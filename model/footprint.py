@@ -99,7 +99,8 @@ def _saved(config, layers: int, rows: int, length: int, dtype, master, fused_att
         positions = torch.zeros(rows * length, dtype=torch.int64)
         spans = [(row * length, (row + 1) * length) for row in range(rows)]
         blocks = Blocks(spans, torch.zeros_like(tokens), positions, length)
-        net.frequencies = net.frequencies.to("meta")
+        for rope in net.ropes.values():
+            rope.frequencies = rope.frequencies.to("meta")
     own, kept = {p.untyped_storage()._cdata for p in net.parameters()}, {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -42,6 +42,12 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate_up) if torch.is_grad_enabled() else _gated(gate_up)
 
 
+def geglu(gate_up: Tensor) -> Tensor:
+    """(N, F) gelu(gate) * up of (N, 2F) `[gate | up]`, gelu in its tanh form."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding of x (N, heads, Dh): the pair (i, i + Dh/2) turns by its angle. Su et al. 2021, Eq. 34.
 

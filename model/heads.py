@@ -30,7 +30,8 @@ class Policy(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, blocks, picks: Tensor | None = None, cache=None) -> Tensor:
         """(M, V) float32 logits at the stream indices `picks` (all N if None): for sampling, not for losses."""
-        return self.lm_head(self.transformer(tokens, positions, blocks, cache, self.adapted, picks)).float()
+        logits = self.lm_head(self.transformer(tokens, positions, blocks, cache, self.adapted, picks)).float()
+        return logits if self.config.logit_divisor == 1 else logits / self.config.logit_divisor
 
     def states(self, stream: Stream) -> Tensor:
         """(M, D) hidden states of the positions that predict a completion token."""
@@ -50,7 +51,8 @@ class Policy(nn.Module):
         the vocabulary product, and the kernel never stores the (M, V) logits.
         """
         stream = pack(input_ids, attention_mask, completion_mask)
-        picked = linear_logprob(self._states(stream), self.lm_head.weight, stream.targets, temperature=temperature)
+        how = self.logit_settings(temperature)
+        picked = linear_logprob(self._states(stream), self.lm_head.weight, stream.targets, **how)
         return spread(picked, completion_mask)
 
     def logprobs_and_entropy(
@@ -59,7 +61,7 @@ class Policy(nn.Module):
         """`logprobs`, and beside it (B, T) float32 entropy in nats of the distribution that token t was drawn from."""
         stream = pack(input_ids, attention_mask, completion_mask)
         picked, entropy = linear_logprob(
-            self._states(stream), self.lm_head.weight, stream.targets, temperature=temperature, entropy=True
+            self._states(stream), self.lm_head.weight, stream.targets, **self.logit_settings(temperature), entropy=True
         )
         return spread(picked, completion_mask), spread(entropy, completion_mask)
 
@@ -67,11 +69,20 @@ class Policy(nn.Module):
         self, ref_policy: "Policy", input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor,
         *, temperature: float = 1.0,
     ) -> Tensor:  # fmt: skip
-        """(B, T) float32 nats: KL(self || ref_policy) over the whole vocabulary at each completion position."""
+        """(B, T) float32 nats: KL(self || ref_policy) over the whole vocabulary at each completion position.
+
+        Raises ValueError where the reference is of a family that makes its logits otherwise.
+        """
+        if ref_policy.config.logit_divisor != self.config.logit_divisor:
+            raise ValueError("the reference divides its logits by another number; the exact KL wants one of its family")
         stream = pack(input_ids, attention_mask, completion_mask)
         ref = (ref_policy.states(stream), ref_policy.lm_head.weight)
-        kl = linear_kl(self._states(stream), self.lm_head.weight, *ref, temperature=temperature)
+        kl = linear_kl(self._states(stream), self.lm_head.weight, *ref, **self.logit_settings(temperature))
         return spread(kl, completion_mask)
+
+    def logit_settings(self, temperature: float) -> dict:
+        """How the log-prob's kernel makes logits out of hidden states."""
+        return {"temperature": temperature * self.config.logit_divisor}
 
 
 class RewardModel(nn.Module):

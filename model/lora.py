@@ -127,7 +127,7 @@ def export_adapter(model: nn.Module, directory: Path, base: str) -> None:
     weights, targets = {}, set()
     for name, lora in found.items():
         A, B = (whole(x).detach().cpu() for x in (lora.A, lora.B))
-        parts = [part.removesuffix(".weight") for part in parts_of(name + ".weight")]
+        parts = [part.removesuffix(".weight") for part in parts_of(name + ".weight", model.config)]
         pieces = B.split([shape_of(part + ".weight", model.config)[0] for part in parts])
         for part, piece in zip(parts, pieces, strict=True):
             weights[f"base_model.model.{part}.lora_A.weight"] = A.clone()

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.weights.adapter import find_base, is_adapter
 from model.weights.paths import find_model
 
 PART_ROWS = 512  # rows of a file: what an interruption can cost
@@ -32,10 +33,16 @@ def row_key(row: dict) -> bytes:
 
 
 def weights_digest(path: str | Path) -> str:
-    """sha256 of a checkpoint's config and weights, as files: equal digests are equal models."""
+    """sha256 of a checkpoint's configs and weights, as files, its base's included where it is an adapter.
+
+    Equal digests are equal models.
+    """
     found = find_model(path)
-    files = sorted([*found.glob("*.safetensors"), *found.glob("config.json")]) if found.is_dir() else [found]
+    names = ("*.safetensors", "config.json", "adapter_config.json")
+    files = sorted(file for name in names for file in found.glob(name)) if found.is_dir() else [found]
     digest = hashlib.sha256()
+    if found.is_dir() and is_adapter(found):
+        digest.update(weights_digest(find_base(found)).encode())
     for file in files:
         with open(file, "rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())

@@ -1,6 +1,7 @@
-"""The Llama family by hand: a packed stream of tokens -> hidden states. No head, no loss, no padding."""
+"""The transformer by hand: a packed stream of tokens -> hidden states. No head, no loss, no padding.
 
-import math
+A family differs from Llama by the facts of its row in model/config.py, which are read here.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import Blocks, attend
 from model.config import ModelConfig
-from model.functions import CastLinear, rms_norm, rotate, swiglu
+from model.functions import CastLinear, geglu, rms_norm, rotate, swiglu
+from model.rope import Rope
 from runtime.distributed import whole
 
 
@@ -47,15 +49,15 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, in x's dtype, returned in `dtype`. Zhang & Sennrich 2019 (arXiv:1910.07467), Eq. 4."""
+    """x / rms(x) * (offset + weight), returned in `dtype`. Zhang & Sennrich 2019 (arXiv:1910.07467), Eq. 4."""
 
-    def __init__(self, size: int, eps: float):
+    def __init__(self, size: int, config: ModelConfig):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.eps, self.offset = config.norm_eps, config.facts.norm_offset
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - self.offset))
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return rms_norm(x, self.weight, self.eps, dtype)
+        return rms_norm(x, self.weight + self.offset if self.offset else self.weight, self.eps, dtype)
 
 
 class Attention(nn.Module):
@@ -63,13 +65,16 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.layer, self.window = layer, config.sliding_window
+        self.layer, self.window = layer, config.sliding_window if config.kind(layer) == "window" else None
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-        self.qkv = Linear(config.hidden_size, width, bias=config.qkv_bias)
-        self.out = Linear(config.num_heads * config.head_dim, config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        queries, keys, facts = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, config.facts
+        self.qkv = Linear(config.hidden_size, queries + 2 * keys, bias=config.qkv_bias)
+        self.out = Linear(queries, config.hidden_size, bias=config.qkv_bias and not facts.always_qkv_bias)
+        self.wide_norm, normed = facts.qk_norm == "width", facts.qk_norm is not None
+        self.q_norm = RMSNorm(queries if self.wide_norm else self.head_dim, config) if normed else None
+        self.k_norm = RMSNorm(keys if self.wide_norm else self.head_dim, config) if normed else None
+        self.turned = config.rotary_dim if config.turns(layer) else 0  # numbers of each head
+        self.q_scale = 1.0 if config.attention_scale is None else config.attention_scale * self.head_dim**0.5
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool, picks: Tensor | None
@@ -77,45 +82,77 @@ class Attention(nn.Module):
         H, K = self.num_heads, self.num_kv_heads
         q, k, v = self.qkv(x, adapted).unflatten(-1, (-1, self.head_dim)).split((H, K, K), dim=1)  # (N, H | K | K, Dh)
         if self.q_norm is not None:
-            q, k = self.q_norm(q, q.dtype), self.k_norm(k, k.dtype)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+            q, k = self.normed(self.q_norm, q), self.normed(self.k_norm, k)
+        q, k = self.rotated(q, rope), self.rotated(k, rope)
+        if self.q_scale != 1:
+            q = q * self.q_scale
         if cache is None:
             mixed = attend(q, k, v, blocks, self.window)  # (N, H, Dh)
         else:
             mixed = cache.attend(self.layer, q, k, v, blocks, self.window)  # (N, H, Dh)
         return self.out((mixed if picks is None else mixed[picks]).flatten(1), adapted)
 
+    def normed(self, norm: RMSNorm, x: Tensor) -> Tensor:
+        """Queries or keys (N, heads, Dh), normed head by head or over all heads at once."""
+        return norm(x.flatten(1), x.dtype).view(x.shape) if self.wide_norm else norm(x, x.dtype)
+
+    def rotated(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """x (N, heads, Dh) with the first `turned` numbers of each head turned by the token's position."""
+        if self.turned == self.head_dim:
+            return rotate(x, *rope)
+        if not self.turned:
+            return x
+        return torch.cat((rotate(x[..., : self.turned], *rope), x[..., self.turned :]), dim=-1)
+
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate x) * up x), gate and up from one product. Shazeer 2020 (arXiv:2002.05202), Eq. 6."""
+    """SwiGLU: down(silu(gate x) * up x), gate and up from one product. Shazeer 2020 (arXiv:2002.05202), Eq. 6.
+
+    Gemma's gate is a tanh-approximated GELU (GeGLU).
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.gated = swiglu if config.facts.activation == "silu" else geglu
 
     def forward(self, x: Tensor, adapted: bool) -> Tensor:
-        return self.down(swiglu(self.gate_up(x, adapted)), adapted)
+        return self.down(self.gated(self.gate_up(x, adapted)), adapted)
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each on a normed input and added to the residual stream."""
+    """Attention and MLP, each added to the residual stream; normed before they read it, before they add to it, or both."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        before, after = (config.facts.norms in (place, "both") for place in ("before", "after"))
+        self.attention_norm = RMSNorm(config.hidden_size, config) if before else None
         self.attention = Attention(config, layer)
-        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention_out_norm = RMSNorm(config.hidden_size, config) if after else None
+        self.mlp_norm = RMSNorm(config.hidden_size, config) if before else None
         self.mlp = MLP(config)
+        self.mlp_out_norm = RMSNorm(config.hidden_size, config) if after else None
+        self.kind, self.scale = config.kind(layer), config.residual_scale
         self.dropout = 0.0  # residual dropout, set by Transformer.regularise
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool, picks: Tensor | None
     ) -> Tensor:
-        noisy, dtype = self.training and torch.is_grad_enabled(), rope[0].dtype
-        mixed = self.attention(self.attention_norm(x, dtype), rope, blocks, cache, adapted, picks)
-        x = (x if picks is None else x[picks]) + F.dropout(mixed, self.dropout, noisy)
-        return x + F.dropout(self.mlp(self.mlp_norm(x, dtype), adapted), self.dropout, noisy)
+        dtype = rope[0].dtype
+        mixed = self.attention(self.entering(self.attention_norm, x, dtype), rope, blocks, cache, adapted, picks)
+        x = (x if picks is None else x[picks]) + self.leaving(self.attention_out_norm, mixed)
+        return x + self.leaving(self.mlp_out_norm, self.mlp(self.entering(self.mlp_norm, x, dtype), adapted))
+
+    def entering(self, norm: RMSNorm | None, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """What a sublayer reads of the residual stream."""
+        return x.to(dtype) if norm is None else norm(x, dtype)
+
+    def leaving(self, norm: RMSNorm | None, y: Tensor) -> Tensor:
+        """What a sublayer's output adds to the residual stream."""
+        y = y if norm is None else norm(y, torch.promote_types(y.dtype, torch.float32))
+        y = F.dropout(y, self.dropout, self.training and torch.is_grad_enabled())
+        return y if self.scale == 1 else y * self.scale
 
 
 class Transformer(nn.Module):
@@ -130,11 +167,12 @@ class Transformer(nn.Module):
         self.config, self.compute_dtype = config, compute_dtype
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config)
         self.checkpointing = False  # recompute each layer in the backward pass: less memory, a third more time
         self.neftune_alpha = 0.0
-        # Plain tensor, not a buffer: a model moved to bf16 must keep its frequencies exact.
-        self.frequencies, self.rope_gain = rope_frequencies(config)
+        self.embed_scale = config.hidden_size**0.5 if config.facts.embed_by_width else config.embed_scale
+        self.ropes = {"full": Rope(config), "window": Rope(config, of_windows=True)}
+        self.one_rope = config.window_rope_theta is None  # both the same
 
     def forward(
         self, tokens: Tensor, positions: Tensor, blocks: Blocks | None, cache=None, adapted: bool = True,
@@ -161,24 +199,26 @@ class Transformer(nn.Module):
         x = self.embed(tokens)  # (N, D)
         dtype = self.compute_dtype or x.dtype
         x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.embed_scale != 1:
+            x = x * self.embed_scale
         if self.neftune_alpha and self.training and torch.is_grad_enabled():
             x = x + neftune_noise(x, blocks, self.neftune_alpha)
-        rope = self.rope(positions, dtype)
+        rope = self.ropes["full"](positions, dtype)
+        window_rope = rope if self.one_rope else self.ropes["window"](positions, dtype)
         for layer in self.layers:
-            given = (x, rope, blocks, cache, adapted, picks if layer is self.layers[-1] else None)
+            given = (
+                x,
+                window_rope if layer.kind == "window" else rope,
+                blocks,
+                cache,
+                adapted,
+                picks if layer is self.layers[-1] else None,
+            )
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(layer, *given, use_reentrant=False)
             else:
                 x = layer(*given)
         return self.norm(x, dtype)
-
-    def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin as `rotate` wants them; angles in float32, as positions exceed bf16's whole numbers at 256."""
-        if self.frequencies.device != positions.device:
-            self.frequencies = self.frequencies.to(positions.device)
-        angles = (positions[:, None].float() * self.frequencies)[:, None]  # (N, 1, Dh / 2)
-        cos, sin = angles.cos() * self.rope_gain, angles.sin() * self.rope_gain
-        return torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((-sin, sin), dim=-1).to(dtype)
 
     def regularise(self, *, residual_dropout: tuple[float, float], neftune_alpha: float) -> None:
         """Noise for SFT, only where gradients are: dropout, linear from the first to the last layer, and NEFTune."""
@@ -200,57 +240,3 @@ def neftune_noise(x: Tensor, blocks: Blocks, alpha: float) -> Tensor:
     sizes = torch.tensor([stop - start for start, stop in blocks.spans], device=x.device)
     scale = alpha / (sizes.float() * x.shape[1]).sqrt()  # one per block
     return torch.empty_like(x).uniform_(-1, 1) * scale.repeat_interleave(sizes)[:, None].to(x.dtype)
-
-
-def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
-    """(Dh / 2,) float32 radians per position, and the factor on cos and sin (YaRN's attention temperature)."""
-    exponents = torch.arange(0, config.head_dim, 2, device="cpu").float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies, 1.0
-    if scaling["rope_type"] == "linear":
-        return frequencies / scaling["factor"], 1.0
-    if scaling["rope_type"] == "llama3":
-        return llama3_frequencies(frequencies, scaling), 1.0
-    return yarn_frequencies(frequencies, config), yarn_gain(scaling)
-
-
-def llama3_frequencies(frequencies: Tensor, scaling: dict) -> Tensor:
-    """Llama 3.1: long waves are stretched by `factor`, short ones kept, a linear blend between."""
-    turns = (
-        scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    )  # full turns within the old window
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    keep = ((turns - low) / (high - low)).clamp(0, 1)
-    return (1 - keep) * frequencies / scaling["factor"] + keep * frequencies
-
-
-def yarn_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
-    """YaRN, Peng et al. 2023 (arXiv:2309.00071), section 3.2: blend by the number of turns within the old window."""
-    scaling = config.rope_scaling
-
-    def dimension(turns: float) -> float:  # the (real-valued) pair index that makes `turns` turns
-        old = scaling["original_max_position_embeddings"]
-        return config.head_dim * math.log(old / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
-
-    low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
-    if scaling.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, config.head_dim - 1)
-    pairs = torch.arange(config.head_dim // 2, device="cpu").float()
-    stretch = ((pairs - low) / (max(high - low, 0.001))).clamp(0, 1)
-    return stretch * frequencies / scaling["factor"] + (1 - stretch) * frequencies
-
-
-def yarn_gain(scaling: dict) -> float:
-    """The factor on cos and sin that makes attention sharper on stretched windows: 0.1 ln(factor) + 1."""
-    if scaling.get("attention_factor") is not None:
-        return scaling["attention_factor"]
-
-    def temperature(weight: float) -> float:
-        return 0.1 * weight * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
-
-    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return temperature(scaling["mscale"]) / temperature(scaling["mscale_all_dim"])
-    return temperature(1.0)

@@ -43,7 +43,7 @@ def main(path: str) -> None:
 
     stored = load_file(Path(path) / "model.safetensors")
     for name, weight in policy.named_parameters():
-        assert torch.equal(whole(weight), torch.cat([stored[part] for part in parts_of(name)])), name
+        assert torch.equal(whole(weight), torch.cat([stored[part] for part in parts_of(name, policy.config)])), name
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ def write_gguf(path: Path, policy, kind: str, extra=lambda writer: None, embeddi
     names = gguf.TensorNameMap(gguf.MODEL_ARCH.LLAMA, config.num_layers)
     for ours, weight in policy.named_parameters():
         sizes = [config.num_heads * config.head_dim] + 2 * [config.num_kv_heads * config.head_dim]
-        pieces = weight.detach().split(sizes if "qkv" in ours else len(weight) // len(parts_of(ours)))
-        for part, piece in zip(parts_of(ours), pieces, strict=True):
+        pieces = weight.detach().split(sizes if "qkv" in ours else len(weight) // len(parts_of(ours, config)))
+        for part, piece in zip(parts_of(ours, config), pieces, strict=True):
             if part.endswith(("q_proj.weight", "k_proj.weight")):
                 heads = config.num_heads if "q_proj" in part else config.num_kv_heads
                 piece = piece.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
@@ -74,7 +74,7 @@ def test_k_quants_keep_their_rows_in_place(kind, tmp_path):
 
 
 def test_llama3_scaling_is_recovered_from_a_gguf_files_divisors(tmp_path):
-    from model.transformer import rope_frequencies
+    from model.rope import rope_frequencies
 
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     scaling |= {"original_max_position_embeddings": 8192}

@@ -19,7 +19,9 @@ from model.packing import make_rows, pack
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # parameters, from the model cards' weight files
     "smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama3_8b": 8_030_261_248, "mistral_7b": 7_241_732_096,
-    "qwen2_5_0_5b": 494_032_768, "llama3_70b": 70_553_706_496,
+    "qwen2_5_0_5b": 494_032_768, "llama3_70b": 70_553_706_496, "qwen3_0_6b": 596_049_920, "qwen3_8b": 8_190_735_360,
+    "smollm3_3b": 3_075_098_624, "ministral_8b": 8_019_808_256, "olmo2_7b": 7_298_617_344, "olmo3_7b": 7_298_011_136,
+    "phi3_mini": 3_821_079_552, "phi4": 14_659_507_200, "granite3_8b": 8_170_848_256,
 }  # fmt: skip
 
 

@@ -180,7 +180,10 @@ def reweighted(directory, change):
 
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 BREAKAGES = {
-    "missing file": (lambda d: (d / "model.safetensors").unlink(), "lacks model.safetensors"),
+    "missing file": (
+        lambda d: (d / "model.safetensors").unlink(),
+        "lacks model.safetensors and model.safetensors.index.json",
+    ),
     "truncated": (
         lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-999]),
         "model.safetensors is truncated",
@@ -198,22 +201,25 @@ BREAKAGES = {
         lambda d: edited(d, architectures=["GPT2LMHeadModel"]),
         "unknown architecture 'GPT2LMHeadModel'; known: LlamaForCausalLM",
     ),
-    "rope": (lambda d: edited(d, rope_scaling={"rope_type": "longrope"}), "unknown rope_type 'longrope'"),
+    "rope": (lambda d: edited(d, rope_scaling={"rope_type": "dynamic"}), "unknown rope_type 'dynamic'"),
     "activation": (lambda d: edited(d, hidden_act="gelu"), "hidden_act='gelu'"),
-    "bias": (lambda d: edited(d, attention_bias=True), "attention_bias=true"),
+    "bias": (lambda d: edited(d, attention_bias=True), "lacks 8 weights that its config asks for: .*k_proj.bias"),
     "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
     "a list": (lambda d: (d / "config.json").write_text("[]"), "config.json holds a list, not a JSON object"),
     "not json": (lambda d: (d / "config.json").write_text("{"), "config.json is not JSON"),
     "lacks a size": (
         lambda d: (d / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}'),
-        "config.json lacks 'vocab_size'",
+        "config.json lacks 'hidden_size'",
     ),
     "pickle": (
         lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
         "as pickle .* save_pretrained",
     ),
     "outside": (
-        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}'),
+        lambda d: (
+            (d / "model.safetensors").unlink(),
+            (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}'),
+        ),
         "names files outside",
     ),
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig, resized
-from model.transformer import llama3_frequencies
+from model.rope import llama3_frequencies
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's GGUF files say llama, and differ from it by nothing
 NAMES = {  # Hugging Face's -> GGUF's
@@ -86,7 +86,6 @@ class GGUFReader:
             norm_eps=float(str(np.float32(self.field("attention.layer_norm_rms_epsilon")))),  # 1e-05, not 9.99..e-06
             tie_embeddings="lm_head.weight" not in self.tensors,
             qkv_bias=self.architecture == "qwen2",
-            qk_norm=self.architecture == "qwen3",
         )
         return with_rope(config, self)
 

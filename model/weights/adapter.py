@@ -1,0 +1,130 @@
+"""A PEFT adapter over its base, read as the merged model: W + scale B A, computed when a weight is asked for."""
+
+import math
+from pathlib import Path
+
+from torch import Tensor
+
+from model.weights.gguf import GGUFReader
+from model.weights.hf import NEUTRAL, HFReader, open_safetensors, read_json
+from model.weights.paths import find_model
+
+PREFIX = "base_model.model."
+KINDS = {"CAUSAL_LM": "policy", None: "policy", "SEQ_CLS": "reward", "TOKEN_CLS": "value"}
+# Keys of adapter_config.json that say how it was made, not what it computes.
+CHANGES_NOTHING = {
+    "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules",
+    "use_rslora", "inference_mode", "auto_mapping", "revision", "peft_version", "exclude_modules", "layers_pattern",
+    "layers_to_transform", "loftq_config", "ephemeral_gpu_offload", "runtime_config", "megatron_core",
+    "qalora_group_size",
+}  # fmt: skip
+NEUTRAL_KEYS = {"bias": "none", "init_lora_weights": True}
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether the directory holds an adapter. Raises ValueError where it holds a whole model as well."""
+    if not (directory / "adapter_config.json").exists():
+        return False
+    if (directory / "config.json").exists():
+        raise ValueError(
+            f"{directory} holds a whole model (config.json) and an adapter (adapter_config.json), and only one can be "
+            "meant; move the adapter's two files into a directory of their own and pass that, or delete them"
+        )
+    return True
+
+
+class AdapterReader:
+    """The merged weights, by Hugging Face name. Raises ValueError on what is more than LoRA."""
+
+    def __init__(self, directory: Path, base: HFReader | GGUFReader):
+        raw = read_json(directory / "adapter_config.json")
+        check_adapter(raw, directory)
+        self.path, self.base, self.config, self.kind = directory, base, base.config, KINDS[raw.get("task_type")]
+        self.alpha, self.root = raw["lora_alpha"], bool(raw.get("use_rslora"))
+        self.stored = open_files(directory)  # name without peft's prefix -> (open file, its key there)
+        places = {name.partition(".lora_")[0] for name in self.stored if ".lora_" in name}
+        self.adapted = {f"{place}.weight" for place in places}
+        self.saved = {name for name in self.stored if ".lora_" not in name}
+        self.absent = {} if self.kind == "policy" else NEUTRAL
+        if strange := (self.adapted - base.names()) | {name for name in self.saved if not name.startswith("score.")}:
+            raise ValueError(f"{directory} holds a part for {min(strange)}, which its base {base.path} has not")
+        if lacking := {f"{place}.lora_{x}.weight" for place in places for x in "AB"} - set(self.stored):
+            raise ValueError(f"{directory} lacks {min(lacking)}")
+
+    def names(self) -> set[str]:
+        return self.base.names() | self.saved | set(self.absent)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name in self.saved or name in self.absent:
+            return tuple(self.read(name).shape)
+        return self.base.shape(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """The tensor, or these rows of it, with its adapter in it."""
+        if name in self.saved:
+            return self.tensor(name)
+        if name in self.absent:
+            return self.absent[name]
+        weight = self.base.read(name, rows)
+        if name not in self.adapted:
+            return weight
+        A, B = (self.tensor(f"{name.removesuffix('weight')}lora_{x}.weight").float() for x in "AB")
+        scale = self.alpha / (math.sqrt(len(A)) if self.root else len(A))  # rsLoRA: arXiv:2312.03732; A (rank, in)
+        return weight.float() + scale * (B if rows is None else B[rows]) @ A
+
+    def tensor(self, name: str) -> Tensor:
+        file, key = self.stored[name]
+        return file.get_tensor(key)
+
+
+def check_adapter(raw: dict, directory: Path) -> None:
+    """Raise ValueError, by name, on what plain LoRA does not have."""
+    if raw.get("peft_type") != "LORA" or raw.get("task_type") not in KINDS:
+        got = f"peft_type={raw.get('peft_type')!r}, task_type={raw.get('task_type')!r}"
+        raise ValueError(f"{directory}: {got} in adapter_config.json; only LORA for {', '.join(filter(None, KINDS))}")
+    if not isinstance(raw.get("lora_alpha"), int | float) or not isinstance(raw.get("r"), int):
+        raise ValueError(f"{directory}/adapter_config.json needs the numbers r and lora_alpha")
+    for key, value in raw.items():
+        head = key == "modules_to_save" and value == ["score"]
+        neutral = not value or value == NEUTRAL_KEYS.get(key) or (key == "init_lora_weights" and value == "gaussian")
+        if key not in CHANGES_NOTHING and not head and not neutral:
+            raise ValueError(
+                f"{directory}: {key}={value!r} in adapter_config.json is more than LoRA; "
+                "merge the adapter with peft's merge_and_unload and pass the merged model"
+            )
+
+
+def open_files(directory: Path) -> dict:
+    """Name -> (open file, key) of the adapter's tensors, and of a head's bias and normalisation beside them."""
+    if not (directory / "adapter_model.safetensors").exists():
+        pickled = "; it holds a pickle (.bin), which can run code: have peft save it as safetensors"
+        raise ValueError(
+            f"{directory} lacks adapter_model.safetensors{pickled if list(directory.glob('*.bin')) else ''}"
+        )
+    stored = {}
+    for path in (directory / "adapter_model.safetensors", directory / "head.safetensors"):
+        if path.exists():
+            file = open_safetensors(path)
+            stored |= {key.removeprefix(PREFIX): (file, key) for key in file.keys()}  # noqa: SIM118 - no dictionary
+    return stored
+
+
+def find_tokenizer(path: str | Path) -> Path:
+    """Where the tokenizer of what `path` names lies: an adapter may have none of its own, then it is its base's."""
+    found = find_model(path)
+    has_own = any(
+        (found / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+    )
+    return find_base(found) if found.is_dir() and not has_own and is_adapter(found) else found
+
+
+def find_base(directory: Path) -> Path:
+    """The model that the adapter in this directory was trained on."""
+    base = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
+    try:
+        return find_model(base or "")
+    except ValueError as error:
+        raise ValueError(
+            f"{directory} is an adapter to {base}, which is needed too: {error}. Where it lies elsewhere, write its "
+            "directory as base_model_name_or_path into adapter_config.json"
+        ) from None

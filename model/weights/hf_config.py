@@ -1,0 +1,264 @@
+"""config.json <-> ModelConfig. What changes the arithmetic and is not computed here is refused by name."""
+
+from pathlib import Path
+
+from model.config import FAMILIES, ROPE_KEYS, ROPE_OPTIONS, ModelConfig
+
+KINDS = {"ForCausalLM": "policy", "ForSequenceClassification": "reward", "ForTokenClassification": "value"}
+ARCHITECTURES = {
+    facts.title + suffix: (family, kind) for family, facts in FAMILIES.items() for suffix, kind in KINDS.items()
+}
+LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window"}
+# Keys that change nothing in a forward: bookkeeping, special tokens, and what only transformers' own training reads.
+CHANGES_NOTHING = {
+    "_name_or_path", "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "auto_map",
+    "use_cache", "cache_implementation", "_attn_implementation_autoset", "attn_implementation", "initializer_range",
+    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "id2label", "label2id", "num_labels",
+    "problem_type", "pretraining_tp", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop",
+    "classifier_dropout", "is_llama_config", "transformers.js_config", "tokenizer_class", "unsloth_fixed",
+    "unsloth_version", "return_dict", "output_hidden_states", "output_attentions", "no_rope_layer_interval",
+    "max_window_layers", "_sliding_window_pattern", "sliding_window_pattern", "is_decoder",
+}  # fmt: skip
+# Keys that have to hold one value, which is what the code computes.
+NEUTRAL = {
+    "use_mrope": False, "rope_interleaved": False, "lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1,
+    "mlp_bias": False, "attention_bias": False, "use_sliding_window": False, "is_encoder_decoder": False,
+    "chunk_size_feed_forward": 0, "tie_encoder_decoder": False, "add_cross_attention": False,
+}  # fmt: skip
+MAY_LACK_KV_HEADS = ("llama", "olmo2", "olmo3", "phi3", "granite")  # then as many as heads; others have a number
+ROPE_CHANGES_NOTHING = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
+
+
+def parse_config(raw: dict, directory: Path) -> tuple[ModelConfig, str]:
+    """ModelConfig and kind (policy, reward, value) of a config.json. Raises ValueError on what we do not compute."""
+    refuse_quantised(raw, directory)
+    family, kind = read_family(raw, directory)
+    left = {key: value for key, value in raw.items() if key not in CHANGES_NOTHING}
+    try:
+        config = read_sizes(left, raw, family)
+    except KeyError as error:
+        raise ValueError(f"{directory}/config.json lacks {error}") from None
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:  # a value of another kind than meant
+        raise ValueError(f"{directory}/config.json: {error}") from None
+    for key, value in left.items():
+        if value is None or (key in NEUTRAL and value == NEUTRAL[key]):
+            continue
+        only = f"; only {NEUTRAL[key]!r} is computed" if key in NEUTRAL else ", which this code does not know"
+        raise ValueError(
+            f"{directory}/config.json: {key}={value!r} of a {family} model{only}; the model would be another one. "
+            "If the key changes nothing in the forward pass, delete it there"
+        )
+    return config, kind
+
+
+def refuse_quantised(raw: dict, directory: Path) -> None:
+    """Raise ValueError where the weights are stored in another form than numbers."""
+    how = raw.get("quantization_config")
+    if how is not None:
+        method = how.get("quant_method", "an unknown method") if isinstance(how, dict) else how
+        raise ValueError(
+            f"{directory}: its weights are quantised ({method}, see quantization_config in config.json) and cannot be "
+            "trained on; take the unquantised checkpoint, or dequantise it with transformers and save_pretrained it"
+        )
+
+
+def read_family(raw: dict, directory: Path) -> tuple[str, str]:
+    """Family and kind of model, from `architectures` and `model_type`, which must agree."""
+    names = raw.get("architectures") or [None]
+    name = names[0] if isinstance(names, list) else names
+    model_type = raw.get("model_type")
+    if name is None:
+        like = FAMILIES[model_type].title if model_type in FAMILIES else "Llama"
+        raise ValueError(
+            f"{directory}/config.json has no architectures, which say whether it is a policy or a reward model; "
+            f'write "architectures": ["{like}ForCausalLM"] there for a policy'
+        )
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ValueError(f"{directory}: unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
+    family, kind = ARCHITECTURES[name]
+    if model_type not in (None, family):
+        raise ValueError(
+            f"{directory}/config.json contradicts itself: architectures={names} but model_type={model_type!r}; "
+            "correct the one that is wrong"
+        )
+    if family == "mistral" and raw.get("layer_types") is not None:
+        family = "ministral"  # as transformers' AutoModel reads it
+    return family, kind
+
+
+def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
+    """The ModelConfig; what it was read from is taken out of `left`."""
+    facts, take = FAMILIES[family], left.pop
+    wanted = {"hidden_act": facts.activation, "hidden_activation": facts.activation}
+    for key, value in wanted.items():
+        if (found := take(key, None)) not in (None, value):
+            raise ValueError(f"{key}={found!r} is not what a {family} model computes, which is {value!r}")
+    width, heads = take("hidden_size"), take("num_attention_heads")
+    kv_heads = take("num_key_value_heads", None) if family in MAY_LACK_KV_HEADS else take("num_key_value_heads")
+    options = {ours: take(theirs, default) for ours, (theirs, default) in facts.keys.items()}
+    if facts.always_qkv_bias:
+        options["qkv_bias"] = True
+    head_dim = take("head_dim", None) or facts.head_dim or width // heads
+    max_length = take("max_position_embeddings")
+    theta, scaling, window_theta, share = read_rope(left, facts, family, max_length)
+    if scaling is not None and scaling["rope_type"] == "longrope":
+        max_length = scaling["original_max_position_embeddings"]  # transformers turns longer texts otherwise throughout
+    num_layers = take("num_hidden_layers")
+    return ModelConfig(
+        family=family,
+        vocab_size=take("vocab_size"),
+        hidden_size=width,
+        intermediate_size=take("intermediate_size"),
+        num_layers=num_layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads or heads,
+        head_dim=head_dim,
+        max_length=max_length,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        window_rope_theta=window_theta,
+        rotary_share=share,
+        norm_eps=take("rms_norm_eps"),
+        tie_embeddings=take("tie_word_embeddings", facts.tied),
+        **options,
+        **read_layers(left, raw, family, num_layers),
+    )
+
+
+def read_layers(left: dict, raw: dict, family: str, num_layers: int) -> dict:
+    """The window, which layers have it, and which layers see no positions."""
+    facts, layers = FAMILIES[family], range(num_layers)
+    options = {}
+    if family == "smollm3":
+        interval = raw.get("no_rope_layer_interval", 4)
+        turned = left.pop("no_rope_layers", None) or [(i + 1) % interval != 0 for i in layers]  # 1: it has positions
+        options["rotary_layers"] = tuple(bool(x) for x in turned)
+    if not facts.windowed:
+        return options
+    switch = family.startswith(("qwen", "smollm3"))  # these have a use_sliding_window
+    window = left.pop("sliding_window", 4096 if family.startswith("qwen") else facts.window)
+    types = left.pop("layer_types", None) if facts.own_layer_types else None
+    if switch and not left.pop("use_sliding_window", False):
+        window = None
+    if types is not None:
+        if unknown := set(types) - set(LAYER_TYPES):
+            raise ValueError(f"layer_types holds {sorted(unknown)}; known: {', '.join(LAYER_TYPES)}")
+        kinds = [LAYER_TYPES[name] for name in types]
+    elif facts.kinds:
+        kinds = [facts.kinds[i % len(facts.kinds)] for i in layers]
+    elif family in ("qwen2", "qwen3"):
+        kinds = ["window" if i >= raw.get("max_window_layers", 28) else "full" for i in layers]
+    elif family == "smollm3":
+        kinds = ["full" if turned else "window" for turned in options["rotary_layers"]]
+    else:
+        kinds = ["window"] * num_layers
+    if types is not None and len(kinds) != num_layers:
+        raise ValueError(f"layer_types names {len(kinds)} layers, num_hidden_layers={num_layers}")
+    if window is None and types is not None and "window" in kinds:
+        raise ValueError("layer_types names sliding_attention, but sliding_window or use_sliding_window turns it off")
+    if window is None or "window" not in kinds:
+        return options
+    return options | {"sliding_window": window, "layer_kinds": tuple(kinds)}
+
+
+def read_rope(left: dict, facts, family: str, max_length: int) -> tuple[float, dict | None, float | None, float]:
+    """rope_theta, its scaling, the windowed layers' own base, and the share of a head that turns.
+
+    As transformers 5 reads them: rope_scaling goes before rope_parameters, `original_max_position_embeddings` beside
+    them before the one inside.
+    """
+    new, old = left.pop("rope_parameters", None) or {}, left.pop("rope_scaling", None) or {}
+    outer = {key: left.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in left}
+    original = left.pop("original_max_position_embeddings", None)
+    rope, window_theta = dict(old or new), None
+    if facts.window_theta is not None:
+        nested = isinstance(new.get("full_attention"), dict) or isinstance(new.get("sliding_attention"), dict)
+        local = dict(new.get("sliding_attention") or {}) if nested else {}
+        rope = ((new.get("full_attention") or {}) if nested else {}) | old
+        window_theta = float(local.pop("rope_theta", left.pop("rope_local_base_freq", facts.window_theta)))
+        if local.pop("rope_type", local.pop("type", "default")) != "default" or any(
+            v is not None for v in local.values()
+        ):
+            raise ValueError(f"rope_parameters of sliding_attention, {new['sliding_attention']}, must be unscaled")
+    theta = float(rope.get("rope_theta") or outer.get("rope_theta", facts.theta))
+    share = rope.get("partial_rotary_factor", outer.get("partial_rotary_factor"))
+    share = 1.0 if share is None else float(share)
+    if not facts.partial_rotary and share != 1.0:
+        raise ValueError(f"partial_rotary_factor={share} is not computed for family={family}, only 1")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if family == "phi3" and kind in ("su", "yarn"):
+        kind = "longrope"  # earlier names of it
+    known = ROPE_KEYS.get(kind, set()) | ROPE_OPTIONS.get(kind, set())
+    inside = {key: value for key, value in rope.items() if key not in ROPE_CHANGES_NOTHING and value is not None}
+    if kind != "default" and kind not in ROPE_KEYS:
+        raise ValueError(f"unknown rope_type {kind!r} in rope_scaling; known: {', '.join(ROPE_KEYS)}, or null for none")
+    if unknown := inside.keys() - known - {"original_max_position_embeddings"}:
+        raise ValueError(
+            f"rope_scaling of type {kind} holds {', '.join(sorted(unknown))}, which this code does not know"
+        )
+    if kind == "default":
+        return theta, None, window_theta, share
+    if "original_max_position_embeddings" in known:
+        default = 4096 if family == "phi3" else inside.get("original_max_position_embeddings") or max_length
+        inside["original_max_position_embeddings"] = original or default
+    if kind == "longrope":
+        inside.setdefault("factor", max_length / inside["original_max_position_embeddings"])
+    return theta, {"rope_type": kind} | inside, window_theta, share
+
+
+def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_id, pad_id) -> dict:
+    """config.json that transformers (4 and 5), vLLM and lm-eval read."""
+    facts, scaling = config.facts, config.rope_scaling
+    suffix = next(suffix for suffix, name in KINDS.items() if name == kind)
+    raw = {
+        "architectures": [facts.title + suffix],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_length,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_act": facts.activation,
+        "torch_dtype": dtype,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "pad_token_id": pad_id,
+    }
+    raw |= {theirs: getattr(config, ours) for ours, (theirs, _) in facts.keys.items()}
+    if config.attention_scale is None and "attention_multiplier" in raw:
+        raw["attention_multiplier"] = config.head_dim**-0.5
+    raw |= write_layers(config)
+    if scaling is not None and scaling["rope_type"] == "longrope":
+        raw["max_position_embeddings"] = round(config.max_length * scaling["factor"])
+        raw["original_max_position_embeddings"] = config.max_length
+    if facts.partial_rotary:
+        raw["partial_rotary_factor"] = config.rotary_share
+    if facts.window_theta is not None:
+        full = {"rope_theta": config.rope_theta, "rope_type": "default"} | (scaling or {})
+        local = {"rope_theta": config.window_rope_theta, "rope_type": "default"}
+        raw["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
+    if kind != "policy":
+        raw["id2label"], raw["label2id"] = {"0": kind}, {kind: 0}  # one label
+    return raw
+
+
+def write_layers(config: ModelConfig) -> dict:
+    """The keys that `read_layers` reads."""
+    raw, facts, layers = {}, config.facts, range(config.num_layers)
+    if facts.windowed:
+        raw["sliding_window"] = config.sliding_window
+    if facts.own_layer_types:
+        names = {ours: theirs for theirs, ours in LAYER_TYPES.items()}
+        raw["layer_types"] = [names[config.kind(i)] for i in layers]
+    if config.family in ("qwen2", "qwen3", "smollm3"):
+        raw["use_sliding_window"] = config.sliding_window is not None
+    if config.family == "smollm3":
+        raw["no_rope_layers"] = [int(config.turns(i)) for i in layers]
+    return raw
