@@ -17,7 +17,7 @@ TASKS = {
     "audit": "evals.audit",
     "answer": "evals.answers",
     "judge": "evals.judge",
-    "rm_accuracy": "evals.benchmarks",
+    "rm_accuracy": "evals.benchmarks.reward_accuracy",
     "perplexity": "evals.perplexity",
     "exact": "evals.exact",
     "kl_frontier": "evals.kl_frontier",

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from data.clients import Client, build_client
 from data.records import write_jsonl
 from evals.questions import load_questions
-from evals.readers import read_rows
+from evals.readers import content_text, read_rows
 from evals.verdicts import text_hash
 
 NAMES = ("model", "model_id", "generator")
@@ -42,21 +42,51 @@ def load_answers(files: Sequence[str]) -> dict[str, dict[str, list[str]]]:
     return answers
 
 
+def load_samples(files: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """{model: {question: [first turn of each sample]}}: several `choices` of a row, or several rows a question."""
+    samples: dict[str, dict[str, list[str]]] = {}
+    for file in files:
+        for where, row in read_rows(file):
+            model = next((row[name] for name in NAMES if row.get(name)), Path(file).absolute().parent.name)
+            rows = [row]
+            if isinstance(row.get("choices"), list) and len(row["choices"]) > 1:
+                rows = [row | {"choices": [choice]} for choice in row["choices"]]
+            for one in rows:
+                question, turns = _answer(where, one)
+                samples.setdefault(str(model), {}).setdefault(question, []).append(turns[0])
+    return samples
+
+
 def _answer(where: str, row: dict) -> tuple[str, list[str]]:
     if "choices" in row:
-        return str(row["question_id"]), list(row["choices"][0]["turns"])
-    if "completion" in row:
-        return str(row.get("question_id", prompt_text(row.get("prompt", "")))), [row["completion"]]
-    if "output" in row:
-        return str(row.get("question_id", row.get("instruction", ""))), [row["output"]]
-    raise ValueError(f"{where} holds no answer: expected choices, completion or output, it has {', '.join(row)}")
+        turns = row["choices"][0].get("turns") if isinstance(row["choices"], list) and row["choices"] else None
+        if not isinstance(turns, list) or not turns:
+            raise ValueError(f"{where}: choices must begin with an object that has turns, a list of texts")
+        number = next((row[key] for key in ("question_id", "uid", "id") if row.get(key) is not None), None)
+        if number is None:
+            raise ValueError(f"{where} lacks question_id; it has {', '.join(row)}")
+        return str(number), [content_text(where, "turns", turn) for turn in turns]
+    if "messages" in row:
+        said = [message for message in row["messages"] if message.get("role") == "assistant"]
+        number = next((row[key] for key in ("question_id", "uid", "id") if row.get(key) is not None), None)
+        question = prompt_text(row["messages"]) if number is None else number
+        if not said:
+            raise ValueError(f"{where}: messages hold no assistant turn")
+        return str(question), [content_text(where, "messages", message) for message in said]
+    for name, asked in (("completion", "prompt"), ("output", "instruction")):
+        if name in row:
+            question = row.get("question_id", prompt_text(row.get(asked, "")))
+            return str(question), [content_text(where, name, row[name])]
+    raise ValueError(
+        f"{where} holds no answer: expected choices, messages, completion or output, it has {', '.join(row)}"
+    )
 
 
 def prompt_text(prompt) -> str:
     """The last thing a user says in a prompt, given as messages or as text."""
     if isinstance(prompt, str):
         return prompt
-    return next((message["content"] for message in reversed(prompt) if message["role"] == "user"), "")
+    return next((content_text("", "prompt", m) for m in reversed(prompt) if m["role"] == "user"), "")
 
 
 def text_features(turns: Sequence[str]) -> dict[str, float]:

@@ -67,9 +67,9 @@ def preference_for_more(
     expected = np.where(larger == "a", human, 1 - human)
     shared = ~np.isnan(expected)
     if not shared.any():
-        estimate = mean_estimate(picked - 0.5, judged["question"], null=0.0, level=level)
+        estimate = mean_estimate(picked - 0.5, judged["question"], null=0.0, level=level, spread=0.5)
         return estimate | {"judge": float(picked.mean()) if len(picked) else None, "compared_with": "one half"}
-    estimate = mean_estimate((picked - expected)[shared], judged["question"][shared], null=0.0, level=level)
+    estimate = mean_estimate((picked - expected)[shared], judged["question"][shared], null=0.0, level=level, spread=1.0)
     estimate |= {"judge": float(picked[shared].mean()), "people": float(expected[shared].mean())}
     return estimate | {"compared_with": "people on the same pairs"}
 
@@ -181,7 +181,7 @@ def low_entropy_gap(people: pd.DataFrame, judge: pd.DataFrame, categories: list[
     scale = np.where(factual, 1 / factual.mean(), -1 / (~factual).mean())
     centred = hits - np.where(factual, hits[factual].mean(), hits[~factual].mean())
     gap = hits[factual].mean() - hits[~factual].mean()
-    return mean_estimate(gap + scale * centred, pairs["question"], null=0.0, level=level)
+    return mean_estimate(gap + scale * centred, pairs["question"], null=0.0, level=level, spread=1.0)
 
 
 def degenerate(votes: pd.DataFrame, *, level: float) -> dict:

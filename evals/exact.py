@@ -1,58 +1,46 @@
 """task=exact: answers that need no judge: numbers (GSM8K), instructions that can be verified (IFEval), tested code."""
 
 import re
-from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig
-from statsmodels.stats.proportion import proportion_confint
 
-from evals.answers import load_answers
-from evals.instructions import follows
+from evals.answers import load_samples
+from evals.benchmarks.gsm8k import harness_matches, last_number, majority, pass_at_k
+from evals.benchmarks.ifeval import check_answer
+from evals.benchmarks.sandbox import passes_tests
+from evals.intervals import mean_estimate, share_estimate
+from evals.judge_output import without_thinking
 from evals.readers import read_rows
-from evals.sandbox import passes_tests
 from runtime.plots import plot_intervals
 from runtime.report import print_table
 
-NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?|-?\$?\.\d+")
-
-
-def last_number(text: str) -> Decimal | None:
-    """The number after ####, else the last one in the text; commas, currency signs and trailing zeros do not matter."""
-    marked = text.rsplit("####", 1)
-    found = NUMBER.findall(marked[-1]) if len(marked) == 2 else []
-    number = found[0] if found else (NUMBER.findall(text) or [None])[-1]
-    if number is None:
-        return None
-    try:
-        return Decimal(number.replace(",", "").replace("$", ""))
-    except InvalidOperation:
-        return None
-
 
 def check_number(question: dict, answer: str, task: DictConfig) -> dict[str, bool]:
-    """GSM8K: is the last number of the answer the one after #### in the solution?"""
+    """GSM8K: is the number that the answer gives the one of the solution? Beside it lm-eval's two string matches."""
     gold = last_number(str(question["answer"]))
     if gold is None:
         raise ValueError(f"question {question['id']!r} has no number in its answer: {question['answer']!r}")
-    return {"exact_match": last_number(answer) == gold}
+    strict, flexible = harness_matches(answer, str(question["answer"]))
+    return {"exact_match": last_number(answer) == gold, "lm_eval_strict": strict, "lm_eval_flexible": flexible}
 
 
 def check_instructions(question: dict, answer: str, task: DictConfig) -> dict[str, bool]:
-    """IFEval (Zhou et al. 2023, arXiv:2311.07911), strict: every verifiable instruction of the prompt is followed."""
-    ids, settings = question["instruction_id_list"], question["kwargs"]
-    hits = {
-        f"{i}:{name}": follows(name, answer, given or {})
-        for i, (name, given) in enumerate(zip(ids, settings, strict=True))
-    }
-    return {"all_followed": all(hits.values())} | hits
+    """IFEval: is every instruction of the prompt followed, strictly (the measure) and loosely; then each of them."""
+    names = question["instruction_id_list"]
+    strict, loose = check_answer(names, question["kwargs"], answer)
+    hits = {"all_followed": all(strict), "all_followed_loose": all(loose)}
+    hits |= {f"strict:{i}:{name}": hit for i, (name, hit) in enumerate(zip(names, strict, strict=True))}
+    return hits | {f"loose:{i}:{name}": hit for i, (name, hit) in enumerate(zip(names, loose, strict=True))}
 
 
 def check_code(question: dict, answer: str, task: DictConfig) -> dict[str, bool]:
     """HumanEval's shape: the answer's code (after the prompt, where it does not repeat it) passes the tests."""
     if not task.run_code:
         raise ValueError("this set runs code that a model wrote; say task.run_code=true, in a machine you can lose")
+    answer = without_thinking(answer) or ""
     blocks = re.findall(r"```(?:python)?\n(.*?)```", answer, flags=re.DOTALL)
     code = "\n".join(blocks) if blocks else answer
     if f"def {question['entry_point']}" not in code:
@@ -77,29 +65,74 @@ def read_tests(file: str, fields: tuple[str, ...]) -> dict[str, dict]:
             raise ValueError(f"{where} lacks {', '.join(missing)}; is task.format the right one?")
         names = ("question_id", "key", "task_id", fields[0])
         name = next(name for name in names if name in row)
+        if str(row[name]) in questions:
+            raise ValueError(f"{where}: {name} {row[name]!r} was there before; keep one row a question")
         questions[str(row[name])] = row | {"id": str(row[name])}
+    if not questions:
+        raise ValueError(f"{file} holds no question")
     return questions
 
 
-def share(hits: list[bool]) -> dict:
-    """Share of hits with its Wilson interval."""
-    lower, upper = proportion_confint(sum(hits), len(hits), method="wilson")
-    return {"value": sum(hits) / len(hits), "lower": float(lower), "upper": float(upper), "n": len(hits)}
+def share(hits: Sequence[bool], clusters: Sequence | None = None) -> dict:
+    """Share of hits with its 95 % Wilson interval, clustered by prompt where several belong to one."""
+    estimate = share_estimate(hits, np.arange(len(hits)) if clusters is None else clusters, null=0.5, level=0.95)
+    return {name: estimate.get(name) for name in ("value", "lower", "upper", "n", "reason")}
 
 
 def grade(questions: dict[str, dict], answers: dict[str, list[str]], check: Callable, task: DictConfig) -> dict:
-    """The shares of one model; a question without an answer is wrong, and counted in `unanswered`."""
-    texts = {key: (answers.get(key) or answers.get(str(row.get("prompt", row.get("question")))) or [None])[0]
-             for key, row in questions.items()}  # fmt: skip
-    found = [check(row, texts[key] or "", task) for key, row in questions.items()]
-    first = next(iter(found[0]))
-    result = share([hits[first] for hits in found]) | {"unanswered": sum(text is None for text in texts.values())}
-    parts = [(name.split(":", 1)[1], hit) for hits in found for name, hit in hits.items() if name != first]
-    if parts:
-        result["instruction_level"] = share([hit for _, hit in parts])
-        names = sorted({name for name, _ in parts})
-        result["instructions"] = {name: share([hit for other, hit in parts if other == name]) for name in names}
-    return {"measure": first} | result
+    """The shares of one model; a question without an answer is wrong, and counted in `unanswered`.
+
+    Args:
+        answers: {question: its samples}; with several, the measure is their mean, beside pass@k and the majority.
+    """
+    samples = {key: answers.get(key) or answers.get(str(row.get("prompt", row.get("question")))) or []
+               for key, row in questions.items()}  # fmt: skip
+    found = {key: [check(row, text, task) for text in samples[key] or [""]] for key, row in questions.items()}
+    first = next(iter(next(iter(found.values()))[0]))
+    right = {key: [hits[first] for hits in rows] for key, rows in found.items()}
+    result = _over_samples(questions, samples, right) | {"unanswered": sum(not texts for texts in samples.values())}
+    parts: dict[str, tuple[list, list]] = {}
+    for key, rows in found.items():
+        for name, hit in (pair for hits in rows for pair in hits.items() if pair[0] != first):
+            kind, _, instruction = name.partition(":")
+            instruction = instruction.partition(":")[2]
+            for group in (kind, *([f"{kind}:{instruction}"] if instruction else [])):
+                hits, clusters = parts.setdefault(group, ([], []))
+                hits.append(hit)
+                clusters.append(key)
+    measured = {name: share(*pair) for name, pair in parts.items()}
+    if "strict" in measured:
+        result |= {"instruction_level": measured.pop("strict"), "instruction_level_loose": measured.pop("loose")}
+        for kind, name in (("strict", "instructions"), ("loose", "instructions_loose")):
+            result[name] = {k.partition(":")[2]: v for k, v in sorted(measured.items()) if k.startswith(f"{kind}:")}
+        measured = {name: figure for name, figure in measured.items() if ":" not in name}
+    return {"measure": first} | result | measured
+
+
+def _over_samples(questions: dict[str, dict], samples: dict[str, list[str]], right: dict[str, list[bool]]) -> dict:
+    counts = {len(texts) for texts in samples.values() if texts}
+    if counts <= {1}:
+        return share([hits[0] for hits in right.values()])
+    k, names = min(counts), list(questions)
+    means = [np.mean(right[key]) for key in names]
+    mean = mean_estimate(means, names, null=0.5, level=0.95, spread=1.0)
+    result = {name: mean.get(name) for name in ("value", "lower", "upper", "n")} | {"samples": sorted(counts)}
+    result["lower"], result["upper"] = max(result["lower"], 0.0), min(result["upper"], 1.0)
+    result["pass_at_k"] = {}
+    for size in sorted({1, k, *(2**i for i in range(1, k.bit_length()))}):
+        values = [pass_at_k(len(right[key]), sum(right[key]), size) if samples[key] else 0.0 for key in names]
+        result["pass_at_k"][str(size)] = share_of(values, names)
+    if "answer" in questions[names[0]]:
+        said = {key: majority([last_number(text) for text in samples[key]]) for key in names}
+        hits = [said[key] is not None and said[key] == last_number(str(questions[key]["answer"])) for key in names]
+        result["majority"] = share(hits)
+    return result
+
+
+def share_of(values: Sequence[float], names: Sequence[str]) -> dict:
+    """The mean of values in [0, 1], one a question, with its interval."""
+    estimate = share_estimate(values, names, null=0.5, level=0.95)
+    return {name: estimate.get(name) for name in ("value", "lower", "upper", "n", "reason")}
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
@@ -108,9 +141,23 @@ def run(cfg: DictConfig, out: Path) -> dict:
     if task.format not in CHECKS:
         raise ValueError(f"task.format={task.format!r} is unknown; known: {', '.join(CHECKS)}")
     check, fields = CHECKS[task.format]
-    questions, answers = read_tests(task.questions, fields), load_answers(task.input)
+    questions, answers = read_tests(task.questions, fields), load_samples(task.input)
     results = {model: grade(questions, said, check, task) for model, said in answers.items()}
     rows = [(model, r["value"], r["lower"], r["upper"], r["n"], r["unanswered"]) for model, r in results.items()]
     print_table(task.format, ("model", "share", "lower", "upper", "n", "unanswered"), rows)
+    extra = ("all_followed_loose", "instruction_level", "instruction_level_loose", "lm_eval_strict", "lm_eval_flexible")
+    further = [
+        (f"{model}: {name}", r[name]["value"], r[name]["lower"], r[name]["upper"])
+        for model, r in results.items()
+        for name in (*extra, "majority")
+        if name in r
+    ]
+    further += [
+        (f"{model}: pass@{k}", figure["value"], figure["lower"], figure["upper"])
+        for model, r in results.items()
+        for k, figure in r.get("pass_at_k", {}).items()
+    ]
+    if further:
+        print_table("beside it", ("", "share", "lower", "upper"), further)
     plot_intervals(out / "exact.png", f"{task.format}: share right", [row[:4] for row in rows], null=None)
     return {"models": results}

@@ -22,31 +22,60 @@ def clustered_error(values: np.ndarray, clusters: np.ndarray) -> tuple[float, in
     return math.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(values), groups
 
 
-def mean_estimate(values, clusters, *, null: float, level: float) -> dict:
-    """A mean with its clustered t interval and the p value of `null`."""
+def mean_estimate(values, clusters, *, null: float, level: float, spread: float) -> dict:
+    """A mean with its clustered t interval and the p value of `null`.
+
+    Args:
+        spread: how far a value can lie from the mean. Two more clusters, that far off on either side, enter the
+            variance (Agresti & Coull's idea): else three questions that say the same would be certain, and a fair judge
+            named in a quarter of such studies.
+    """
     values = np.asarray(values, float)
     if not len(values):
         return unknown("no vote to measure it on")
     error, groups = clustered_error(values, clusters)
-    return normal_estimate(values.mean(), error, len(values), groups, null=null, level=level)
+    if groups < 2:
+        return unknown("all votes are on one question, so there is nothing to judge its spread by", n=len(values))
+    size = len(values) / groups  # votes of a question
+    squares = (error * len(values)) ** 2 * (groups - 1) / groups + 2 * (spread * size) ** 2
+    error = math.sqrt((groups + 2) / (groups + 1) * squares) / (len(values) + 2 * size)
+    return normal_estimate(values.mean(), error, len(values), groups, null=null, level=level, degrees=groups + 1)
 
 
 def share_estimate(hits, clusters, *, null: float, level: float) -> dict:
     """A share with its Wilson interval (Wilson 1927) at the effective sample size, and the p value of `null`.
 
-    The effective size is n where the votes are independent and less where votes on one question go together; a share
-    of 0 or 1 counts each question once.
+    Args:
+        hits: (n,) in [0, 1]; 0.5 is a tie. The interval never passes 0 or 1.
+
+    The effective size is n where the votes are independent, less where votes on one question go together, and more
+    where ties make them vary less; a share of 0 or 1 counts each question once.
     """
     hits = np.asarray(hits, float)
     if not len(hits):
         return unknown("no vote to measure it on")
     share, (error, groups) = hits.mean(), clustered_error(hits, clusters)
-    if groups < 2:
+    binary = bool(np.isin(hits, (0, 1)).all())
+    if groups < 2 and not (binary and len(hits) == 1):
         return unknown("all votes are on one question, so there is nothing to judge its spread by", n=len(hits))
-    effective = groups if error == 0 else min(len(hits), share * (1 - share) / error**2)
-    lower, upper = proportion_confint(share * effective, effective, alpha=1 - level, method="wilson")
+    if error == 0 and 0 < share < 1:  # every question says the same: all ties, or as many wins as losses in each
+        error = math.sqrt((groups + 2) / (groups + 1) / 2) / (groups + 2)
+    effective = groups if share in (0, 1) else share * (1 - share) / error**2
+    effective = min(effective, len(hits)) if binary else effective
+    tail = (1 - level) / 2
+    if 0 < share < 1 and not (
+        binary and groups == len(hits)
+    ):  # an estimated variance: Student's quantile, as Wilson's alpha
+        tail = norm.sf(t.isf(tail, groups - 1))
+    lower, upper = proportion_confint(share * effective, effective, alpha=2 * tail, method="wilson")
     z = (share - null) / math.sqrt(null * (1 - null) / effective)
-    return _estimate(share, lower, upper, len(hits), groups, 2 * norm.sf(abs(z)))
+    return _estimate(share, max(lower, 0.0), min(upper, 1.0), len(hits), groups, 2 * norm.sf(abs(z)))
+
+
+def percent(estimate: dict) -> dict:
+    """An estimate of a share, in percent."""
+    scaled = {name: None if estimate[name] is None else 100 * estimate[name] for name in ("value", "lower", "upper")}
+    return estimate | scaled
 
 
 def bootstrap_estimate(
@@ -69,13 +98,18 @@ def bootstrap_estimate(
     return normal_estimate(value, error, n, groups, null=null, level=level)
 
 
-def normal_estimate(value: float, error: float, n: int, groups: int, *, null: float, level: float) -> dict:
-    """An estimate whose error is known, with a t interval on the number of questions."""
-    if not math.isfinite(error):
+def normal_estimate(
+    value: float, error: float, n: int, groups: int, *, null: float, level: float, degrees: float | None = None
+) -> dict:
+    """An estimate whose error is known, with a t interval on `degrees` of freedom (questions less one).
+
+    Without an error above 0 there is no interval: votes that do not vary say nothing of their spread.
+    """
+    if not math.isfinite(error) or error <= 0:
         return unknown("the votes do not vary enough to judge its spread", n=n)
-    half = t.ppf((1 + level) / 2, max(groups - 1, 1)) * error
-    z = abs(value - null) / error if error else (0.0 if value == null else math.inf)
-    return _estimate(value, value - half, value + half, n, groups, 2 * t.sf(z, max(groups - 1, 1)))
+    degrees = max(groups - 1, 1) if degrees is None else degrees
+    half = t.ppf((1 + level) / 2, degrees) * error
+    return _estimate(value, value - half, value + half, n, groups, 2 * t.sf(abs(value - null) / error, degrees))
 
 
 def unknown(reason: str, n: int = 0) -> dict:

@@ -1,7 +1,9 @@
 """Let a model judge answers: pairs in both orders, or grades from 1 to 10, over one or two turns of a conversation."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,14 +11,17 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from data.clients import Answer, Client, build_client
+from data.chat import encode_prompt
+from data.clients import Answer, Client, LocalClient, build_client
 from data.records import Verdict, write_jsonl
 from evals.answers import load_answers
+from evals.biases import position
 from evals.families import family_warnings
-from evals.intervals import mean_estimate
-from evals.judge_items import Item, choose_template, item_messages, make_items, pair_verdict
+from evals.intervals import mean_estimate, percent, share_estimate
+from evals.judge_items import Item, check_fits, choose_template, item_messages, make_items, pair_verdict
+from evals.judge_output import Reading
 from evals.logprob_judge import LogprobJudge
-from evals.prompts import PARSERS, Template, load_templates, read_rating
+from evals.prompts import load_templates, parser_of
 from evals.questions import load_questions, load_references
 from evals.reward_judge import RewardJudge
 from evals.verdicts import fold_orders, points, votes_table
@@ -25,35 +30,65 @@ from runtime.plots import plot_intervals
 from runtime.report import print_table
 
 
-def ask_judge(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list[tuple[Answer, Template]], dict]:
-    """What the client said to every item, and what that cost; the bound is shown before the first request."""
+def ask_judge(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list[tuple[Answer, Callable]], dict]:
+    """What the client said to every item with the parser that reads it, and what that cost.
+
+    The bound on the cost is shown before the first request.
+
+    Raises:
+        ValueError: a template, rule or prompt that the judge cannot serve; nothing was asked then.
+    """
     task, judge = cfg.task, cfg.judge
     templates = load_templates(judge.template, task.mode)
+    parsers = parser_of(judge.rule, templates)
     chosen = [choose_template(item, templates) for item in items]
     conversations = [item_messages(item, template) for item, template in zip(items, chosen, strict=True)]
+    check_window(client, items, conversations, judge.max_tokens)
     bound = client.cost_bound(conversations, max_tokens=judge.max_tokens)
     print(
         f"{len(items)} questions to {client.model}, at most {bound:.4f} in currency units (client.*_price)", flush=True
     )
     settings = {"temperature": judge.temperature, "max_tokens": judge.max_tokens, "seed": task.seed}
     answers = client.ask(conversations, **settings)
-    return list(zip(answers, chosen, strict=True)), asdict(client.usage) | {"cost_bound": bound}
+    read = [parsers[template.output_format] for template in chosen]
+    return list(zip(answers, read, strict=True)), asdict(client.usage) | {"cost_bound": bound}
 
 
-def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict]:
-    """A verdict for every item, and the usage."""
+def check_window(client: Client, items: Sequence[Item], conversations: Sequence[list[dict]], max_tokens: int) -> None:
+    """Raises ValueError where prompts do not fit a local judge's window: it must read all of both answers.
+
+    What a server's window is, only the server knows: it refuses such a request, which is counted.
+    """
+    if not isinstance(client, LocalClient):
+        return
+    window = client.policy.config.max_length - max_tokens
+    lengths = [len(encode_prompt(talk, client.tokenizer, max_length=sys.maxsize)) for talk in conversations]
+    check_fits([item.name for item in items], lengths, window, "the judge's window (judge.max_tokens is part of it)")
+
+
+def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict, Counter]:
+    """A verdict for every item, the usage, and why there are errors: {reason: count}."""
     if cfg.judge.kind == "reward_model":
         judge = RewardJudge(cfg.judge)
-        return judge.compare([item for item in items if item.shown == "a"], pair_verdict), {}
+        return judge.compare(_one_order(items), pair_verdict), {}, Counter()
     if cfg.judge.kind == "logprobs":
-        return LogprobJudge(cfg.judge).compare(items), {}
+        return LogprobJudge(cfg.judge).compare(items), {}, Counter()
     client = _client(cfg)
     said, usage = ask_judge(client, items, cfg)
+    readings = [read_answer(answer, parser) for answer, parser in said]
     verdicts = [
-        pair_verdict(item, client.model, answer.text or answer.error, _read(answer, template), item.shown)
-        for item, (answer, template) in zip(items, said, strict=True)
+        pair_verdict(item, client.model, answer.text or answer.error, (reading.verdict, reading.weight), item.shown)
+        for item, (answer, _), reading in zip(items, said, readings, strict=True)
     ]
-    return verdicts, usage
+    return verdicts, usage, Counter(reading.why for reading in readings if reading.verdict == "error")
+
+
+def _one_order(items: list[Item]) -> list[Item]:
+    """The items once each: a reward model sees one answer at a time, in no order."""
+    seen: dict[tuple, Item] = {}
+    for item in items:
+        seen.setdefault((item.question["question_id"], item.turn, item.models), item)
+    return list(seen.values())
 
 
 def _client(cfg: DictConfig) -> Client:
@@ -64,33 +99,35 @@ def _client(cfg: DictConfig) -> Client:
     return build_client(cfg.client)
 
 
-def _read(answer: Answer, template: Template) -> tuple[str, float]:
-    if answer.missing:
-        return "error", 1.0
-    return PARSERS[template.output_format](answer.text)
+def read_answer(answer: Answer, parser: Callable) -> Reading:
+    """The verdict; a judgement that was cut, filtered or refused is none, whatever its text holds so far."""
+    if answer.finish_reason != "stop":
+        why = {"length": "cut by judge.max_tokens", "content_filter": "filtered"}
+        return Reading("error", why=why.get(answer.finish_reason, answer.finish_reason))
+    return parser(answer.text)
 
 
-def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict]:
-    """A grade for every item (None where it cannot be read), and the usage."""
+def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict, Counter]:
+    """A grade for every item (None where it cannot be read), the usage, and why there are errors."""
     if cfg.judge.kind == "reward_model":
         judge = RewardJudge(cfg.judge)
-        return [
-            _grade(item, judge.name, score, None) for item, score in zip(items, judge.grade(items), strict=True)
-        ], {}
+        grades = [_grade(item, judge.name, score, None) for item, score in zip(items, judge.grade(items), strict=True)]
+        return grades, {}, Counter()
     if cfg.judge.kind == "logprobs":
         raise ValueError("judge=logprobs chooses between two answers; for grades use judge=llm or judge=reward_model")
     client = _client(cfg)
     said, usage = ask_judge(client, items, cfg)
-    grades = [
-        _grade(
-            item,
-            client.model,
-            None if answer.missing else read_rating(answer.text),
-            answer.text or answer.error,
-        )
-        for item, (answer, _) in zip(items, said, strict=True)
-    ]
-    return grades, usage
+    grades, errors = [], Counter()
+    for item, (answer, parser) in zip(items, said, strict=True):
+        reading = read_answer(answer, lambda text, parser=parser: _graded(parser(text)))
+        errors.update([reading.why] if reading.verdict == "error" else [])
+        grade = reading.weight if reading.verdict == "grade" else None
+        grades.append(_grade(item, client.model, grade, answer.text or answer.error))
+    return grades, usage, errors
+
+
+def _graded(grade: float | None) -> Reading:
+    return Reading("error", why="no grade from 1 to 10") if grade is None else Reading("grade", grade)
 
 
 def _grade(item: Item, judge: str, grade: float | None, text: str | None) -> dict:
@@ -108,10 +145,12 @@ def summarise_pairs(votes: pd.DataFrame, task: DictConfig) -> dict:
         known = ~np.isnan(share)
         figures = {"win_rate": None, "n_total": 0, "n_errors": len(rows)}
         if known.any():
-            estimate = mean_estimate(100 * share[known], rows["question"][known], null=50, level=0.95)
+            estimate = percent(share_estimate(share[known], rows["question"][known], null=0.5, level=0.95))
             effect = detectable_effect(int(known.sum()), alpha=task.alpha, power=task.power)
             figures = win_rate(share) | {"minimum_detectable_effect": 100 * effect}
             figures |= {"lower": estimate["lower"], "upper": estimate["upper"]}
+        order = position(votes[votes[["model_a", "model_b"]].isin([baseline, model]).all(axis=1)], level=0.95)
+        figures["order"] = {name: order.get(name) for name in ("value", "lower", "upper", "n", "flips", "reason")}
         results.setdefault(model, {})[baseline] = figures
     return results
 
@@ -121,7 +160,7 @@ def summarise_grades(grades: pd.DataFrame) -> dict:
     results = {}
     for model, rows in grades.groupby("model", sort=False):
         known = rows[rows["grade"].notna()]
-        result = mean_estimate(known["grade"].to_numpy(float), known["question"], null=5.5, level=0.95)
+        result = mean_estimate(known["grade"].to_numpy(float), known["question"], null=5.5, level=0.95, spread=4.5)
         result.pop("p_value", None)
         result["n_errors"] = len(rows) - len(known)
         for name, column in (("turns", "turn"), ("categories", "category")):
@@ -130,11 +169,15 @@ def summarise_grades(grades: pd.DataFrame) -> dict:
     return results
 
 
-def judge_warnings(judge: str, errors: float, answers: dict, files: dict[str, str], task: DictConfig) -> list[str]:
+def judge_warnings(
+    judge: str, errors: Counter, num_asked: int, answers: dict, files: dict[str, str], task: DictConfig
+) -> list[str]:
     """What a reader must know before believing the figures."""
     warnings = family_warnings(judge, files, task.families)
-    if errors > task.max_unreadable:
-        warnings.append(f"{100 * errors:.1f} % of the verdicts cannot be read; they count neither as tie nor as loss")
+    if errors.total() > task.max_unreadable * num_asked:
+        reasons = ", ".join(f"{count} {why}" for why, count in errors.most_common())
+        share = 100 * errors.total() / num_asked
+        warnings.append(f"{share:.1f} % of the verdicts cannot be read ({reasons}); they are neither ties nor losses")
     for model, questions in answers.items():
         texts = pd.Series([json.dumps(turns) for turns in questions.values()]).value_counts()
         if texts.iloc[0] >= 3 and texts.iloc[0] / texts.sum() > task.max_same_answer:
@@ -152,16 +195,33 @@ def run(cfg: DictConfig, out: Path) -> dict:
     questions, references = load_questions(task.questions), load_references(task.questions, task.references)
     items = make_items(questions, answers, references, task)
     ask, name = (judge_pairs, "verdicts.jsonl") if task.mode == "pairwise" else (grade_answers, "grades.jsonl")
-    rows, usage = ask(cfg, items)
+    rows, usage, errors = ask(cfg, items)
     rows = [row if isinstance(row, dict) else asdict(row) for row in rows]
     write_jsonl(out / name, rows)
     judge = rows[0]["judge"]
-    errors = np.mean([row["grade"] is None if task.mode == "single" else row["verdict"] == "error" for row in rows])
-    warnings = judge_warnings(judge, float(errors), answers, files, task)
+    warnings = judge_warnings(judge, errors, len(rows), answers, files, task)
     report = report_pairs(rows, task, out) if task.mode == "pairwise" else report_grades(rows, out)
+    if task.mode == "pairwise":
+        warnings += order_warnings(votes_table(rows))
     for warning in warnings:
         print(f"warning: {warning}")
-    return {"judge": judge, "unreadable": float(errors), "warnings": warnings, "usage": usage, **report}
+    unreadable = errors.total() / len(rows)
+    about = {"judge": judge, "unreadable": unreadable, "errors": dict(errors.most_common()), "warnings": warnings}
+    return {**about, "usage": usage, **report}
+
+
+def order_warnings(votes: pd.DataFrame) -> list[str]:
+    """A sentence where the order decides: then half the wins are ties, and a win rate near 50 says nothing."""
+    order = position(votes, level=0.95)
+    if order["value"] is None or order["lower"] <= 0.5 <= order["upper"]:
+        return []
+    first = order["value"] > 0.5
+    share = 100 * (order["value"] if first else 1 - order["value"])
+    flips = order["flips"]["to_first"] + order["flips"]["to_second"]
+    return [
+        f"the judge names the answer shown {'first' if first else 'second'} in {share:.0f} % of its decisive verdicts, "
+        f"and {flips} of {order['flips']['items']} pairs turn with the order: those count as ties"
+    ]
 
 
 def report_pairs(rows: list[dict], task: DictConfig, out: Path) -> dict:
@@ -169,8 +229,9 @@ def report_pairs(rows: list[dict], task: DictConfig, out: Path) -> dict:
     results = summarise_pairs(votes_table(rows), task)
     flat = [(f"{b} against {a}", r) for b, others in results.items() for a, r in others.items()]
     columns = ("win_rate", "lower", "upper", "n_wins", "n_draws", "n_wins_base", "n_errors")
-    head = ("", "win rate", "lower", "upper", "wins", "ties", "losses", "unreadable")
-    print_table("win rate in percent", head, [(name, *(r.get(c) for c in columns)) for name, r in flat])
+    head = ("", "win rate", "lower", "upper", "wins", "ties", "losses", "no verdict", "first share")
+    table = [(name, *(r.get(c) for c in columns), r["order"]["value"]) for name, r in flat]
+    print_table("win rate in percent", head, table)
     shown = [(name, r["win_rate"], r["lower"], r["upper"]) for name, r in flat if r["win_rate"] is not None]
     plot_intervals(out / "judge.png", "win rate, percent (both orders)", shown[:60], null=50)
     return {"models": results}

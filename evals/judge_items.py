@@ -1,6 +1,7 @@
 """What a judge is asked: which answers to which question, in which order, with which prompt."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
@@ -20,6 +21,13 @@ class Item:
     answers: tuple[list[str], ...]  # up to and with this turn
     reference: list[str] | None
     shown: str = "a"
+
+    @property
+    def name(self) -> str:
+        """The item in a message."""
+        return (
+            f"question {self.question['question_id']} with {'both answers' if len(self.models) > 1 else 'its answer'}"
+        )
 
     @property
     def asked(self) -> list[str]:
@@ -43,15 +51,25 @@ def make_items(questions: list[dict], answers: dict, references: dict, task: Dic
         groups = [(task.baseline, m) for m in others] if task.baseline else list(itertools.combinations(models, 2))
     if not groups:
         raise ValueError(f"task.mode={task.mode} needs answers of two models, found {', '.join(models)}")
-    shown = ("a", "b") if task.mode == "pairwise" and task.both_orders else ("a",)
     return [
         Item(question, turn, group, said, references.get(question["question_id"]), order)
         for question in questions
         for turn in range(1, min(len(question["turns"]), task.turns) + 1)
         for group in groups
         for said in [tuple(_said(answers, model, question, turn) for model in group)]
-        for order in shown
+        for order in _orders(question, turn, group, task)
     ]
+
+
+def _orders(question: dict, turn: int, group: tuple[str, ...], task: DictConfig) -> tuple[str, ...]:
+    """Whose answer is shown first: a, then b; with `both_orders=false` one of them, drawn by question and pair."""
+    if task.mode != "pairwise":
+        return ("a",)
+    if task.both_orders:
+        return ("a", "b")
+    drawn = text_hash(f"{task.get('seed')} {question['question_id']} {turn} {' '.join(sorted(group))}")
+    first = sorted(group)[int(drawn, 16) % 2]
+    return ("a" if first == group[0] else "b",)
 
 
 def _said(answers: dict, model: str, question: dict, turn: int) -> list[str]:
@@ -66,7 +84,7 @@ def _said(answers: dict, model: str, question: dict, turn: int) -> list[str]:
 
 def choose_template(item: Item, templates: dict[tuple[int, bool], Template]) -> Template:
     """The template of the item's turn, with the reference answer for math, reasoning and coding where there is one."""
-    needs = item.question["category"] in NEED_REFERENCE and item.reference is not None
+    needs = item.question["category"] in NEED_REFERENCE and len(item.reference or []) >= item.turn
     template = templates.get((item.turn, needs)) or templates.get((item.turn, False))
     if template is None:
         raise ValueError(f"the templates have none for turn {item.turn}; set task.turns=1, or judge.template=fastchat")
@@ -79,6 +97,20 @@ def item_messages(item: Item, template: Template) -> list[dict[str, str]]:
         return template.messages(single_fields(item.asked, item.answers[0], item.reference))
     first, second = item.answers if item.shown == "a" else item.answers[::-1]
     return template.messages(pair_fields(item.asked, first, second, item.reference))
+
+
+def check_fits(names: Sequence[str], lengths: Sequence[int], window: int, way_out: str) -> None:
+    """Raises ValueError with the counts where prompts are longer than the window: nothing is cut.
+
+    Args:
+        names: what each prompt is, for the message. lengths: in tokens.
+    """
+    too_long = [i for i, length in enumerate(lengths) if length > window]
+    if too_long:
+        raise ValueError(
+            f"{names[too_long[0]]} is longer than {window} tokens, as are {len(too_long)} of {len(lengths)} prompts "
+            f"(the longest takes {max(lengths)}), and a judge must read all of it; raise {way_out}, or shorten answers"
+        )
 
 
 def pair_verdict(item: Item, judge: str, text: str, outcome: tuple[str, float], shown: str | None) -> Verdict:

@@ -5,6 +5,7 @@ much the second answer is preferred. Nothing is sampled, so nothing is unreadabl
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from data.chat import encode_completions
 from data.records import Verdict
 from data.tokenizer import load_tokenizer
-from evals.judge_items import Item, choose_template, item_messages, pair_verdict
+from evals.judge_items import Item, check_fits, choose_template, item_messages, pair_verdict
 from evals.prompts import load_templates
 from model.reading import in_batches, read_policy
 from runtime.devices import own_device
@@ -44,7 +45,13 @@ class LogprobJudge:
         self.window = min(settings.max_length, self.policy.config.max_length)
 
     def compare(self, items: Sequence[Item]) -> list[Verdict]:
-        """A verdict for every pair in the order it is shown; `preference` is the probability that b is better."""
+        """A verdict for every pair in the order it is shown; `preference` is the probability that b is better.
+
+        Raises:
+            ValueError: prompts that are longer than the window, with their number.
+        """
+        lengths = [len(self.encode(item)[0]["input_ids"]) for item in items]
+        check_fits([item.name for item in items], lengths, self.window, "judge.max_length up to the model's window")
         verdicts = []
         for start in range(0, len(items), self.settings.batch_size):
             batch = items[start : start + self.settings.batch_size]
@@ -60,20 +67,10 @@ class LogprobJudge:
         return torch.sigmoid(second - first).tolist()
 
     def encode(self, item: Item) -> list[dict]:
-        """Two rows: the judge's prompt, answered with either identifier.
-
-        Raises:
-            ValueError: the prompt is longer than the window.
-        """
+        """Two rows, whole: the judge's prompt, answered with either identifier."""
         messages = item_messages(item, choose_template(item, self.templates))
-        limits = {"max_length": self.window, "max_prompt_length": 1}  # what does not fit is cut there, and seen below
-        rows = encode_completions(messages, IDENTIFIERS, self.tokenizer, **limits)
-        if any(row["num_cut"] for row in rows):
-            raise ValueError(
-                f"question {item.question['question_id']} with both answers is longer than {self.window} tokens, and "
-                "a judge must read all of it; raise judge.max_length up to the model's window, or shorten answers"
-            )
-        return rows
+        limits = {"max_length": sys.maxsize, "max_prompt_length": sys.maxsize}
+        return encode_completions(messages, IDENTIFIERS, self.tokenizer, **limits)
 
     def verdict(self, item: Item, share: float) -> Verdict:
         """What that share says of the two models."""

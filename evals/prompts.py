@@ -1,15 +1,37 @@
-"""The judge's prompts: which template an item gets, and how a verdict is read from what the judge wrote."""
+"""The judge's prompts: which template an item gets, and which parser reads the verdict that it asks for."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from string import Formatter
 
+from evals import published_parsers as published
+from evals.judge_output import read_grade, read_pair, read_ranking
 from evals.readers import read_rows
 
 HERE = Path(__file__).parent / "templates"
 NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
-STRONG = {"[[A>>B]]": ("a", 3.0), "[[A>B]]": ("a", 1.0), "[[A=B]]": ("tie", 1.0), "[[B>A]]": ("b", 1.0)}
-STRONG["[[B>>A]]"] = ("b", 3.0)
+REQUIRED = {"pairwise": ("question", "answer_a", "answer_b"), "single": ("question", "answer")}
+# judge.rule -> output_format -> how a verdict (or, for [[rating]], a grade) is read
+PARSERS: dict[str, dict[str, Callable]] = {
+    "last": {
+        "[[A]]": read_pair,
+        "[[A>>B]]": read_pair,
+        "[[rating_a,rating_b]]": read_pair,
+        "rank": read_ranking,
+        "m": partial(read_pair, identifiers=True),
+        "[[rating]]": read_grade,
+    },
+    "fastchat": {
+        "[[A]]": published.fastchat_pair,
+        "[[rating_a,rating_b]]": published.fastchat_scores,
+        "[[rating]]": published.fastchat_grade,
+    },
+    "arena_hard": {"[[A>>B]]": published.arena_hard},
+    "alpaca_eval": {"rank": published.alpaca_eval_ranking, "m": published.alpaca_eval_identifier},
+}
 
 
 @dataclass(frozen=True)
@@ -19,12 +41,32 @@ class Template:
     name: str
     system: str
     text: str
-    output_format: str  # [[A]] | [[A>>B]] | rank | m for pairs, [[rating]] for one answer
+    output_format: str  # [[A]] | [[A>>B]] | [[rating_a,rating_b]] | rank | m for pairs, [[rating]] for one answer
 
     def messages(self, fields: dict[str, str]) -> list[dict[str, str]]:
         """The conversation that the judge gets. Braces inside of questions and answers stay as they are."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.text.format(**fields)}]
+        return [*system, {"role": "user", "content": fill(self.text, fields)}]
+
+
+def fill(text: str, fields: dict[str, str]) -> str:
+    """The text with `{name}` replaced for the names in `fields`; any other brace is text.
+
+    A text that is a format string of these names throughout (FastChat's are) may write a brace as `{{`.
+    """
+    try:
+        names = [name for _, name, spec, conversion in Formatter().parse(text) if name is not None]
+        formatted = all(name in fields for name in names)
+    except ValueError:
+        formatted = False
+    if formatted:
+        return text.format(**fields)
+    return re.sub(r"\{(\w+)\}", lambda found: fields.get(found[1], found[0]), text)
+
+
+def template_fields(text: str) -> set[str]:
+    """The names in braces that a template asks for."""
+    return set(re.findall(r"\{(\w+)\}", text))
 
 
 def load_templates(name: str, mode: str) -> dict[tuple[int, bool], Template]:
@@ -55,57 +97,33 @@ def load_templates(name: str, mode: str) -> dict[tuple[int, bool], Template]:
             raise ValueError(f"{where}: {row['name']} and {templates[key].name} serve the same turn; keep one")
         parts = (row[key] for key in ("name", "system_prompt", "prompt_template", "output_format"))
         templates[key] = Template(*parts)
-        if templates[key].output_format not in PARSERS:
-            raise ValueError(
-                f"{where}: output_format must be one of {', '.join(PARSERS)}, got {row['output_format']!r}"
-            )
+        if templates[key].output_format not in PARSERS["last"]:
+            known = ", ".join(PARSERS["last"])
+            raise ValueError(f"{where}: output_format must be one of {known}, got {row['output_format']!r}")
+        asked = template_fields(row["prompt_template"])
+        lacking = [name for name in REQUIRED[mode] if not any(field.startswith(name) for field in asked)]
+        if lacking:
+            raise ValueError(f"{where}: the template never shows {{{'} or {'.join(lacking)}}}; is a name misspelt?")
     if (1, False) not in templates:
         raise ValueError(f"judge.template={name} has no {mode} template for a first turn without reference")
     return templates
 
 
-def read_letter(text: str) -> tuple[str, float]:
-    """FastChat's rule: the first of [[A]], [[B]], [[C]] in this order that occurs anywhere, else an error."""
-    for mark, verdict in (("[[A]]", "a"), ("[[B]]", "b"), ("[[C]]", "tie")):
-        if mark in text:
-            return verdict, 1.0
-    return "error", 1.0
+def parser_of(rule: str, templates: dict) -> dict[str, Callable]:
+    """{output_format: parser} of `judge.rule` for the templates.
 
-
-def read_strength(text: str) -> tuple[str, float]:
-    """arena-hard's verdicts; a strong one weighs three. Two different ones are an error."""
-    found = {mark for mark in STRONG if mark in text}
-    return STRONG[found.pop()] if len(found) == 1 else ("error", 1.0)
-
-
-def read_rank(text: str) -> tuple[str, float]:
-    """AlpacaEval's list of {'model': model_1 | model_2, 'rank': 1 | 2}."""
-    ranks = re.findall(r"['\"]model['\"]:\s*['\"]?(model_[12])['\"]?,\s*['\"]rank['\"]:\s*(\d{1,9})\b", text)
-    by_model = {model: int(rank) for model, rank in ranks}
-    if len(ranks) != 2 or set(by_model) != {"model_1", "model_2"} or by_model["model_1"] == by_model["model_2"]:
-        return "error", 1.0
-    return ("a" if by_model["model_1"] < by_model["model_2"] else "b"), 1.0
-
-
-def read_identifier(text: str) -> tuple[str, float]:
-    """AlpacaEval's one token: m or M."""
-    return {"m": "a", "M": "b"}.get(text.strip(" \n.\"'`"), "error"), 1.0
-
-
-def read_rating(text: str) -> float | None:
-    """FastChat's rule: the number in [[..]], else in [..]; None where there is none or it is not in 1..10."""
-    match = re.search(r"\[\[(\d+\.?\d*)\]\]", text) or re.search(r"\[(\d+\.?\d*)\]", text)
-    rating = float(match.group(1)) if match else None
-    return rating if rating is not None and 1 <= rating <= 10 else None
-
-
-PARSERS = {
-    "[[A]]": read_letter,
-    "[[A>>B]]": read_strength,
-    "rank": read_rank,
-    "m": read_identifier,
-    "[[rating]]": read_rating,
-}
+    Raises:
+        ValueError: no such rule, or its publisher has none for one of the formats.
+    """
+    if rule not in PARSERS:
+        raise ValueError(f"judge.rule={rule!r} must be one of {', '.join(PARSERS)}")
+    lacking = {template.output_format for template in templates.values()} - set(PARSERS[rule])
+    if lacking:
+        raise ValueError(
+            f"judge.rule={rule} does not read output_format {', '.join(sorted(lacking))}, only "
+            f"{', '.join(PARSERS[rule])}; use judge.rule=last, or another judge.template"
+        )
+    return PARSERS[rule]
 
 
 def pair_fields(question: list[str], answer_a: list[str], answer_b: list[str], reference: list[str] | None) -> dict:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evals.readers import read_rows
+from evals.readers import content_text, read_rows
 
 HERE = Path(__file__).parent / "sets"
 SETS = {"mt_bench": HERE / "mt_bench.jsonl", "vicuna": HERE / "vicuna.jsonl", "coffee": HERE / "coffee.jsonl"}
@@ -19,19 +19,38 @@ def question_file(name: str) -> str:
 def load_questions(name: str) -> list[dict]:
     """[{"question_id": str, "category": str, "turns": [str, ...]}] of `mt_bench`, `vicuna`, `coffee` or a file.
 
+    A file may be FastChat's (question_id, turns), Arena-Hard's (uid, prompt; or turns of {content}) or AlpacaEval's
+    (instruction); a question without an id is its own first turn.
+
     Raises:
-        ValueError: a question without an id or turns, or an id seen twice.
+        ValueError: a question without turns that are texts, or an id seen twice.
     """
     questions, seen = [], set()
     for where, row in read_rows(question_file(name)):
-        if "question_id" not in row or not row.get("turns"):
-            raise ValueError(f"{where} needs question_id and turns (a list of texts), it has {', '.join(row)}")
-        question = {"question_id": str(row["question_id"]), "category": row.get("category"), "turns": row["turns"]}
+        key = next((key for key in ("turns", "prompt", "instruction", "question") if row.get(key)), None)
+        if key is None:
+            raise ValueError(f"{where} needs turns (a list of texts), prompt or instruction, it has {', '.join(row)}")
+        turns = question_turns(where, key, row[key])
+        number = next((row[key] for key in ("question_id", "uid", "id") if row.get(key) is not None), turns[0])
+        question = {"question_id": str(number), "category": row.get("category"), "turns": turns}
         if question["question_id"] in seen:
-            raise ValueError(f"{where}: question_id {question['question_id']} was there before; ids must be unique")
+            raise ValueError(
+                f"{where}: question_id {question['question_id'][:60]} was there before; ids must be unique"
+            )
         seen.add(question["question_id"])
         questions.append(question)
     return questions
+
+
+def question_turns(where: str, key: str, value) -> list[str]:
+    """The user's turns as texts: a text is one turn, messages give those of the user."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value and all(isinstance(turn, dict) and "role" in turn for turn in value):
+        value = [turn for turn in value if turn["role"] == "user"]
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{where}: {key} must be a text or a list of texts, got {str(value)[:80]!r}")
+    return [content_text(where, key, turn) for turn in value]
 
 
 def load_references(questions: str, file: str | None) -> dict[str, list[str]]:
@@ -39,7 +58,13 @@ def load_references(questions: str, file: str | None) -> dict[str, list[str]]:
     file = file or REFERENCES.get(questions)
     if file is None:
         return {}
-    return {str(row["question_id"]): row["choices"][0]["turns"] for _, row in read_rows(str(file))}
+    references = {}
+    for where, row in read_rows(str(file)):
+        if "question_id" not in row or "choices" not in row:
+            raise ValueError(f"{where} needs question_id and choices, it has {', '.join(row)}")
+        turns = row["choices"][0]["turns"]
+        references[str(row["question_id"])] = [content_text(where, "turns", turn) for turn in turns]
+    return references
 
 
 def add_categories(votes: pd.DataFrame, name: str | None) -> pd.DataFrame:

@@ -21,9 +21,15 @@ WINNERS = {
     "tie": "tie",
     "tie (bothbad)": "tie",
     "tie (inconsistent)": "tie",
+    "both_bad": "tie",
+    "bothbad": "tie",
+    "both bad": "tie",
+    "tie (both bad)": "tie",
 }
+BOTH_BAD = ("tie (bothbad)", "both_bad", "bothbad", "both bad", "tie (both bad)")
 VERDICTS = ("winner", "winner_ab", "winner_ba", "g1_winner", "g2_winner", "label", "preference", "verdict")
 NUMBERED = {0.0: "tie", 1.0: "a", 2.0: "b", 1.5: "tie"}
+csv.field_size_limit(2**31 - 1)  # a cell may hold a whole conversation; csv's own limit is 131,072 characters
 
 
 def read_votes(files: Sequence[str], format: str) -> pd.DataFrame:
@@ -43,10 +49,13 @@ def read_votes(files: Sequence[str], format: str) -> pd.DataFrame:
 
 
 def read_rows(file: str) -> Iterator[tuple[str, dict]]:
-    """("file:line", row) of a JSONL, JSON (a list of objects) or CSV file, compressed with gzip or not."""
+    """("file:line", row) of a JSONL, JSON (a list of objects), CSV or Parquet file; the first three gzipped or not."""
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"no file {file}; it is looked up from {Path.cwd()}")
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(file)
+        return
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     try:  # utf-8-sig: what Windows tools save begins with a mark
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as lines:
@@ -60,6 +69,34 @@ def read_rows(file: str) -> Iterator[tuple[str, dict]]:
                         yield f"{file}:{number}", _json_object(f"{file}:{number}", line)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 ({error}); convert it, with iconv, say") from None
+
+
+def _parquet_rows(file: str) -> Iterator[tuple[str, dict]]:
+    import pyarrow.parquet
+
+    try:
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches()
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from ((f"{file}:{number}", row) for number, row in enumerate(rows, 1))
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{file} is not a readable Parquet file: {error}") from error
+
+
+def content_text(where: str, name: str, value) -> str:
+    """The text of a turn: a text, {"content": ..}, {"answer": ..} (Arena-Hard's), or a list of text parts.
+
+    Raises:
+        ValueError: anything else, a null or an image among them.
+    """
+    if isinstance(value, dict):
+        key = next((key for key in ("content", "answer", "text") if key in value), None)
+        if key is not None:
+            return content_text(where, f"{name}.{key}", value[key])
+    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
+        return "".join(part["text"] for part in value)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {name} must be a text, got {json.dumps(value, default=str)[:80]}")
+    return value
 
 
 def _json_object(where: str, text: str) -> dict:
@@ -97,6 +134,13 @@ def _winner(label) -> str:
     return WINNERS.get(str(label).strip().lower(), "error")
 
 
+def _numbered(label) -> str:
+    """The outcome of a label that is 0 (tie), 1 or 2, or the word for a tie."""
+    if str(label).strip().lower() in ("tie", "draw"):
+        return "tie"
+    return NUMBERED.get(_number(label), "error")
+
+
 def _number(value) -> float:
     """The number in a field that may be empty."""
     try:
@@ -113,11 +157,12 @@ def read_alpaca_eval(files: Sequence[str]) -> Iterator[dict]:
                 where, row, "instruction", "generator_1", "generator_2", "preference"
             )
             answers = {side: row.get(f"output_{n}") for side, n in (("a", 1), ("b", 2))}
-            value = _number(preference)
+            value = 0.0 if str(preference).strip().lower() in ("tie", "draw") else _number(preference)
             value = 0.5 if value == 0 else value - 1
             readable = 0 <= value <= 1
             yield {
                 "question": instruction,
+                "index": None if row.get("index") is None else int(row["index"]),
                 "category": row.get("dataset"),
                 "model_a": baseline,
                 "model_b": model,
@@ -161,31 +206,52 @@ def read_mtbench(files: Sequence[str]) -> Iterator[dict]:
 
 
 def read_arena(files: Sequence[str]) -> Iterator[dict]:
-    """Chatbot Arena's battles: the answer of model_a stood on the left."""
+    """Chatbot Arena's battles and LMSYS's sets: the answer of model_a stood on the left.
+
+    `winner`, or the three columns winner_model_a, winner_model_b, winner_tie. A row whose conversation has an answer
+    without text is no vote on two answers: its verdict is an error, and its text says why.
+    """
     for file in files:
         for where, row in read_rows(file):
-            model_a, model_b, winner = _need(where, row, "model_a", "model_b", "winner")
+            model_a, model_b = _need(where, row, "model_a", "model_b")
+            winner = _winner_column(where, row)
+            lengths, lacking = _answer_lengths(row)
             yield {
                 "question": str(row.get("question_id", where)),
-                "category": row.get("category"),
-                "turn": row.get("turn") or 1,
+                "category": row.get("category") if isinstance(row.get("category"), str) else None,
+                "turn": row["turn"] if isinstance(row.get("turn"), int) else 1,
                 "model_a": model_a,
                 "model_b": model_b,
                 "judge": row.get("judge", "arena_user"),
                 "human": True,
                 "shown": "a",
-                "verdict": _winner(winner),
-                **_answer_lengths(row),
+                "verdict": "error" if lacking else _winner(winner),
+                "both_bad": str(winner).strip().lower() in BOTH_BAD,
+                "text": f"{where}: {lacking}" if lacking else None,
+                **lengths,
             }
 
 
-def _answer_lengths(row: dict) -> dict:
-    lengths = {}
+def _winner_column(where: str, row: dict) -> str | None:
+    if "winner" not in row and "winner_model_a" in row:
+        named = [label for label in ("model_a", "model_b", "tie") if _number(row.get(f"winner_{label}")) == 1]
+        return named[0] if len(named) == 1 else None
+    return _need(where, row, "winner")[0]
+
+
+def _answer_lengths(row: dict) -> tuple[dict, str]:
+    """Characters of both sides' answers, and which answer has no text."""
+    lengths, lacking = {}, ""
     for side in "ab":
         messages = row.get(f"conversation_{side}")
         if isinstance(messages, list):
-            lengths[f"length_{side}"] = sum(len(m["content"]) for m in messages if m["role"] == "assistant")
-    return lengths
+            try:
+                texts = [content_text("", "content", m) for m in messages if m["role"] == "assistant"]
+            except ValueError:
+                lacking = lacking or f"an answer of {row[f'model_{side}']} in conversation_{side} has no text"
+            else:
+                lengths[f"length_{side}"] = sum(map(len, texts))
+    return lengths, lacking
 
 
 def read_pandalm(files: Sequence[str]) -> Iterator[dict]:
@@ -204,7 +270,7 @@ def read_pandalm(files: Sequence[str]) -> Iterator[dict]:
                     "model_b": model_b,
                     "judge": judge,
                     "human": judge.startswith("annotator"),
-                    "verdict": NUMBERED.get(_number(row[judge]), "error"),
+                    "verdict": _numbered(row[judge]),
                     "length_a": int(lengths[0]),
                     "length_b": int(lengths[1]),
                 }
@@ -220,9 +286,9 @@ def read_llmbar(files: Sequence[str]) -> Iterator[dict]:
             vote |= {"length_a": row.get("len_1"), "length_b": row.get("len_2")}
             if vote["question"] not in labelled:
                 labelled.add(vote["question"])
-                yield vote | {"judge": "label", "human": True, "verdict": NUMBERED.get(_number(label), "error")}
+                yield vote | {"judge": "label", "human": True, "verdict": _numbered(label)}
             for shown, winner in zip("ab", _need(where, row, "winner_ab", "winner_ba"), strict=True):
-                verdict = NUMBERED.get(_number(winner), "error")
+                verdict = _numbered(winner)
                 yield vote | {"judge": judge, "shown": shown, "verdict": verdict}
 
 

@@ -1,6 +1,7 @@
 """A reward model as a judge: the answer with the higher score wins. It sees one answer at a time, in no order."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from omegaconf import DictConfig
 
 from data.chat import encode_completion
 from data.tokenizer import load_tokenizer
+from evals.judge_items import check_fits
 from model.build import open_weights
 from model.reading import in_batches, read_reward_model
 from runtime.devices import own_device
@@ -31,12 +33,19 @@ class RewardJudge:
         self.model = read_reward_model(settings.path, precision=settings.precision)
 
     def scores(self, conversations: Sequence[list[dict[str, str]]]) -> list[float]:
-        """The score of each conversation, which ends with the assistant turn to be scored."""
-        limits = {name: self.settings[name] for name in ("max_length", "max_prompt_length")}
+        """The score of each conversation, which ends with the assistant turn to be scored.
+
+        Raises:
+            ValueError: conversations longer than the window, with their number: nothing is cut.
+        """
+        whole = {"max_length": sys.maxsize, "max_prompt_length": sys.maxsize}
         rows = [
-            encode_completion(messages[:-1], messages[-1]["content"], self.tokenizer, **limits)
+            encode_completion(messages[:-1], messages[-1]["content"], self.tokenizer, **whole)
             for messages in conversations
         ]
+        window = min(self.settings.max_length, self.model.config.max_length)
+        lengths, names = [len(row["input_ids"]) for row in rows], [f"conversation {i}" for i in range(len(rows))]
+        check_fits(names, lengths, window, "judge.max_length up to the model's window")
         settings = {"pad_id": self.tokenizer.pad_id, "batch_size": self.settings.batch_size, "device": own_device()}
         return in_batches(self.model.score, rows, **settings).tolist()
 

@@ -10,6 +10,7 @@ import pandas as pd
 from data.records import Verdict
 
 COLUMNS = [field.name for field in fields(Verdict)]
+EXTRA = ["index"]  # number of the question in its benchmark, where the file has it
 DEFAULTS = {"human": False, "turn": 1, "weight": 1.0}
 OUTCOMES = ("a", "b", "tie", "error")
 PAIR = ["question", "turn", "model_a", "model_b"]
@@ -19,9 +20,9 @@ FLOATS = ["preference", "weight", "length_a", "length_b"]
 
 def votes_table(rows: Iterable[dict]) -> pd.DataFrame:
     """Votes as a DataFrame with the columns of `Verdict`; lengths are float64, NaN where unknown."""
-    columns: dict[str, list] = {name: [] for name in COLUMNS}
+    columns: dict[str, list] = {name: [] for name in COLUMNS + EXTRA}
     for row in rows:
-        for name in COLUMNS:
+        for name in COLUMNS + EXTRA:
             value = row.get(name, DEFAULTS.get(name))
             columns[name].append(intern(value) if type(value) is str and name != "text" else value)
     votes = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()})
@@ -79,7 +80,9 @@ def fold_orders(votes: pd.DataFrame) -> pd.DataFrame:
         weight=(folded["weight"] + other["weight"]) / 2,
         text=None,
     )
-    return pd.concat([folded.reset_index()[COLUMNS], rest], ignore_index=True)
+    return pd.concat(
+        [folded.reset_index()[[*COLUMNS, *(name for name in EXTRA if name in votes)]], rest], ignore_index=True
+    )
 
 
 def scored(votes: pd.DataFrame) -> pd.DataFrame:

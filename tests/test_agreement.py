@@ -18,7 +18,7 @@ from evals.agreement import (
     split_judge,
     vote_tables,
 )
-from evals.benchmarks import order_accuracy
+from evals.benchmarks.reward_accuracy import order_accuracy
 from evals.biases import position, preference_for_more
 from evals.readers import read_votes
 from evals.verdicts import decisive

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.benchmarks import SECTIONS, accuracy_table, read_pairs
+from evals.benchmarks.reward_accuracy import SECTIONS, accuracy_table, read_pairs
 from evals.kl_frontier import frontier, gold_fit
 from evals.perplexity import conversation_losses, perplexity
 from model.build import new_policy

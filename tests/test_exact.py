@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.exact import last_number
-from evals.instructions import follows
-from evals.sandbox import passes_tests
+from evals.benchmarks.gsm8k import harness_matches, last_number, majority, pass_at_k
+from evals.benchmarks.ifeval import follows
+from evals.benchmarks.sandbox import passes_tests
 from tests.published_votes import DOOR, write_lines
 
 
@@ -22,6 +22,17 @@ from tests.published_votes import DOOR, write_lines
         ("-3", -3),
         ("no number", None),
         ("3.50 or .5", Decimal("0.5")),
+        ("10-15", 15),
+        ("5 - 3 = 2; 7-4", 4),
+        ("x = −5", -5),
+        ("answer: -$1,200.50", Decimal("-1200.5")),
+        ("So the answer is \\boxed{42}. That was 3 steps of work in 2025.", 42),
+        ("\\boxed{\\frac{3}{4}}", Decimal("0.75")),
+        ("**Answer: 7**\n\nStep count: 3 (of 3).", 7),
+        ("The answer is 1/2.", Decimal("0.5")),
+        ("<think>5+5=10</think> The answer is ten.", 10),
+        ("<think>so 7", None),
+        ("twenty-one", 21),
     ],
 )
 def test_the_last_number_of_an_answer(text, number):
@@ -43,8 +54,8 @@ def test_the_last_number_of_an_answer(text, number):
         ("detectable_format:number_highlighted_sections", {"num_highlights": 1}, "so *here*", "so here"),
         ("detectable_format:title", {}, "<<Poem>> x", "Poem"),
         ("detectable_format:json_format", {}, '```json\n{"a": 1}\n```', "{a: 1}"),
-        ("change_case:english_lowercase", {}, "all low", "Not low"),
-        ("change_case:english_capital", {}, "ALL UP", "Not up"),
+        ("change_case:english_lowercase", {}, "this is all in lower case and english", "This is not in lower case"),
+        ("change_case:english_capital", {}, "THIS IS AN ENGLISH SENTENCE WITH CAPITALS", "Not up"),
         ("startend:quotation", {}, '"so"', "so"),
         ("startend:end_checker", {"end_phrase": "The end."}, "Well. the END.", "The end. Or not"),
         ("detectable_content:postscript", {"postscript_marker": "P.S."}, "a\nP.S. b", "a"),
@@ -55,9 +66,11 @@ def test_instructions_that_are_followed_and_that_are_not(name, given, good, bad)
     assert follows(name, good, given) and not follows(name, bad, given) and not follows(name, "  ", given)
 
 
-def test_an_instruction_that_nobody_can_verify_is_refused():
-    with pytest.raises(ValueError, match="language:response_language"):
-        follows("language:response_language", "hallo", {"language": "de"})
+def test_an_instruction_that_is_none_of_the_25_is_refused():
+    with pytest.raises(ValueError, match="length_constraints:rhymes"):
+        follows("length_constraints:rhymes", "hallo", {})
+    with pytest.raises(ValueError, match="lacks its setting 'num_words'"):
+        follows("length_constraints:number_words", "hallo", {})
 
 
 LIMITS = {"seconds": 1, "megabytes": 256}
@@ -101,7 +114,7 @@ def test_the_door_scores_gsm8k_and_counts_missing_answers_as_wrong(tmp_path, doo
 def test_the_door_scores_instructions_by_prompt_and_one_by_one(tmp_path, door):
     ids = ["punctuation:no_comma", "change_case:english_lowercase"]
     questions = [{"prompt": "p", "instruction_id_list": ids, "kwargs": [{}, {}]}] * 2
-    code, result = run_door(door, tmp_path, questions, ["good", "Half"], "task.format=ifeval")
+    code, result = run_door(door, tmp_path, questions, ["this is good and in english", "Half"], "task.format=ifeval")
     assert code == 0 and result["value"] == 0.5 and result["instruction_level"]["value"] == 0.75
     assert result["instructions"]["punctuation:no_comma"]["value"] == 1
 
@@ -114,3 +127,29 @@ def test_code_runs_only_where_it_was_asked_for(tmp_path, door, capsys):
     assert run_door(door, tmp_path, CODE, answer, "task.format=code")[0] == 2
     assert "task.run_code=true" in capsys.readouterr().err
     assert run_door(door, tmp_path, CODE, answer, "task.format=code", "task.run_code=true")[1]["value"] == 1
+
+
+def test_samples_of_one_question_give_pass_at_k_and_the_majority(tmp_path, door):
+    said = [["4", "5", "4", "5"], ["1", "2", "2", "3"], ["9", "9", "9", "8"]]  # gold 0 + 4, 1, 9
+    asked = [{"question_id": str(i), "question": f"q{i}", "answer": f"#### {n}"} for i, n in enumerate((4, 1, 9))]
+    rows = [
+        {"question_id": str(i), "model_id": "m", "choices": [{"index": j, "turns": [t]} for j, t in enumerate(texts)]}
+        for i, texts in enumerate(said)
+    ]
+    words = (f"task.questions={write_lines(tmp_path / 'q.jsonl', asked)}",
+             f"task.input=[{write_lines(tmp_path / 'a.jsonl', rows)}]", f"hydra.run.dir={tmp_path}/out")  # fmt: skip
+    assert door(DOOR, "task=exact", *words) == 0
+    result = json.loads((tmp_path / "out/result.json").read_text())["models"]["m"]
+    assert result["value"] == pytest.approx((2 + 1 + 3) / 12) and result["samples"] == [4]
+    assert result["pass_at_k"]["1"]["value"] == pytest.approx(0.5)
+    assert result["pass_at_k"]["2"]["value"] == pytest.approx((1 - 1 / 6 + 1 - 3 / 6 + 1) / 3)
+    assert result["pass_at_k"]["4"]["value"] == 1
+    assert result["majority"]["value"] == pytest.approx(2 / 3)  # of 4, 5, 4, 5 what was said first
+    assert pass_at_k(5, 0, 3) == 0 and majority([None, None]) is None and majority([2, 1, 1]) == 1
+
+
+def test_lm_evals_matches_are_strings():
+    gold = "so\n#### 1,234"
+    assert harness_matches("it is $1,234.", gold) == (False, True)
+    assert harness_matches("#### 1234", gold) == (True, True)
+    assert harness_matches("#### 1,234.00 in 3 steps", gold) == (False, False) == harness_matches("none", gold)

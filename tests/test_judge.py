@@ -11,7 +11,8 @@ from data.records import Verdict
 from evals.answers import answer_questions, load_answers
 from evals.families import family_warnings
 from evals.judge_items import choose_template, item_messages, make_items, pair_verdict
-from evals.prompts import load_templates, read_identifier, read_letter, read_rank, read_rating, read_strength
+from evals.prompts import load_templates
+from evals.published_parsers import fastchat_pair
 from evals.questions import load_questions, load_references
 from tests.published_votes import DOOR, given, published, write_lines
 
@@ -33,43 +34,9 @@ def test_verdicts_of_150_published_judgements_are_read_by_fastchats_rule():
     texts = [json.loads(line)[f"g{i}_judgment"] for line in Path(file).read_text().splitlines() for i in (1, 2)]
     counts = {"A": 0, "B": 0, "tie": 0, "error": 0}
     for text in texts:
-        counts[{"a": "A", "b": "B"}.get(read_letter(text)[0], read_letter(text)[0])] += 1
+        verdict = fastchat_pair(text).verdict
+        counts[{"a": "A", "b": "B"}.get(verdict, verdict)] += 1
     assert counts == given("verdict_parsing")["phi3_dpo_150_texts"]["counts"]
-
-
-@pytest.mark.parametrize(
-    "read, text, verdict",
-    [
-        (read_letter, "B is nice, but [[A]]", "a"),
-        (read_letter, "[[B]] not [[A]]", "a"),  # FastChat's order of looking
-        (read_letter, "[[C]]", "tie"),
-        (read_letter, "A", "error"),
-        (read_letter, "", "error"),
-        (read_strength, "so [[A>B]]", "a"),
-        (read_strength, "[[A>B]] or [[B>A]]", "error"),
-        (read_rank, "[{'model': 'model_2', 'rank': 1}, {'model': 'model_1', 'rank': 2}]", "b"),
-        (read_rank, "[{'model': 'model_2', 'rank': 1}, {'model': 'model_1', 'rank': 1}]", "error"),
-        (read_identifier, " m\n", "a"),
-        (read_identifier, "M", "b"),
-        (read_identifier, "mM", "error"),
-    ],
-)
-def test_verdicts_are_read_or_are_errors(read, text, verdict):
-    assert read(text)[0] == verdict
-
-
-def test_a_strong_verdict_weighs_three():
-    assert read_strength("[[B>>A]]") == ("b", 3.0) and read_strength("[[B>A]]") == ("b", 1.0)
-
-
-def test_grades_are_read_or_missing():
-    assert [read_rating(t) for t in ("Rating: [[7]]", "[8.5]", "[[11]]", "seven", "[[0]]")] == [
-        7,
-        8.5,
-        None,
-        None,
-        None,
-    ]
 
 
 def test_every_pair_is_asked_in_both_orders_and_both_turns():

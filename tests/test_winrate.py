@@ -123,13 +123,18 @@ def test_difficulty_is_joined_on_the_instruction_whatever_the_order_of_rows(tmp_
     assert results[0]["length_control"]["difficulty_joined_on"] == "instruction"
 
 
-def test_difficulties_by_number_are_joined_on_the_row(tmp_path, door):
+def test_difficulties_by_number_need_the_number_in_the_rows_whatever_their_order(tmp_path, door, capsys):
     lines = [f"{i},{value}" for i, value in enumerate(difficulties())]
     (tmp_path / "difficulty.csv").write_text("\n".join(["index,instruction_difficulty", *lines]))
-    _, result = run_door(door, tmp_path, annotations("alpaca-7b"), f"task.difficulty={tmp_path}/difficulty.csv")
+    words, rows = f"task.difficulty={tmp_path}/difficulty.csv", annotations("alpaca-7b")
+    assert run_door(door, tmp_path, rows, words)[0] == 2  # by the order of rows a shuffled file would be misaligned
+    assert "no `index`" in capsys.readouterr().err
+    numbered = [row | {"index": i} for i, row in enumerate(rows)]
     expected = given("lc_fit_no_gamed_regulariser")["alpaca-7b"]["length_controlled_noreg"]["lc_sklearn191"]
-    assert result["length_controlled_win_rate"] == pytest.approx(expected, abs=0.5)
-    assert result["length_control"]["difficulty_joined_on"] == "index"
+    for part in (numbered, sorted(numbered, key=lambda row: str(row["index"]))):
+        _, result = run_door(door, tmp_path, part, words)
+        assert result["length_controlled_win_rate"] == pytest.approx(expected, abs=0.5)
+        assert result["length_control"]["difficulty_joined_on"] == "index"
 
 
 def hand_made(preferences, lengths=lambda i: (10 + i, 30 - i)):

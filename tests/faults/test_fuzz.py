@@ -15,7 +15,7 @@ from data.chat import TEMPLATES, encode_chat, encode_completion
 from data.jinja import agree
 from data.records import BadRows, read_jsonl, read_records
 from data.tokenizer import Tokenizer
-from evals.prompts import PARSERS, read_rating
+from evals.prompts import PARSERS
 from model.build import open_weights
 from model.weights.hf import read_json
 from tests.text_samples import tiny_tokenizer
@@ -128,12 +128,13 @@ def test_any_chat_template_of_a_model_is_compared_and_runs_nothing(jinja):
 @example("{'model': 'model_1', 'rank': " + "9" * 5000 + "}, {'model': 'model_2', 'rank': 1}")
 @example("[[٣]]")
 def test_any_words_of_a_judge_are_a_verdict_or_an_error(text):
-    for read in PARSERS.values():
-        verdict = read(text)
-        if isinstance(verdict, tuple):
-            assert verdict[0] in ("a", "b", "tie", "error") and verdict[1] > 0
-    rating = read_rating(text)
-    assert rating is None or 1 <= rating <= 10
+    for rule, parsers in PARSERS.items():
+        for output_format, read in parsers.items():
+            said = read(text)
+            if output_format != "[[rating]]":
+                assert said.verdict in ("a", "b", "tie", "error") and said.weight > 0
+            elif rule == "last":
+                assert said is None or 1 <= said <= 10
 
 
 # ---- weights

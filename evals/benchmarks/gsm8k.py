@@ -1,0 +1,90 @@
+"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168): the number that an answer gives, pass@k, majority votes."""
+
+import re
+from collections import Counter
+from decimal import Decimal, DivisionByZero, InvalidOperation
+from math import comb
+
+from evals.judge_output import without_thinking
+
+_SIGN = r"(?:(?<![\w)\].])[-−–](?=[$€£]?\.?\d))?"  # of a number, not of a difference or a range
+NUMBER = re.compile(rf"{_SIGN}[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+(?![\d/]))?")
+ANSWER = re.compile(
+    rf"(?:final\s+)?\banswer\b[*_\s]*(?:\s(?:is|=)|[:=])[\s:*_$\\(\[]*(?P<number>{NUMBER.pattern})", re.I
+)
+BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+UNITS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+)
+WORDS = {word: i for i, word in enumerate(f"{UNITS} eighteen nineteen".split())}
+TENS = {
+    word: 10 * i
+    for i, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
+}
+
+
+def parse_number(text: str) -> Decimal | None:
+    """The value of a number as people write it: 1,234.50, $5, −3, 1/2."""
+    text = re.sub(r"[,$€£\s]", "", text.replace("−", "-").replace("–", "-"))
+    try:
+        above, _, below = text.partition("/")
+        return Decimal(above) / Decimal(below or 1)
+    except (InvalidOperation, DivisionByZero):
+        return None
+
+
+def last_number(text: str) -> Decimal | None:
+    """The number that an answer gives: after ####, in \\boxed{}, after "the answer is", else the last one it holds.
+
+    Thinking is no answer; a number may be a word up to ninety-nine where there are no digits.
+    """
+    seen = re.sub(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}", r"\1/\2", without_thinking(text) or "")
+    marked = seen.rsplit("####", 1)
+    found = NUMBER.findall(marked[-1])[:1] if len(marked) == 2 else []
+    if not found and (boxes := BOXED.findall(seen)):
+        found = NUMBER.findall(re.sub(r"\\(?:text|mathrm|,|!|\$|%)|[{}]", "", boxes[-1]))[:1]
+    if not found and (said := list(ANSWER.finditer(seen))):
+        found = [said[-1]["number"]]
+    found = found or NUMBER.findall(seen)[-1:]
+    return parse_number(found[0]) if found else _number_word(seen)
+
+
+def _number_word(text: str) -> Decimal | None:
+    found = [word for word in re.findall(r"[a-z]+", text.lower()) if word in WORDS or word in TENS]
+    if not found:
+        return None
+    if len(found) > 1 and found[-2] in TENS and 0 < WORDS.get(found[-1], 0) < 10:
+        return Decimal(TENS[found[-2]] + WORDS[found[-1]])
+    return Decimal(WORDS.get(found[-1], TENS.get(found[-1])))
+
+
+def is_right(answer: str, gold: str) -> bool:
+    """Whether the answer's number is that of the solution (after ####)."""
+    expected = last_number(gold)
+    return expected is not None and last_number(answer) == expected
+
+
+def harness_matches(answer: str, gold: str) -> tuple[bool, bool]:
+    """lm-eval 0.4.13's exact_match on gsm8k: (strict-match, flexible-extract), as strings."""
+    strict = re.findall(r"#### (\-?[0-9\.\,]+)", answer)
+    flexible = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", answer)
+    last = next((part for part in flexible[-1] if part), "") if flexible else "[invalid]"
+    cleaned = [_harness_clean(text) for text in (strict[0] if strict else "[invalid]", last.strip())]
+    return tuple(text == _harness_clean(gold) for text in cleaned)
+
+
+def _harness_clean(text: str) -> str:
+    for pattern in (",", r"\$", r"(?s).*#### ", r"\.$"):
+        text = re.sub(pattern, "", text)
+    return text.lower()
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """The chance that one of k of n samples is right: 1 - C(n - c, k) / C(n, k); Chen et al. 2021, arXiv:2107.03374."""
+    return 1 - comb(n - right, k) / comb(n, k)
+
+
+def majority(values: list) -> object:
+    """What most samples say (None says nothing); of equally many, what was said first."""
+    said = [value for value in values if value is not None]
+    return Counter(said).most_common(1)[0][0] if said else None
