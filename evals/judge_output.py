@@ -290,10 +290,9 @@ def read_grade(text: str, *, low: float = 1, high: float = 10) -> float | None:
     if not grades:
         lines = [line.strip(" \t*_#.()[]`\"'") for line in seen.splitlines() if line.strip()]
         alone = re.fullmatch(r"\d+(?:[.,]\d+)?", lines[-1]) if lines else None
-        given =
-       
-       
-        re.findall(rf"\b(?:give|rate|score|grade|award|deserves|gets|earns|assign)\b[^.\d\n]{{0,40}}?\b(?:an?\s+)?{_NUMBER}(?!\s*[-–/%\w])", blanked, re.IGNORECASE)  # fmt: skip grades = [_number(alone[0], None)] if alone else [_number(value, None) for value in given[-1:]]
+        verbs = r"\b(?:give|rate|score|grade|award|deserves|gets|earns|assign)\b"
+        given = re.findall(rf"{verbs}[^.\d\n]{{0,40}}?\b(?:an?\s+)?{_NUMBER}(?!\s*[-–/%\w])", blanked, re.IGNORECASE)
+        grades = [_number(alone[0], None)] if alone else [_number(value, None) for value in given[-1:]]
     grade = grades[-1] if grades else None
     return grade if grade is not None and low <= grade <= high else None
 

@@ -292,7 +292,7 @@ def read_gamed(file: str | None) -> pd.DataFrame | None:
 
 
 def parts_far(raw: float, controlled: float) -> bool:
-    """Whether a controlled rate is too far from the raw one to be believed: by 10 points and a quarter (alpaca_eval)."""
+    """Whether a controlled rate is too far from the raw one to be believed: by 10 points and a quarter."""
     low, high = raw - max(raw / 4, 10), raw + max((100 - raw) / 4, 10)
     return not low <= controlled <= high
 
