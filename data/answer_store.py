@@ -51,15 +51,15 @@ class AnswerStore:
             raise self._damaged(f"the entry {key[:16]} is no JSON object")
         return value
 
-    def put(self, key: str, value: dict) -> None:
-        """Store an entry; one that is there is replaced."""
+    def put(self, key: str, value: dict | None) -> None:
+        """Store an entry; one that is there is replaced, or removed where the value is None."""
         text = json.dumps(value, ensure_ascii=True)
         with self._lock:
             try:
                 with self._open() as connection:
-                    connection.execute(
-                        "INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, text, _digest(key, text))
-                    )
+                    connection.execute("DELETE FROM answers WHERE key = ?", (key,))
+                    if value is not None:
+                        connection.execute("INSERT INTO answers VALUES (?, ?, ?)", (key, text, _digest(key, text)))
             except sqlite3.OperationalError as error:  # disk full, no permission, another process holds it for long
                 raise OSError(f"cannot write {self.path}: {error}; answers so far are kept") from error
             except sqlite3.DatabaseError as error:

@@ -9,14 +9,17 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data.answer_store import AnswerStore
 from runtime.config import check_choice, check_types, check_whole
 
-Conversation = list[dict[str, str]]
+Conversation = list[
+    dict[str, str]
+]  # a last user message whose content is None is the user's turn to come: it is asked for
 MOST_TOKENS = 2**31  # no text has more
 FINISH_REASONS = ("stop", "length", "content_filter", "refused", "failed")
 _TAG = r"think|thinking|reasoning"
@@ -107,6 +110,7 @@ class Client:
         self.prices = (prompt_price / 1e6, completion_price / 1e6)
         self.thinking_tokens = thinking_tokens
         self.options: dict = {}  # what a subclass adds to every request
+        self.on_answer: Callable[[int, int], None] = lambda number, total: None  # told of each answer of an `ask`
         self._counted: set[str] = set()
         self._store = AnswerStore(cache) if cache is not None else None
 
@@ -146,11 +150,21 @@ class Client:
             if not answer.missing and self._store is not None:
                 self._store.put(key, asdict(answer))
             self._count(key, answer, fresh=True)
+            self.on_answer(len(answers), len(set(keys)))
         return [answers[key] for key in keys]
 
     def cost_bound(self, conversations: Sequence[Conversation], *, max_tokens: int) -> float:
         """The most that asking these once can cost: a token is at least one byte. To show before a run."""
         return sum(self._bound(messages, max_tokens + self.thinking_tokens) for messages in conversations)
+
+    def remember(self, name: str, value: dict | None) -> None:
+        """Keep a note of the client's own beside the answers; None forgets it."""
+        if self._store is not None:
+            self._store.put(name, value)
+
+    def remembered(self, name: str) -> dict | None:
+        """The note, where there is one."""
+        return self._store.get(name) if self._store is not None else None
 
     def close(self) -> None:
         """Close the file of answers; asking again opens it."""
@@ -214,7 +228,7 @@ class LocalClient(Client):
         super().__init__(f"{policy}@{_fingerprint(policy)} {precision} top_k={top_k} top_p={top_p}", **limits)
 
     def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
-        keys = sorted(requests, key=lambda key: sum(len(m["content"]) for m in requests[key].messages))
+        keys = sorted(requests, key=lambda key: sum(len(m["content"] or "") for m in requests[key].messages))
         for start in range(0, len(keys), self.batch_size):
             yield from self._batch({key: requests[key] for key in keys[start : start + self.batch_size]})
 
@@ -229,7 +243,11 @@ class LocalClient(Client):
                 f"max_tokens={settings.max_tokens} leaves no room for a prompt in a window of "
                 f"{self.policy.config.max_length} tokens; ask for fewer"
             )
-        prompts = [encode_prompt(r.messages, self.tokenizer, max_length=room) for r in requests.values()]
+        encode = partial(encode_prompt, tokenizer=self.tokenizer, max_length=room)
+        prompts = [
+            encode(r.messages) if r.messages[-1]["content"] is not None else before_user(r.messages, encode)
+            for r in requests.values()
+        ]
         made = generate(
             self.policy,
             prompts,
@@ -251,6 +269,12 @@ class LocalClient(Client):
             yield key, Answer(text[:cut], finish_reason, len(prompt), len(tokens))
 
 
+def before_user(messages: Conversation, encode: Callable[[Conversation], list[int]]) -> list[int]:
+    """Ids up to where the content of the last user message begins: what two prompts that differ in it alone share."""
+    one, other = (encode([*messages[:-1], {"role": "user", "content": text}]) for text in ("apple", "Zebra!"))
+    return one[: next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)]
+
+
 class ScriptedClient(Client):
     """For tests and dry runs: `reply(request) -> text`."""
 
@@ -261,7 +285,7 @@ class ScriptedClient(Client):
     def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
         for key, request in requests.items():
             text = self.reply(request)
-            words = sum(len(m["content"].split()) for m in request.messages)
+            words = sum(len((m["content"] or "").split()) for m in request.messages)
             yield key, Answer(text, "stop", words, len(text.split()))
 
 
@@ -277,7 +301,7 @@ def scripted_replies(path: str) -> Callable[[Request], str]:
         raise ValueError(f'{path}: each line must be {{"contains": TEXT, "answers": [TEXT, ..]}} with an answer')
 
     def reply(request: Request) -> str:
-        text = "\n".join(message["content"] for message in request.messages)
+        text = "\n".join(message["content"] or "" for message in request.messages)
         rule = next((rule for rule in rules if rule["contains"] in text), None)
         if rule is None:
             raise ValueError(f'{path} has no line whose "contains" is in: {text[-200:]!r}; end it with "contains": ""')
@@ -295,8 +319,9 @@ def build_client(cfg: DictConfig) -> Client:
         from data.endpoint import OpenAIClient
 
         own = ("base_url", "api_key_env", "max_parallel", "requests_per_minute", "timeout", "max_tries")
-        own += ("served_as", "thinking_tokens")
-        return OpenAIClient(cfg.model, **{key: cfg[key] for key in own}, **settings)
+        own += ("served_as", "thinking_tokens", "reasoning_effort", "extra_body", "pre_query", "batch")
+        given = OmegaConf.to_container(cfg, resolve=True)
+        return OpenAIClient(cfg.model, **{key: given[key] for key in own}, **settings)
     if cfg.kind == "local":
         own = ("batch_size", "top_k", "top_p", "precision", "thinking_tokens")
         return LocalClient(cfg.policy, **{key: cfg[key] for key in own}, **settings)
@@ -328,7 +353,7 @@ def split_reasoning(text: str) -> tuple[str | None, str]:
 
 def most_tokens(messages: Conversation) -> int:
     """The most tokens that a prompt can have: one a byte, and a template's marks."""
-    return sum(len(m["content"].encode()) + 16 for m in messages) + 16
+    return sum(len((m["content"] or "").encode()) + 16 for m in messages) + 16
 
 
 def _is_answer(row: object) -> bool:

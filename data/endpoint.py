@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import httpx
 import tenacity
 
-from data.clients import MOST_TOKENS, Answer, Client, Request, most_tokens
+from data.clients import MOST_TOKENS, Answer, Client, Conversation, Request, most_tokens
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
 OPENAI = "https://api.openai.com/v1"
@@ -61,34 +61,51 @@ class GiveUp(Exception):
 
 
 class OpenAIClient(Client):
-    """Any endpoint that speaks `/chat/completions`.
+    """Any endpoint that speaks `/chat/completions` (and `/completions` for a user's turn to come, see `Conversation`).
 
     Args:
         base_url: the endpoint, up to and without `/chat/completions`; None = OpenAI's.
         api_key_env: name of the environment variable with the key. The key itself is in no config, log or file.
         max_parallel: requests in flight. requests_per_minute: None = no limit. timeout: seconds for a whole try.
         served_as: what the server calls the model in its replies, where that is another name; None = as it was asked.
+        reasoning_effort: for models that think; None = the server's own. extra_body: further fields of every request.
+        pre_query: what the model's template writes before a user's message.
+        batch: whether requests go through `/batches`, which is cheaper and takes hours; see `data/batches.py`.
     """
 
     def __init__(
         self, model: str, *, base_url: str | None, api_key_env: str, max_parallel: int,
-        requests_per_minute: float | None, timeout: float, max_tries: int, served_as: str | None = None, **settings,
+        requests_per_minute: float | None, timeout: float, max_tries: int, served_as: str | None = None,
+        reasoning_effort: str | None = None, extra_body: dict | None = None, pre_query: str | None = None,
+        batch: bool = False, **settings,
     ):  # fmt: skip
         super().__init__(model, **settings)
-        self.base_url, self.timeout, self.served_as = check_url(base_url) or OPENAI, timeout, served_as
+        self.base_url = (check_url(base_url) or OPENAI).rstrip("/")
+        self.timeout, self.served_as = timeout, served_as
         self._key = read_key(base_url, api_key_env)
         if max_parallel < 1 or max_tries < 1 or timeout <= 0 or (requests_per_minute or 1) <= 0:
             raise ValueError(
                 f"need max_parallel, max_tries >= 1, timeout and requests_per_minute > 0, "
                 f"got {max_parallel=} {max_tries=} {timeout=} {requests_per_minute=}"
             )
-        self.options = {"base_url": self.base_url}  # two servers may call two models by one name
+        extra = dict(extra_body or {}) | ({"reasoning_effort": reasoning_effort} if reasoning_effort else {})
+        if known := {"model", "messages", "prompt", "response_format", "n", "stream", *OPTIONAL} & set(extra):
+            raise ValueError(f"client.extra_body sets {', '.join(sorted(known))}, which this client sets itself")
+        self.options = {"base_url": self.base_url, "extra": extra}  # two servers may call two models by one name
+        self.pre_query, self.batch = pre_query, batch
         self.max_parallel, self.max_tries = max_parallel, max_tries
         self.interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._next_start, self._failure, self._failures = 0.0, None, 0
 
     def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
         """A thread runs the event loop, so `ask` also works where one runs already (a notebook, a web page)."""
+        if self.pre_query is None and any(r.messages[-1]["content"] is None for r in requests.values()):
+            raise ValueError("a model behind an endpoint writes a user's message only after client.pre_query")
+        if self.batch:
+            from data.batches import answer_batch
+
+            yield from answer_batch(self, requests)
+            return
         done: queue.SimpleQueue = queue.SimpleQueue()
         self._failure, self._spent = None, self.usage.cost
         self._aside = self._wasted = (
@@ -183,7 +200,8 @@ class OpenAIClient(Client):
         await self._turn()
         while True:
             payload = self._payload(request)
-            status, headers, body = await self._post(http, payload)
+            path = "completions" if "prompt" in payload else "chat/completions"
+            status, headers, body = await self._post(http, f"{self.base_url}/{path}", payload)
             if 200 <= status < 300:
                 return self._read_or_count(body, request)
             said = self._clean(body[:2000].decode("utf-8", "replace"))
@@ -210,23 +228,32 @@ class OpenAIClient(Client):
         """Both names of the limit are sent: servers know the one or the other, and one that is unknown is left out."""
         payload = {
             "model": request.model,
-            "messages": request.messages,
+            **self._asked(request.messages),
             "temperature": request.temperature,
             "max_tokens": request.max_tokens,
             "max_completion_tokens": request.max_tokens,
             "seed": request.seed,
             "stop": list(request.stop) or None,
-        }
+            "response_format": request.schema and {
+                "type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": request.schema},
+            },
+            **request.options["extra"],
+        }  # fmt: skip
         return {k: value for k, value in payload.items() if value is not None and k not in self.usage.left_out}
+
+    def _asked(self, messages: Conversation) -> dict:
+        if messages[-1]["content"] is not None:
+            return {"messages": messages}
+        return {"prompt": self.pre_query}
 
     def _can_leave_out(self, name: str) -> bool:
         """A request without any limit could cost more than was set aside for it."""
         limits = {"max_tokens", "max_completion_tokens"}
         return name not in limits or not (limits - {name}) & set(self.usage.left_out)
 
-    async def _post(self, http: httpx.AsyncClient, payload: dict) -> tuple[int, httpx.Headers, bytes]:
+    async def _post(self, http: httpx.AsyncClient, url: str, payload: dict) -> tuple[int, httpx.Headers, bytes]:
         """(status, headers, body) of one request: within the timeout as a whole, of at most MAX_REPLY bytes."""
-        url, body = f"{self.base_url.rstrip('/')}/chat/completions", bytearray()
+        body = bytearray()
         try:
             async with asyncio.timeout(self.timeout), http.stream("POST", url, json=payload) as reply:
                 async for chunk in reply.aiter_raw():  # raw: a few bytes may unpack to gigabytes
@@ -244,7 +271,7 @@ class OpenAIClient(Client):
         try:
             reply = json.loads(body)
             choice = reply["choices"][0]
-            message, reason = choice["message"], choice.get("finish_reason")
+            message, reason = choice.get("message") or {"content": choice["text"]}, choice.get("finish_reason")
             text, thought = message.get("content"), message.get("reasoning_content") or message.get("reasoning") or ""
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise TryAgain(f"the reply is no chat completion: {self._clean(str(body[:200]))}") from None

@@ -19,8 +19,10 @@ FREE_TO_CHANGE = (
 
 OPTIONAL = {  # settings whose default is null or ???: what they are otherwise
     "base_url": "text", "cache": "text", "license": "text", "model": "text", "policy": "text", "reward_fn": "text",
-    "reward_model": "text", "script": "text", "served_as": "text", "target": "text",
-    "max_cost": "a number", "num": "a whole number", "requests_per_minute": "a number",
+    "reward_model": "text", "script": "text", "served_as": "text", "reasoning_effort": "text", "pre_query": "text",
+    "extra_body": "a mapping", "target": "text", "max_cost": "a number", "num": "a whole number",
+    "requests_per_minute": "a number", "max_instruction_tokens": "a whole number",
+    "max_output_tokens": "a whole number", "system": "text",
 }  # fmt: skip
 
 

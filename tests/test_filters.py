@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from collections import Counter
 from pathlib import Path
 from random import Random
 
@@ -18,10 +17,15 @@ from data.methods.filters import (
     lcs_length,
     lcs_masks,
     rouge_l,
+    words,
 )
 
 ROOT = Path(__file__).parents[1]
 TEXT = st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=12).map(" ".join)
+
+
+def count(text: str) -> int:
+    return len(words(text))
 
 
 def real_texts() -> list[str]:
@@ -42,7 +46,7 @@ def similar_pairs(count: int) -> list[tuple[str, str]]:
 
 def test_rouge_l_equals_rouge_score_on_two_thousand_pairs():
     scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rougeL"], use_stemmer=False)
-    for a, b in similar_pairs(2000):
+    for a, b in ((a, b) for a, b in similar_pairs(2000) if (a + b).isascii()):  # it drops all other letters
         assert rouge_l(a, b) == scorer.score(a, b)["rougeL"].fmeasure
 
 
@@ -89,7 +93,17 @@ def test_a_score_on_the_threshold_is_too_similar():
         ("word " * 200, "instruction_too_long"),
         ("Describe what you see in the image below.", "keyword_beyond_text"),
         ("- write a poem about the sea", "starts_with_punctuation"),
-        ("écris un poème sur la mer", "starts_with_punctuation"),
+        ("écris un poème sur la mer", None),
+        ("写一首关于大海的诗，要有四行。", None),
+        ("اكتب قصيدة عن البحر من فضلك", None),
+        ("समुद्र के बारे में एक कविता लिखो", None),
+        ("#include <stdio.h> is missing here: why?", None),
+        ("`sort` and `uniq`: explain the difference", None),
+        ("<div> or <span> for a label, and why?", None),
+        ("# A heading of some kind", "starts_with_punctuation"),
+        ("* write a poem about the sea", "starts_with_punctuation"),
+        ("— write a poem about the sea", "starts_with_punctuation"),
+        ("I'm sorry, but I can't write that.", "refusal"),
         ("Write a program that sorts a list.", "write_a_program"),
         ("Write a poem about the sea.", None),
         ('"To be or not to be": explain the line.', None),
@@ -97,7 +111,7 @@ def test_a_score_on_the_threshold_is_too_similar():
     ],
 )
 def test_an_instruction_is_dropped_for_the_named_reason(text, reason):
-    assert instruction_fault(text, min_words=4, max_words=150) == reason
+    assert instruction_fault(text, count, least=4, most=150) == reason
 
 
 @pytest.mark.parametrize(
@@ -110,18 +124,44 @@ def test_an_instruction_is_dropped_for_the_named_reason(text, reason):
         ("", "w " * 30, "output_too_long"),
         ("see the attached file", "It is red.", "keyword_beyond_text"),
         ("", "The Baltic.", None),
+        ("", "As an AI language model, I have no favourite sea.", "refusal"),
+        ("", "I’m sorry, but I can't help with that.", "refusal"),
+        ("", "抱歉，我无法回答。", "refusal"),
+        ("", "I can see the Baltic from here.", None),
+        ("", "以下是列表：", "output_unfinished"),
     ],
 )
 def test_an_instance_is_dropped_for_the_named_reason(given, output, reason):
-    assert instance_fault("Name the sea.", given, output, max_words=20) == reason
+    assert instance_fault("Name the sea.", given, output, count, most=20) == reason
+    assert instance_fault("Name the sea.", "", "w " * 3000, count, most=None) is None  # paid for, so kept
 
 
 def test_an_input_with_two_outputs_loses_both_and_repeats_count_once():
     kept, drops = drop_conflicting([("a", "1"), ("a", "2"), ("b", "3"), ("b", "3 "), ("", "4")])
     assert kept == [("b", "3"), ("", "4")]
-    assert drops == Counter(same_input_different_output=2, duplicate_instance=1)
+    assert [reason for reason, _ in drops] == ["same_input_different_output"] * 2 + ["duplicate_instance"]
 
 
 def test_a_threshold_outside_its_range_is_refused():
     with pytest.raises(ValueError, match="0.7"):
         Novelty(1.5)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Straße & Größe_2", ["straße", "größe", "2"]),
+        ("大海的诗", ["大", "海", "的", "诗"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("قصيدة البحر", ["قصيدة", "البحر"]),
+        ("стих о море", ["стих", "о", "море"]),
+    ],
+)
+def test_words_are_of_any_script(text, expected):
+    assert words(text) == expected
+
+
+def test_novelty_tells_texts_of_other_scripts_apart():
+    kept = Novelty(0.7, ["写一首关于大海的诗", "напиши стих о море"])
+    assert kept.most_similar("写一首关于大海的诗歌") is not None and kept.most_similar("解释量子力学的原理") is None
+    assert kept.most_similar("объясни теорему Пифагора") is None

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from data.clients import Answer, Client, Conversation
 from data.methods.filters import rouge_l
-from data.methods.rows import Made, ask_until, few_shot, provenance, row_id
+from data.methods.progress import Progress
+from data.methods.rows import Drops, Made, ask_until, few_shot, provenance, row_id
 from runtime.config import check_whole
 
 DONE = "TASK_DONE"
@@ -36,12 +37,14 @@ class Session:
     roles: tuple[str, str] = ("", "")  # assistant, user
     task: str = ""
     messages: Conversation = field(default_factory=list)
+    cut: str = ""  # the text that ended it
     end: str = ""  # done | max_turns, or the fault of the last try: role_flip_user, loop, answer_cut, ...
 
 
 def camel(
     client: Client, user_client: Client, *, ideas: Sequence[str], num: int, seed: int, max_turns: int, min_turns: int,
-    max_similarity: float, max_tries: int, temperature: float, max_tokens: int,
+    max_similarity: float, max_tries: int, temperature: float | None, max_tokens: int,
+    progress: Progress | None = None,
 ) -> Made:  # fmt: skip
     """At most `num` conversations, the ideas taken in turn, each with a role pair and a task of its own.
 
@@ -56,22 +59,26 @@ def camel(
     sampled = {"temperature": temperature, "max_tokens": max_tokens, "max_tries": max_tries}
     sessions = [Session(ideas[n % len(ideas)], seed + n // len(ideas)) for n in range(num)]
 
+    progress = progress or Progress()
+
     # ---- 1. who, and what exactly
     _step(client, sessions, lambda s: ask_roles(s.idea), _read_roles, **sampled)
     _step(client, sessions, lambda s: ask_task(s.idea, *s.roles), _read_task, **sampled)
 
     # ---- 2. the user instructs, the assistant solves, all sessions in step
-    for _ in range(max_turns):
+    for turn in range(max_turns):
+        kept = sum(len(s.messages) >= 2 * min_turns for s in sessions)
+        progress.at(turn, max_turns, kept=kept, drops=Counter(s.end for s in sessions if s.end and s.end != "done"))
         _step(user_client, sessions, as_user, lambda s, a: _hear(s, a, "user", max_similarity), **sampled)
         _step(client, sessions, as_assistant, lambda s, a: _hear(s, a, "assistant", max_similarity), **sampled)
 
     # ---- 3. what got somewhere is kept
-    rows, drops = [], Counter()
+    rows, drops = [], Drops()
     for session in sessions:
         session.end = session.end or "max_turns"
         turns = len(session.messages) // 2
         if turns < min_turns:
-            drops[session.end] += 1
+            drops.add(session.end, session.cut, idea=session.idea, messages=session.messages)
         else:
             rows.append(_row(session, turns, [client.model, user_client.model]))
     ends = Counter(session.end for session in sessions)
@@ -135,7 +142,8 @@ def _step(client: Client, sessions: list[Session], prompt, read, **settings) -> 
     going = [session for session in sessions if not session.end]
     faults = ask_until(client, going, prompt, read, seeds=[session.seed for session in going], **settings)
     for session, fault in zip(going, faults, strict=True):
-        session.end = session.end or fault or ""
+        if fault is not None:
+            session.end, session.cut = session.end or fault.reason, fault.text
 
 
 def _read_roles(session: Session, answer: Answer) -> str | None:

@@ -4,19 +4,40 @@ Wang et al. 2023 (arXiv:2212.10560), section 2.2. A rule returns the reason of a
 """
 
 import re
+import unicodedata
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 CANNOT_DO = "image images picture pictures photo graph graphs chart map maps file files video audio draw plot"
+# Marks that a text may begin with: quotes, brackets, code.
+OPENS = "\"'([{<`$@/\\\u00bf\u00a1\u00ab\u201c\u2018\u201e\u300c\u300e"
+_UNSPACED = (  # scripts that put no space between words: each character counts as one
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_MARKS = (
+    r"\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0dff"  # vowels and accents that are written as marks of their own
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_]|[{_MARKS}])+")
+_REFUSAL = re.compile(
+    r"\W*(i['\u2019]?m (very |so )?sorry,? (but|i)|i am (very |so )?sorry,? (but|i)|sorry,? (but )?i (can|am|won)"
+    r"|i (can['\u2019]?t|cannot|can not|won['\u2019]?t|am (not able|unable)|['\u2019]m (not able|unable)) "
+    r"(\w+ )?(help|assist|provide|do that|answer|comply|fulfil|create|generate|write|discuss)"
+    r"|(as|i['\u2019]?m|i am) (just )?an? (ai|artificial intelligence|(large )?language model)\b"
+    r"|\u5bf9\u4e0d\u8d77|\u62b1\u6b49|\u7533\u3057\u8a33|lo siento,? pero|je suis d\u00e9sol\u00e9|es tut mir leid)",
+    re.IGNORECASE,
+)
 _CANNOT_DO = re.compile(rf"\b({'|'.join(CANNOT_DO.split())}|go to|attached|website|link)\b", re.IGNORECASE)
 
 
 def words(text: str) -> list[str]:
-    """The tokens of rouge-score: runs of a-z and 0-9, lowercased, not stemmed."""
-    return re.findall(r"[a-z0-9]+", text.lower())
+    """Runs of letters and digits of any script, lowercased, not stemmed: of ASCII text the tokens of rouge-score.
+
+    Where a script puts no space between words (Chinese, Japanese, Thai, ...), each character is one.
+    """
+    return _WORD.findall(text.lower())
 
 
 def lcs_masks(tokens: Sequence[str]) -> dict[str, int]:
@@ -102,50 +123,76 @@ class Novelty:
         return (best, best_score) if best_score >= self.threshold else None
 
 
-def instruction_fault(text: str, *, min_words: int, max_words: int) -> str | None:
-    """Why an instruction is dropped, or None."""
-    count = len(text.split())
-    if count < min_words:
+def instruction_fault(text: str, count: Callable[[str], int], *, least: int, most: int | None) -> str | None:
+    """Why an instruction is dropped, or None. `count`: tokens of a text; `least` and `most` of them."""
+    tokens = count(text)
+    if tokens < least:
         return "instruction_too_short"
-    if count > max_words:
+    if most is not None and tokens > most:
         return "instruction_too_long"
     if _CANNOT_DO.search(text):
         return "keyword_beyond_text"
-    if not text[0].isascii() or not text[0].isalnum() and text[0] not in "\"'(":
+    if not starts_well(text):
         return "starts_with_punctuation"
     if re.match(r"write a program\b", text, re.IGNORECASE):
         return "write_a_program"  # of a task that is only named: models then answer with code to anything
+    if is_refusal(text):
+        return "refusal"
     return None
 
 
-def instance_fault(instruction: str, given: str, output: str, *, max_words: int) -> str | None:
-    """Why an instance (input may be empty) is dropped, or None."""
+def instance_fault(
+    instruction: str, given: str, output: str, count: Callable[[str], int], *, most: int | None
+) -> str | None:
+    """Why an instance (input may be empty) is dropped, or None. An output has at most `most` tokens."""
     if not output.strip():
         return "empty_output"
-    if len(output.split()) > max_words:
+    if most is not None and count(output) > most:
         return "output_too_long"
     if output.strip() in (given.strip(), instruction.strip()):
         return "output_repeats_input"
-    if output.rstrip().endswith((":", ",")):
+    if output.rstrip().endswith((":", ",", "\uff1a", "\uff0c", "\u3001")):
         return "output_unfinished"
+    if is_refusal(output):
+        return "refusal"
     if _CANNOT_DO.search(given) and re.search(r"\b(attached|see the|shown)\b", given, re.IGNORECASE):
         return "keyword_beyond_text"
     return None
 
 
-def drop_conflicting(instances: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], Counter]:
-    """Instances of one task without repeats; an input with two different outputs loses both. -> (kept, drops)"""
+def starts_well(text: str) -> bool:
+    """Whether a text begins with a letter or digit of any script, a quotation, a bracket or code."""
+    first, second = text[:1], text[1:2]
+    if unicodedata.category(first)[0] not in "PS" or first in OPENS:
+        return True
+    return first in "#.-_%" and second.isalnum()  # #include, .gitignore, -1, _name, %matplotlib; a list has "- "
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text begins by refusing: an answer that declines teaches to decline."""
+    return _REFUSAL.match(text) is not None
+
+
+def drop_conflicting(
+    instances: list[tuple[str, str]],
+) -> tuple[list[tuple[str, str]], list[tuple[str, tuple[str, str]]]]:
+    """Instances of one task without repeats; an input with two different outputs loses both.
+
+    -> (kept, [(reason, instance) of the others])
+    """
+    stripped = [(given.strip(), output.strip()) for given, output in instances]
     outputs = defaultdict(set)
-    for given, output in instances:
-        outputs[given.strip()].add(output.strip())
-    kept, drops = [], Counter()
-    for given, output in dict.fromkeys((a.strip(), b.strip()) for a, b in instances):
-        if len(outputs[given]) > 1:
-            drops["same_input_different_output"] += 1
+    for given, output in stripped:
+        outputs[given].add(output)
+    kept, dropped = [], []
+    for instance in stripped:
+        if len(outputs[instance[0]]) > 1:
+            dropped.append(("same_input_different_output", instance))
+        elif instance in kept:
+            dropped.append(("duplicate_instance", instance))
         else:
-            kept.append((given, output))
-    repeats = len(instances) - len(kept) - drops["same_input_different_output"]
-    return kept, drops + Counter(duplicate_instance=repeats)
+            kept.append(instance)
+    return kept, dropped
 
 
 def _occurrences(tokens: Sequence[str]):

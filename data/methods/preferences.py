@@ -8,12 +8,12 @@ a judge and a reward model are given, only pairs that both order the same way ar
 """
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from data.clients import Answer, Client, Conversation
-from data.methods.rows import Made, answer_fault, provenance, row_id
+from data.methods.progress import Progress
+from data.methods.rows import Drops, Made, answer_fault, provenance, row_id
 from data.rewards import call_reward, load_reward_function, prompt_text
 
 ASPECTS = {
@@ -28,8 +28,8 @@ Scorer = Callable[[Sequence[tuple[Conversation, str]]], list[float]]  # of (prom
 
 def preferences(
     clients: dict[str, Client], prompts: Sequence[Prompt], *, judge: Client | None, reward_model: Scorer | None,
-    num_completions: int, pairs: str, aspects: Sequence[str], min_margin: float, seed: int, temperature: float,
-    max_tokens: int,
+    num_completions: int, pairs: str, aspects: Sequence[str], min_margin: float, seed: int,
+    temperature: float | None, max_tokens: int, progress: Progress | None = None,
 ) -> Made:  # fmt: skip
     """Comparison rows, the better completion chosen.
 
@@ -42,29 +42,36 @@ def preferences(
     check_settings(judge, reward_model, num_completions * len(clients), pairs, aspects)
 
     # ---- 1. K completions a prompt, each with a seed of its own
-    drops: Counter = Counter()
-    completions: list[dict[str, str]] = [{} for _ in prompts]  # text -> model; the same text twice is one completion
-    for client in clients.values():
+    drops, progress = Drops(), progress or Progress()
+    steps = num_completions * len(clients) + (len(aspects) if judge else 0)
+    completions: list[dict[str, Answer]] = [{} for _ in prompts]  # by text: the same text twice is one completion
+    models: list[dict[str, str]] = [{} for _ in prompts]
+    for c, client in enumerate(clients.values()):
         for k in range(num_completions):
+            progress.at(c * num_completions + k, steps, kept=0, drops=drops.counts)
             asked = [messages for _, messages in prompts]
             answers = client.ask(asked, temperature=temperature, max_tokens=max_tokens, seed=seed + k)
-            for kept, answer in zip(completions, answers, strict=True):
-                fault = answer_fault(answer, whole=True) or ("repeated" if answer.text.strip() in kept else None)
-                drops.update([fault] if fault else [])
-                if fault is None:
-                    kept[answer.text.strip()] = client.model
+            for p, answer in enumerate(answers):
+                text = answer.text.strip()
+                fault = answer_fault(answer, whole=True) or ("repeated" if text in completions[p] else None)
+                if fault:
+                    drops.add(fault, text or answer.error, prompt=prompts[p][1], model=client.model)
+                else:
+                    completions[p][text], models[p][text] = answer, client.model
 
     # ---- 2. scores
     flat = [(p, text) for p, kept in enumerate(completions) for text in kept]
     answered = [(prompts[p][1], text) for p, text in flat]
+    progress.at(steps - len(aspects) if judge else steps - 1, steps, kept=0, drops=drops.counts)
     ratings = rate(judge, answered, aspects=aspects, seed=seed) if judge else [{} for _ in flat]
     rewards = reward_model(answered) if reward_model else [None for _ in flat]
     scored: list[list[dict]] = [[] for _ in prompts]
     for (p, text), rating, reward in zip(flat, ratings, rewards, strict=True):
         if rating is None:
-            drops["rating_not_parsed"] += 1
+            drops.add("rating_not_parsed", text, prompt=prompts[p][1])
             continue
-        entry = {"text": text, "model": completions[p][text], "aspects": rating, "reward": reward}
+        entry = {"text": text, "model": models[p][text], "aspects": rating, "reward": reward}
+        entry["reasoning"] = completions[p][text].reasoning
         entry["score"] = sum(rating.values()) / len(rating) if rating else reward
         scored[p].append(entry)
 
@@ -73,9 +80,12 @@ def preferences(
     for (prompt_id, messages), entries in zip(prompts, scored, strict=True):
         for chosen, rejected in _pairs(entries, pairs):
             fault = _pair_fault(chosen, rejected, min_margin)
-            drops.update([fault] if fault else [])
-            rows += [] if fault else [_row(prompt_id, messages, chosen, rejected, judge, seed)]
-        drops.update(["fewer_than_two_completions"] if len(entries) < 2 else [])
+            if fault:
+                drops.add(fault, chosen["text"], prompt=messages, other=rejected["text"])
+            else:
+                rows.append(_row(prompt_id, messages, chosen, rejected, judge, seed))
+        if len(entries) < 2:
+            drops.add("fewer_than_two_completions", prompt=messages)
     return Made(rows, drops, {"prompts": len(prompts), "completions": len(flat)})
 
 
@@ -174,6 +184,7 @@ def _pair_fault(chosen: dict, rejected: dict, min_margin: float) -> str | None:
 
 def _row(prompt_id: str, messages: Conversation, chosen: dict, rejected: dict, judge: Client | None, seed: int) -> dict:
     asked = [messages, chosen["text"], rejected["text"]]
+    thought = {"chosen": chosen["reasoning"], "rejected": rejected["reasoning"]}
     return {
         "id": row_id("preferences", asked),
         "prompt": messages,
@@ -183,5 +194,6 @@ def _row(prompt_id: str, messages: Conversation, chosen: dict, rejected: dict, j
         "chosen_scores": {key: chosen[key] for key in ("aspects", "reward")},
         "rejected_scores": {key: rejected[key] for key in ("aspects", "reward")},
         "judge": judge.model if judge else None,
+        **({"reasoning": thought} if any(thought.values()) else {}),
         "provenance": provenance("preferences", [messages], [chosen["model"], rejected["model"]], seed, [prompt_id]),
     }

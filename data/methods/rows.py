@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 from data.clients import Answer, Client, Conversation, hash_json
 
@@ -10,12 +11,35 @@ TRY = 7919  # between the seeds of two tries: far from those of neighbouring tur
 
 
 @dataclass
+class Drops:
+    """What was dropped on the way, text by text: the rows of dropped.jsonl."""
+
+    rows: list[dict] = field(default_factory=list)
+
+    def add(self, reason: str, text: str = "", **about) -> None:
+        """`about`: what else helps to see why, such as the prompt."""
+        self.rows.append({"reason": reason, "text": text, **about})
+
+    @property
+    def counts(self) -> Counter:
+        """By reason."""
+        return Counter(row["reason"] for row in self.rows)
+
+
+@dataclass
 class Made:
-    """What a method returns: rows of our records, and what was dropped on the way, by reason."""
+    """What a method returns: rows of our records, what was dropped, and what else belongs into the manifest."""
 
     rows: list[dict]
-    drops: Counter = field(default_factory=Counter)
-    facts: dict = field(default_factory=dict)  # what else belongs into the manifest
+    drops: Drops = field(default_factory=Drops)
+    facts: dict = field(default_factory=dict)
+
+
+class Fault(NamedTuple):
+    """Why an answer is none, and its text."""
+
+    reason: str
+    text: str
 
 
 def provenance(method: str, prompts: list, model: str | list[str], seed: int, parents: list[str]) -> dict:
@@ -36,8 +60,8 @@ def manifest(method: str, made: Made, clients: dict[str, Client], settings: dict
         "seed": seed,
         "models": {role: client.model for role, client in clients.items()},
         "license": licence,
-        "drops": dict(sorted(made.drops.items())),
-        "dropped": sum(made.drops.values()),
+        "drops": dict(sorted(made.drops.counts.items())),
+        "dropped": len(made.drops.rows),
         **made.facts,
         "usage": {role: asdict(client.usage) for role, client in clients.items()},
         "cost": sum(client.usage.cost for client in clients.values()),
@@ -53,21 +77,22 @@ def few_shot(turns: list[tuple[str, str]], last: str) -> Conversation:
 
 def ask_until(
     client: Client, items: Sequence, prompt: Callable, read: Callable, *, seeds: Sequence[int], max_tries: int,
-    temperature: float, max_tokens: int, whole: bool = True,
-) -> list[str | None]:  # fmt: skip
+    temperature: float | None, max_tokens: int, whole: bool = True,
+) -> list[Fault | None]:  # fmt: skip
     """Ask `prompt(item)` for each item until `read(item, answer)` is content, with a new seed each time.
 
     `read` takes the answer in and returns None, or names what is wrong with it. An answer that was refused, filtered,
     empty or (`whole`) cut does not reach it. Returns for each item None or the fault of its last try.
     """
-    faults: list[str | None] = [None] * len(items)
+    faults: list[Fault | None] = [None] * len(items)
     waiting = list(range(len(items)))
     for attempt in range(max_tries):
         asked = [prompt(items[i]) for i in waiting]
         own = [seeds[i] + TRY * attempt for i in waiting]
         answers = client.ask(asked, temperature=temperature, max_tokens=max_tokens, seed=own)
         for i, answer in zip(waiting, answers, strict=True):
-            faults[i] = answer_fault(answer, whole=whole) or read(items[i], answer)
+            reason = answer_fault(answer, whole=whole) or read(items[i], answer)
+            faults[i] = Fault(reason, answer.text or answer.error) if reason else None
         waiting = [i for i in waiting if faults[i]]
     return faults
 

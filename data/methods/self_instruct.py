@@ -7,15 +7,15 @@ task, and the examples of steps 2 and 3 are drawn from the seed tasks instead of
 """
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
 
 from data.clients import Answer, Client, Conversation
 from data.methods.filters import Novelty, drop_conflicting, instance_fault, instruction_fault
-from data.methods.rows import Made, ask_until, few_shot, provenance, row_id
+from data.methods.progress import Progress
+from data.methods.rows import Drops, Made, ask_until, few_shot, provenance, row_id
 from data.records import read_jsonl
 from runtime.config import check_whole
 
@@ -54,27 +54,34 @@ def read_seeds(files: Sequence[str]) -> list[Task]:
 def self_instruct(
     client: Client, seeds: list[Task], *, num: int, seed: int, max_rounds: int, tasks_per_round: int,
     num_human: int, num_generated: int, num_examples: int, threshold: float,
-    min_words: int, max_words: int, max_output_words: int, temperature: float, max_tokens: int,
+    min_instruction_tokens: int, max_instruction_tokens: int | None, max_output_tokens: int | None,
+    count_tokens: Callable[[str], int], temperature: float | None, max_tokens: int,
+    progress: Progress | None = None,
 ) -> Made:  # fmt: skip
     """`num` rows, one or more per kept task; fewer where `max_rounds` rounds don't give as many.
 
     Args:
         seeds: human tasks; the few-shot prompts draw from them.
+        count_tokens: of a text; instructions and outputs have as many as the limits say, None = any number.
         threshold: a new instruction's ROUGE-L against every task kept so far is below it.
     """
     check_whole(1, method__max_rounds=max_rounds, method__tasks_per_round=tasks_per_round)
     check_whole(0, method__num_human=num_human, method__num_generated=num_generated, method__num_examples=num_examples)
-    random, drops, rows, made = Random(seed), Counter(), [], []
+    random, drops, rows, made = Random(seed), Drops(), [], []
     novelty = Novelty(threshold, [task.instruction for task in seeds])
-    rounds = 0
+    rounds, progress = 0, progress or Progress()
     while len(rows) < num and rounds < max_rounds:
+        progress.at(max(len(rows) / num, rounds / max_rounds), 1, kept=len(rows), drops=drops.counts)
         rounds += 1
         sampled = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed + rounds}
 
         # ---- 1. new instructions, shown human and generated ones
         shown = [_draw(random, seeds, num_human) + _draw(random, made, num_generated) for _ in range(tasks_per_round)]
         tasks = [Task(parents=[task.id for task in some]) for some in shown]
-        read = partial(_read_instruction, novelty=novelty, min_words=min_words, max_words=max_words)
+        fault_of = partial(
+            instruction_fault, count=count_tokens, least=min_instruction_tokens, most=max_instruction_tokens
+        )
+        read = partial(_read_instruction, novelty=novelty, fault_of=fault_of)
         tasks = _step(client, tasks, [ask_instruction(some) for some in shown], read, drops, **sampled)
 
         # ---- 2. classification or not
@@ -88,8 +95,7 @@ def self_instruct(
 
         # ---- 4. keep the tasks that have a sound instance
         for task in tasks:
-            kept, faults = _filter_instances(task, max_output_words)
-            drops.update(faults)
+            kept = _filter_instances(task, count_tokens, max_output_tokens, drops)
             made += [task] if kept else []
             rows += [_row(task, instance, client.model, seed) for instance in kept]
 
@@ -140,21 +146,23 @@ def read_instances(text: str, *, is_classification: bool) -> list[tuple[str, str
     return [("" if NO_INPUT.fullmatch(given) else given, output) for given, output in pairs]
 
 
-def _step(client: Client, tasks: list[Task], prompts: list[Conversation], read, drops: Counter, seed: int, **sampled):
+def _step(client: Client, tasks: list[Task], prompts: list[Conversation], read, drops: Drops, seed: int, **sampled):
     """One request per task; `read` puts the answer into the task or names why it is dropped. -> those that stay"""
     for task, prompt in zip(tasks, prompts, strict=True):
         task.asked.append(prompt)
     seeds = [seed] * len(tasks)
     faults = ask_until(client, tasks, lambda t: t.asked[-1], read, seeds=seeds, max_tries=1, whole=False, **sampled)
-    drops.update(fault for fault in faults if fault)
+    for task, fault in zip(tasks, faults, strict=True):
+        if fault:
+            drops.add(*fault, instruction=task.instruction)
     return [task for task, fault in zip(tasks, faults, strict=True) if not fault]
 
 
-def _read_instruction(task: Task, answer: Answer, *, novelty: Novelty, min_words: int, max_words: int) -> str | None:
+def _read_instruction(task: Task, answer: Answer, *, novelty: Novelty, fault_of: Callable) -> str | None:
     text = re.sub(r"^\W*(new )?(task|instruction)?\s*\d*\s*[:.)]\s*", "", answer.text.strip(), flags=re.IGNORECASE)
     if answer.finish_reason == "length":
         return "instruction_cut"
-    fault = instruction_fault(text, min_words=min_words, max_words=max_words)
+    fault = fault_of(text)
     if fault is None and novelty.most_similar(text) is not None:
         fault = "too_similar"
     if fault is None:
@@ -178,11 +186,17 @@ def _read_instances(task: Task, answer: Answer) -> str | None:
     return None if task.instances else "no_whole_instance"
 
 
-def _filter_instances(task: Task, max_output_words: int) -> tuple[list[tuple[str, str]], Counter]:
-    kept, drops = drop_conflicting(task.instances)
-    faults = [instance_fault(task.instruction, *instance, max_words=max_output_words) for instance in kept]
-    drops.update(fault for fault in faults if fault)
-    return [instance for instance, fault in zip(kept, faults, strict=True) if not fault], drops
+def _filter_instances(task: Task, count: Callable, most: int | None, drops: Drops) -> list[tuple[str, str]]:
+    kept, conflicting = drop_conflicting(task.instances)
+    for reason, (given, output) in conflicting:
+        drops.add(reason, output, instruction=task.instruction, input=given)
+    whole = []
+    for given, output in kept:
+        if fault := instance_fault(task.instruction, given, output, count, most=most):
+            drops.add(fault, output, instruction=task.instruction, input=given)
+        else:
+            whole.append((given, output))
+    return whole
 
 
 def _row(task: Task, instance: tuple[str, str], model: str, seed: int) -> dict:

@@ -15,12 +15,14 @@ from itertools import zip_longest
 from random import Random
 
 from data.clients import Answer, Client, Conversation
-from data.methods.filters import rouge_l
-from data.methods.rows import Made, answer_fault, ask_until, provenance, row_id
+from data.methods.filters import is_refusal, rouge_l
+from data.methods.progress import Progress
+from data.methods.rows import Drops, Made, answer_fault, ask_until, provenance, row_id
 from runtime.config import check_whole
 
 NO_USER = re.compile(
-    r"(thanks?\b|thank you|you'?re welcome|great (answer|question)|of course|certainly|sure[,!.]|as an ai\b"
+    r"(thanks?\b|thank you|you('?re| are) (very |most |always )?welcome|great (answer|question)"
+    r"|of course|certainly|sure[,!.]|as an ai\b"
     r"|i am an ai\b|i'?m (glad|happy) (you|to help)|here (is|are)\b|how (can|may) i (help|assist)|assistant\s*:)",
     re.IGNORECASE,
 )
@@ -47,12 +49,13 @@ class Talk:
     parents: list[str]
     messages: Conversation = field(default_factory=list)
     end: str = ""  # why it stopped early
+    cut: str = ""  # the text that was none
 
 
 def ultrachat(
     client: Client, user_client: Client, *, topics: Sequence[str], num: int, seed: int, num_subtopics: int,
     num_questions: int, material_share: float, min_rounds: int, max_rounds: int, max_similarity: float, max_tries: int,
-    temperature: float, max_tokens: int,
+    temperature: float | None, max_tokens: int, progress: Progress | None = None,
 ) -> Made:  # fmt: skip
     """`num` conversations of `min_rounds` to `max_rounds` rounds; fewer where user or assistant fail the rules.
 
@@ -69,7 +72,7 @@ def ultrachat(
         raise ValueError(f"need method.topics and a method.material_share in [0, 1], got {topics=} {material_share=}")
     if not 1 <= min_rounds <= max_rounds:
         raise ValueError(f"need 1 <= min_rounds <= max_rounds, got {min_rounds=} {max_rounds=}; UltraChat has 3 to 7")
-    random, drops = Random(seed), Counter()
+    random, drops, progress = Random(seed), Drops(), progress or Progress()
     sampled = {"temperature": temperature, "max_tokens": max_tokens}
     tries = sampled | {"max_tries": max_tries}
 
@@ -83,6 +86,7 @@ def ultrachat(
 
     # ---- 2. the assistant answers, the user goes on, all conversations in step
     for turn in range(max_rounds):
+        progress.at(turn, max_rounds, kept=sum(len(t.messages) >= 2 * min_rounds for t in talks), drops=drops.counts)
         going = [talk for talk in talks if not talk.end and turn < talk.rounds]
         _step(client, going, lambda talk: talk.messages, partial(_hear, role="assistant"), seed + turn, tries)
         going = [talk for talk in going if not talk.end and turn + 1 < talk.rounds]
@@ -94,7 +98,7 @@ def ultrachat(
     for talk in talks:
         whole = talk.messages[: len(talk.messages) // 2 * 2]  # ends with an answer
         if len(whole) < 2 * min_rounds:
-            drops[talk.end] += 1
+            drops.add(talk.end, talk.cut, messages=talk.messages)
             continue
         made_by = [client.model, user_client.model]
         rows.append({
@@ -140,6 +144,8 @@ def user_fault(text: str, messages: Conversation, *, max_similarity: float) -> s
         return "user_empty"
     if NO_USER.match(text.strip().lstrip("\"'*- ")):
         return "user_thanks_or_answers"
+    if is_refusal(text):
+        return "user_refuses"
     if any(rouge_l(text, m["content"]) >= max_similarity for m in messages):
         return "user_repeats"
     return None
@@ -152,7 +158,7 @@ def read_list(text: str) -> list[str]:
 
 
 def _openings(
-    client: Client, topics: Sequence[str], random: Random, drops: Counter, sampled: dict,
+    client: Client, topics: Sequence[str], random: Random, drops: Drops, sampled: dict,
     *, num: int, seed: int, num_subtopics: int, num_questions: int, material_share: float,
 ) -> list[tuple[str, str]]:  # fmt: skip
     """(sub-topic, first user message); no more is asked for than `num` needs."""
@@ -173,7 +179,7 @@ def _openings(
 
 
 def _with_text(
-    client: Client, subtopics, random: Random, seed: int, sampled: dict, drops: Counter
+    client: Client, subtopics, random: Random, seed: int, sampled: dict, drops: Drops
 ) -> list[tuple[str, str]]:
     """(sub-topic, first user message) that bring a text and ask something about it."""
     openings = []
@@ -181,7 +187,7 @@ def _with_text(
     for topic, answer in zip(subtopics, answers, strict=True):
         request = random.choice(REQUESTS)
         if fault := answer_fault(answer, whole=True):
-            drops[f"material_{fault}"] += 1
+            drops.add(f"material_{fault}", answer.text or answer.error, topic=topic)
         else:
             openings.append((topic, f"Please {request} this text:\n\n{answer.text.strip()}"))
     return openings
@@ -200,12 +206,14 @@ def _step(client: Client, talks: list[Talk], prompt, read, seed: int, settings: 
     for talk, fault in zip(
         talks, ask_until(client, talks, prompt, read, seeds=[seed] * len(talks), **settings), strict=True
     ):
-        talk.end = fault or ""
+        talk.end, talk.cut = fault or ("", "")
 
 
 def _hear(talk: Talk, answer: Answer, role: str, max_similarity: float = 1.0) -> str | None:
     text = answer.text.strip()
-    fault = user_fault(text, talk.messages, max_similarity=max_similarity) if role == "user" else None
+    fault = "refusal" if is_refusal(text) else None
+    if role == "user":
+        fault = user_fault(text, talk.messages, max_similarity=max_similarity)
     if fault is None:
         talk.messages.append(_said(role, text))
     return fault
