@@ -145,6 +145,7 @@ def fill(kind: type, reader: Reader, precision: str, frozen: bool) -> nn.Module:
             shape, expected = reader.shape(part), shape_of(part, reader.config)
             if shape != expected:
                 raise ValueError(f"{reader.path}: {part} has shape {shape}, but its config asks for {expected}")
+    model.source = reader  # export_model reads again what was rounded
     large = [name for name, tensor in tensors(model) if tensor.is_meta]
     read_into(model, reader, wanted.keys() - set(large))
     if large:
@@ -228,19 +229,25 @@ def reset_head(head: nn.Linear, seed: int) -> None:
 def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path, tokenizer) -> None:
     """Write a Hugging Face directory that transformers loads with the same logits, beside and then renamed.
 
+    Every weight is float32; adapters are merged in float32 onto the weights as their file has them.
+
     A reward model is `...ForSequenceClassification` (score.weight is its head; score.bias, score.gain and score.shift
     lie beside it, which transformers ignores), a value model `...ForTokenClassification`. With sharded weights every
     rank must call this; rank 0 writes.
     """
     weights, writes = {}, not dist.is_initialized() or dist.get_rank() == 0
-    linears = {name: module for name, module in model.named_modules() if getattr(module, "lora", None) is not None}
+    adapters = {f"{name}.weight": m.lora for name, m in model.named_modules() if getattr(m, "lora", None) is not None}
     for name, tensor in tensors(model):
         if ".lora." in name:
             continue
-        merged = linears.get(name.removesuffix(".weight"))  # None: no adapter to add
-        tensor = whole(tensor if merged is None or name.endswith("bias") else merged.merged())
+        tensor = whole(tensor.detach())
+        delta = adapters[name].delta().detach() if name in adapters else None
         if not writes:  # it took part in the gathering
             continue
+        if tensor.dtype == torch.bfloat16:  # frozen, and rounded when it was read: its file has it whole
+            pieces = [model.source.read(part) for part in parts_of(name, model.config)]
+            tensor = torch.cat(pieces).to(tensor.device, torch.float32) if pieces[0].ndim else pieces[0].float()
+        tensor = tensor if delta is None else tensor + delta
         sizes = [shape_of(part, model.config)[:1] for part in parts_of(name, model.config)]
         tensor = tensor.detach().cpu()
         pieces = tensor.split([size[0] for size in sizes]) if len(sizes) > 1 else [tensor]

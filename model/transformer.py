@@ -30,22 +30,25 @@ class Linear(nn.Linear):
         y = F.linear(x, self.weight, self.bias) if same else CastLinear.apply(x, self.weight, self.bias)
         return y + self.lora(x) if adapted and self.lora is not None else y
 
-    def merged(self, adapted: bool = True) -> Tensor:
-        """(out, in) the weight with its adapter in it, where it has one."""
-        if self.lora is None or not adapted:
-            return self.weight.detach()
-        return (whole(self.weight.detach()).float() + self.lora.delta().detach()).to(self.weight.dtype)
-
     def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
         """Cast the weight once instead of at every token. On a CPU in bf16 also put it into oneDNN's own order for
-        `batch` rows: a decoding step is bound by reading weights, and these products then run 1.2-2 times faster."""
-        weight = self.merged(adapted).to(dtype)
+        `batch` rows: a decoding step is bound by reading weights, and these products then run 1.2-2 times faster.
+
+        An adapter is merged in float32 alone. In bf16 the sum would lose most of what a young adapter adds, so the two
+        products stay apart, as they are while learning: what samples is what was trained.
+        """
+        lora = self.lora if adapted else None
+        weight = self.weight.detach()
+        if lora is not None and dtype == torch.float32:
+            weight, lora = whole(weight).float() + lora.delta().detach(), None
+        weight = weight.to(dtype)
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         if dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, batch)
-            self.prepared = lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+            product = lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: E731
         else:
-            self.prepared = lambda x: F.linear(x, weight, bias)
+            product = lambda x: F.linear(x, weight, bias)  # noqa: E731
+        self.prepared = product if lora is None else lambda x: product(x) + lora(x)
 
 
 class RMSNorm(nn.Module):

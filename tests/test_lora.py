@@ -13,8 +13,9 @@ import train_sft
 from data.rollout import in_parts
 from data.tokenizer import load_tokenizer
 from model.build import export_model, load_policy, load_reward_model, load_value_model, new_policy
-from model.lora import Reference, adapters, add_lora, export_adapter, value_on
-from model.sampling import generate
+from model.lora import Reference, adapters, add_lora, export_adapter, merge_noise, value_on
+from model.packing import make_rows, pack
+from model.sampling import decoding, generate
 from tests.test_scale import house, job  # noqa: F401 - fixtures
 from tests.tiny_models import batch_of, random_ids, shaken, tiny_config
 
@@ -157,6 +158,74 @@ def test_sampling_merges_the_adapters():
             assert (policy.logprobs(ids, *rows[1:])[:, 7] <= told[:, 7] + 1e-5).all()
     assert generate(Reference(policy), [random_ids(5, 1)], **(how | {"seeds": [0]})).rows.input_ids.shape[1] == 10
     assert policy.adapted and policy.training
+
+
+def young(path, precision="bf16"):
+    """A frozen policy in bf16 whose adapters have moved less than bf16 can tell beside the weights."""
+    policy = add_lora(load_policy(path, precision=precision, frozen=True), **LORA)
+    with torch.no_grad():
+        for number, lora in enumerate(adapters(policy).values()):
+            lora.B.normal_(0, 1e-4, generator=torch.Generator().manual_seed(number))
+    return policy
+
+
+def decoded_logits(policy, prompt):
+    """What a decoding step sees after the prompt's last token; and after one more token."""
+    stream = pack(*make_rows([{"input_ids": prompt, "completion_mask": [False] * len(prompt)}], pad_id=0))
+    with torch.inference_mode(), decoding(policy, 1):
+        return policy(stream.tokens, stream.positions, stream.blocks, stream.last)
+
+
+def test_what_samples_in_bf16_is_what_was_trained(house):  # noqa: F811
+    policy, prompt = young(house / "policy"), random_ids(9, 1)
+    sampled = decoded_logits(policy, prompt).log_softmax(-1)
+    base = decoded_logits(Reference(policy).policy, prompt)  # adapters on: the same
+    assert torch.equal(sampled, base.log_softmax(-1))
+    row = {"input_ids": [*prompt, 5], "completion_mask": [False] * len(prompt) + [True]}
+    with torch.no_grad():
+        trained = policy.logprobs(*make_rows([row], 0)).sum()
+        plain = Reference(policy).logprobs(*make_rows([row], 0)).sum()
+    assert sampled[0, 5].item() == pytest.approx(trained.item(), abs=1e-6)
+    assert trained != plain
+
+
+def test_the_export_of_a_bf16_training_is_the_fp32_file_with_the_adapter_merged_in_float32(house, tmp_path):  # noqa: F811
+    policy, base = young(house / "policy"), load_file(house / "policy" / "model.safetensors")
+    export_model(policy, tmp_path / "model", load_tokenizer(house / "policy"))
+    merged, exact = load_file(tmp_path / "model" / "model.safetensors"), load_policy(house / "policy")
+    for name, lora in adapters(policy).items():
+        exact.get_submodule(name).weight.data += lora.delta()
+    export_model(exact, tmp_path / "exact", load_tokenizer(house / "policy"))
+    for name, tensor in load_file(tmp_path / "exact" / "model.safetensors").items():
+        assert merged[name].dtype == torch.float32 and torch.equal(merged[name], tensor), name
+    moved = [name for name in base if not torch.equal(base[name], merged[name])]
+    assert len(moved) == 7 * policy.config.num_layers  # q k v o gate up down; all else is the file's, to the bit
+
+
+def test_rounding_a_young_merge_is_said_to_cost_more_than_was_learned(house, tmp_path, caplog):  # noqa: F811
+    policy = young(house / "policy")
+    with torch.no_grad():
+        for factor, least, most in ((0.1, 2.0, math.inf), (1e4, 0.0, 0.05)):
+            for lora in adapters(policy).values():
+                lora.B.mul_(factor)
+            assert least < merge_noise(policy) < most
+    assert merge_noise(policy) < 0.05
+    with caplog.at_level("INFO"):
+        export_adapter(policy, tmp_path / "adapter", "base")
+    assert f"{merge_noise(policy):.2f} times what the adapter adds" in caplog.text
+
+
+def test_a_bf16_training_with_adapters_gains_as_much_in_its_export_as_in_itself(door, job, house, tmp_path):  # noqa: F811
+    """Through the whole command: the margin of base + adapter, and of model/ as float32 reads it."""
+    words = ["lora.rank=4", "precision=bf16", "num_steps=4", "optim.lr=1e-3", "ref=live"]
+    assert door(train_dpo, *job("train_dpo", "run", *words)[1:]) == 0
+    merged = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    base = load_file(house / "policy" / "model.safetensors")
+    adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    for name in ("layers.0.self_attn.q_proj", "layers.0.mlp.down_proj"):
+        A, B = (adapter[f"base_model.model.model.{name}.lora_{side}.weight"] for side in "AB")
+        added = merged[f"model.{name}.weight"] - base[f"model.{name}.weight"]
+        assert torch.allclose(added, B @ A * (16 / 4), atol=1e-7) and added.abs().max() > 0
 
 
 @pytest.mark.parametrize("name", list(DOORS))
