@@ -6,7 +6,7 @@ Memory is counted (model/footprint.py); time is a roofline with the efficiencies
 measured. docs/scaling.md has the assumptions.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from hydra import compose
@@ -16,12 +16,12 @@ from rich.table import Table
 
 from model.config import ModelConfig
 from model.footprint import cache_bytes, count_parameters, forward_flops, kept_bytes
-from runtime.config import check_positive, check_whole
+from runtime.config import check_batch, check_choice, check_positive, check_whole
+from runtime.devices import PRECISIONS
 from runtime.door import enter
 
 DOORS = ("train_sft", "train_rm", "train_ppo", "train_dpo")
 TILE = 4096  # columns of the vocabulary that the log-prob works on at a time
-LEARNERS = {"train_sft": 1, "train_rm": 1, "train_dpo": 1, "train_ppo": 2}
 GB = 1e9
 
 
@@ -39,6 +39,9 @@ class Job:
     epochs: int  # passes over a batch
     num_steps: int
     dtype: torch.dtype
+    checkpointing: bool
+    lora_rank: int  # 0: every weight learns
+    learners: int  # networks that learn
     frozen: int  # networks in memory that never learn
     bases: int  # frozen weights under adapters; 0 without LoRA
     slots: int  # rows that a rank decodes together; 0 where nothing is sampled
@@ -56,7 +59,6 @@ def check_plan(cfg: DictConfig) -> None:
     if cfg.gpu not in cfg.gpus:
         raise ValueError(f"gpu={cfg.gpu!r} is not in the table; known: {', '.join(cfg.gpus)} (conf/plan.yaml)")
     check_whole(1, **{key: cfg[key] for key in ("num_gpus", "prompt_tokens", "completion_tokens")})
-    check_whole(0, lora_rank=cfg.lora_rank)
     check_whole(1, **{key: cfg[key] for key in ("shards", "dataset_rows") if cfg[key] is not None})
     shares = ("compute_efficiency", "memory_efficiency", "link_efficiency", "headroom")
     check_positive(node_gb_per_second=cfg.node_gb_per_second, **{key: cfg[key] for key in shares})
@@ -67,24 +69,28 @@ def check_plan(cfg: DictConfig) -> None:
 def read_job(cfg: DictConfig) -> Job:
     """Composes the door's config and reads what matters; raises ValueError for what does not fit together."""
     own = compose(cfg.door, list(cfg.overrides))
-    if own.lora.rank and own.lora.rank != cfg.lora_rank:
-        raise ValueError(f"lora.rank={own.lora.rank} in overrides, but lora_rank={cfg.lora_rank}: say lora_rank alone")
     rollout, pairs = cfg.door == "train_ppo", cfg.door in ("train_rm", "train_dpo")
     sides = 2 if pairs else 1
     micro = own.micro_batch_size
     batch = own.batch_size * own.samples_per_prompt if rollout else own.batch_size
     completion = own.sampling.max_new_tokens if rollout else cfg.completion_tokens
-    lora = cfg.lora_rank > 0  # then the reference is the policy with its adapters off
+    check_whole(0, lora__rank=own.lora.rank)
+    check_choice("precision", own.precision, PRECISIONS)
+    lora = own.lora.rank > 0  # then the reference is the policy with its adapters off
     frozen = {"train_ppo": (not lora) + (own.get("reward_fn") is None)}
     frozen["train_dpo"] = int(own.get("ref") == "live" and not lora)
     shared = not rollout or (own.value_start == "policy" and cfg.num_gpus == 1)  # FSDP2 cannot share a weight
     if batch % cfg.num_gpus:
         raise ValueError(f"{batch} rows of a step do not divide over num_gpus={cfg.num_gpus}; change batch_size")
+    key = "minibatch_size" if rollout else "batch_size"  # as the script will check it
+    check_batch(own[key], micro, cfg.num_gpus, key)
     return Job(
         door=cfg.door, rows=batch * sides, micro_rows=micro * sides,
         blocks=micro, block=cfg.prompt_tokens + sides * completion, length=cfg.prompt_tokens + completion,
         targets=micro * sides * completion, epochs=own.get("ppo_epochs", 1), num_steps=own.num_steps,
-        dtype=torch.bfloat16 if own.precision == "bf16" else torch.float32, frozen=frozen.get(cfg.door, 0),
+        dtype=torch.float32 if own.precision == "fp32" else torch.bfloat16,  # auto: every GPU of the table has bf16
+        checkpointing=own.activation_checkpointing, lora_rank=own.lora.rank,
+        learners=2 if rollout and own.advantage == "gae" else 1, frozen=frozen.get(cfg.door, 0),
         bases=lora * (1 if shared else 2), slots=min(own.sampling.slots, batch // cfg.num_gpus) if rollout else 0,
     )  # fmt: skip
 
@@ -100,18 +106,18 @@ def adapter_parameters(config: ModelConfig, rank: int) -> int:
 def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: bool = True) -> dict[str, float]:
     """Bytes per rank of each part, at the moment when most is alive: the end of the last forward of a step."""
     shards, P = cfg.shards or cfg.num_gpus, count_parameters(config)
-    learners, item = LEARNERS[job.door], job.dtype.itemsize
-    trained = adapter_parameters(config, cfg.lora_rank) if cfg.lora_rank else P.total
+    learners, item = job.learners, job.dtype.itemsize
+    trained = adapter_parameters(config, job.lora_rank) if job.lora_rank else P.total
     layer, sharded = P.body / config.num_layers, shards > 1
     casts = (
-        0 if sharded or cfg.lora_rank or job.dtype == torch.float32 else None
+        0 if sharded or job.lora_rank or job.dtype == torch.float32 else None
     )  # one rank: every layer's cast is kept
     kept = kept_bytes(
         config, rows=job.blocks, length=job.block, dtype=job.dtype,
         master=torch.float32 if casts is None else job.dtype, fused_attention=fused_attention,
-        checkpointing=cfg.activation_checkpointing,
+        checkpointing=job.checkpointing,
     )  # fmt: skip
-    stored = item if cfg.lora_rank else 4  # bytes of a weight as it lies on a rank and travels between them
+    stored = item if job.lora_rank else 4  # bytes of a weight as it lies on a rank and travels between them
     ends = P.embedding + P.output  # whole on every rank once used; of the layers two are, one at work and the next
     gradients, activations = learners * trained * 4 / shards, learners * (config.num_layers * kept.layer + kept.rest)
     if job.rows <= job.micro_rows * cfg.num_gpus:  # one forward a step: they grow while the activations go
@@ -128,7 +134,7 @@ def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: b
         "log-prob tiles": tiles,
     }
     if job.slots:  # rollout and updates take turns: it counts by what it needs beyond the updates
-        casts = P.total * item if item != stored or cfg.lora_rank else 0  # the weights as decoding reads them
+        casts = P.total * item if item != stored or job.lora_rank else 0  # the weights as decoding reads them
         cache = cache_bytes(config, rows=job.slots, length=job.length, itemsize=item)
         rollout = P.total * stored * sharded + casts + cache
         parts["rollout beyond that"] = max(0.0, rollout - gathered - activations - gradients - tiles)
@@ -148,14 +154,14 @@ def seconds(config: ModelConfig, job: Job, cfg: DictConfig) -> dict[str, float]:
     speed = gpu.tflops * 1e12 * cfg.compute_efficiency
     near, far = (gb * 1e9 * cfg.link_efficiency for gb in (gpu.link_gb_per_second, cfg.node_gb_per_second))
     within, between = near if shards <= 8 else far, near if n <= 8 else far
-    trained = adapter_parameters(config, cfg.lora_rank) if cfg.lora_rank else P
+    trained = adapter_parameters(config, job.lora_rank) if job.lora_rank else P
     weights = (
-        P * (item if cfg.lora_rank else 4) * (shards - 1) / shards
+        P * (item if job.lora_rank else 4) * (shards - 1) / shards
     )  # bytes that reach a rank when all are gathered
     travel = forwards * (2 * weights + 4 * trained * (shards - 1) / shards) / within
     travel += forwards * 2 * 4 * trained / shards * (1 - shards / n) / between
-    backward = 2.0 + bool(cfg.activation_checkpointing)
-    passes = LEARNERS[job.door] * job.epochs
+    backward = 2.0 + job.checkpointing
+    passes = job.learners * job.epochs
     parts = {"updates": passes * max(flops * (1 + backward) / speed, travel)}
     once = P * item * (shards - 1) / shards / within * forwards  # a forward without gradients
     if job.frozen:
@@ -169,20 +175,33 @@ def seconds(config: ModelConfig, job: Job, cfg: DictConfig) -> dict[str, float]:
     return parts
 
 
+def changes(job: Job, cfg: DictConfig) -> list[dict[str, object]]:
+    """Single changes in the order in which one would try them: of the script's own keys, or of the plan's."""
+    tries = [] if job.checkpointing else [{"activation_checkpointing": "true"}]
+    tries += [{"micro_batch_size": m} for m in (job.blocks // 2, 1) if 0 < m < job.blocks]
+    tries += [{"shards": cfg.num_gpus}] if (cfg.shards or cfg.num_gpus) < cfg.num_gpus else []
+    tries += [{"num_gpus": cfg.num_gpus * k} for k in (2, 4, 8, 16, 32)]
+    return tries if job.lora_rank else [*tries, {"lora.rank": 64}]
+
+
+def changed(cfg: DictConfig, change: dict[str, object]) -> DictConfig:
+    """The plan's config with a change; what is no key of the plan is an override of the script."""
+    words = [f"{key}={value}" for key, value in change.items() if key not in cfg]
+    own = {key: value for key, value in change.items() if key in cfg}
+    return OmegaConf.merge(cfg, own, {"overrides": [*cfg.overrides, *words]})
+
+
 def way_out(config: ModelConfig, job: Job, cfg: DictConfig, room: float) -> str:
-    """The first single change that makes it fit, in the order in which one would try."""
-    changes = [{"activation_checkpointing": True}]
-    changes += [{"micro_batch_size": m} for m in (job.blocks // 2, 1) if 0 < m < job.blocks]
-    changes += [{"shards": cfg.num_gpus}] if (cfg.shards or cfg.num_gpus) < cfg.num_gpus else []
-    changes += [{"num_gpus": cfg.num_gpus * k} for k in (2, 4, 8, 16, 32)] + [{"lora_rank": 64}]
-    for change in changes:
-        trial, other = OmegaConf.merge(cfg, {name: value for name, value in change.items() if name in cfg}), job
-        if blocks := change.get("micro_batch_size"):
-            scaled = {name: getattr(job, name) * blocks // job.blocks for name in ("micro_rows", "targets")}
-            other = replace(job, blocks=blocks, **scaled)
-        if sum(memory(config, other, trial).values()) <= room:
+    """The first single change that makes it fit and that the script takes."""
+    for change in changes(job, cfg):
+        trial = changed(cfg, change)
+        try:
+            fits = sum(memory(config, read_job(trial), trial).values()) <= room
+        except ValueError:  # a batch that does not divide, say
+            continue
+        if fits:
             return "".join(f"{name}={value}" for name, value in change.items())
-    return "no single setting: combine lora_rank, a smaller micro_batch_size and more GPUs"
+    return "no single setting: combine lora.rank, a smaller micro_batch_size and more GPUs"
 
 
 def report(cfg: DictConfig) -> dict:

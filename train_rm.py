@@ -43,6 +43,7 @@ def train(cfg: DictConfig, run: Run) -> float:
 
     # ---- one network, its optimizer, its data
     tokenizer, reward_model = load(cfg)
+    reward_model.transformer.checkpointing = cfg.activation_checkpointing
     reward_model = run.shard(reward_model)
     optimizer = build_optimizer(reward_model, cfg.optim)
     ranks = {"rank": run.rank, "world_size": run.world_size}

@@ -45,6 +45,7 @@ def words_of(door: str, rank: int, home: Path) -> list[str]:
     return [
         *data[door], f"policy={home}/policy", "num_steps=2", f"batch_size={size}", f"micro_batch_size={size}",
         "eval_every=0", "sample_every=0", "save_every=0", "log.wandb=disabled", f"lora.rank={rank}", "overwrite=true",
+        "precision=fp32",
     ]  # fmt: skip
 
 
@@ -73,8 +74,8 @@ def planned(door: str, rank: int, home: Path) -> float:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         overrides = json.dumps([f"++run_dir={home}/run", *words_of(door, rank, home)])
-        words = [f"door={door}", f"overrides={overrides}", "num_gpus=1", f"lora_rank={rank}"]
-        words += [f"prompt_tokens={PROMPT}", f"completion_tokens={COMPLETION}", "activation_checkpointing=false"]
+        words = [f"door={door}", f"overrides={overrides}", "num_gpus=1"]
+        words += [f"prompt_tokens={PROMPT}", f"completion_tokens={COMPLETION}"]
         cfg = compose("plan", words)
         parts = plan.memory(ModelConfig(**SHAPE), plan.read_job(cfg), cfg, fused_attention=False)
     return sum(parts.values()) / 1e6

@@ -205,7 +205,7 @@ def test_the_export_of_a_bf16_training_is_the_fp32_file_with_the_adapter_merged_
 def test_rounding_a_young_merge_is_said_to_cost_more_than_was_learned(house, tmp_path, caplog):  # noqa: F811
     policy = young(house / "policy")
     with torch.no_grad():
-        for factor, least, most in ((0.1, 2.0, math.inf), (1e4, 0.0, 0.05)):
+        for factor, least, most in ((0.1, 0.99, 1.01), (1e4, 0.0, 0.05)):  # 1: all of it is lost
             for lora in adapters(policy).values():
                 lora.B.mul_(factor)
             assert least < merge_noise(policy) < most

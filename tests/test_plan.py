@@ -3,18 +3,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
 from tiny_models import tiny_config
 
+import model.transformer
 import plan
 from model.config import ModelConfig
 from model.footprint import cache_bytes, count_parameters, forward_flops, kept_bytes
 from model.heads import Policy
 from model.kv_cache import KVCache
 from model.packing import make_rows, pack
+from tests.test_train_rm import house, rm  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # parameters, from the model cards' weight files
@@ -95,9 +98,64 @@ def planned(*words: str) -> dict:
 def test_zephyr_fits_on_eight_and_a_full_8b_does_not_fit_on_one():
     eight = planned("door=train_dpo", 'overrides=["batch_size=128","precision=bf16"]', "num_gpus=8")
     assert eight["fits"] and eight["way_out"] is None
-    one = planned("door=train_dpo", "model=llama3_8b", 'overrides=["precision=bf16"]', "num_gpus=1")
+    recomputed = '["precision=bf16","activation_checkpointing=true"]'
+    one = planned("door=train_dpo", "model=llama3_8b", f"overrides={recomputed}", "num_gpus=1")
     assert not one["fits"] and one["total_gb"] > 16 * 8.03  # sixteen bytes a parameter, and more
     assert one["way_out"] == "num_gpus=2"
+
+
+def compose_all(script, words):
+    """The plan's config, its job and the script's own config, all composed."""
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        cfg = hydra.compose("plan", [f"door={script}", *words])
+        return cfg, plan.read_job(cfg), hydra.compose(script, list(cfg.overrides))
+
+
+@pytest.mark.parametrize("script", plan.DOORS)
+def test_every_change_that_a_plan_advises_is_one_that_the_script_takes(script):
+    """The plan's trial and the script's own config are composed with it, and are of the advised value."""
+    cfg, job, _ = compose_all(script, [])
+    advised = [change for change in plan.changes(job, cfg)]
+    assert {"activation_checkpointing", "micro_batch_size", "num_gpus", "lora.rank"} == set().union(*advised)
+    for change in advised:
+        trial = plan.changed(cfg, change)
+        words = [f"overrides={json.dumps(list(trial.overrides))}", f"num_gpus={min(trial.num_gpus, 4)}"]
+        _, changed, own = compose_all(script, words)
+        for key, value in change.items():
+            assert key == "num_gpus" or OmegaConf.select(own, key) == (value == "true" or value)
+        assert key == "num_gpus" or changed != job
+
+
+@pytest.mark.parametrize("script", plan.DOORS)
+def test_a_plan_is_of_the_scripts_own_settings(script):
+    """What a plan assumed of its own accord (recomputed layers, say) was not what the script would run."""
+    _, job, own = compose_all(script, [])
+    assert (job.checkpointing, job.lora_rank, job.micro_rows) == (
+        own.activation_checkpointing, own.lora.rank, own.micro_batch_size * (2 if script in plan.DOORS[1::2] else 1),
+    )  # fmt: skip
+    _, job, _ = compose_all(script, ['overrides=["activation_checkpointing=true","lora.rank=3","precision=fp32"]'])
+    assert (job.checkpointing, job.lora_rank, job.dtype) == (True, 3, torch.float32)
+
+
+def test_a_group_baseline_has_no_value_model():
+    words = '"samples_per_prompt=2","advantage={}"'
+    config = ModelConfig(**yaml.safe_load((ROOT / "conf/model/smollm2_135m.yaml").read_text()))
+    totals = {}
+    for kind in ("gae", "grpo"):
+        cfg, job, _ = compose_all("train_ppo", [f"overrides=[{words.format(kind)}]", "num_gpus=1"])
+        totals[kind] = plan.memory(config, job, cfg)
+    size = count_parameters(config).total
+    assert totals["gae"]["weights"] - totals["grpo"]["weights"] == 4 * size
+    assert totals["gae"]["optimizer"] - totals["grpo"]["optimizer"] == 8 * size
+
+
+def test_a_reward_model_may_recompute_its_layers_to_the_same_gradient(rm, read_metrics, tmp_path, monkeypatch):  # noqa: F811
+    layers, recompute = [], model.transformer.checkpoint
+    monkeypatch.setattr(model.transformer, "checkpoint", lambda *x, **y: layers.append(1) or recompute(*x, **y))
+    for word in ("false", "true"):
+        assert rm(f"activation_checkpointing={word}", "data.eval=[]", "num_steps=2", run=word) == 0
+        assert bool(layers) == (word == "true")
+    assert read_metrics(tmp_path / "false") == read_metrics(tmp_path / "true")
 
 
 def test_wrong_plans_are_refused():
