@@ -125,7 +125,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each added to the residual stream; normed before they read it, before they add to it, or both."""
+    """Attention and MLP, each added to the residual stream; normed before they read it, before they add, or both."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
