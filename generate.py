@@ -25,7 +25,7 @@ def run_generate(cfg: DictConfig, run: Run) -> float:
         raise ValueError("generate.py needs data.prompts=[FILES], or chat=true to talk in the terminal")
     if cfg.samples_per_prompt < 1:
         raise ValueError(f"samples_per_prompt={cfg.samples_per_prompt} must be at least 1")
-    tokenizer = load_tokenizer(cfg.policy, template=cfg.data.template)
+    tokenizer = load_tokenizer(cfg.policy, template=cfg.data.template, date=cfg.data.date)
     policy = run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
     return talk(cfg, run, policy, tokenizer) if cfg.chat else complete(cfg, run, policy, tokenizer)
 

@@ -68,7 +68,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     set_kernels(cfg.kernels)
     check_dpo(cfg, run.world_size)
     agreement = require_agreement(cfg)
-    tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)
+    tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template, date=cfg.data.date)
 
     # ---- one network learns; the reference is one number per row
     policy = load_policy(cfg.policy, precision=cfg.precision, frozen=cfg.lora.rank > 0)
@@ -149,7 +149,7 @@ def load_reference(
     path = cfg.ref_policy or cfg.policy
 
     def second_model() -> Policy:
-        if load_tokenizer(path, template=cfg.data.template).fingerprint != tokenizer.fingerprint:
+        if load_tokenizer(path, template=cfg.data.template, date=cfg.data.date).fingerprint != tokenizer.fingerprint:
             raise ValueError(f"ref_policy={path} has another vocabulary or chat template than policy={cfg.policy}")
         return run.shard(load_policy(path, precision=cfg.precision, frozen=True))
 

@@ -50,7 +50,7 @@ from runtime.run import Run, main
 def train(cfg: DictConfig, run: Run) -> float:
     set_kernels(cfg.kernels)
     check_ppo(cfg, run.world_size)
-    tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)
+    tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template, date=cfg.data.date)
     size, temperature, K = cfg.micro_batch_size, cfg.sampling.temperature, cfg.samples_per_prompt
 
     # ---- four networks; two of them learn

@@ -95,15 +95,15 @@ def train(cfg: DictConfig, run: Run) -> float:
 
 def load(cfg: DictConfig) -> tuple[Tokenizer, RewardModel]:
     """A policy (or reward model) and its tokenizer; or random weights with a tokenizer given, or trained here."""
-    template = cfg.data.template
+    how = {"template": cfg.data.template, "date": cfg.data.date}
     if cfg.policy is not None:
-        tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=template)
+        tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, **how)
         frozen = cfg.lora.rank > 0
         reward_model = load_reward_model(cfg.policy, precision=cfg.precision, frozen=frozen, seed=cfg.seed)
         check_vocab(reward_model.config, tokenizer.vocab_size)
         return tokenizer, add_lora(reward_model, **cfg.lora, seed=cfg.seed)
     if cfg.tokenizer is not None:
-        tokenizer = load_tokenizer(cfg.tokenizer, template=template)
+        tokenizer = load_tokenizer(cfg.tokenizer, **how)
     elif cfg.model.vocab_size is None:
         raise ValueError(
             "model= starts from nothing: say model.vocab_size=2048 to train a tokenizer, or tokenizer=PATH"

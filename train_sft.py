@@ -87,12 +87,12 @@ def train(cfg: DictConfig, run: Run) -> float:
 def load(cfg: DictConfig) -> tuple[Tokenizer, Policy]:
     """A checkpoint with its tokenizer; or random weights under `cfg.model` with a tokenizer given, or trained here."""
     if cfg.policy is not None:
-        tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template)
+        tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template, date=cfg.data.date)
         policy = load_policy(cfg.policy, precision=cfg.precision, frozen=cfg.lora.rank > 0)
         check_vocab(policy.config, tokenizer.vocab_size)
         return tokenizer, add_lora(policy, **cfg.lora, seed=cfg.seed)
     if cfg.tokenizer is not None:
-        tokenizer = load_tokenizer(cfg.tokenizer, template=cfg.data.template)
+        tokenizer = load_tokenizer(cfg.tokenizer, template=cfg.data.template, date=cfg.data.date)
     elif cfg.model.vocab_size is None:
         raise ValueError(
             "model= starts from nothing: say model.vocab_size=2048 to train a tokenizer, or tokenizer=PATH"

@@ -5,19 +5,21 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data.chat import Message
-from data.records import Comparison, Example, Prompt, Ranking, Rated, parse_messages, parse_role
+from data.chat_template import Message
+from data.messages import parse_messages, parse_role, parse_tools
+from data.records import Comparison, Example, Prompt, Ranking, Rated
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def examples(row: dict) -> list[Example]:
     """Demonstrations: `messages`, `prompt` + `completion`, an OpenAssistant tree (its best replies)."""
+    tools = parse_tools(row.get("tools"))
     if "messages" in row:
-        return [Example(parse_messages(row["messages"]), columns=_rest(row, "messages"))]
+        return [Example(parse_messages(row["messages"]), tools=tools, columns=_rest(row, "messages", "tools"))]
     if "prompt" in row and "completion" in row:
-        said = [*_prompt(row["prompt"]), _assistant(_completion(row["completion"], "completion"))]
-        return [Example(said, columns=_rest(row, "prompt", "completion"))]
+        said = [*_prompt(row["prompt"]), *_continuation(row["completion"])]
+        return [Example(said, tools=tools, columns=_rest(row, "prompt", "completion", "tools"))]
     if _is_tree(row):
         paths = _tree_paths(row["prompt"], [])
         return [Example(path, columns=_rest(row, "prompt")) for path in paths]
@@ -30,6 +32,7 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
     Raises:
         ValueError: sides that are identical or empty, pairs whose prompts differ, ranks that do not fit.
     """
+    tools = parse_tools(row.get("tools"))
     if _is_tree(row):
         return [
             _ranking(prompt, replies, _rest(row, "prompt")) for prompt, replies in _tree_rankings(row["prompt"], [])
@@ -41,7 +44,8 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
         replies = list(zip(_list(row, "ranks"), completions, strict=False))
         if len(replies) != len(completions) or len(replies) != len(row["ranks"]):
             raise ValueError(f"{len(completions)} completions but {len(row['ranks'])} ranks")
-        return [_ranking(_prompt(row.get("prompt")), replies, _rest(row, "prompt", "completions", "ranks"))]
+        rest = _rest(row, "prompt", "completions", "ranks", "tools")
+        return [_ranking(_prompt(row.get("prompt")), replies, rest, tools)]
     for name in ("generation", "completion"):
         if name in row and "reward" in row:
             prompt = _prompt(row["context"] if "context" in row else row.get("prompt"))
@@ -49,7 +53,8 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
             reward = _number(row["reward"], "reward")
             if not 0 <= reward <= 1:
                 raise ValueError(f"reward must lie in [0, 1] (1 = good), got {reward}")
-            return [Rated(prompt, completion, reward, columns=_rest(row, "context", "prompt", name, "reward"))]
+            rest = _rest(row, "context", "prompt", name, "reward", "tools")
+            return [Rated(prompt, completion, reward, tools=tools, columns=rest)]
     raise ValueError(
         "no comparison: expected prompt/chosen/rejected, prompt/completions/ranks, context/generation/reward or "
         f"context/chosen/rejected; got {_fields(row)}"
@@ -73,7 +78,7 @@ def prompts(row: dict) -> list[Prompt]:
         raise ValueError(f"no prompt: expected prompt, context or messages; got {_fields(row)}")
     if not any(m["content"].strip() for m in asked if m["role"] != "system"):
         raise ValueError(f"{name} asks nothing")
-    return [Prompt(asked, columns=_rest(row, name))]
+    return [Prompt(asked, tools=parse_tools(row.get("tools")), columns=_rest(row, name, "tools"))]
 
 
 def _comparison(row: dict) -> Comparison:
@@ -87,8 +92,9 @@ def _comparison(row: dict) -> Comparison:
     margin, tie = _number(row.get("margin") or 0, "margin"), row.get("tie") or False
     if not isinstance(tie, bool):
         raise ValueError(f"tie must be true or false, got {tie!r}")
-    columns = _rest(row, "context", "prompt", "chosen", "rejected", "margin", "tie", "messages")
-    return Comparison(prompt, chosen, rejected, margin, tie, columns=columns)
+    columns = _rest(row, "context", "prompt", "chosen", "rejected", "margin", "tie", "messages", "tools")
+    tools = parse_tools(row.get("tools"))
+    return Comparison(prompt, chosen, rejected, margin, tie, tools=tools, columns=columns)
 
 
 def _side(value: Any, given: Any, name: str) -> tuple[list[Message], str]:
@@ -105,7 +111,7 @@ def _side(value: Any, given: Any, name: str) -> tuple[list[Message], str]:
         return _prompt(given), _completion(value, name)
     if not said or said[-1]["role"] != "assistant":
         raise ValueError(f"{name} must end with an assistant turn")
-    return said[:-1], said[-1]["content"]
+    return said[:-1], _answer(said[-1], name)
 
 
 def parse_hh(text: str, name: str = "text") -> list[Message]:
@@ -128,6 +134,21 @@ def _prompt(value: Any) -> list[Message]:
     return parse_messages(value, "prompt")
 
 
+def _continuation(value: Any) -> list[Message]:
+    """How a demonstration goes on: a text, or messages of which the assistant's are learned."""
+    if isinstance(value, list):
+        return parse_messages(value, "completion")
+    return [_assistant(_completion(value, "completion"))]
+
+
+def _answer(message: Message, name: str) -> str:
+    """The text of an answer that is compared or rated. Raises ValueError where it is more than text."""
+    more = sorted(message.keys() - {"role", "content", "name", "written"})
+    if more:
+        raise ValueError(f"{name} has {', '.join(more)} beside its text; compared and rated answers are texts here")
+    return message["content"]
+
+
 def _completion(value: Any, name: str) -> str:
     if isinstance(value, str):
         return value
@@ -136,7 +157,7 @@ def _completion(value: Any, name: str) -> str:
     said = parse_messages(value if isinstance(value, list) else [value], name)
     if len(said) != 1 or said[0]["role"] != "assistant":
         raise ValueError(f"{name} must be text or one assistant message")
-    return said[0]["content"]
+    return _answer(said[0], name)
 
 
 def _taskmaster(turn: dict) -> str:
@@ -150,14 +171,16 @@ def _taskmaster(turn: dict) -> str:
     raise ValueError(f"a Taskmaster turn has text, api or response; got {_fields(turn)}")
 
 
-def _ranking(prompt: list[Message], replies: list[tuple[Any, str]], columns: dict) -> Ranking:
+def _ranking(
+    prompt: list[Message], replies: list[tuple[Any, str]], columns: dict, tools: list[dict] | None = None
+) -> Ranking:
     if len(replies) < 2:
         raise ValueError(f"a ranking needs two completions or more, got {len(replies)}")
     ranks = [_number(rank, "ranks") for rank, _ in replies]
     completions = [_filled(text, f"completions[{i}]") for i, (_, text) in enumerate(replies)]
     if len(set(completions)) < len(completions):
         raise ValueError("two completions of a ranking are identical")
-    return Ranking(prompt, completions, ranks, columns=columns)
+    return Ranking(prompt, completions, ranks, tools=tools, columns=columns)
 
 
 # OpenAssistant: a tree of messages; `rank` 0 is the best of the assistant replies to a message.

@@ -97,11 +97,11 @@ def regroup_by_prompt(records: list) -> list:
     groups: dict[str, list[Comparison]] = {}
     for record in records:
         if isinstance(record, Comparison):
-            groups.setdefault(str(record.prompt), []).append(record)
+            groups.setdefault(str((record.prompt, record.tools)), []).append(record)
     rankings = {key: _ranking(pairs) for key, pairs in groups.items()}
     kept, done = [], set()
     for record in records:
-        key = str(record.prompt)
+        key = str((record.prompt, record.tools))
         ranking = rankings.get(key) if record in groups.get(key, []) else None
         if ranking is None:
             kept.append(record)
@@ -123,8 +123,9 @@ def _ranking(pairs: list[Comparison]) -> Ranking | None:
     if not (agree and complete and len(texts) > 2):
         return None
     texts.sort(key=ranks.__getitem__)
-    columns, where = pairs[0].columns, pairs[0].where
-    return Ranking(pairs[0].prompt, texts, [ranks[text] for text in texts], where=where, columns=columns)
+    first = pairs[0]
+    order = [ranks[text] for text in texts]
+    return Ranking(first.prompt, texts, order, where=first.where, tools=first.tools, columns=first.columns)
 
 
 def check_margins(margin_coef: float, data, elements: Sequence[Element]) -> None:
@@ -154,6 +155,7 @@ def _encode_element(record: Comparison | Ranking | Rated, data, tokenizer) -> El
         tokenizer,
         max_length=data.max_length,
         max_prompt_length=data.max_prompt_length,
+        tools=record.tools,
     )
     _check_rows(rows, ranks)
     path, _ = split_name(record.where.rpartition(":")[0])

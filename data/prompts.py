@@ -26,7 +26,7 @@ def encode_prompts(name: str, files: Sequence[str], data, tokenizer, *, max_leng
     """
 
     def encode(record) -> dict:
-        ids = encode_prompt(record.prompt, tokenizer, max_length=WHOLE)
+        ids = encode_prompt(record.prompt, tokenizer, max_length=WHOLE, tools=record.tools)
         if len(ids) > max_length:
             raise ValueError(
                 f"the prompt takes {len(ids)} tokens, but the window leaves {max_length} for it; lower "

@@ -11,17 +11,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data.chat import ROLES, Message
+from data.chat_template import Message
 
-ALIASES = {"human": "user", "gpt": "assistant", "agent": "assistant", "api": "tool"}
 SPLITS = ("train", "eval")
 
 
 @dataclass(frozen=True)
 class Record:
-    """`where` is FILE:LINE; `columns` holds the row's further fields (id, license, ...), which travel along."""
+    """`where` is FILE:LINE; `columns` holds the row's further fields (id, license, ...), which travel along.
+
+    `tools` are what the assistant may call, as JSON schemas.
+    """
 
     where: str = field(default="", kw_only=True)
+    tools: list[dict] | None = field(default=None, kw_only=True)
     columns: dict[str, Any] = field(default_factory=dict, kw_only=True)
 
 
@@ -171,21 +174,6 @@ def split_of(row: dict) -> str:
     return "eval" if int(digest, 16) % 10 == 0 else "train"
 
 
-def parse_messages(value: Any, name: str = "messages") -> list[Message]:
-    """A list of {role, content} with our role names; raises ValueError on anything else."""
-    if not isinstance(value, list):
-        raise ValueError(f"{name} must be a list of {{role, content}} messages, got {type(value).__name__}")
-    return [_parse_message(message, f"{name}[{i}]") for i, message in enumerate(value)]
-
-
-def parse_role(role: Any, name: str) -> str:
-    """One of ROLES, aliases resolved."""
-    known = ALIASES.get(role, role) if isinstance(role, str) else None
-    if known not in ROLES:
-        raise ValueError(f"{name} has role {role!r}; known roles: {', '.join((*ROLES, *ALIASES))}")
-    return known
-
-
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     """Writes rows as JSONL (gzip where the name ends in .gz), aside and then renamed."""
     path = Path(path)
@@ -194,16 +182,6 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     aside.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)  # mtime 0: same rows, same bytes
     os.replace(aside, path)
-
-
-def _parse_message(message: Any, name: str) -> Message:
-    if not isinstance(message, dict):
-        raise ValueError(f"{name} must be an object with role and content, got {type(message).__name__}")
-    role = parse_role(message.get("role"), name)
-    content = message.get("content")
-    if not isinstance(content, str):
-        raise ValueError(f"{name} ({role}) needs a string as content, got {type(content).__name__}")
-    return {"role": role, "content": content}
 
 
 def _as_object(raw: Any) -> dict:

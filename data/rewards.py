@@ -163,7 +163,7 @@ def gather_columns(prompts: list[dict]) -> dict[str, list]:
 
 def check_same_tokenizer(path: str, tokenizer) -> None:
     """Raise ValueError unless the model at `path` was made for this tokenizer: ids would mean other words."""
-    other = load_tokenizer(path)
+    other = load_tokenizer(path, date=tokenizer.date)
     if other.fingerprint != tokenizer.fingerprint:
         raise ValueError(
             f"reward_model={path} has another tokenizer or chat template than the policy ({other.vocab_size} ids, "

@@ -26,7 +26,8 @@ def encode_demonstrations(name: str, files: Sequence[str], data, tokenizer) -> E
     """Demonstrations of `files`, the value of the config key `name`."""
 
     def encode(record) -> dict:
-        return compact(encode_chat(record.messages, tokenizer, max_length=data.max_length)) | {"where": record.where}
+        row = encode_chat(record.messages, tokenizer, max_length=data.max_length, tools=record.tools)
+        return compact(row) | {"where": record.where}
 
     return encode_files(name, files, formats.examples, encode, on_bad_row=data.on_bad_row)
 

@@ -1,45 +1,56 @@
-"""Text <-> token ids behind one small face, whatever file the tokenizer came in."""
+"""Text <-> token ids behind one small class, whatever file the tokenizer came in."""
 
 import hashlib
 import io
 import json
-import logging
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
-from data.chat import ROLES, TEMPLATES, Template
-from data.jinja import agree, jinja_template, recognise
-from data.vocabularies import Vocabulary, from_sentencepiece, read_vocabulary
+import tokenizers
+
+from data.builtin_templates import TEMPLATES, choose_template
+from data.chat_template import CLOSE, FIXED_DATE, MARKED, OPEN, ChatTemplate
+from data.vocabularies import Vocabulary, from_sentencepiece, read_vocabulary, reading_on, with_special
 from model.weights.adapter import find_tokenizer
 
-log = logging.getLogger(__name__)
+PLAIN_ROLES = ("system", "user", "assistant", "tool")
 
 
 class Tokenizer:
-    """`encode` never yields a special token: text that spells one stays text. `template` names the chat template.
+    """`encode` never yields a special token: text that spells one stays text. `chat_template` writes conversations.
 
-    Padding is told by masks alone; `pad_id` fills the gaps and is never a token that ends a turn.
+    `template` names another chat template than the checkpoint's own (`builtin_templates.choose_template`); `date` is
+    the day that a template is told. Padding is told by masks alone; `pad_id` fills the gaps and never ends a turn.
+    `stop_ids` are all that end a turn: the template's, the tokenizer's and generation_config.json's.
     """
 
-    def __init__(self, vocabulary: Vocabulary, template: str | None):
-        self.vocabulary, self.template = vocabulary, template
-        self.default_system = vocabulary.default_system
+    def __init__(self, vocabulary: Vocabulary, template: str | None = None, *, date: str = FIXED_DATE):
+        self.replaces = template is not None  # the checkpoint's own template
+        self.date = date
+        self._template = choose_template(template, vocabulary, date=date)
+        self.template = None if self._template is None else template or "own"
+        self.bos_token, self.eos_token = vocabulary.bos_token, vocabulary.eos_token
+        stop, markers = self._template.probe(_added(vocabulary.backend)) if self._template else (None, set())
+        self.vocabulary = vocabulary = with_special(vocabulary, markers)
         self.backend = vocabulary.backend
-        self.backend.encode_special_tokens = True  # "<|im_end|>" inside a message is eight letters and signs
         self.backend.no_truncation()
         self.backend.no_padding()
+        self.backend.encode_special_tokens = True  # "<|im_end|>" inside a message is eight letters and signs
+        self._reads_on, self._lock = reading_on(self.backend), threading.Lock()
         # A system message or a menu comes in a thousand conversations: remember its ids.
-        self._encode = lru_cache(1 << 14)(lambda text: tuple(self.backend.encode(text, add_special_tokens=False).ids))
+        self._encode = lru_cache(1 << 14)(self._encode_text)
         self.vocab_size = self.backend.get_vocab_size(with_added_tokens=True)
-        self.bos_token, self.eos_token = vocabulary.bos_token, vocabulary.eos_token
-        if template is not None:
-            self._check_template()
-            self.stop_id = self.special_id(TEMPLATES[template].stop)
         self.bos_id, self.eos_id = self._id(self.bos_token), self._id(self.eos_token)
-        ends = [self.stop_id if template else None, self.eos_id]
-        self.stop_ids = sorted({i for i in ends if i is not None})
+        self.stop_id = self._id(stop)  # the template's own
+        self.stop_ids = sorted({self.stop_id, self.eos_id, *vocabulary.stop_ids} - {None})
+        self.specials = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
+        if self._template:
+            stops = [token for i in self.stop_ids if (token := self.backend.id_to_token(i)) is not None]
+            self._template.set_tokens(self.specials, stops)
         self.pad_token = self._choose_pad()
         self.pad_id = self._id(self.pad_token) if self.pad_token else 0
 
@@ -61,62 +72,143 @@ class Tokenizer:
         """Text of ids; `specials` shows special tokens too."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not specials)
 
-    def special_id(self, name: str) -> int:
-        """Id of a special token; "bos" and "eos" stand for the tokenizer's own."""
-        token = {"bos": self.bos_token, "eos": self.eos_token}.get(name, name)
+    def encode_spelled(self, text: str, targets: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+        """Ids of a conversation that `chat_template` wrote, and whether each lies in a target: (start, end) of `text`.
+
+        What the template wrote as special tokens are special tokens; what people wrote between marks is text. Where a
+        target begins, a token begins.
+        """
+        ids: list[int] = []
+        mask: list[bool] = []
+        ends = [0, *(end for _, end in targets)]
+        borders = [0, *(start for start, _ in targets), len(text)]
+        for (start, stop), end in zip(pairwise(borders), ends, strict=True):
+            if start < stop:
+                new, places = self._encode_chat(text[start:stop], reads_on=self._reads_on_at(text, start))
+                ids += new
+                mask += [place < end - start for place in places]
+        return ids, mask
+
+    def special_id(self, token: str) -> int | None:
+        """Id of a token, None where the vocabulary has no such token."""
         return self._id(token)
 
     @property
-    def chat_template(self) -> Template:
-        if self.template is None:
+    def chat_template(self) -> ChatTemplate:
+        if self._template is None:
             raise ValueError(
                 f"this tokenizer comes without a chat template; set data.template to one of {', '.join(TEMPLATES)}"
             )
-        return TEMPLATES[self.template]
+        return self._template
+
+    @property
+    def generation_config(self) -> dict:
+        """The checkpoint's generation_config.json, with every id that ends an answer."""
+        ids = {"bos_token_id": self.bos_id, "pad_token_id": self.pad_id}
+        given = self.vocabulary.stop_ids
+        ends = [*given, *(i for i in self.stop_ids if i not in given)]
+        return ids | self.vocabulary.generation | {"eos_token_id": ends}
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two tokenizers that give the same ids: vocabulary, merges, template and default system message."""
-        spelled = json.dumps([self.backend.to_str(), self.template, self.default_system])
-        return hashlib.sha256(spelled.encode()).hexdigest()
+        """Equal for two tokenizers that give the same ids: vocabulary, merges, template and its date."""
+        written = None
+        if self._template is not None:
+            text = "".join(self._template.jinja.values())
+            named = {name: token for name, token in self._template.tokens.items() if name in text}
+            written = [self._template.jinja, named, self._template.date]
+        return hashlib.sha256(json.dumps([self.backend.to_str(), written]).encode()).hexdigest()
+
+    def _encode_text(self, text: str) -> tuple[int, ...]:
+        with self._lock:
+            return tuple(self.backend.encode(text, add_special_tokens=False).ids)
+
+    def _reads_on_at(self, text: str, at: int) -> bool:
+        """Whether a stretch of text goes on there; after a special token a new one begins."""
+        if at == 0 or self._reads_on is None:
+            return False
+        ended = any(text[at - n : at] in self.specials for n in {len(token) for token in self.specials} if n <= at)
+        return not ended or self._reads_on.only_first
+
+    def _encode_chat(self, text: str, *, reads_on: bool) -> tuple[list[int], list[int]]:
+        """Ids of rendered text and where in it each begins; `reads_on` where other text stands before it."""
+        ids: list[int] = []
+        places: list[int] = []
+        at = 0
+        for number, piece in enumerate(MARKED.split(text) if OPEN in text or CLOSE in text else [text]):
+            if number % 2:  # a special token that somebody wrote, or a lone mark: the template split the text there
+                at += 1
+            if piece:
+                encode = self._encode_as_text if number % 2 else self._encode_with_specials
+                new, starts = encode(piece, reads_on or number > 0)
+                ids += new
+                places += [at + start for start in starts]
+                at += len(piece) + number % 2
+        return ids, places
+
+    def _encode_with_specials(self, text: str, reads_on: bool) -> tuple[list[int], list[int]]:
+        if reads_on and self._reads_on is not None:  # no space of SentencePiece's before the first stretch
+            first = min((at for token in self.specials if (at := text.find(token)) >= 0), default=len(text))
+            head, tail = self._reads_on.backend.encode(text[:first], add_special_tokens=False), text[first:]
+            ids, starts = (self._encode_with_specials(tail, False)) if tail else ([], [])
+            return head.ids + ids, [start for start, _ in head.offsets] + [first + start for start in starts]
+        with self._lock:
+            self.backend.encode_special_tokens = False
+            encoding = self.backend.encode(text, add_special_tokens=False)
+            self.backend.encode_special_tokens = True
+        return encoding.ids, [start for start, _ in encoding.offsets]
+
+    def _encode_as_text(self, text: str, reads_on: bool) -> tuple[list[int], list[int]]:
+        """The spelling of a special token as letters and signs."""
+        backend = self._reads_on.backend if reads_on and self._reads_on is not None else self.backend
+        written = backend.normalizer.normalize_str(text) if backend.normalizer else text
+        words = [written]
+        if backend.pre_tokenizer:
+            words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(written)]
+        ids = [token.id for word in words for token in backend.model.tokenize(word)]
+        if self._id(text) in ids:
+            raise ValueError(f"this tokenizer has no other way to write {text!r} than as the special token")
+        return ids, [0] * len(ids)
 
     def save(self, directory: str | Path) -> None:
-        """Writes tokenizer.json, tokenizer_config.json (with the Jinja template), special_tokens_map.json.
+        """Writes the files that the tokenizer came in; where it came in none, or has another template, its own.
 
-        A tokenizer that came from SentencePiece leaves its tokenizer.model as well. transformers loads the directory.
+        transformers and vLLM read the directory: tokenizer.json, tokenizer_config.json (with the Jinja template),
+        special_tokens_map.json, and tokenizer.model where there was a SentencePiece model.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        as_they_are = self.vocabulary.files and not self.replaces
+        for name, content in (self.vocabulary.files if as_they_are else self._own_files()).items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            _write(directory / name, content)
+
+    def _own_files(self) -> dict[str, bytes]:
+        """The files with our chat template in them, whose stop token is the end-of-text token."""
         names = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         names = {name: token for name, token in (names | {"unk_token": self.vocabulary.unk_token}).items() if token}
-        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
-        if self.template:
-            settings["eos_token"] = names["eos_token"] = self.backend.id_to_token(self.stop_id)
-            settings["chat_template"] = jinja_template(self.template, self.default_system)
-        _write(directory / "tokenizer.json", self.backend.to_str(pretty=True).encode())
-        _write(directory / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False).encode())
-        _write(directory / "special_tokens_map.json", json.dumps(names, indent=2, ensure_ascii=False).encode())
+        jinja = "" if self._template is None else "".join(self._template.jinja.values())
+        if self.stop_id is not None and "eos_token" not in jinja:  # which would write otherwise
+            names["eos_token"] = self.backend.id_to_token(self.stop_id)
+        files = {name: content for name, content in self.vocabulary.files.items() if "chat_template" not in name}
+        settings = json.loads(files.get("tokenizer_config.json", b"{}")) or {
+            "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+        }  # fmt: skip
+        settings.pop("chat_template", None)
+        if self._template is not None:
+            given = self._template.jinja
+            several = [{"name": name, "template": text} for name, text in given.items()]
+            settings["chat_template"] = several if len(given) > 1 else given["default"]
+        files["tokenizer_config.json"] = json.dumps(settings | names, indent=2, ensure_ascii=False).encode()
+        files["special_tokens_map.json"] = json.dumps(names, indent=2, ensure_ascii=False).encode()
+        if not self.vocabulary.files:
+            files["tokenizer.json"] = self.backend.to_str(pretty=True).encode()
         if self.vocabulary.sentencepiece:
-            _write(directory / "tokenizer.model", self.vocabulary.sentencepiece)
+            files["tokenizer.model"] = self.vocabulary.sentencepiece
+        return files
 
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self.backend.token_to_id(token)
-
-    def _check_template(self) -> None:
-        if self.template not in TEMPLATES:
-            raise ValueError(f"unknown chat template {self.template!r}; known: {', '.join(TEMPLATES)}")
-        if self.template == "mistral" and "[INST]" in (
-            t.content for t in self.backend.get_added_tokens_decoder().values()
-        ):
-            raise ValueError(
-                "[INST] is a token of its own in this tokenizer (Mistral-Instruct v0.3); v0.1 and v0.2 are read"
-            )
-        missing = [name for name in TEMPLATES[self.template].needs if self.special_id(name) is None]
-        if missing:
-            raise ValueError(
-                f"the {self.template} template needs the special tokens {', '.join(missing)}, which this tokenizer "
-                "lacks; set data.template to another (zephyr needs nothing but an end-of-text token)"
-            )
 
     def _choose_pad(self) -> str | None:
         """The declared padding token, unless it ends turns too; else another special token that means nothing here."""
@@ -126,22 +218,22 @@ class Tokenizer:
         return next((token for token in candidates if token and self._id(token) not in taken), None)
 
 
-def load_tokenizer(path: str | Path, *, template: str | None = None) -> Tokenizer:
+def _added(backend: tokenizers.Tokenizer) -> list[str]:
+    return [token.content for token in backend.get_added_tokens_decoder().values()]
+
+
+def load_tokenizer(path: str | Path, *, template: str | None = None, date: str = FIXED_DATE) -> Tokenizer:
     """The tokenizer in a Hugging Face directory, a SentencePiece .model file, a .gguf file, or `package:name/file`.
 
-    `template` overrides the chat template that the file names; a base model's file names none.
+    `template` names a chat template for a base model, which comes without one; `date` is the day that a template which
+    asks for it is told.
 
     Raises:
-        ValueError: nothing there, an unknown kind of tokenizer or template, or special tokens that are missing.
+        ValueError: nothing there, an unknown kind of tokenizer, or see `builtin_templates.choose_template`.
     """
     is_model_file = ".model" in Path(path).suffixes and Path(path).is_file()
     vocabulary = read_vocabulary(Path(path) if is_model_file else find_tokenizer(path))
-    tokenizer = Tokenizer(vocabulary, template or recognise(vocabulary.chat_template))
-    if vocabulary.chat_template and tokenizer.template:
-        ours = jinja_template(tokenizer.template, tokenizer.default_system)
-        if not agree(vocabulary.chat_template, ours, bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token):
-            log.warning("%s: its own chat template differs from %s, which is used", path, tokenizer.template)
-    return tokenizer
+    return Tokenizer(vocabulary, template, date=date)
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Tokenizer:
@@ -165,7 +257,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, directory: str | 
             remove_extra_whitespaces=False,
             split_digits=True,
             max_sentence_length=1 << 20,
-            control_symbols=[f"<|{role}|>" for role in ROLES],
+            control_symbols=[f"<|{role}|>" for role in PLAIN_ROLES],
             eos_piece="<|end|>",
             pad_id=3,
             num_threads=1,

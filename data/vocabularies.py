@@ -1,14 +1,13 @@
 """Other people's tokenizer files, read into one engine (`tokenizers`): tokenizer.json, SentencePiece models, GGUF."""
 
 import json
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from data.chat import TEMPLATES
 from model.weights.gguf import open_gguf
 
 # How GGUF's `tokenizer.ggml.pre` splits text before byte-level BPE: Hugging Face's own settings for these families.
@@ -22,27 +21,38 @@ _GGUF_SPLITS = {
     "qwen2": [pre_tokenizers.Split(Regex(_WORDS % r"\p{N}"), "isolated"), _BYTES],
 }
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # piece types of SentencePiece, kept by GGUF
-_MARKERS = {name for template in TEMPLATES.values() for name in template.needs}
-_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<]+)<\|im_end\|>")
+_TEMPLATE_FILE = "chat_template.jinja"
+_MORE_TEMPLATES = "additional_chat_templates"
+_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "merges.txt", "tekken.json", "chat_template.json", _TEMPLATE_FILE,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a file says about its tokenizer; `chat_template` is Jinja text, None for a base model."""
+    """What a checkpoint says about its tokenizer. `templates` are Jinja texts by name, empty for a base model.
+
+    `tokens` are the special tokens by the names that Jinja knows (bos_token, ...), `stop_ids` what
+    generation_config.json or config.json names as ends, `files` the tokenizer's files as they are, by name.
+    """
 
     backend: tokenizers.Tokenizer
     bos_token: str | None
     eos_token: str | None
     pad_token: str | None = None
     unk_token: str | None = None
-    chat_template: str | None = None
+    templates: dict[str, str] = field(default_factory=dict)
+    more_tokens: dict[str, str] = field(default_factory=dict)
+    stop_ids: tuple[int, ...] = ()
+    generation: dict = field(default_factory=dict)  # generation_config.json
     sentencepiece: bytes | None = field(default=None, repr=False)
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
-    def default_system(self) -> str | None:
-        """The system message that a ChatML template adds when a conversation has none (SmolLM2, Qwen2.5)."""
-        found = _DEFAULT_SYSTEM.search(self.chat_template or "")
-        return found.group(1) if found else None
+    def tokens(self) -> dict[str, str]:
+        named = {name: getattr(self, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        return {name: token for name, token in named.items() if token is not None} | self.more_tokens
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -65,41 +75,125 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 
 def _from_directory(path: Path) -> Vocabulary:
-    config, vocab, spm = path / "tokenizer_config.json", path / "tokenizer.json", path / "tokenizer.model"
-    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    names = path / "special_tokens_map.json"
-    if names.is_file():
-        settings = json.loads(names.read_text(encoding="utf-8")) | settings
-    special = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
-        token = settings.get(name)
-        special[name] = token["content"] if isinstance(token, dict) else token
-    jinja = path / "chat_template.jinja"
-    template = jinja.read_text(encoding="utf-8") if jinja.is_file() else settings.get("chat_template")
-    if isinstance(template, list):  # several named templates; "default" is the one for chat
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if vocab.is_file():
-        backend = _read_backend(vocab)
-        sentencepiece = spm.read_bytes() if spm.is_file() else None
-        return Vocabulary(backend, **special, chat_template=template, sentencepiece=sentencepiece)
-    if spm.is_file():
-        read = from_sentencepiece(spm.read_bytes())
-        given = {name: token for name, token in special.items() if token}
-        return replace(read, chat_template=template, **given)
+    files = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
+    settings = _json(path / "special_tokens_map.json") | _json(path / "tokenizer_config.json")
+    tokens = {name: _token(value) for name, value in settings.items() if name.endswith("_token")}
+    tokens |= {name: _token(v) for name, v in (settings.get("model_specific_special_tokens") or {}).items()}
+    tokens = {name: token for name, token in tokens.items() if token}
+    special = {name: tokens.pop(name, None) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    for file in sorted((path / _MORE_TEMPLATES).glob("*.jinja")):
+        files[f"{_MORE_TEMPLATES}/{file.name}"] = file.read_bytes()
+    generation = _json(path / "generation_config.json")
+    about = {
+        "templates": _templates(settings, files), "more_tokens": tokens, "generation": generation,
+        "stop_ids": _stop_ids(generation, _json(path / "config.json")), "files": files,
+    }  # fmt: skip
+    if "tokenizer.json" in files:
+        backend = _read_backend(path / "tokenizer.json")
+        return Vocabulary(backend, **special, **about, sentencepiece=files.get("tokenizer.model"))
+    if "tokenizer.model" in files:
+        read = from_sentencepiece(files["tokenizer.model"])
+        return replace(read, **{name: token for name, token in special.items() if token}, **about)
     raise ValueError(f"no tokenizer in {str(path)!r}: expected tokenizer.json or tokenizer.model")
+
+
+def _json(path: Path) -> dict:
+    """The object in the file, an empty one where there is no file. Raises ValueError where it is no JSON object."""
+    if not path.is_file():
+        return {}
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"{path} holds a {type(read).__name__}, not a JSON object")
+    return read
+
+
+def _token(value) -> str | None:
+    return value.get("content") if isinstance(value, dict) else value if isinstance(value, str) else None
+
+
+def _templates(settings: dict, files: dict[str, bytes]) -> dict[str, str]:
+    """Jinja texts by name: "default", and others such as "tool_use". Files go before tokenizer_config.json."""
+    inside = settings.get("chat_template") or {}
+    if isinstance(inside, list):
+        inside = {entry["name"]: entry["template"] for entry in inside}
+    found = {"default": inside} if isinstance(inside, str) else dict(inside)
+    if _TEMPLATE_FILE in files:
+        found = {"default": files[_TEMPLATE_FILE].decode()}
+    more = {name: text for name, text in files.items() if name.startswith(_MORE_TEMPLATES)}
+    found |= {Path(name).stem: text.decode() for name, text in more.items()}
+    if found and "default" not in found:
+        raise ValueError(f"the checkpoint has chat templates named {', '.join(found)}, but none named default")
+    return found
+
+
+def _stop_ids(generation: dict, config: dict) -> tuple[int, ...]:
+    """Ids that end an answer, as transformers finds them: generation_config.json's, without that file config.json's."""
+    given = (generation or config.get("text_config") or config).get("eos_token_id")
+    ids = given if isinstance(given, list) else [] if given is None else [given]
+    if not all(isinstance(i, int) and i >= 0 for i in ids):
+        raise ValueError(f"eos_token_id must be a token id or a list of ids, got {given!r}")
+    return tuple(ids)
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
     try:
-        spelled = json.loads(path.read_text(encoding="utf-8"))
-        for token in spelled.get("added_tokens", []):
-            token["special"] |= token["content"] in _MARKERS  # some chat models forget to say so
-        splitter = spelled.get("pre_tokenizer") or {}
-        if splitter.get("prepend_scheme") == "first":  # we encode stretch by stretch: each of them is a first one
-            splitter["prepend_scheme"] = "always"
-        return tokenizers.Tokenizer.from_str(json.dumps(spelled))
+        return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception for a file that it cannot parse
         raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
+
+
+def with_special(vocabulary: Vocabulary, markers: set[str]) -> Vocabulary:
+    """The vocabulary with these added tokens marked as special: some chat models forget to say so."""
+    careless = {t.content for t in vocabulary.backend.get_added_tokens_decoder().values() if not t.special} & markers
+    if not careless:
+        return vocabulary
+    spelled = json.loads(vocabulary.backend.to_str())
+    for token in spelled["added_tokens"]:
+        token["special"] |= token["content"] in careless
+    return replace(vocabulary, backend=tokenizers.Tokenizer.from_str(json.dumps(spelled)))
+
+
+class ReadingOn(NamedTuple):
+    """The tokenizer for text that other text goes before: without the space that SentencePiece puts first.
+
+    `only_first`: a stretch after a special token goes without that space too.
+    """
+
+    backend: tokenizers.Tokenizer
+    only_first: bool
+
+
+def reading_on(backend: tokenizers.Tokenizer) -> ReadingOn | None:
+    """None where the tokenizer puts nothing first."""
+    spelled = json.loads(backend.to_str())
+    changed = only_first = False
+    for name in ("normalizer", "pre_tokenizer"):
+        for step in _steps(spelled.get(name)):
+            if step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never":
+                only_first = step["prepend_scheme"] == "first"
+                step["prepend_scheme"], changed = "never", True
+            if step["type"] == "Prepend":
+                step["prepend"], changed = "", True
+            if step["type"] == "ByteLevel" and step.get("add_prefix_space"):
+                step["add_prefix_space"], changed = False, True
+    if not changed:
+        return None
+    other = tokenizers.Tokenizer.from_str(json.dumps(spelled))
+    other.no_truncation()
+    other.no_padding()
+    other.encode_special_tokens = True
+    return ReadingOn(other, only_first)
+
+
+def _steps(part: dict | None) -> list[dict]:
+    """The steps of a normalizer or pre-tokenizer, sequences unfolded."""
+    if part is None:
+        return []
+    inside = part.get("normalizers") or part.get("pretokenizers")
+    return [step for each in inside for step in _steps(each)] if inside else [part]
 
 
 def from_sentencepiece(proto: bytes) -> Vocabulary:
@@ -165,7 +259,9 @@ def _from_gguf(path: Path) -> Vocabulary:
         raise ValueError(f"{str(path)!r} holds a {read['ggml.model']!r} tokenizer; known kinds: gpt2, llama")
     ids = (read.get(f"ggml.{name}_token_id") for name in ("bos", "eos", "padding", "unknown"))
     special = (None if i is None else tokens[i] for i in ids)
-    return Vocabulary(backend, *special, chat_template=read.get("chat_template"))
+    templates = {"default": read["chat_template"]} if read.get("chat_template") else {}
+    more = {name.split(".")[1]: text for name, text in read.items() if name.startswith("chat_template.")}
+    return Vocabulary(backend, *special, templates=templates | more if templates else {})
 
 
 def _byte_level_bpe(tokens: list, kinds: list, merges: list, split: str, path: Path) -> tokenizers.Tokenizer:

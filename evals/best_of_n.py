@@ -45,7 +45,7 @@ def expected_best(proxy: np.ndarray, values: np.ndarray, sizes: np.ndarray) -> n
 
 def sample_scores(cfg: DictConfig) -> dict[str, np.ndarray]:
     """{"gold" or a proxy's name: (P, N) scores} of num_completions samples of every prompt."""
-    task, tokenizer = cfg.task, load_tokenizer(cfg.task.policy)
+    task, tokenizer = cfg.task, load_tokenizer(cfg.task.policy, template=cfg.task.template, date=cfg.task.date)
     policy = read_policy(task.policy, precision=task.precision)
     scorers = {"gold": Scorer(None, [load_reward_function(task.reward_fn)], None, tokenizer, micro_batch_size=1)}
     for path in task.reward_models:

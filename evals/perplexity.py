@@ -35,7 +35,7 @@ def perplexity(table: np.ndarray) -> dict:
 def run(cfg: DictConfig, out: Path) -> dict:
     """task=perplexity: result.json with the figures of all files and of each, perplexity.png."""
     task = cfg.task
-    tokenizer = load_tokenizer(task.policy, template=task.template)
+    tokenizer = load_tokenizer(task.policy, template=task.template, date=task.date)
     files = {file: encode_demonstrations("task.input", [file], task, tokenizer).items for file in task.input}
     policy = read_policy(task.policy, precision=task.precision)
     settings = {"pad_id": tokenizer.pad_id, "batch_size": task.batch_size}

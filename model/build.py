@@ -257,18 +257,13 @@ def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path
     dtype = str(weights["model.norm.weight"].dtype).removeprefix("torch.")
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     config = make_config_json(model.config, model.kind, dtype, **ids)
-    generation = {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": list(tokenizer.stop_ids),
-        "pad_token_id": tokenizer.pad_id,
-    }
     directory = Path(directory)
     aside = directory.with_name(directory.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
     (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (aside / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    (aside / "generation_config.json").write_text(json.dumps(tokenizer.generation_config, indent=2) + "\n")
     tokenizer.save(aside)
     replace_directory(aside, directory)
 

@@ -30,9 +30,12 @@ def preference(**row):
         ({"text": "a"}, "expected messages, or prompt and completion; got text"),
         ({"messages": "hello"}, "messages must be a list"),
         ({"messages": ["hello"]}, r"messages\[0\] must be an object"),
-        ({"messages": [{"role": "bot", "content": "x"}]}, r"messages\[0\] has role 'bot'; known roles: system, user"),
+        (
+            {"messages": [{"role": "bot", "content": "x"}]},
+            r"messages\[0\] has role 'bot'; known roles: system, dev",
+        ),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "known roles"),
-        ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\] \(user\) needs a string"),
+        ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\] \(user\) needs a text"),
         ({"prompt": "a", "completion": 3}, "completion"),
     ],
 )

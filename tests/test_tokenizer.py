@@ -5,12 +5,12 @@ import random
 
 import pytest
 import sentencepiece
-from text_samples import SMOLLM2, STRANGE, conversations, mistral, mistral_file, smollm2, tiny_tokenizer
+from text_samples import SMOLLM2, STRANGE, conversations, mistral, mistral_file, said, smollm2, tiny_tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from data.builtin_templates import TEMPLATES
 from data.chat import encode_chat
-from data.jinja import jinja_template
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from data.vocabularies import from_sentencepiece
 from model.weights.paths import find_model
@@ -99,7 +99,7 @@ def test_a_saved_tokenizer_loads_as_the_same_here_and_in_transformers(make, tmp_
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
     assert again.fingerprint == tokenizer.fingerprint
-    names = ("template", "stop_ids", "bos_id", "pad_id", "vocab_size", "default_system")
+    names = ("stop_ids", "bos_id", "pad_id", "vocab_size")
     assert [getattr(again, name) for name in names] == [getattr(tokenizer, name) for name in names]
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.eos_token_id == tokenizer.stop_id and theirs.pad_token_id == tokenizer.pad_id
@@ -121,16 +121,30 @@ def test_a_text_reads_on_after_another_with_a_boundary_between_tokens():
             assert tokenizer.decode(ids) == head + tail
 
 
-def test_a_huggingface_directory_says_which_template_it_speaks(tmp_path):
-    jinja = "{{'<|im_start|>system\\nBe good.<|im_end|>\\n'}}{{'<|im_start|>' + message['role']}}"
+def test_a_huggingface_directory_brings_its_own_template(tmp_path):
     specials = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
-    settings = {"eos_token": "<|im_end|>", "pad_token": {"content": "<|endoftext|>"}, "chat_template": jinja}
-    tokenizer = load_tokenizer(byte_level_file(tmp_path, specials, **settings))
-    assert (tokenizer.template, tokenizer.default_system) == ("chatml", "Be good.")
+    settings = {"eos_token": "<|im_end|>", "pad_token": {"content": "<|endoftext|>"}}
+    jinja = "Be good.{% for m in messages %}{{ m.role + ': ' + m.content + '<|endoftext|>' }}{% endfor %}"
+    tokenizer = load_tokenizer(byte_level_file(tmp_path, specials, chat_template=TEMPLATES["chatml"], **settings))
+    assert tokenizer.chat_template.prompt(said("a")) == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.bos_id is None and tokenizer.pad_id == tokenizer.special_id("<|endoftext|>")
-    (tmp_path / "chat_template.jinja").write_text("{{'<|' + message['role'] + '|>'}}")  # the newer place wins
-    assert load_tokenizer(tmp_path).template == "zephyr"
-    assert load_tokenizer(tmp_path, template="chatml").template == "chatml"
+    (tmp_path / "chat_template.jinja").write_text(jinja)  # the newer place wins
+    assert load_tokenizer(tmp_path).chat_template.prompt(said("a")) == "Be good.user: a<|endoftext|>"
+
+
+def test_a_named_template_that_differs_from_the_checkpoints_own_is_refused_with_both_renderings(tmp_path):
+    chatml = TEMPLATES["chatml"]
+    specials = ["<|im_start|>", "<|im_end|>"]
+    byte_level_file(tmp_path, specials, eos_token="<|im_end|>", chat_template=chatml)
+    assert load_tokenizer(tmp_path, template="chatml").template == "chatml"  # the same
+    other = chatml.replace("['content']", "['content'] | trim + ' '")
+    byte_level_file(tmp_path, specials, eos_token="<|im_end|>", chat_template=other)
+    with pytest.raises(ValueError, match="(?s)otherwise than.*user 1 <.im_end.*user 1<.im_end.*replace:chatml"):
+        load_tokenizer(tmp_path, template="chatml")
+    asked = load_tokenizer(tmp_path, template="replace:chatml")
+    assert "user\na<|im_end|>" in asked.chat_template.prompt(said("a"))
+    asked.save(tmp_path / "export")
+    assert "user\na<|im_end|>" in load_tokenizer(tmp_path / "export").chat_template.prompt(said("a"))
 
 
 def test_template_tokens_of_a_careless_file_are_special_all_the_same(tmp_path):
@@ -143,33 +157,20 @@ def test_template_tokens_of_a_careless_file_are_special_all_the_same(tmp_path):
     assert tokenizer.special_id("<|im_end|>") not in tokenizer.encode("<|im_end|>")
 
 
-def test_a_template_that_is_not_quite_ours_is_told(tmp_path, caplog):
-    chatml = jinja_template("chatml", None)
-    specials = ["<|im_start|>", "<|im_end|>"]
-    load_tokenizer(byte_level_file(tmp_path, specials, eos_token="<|im_end|>", chat_template=chatml))
-    smollm2.__wrapped__()
-    assert "differs" not in caplog.text
-    settings = {"eos_token": "<|im_end|>", "chat_template": chatml.replace("['content']", "['content'] | trim + ' '")}
-    load_tokenizer(byte_level_file(tmp_path, specials, **settings))
-    assert "its own chat template differs from chatml" in caplog.text
-
-
-def test_newer_sentencepiece_files_give_the_same_ids(tmp_path):
-    """Where a file marks the first word of a text only, each stretch that we encode is such a text."""
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_sentencepiece_files_that_differ_in_where_a_space_goes_first_give_their_own_ids(scheme, tmp_path):
+    """`first`: at the beginning of the text only, not after a special token."""
     transformers = pytest.importorskip("transformers")
-    mistral("mistral").save(tmp_path / "old")
-    spelled = json.loads((tmp_path / "old" / "tokenizer.json").read_text())
+    mistral("mistral").save(tmp_path)
+    spelled = json.loads((tmp_path / "tokenizer.json").read_text())
     spelled["normalizer"] = None
     spelled["pre_tokenizer"] = {
-        "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False,
+        "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False,
     }  # fmt: skip
-    (tmp_path / "old" / "tokenizer.json").write_text(json.dumps(spelled))
-    newer = load_tokenizer(tmp_path / "old")
-    newer.save(tmp_path / "new")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spelled))
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
     for talk in conversations()[:20]:
-        ids = encode_chat(talk, newer, max_length=1 << 20)["input_ids"]
-        assert ids == encode_chat(talk, mistral("mistral"), max_length=1 << 20)["input_ids"]
+        ids = encode_chat(talk, ours, max_length=1 << 20)["input_ids"]
         assert ids == theirs.apply_chat_template(talk, tokenize=True, return_dict=False)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data import formats
-from data.chat import Message
+from data.chat_template import Message
 from data.records import BadRows, Record, read_records
 
 

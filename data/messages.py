@@ -1,0 +1,126 @@
+"""Messages and tools as data sets write them -> ours: roles by one name, content as text, calls as objects."""
+
+import json
+from typing import Any
+
+from data.chat import ROLES
+from data.chat_template import Message
+
+ALIASES = {"human": "user", "gpt": "assistant", "agent": "assistant", "api": "tool", "function": "tool"}
+THINKING = ("reasoning_content", "reasoning", "thinking")  # one thing under three names
+KNOWN = {
+    "role",
+    "content",
+    "written",
+    "name",
+    "tool_call_id",
+    "tool_calls",
+    "function_call",
+    "weight",
+    "train",
+    *THINKING,
+}
+
+
+def parse_messages(value: Any, name: str = "messages") -> list[Message]:
+    """A list of {role, content} with our role names; raises ValueError on anything else."""
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be a list of {{role, content}} messages, got {type(value).__name__}")
+    return [_parse_message(message, f"{name}[{i}]") for i, message in enumerate(value)]
+
+
+def parse_role(role: Any, name: str) -> str:
+    """One of ROLES, aliases resolved."""
+    known = ALIASES.get(role, role) if isinstance(role, str) else None
+    if known not in ROLES:
+        raise ValueError(f"{name} has role {role!r}; known roles: {', '.join((*ROLES, *ALIASES))}")
+    return known
+
+
+def parse_tools(value: Any) -> list[dict] | None:
+    """JSON schemas of functions, given as a list or as JSON text; None where there are none."""
+    tools = _from_json(value, "tools") if isinstance(value, str) and value.strip() else value or None
+    if tools is None or tools == []:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError("tools must be a list of JSON schemas")
+    for i, tool in enumerate(tools):
+        function = tool.get("function", tool)
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ValueError(f"tools[{i}] needs a name")
+    return tools
+
+
+def _parse_message(message: Any, name: str) -> Message:
+    """The message with content as text; null and lists of text parts are kept in `written`, for the chat template.
+
+    A call's arguments are an object, whether given as one or as JSON text. What is not known is refused by name: it
+    may change what the message says.
+    """
+    if not isinstance(message, dict):
+        raise ValueError(f"{name} must be an object with role and content, got {type(message).__name__}")
+    message = {key: value for key, value in message.items() if value is not None}
+    unknown = sorted(message.keys() - KNOWN)
+    if unknown:
+        raise ValueError(f"{name} has {', '.join(unknown)}, which nothing here reads; take them out of the messages")
+    parsed = {"role": parse_role(message.get("role"), name)}
+    calls = _parse_calls(message, f"{name} ({parsed['role']})")
+    content = message.get("written", message.get("content"))
+    if isinstance(content, list):
+        parsed |= {"content": "".join(_part(part, name) for part in content), "written": content}
+    elif isinstance(content, str):
+        parsed["content"] = content
+    elif content is None and calls:
+        parsed |= {"content": "", "written": None}
+    else:
+        kind = "null" if content is None else type(content).__name__
+        raise ValueError(f"{name} ({parsed['role']}) needs a text or a list of text parts as content, got {kind}")
+    if calls:
+        parsed["tool_calls"] = calls
+    for key in ("name", "tool_call_id", *THINKING):
+        if not isinstance(message.get(key, ""), str):
+            raise ValueError(f"{name}: {key} must be a text, got {type(message[key]).__name__}")
+    for key, allowed in (("weight", (0, 1)), ("train", (False, True))):
+        if message.get(key, 1) not in allowed:
+            raise ValueError(f"{name}: {key} must be {allowed[0]} or {allowed[1]}, got {message[key]!r}".lower())
+    return parsed | {
+        key: message[key] for key in ("name", "tool_call_id", "weight", "train", *THINKING) if key in message
+    }
+
+
+def _part(part: Any, name: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise ValueError(f"{name} has a content part of type {kind!r}; only text is read")
+    return part["text"]
+
+
+def _parse_calls(message: dict, name: str) -> list[dict]:
+    calls = message.get("tool_calls", [])
+    if "function_call" in message:  # OpenAI's older name for one call
+        calls = [{"type": "function", "function": message["function_call"]}]
+    if not isinstance(calls, list):
+        raise ValueError(f"{name}: tool_calls must be a list, got {type(calls).__name__}")
+    if calls and message.get("role") in ("system", "developer", "user", "human", "tool", "function"):
+        raise ValueError(f"{name} calls tools, which only the assistant does")
+    return [_parse_call(call, f"{name}: tool_calls[{i}]") for i, call in enumerate(calls)]
+
+
+def _parse_call(call: Any, name: str) -> dict:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
+        raise ValueError(f"{name} needs a function with a name")
+    arguments = function.get("arguments")
+    arguments = {} if arguments in (None, "") else arguments
+    arguments = _from_json(arguments, f"{name}.arguments") if isinstance(arguments, str) else arguments
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{name}: arguments must be a JSON object, got {type(arguments).__name__}")
+    plumbing = {key: call[key] for key in ("id", "type") if call.get(key) is not None and call is not function}
+    return {"type": "function"} | plumbing | {"function": {"name": function["name"], "arguments": arguments}}
+
+
+def _from_json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} is not JSON: {error}") from None
