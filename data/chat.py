@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from data.chat_template import Message, is_target
+from data.chat_template import Message, Spelled, is_target
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -33,7 +33,7 @@ def encode_chat(messages: list[Message], tokenizer, *, max_length: int, tools: l
                 f'messages[{i}] is an empty assistant turn, which would teach to say nothing; give it "train": false, '
                 "or leave such rows out with data.on_bad_row=skip"
             )
-    input_ids, completion_mask = tokenizer.encode_spelled(*tokenizer.chat_template.conversation(messages, tools))
+    input_ids, completion_mask = tokenizer.encode_spelled(tokenizer.chat_template.conversation(messages, tools))
     if not any(completion_mask[:max_length]):
         raise ValueError(
             f"no assistant token within max_length={max_length}: the first comes after {completion_mask.index(True)} "
@@ -47,7 +47,7 @@ def encode_prompt(messages: list[Message], tokenizer, *, max_length: int, tools:
 
     A prompt over `max_length` tokens loses its beginning; a <s> at its very start stays.
     """
-    ids, _ = tokenizer.encode_spelled(tokenizer.chat_template.prompt(messages, tools), [])
+    ids, _ = tokenizer.encode_spelled(Spelled(tokenizer.chat_template.prompt(messages, tools), []))
     return cut_prompt(ids, tokenizer, max_length=max_length)
 
 
@@ -79,8 +79,8 @@ def encode_completions(
     answers = []
     for completion in completions:
         said = [*messages, {"role": "assistant", "content": completion}]
-        text, [(start, end)] = tokenizer.chat_template.answer(said, tools)
-        ids, mask = tokenizer.encode_spelled(text[:end], [(start, end)])
+        text, [span], _ = tokenizer.chat_template.answer(said, tools)
+        ids, mask = tokenizer.encode_spelled(Spelled(text[: span[1]], [span]))
         answers.append(ids[mask.index(True) :])
         prompt = ids[: mask.index(True)]
     room = max(max_prompt_length, max_length - max(len(answer) for answer in answers))

@@ -25,10 +25,14 @@ _PLUMBING = ("weight", "train", "written")
 
 
 class Spelled(NamedTuple):
-    """A conversation as text. `targets` are (start, end) of what each assistant turn must be learned from."""
+    """A conversation as text. `targets` are (start, end) of what is to be learned.
+
+    `apart`: a target begins where a generation prompt ends, so that its first token must begin there too.
+    """
 
     text: str
     targets: list[tuple[int, int]]
+    apart: bool = True
 
 
 class ChatTemplate:
@@ -43,7 +47,7 @@ class ChatTemplate:
         self.control: set[str] = set()
         self.stops: list[str] = []
         self.header = ""  # what the assistant's turn begins with
-        self.checked: set = set()  # kinds of conversation that are known to lose nothing
+        self.checked: dict[str, list[int]] = {}  # kinds of conversation that lose nothing -> whose each span is
         self.tagged = {name: bool(_GENERATION.search(text)) for name, text in jinja.items()}
 
     def prompt(self, messages: list[Message], tools: list[dict] | None = None) -> str:
@@ -84,26 +88,27 @@ class ChatTemplate:
     def probe(self, added: list[str]) -> tuple[str | None, set[str]]:
         """(the token that ends an assistant turn, the tokens that open and close turns), of the added ones.
 
-        Some files do not call these special. The first added token after an answer ends it; what a user turn is
-        written with, and what the assistant's header begins with, are markers too.
+        Some files do not call these special. The first added token after an answer ends it; the ones beside what a user
+        says and at the beginning of the assistant's header are markers. Thinking is a part of answers, so its tags are
+        none.
         """
-        written = [name for name in added if name.strip(" \n\t\r▁")]  # some vocabularies add runs of spaces
+        written = [name for name in added if name.strip(" \n\t\r▁") and "think" not in name.lower()]
         token = re.compile("|".join(map(re.escape, sorted(written, key=len)[::-1])) or "(?!)")
         for first in ([], [{"role": "system", "content": "system"}]):  # some templates ask for a system message
             said = [*first, {"role": "user", "content": f"{OPEN}0{CLOSE}"}]
-            views = [(len(said), False), (len(said), True), (len(said) + 1, False)]
-            asked, header, whole = self.render(
-                [*said, {"role": "assistant", "content": f"{OPEN}1{CLOSE}"}], None, views
-            )
-            if not (asked.error or header.error or whole.error):
+            said.append({"role": "assistant", "content": f"{OPEN}1{CLOSE}"})
+            views = [(len(said) - 1, False), (len(said) - 1, True), (len(said), False)]
+            asked, header, whole = self.render(said, None, views)
+            if not (asked.error or header.error or whole.error) and f"{OPEN}0{CLOSE}" in header.text:
                 break
         else:
             return None, set()
         self.header = header.text.removeprefix(os.path.commonprefix([asked.text, header.text]))
-        stop = token.search(whole.text, whole.text.rfind(CLOSE)) if f"{OPEN}1{CLOSE}" in whole.text else None
-        opens = token.search(self.header)
-        markers = {*token.findall(asked.text), *(found[0] for found in (stop, opens) if found)}
-        return stop and stop[0], markers
+        before, after = header.text.split(f"{OPEN}0{CLOSE}", 1)
+        answered = whole.text.partition(f"{OPEN}1{CLOSE}")[2]
+        stop = next(iter(token.findall(answered)), None)
+        found = [*token.findall(before)[-1:], *token.findall(after)[:1], *token.findall(self.header)[:1]]
+        return stop, {*found, *([stop] if stop else [])}
 
     def render(self, messages, tools: list[dict] | None, views: list[tuple[int, bool]]) -> list[Rendering]:
         """One Rendering per (number of messages, whether the assistant's header follows)."""
@@ -125,28 +130,30 @@ class ChatTemplate:
     def _write(self, messages, tools, targets: list[int] | None, tagged: bool) -> Spelled:
         kind = json.dumps([_shape(messages), _shape(tools), targets, tagged])
         if kind not in self.checked:
-            self._check_nothing_is_lost(messages, tools, targets, tagged)
-            self.checked.add(kind)
+            self.checked[kind] = self._check_nothing_is_lost(messages, tools, targets, tagged)
         marked, marked_tools = _leaves(messages, self.mark), _leaves(tools, self.mark)
         spelled = self._spans(marked, marked_tools, targets, tagged)
-        for i, (start, end) in zip(targets or [], spelled.targets, strict=True):
-            span = _dense(spelled.text[start:end])
+        if len(spelled.targets) != len(self.checked[kind]):
+            raise ValueError(f"the chat template's generation tags depend on what is said; {_OTHER}")
+        for i in targets or []:
+            own = [span for span, owner in zip(spelled.targets, self.checked[kind], strict=True) if owner == i]
+            span = _dense("".join(spelled.text[max(start - len(self.header), 0) : end] for start, end in own))
             for name, text in _said(marked[i]):
                 forms = (text, json.dumps(text, ensure_ascii=False)[1:-1]) if name == "tool_calls" else (text,)
                 if not any(_dense(form) in span for form in forms):
-                    raise ValueError(_lost(i, messages[i]["role"], name, target=True))
-        return spelled
+                    raise ValueError(_lost(i, messages, name))
+        learned = zip(spelled.targets, self.checked[kind], strict=True)
+        return Spelled(spelled.text, [span for span, owner in learned if owner in (targets or [])], not tagged)
 
     def _spans(self, messages, tools, targets: list[int] | None, tagged: bool) -> Spelled:
-        """The rendering and the span of each target, or ValueError."""
+        """The rendering and the span of each target, or of each generation tag; or ValueError."""
         views = [(len(messages), targets is None)] + [(i, True) for i in targets or [] if not tagged]
         whole, *heads = self.render(messages, tools, views)
         for rendering, (end, _) in zip((whole, *heads), views, strict=True):
             if rendering.error and end:
                 raise ValueError(f"the model's chat template refuses this conversation: {rendering.error}")
         if tagged:
-            turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-            return Spelled(whole.text, _tagged(whole, turns, targets))
+            return Spelled(whole.text, [span for span in whole.spans if span[0] < span[1]])
         return Spelled(whole.text, [self._span(whole, head, i) for i, head in zip(targets or [], heads, strict=True)])
 
     def _span(self, whole: Rendering, head: Rendering, i: int) -> tuple[int, int]:
@@ -170,44 +177,49 @@ class ChatTemplate:
             )
         return start, end
 
-    def _check_nothing_is_lost(self, messages, tools, targets: list[int] | None, tagged: bool) -> None:
-        """Raise ValueError unless every text is written, and each target's span holds its own texts and no other."""
-        counter = itertools.count()
-        places: dict[int, tuple[int, str]] = {}  # mark -> message, field
+    def _check_nothing_is_lost(self, messages, tools, targets: list[int] | None, tagged: bool) -> list[int]:
+        """The message that each span belongs to. Raises ValueError unless every text is written, those to learn inside.
 
-        def marked(i: int, field: str, text: str) -> str:
-            number = next(counter)
-            places[number] = i, field
-            return f"{OPEN}{number}{CLOSE}"
+        An answer's span holds its own texts and no other's.
+        """
+        places: list[tuple[int, str]] = []  # of each mark: message and field; the tools' are those of message -1
 
-        changed = [
-            _with_said(message, lambda name, text, i=i: marked(i, name, text)) for i, message in enumerate(messages)
-        ]
-        changed_tools = tools and [_with_described(tool, lambda name, text: marked(-1, name, text)) for tool in tools]
+        def mark(i: int, field: str) -> str:
+            places.append((i, field))
+            return f"{OPEN}{len(places) - 1}{CLOSE}"
+
+        changed = [_with_said(message, lambda name, _, i=i: mark(i, name)) for i, message in enumerate(messages)]
+        changed_tools = tools and [_with_described(tool, lambda name, _: mark(-1, name)) for tool in tools]
         spelled, targets = self._spans(changed, changed_tools, targets, tagged), targets or []
-        seen = {int(number) for number in _MARK.findall(spelled.text)}
-        for number, (i, field) in places.items():
+        seen = set(map(int, _MARK.findall(spelled.text)))
+        for number, (i, field) in enumerate(places):
             forgotten = field in _REASONING and i not in targets  # as at inference: earlier thinking is not shown again
             if number not in seen and not forgotten:
-                role = messages[i]["role"] if i >= 0 else ""
-                raise ValueError(_lost(i, role, field, target=i in targets))
-        for i, (start, end) in zip(targets, spelled.targets, strict=True):
-            inside = {int(number) for number in _MARK.findall(spelled.text[start:end])}
-            other = sorted({places[number][0] for number in inside} - {i})
-            if other:
+                raise ValueError(_lost(i, messages, field))
+        owners: list[int] = []
+        inside = set()
+        for number, (start, end) in enumerate(spelled.targets):
+            numbers = set(map(int, _MARK.findall(spelled.text[start:end])))
+            within = {places[n][0] for n in numbers}
+            owner = min(within, default=owners[-1] if owners else -1) if tagged else targets[number]
+            if within - {owner}:
                 raise ValueError(
-                    f"the chat template writes no stop token ({', '.join(self.stops)}) between messages[{i}] and "
-                    f"messages[{other[0]}]; {_WAY_OUT}"
+                    f"the chat template writes no stop token ({', '.join(self.stops)}) between messages[{owner}] and "
+                    f"messages[{max(within - {owner})}]; {_WAY_OUT}"
                 )
-            if {number for number, (j, _) in places.items() if j == i} - inside:
-                field = next(f for n, (j, f) in places.items() if j == i and n not in inside)
-                raise ValueError(_lost(i, "assistant", field, target=True))
+            owners.append(owner)
+            inside |= numbers
+        for number, (i, field) in enumerate(places):
+            if i in targets and number not in inside:
+                raise ValueError(_lost(i, messages, field))
+        return owners
 
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_OTHER = "give data.template another template"
 _WAY_OUT = (
     'say "train": false at the assistant turns before the last one (give each turn a row of its own to learn them '
-    "all), or give data.template another template"
+    f"all), or {_OTHER}"
 )
 
 
@@ -216,24 +228,12 @@ def is_target(message: Message) -> bool:
     return message["role"] == "assistant" and message.get("weight", 1) != 0 and message.get("train", True)
 
 
-def _lost(i: int, role: str, field: str, *, target: bool) -> str:
+def _lost(i: int, messages: list[Message], field: str) -> str:
     if i < 0:
-        return f"the chat template does not write the {field} of tools; leave them out, or choose another template"
-    at = f"messages[{i}] ({role})"
-    if target:
-        return f"the chat template drops or rewrites the {field} of {at}, which is to be learned; {_WAY_OUT}"
-    return f"the chat template drops the {field} of {at}; leave it out, or give data.template another template"
-
-
-def _tagged(whole: Rendering, turns: list[int], targets: list[int]) -> list[tuple[int, int]]:
-    """The spans of the generation tags that hold the targets."""
-    spans = [span for span in whole.spans if span[0] < span[1]]
-    if len(spans) != len(turns):
-        raise ValueError(
-            f"the chat template has {len(spans)} generation tags for {len(turns)} assistant turns; give data.template "
-            "a template without these tags"
-        )
-    return [span for i, span in zip(turns, spans, strict=True) if i in targets]
+        return f"the chat template does not write the {field} of tools; leave them out, or {_OTHER}"
+    last = max(j for j, message in enumerate(messages) if message["role"] != "tool")
+    way_out = _WAY_OUT if field in _REASONING and i < last else f"leave it out, or {_OTHER}"
+    return f"the chat template drops or rewrites the {field} of messages[{i}] ({messages[i]['role']}); {way_out}"
 
 
 def _for_template(message: Message) -> Message:
@@ -247,9 +247,10 @@ def _for_template(message: Message) -> Message:
 def _ways(messages: list[Message]) -> Iterator[list[Message]]:
     """The messages as they are; then, where a template cannot read them so, in the other forms that it may know.
 
-    Text parts joined to one text, `developer` as `system`, the arguments of a call as JSON text.
+    No content as an empty text, text parts as one text, `developer` as `system`, a call's arguments as JSON text.
     """
-    others = [(_joined, any(isinstance(m.get("content"), list) for m in messages))]
+    others = [(_filled, any("content" not in m for m in messages))]
+    others.append((_joined, any(isinstance(m.get("content"), list) for m in messages)))
     others.append((_as_system, any(m["role"] == "developer" for m in messages)))
     others.append((_as_json, any(m.get("tool_calls") for m in messages)))
     for chosen in itertools.product((False, True), repeat=sum(applies for _, applies in others)):
@@ -258,6 +259,10 @@ def _ways(messages: list[Message]) -> Iterator[list[Message]]:
         for change in itertools.compress(changes, chosen):
             taken = [change(message) for message in taken]
         yield taken
+
+
+def _filled(message: Message) -> Message:
+    return {"content": ""} | message
 
 
 def _joined(message: Message) -> Message:

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import tokenizers
 
 from data.builtin_templates import TEMPLATES, choose_template
-from data.chat_template import CLOSE, FIXED_DATE, MARKED, OPEN, ChatTemplate
+from data.chat_template import CLOSE, FIXED_DATE, MARKED, OPEN, ChatTemplate, Spelled
 from data.vocabularies import Vocabulary, from_sentencepiece, read_vocabulary, reading_on, with_special
 from model.weights.adapter import find_tokenizer
 
@@ -72,21 +72,24 @@ class Tokenizer:
         """Text of ids; `specials` shows special tokens too."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not specials)
 
-    def encode_spelled(self, text: str, targets: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation that `chat_template` wrote, and whether each lies in a target: (start, end) of `text`.
+    def encode_spelled(self, spelled: Spelled) -> tuple[list[int], list[bool]]:
+        """Ids of a conversation that `chat_template` wrote, and whether each lies in a target.
 
-        What the template wrote as special tokens are special tokens; what people wrote between marks is text. Where a
-        target begins, a token begins.
+        What the template wrote as special tokens are special tokens; what people wrote between marks is text.
         """
+        text, targets = spelled.text, spelled.targets
         ids: list[int] = []
-        mask: list[bool] = []
-        ends = [0, *(end for _, end in targets)]
-        borders = [0, *(start for start, _ in targets), len(text)]
-        for (start, stop), end in zip(pairwise(borders), ends, strict=True):
-            if start < stop:
-                new, places = self._encode_chat(text[start:stop], reads_on=self._reads_on_at(text, start))
-                ids += new
-                mask += [place < end - start for place in places]
+        places: list[tuple[int, int]] = []  # (start, end) in the text of each id
+        for at, end in pairwise([0, *(start for start, _ in targets if spelled.apart and start), len(text)]):
+            new, found = self._encode_chat(text[at:end], reads_on=self._reads_on_at(text, at))
+            ids += new
+            places += [(at + first, at + last) for first, last in found]
+        mask, spans = [], iter(targets)
+        start, end = next(spans, (len(text), len(text)))
+        for first, last in places:
+            while first >= end and end < len(text):
+                start, end = next(spans, (len(text), len(text)))
+            mask.append(first < end and last > start)
         return ids, mask
 
     def special_id(self, token: str) -> int | None:
@@ -130,35 +133,35 @@ class Tokenizer:
         ended = any(text[at - n : at] in self.specials for n in {len(token) for token in self.specials} if n <= at)
         return not ended or self._reads_on.only_first
 
-    def _encode_chat(self, text: str, *, reads_on: bool) -> tuple[list[int], list[int]]:
-        """Ids of rendered text and where in it each begins; `reads_on` where other text stands before it."""
+    def _encode_chat(self, text: str, *, reads_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of rendered text and where in it each lies; `reads_on` where other text stands before it."""
         ids: list[int] = []
-        places: list[int] = []
+        places: list[tuple[int, int]] = []
         at = 0
         for number, piece in enumerate(MARKED.split(text) if OPEN in text or CLOSE in text else [text]):
             if number % 2:  # a special token that somebody wrote, or a lone mark: the template split the text there
                 at += 1
             if piece:
                 encode = self._encode_as_text if number % 2 else self._encode_with_specials
-                new, starts = encode(piece, reads_on or number > 0)
+                new, found = encode(piece, reads_on or number > 0)
                 ids += new
-                places += [at + start for start in starts]
+                places += [(at + first, at + last) for first, last in found]
                 at += len(piece) + number % 2
         return ids, places
 
-    def _encode_with_specials(self, text: str, reads_on: bool) -> tuple[list[int], list[int]]:
+    def _encode_with_specials(self, text: str, reads_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
         if reads_on and self._reads_on is not None:  # no space of SentencePiece's before the first stretch
             first = min((at for token in self.specials if (at := text.find(token)) >= 0), default=len(text))
             head, tail = self._reads_on.backend.encode(text[:first], add_special_tokens=False), text[first:]
-            ids, starts = (self._encode_with_specials(tail, False)) if tail else ([], [])
-            return head.ids + ids, [start for start, _ in head.offsets] + [first + start for start in starts]
+            ids, places = self._encode_with_specials(tail, False) if tail else ([], [])
+            return head.ids + ids, head.offsets + [(first + start, first + end) for start, end in places]
         with self._lock:
             self.backend.encode_special_tokens = False
             encoding = self.backend.encode(text, add_special_tokens=False)
             self.backend.encode_special_tokens = True
-        return encoding.ids, [start for start, _ in encoding.offsets]
+        return encoding.ids, encoding.offsets
 
-    def _encode_as_text(self, text: str, reads_on: bool) -> tuple[list[int], list[int]]:
+    def _encode_as_text(self, text: str, reads_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """The spelling of a special token as letters and signs."""
         backend = self._reads_on.backend if reads_on and self._reads_on is not None else self.backend
         written = backend.normalizer.normalize_str(text) if backend.normalizer else text
@@ -168,7 +171,7 @@ class Tokenizer:
         ids = [token.id for word in words for token in backend.model.tokenize(word)]
         if self._id(text) in ids:
             raise ValueError(f"this tokenizer has no other way to write {text!r} than as the special token")
-        return ids, [0] * len(ids)
+        return ids, [(0, len(text))] * len(ids)
 
     def save(self, directory: str | Path) -> None:
         """Writes the files that the tokenizer came in; where it came in none, or has another template, its own.

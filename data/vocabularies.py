@@ -168,32 +168,26 @@ class ReadingOn(NamedTuple):
 
 def reading_on(backend: tokenizers.Tokenizer) -> ReadingOn | None:
     """None where the tokenizer puts nothing first."""
-    spelled = json.loads(backend.to_str())
-    changed = only_first = False
-    for name in ("normalizer", "pre_tokenizer"):
-        for step in _steps(spelled.get(name)):
-            if step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never":
-                only_first = step["prepend_scheme"] == "first"
-                step["prepend_scheme"], changed = "never", True
-            if step["type"] == "Prepend":
-                step["prepend"], changed = "", True
-            if step["type"] == "ByteLevel" and step.get("add_prefix_space"):
-                step["add_prefix_space"], changed = False, True
-    if not changed:
+    before = json.loads(backend.to_str())
+    after = before | {name: _without_space(before[name]) for name in ("normalizer", "pre_tokenizer")}
+    if after == before:
         return None
-    other = tokenizers.Tokenizer.from_str(json.dumps(spelled))
+    other = tokenizers.Tokenizer.from_str(json.dumps(after))
     other.no_truncation()
     other.no_padding()
     other.encode_special_tokens = True
-    return ReadingOn(other, only_first)
+    return ReadingOn(other, only_first='"prepend_scheme": "first"' in json.dumps(before["pre_tokenizer"]))
 
 
-def _steps(part: dict | None) -> list[dict]:
-    """The steps of a normalizer or pre-tokenizer, sequences unfolded."""
-    if part is None:
-        return []
-    inside = part.get("normalizers") or part.get("pretokenizers")
-    return [step for each in inside for step in _steps(each)] if inside else [part]
+def _without_space(part: dict | None) -> dict | None:
+    """A normalizer or pre-tokenizer without the space that it puts before a text."""
+    for inside in ("normalizers", "pretokenizers"):
+        if part and inside in part:
+            return part | {inside: [step for each in part[inside] if (step := _without_space(each))]}
+    if part and part["type"] == "Prepend":
+        return None
+    changes = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+    return part and part | changes.get(part["type"], {})
 
 
 def from_sentencepiece(proto: bytes) -> Vocabulary:
