@@ -22,7 +22,8 @@ ROWS = [(random_ids(5, 0), random_ids(7, 1)), (random_ids(3, 2), random_ids(4, 3
 class Words:
     """Stands for a tokenizer: the export asks it for ids and lets it write its own files."""
 
-    bos_id, eos_id, pad_id, stop_ids = 1, 2, 0, [2, 5]
+    bos_id, eos_id, pad_id = 1, 2, 0
+    generation_config = {"bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": 0}
 
     def save(self, directory):
         (Path(directory) / "tokenizer.json").write_text("{}")
