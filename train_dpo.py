@@ -84,7 +84,10 @@ def train(cfg: DictConfig, run: Run) -> float:
     partners = {k: v for items in sets for k, v in mismatched(items, max_length=cfg.data.max_length).items()}
     survey = Survey(cfg, run, tokenizer, held_out or batches.items, policy.config.max_length)
     check_window([*batches.items, *held_out, *partners.values()], policy.config.max_length)
-    reference, ref_models = load_reference(cfg, run, policy, tokenizer, all_rows(batches.items + held_out, partners))
+    read = batches.first(cfg.num_steps * cfg.batch_size) + (
+        held_out if cfg.eval_every else []
+    )  # of a file, maybe a part
+    reference, ref_models = load_reference(cfg, run, policy, tokenizer, all_rows(read, partners))
     optimizer = build_optimizer(policy, cfg.optim)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
     if agreement is not None:

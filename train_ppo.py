@@ -134,7 +134,8 @@ def train(cfg: DictConfig, run: Run) -> float:
             average.update(policy)
             run.metrics.add({f"{name}/grad_norm": norm for name, norm in norms.items()} | first_ratio(ratios, index))
         run.metrics.add(speeds(cfg, run, rollout, rolled_out - started, time.perf_counter() - learning))
-        evaluate_policy(cfg, run, policy, ref_policy, tokenizer, score, held_out, step=run.step + 1)
+        with average.swapped_in(policy):  # what is exported is what is evaluated
+            evaluate_policy(cfg, run, policy, ref_policy, tokenizer, score, held_out, step=run.step + 1)
         run.end_step(num_tokens=int(rollout.attention_mask.sum()))
 
     with average.swapped_in(policy):  # the average is the result where ema_decay asks for one

@@ -55,6 +55,15 @@ class Loader:
         self.taken += self.batch_size
         return batch
 
+    def first(self, count: int) -> list[Any]:
+        """The items among the first `count` of the endless row, each once, in the order of the files."""
+        places = range(min(count, self.epoch_size)) if self._repeats() else range(count)
+        return [self.items[i] for i in sorted({self._index(place) for place in places})]
+
+    def _repeats(self) -> bool:
+        """Whether every epoch has the same items: no share of a file is drawn anew."""
+        return all(weight == int(weight) for weight in self.weights)
+
     @property
     def epoch_size(self) -> int:
         """Rows of an epoch, weights counted."""

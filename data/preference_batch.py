@@ -80,5 +80,6 @@ def prompt_ids(row: dict) -> list[int]:
 
 
 def all_rows(elements: list[Element], partners: dict[bytes, dict]) -> list[dict]:
-    """Every row whose reference log-prob training will ask for."""
-    return [row for element in elements for row in element.rows] + list(partners.values())
+    """Every row whose reference log-prob training on these elements will ask for."""
+    rows = [row for element in elements for row in element.rows]
+    return rows + ([partners[row_key(row)] for row in rows] if partners else [])

@@ -1,11 +1,10 @@
 """Reference log-probs on disk: each row is computed once, checked when read, and shared by every run of a sweep.
 
-    DIRECTORY/<key>/part_00000.safetensors   float32 log-probs of the first PART_ROWS rows, with key and checksum
-    DIRECTORY/<key>/part_00001.safetensors   ...
+    DIRECTORY/<key>/<rows>.safetensors   16-byte keys and float32 log-probs of up to PART_ROWS rows, with a checksum
 
-The key is the sha256 of everything that decides the numbers: the weights, the precision, and the ids and masks of every
-row (in which data, tokenizer, chat template and max_length are all seen). So another model or another file never finds
-an old cache, and a run that was interrupted goes on with the part that is missing.
+<key> is the sha256 of what computes: the weights and the precision. A row's key is that of its ids and mask (in which
+data, tokenizer, chat template and max_length are all seen). So another model never finds an old cache, other files and
+longer runs find the rows that they share, and a run that was interrupted goes on with the rows that are missing.
 """
 
 import hashlib
@@ -60,42 +59,60 @@ def cached_logprobs(
         rows: {"input_ids", "completion_mask"}; every rank passes all of them.
         weights: `weights_digest` of the model behind `compute`.
     Raises:
-        ValueError: a file was damaged, or belongs to another cache; it says which.
+        ValueError: a file was damaged, or belongs to another model; it says which.
     """
-    keys = [row_key(row) for row in rows]
-    key = hashlib.sha256("\n".join([weights, precision, *(k.hex() for k in keys)]).encode()).hexdigest()
+    wanted = {row_key(row): row for row in rows}
+    key = hashlib.sha256(f"{weights}\n{precision}".encode()).hexdigest()
     home = Path(directory) / key[:32]
     home.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(rows), PART_ROWS)
-    for number, start in enumerate(starts):
-        path = home / f"part_{number:05d}.safetensors"
-        if number % world_size == rank and not path.exists():
-            _write(path, compute(list(rows[start : start + PART_ROWS])), key)
+    table = _read_all(home, key)
+    missing = [row for known, row in wanted.items() if known not in table]
+    if dist.is_initialized():
+        dist.barrier()  # all have read before one writes: the ranks' lists of what is missing are the same
+    for number, start in enumerate(range(0, len(missing), PART_ROWS)):
+        if number % world_size == rank:
+            part = missing[start : start + PART_ROWS]
+            _write(home, [row_key(row) for row in part], compute(part), key)
     if dist.is_initialized():
         dist.barrier()
-    parts = [_read(home / f"part_{number:05d}.safetensors", key) for number in range(len(starts))]
-    return dict(zip(keys, torch.cat(parts).tolist(), strict=True))
+    table = _read_all(home, key) if missing else table
+    if lacking := [row_key(row) for row in missing if row_key(row) not in table]:
+        raise ValueError(f"{home} lacks {len(lacking)} rows that another rank was to compute")
+    return {known: table[known] for known in wanted}
 
 
-def _write(path: Path, logprobs: Tensor, key: str) -> None:
+def _write(home: Path, keys: list[bytes], logprobs: Tensor, key: str) -> None:
     logprobs = logprobs.detach().float().cpu().contiguous()
+    names = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), 16)
+    path = home / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.safetensors"
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # runs of a sweep may write the same part at once
-    save_file({"logprobs": logprobs}, aside, metadata={"key": key, "sha256": _checksum(logprobs)})
+    tensors = {"keys": names, "logprobs": logprobs}
+    save_file(tensors, aside, metadata={"key": key, "sha256": _checksum(names, logprobs)})
     os.replace(aside, path)
 
 
-def _read(path: Path, key: str) -> Tensor:
+def _read_all(home: Path, key: str) -> dict[bytes, float]:
+    """Every row that the directory holds."""
+    table: dict[bytes, float] = {}
+    for path in sorted(home.glob("*.safetensors")):
+        names, logprobs = _read(path, key)
+        whole = names.numpy().tobytes()
+        table |= zip((whole[i : i + 16] for i in range(0, len(whole), 16)), logprobs.tolist(), strict=True)
+    return table
+
+
+def _read(path: Path, key: str) -> tuple[Tensor, Tensor]:
     try:
         with safe_open(path, "pt") as file:
-            logprobs, written = file.get_tensor("logprobs"), file.metadata() or {}
+            names, logprobs, written = file.get_tensor("keys"), file.get_tensor("logprobs"), file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it, and it will be computed again") from None
     if written.get("key") != key:
-        raise ValueError(f"{path} is stale: it was computed for another model or other data; delete it")
-    if written.get("sha256") != _checksum(logprobs):
+        raise ValueError(f"{path} is stale: it was computed by another model; delete it")
+    if written.get("sha256") != _checksum(names, logprobs):
         raise ValueError(f"{path} is damaged: its checksum differs; delete it, and it will be computed again")
-    return logprobs
+    return names, logprobs
 
 
-def _checksum(logprobs: Tensor) -> str:
-    return hashlib.sha256(logprobs.numpy().tobytes()).hexdigest()
+def _checksum(names: Tensor, logprobs: Tensor) -> str:
+    return hashlib.sha256(names.numpy().tobytes() + logprobs.numpy().tobytes()).hexdigest()

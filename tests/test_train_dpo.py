@@ -326,10 +326,32 @@ def test_a_reference_of_another_vocabulary_is_refused(dpo, house, capsys):
         assert "another vocabulary" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("loss", ["dpo", "kto"])
+def test_a_cached_reference_computes_the_rows_that_the_run_reads_and_no_others(dpo, house, tmp_path, monkeypatch, loss):
+    """Three pairs of sixteen a step, two steps; with evaluation, the held-out ones too; a longer run adds the rest."""
+    seen, total = [], train_dpo.total_logprobs
+    monkeypatch.setattr(
+        train_dpo, "total_logprobs", lambda policy, rows: seen.append(len(rows[0])) or total(policy, rows)
+    )
+    words = [f"loss={loss}", "batch_size=3", "micro_batch_size=3", f"ref_cache={tmp_path / 'cache'}"]
+
+    def computed():
+        return sum(len(load_file(path)["logprobs"]) for path in (tmp_path / "cache").rglob("*.safetensors"))
+
+    per_pair = {"dpo": 2, "kto": 4}[loss]  # KTO's rows have a partner each
+    assert dpo(*words, "num_steps=2", run="short") == 0
+    assert computed() == 6 * per_pair
+    assert dpo(*words, "num_steps=2", "eval_every=2", f"data.eval=[{house / 'eval.jsonl'}]", run="eval") == 0
+    assert computed() == (6 + 8) * per_pair
+    seen.clear()
+    assert dpo(*words, "num_steps=40", "optim.lr=1e-9", run="long") == 0
+    assert computed() == (16 + 8) * per_pair
+
+
 def test_a_damaged_cache_is_named_and_a_changed_policy_does_not_find_it(dpo, house, tmp_path, capsys, read_metrics):
     words = [f"ref_cache={tmp_path / 'cache'}", "num_steps=1"]
     assert dpo(*words) == 0
-    path = next((tmp_path / "cache").rglob("part_*"))
+    path = next((tmp_path / "cache").rglob("*.safetensors"))
     path.write_bytes(path.read_bytes()[:-4] + b"oops")
     assert dpo(*words, run="again") == 2
     assert str(path) in capsys.readouterr().err
