@@ -77,7 +77,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     policy = run.shard(add_lora(policy, **cfg.lora, seed=cfg.seed))
     ranks = {"rank": run.rank, "world_size": run.world_size}
     batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
-    held_out = eval_elements(cfg.data, tokenizer)
+    held_out = eval_elements(cfg.data, tokenizer, batches)
     check_elements(cfg, batches.items + held_out)
     check_margins(cfg.margin_coef, cfg.data, batches.items)
     sets = (batches.items, held_out) if cfg.loss == "kto" else ()

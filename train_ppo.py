@@ -25,6 +25,7 @@ from advantages import (
     missing_eos,
     whiten,
 )  # fmt: skip
+from data.encoded import warn_of_overlap
 from data.engine import LocalEngine, ServerEngine, correct_for_sampler, load_engine
 from data.loader import Loader
 from data.pretraining import PretrainingMix
@@ -328,8 +329,9 @@ def load_prompts(
     prompts = prompt_loader(cfg.data, tokenizer, max_length=room, **settings)
     if not cfg.data.eval:
         return prompts, []
-    held_out = encode_prompts("data.eval", cfg.data.eval, cfg.data, tokenizer, max_length=room).items
-    return prompts, held_out[: cfg.num_prompts]
+    held_out = encode_prompts("data.eval", cfg.data.eval, cfg.data, tokenizer, max_length=room)
+    warn_of_overlap(prompts, held_out)
+    return prompts, held_out.items[: cfg.num_prompts]
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     optimizer = build_optimizer(reward_model, cfg.optim)
     ranks = {"rank": run.rank, "world_size": run.world_size}
     batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
-    held_out = eval_elements(cfg.data, tokenizer)
+    held_out = eval_elements(cfg.data, tokenizer, batches)
     check_kinds(batches.items, held_out)
     check_liked(cfg, batches.items)
     check_margins(cfg.margin_coef, cfg.data, batches.items)
@@ -110,7 +110,7 @@ def load(cfg: DictConfig) -> tuple[Tokenizer, RewardModel]:
         )
     else:
         with TemporaryDirectory() as directory:  # the export writes it where it belongs
-            texts = preference_texts(cfg.data.train, cfg.data.on_bad_row)
+            texts = preference_texts(cfg.data)
             tokenizer = train_sentencepiece(texts, cfg.model.vocab_size, directory)
     config = make_config(cfg.model, tokenizer.vocab_size)
     return tokenizer, new_reward_model(config, seed=cfg.seed, precision=cfg.precision)

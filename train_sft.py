@@ -45,7 +45,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     optimizer = build_optimizer(policy, cfg.optim)
     ranks = {"rank": run.rank, "world_size": run.world_size}
     batches = sft_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
-    held_out = eval_examples(cfg.data, tokenizer)
+    held_out = eval_examples(cfg.data, tokenizer, batches)
     check_window(batches.items + held_out, policy.config.max_length)
     shown = sample_prompts(held_out or batches.items, tokenizer, policy, cfg)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
@@ -98,7 +98,7 @@ def load(cfg: DictConfig) -> tuple[Tokenizer, Policy]:
             "model= starts from nothing: say model.vocab_size=2048 to train a tokenizer, or tokenizer=PATH"
         )
     else:
-        texts = demonstration_texts(cfg.data.train, cfg.data.on_bad_row)
+        texts = demonstration_texts(cfg.data)
         with TemporaryDirectory() as directory:  # the export writes it where it belongs
             tokenizer = train_sentencepiece(texts, cfg.model.vocab_size, directory)
     return tokenizer, new_policy(make_config(cfg.model, tokenizer.vocab_size), seed=cfg.seed, precision=cfg.precision)

@@ -1,5 +1,6 @@
 """Files -> records -> encoded items -> loader: the path that demonstrations, comparisons and prompts share."""
 
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -8,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from data.adapters import Layout
 from data.loader import Loader, num_tokens
-from data.records import BadRows, Record, read_records
+from data.mixture import mix
+from data.records import BadRows, Record, opening, read_records
 
 log = logging.getLogger(__name__)
 _STRAY_MARKER = re.compile(r"\n\n(Human|Assistant)\b")  # left over from Anthropic's raw text
@@ -20,7 +23,9 @@ class Encoded:
     """The encoded items of several files, and what was lost on the way."""
 
     items: list[Any] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     file_sizes: list[int] = field(default_factory=list)  # items of each file
+    openings: list[int | None] = field(default_factory=list)  # of each item: hash of what the user says first
     skipped: list[str] = field(default_factory=list)  # FILE:LINE: what is wrong
     stray: list[str] = field(default_factory=list)  # FILE:LINE of records with a raw turn marker inside a text
     num_records: int = 0
@@ -55,6 +60,7 @@ def encode_files(
     encode: Callable[[Record], Any],
     *,
     on_bad_row: str,
+    layout: Layout,
     regroup: Callable[[list[Record]], list[Record]] | None = None,
 ) -> Encoded:
     """Reads and encodes every row of `files` (the config key `name`) at once: what is wrong is known before step 1.
@@ -64,12 +70,14 @@ def encode_files(
     """
     check_files(name, files)
     bad_rows = BadRows(on_bad_row)
-    encoded = Encoded(skipped=bad_rows.skipped)
+    encoded = Encoded(files=list(files), skipped=bad_rows.skipped)
     for file in files:
-        records, before = read_records(file, parse, bad_rows), len(encoded.items)
+        records, before = read_records(file, parse, bad_rows, layout), len(encoded.items)
         for record in regroup(records) if regroup else records:
             with bad_rows.at(record.where):
                 encoded.items.append(encode(record))
+                begins = opening(record)
+                encoded.openings.append(None if begins is None else hash(begins))
                 encoded.num_records += 1
                 encoded.num_single_turn += _num_answers(record) == 1
                 encoded.stray += [record.where] if any(map(_STRAY_MARKER.search, record.texts())) else []
@@ -88,12 +96,12 @@ def check_files(name: str, files: Sequence[str]) -> None:
         raise ValueError(f"{name} names no file; give one or more, e.g. {name}=[FILE]")
 
 
-def training_texts(files: Sequence[str], parse: Callable[[dict], list[Record]], on_bad_row: str) -> Iterator[str]:
-    """Every message and answer of `files`, to train a tokenizer on."""
-    check_files("data.train", files)
-    bad_rows = BadRows(on_bad_row)
-    for file in files:
-        for record in read_records(file, parse, bad_rows):
+def training_texts(data, parse: Callable[[dict], list[Record]]) -> Iterator[str]:
+    """Every message and answer of `data.train`, to train a tokenizer on."""
+    check_files("data.train", data.train)
+    bad_rows = BadRows(data.on_bad_row)
+    for file in data.train:
+        for record in read_records(file, parse, bad_rows, Layout.of(data)):
             yield from record.texts()
 
 
@@ -109,18 +117,36 @@ def check_window(items: Sequence[Any], window: int) -> None:
             )
 
 
-def make_loader(encoded: Encoded, data, *, batch_size: int, seed: int, rank: int, world_size: int) -> Loader:
-    """A loader over encoded items; `data` is the config group (its shuffle and weights)."""
-    return Loader(
-        encoded.items,
-        batch_size=batch_size,
-        seed=seed,
-        shuffle=data.shuffle,
-        rank=rank,
-        world_size=world_size,
-        file_sizes=encoded.file_sizes,
-        weights=data.weights,
-    )
+def make_loader(
+    encoded: Encoded, *, shuffle: bool, weights: Sequence[float] | None, proportions: Sequence[float] | None, **order
+) -> Loader:
+    """A loader over encoded items, their files mixed as `mix` says; `order`: batch_size, seed, rank, world_size."""
+    bounds = [0, *itertools.accumulate(encoded.file_sizes)]
+    parts = [encoded.items[start:end] for start, end in itertools.pairwise(bounds)]
+    tokens = [sum(map(num_tokens, part)) for part in parts]
+    targets = [sum(int(np.sum(row["completion_mask"])) for item in part for row in _rows(item)) for part in parts]
+    passes = mix(encoded.files, encoded.file_sizes, tokens, targets, weights, proportions)
+    loader = Loader(encoded.items, shuffle=shuffle, file_sizes=encoded.file_sizes, weights=passes, **order)
+    loader.openings = set(encoded.openings) - {None}
+    return loader
+
+
+def warn_of_overlap(train: Loader, held_out: Encoded, name: str = "data.eval") -> None:
+    """Logs how many held-out items begin as a training item does, and how many are one, token for token."""
+    known = sum(one in train.openings for one in held_out.openings)
+    if not known:
+        return
+    whole = set(map(_key, train.items))
+    same = sum(_key(item) in whole for item in held_out.items)
+    log.warning(
+        "%s: %d of %d items begin with a user turn that the training data has too, and %d are in it whole; figures on "
+        "them tell what was remembered. FILE@train and FILE@eval split a file by its first user turns",
+        name, known, len(held_out.items), same,
+    )  # fmt: skip
+
+
+def _key(item: Any) -> int:
+    return hash(tuple(np.asarray(row["input_ids"], dtype=np.int32).tobytes() for row in _rows(item)))
 
 
 def compact(row: dict) -> dict:

@@ -1,4 +1,4 @@
-"""From a published row to our records: the kind is recognised from the fields that the row has."""
+"""From a row of ours to records: the kind is recognised from the fields. `data/adapters` makes published rows ours."""
 
 import json
 import re
@@ -6,24 +6,40 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.chat_template import Message
-from data.messages import parse_messages, parse_role, parse_tools
-from data.records import Comparison, Example, Prompt, Ranking, Rated
+from data.messages import THINKING, is_hh, parse_hh, parse_messages, parse_role, parse_tools
+from data.records import Comparison, Example, Prompt, Ranking, Rated, Record
 
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_NUMBER = re.compile(r"[-+]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})([eE][-+]?\d{1,3})?")
+GIVEN = ("context", "prompt", "system", "tools")  # what a row says before the answer
 
 
 def examples(row: dict) -> list[Example]:
-    """Demonstrations: `messages`, `prompt` + `completion`, an OpenAssistant tree (its best replies)."""
-    tools = parse_tools(row.get("tools"))
+    """Demonstrations: `messages`, `prompt` + `completion` (or `answer`, `response`), an OpenAssistant tree.
+
+    Raises:
+        ValueError: no demonstration, or a completion that was rated bad.
+    """
+    found = _demonstrations(row)
+    if (good := _reward(row)) is not None and good < 0.5:
+        told = "reward" if row.get("reward") is not None else "label"
+        raise ValueError(
+            f"rated bad ({told}={json.dumps(row[told])}), so it is no demonstration; leave such rows out with "
+            "data.on_bad_row=skip, or learn from both kinds with train_dpo.py loss=kto"
+        )
+    return found
+
+
+def _demonstrations(row: dict) -> list[Example]:
+    if is_tree(row):
+        return [Example(path, columns=_rest(row, "prompt")) for path in _tree_paths(row["prompt"], [])]
+    name = next((name for name in ("completion", "answer", "response") if name in row), None)
     if "messages" in row:
-        return [Example(parse_messages(row["messages"]), tools=tools, columns=_rest(row, "messages", "tools"))]
-    if "prompt" in row and "completion" in row:
-        said = [*_prompt(row["prompt"]), *_continuation(row["completion"])]
-        return [Example(said, tools=tools, columns=_rest(row, "prompt", "completion", "tools"))]
-    if _is_tree(row):
-        paths = _tree_paths(row["prompt"], [])
-        return [Example(path, columns=_rest(row, "prompt")) for path in paths]
-    raise ValueError(f"no demonstration: expected messages, or prompt and completion; got {_fields(row)}")
+        said, used = _with_system(row, parse_messages(row["messages"])), ("messages", "system", "tools")
+    elif "prompt" in row and name:
+        said, used = _go_on(row, _given(row), _answers(row[name], name)), (*GIVEN, name)
+    else:
+        raise ValueError(f"no demonstration: expected messages, or prompt and completion; got {_fields(row)}")
+    return [Example(said, tools=parse_tools(row.get("tools")), columns=_rest(row, *used))]
 
 
 def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
@@ -32,99 +48,200 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
     Raises:
         ValueError: sides that are identical or empty, pairs whose prompts differ, ranks that do not fit.
     """
-    tools = parse_tools(row.get("tools"))
-    if _is_tree(row):
-        return [
-            _ranking(prompt, replies, _rest(row, "prompt")) for prompt, replies in _tree_rankings(row["prompt"], [])
-        ]
+    if is_tree(row):
+        columns = _rest(row, "prompt")
+        return [_ranking(prompt, replies, columns=columns) for prompt, replies in _tree_rankings(row["prompt"], [])]
     if "chosen" in row and "rejected" in row:
         return [_comparison(row)]
     if "completions" in row and "ranks" in row:
         completions = [_completion(c, f"completions[{i}]") for i, c in enumerate(_list(row, "completions"))]
-        replies = list(zip(_list(row, "ranks"), completions, strict=False))
-        if len(replies) != len(completions) or len(replies) != len(row["ranks"]):
-            raise ValueError(f"{len(completions)} completions but {len(row['ranks'])} ranks")
-        rest = _rest(row, "prompt", "completions", "ranks", "tools")
-        return [_ranking(_prompt(row.get("prompt")), replies, rest, tools)]
+        ranks = _list(row, "ranks")
+        if len(ranks) != len(completions):
+            raise ValueError(f"{len(completions)} completions but {len(ranks)} ranks")
+        prompt, *completions = _begun(row, _given(row), *completions)
+        columns = _rest(row, *GIVEN, "completions", "ranks")
+        return [
+            _ranking(
+                prompt, list(zip(ranks, completions, strict=True)), tools=parse_tools(row.get("tools")), columns=columns
+            )
+        ]
     for name in ("generation", "completion"):
-        if name in row and "reward" in row:
-            prompt = _prompt(row["context"] if "context" in row else row.get("prompt"))
-            completion = _completion(row[name], name)
-            reward = _number(row["reward"], "reward")
-            if not 0 <= reward <= 1:
-                raise ValueError(f"reward must lie in [0, 1] (1 = good), got {reward}")
-            rest = _rest(row, "context", "prompt", name, "reward", "tools")
-            return [Rated(prompt, completion, reward, tools=tools, columns=rest)]
+        if name in row and (reward := _reward(row)) is not None:
+            prompt, completion = _begun(row, _given(row), _completion(row[name], name))
+            columns = _rest(row, *GIVEN, name, "reward", "label")
+            return [Rated(prompt, completion, reward, tools=parse_tools(row.get("tools")), columns=columns)]
     raise ValueError(
-        "no comparison: expected prompt/chosen/rejected, prompt/completions/ranks, context/generation/reward or "
-        f"context/chosen/rejected; got {_fields(row)}"
+        "no comparison: expected prompt/chosen/rejected, prompt/completions/ranks, context/generation/reward, "
+        f"prompt/completion/label or context/chosen/rejected; got {_fields(row)}"
     )
 
 
 def prompts(row: dict) -> list[Prompt]:
     """What to ask: `prompt` or `context`; of `messages` or Anthropic's text, all before the last assistant turn."""
-    if _is_tree(row):
+    if is_tree(row):
         return [Prompt(_prompt(row["prompt"].get("text")), columns=_rest(row, "prompt"))]
     if "prompt" in row or "context" in row:
-        name = "prompt" if "prompt" in row else "context"
-        asked = _prompt(row[name])
+        name, asked, used = "prompt" if "prompt" in row else "context", _given(row), GIVEN
     elif "messages" in row:
-        name, asked = "messages", parse_messages(row["messages"])
+        name, asked, used = "messages", _with_system(row, parse_messages(row["messages"])), ("messages", *GIVEN)
         last = max((i for i, m in enumerate(asked) if m["role"] == "assistant"), default=len(asked))
         asked = asked[:last]
     elif "chosen" in row:  # a comparison that repeats the conversation on each side
-        name, (asked, _) = "chosen", _side(row["chosen"], None, "chosen")
+        name, (asked, _), used = "chosen", _side(row["chosen"], [], "chosen"), ("chosen", *GIVEN)
+        asked = _with_system(row, asked)
     else:
         raise ValueError(f"no prompt: expected prompt, context or messages; got {_fields(row)}")
     if not any(m["content"].strip() for m in asked if m["role"] != "system"):
         raise ValueError(f"{name} asks nothing")
-    return [Prompt(asked, tools=parse_tools(row.get("tools")), columns=_rest(row, name, "tools"))]
+    return [Prompt(asked, tools=parse_tools(row.get("tools")), columns=_rest(row, *used))]
+
+
+def any_record(row: dict) -> list[Record]:
+    """The records of a row of any kind: what a check reads, which is told no kind."""
+    rated = row.get("reward") is not None or row.get("label") is not None
+    if "messages" in row or is_tree(row) or "prompt" in row and "completion" in row and not rated:
+        return _demonstrations(row)  # also those that were rated bad
+    if "chosen" in row or "ranks" in row or rated and ("completion" in row or "generation" in row):
+        return preferences(row)
+    return prompts(row)
+
+
+def as_row(record: Record) -> dict:
+    """A record as a row that the functions above read back."""
+    if isinstance(record, Example):
+        told = {"messages": record.messages}
+    elif isinstance(record, Comparison):
+        told = {"prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected}
+        told |= ({"margin": record.margin} if record.margin else {}) | ({"tie": True} if record.tie else {})
+    elif isinstance(record, Ranking):
+        told = {"prompt": record.prompt, "completions": record.completions, "ranks": record.ranks}
+    elif isinstance(record, Rated):
+        told = {"prompt": record.prompt, "completion": record.completion, "reward": record.reward}
+    else:
+        told = {"prompt": record.prompt}
+    told |= {"tools": record.tools} if record.tools else {}
+    return told | {name: value for name, value in record.columns.items() if name not in told}
 
 
 def _comparison(row: dict) -> Comparison:
-    given = row["context"] if "context" in row else row.get("prompt")
+    given = _given(row) if row.get("context") is not None or row.get("prompt") is not None else []
     (prompt, chosen), (other, rejected) = (_side(row[name], given, name) for name in ("chosen", "rejected"))
     if prompt != other:
         raise ValueError("chosen and rejected answer different prompts")
+    if not given:
+        prompt = _with_system(row, prompt)
     chosen, rejected = _filled(chosen, "chosen"), _filled(rejected, "rejected")
     if chosen == rejected:
         raise ValueError("chosen and rejected are identical")
-    margin, tie = _number(row.get("margin") or 0, "margin"), row.get("tie") or False
-    if not isinstance(tie, bool):
-        raise ValueError(f"tie must be true or false, got {tie!r}")
-    columns = _rest(row, "context", "prompt", "chosen", "rejected", "margin", "tie", "messages", "tools")
-    tools = parse_tools(row.get("tools"))
-    return Comparison(prompt, chosen, rejected, margin, tie, tools=tools, columns=columns)
+    margin, tie = _number(row.get("margin") or 0, "margin"), _flag(row.get("tie") or False, "tie")
+    prompt, chosen, rejected = _begun(row, prompt, chosen, rejected)
+    columns = _rest(row, *GIVEN, "chosen", "rejected", "margin", "tie", "messages")
+    return Comparison(prompt, chosen, rejected, margin, tie, tools=parse_tools(row.get("tools")), columns=columns)
 
 
-def _side(value: Any, given: Any, name: str) -> tuple[list[Message], str]:
+def _side(value: Any, given: list[Message], name: str) -> tuple[list[Message], str]:
     """(prompt, completion) of a side, which may repeat the conversation: Anthropic's text, UltraFeedback's messages."""
-    if isinstance(value, str) and given is None:
+    if is_hh(value) or isinstance(value, str) and not given:
         said = parse_hh(value, name)
     elif isinstance(value, list):
         said = parse_messages(value, name)
-        if len(said) == 1:
-            said = [*_prompt(given), *said]
-        elif isinstance(given, str) and all(m["content"].strip() != given.strip() for m in said[:-1]):
-            raise ValueError(f"{name} does not answer the row's prompt: the prompt is none of its messages")
     else:
-        return _prompt(given), _completion(value, name)
+        return given, _completion(value, name)
     if not said or said[-1]["role"] != "assistant":
         raise ValueError(f"{name} must end with an assistant turn")
-    return said[:-1], _answer(said[-1], name)
+    return _joined(given, said[:-1], name), _text_alone(said[-1], name)
 
 
-def parse_hh(text: str, name: str = "text") -> list[Message]:
-    """Messages of Anthropic's raw text, "\\n\\nHuman: ... \\n\\nAssistant: ..."."""
-    first, *rest = _HH_TURN.split(text)
-    if not rest or first.strip():
-        raise ValueError(f'{name} is not in the form "\\n\\nHuman: ... \\n\\nAssistant: ...": it begins {text[:40]!r}')
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return [{"role": roles[r], "content": c.strip()} for r, c in zip(rest[::2], rest[1::2], strict=True)]
+def _joined(given: list[Message], said: list[Message], name: str) -> list[Message]:
+    """The row's prompt, and what a side says before its last turn, which may repeat the prompt or go on from it."""
+    asked = [m for m in given if m["role"] != "system"]
+    if said[: len(given)] == given:
+        return said
+    if said[: len(asked)] == asked:  # the system turn stands in the prompt alone
+        return [*given, *said[len(asked) :]]
+    if len(asked) == 1 and any(m["content"].strip() == asked[0]["content"].strip() for m in said):
+        return said  # the prompt is a text, one turn of the conversation that the side repeats
+    if not said or said[0]["role"] in ("assistant", "tool"):
+        return [*given, *said]
+    raise ValueError(f"{name} does not answer the row's prompt: the prompt is none of its messages")
+
+
+def _given(row: dict) -> list[Message]:
+    """The conversation before the answer: `context`, then `prompt` where there are both, with the row's system text."""
+    context, prompt = row.get("context"), row.get("prompt")
+    if isinstance(context, str) and isinstance(prompt, str):
+        raise ValueError(
+            "context and prompt are both texts, and nothing says whether the context is part of the question; rename "
+            "what is not, with data.columns={background: context}, say"
+        )
+    said = [] if context is None else _prompt(context)
+    if prompt is not None or context is None:
+        asked = _prompt(prompt)
+        said = said if said and said[-len(asked) :] == asked else [*said, *asked]
+    return _with_system(row, said)
+
+
+def _with_system(row: dict, messages: list[Message]) -> list[Message]:
+    """The conversation with the row's `system` text as its first turn."""
+    system = row.get("system")
+    if system is None or system == "":
+        return messages
+    if not isinstance(system, str):
+        raise ValueError(f"system must be text, got {type(system).__name__}")
+    if messages and messages[0]["role"] in ("system", "developer"):
+        if messages[0]["content"] != system:
+            raise ValueError("the row has a system text and another system turn; keep one")
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _go_on(row: dict, prompt: list[Message], answers: list[Message]) -> list[Message]:
+    """A conversation whose prompt may end inside the assistant turn that the answer goes on with."""
+    begun, text = _begun(row, prompt, answers[0]["content"])
+    return [*begun, answers[0] | {"content": text}, *answers[1:]]
+
+
+def _begun(row: dict, prompt: list[Message], *completions: str) -> tuple:
+    """The prompt and its completions. Where the messages of `prompt` end with the assistant, that turn is the beginning
+    of each completion (a prefill), and is learned with it: in a difference of two sides it cancels."""
+    if not isinstance(row.get("prompt"), list) or not prompt or prompt[-1]["role"] != "assistant":
+        return prompt, *completions
+    beginning = _text_alone(prompt[-1], "the prompt's last turn")
+    return prompt[:-1], *(beginning + completion for completion in completions)
+
+
+def _answers(value: Any, name: str) -> list[Message]:
+    """What follows the prompt: a text, a message, or a conversation that goes on."""
+    if not isinstance(value, list):
+        return [_assistant(_completion(value, name))]
+    said = parse_messages(value, name)
+    if not said or said[0]["role"] != "assistant":
+        raise ValueError(f"{name} must begin with an assistant turn")
+    return said
+
+
+def _reward(row: dict) -> float | None:
+    """What a person thought of a completion, in [0, 1]: `reward`, or KTO's `label`; None where nobody told."""
+    if row.get("reward") is None:
+        return None if row.get("label") is None else float(_flag(row["label"], "label"))
+    reward = _number(row["reward"], "reward")
+    if not 0 <= reward <= 1:
+        raise ValueError(f"reward must lie in [0, 1] (1 = good), got {reward}")
+    return reward
+
+
+def _flag(value: Any, name: str) -> bool:
+    """true or false, also as a table writes them."""
+    known = {"true": True, "false": False, "1": True, "0": False}
+    if str(value).lower() not in known:
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return known[str(value).lower()]
 
 
 def _prompt(value: Any) -> list[Message]:
     """A prompt is text, messages, or Taskmaster's context of `text`, `api` and `response` turns."""
+    if is_hh(value):
+        return parse_hh(value, "prompt")
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     if isinstance(value, list) and any(isinstance(m, dict) and "content" not in m for m in value):
@@ -132,21 +249,6 @@ def _prompt(value: Any) -> list[Message]:
             {"role": parse_role(t.get("role"), f"context[{i}]"), "content": _taskmaster(t)} for i, t in _turns(value)
         ]
     return parse_messages(value, "prompt")
-
-
-def _continuation(value: Any) -> list[Message]:
-    """How a demonstration goes on: a text, or messages of which the assistant's are learned."""
-    if isinstance(value, list):
-        return parse_messages(value, "completion")
-    return [_assistant(_completion(value, "completion"))]
-
-
-def _answer(message: Message, name: str) -> str:
-    """The text of an answer that is compared or rated. Raises ValueError where it is more than text."""
-    more = sorted(message.keys() - {"role", "content", "name", "written"})
-    if more:
-        raise ValueError(f"{name} has {', '.join(more)} beside its text; compared and rated answers are texts here")
-    return message["content"]
 
 
 def _completion(value: Any, name: str) -> str:
@@ -157,7 +259,15 @@ def _completion(value: Any, name: str) -> str:
     said = parse_messages(value if isinstance(value, list) else [value], name)
     if len(said) != 1 or said[0]["role"] != "assistant":
         raise ValueError(f"{name} must be text or one assistant message")
-    return _answer(said[0], name)
+    return _text_alone(said[0], name)
+
+
+def _text_alone(message: Message, name: str) -> str:
+    """The text of an answer; of the calls and the thinking beside it a comparison of texts would say nothing."""
+    more = [key for key in ("tool_calls", *THINKING) if key in message]
+    if more:
+        raise ValueError(f"{name} has {', '.join(more)}, and here a completion is a text; write them into the text")
+    return message["content"]
 
 
 def _taskmaster(turn: dict) -> str:
@@ -171,22 +281,21 @@ def _taskmaster(turn: dict) -> str:
     raise ValueError(f"a Taskmaster turn has text, api or response; got {_fields(turn)}")
 
 
-def _ranking(
-    prompt: list[Message], replies: list[tuple[Any, str]], columns: dict, tools: list[dict] | None = None
-) -> Ranking:
+def _ranking(prompt: list[Message], replies: list[tuple[Any, str]], **more) -> Ranking:
     if len(replies) < 2:
         raise ValueError(f"a ranking needs two completions or more, got {len(replies)}")
     ranks = [_number(rank, "ranks") for rank, _ in replies]
     completions = [_filled(text, f"completions[{i}]") for i, (_, text) in enumerate(replies)]
     if len(set(completions)) < len(completions):
         raise ValueError("two completions of a ranking are identical")
-    return Ranking(prompt, completions, ranks, tools=tools, columns=columns)
+    return Ranking(prompt, completions, ranks, **more)
 
 
 # OpenAssistant: a tree of messages; `rank` 0 is the best of the assistant replies to a message.
 
 
-def _is_tree(row: dict) -> bool:
+def is_tree(row: dict) -> bool:
+    """Whether the row is an OpenAssistant tree."""
     return isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]
 
 
@@ -248,6 +357,8 @@ def _list(row: dict, name: str) -> list:
 
 
 def _number(value: Any, name: str) -> float:
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):  # of a CSV
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
         raise ValueError(f"{name} must be a number (finite), got {value!r}")
     if abs(value) > 1e300:  # a whole number of JSON may exceed every float

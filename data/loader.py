@@ -43,6 +43,7 @@ class Loader:
         self.rank, self.world_size = rank, world_size
         self.file_sizes = list(file_sizes or [len(items)])
         self.weights = _check_weights(weights, self.file_sizes)
+        self.openings: set[int] = set()  # how the items begin, see data/encoded.py
         self.taken = 0  # items of the endless row that all ranks together have taken
         self._epoch, self._order = 0, self._permutation(0)
 

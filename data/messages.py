@@ -1,13 +1,14 @@
-"""Messages and tools as data sets write them -> ours: roles by one name, content as text, calls as objects."""
+"""Messages as published sets spell them -> ours: {role, content}, with calls, thinking, weight if there are any."""
 
 import json
+import re
 from typing import Any
 
 from data.chat import ROLES
 from data.chat_template import Message
 
-ALIASES = {"human": "user", "gpt": "assistant", "agent": "assistant", "api": "tool", "function": "tool"}
 THINKING = ("reasoning_content", "reasoning", "thinking")  # one thing under three names
+ALIASES = {"human": "user", "gpt": "assistant", "agent": "assistant", "api": "tool", "function": "tool"}
 KNOWN = {
     "role",
     "content",
@@ -20,21 +21,46 @@ KNOWN = {
     "train",
     *THINKING,
 }
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def parse_messages(value: Any, name: str = "messages") -> list[Message]:
-    """A list of {role, content} with our role names; raises ValueError on anything else."""
+    """A list of {role, content} with our role names; raises ValueError on anything else.
+
+    A message also keeps `tool_calls` (also from `function_call`), `tool_call_id`, `name`, its thinking, and `weight` or
+    `train`, which say whether the turn is learned from.
+    """
     if not isinstance(value, list):
         raise ValueError(f"{name} must be a list of {{role, content}} messages, got {type(value).__name__}")
     return [_parse_message(message, f"{name}[{i}]") for i, message in enumerate(value)]
 
 
 def parse_role(role: Any, name: str) -> str:
-    """One of ROLES, aliases resolved."""
+    """One of ours, aliases resolved."""
     known = ALIASES.get(role, role) if isinstance(role, str) else None
     if known not in ROLES:
         raise ValueError(f"{name} has role {role!r}; known roles: {', '.join((*ROLES, *ALIASES))}")
     return known
+
+
+def parse_hh(text: str, name: str = "text") -> list[Message]:
+    """Messages of Anthropic's raw text, "\\n\\nHuman: ... \\n\\nAssistant: ..."; an empty last answer is left out."""
+    first, *rest = _HH_TURN.split(text)
+    if not rest or first.strip():
+        raise ValueError(f'{name} is not in the form "\\n\\nHuman: ... \\n\\nAssistant: ...": it begins {text[:40]!r}')
+    roles = {"Human": "user", "Assistant": "assistant"}
+    said = [{"role": roles[r], "content": c.strip()} for r, c in zip(rest[::2], rest[1::2], strict=True)]
+    return said[:-1] if said[-1] == {"role": "assistant", "content": ""} else said
+
+
+def is_hh(value: Any) -> bool:
+    """Whether a text is a conversation in Anthropic's form."""
+    return isinstance(value, str) and value.startswith(("\n\nHuman:", "\n\nAssistant:"))
+
+
+def join_text(content: Any, name: str) -> str:
+    """Content that is text, or a list of parts of type text, joined."""
+    return content if isinstance(content, str) else "".join(_part(part, name) for part in content)
 
 
 def parse_tools(value: Any) -> list[dict] | None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import formats
+from data.adapters import Layout
 from data.chat import encode_completions
-from data.encoded import Encoded, compact, encode_files, make_loader, training_texts
+from data.encoded import Encoded, compact, encode_files, make_loader, training_texts, warn_of_overlap
 from data.loader import Loader
 from data.records import Comparison, Ranking, Rated, split_name
 
@@ -44,15 +45,21 @@ class Element:
 def preference_loader(data, tokenizer, *, batch_size: int, seed: int, rank: int, world_size: int) -> Loader:
     """Endless batches of this rank's `Element`s from `data.train`; batch_size counts elements.
 
-    `data` is the config group: train, weights, max_length, max_prompt_length, shuffle, kwise, on_bad_row.
+    `data` is the config group of conf/data/preferences.yaml.
     """
     encoded = encode_preferences("data.train", data.train, data, tokenizer)
-    return make_loader(encoded, data, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+    mixture = {"weights": data.weights, "proportions": data.proportions, "shuffle": data.shuffle}
+    return make_loader(encoded, **mixture, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
 
 
-def eval_elements(data, tokenizer) -> list[Element]:
-    """Every element of `data.eval`, in file order; none where it names no file."""
-    return encode_preferences("data.eval", data.eval, data, tokenizer).items if data.eval else []
+def eval_elements(data, tokenizer, train: Loader | None = None) -> list[Element]:
+    """Every element of `data.eval`, in file order; none where it names no file. Warns of overlap with `train`."""
+    if not data.eval:
+        return []
+    encoded = encode_preferences("data.eval", data.eval, data, tokenizer)
+    if train is not None:
+        warn_of_overlap(train, encoded)
+    return encoded.items
 
 
 def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Encoded:
@@ -76,15 +83,16 @@ def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Enco
         return _encode_element(record, data, tokenizer)
 
     regroup = regroup_by_prompt if data.kwise else None
-    encoded = encode_files(name, files, formats.preferences, encode, on_bad_row=data.on_bad_row, regroup=regroup)
+    how = {"on_bad_row": data.on_bad_row, "layout": Layout.of(data), "regroup": regroup}
+    encoded = encode_files(name, files, formats.preferences, encode, **how)
     if empty:
         log.warning("%s: %d rated completions are empty: %s", name, len(empty), ", ".join(empty[:20]))
     return encoded
 
 
-def preference_texts(files: Sequence[str], on_bad_row: str) -> Iterator[str]:
-    """Every message and answer of `files`, to train a tokenizer on."""
-    return training_texts(files, formats.preferences, on_bad_row)
+def preference_texts(data) -> Iterator[str]:
+    """Every message and answer of `data.train`, to train a tokenizer on."""
+    return training_texts(data, formats.preferences)
 
 
 def regroup_by_prompt(records: list) -> list:

@@ -24,7 +24,8 @@ class PretrainingMix:
             encoded = encode_demonstrations("data.ptx", cfg.data.ptx, cfg.data, tokenizer)
             check_window(encoded.items, config.max_length)
             ranks = {"rank": run.rank, "world_size": run.world_size}
-            self.loader = make_loader(encoded, cfg.data, batch_size=cfg.minibatch_size, seed=cfg.seed, **ranks)
+            order = {"batch_size": cfg.minibatch_size, "seed": cfg.seed, "shuffle": cfg.data.shuffle, **ranks}
+            self.loader = make_loader(encoded, weights=None, proportions=None, **order)  # those are of data.prompts
 
     def add_gradients(self, policy: Policy) -> None:
         """One batch of minibatch_size rows; adds to the gradients that are there."""

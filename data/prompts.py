@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from data import formats
+from data.adapters import Layout
 from data.chat import encode_prompt
 from data.encoded import Encoded, encode_files, make_loader
 from data.loader import Loader
@@ -15,7 +16,8 @@ def prompt_loader(
 ) -> Loader:
     """Endless batches of this rank's prompts from `data.prompts`; see `encode_prompts`."""
     encoded = encode_prompts("data.prompts", data.prompts, data, tokenizer, max_length=max_length)
-    return make_loader(encoded, data, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+    mixture = {"weights": data.weights, "proportions": data.proportions, "shuffle": data.shuffle}
+    return make_loader(encoded, **mixture, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
 
 
 def encode_prompts(name: str, files: Sequence[str], data, tokenizer, *, max_length: int) -> Encoded:
@@ -36,4 +38,4 @@ def encode_prompts(name: str, files: Sequence[str], data, tokenizer, *, max_leng
         row = {"input_ids": ids, "completion_mask": mask, "num_cut": 0}
         return row | {"messages": record.prompt, "columns": record.columns, "where": record.where}
 
-    return encode_files(name, files, formats.prompts, encode, on_bad_row=data.on_bad_row)
+    return encode_files(name, files, formats.prompts, encode, on_bad_row=data.on_bad_row, layout=Layout.of(data))

@@ -1,17 +1,18 @@
-"""The kinds of record that rooms exchange as files: JSONL(.gz) and Parquet, in and out, each row with its origin."""
+"""The kinds of record that packages exchange as files, each row with its origin. `data/files.py` reads the files."""
 
+import contextlib
 import gzip
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data.adapters import Layout, adapted_rows
 from data.chat_template import Message
+from data.files import each_row, read_rows
 
 SPLITS = ("train", "eval")
 
@@ -26,6 +27,11 @@ class Record:
     where: str = field(default="", kw_only=True)
     tools: list[dict] | None = field(default=None, kw_only=True)
     columns: dict[str, Any] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def turns(self) -> list[Message]:
+        """The conversation, as far as all completions of the record share it; empty where there is none."""
+        return getattr(self, "messages", None) or getattr(self, "prompt", None) or []
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class BadRows:
         self.on_bad_row = on_bad_row
         self.skipped: list[str] = []
 
-    @contextmanager
+    @contextlib.contextmanager
     def at(self, where: str) -> Iterator[None]:
         try:
             yield
@@ -128,10 +134,13 @@ class BadRows:
             self.skipped.append(f"{where}: {error}")
 
 
-def read_records(file: str | Path, parse: Callable[[dict], list[Record]], bad_rows: BadRows) -> list[Record]:
-    """The records of one file. `parse` (see `data/formats.py`) turns a row into records, or raises ValueError.
+def read_records(
+    file: str | Path, parse: Callable[[dict], list[Record]], bad_rows: BadRows, layout: Layout | None = None
+) -> list[Record]:
+    """The records of one file, glob or directory. `parse` (see `data/formats.py`) turns a row of ours into records.
 
-    `FILE@train` and `FILE@eval` name nine tenths and one tenth of a file, told apart by `split_of`.
+    `FILE@train` and `FILE@eval` name nine tenths and one tenth of a file, told apart by `split_of`. `layout` says how
+    a published row becomes one of ours (see `data/adapters`); None = recognised from its fields.
 
     Raises:
         ValueError: the file is missing, empty or damaged; a row is bad and `bad_rows` does not skip.
@@ -139,25 +148,19 @@ def read_records(file: str | Path, parse: Callable[[dict], list[Record]], bad_ro
     path, part = split_name(str(file))
     records: list[Record] = []
     num_rows = 0
-    for number, raw in _raw_rows(path):
+    for where, row in adapted_rows(each_row(path), layout or Layout(), bad_rows.at):
         num_rows += 1
-        where = f"{path}:{number}"
         with bad_rows.at(where):
-            row = _as_object(raw)
-            if part in (None, split_of(row)):
-                records += [replace(record, where=where) for record in parse(row)]
+            found = parse(row) if row is not None else []
+            records += [replace(r, where=where) for r in found if part in (None, split_of(r, row))]
     if not num_rows:
         raise ValueError(f"{path} is empty: expected one record a row")
     return records
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """Every row of a JSONL(.gz) or Parquet file as it is; raises ValueError with FILE:LINE where one is malformed."""
-    rows, bad_rows = [], BadRows("error")
-    for number, raw in _raw_rows(str(path)):
-        with bad_rows.at(f"{path}:{number}"):
-            rows.append(_as_object(raw))
-    return rows
+    """Every row of a file as it is; raises ValueError with FILE:LINE where one is malformed."""
+    return [row for _, row in read_rows(str(path))]
 
 
 def split_name(file: str) -> tuple[str, str | None]:
@@ -166,69 +169,38 @@ def split_name(file: str) -> tuple[str, str | None]:
     return (path, part) if part in SPLITS else (file, None)
 
 
-def split_of(row: dict) -> str:
-    """ "eval" for one row in ten, told by sha256 of its context, prompt or, failing these, dialogue id."""
-    names = ("context", "prompt", "message_tree_id", "id", "messages")
-    key = next((row[name] for name in names if row.get(name) is not None), row)
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-    return "eval" if int(digest, 16) % 10 == 0 else "train"
+def split_of(record: Record, row: dict) -> str:
+    """ "eval" for one dialogue in ten, told by sha256 of its first user turn; without one by its id, or the row.
+
+    So all answers to a prompt, all turns of a dialogue and all branches of a tree are on one side, in every format.
+    """
+    names = ("dialogue_id", "conversation_id", "message_tree_id", "item", "id")
+    key = opening(record) or next((row[name] for name in names if row.get(name) is not None), row)
+    return "eval" if int(_digest(key), 16) % 10 == 0 else "train"
 
 
-def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
-    """Writes rows as JSONL (gzip where the name ends in .gz), aside and then renamed."""
-    path = Path(path)
+def opening(record: Record) -> str | None:
+    """The first thing that the user says, without the spaces around it; None where no user says anything."""
+    said = (message["content"].strip() for message in record.turns if message["role"] == "user")
+    return next(filter(None, said), None)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
+    """Writes rows as JSONL (gzip where the name ends in .gz) one after the other, aside, then renamed; how many."""
+    path, count = Path(path), 0
     aside = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-    aside.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text)  # mtime 0: same rows, same bytes
+    with open(aside, "wb") as raw:
+        packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
+        with packed or contextlib.nullcontext(raw) as file:  # no name and no time inside: same rows, same bytes
+            for row in rows:
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                count += 1
+        raw.flush()
+        os.fsync(raw.fileno())
     os.replace(aside, path)
-
-
-def _as_object(raw: Any) -> dict:
-    if isinstance(raw, str):
-        try:
-            if "\\ud" in raw or "\\uD" in raw:  # half a surrogate pair is JSON, but no text that can be written
-                json.dumps(json.loads(raw), ensure_ascii=False).encode()
-            raw = json.loads(raw)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
-        except RecursionError:
-            raise ValueError("not JSON that can be read: nested too deeply") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"expected a JSON object, got {type(raw).__name__}")
-    return raw
-
-
-def _raw_rows(path: str) -> Iterator[tuple[int, Any]]:
-    """(line or row number from 1, text or row). Blank lines are no rows."""
-    if not Path(path).is_file():
-        raise ValueError(f"no data file {path!r} (current directory: {os.getcwd()})")
-    if path.endswith(".parquet"):
-        yield from _parquet_rows(path)
-        return
-    number = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.endswith(".gz") else open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 (the handler below tells how far it came)
-                if line.strip():
-                    yield number, line
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}:{number + 1}: the file is damaged or not {Path(path).suffix}: {error}") from error
-
-
-def _parquet_rows(path: str) -> Iterator[tuple[int, dict]]:
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"reading {path} needs pyarrow: pip install 'helpful[eval]', or convert it to JSONL"
-        ) from error
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-    number = 0
-    for batch in file.iter_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    return count

@@ -11,9 +11,10 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from data.clients import Client, build_client
+from data.files import read_rows
 from data.records import write_jsonl
 from evals.questions import load_questions
-from evals.readers import content_text, read_rows
+from evals.readers import content_text
 from evals.verdicts import text_hash
 
 NAMES = ("model", "model_id", "generator")

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
+from data.files import read_rows
 from evals.answers import load_samples
 from evals.benchmarks.gsm8k import harness_matches, last_number, majority, pass_at_k
 from evals.benchmarks.ifeval import check_answer
 from evals.benchmarks.sandbox import passes_tests
 from evals.intervals import mean_estimate, share_estimate
 from evals.judge_output import without_thinking
-from evals.readers import read_rows
 from runtime.plots import plot_intervals
 from runtime.report import print_table
 

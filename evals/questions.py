@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from evals.readers import content_text, read_rows
+from data.files import read_rows
+from evals.readers import content_text
 
 HERE = Path(__file__).parent / "sets"
 SETS = {"mt_bench": HERE / "mt_bench.jsonl", "vicuna": HERE / "vicuna.jsonl", "coffee": HERE / "coffee.jsonl"}

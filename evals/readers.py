@@ -1,7 +1,5 @@
 """Votes from other projects' files into one table. `FORMATS` names them; each reader yields the fields of `Verdict`."""
 
-import csv
-import gzip
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -9,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from data.files import read_rows
 from evals.verdicts import COLUMNS, OUTCOMES, text_hash, votes_table
 
 WINNERS = {
@@ -29,7 +28,6 @@ WINNERS = {
 BOTH_BAD = ("tie (bothbad)", "both_bad", "bothbad", "both bad", "tie (both bad)")
 VERDICTS = ("winner", "winner_ab", "winner_ba", "g1_winner", "g2_winner", "label", "preference", "verdict")
 NUMBERED = {0.0: "tie", 1.0: "a", 2.0: "b", 1.5: "tie"}
-csv.field_size_limit(2**31 - 1)  # a cell may hold a whole conversation; csv's own limit is 131,072 characters
 
 
 def read_votes(files: Sequence[str], format: str) -> pd.DataFrame:
@@ -48,40 +46,6 @@ def read_votes(files: Sequence[str], format: str) -> pd.DataFrame:
     return votes
 
 
-def read_rows(file: str) -> Iterator[tuple[str, dict]]:
-    """("file:line", row) of a JSONL, JSON (a list of objects), CSV or Parquet file; the first three gzipped or not."""
-    path = Path(file)
-    if not path.is_file():
-        raise ValueError(f"no file {file}; it is looked up from {Path.cwd()}")
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(file)
-        return
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    try:  # utf-8-sig: what Windows tools save begins with a mark
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as lines:
-            if suffix == ".csv":
-                yield from ((f"{file}:{number}", row) for number, row in enumerate(csv.DictReader(lines), 2))
-            elif suffix == ".json":
-                yield from _json_list(file, lines.read())
-            else:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        yield f"{file}:{number}", _json_object(f"{file}:{number}", line)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 ({error}); convert it, with iconv, say") from None
-
-
-def _parquet_rows(file: str) -> Iterator[tuple[str, dict]]:
-    import pyarrow.parquet
-
-    try:
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches()
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from ((f"{file}:{number}", row) for number, row in enumerate(rows, 1))
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{file} is not a readable Parquet file: {error}") from error
-
-
 def content_text(where: str, name: str, value) -> str:
     """The text of a turn: a text, {"content": ..}, {"answer": ..} (Arena-Hard's), or a list of text parts.
 
@@ -97,26 +61,6 @@ def content_text(where: str, name: str, value) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: {name} must be a text, got {json.dumps(value, default=str)[:80]}")
     return value
-
-
-def _json_object(where: str, text: str) -> dict:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where} holds a {type(row).__name__}, expected an object with named fields")
-    return row
-
-
-def _json_list(file: str, text: str) -> Iterator[tuple[str, dict]]:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{file} must hold a list of objects; for one object a line name it .jsonl")
-    yield from ((f"{file}[{i}]", row) for i, row in enumerate(rows))
 
 
 def _need(where: str, row: dict, *names: str) -> list:

@@ -7,8 +7,8 @@ import pandas as pd
 from scipy.sparse import csr_matrix, hstack, vstack
 from sklearn.linear_model import LogisticRegression
 
+from data.files import read_rows
 from evals.answers import load_answers, style_features
-from evals.readers import read_rows
 from evals.verdicts import points, scored
 
 FEATURES = ("tokens", "headers", "lists", "bold")

@@ -17,8 +17,9 @@ from sklearn.model_selection import GroupKFold
 from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
+from data.files import read_rows
 from evals.intervals import percent, share_estimate
-from evals.readers import read_rows, read_votes
+from evals.readers import read_votes
 from evals.verdicts import fold_orders, points, swapped
 from runtime.plots import plot_intervals
 from runtime.report import print_table

@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 pytest.importorskip("krippendorff")
+from data.adapters import Layout  # noqa: E402
 from data.checks.agreement import check_agreement  # noqa: E402
 from data.checks.contamination import check_contamination, find_spans  # noqa: E402
 from data.checks.gate import require_agreement  # noqa: E402
@@ -478,7 +479,7 @@ def test_a_judge_decides_where_one_is_given(tmp_path):
     ],
 )
 def test_any_row_that_a_door_reads_is_read(row, asked, answered):
-    found = parse_row(row)[0]
+    found = parse_row(Layout().adapt(row))[0]
     assert found.asked == asked and found.answered == answered
 
 

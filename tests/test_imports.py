@@ -18,7 +18,7 @@ BELOW = {
 }
 EXTRAS = {  # distributions that only some doors need -> the module that they are imported as
     "scipy", "sklearn", "statsmodels", "krippendorff", "evalica", "openai", "tenacity", "httpx", "pyarrow",
-    "rouge_score", "datasketch", "nltk", "punkt", "langdetect", "gradio", "optuna", "submitit", "joblib",
+    "openpyxl", "rouge_score", "datasketch", "nltk", "punkt", "langdetect", "gradio", "optuna", "submitit", "joblib",
     "transformers", "peft", "hypothesis",
 }  # fmt: skip
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for room in BELOW for path in (ROOT / room).rglob("*.py"))])

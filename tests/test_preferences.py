@@ -142,4 +142,4 @@ def test_a_loader_deals_elements_to_ranks_and_evaluates_in_file_order(tmp_path):
 def test_a_tokenizer_may_learn_from_every_side(tmp_path):
     ranking = {"prompt": "x", "completions": ["y", "z"], "ranks": [1, 2]}
     path = write_rows(tmp_path / "a.jsonl", PAIR, ranking)
-    assert list(preference_texts([path], "error")) == ["a latte please", "sure", "no", "x", "y", "z"]
+    assert list(preference_texts(data_config(train=[path]))) == ["a latte please", "sure", "no", "x", "y", "z"]

@@ -145,9 +145,9 @@ def test_our_own_verdicts_come_back_as_they_were_written(tmp_path):
 @pytest.mark.parametrize(
     "format, text, words",
     [
-        ("arena", '{"model_a": "x"', r"votes.jsonl:1 is not JSON"),
+        ("arena", '{"model_a": "x"', r"votes.jsonl:1: not JSON"),
         ("arena", '\n{"model_a": "x", "winner": "tie"}', r"votes.jsonl:2 lacks model_b"),
-        ("arena", "[1]", r"votes.jsonl:1 holds a list"),
+        ("arena", "[1]", r"votes.jsonl:1: expected a JSON object, got list"),
         ("arena", '{"model_a": null, "model_b": "y", "winner": "tie"}', r"votes.jsonl:1: model_a is null"),
         ("arena", "", "no vote in"),
         (
@@ -169,11 +169,11 @@ def test_a_byte_order_mark_is_no_text_and_another_encoding_names_the_file(tmp_pa
     (tmp_path / "votes.jsonl").write_text(row, encoding="utf-8-sig")
     assert list(read_votes([str(tmp_path / "votes.jsonl")], "arena")["model_a"]) == ["\u00e9t\u00e9"]
     (tmp_path / "votes.jsonl").write_text(row, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"votes.jsonl is not UTF-8"):
+    with pytest.raises(ValueError, match=r"votes.jsonl:1: the file is not UTF-8"):
         read_votes([str(tmp_path / "votes.jsonl")], "arena")
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(ValueError, match="no file nowhere.jsonl"):
+    with pytest.raises(ValueError, match="no data file 'nowhere.jsonl'"):
         read_votes(["nowhere.jsonl"], "arena")
     assert "verdicts" in FORMATS

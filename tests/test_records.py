@@ -7,7 +7,7 @@ import pytest
 from text_samples import EMBEDDED, said, write_rows
 
 from data import formats
-from data.records import BadRows, Comparison, Ranking, Rated, read_jsonl, read_records, split_of, write_jsonl
+from data.records import BadRows, Comparison, Ranking, Rated, read_jsonl, read_records, write_jsonl
 
 GOOD = {"messages": said("a", "b"), "license": "MIT"}
 PROMPT = said("a")
@@ -63,7 +63,7 @@ def test_a_file_that_is_missing_empty_or_damaged_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no.jsonl.gz:1: the file is damaged"):
         read(tmp_path / "no.jsonl.gz")
     (tmp_path / "latin.jsonl").write_bytes('{"é"'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin.jsonl:1: the file is damaged"):
+    with pytest.raises(ValueError, match=r"latin.jsonl:1: the file is not UTF-8"):
         read(tmp_path / "latin.jsonl")
     (tmp_path / "no.parquet").write_bytes(b"plain text")
     with pytest.raises(ValueError, match="no.parquet is not a readable Parquet file"):
@@ -143,7 +143,7 @@ def test_a_taskmaster_context_becomes_turns_of_assistant_and_tool():
         ({"prompt": PROMPT, "chosen": "b", "rejected": "b"}, "identical"),
         ({"prompt": PROMPT, "chosen": " ", "rejected": "b"}, "chosen is empty"),
         ({"prompt": PROMPT, "chosen": "b", "rejected": ""}, "rejected is empty"),
-        ({"prompt": PROMPT, "chosen": said("a", "b"), "rejected": said("z", "c")}, "different prompts"),
+        ({"prompt": PROMPT, "chosen": said("a", "b"), "rejected": said("z", "c")}, "rejected does not answer the row"),
         ({"prompt": "z", "chosen": said("a", "b"), "rejected": said("a", "c")}, "does not answer the row's prompt"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: z\n\nAssistant: c"}, "different prompts"),
         ({"chosen": "b", "rejected": "c"}, "not in the form"),
@@ -230,7 +230,6 @@ def test_one_row_in_ten_is_for_evaluation_and_no_context_is_in_both(tmp_path):
     train, held_out = (read(f"{path}@{part}", formats.preferences)[0] for part in ("train", "eval"))
     assert len(train) + len(held_out) == 2541 and 0.07 < len(held_out) / 2541 < 0.13
     assert not {str(r.prompt) for r in train} & {str(r.prompt) for r in held_out}
-    assert split_of({"id": "a", "x": 1}) == split_of({"id": "a", "x": 2})  # the dialogue decides where nothing else can
     odd = write_rows(tmp_path / "name@2024.jsonl", GOOD)
     assert len(read(odd)[0]) == 1  # an @ that names no part belongs to the name
 

@@ -100,7 +100,14 @@ def test_training_and_evaluation_parts_of_a_file_are_apart():
 
 def test_a_tokenizer_may_learn_from_every_message(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", TALK, {"prompt": "x", "completion": "y"})
-    assert list(demonstration_texts([path], "error")) == ["a latte", "what size?", "small", "here you are", "x", "y"]
+    assert list(demonstration_texts(data_config(train=[path]))) == [
+        "a latte",
+        "what size?",
+        "small",
+        "here you are",
+        "x",
+        "y",
+    ]
 
 
 def test_prompts_end_with_the_assistants_header_and_keep_columns(tmp_path):

@@ -60,7 +60,8 @@ def mistral(template: str) -> Tokenizer:
 def data_config(**changed) -> SimpleNamespace:
     """What conf/data gives the loaders."""
     settings = {
-        "train": [], "weights": None, "eval": [], "prompts": [], "max_length": 512, "max_prompt_length": 256,
+        "train": [], "weights": None, "proportions": None, "format": None, "columns": {}, "languages": None,
+        "eval": [], "prompts": [], "max_length": 512, "max_prompt_length": 256,
         "kwise": False, "shuffle": True, "on_bad_row": "error",
     }  # fmt: skip
     return SimpleNamespace(**settings | changed)

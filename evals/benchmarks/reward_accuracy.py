@@ -8,9 +8,9 @@ import pandas as pd
 from omegaconf import DictConfig
 from statsmodels.stats.proportion import proportion_confint
 
+from data.files import read_rows
 from data.formats import preferences
 from data.records import Comparison
-from evals.readers import read_rows
 from evals.reward_judge import RewardJudge
 from runtime.plots import plot_intervals
 from runtime.report import print_table

@@ -1,0 +1,184 @@
+"""Published comparisons, rankings and ratings -> rows of ours: prompt with chosen/rejected, completions/ranks or
+completion/reward. One function a format; of two sides that nobody preferred the row is a tie.
+"""
+
+import json
+import re
+from typing import Any
+
+from data.adapters.demonstrations import rest, said, sharegpt, text
+from data.messages import parse_hh
+
+WINNERS = {"model_a": 1, "model_b": -1, "tie": 0, "tie (bothbad)": 0, "both_bad": 0}
+ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
+
+
+def pair(prompt: Any, first: Any, second: Any, preference: float, columns: dict) -> dict:
+    """A row of two sides; `preference` above 0 is for the first, 0 a tie."""
+    chosen, rejected = (second, first) if preference < 0 else (first, second)
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tie": preference == 0} | columns
+
+
+def whole(value: Any, name: str, *allowed: int) -> int:
+    """A label that is one of a few whole numbers, also where a CSV made it a text."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if number not in allowed:
+        raise ValueError(f"{name} is one of {', '.join(map(str, allowed))}, got {value!r}")
+    return int(number)
+
+
+def openai_preference(row: dict) -> dict:
+    """OpenAI's preference files: `input.messages`, and the two outputs as lists of messages."""
+    asked = row["input"]["messages"]
+    row = {"tools": row["input"].get("tools") or None} | row
+    return {"prompt": asked, "chosen": row["preferred_output"], "rejected": row["non_preferred_output"]} | rest(
+        row, "input", "preferred_output", "non_preferred_output"
+    )
+
+
+def orca_dpo(row: dict) -> dict:
+    """Intel's pairs: `system`, `question`, two texts."""
+    return {"prompt": text(row, "question")} | rest(row, "question")
+
+
+def distilabel_orca(row: dict) -> dict:
+    """The same by distilabel: `input` for the question; rows that it calls a tie are ties."""
+    return {"prompt": text(row, "input"), "tie": row.get("status") == "tie"} | rest(row, "input", "status")
+
+
+def alpaca_dpo(row: dict) -> dict:
+    """LLaMA-Factory's pairs in Alpaca's fields."""
+    asked = text(row, "instruction") + (f"\n\n{text(row, 'input')}" if row.get("input") else "")
+    return {"prompt": asked} | rest(row, "instruction", "input")
+
+
+def sharegpt_dpo(row: dict) -> dict:
+    """LLaMA-Factory's pairs in ShareGPT's fields: the conversation, then two last turns."""
+    asked = sharegpt(row)
+    sides = {name: text(row[name], "value") for name in ("chosen", "rejected")}
+    return rest(asked, "messages") | {"prompt": asked["messages"]} | sides
+
+
+def ultrafeedback(row: dict) -> dict:
+    """UltraFeedback as published: four completions, each with ratings; ranked by the mean of its ratings.
+
+    `overall_score` is not used: it has a known fault (10 for 1). Each completion had a system prompt of its own; it is
+    left in `completions_of`.
+    """
+    ranks = []
+    for i, completion in enumerate(row["completions"]):
+        ratings = [completion["annotations"][aspect].get("Rating") for aspect in ASPECTS]
+        numbers = [float(rating) for rating in ratings if rating not in (None, "N/A")]
+        if not numbers:
+            raise ValueError(f"completions[{i}] has no rating")
+        ranks.append(-sum(numbers) / len(numbers))
+    texts = [text(completion, "response") for completion in row["completions"]]
+    columns = rest(row, "instruction", "completions") | {"completions_of": [c.get("model") for c in row["completions"]]}
+    return {"prompt": text(row, "instruction"), "completions": texts, "ranks": ranks} | columns
+
+
+def shp(row: dict) -> dict:
+    """Stanford Human Preferences: a post and two comments; `labels` 1 means that A is preferred."""
+    sides = text(row, "human_ref_A"), text(row, "human_ref_B")
+    preference = 1 if whole(row["labels"], "labels", 0, 1) else -1
+    columns = rest(row, "history", "human_ref_A", "human_ref_B", "labels")
+    return pair(text(row, "history"), *sides, preference, columns)
+
+
+def helpsteer(row: dict) -> dict:
+    """HelpSteer and HelpSteer2: one response with ratings 0 to 4; the reward is its helpfulness / 4.
+
+    Earlier turns stand in the prompt between marks "<extra_id_1>User" and "<extra_id_1>Assistant".
+    """
+    first, *later = re.split(r"\n?<extra_id_1>(User|Assistant)\n", text(row, "prompt"))
+    turns = [{"role": r.lower(), "content": c} for r, c in zip(later[::2], later[1::2], strict=True) if c.strip()]
+    reward = whole(row["helpfulness"], "helpfulness", 0, 1, 2, 3, 4) / 4
+    answer = {"prompt": [*said(first), *turns], "completion": text(row, "response"), "reward": reward}
+    return answer | rest(row, "prompt", "response")
+
+
+def helpsteer2_preference(row: dict) -> dict:
+    """HelpSteer2-Preference: strength -3 to 3, below 0 for the first response."""
+    strength = whole(row["preference_strength"], "preference_strength", *range(-3, 4))
+    columns = rest(row, "prompt", "response_1", "response_2") | {"margin": abs(float(strength))}
+    return pair(row["prompt"], text(row, "response_1"), text(row, "response_2"), -strength, columns)
+
+
+def helpsteer3(row: dict) -> dict:
+    """HelpSteer3: messages as context, overall preference -3 to 3, below 0 for the first response."""
+    strength = whole(row["overall_preference"], "overall_preference", *range(-3, 4))
+    columns = rest(row, "context", "response1", "response2") | {"margin": abs(float(strength))}
+    return pair(row["context"], text(row, "response1"), text(row, "response2"), -strength, columns)
+
+
+def pku_better(row: dict) -> dict:
+    """PKU-SafeRLHF by helpfulness: `better_response_id`."""
+    return _pku(row, "better_response_id")
+
+
+def pku_safer(row: dict) -> dict:
+    """PKU-SafeRLHF by harmlessness: `safer_response_id`."""
+    return _pku(row, "safer_response_id")
+
+
+def _pku(row: dict, name: str) -> dict:
+    preference = 1 - 2 * whole(row[name], name, 0, 1)
+    columns = rest(row, "prompt", "response_0", "response_1")
+    return pair(text(row, "prompt"), text(row, "response_0"), text(row, "response_1"), preference, columns)
+
+
+def nectar(row: dict) -> dict:
+    """Nectar: seven answers with ranks from 1, after a conversation in Anthropic's form."""
+    answers = [text(answer, "answer") for answer in row["answers"]]
+    ranks = [answer["rank"] for answer in row["answers"]]
+    prompt = parse_hh("\n\n" + text(row, "prompt").strip(), "prompt")
+    return {"prompt": prompt, "completions": answers, "ranks": ranks} | rest(row, "prompt", "answers")
+
+
+def arena(row: dict) -> dict:
+    """Chatbot Arena's battles of two conversations (33k, 100k, 140k): the last answers, if all before is the same."""
+    if row["winner"] not in WINNERS:
+        raise ValueError(f"winner is one of {', '.join(WINNERS)}, got {row['winner']!r}")
+    first, second = (_content_alone(row[f"conversation_{side}"]) for side in "ab")
+    if first[:-1] != second[:-1]:
+        raise ValueError("the two models' earlier answers differ: their last answers are to different conversations")
+    columns = rest(row, "conversation_a", "conversation_b", "full_conversation", "winner")
+    columns |= {"both_bad": True} if "bad" in row["winner"] else {}
+    return pair(first[:-1], [first[-1]], [second[-1]], WINNERS[row["winner"]], columns)
+
+
+def _content_alone(messages: Any) -> list[dict]:
+    """Role and content of a conversation; 140k's messages also carry counts."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("conversation_a and conversation_b must be lists of messages")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def arena_55k(row: dict) -> dict:
+    """LMSYS's Kaggle set: prompts and responses as JSON lists of turns, the winner in three columns of 0 and 1."""
+    asked, first, second = (json.loads(text(row, name)) for name in ("prompt", "response_a", "response_b"))
+    if len(asked) != 1:
+        raise ValueError("the two models' earlier answers differ: their last answers are to different conversations")
+    votes = {name: whole(row[name], name, 0, 1) for name in ("winner_model_a", "winner_model_b", "winner_tie")}
+    if sum(votes.values()) != 1:
+        raise ValueError(f"one of winner_model_a, winner_model_b, winner_tie is 1, got {votes}")
+    columns = rest(row, "prompt", "response_a", "response_b", *votes)
+    return pair(asked[0], first[0], second[0], votes["winner_model_a"] - votes["winner_model_b"], columns)
+
+
+def webgpt(row: dict) -> dict:
+    """WebGPT comparisons: two answers with scores that sum to 0."""
+    columns = rest(row, "question", "answer_0", "answer_1")
+    preference = float(row["score_0"]) - float(row["score_1"])
+    return pair(text(row["question"], "full_text"), text(row, "answer_0"), text(row, "answer_1"), preference, columns)
+
+
+def summaries(row: dict) -> dict:
+    """OpenAI's summarize-from-feedback comparisons: a post, two summaries, `choice` 0 or 1."""
+    post = row["info"].get("post") or row["info"].get("article")
+    first, second = (text(summary, "text") for summary in row["summaries"])
+    preference = 1 - 2 * whole(row["choice"], "choice", 0, 1)
+    return pair(f"{post}\n\nTL;DR:", first, second, preference, rest(row, "info", "summaries", "choice"))

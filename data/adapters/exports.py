@@ -1,0 +1,116 @@
+"""What annotation tools export, and OpenAssistant's flat files, whose rows are one message each."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from data.adapters.comparisons import pair
+from data.adapters.demonstrations import rest, said, text
+
+PROMPTS = ("prompt", "instruction", "question", "context", "conversation", "messages")
+
+
+def argilla(row: dict) -> dict:
+    """Argilla 2: `fields`, and under `responses` one value a person and question.
+
+    A ranking of fields is a ranking, the name of a field a preference for it, a text an answer that somebody wrote.
+    """
+    fields, columns = (
+        row["fields"],
+        rest(row, "fields", "responses", "suggestions", "vectors") | (row["metadata"] or {}),
+    )
+    prompt = next((fields[name] for name in PROMPTS if name in fields), None)
+    given = {name: [r["value"] for r in said_by if r.get("value")] for name, said_by in row["responses"].items()}
+    for values in (values for values in given.values() if values):
+        if all(isinstance(value, list) and set(value) <= set(fields) for value in values):
+            names = list(dict.fromkeys(name for value in values for name in value))
+            ranks = [sum(value.index(name) for value in values) / len(values) for name in names]
+            return {"prompt": prompt, "completions": [fields[n] for n in names], "ranks": ranks} | columns
+        if all(value in fields for value in values if isinstance(value, str)):
+            return _voted(prompt, fields, values, columns)
+        if all(isinstance(value, str) for value in values):
+            return {"messages": [*_asked(prompt), *said("", values[0])[1:]]} | columns
+    raise ValueError(f"no response ranks fields, names one or is a text; questions: {', '.join(given) or 'none'}")
+
+
+def _voted(prompt: Any, fields: dict, votes: Sequence[str], columns: dict) -> dict:
+    """A pair from votes for one of two fields."""
+    sides = [name for name, value in fields.items() if name not in PROMPTS and isinstance(value, str)]
+    if len(sides) != 2:
+        raise ValueError(f"a vote for one field needs two fields beside the prompt, got {', '.join(sides) or 'none'}")
+    counts = Counter(votes)
+    return pair(prompt, fields[sides[0]], fields[sides[1]], counts[sides[0]] - counts[sides[1]], columns)
+
+
+def _asked(prompt: Any) -> list[dict]:
+    return said(prompt) if isinstance(prompt, str) else prompt
+
+
+def argilla_1(row: dict) -> dict:
+    """Argilla 1's FeedbackDataset on the Hub: fields are columns, a question is a list of {user_id, value, status}."""
+    fields = {name: value for name, value in row.items() if isinstance(value, str)}
+    questions = {name: _submitted(value) for name, value in row.items() if f"{name}-suggestion" in row}
+    responses = {
+        name: [{"value": _in_order(answer)} for answer in answers] for name, answers in questions.items() if answers
+    }
+    used = {n for n in row if n in questions or n.partition("-suggestion")[0] in questions}
+    columns = rest(row, *used, *fields, "metadata")
+    return argilla({"fields": fields, "responses": responses, "metadata": {}} | columns)
+
+
+def _submitted(value: Any) -> list[Any]:
+    """Values that were submitted; Arrow keeps a list of structs also as a struct of lists."""
+    if isinstance(value, dict):
+        value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+    return [answer["value"] for answer in value or [] if answer.get("status") == "submitted"]
+
+
+def _in_order(value: Any) -> Any:
+    """A ranking's names, best first."""
+    if isinstance(value, dict) and set(value) == {"rank", "value"}:
+        return [name for _, name in sorted(zip(value["rank"], value["value"], strict=True))]
+    return value
+
+
+def label_studio(row: dict) -> dict:
+    """Label Studio's JSON with a Pairwise tag: `selected` left or right, one vote for each annotation."""
+    data, votes, names = row["data"], Counter(), ("answer1", "answer2")
+    for annotation in row["annotations"]:
+        for result in [] if annotation.get("was_cancelled") else annotation["result"]:
+            if result.get("type") == "pairwise":
+                votes[result["value"]["selected"]] += 1
+                names = result["to_name"] if set(result["to_name"]) <= set(data) else names
+    if not votes:
+        raise ValueError("no annotation has a result of type pairwise")
+    prompt = next((data[name] for name in PROMPTS if name in data), None)
+    sides = [text(data, name) for name in names]
+    return pair(prompt, *sides, votes["left"] - votes["right"], rest(row, "data", "annotations", "predictions"))
+
+
+def label_studio_text(row: dict) -> dict:
+    """Label Studio's JSON with a TextArea: what the first annotator wrote answers the prompt."""
+    results = (r for a in row["annotations"] if not a.get("was_cancelled") for r in a["result"])
+    answer = next((r["value"]["text"] for r in results if r.get("type") == "textarea"), None)
+    if not answer:
+        raise ValueError("no annotation has a result of type textarea")
+    prompt = next((row["data"][name] for name in PROMPTS if name in row["data"]), None)
+    answer = answer if isinstance(answer, str) else "\n".join(answer)
+    return {"messages": [*_asked(prompt), *said("", answer)[1:]]} | rest(row, "data", "annotations", "predictions")
+
+
+def trees(rows: Sequence[tuple[str, dict]]) -> list[tuple[str, dict]]:
+    """OpenAssistant's flat messages as the trees that they come from, each where its first message stood."""
+    children, roots = defaultdict(list), []
+    for where, row in rows:
+        node = {name: value for name, value in row.items() if value is not None}
+        if row.get("parent_id") is None:
+            roots.append((where, node))
+        else:
+            children[row["parent_id"]].append(node)
+    nodes = [node for _, node in roots]
+    for node in nodes:  # grows while it is walked: every message that hangs on a root
+        node["replies"] = children.pop(node["message_id"], [])
+        nodes += node["replies"]
+    if children:
+        raise ValueError(f"message {next(iter(children))} is missing: {len(children)} parents of replies are not there")
+    return [(where, {"message_tree_id": node.get("message_tree_id"), "prompt": node}) for where, node in roots]

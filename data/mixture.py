@@ -1,0 +1,44 @@
+"""How several files make one epoch: passes over each, and what they come to in rows, tokens and targets."""
+
+import logging
+from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+
+def mix(
+    files: Sequence[str],
+    rows: Sequence[int],
+    tokens: Sequence[int],
+    targets: Sequence[int],
+    weights: Sequence[float] | None,
+    proportions: Sequence[float] | None,
+) -> list[float]:
+    """Passes over each file in an epoch; logs the mixture.
+
+    `weights` are the passes. `proportions` are the files' shares of the epoch's targets (of its rows, where nothing is
+    a target: prompts); an epoch then has as many targets as one pass over everything.
+
+    Raises:
+        ValueError: both are given, a number too few or too many, or one that is not above 0.
+    """
+    if proportions and weights:
+        raise ValueError(f"data.weights={list(weights)} and data.proportions={list(proportions)}: give one of them")
+    sizes = targets if sum(targets) else rows
+    passes = [1.0] * len(files) if not weights else _checked("data.weights", weights, files)
+    if proportions:
+        wanted = _checked("data.proportions", proportions, files)
+        passes = [sum(sizes) * p / sum(wanted) / size for p, size in zip(wanted, sizes, strict=True)]
+    whole = sum(w * size for w, size in zip(passes, sizes, strict=True))
+    for file, w, *counts, size in zip(files, passes, rows, tokens, targets, sizes, strict=True):
+        counts, share = [round(w * count) for count in counts], 100 * w * size / whole
+        log.info("an epoch has %.3g of %s: %d rows, %d tokens, %d targets (%.1f %%)", w, file, *counts, share)
+    return passes
+
+
+def _checked(name: str, given: Sequence[float], files: Sequence[str]) -> list[float]:
+    if len(given) != len(files):
+        raise ValueError(f"{name} has {len(given)} entries for {len(files)} files; give one per file")
+    if any(isinstance(w, bool) or not isinstance(w, int | float) or not 0 < w < float("inf") for w in given):
+        raise ValueError(f"{name} must be positive numbers, got {list(given)}; leave a file out instead")
+    return [float(w) for w in given]
