@@ -24,7 +24,7 @@ def missing_eos(scores: Tensor, finished: Tensor, *, mode: str, value: float) ->
     """(B,) scores with the rule for completions that never emitted a stop token.
 
     replace: the score becomes `value` (Ziegler et al. 2019's and Huang et al. 2024's code: -1); subtract: it loses
-    abs(value) (TRL); none: it stays.
+    abs(value) (TRL); none and mask: it stays (mask leaves such rows out of the loss, as DAPO may).
 
     Args:
         finished: (B,) bool, the sampler's finish reason for the completion itself; the prompt's own stop tokens do not
@@ -34,10 +34,21 @@ def missing_eos(scores: Tensor, finished: Tensor, *, mode: str, value: float) ->
         "replace": lambda: torch.full_like(scores, value),
         "subtract": lambda: scores - abs(value),
         "none": lambda: scores,
+        "mask": lambda: scores,
     }
     if mode not in rules:
         raise ValueError(f"missing_eos={mode!r} is unknown; use {', '.join(rules)}")
     return torch.where(finished, scores, rules[mode]())
+
+
+def overlong_penalty(lengths: Tensor, *, max_new_tokens: int, overlong_tokens: int) -> Tensor:
+    """(B,) what a completion loses as it nears the limit: Yu et al. 2025 (arXiv:2503.14476, DAPO), Eq. 13.
+
+    0 up to L = max_new_tokens - overlong_tokens, then (L - length) / overlong_tokens, -1 at the limit
+    """
+    if overlong_tokens == 0:
+        return torch.zeros(lengths.shape, device=lengths.device)
+    return ((max_new_tokens - overlong_tokens - lengths) / overlong_tokens).clamp(-1.0, 0.0)
 
 
 def importance_weights(logprobs: Tensor, sampled_logprobs: Tensor, *, max_weight: float) -> Tensor:
@@ -71,12 +82,17 @@ def kl_estimate(log_ratio: Tensor, kind: str) -> Tensor:
     raise ValueError(f"kl_estimator={kind!r} is unknown; use k1, k2 or k3")
 
 
-def kl_loss(logprobs: Tensor, ref_logprobs: Tensor, completion_mask: Tensor, kind: str) -> Tensor:
+def kl_loss(
+    logprobs: Tensor, ref_logprobs: Tensor, completion_mask: Tensor, kind: str, weights: Tensor | None = None
+) -> Tensor:
     """() sum over completion tokens of the KL estimate: the penalty as a loss term (kl_in=loss).
+
+    weights: (B, 1) what a token of each row counts; None: 1.
 
     It charges every state its own KL, but not an early token for leading to states of more KL: see docs/ppo.md.
     """
-    return kl_estimate((logprobs - ref_logprobs)[completion_mask], kind).sum()
+    estimate = kl_estimate((logprobs - ref_logprobs)[completion_mask], kind)
+    return (estimate if weights is None else estimate * weights.expand_as(logprobs)[completion_mask]).sum()
 
 
 class FixedKL:
@@ -122,43 +138,107 @@ class AdaptiveKL(FixedKL):
         self.kl_coef = state.get("kl_coef", self.kl_coef)  # none where the coefficient was fixed so far
 
 
-# ---- baselines without a value model: every completion is compared with the others of its prompt
+class LinearKL(FixedKL):
+    """A coefficient that goes from kl_coef to kl_coef_end along a line, in num_steps rollouts, and stays there."""
+
+    def __init__(self, kl_coef: float, *, kl_coef_end: float, num_steps: int):
+        super().__init__(kl_coef)
+        self.start, self.end, self.num_steps, self.taken = kl_coef, kl_coef_end, num_steps, 0
+
+    def update(self, kl_per_sequence: float, num_sequences: int) -> None:
+        """A rollout is over."""
+        self.taken += 1
+        self._set()
+
+    def state_dict(self) -> dict[str, float]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.taken = state.get("taken", 0)
+        self._set()
+
+    def _set(self) -> None:
+        share = min(1.0, self.taken / self.num_steps)
+        self.kl_coef = self.start + share * (self.end - self.start)
 
 
-def rloo(rewards: Tensor, completion_mask: Tensor, *, samples_per_prompt: int) -> Tensor:
+# ---- advantages with a value model
+
+
+def gae_advantages(
+    rewards: Tensor, values: Tensor, value_mask: Tensor, done: Tensor | None,
+    *, gamma: float, gae_lambda: float, lambda_alpha: float | None,
+) -> Tensor:  # fmt: skip
+    """(B, T) GAE over the states that have a value, so that advantages + values = returns there.
+
+    lambda_alpha: each row's lambda is 1 - 1 / (alpha length), at least 0: Yue et al. 2025 (arXiv:2504.05118, VAPO),
+    section 4.2, so that a long completion's end still reaches its beginning. None: gae_lambda for all.
+    """
+    if lambda_alpha is not None:
+        gae_lambda = (1 - 1 / (lambda_alpha * value_mask.sum(1).clamp_min(1))).clamp_min(0.0)
+    return gae(rewards, values, value_mask, gamma=gamma, gae_lambda=gae_lambda, done=done)
+
+
+# ---- advantages without one: every completion is compared with the others of its prompt, or with the whole rollout
+
+
+def rloo(rewards: Tensor, action_mask: Tensor, *, samples_per_prompt: int) -> Tensor:
     """(B, T) advantages: a sequence's return minus its siblings' mean. Ahmadian et al. 2024 (arXiv:2402.14740), Eq. 7.
 
     Args:
-        rewards: (B, T), KL penalty included, 0 off-mask. Rows of one prompt are consecutive.
+        rewards: (B, T), KL penalty included, 0 off-mask. Rows of one prompt are consecutive. A row without an action
+        is nobody's sibling.
     """
-    returns = _groups(rewards, samples_per_prompt)  # (P, K)
-    K = samples_per_prompt
-    baseline = (returns.sum(1, keepdim=True) - returns) / (K - 1)
-    return _spread(returns - baseline, completion_mask)
+    returns, count = _groups(rewards, action_mask, samples_per_prompt)  # (P, K), (P, 1)
+    baseline = (returns.nansum(1, keepdim=True) - returns) / (count - 1).clamp_min(1)
+    return _spread(torch.where(count > 1, returns - baseline, 0.0), action_mask)
 
 
-def grpo(rewards: Tensor, completion_mask: Tensor, *, samples_per_prompt: int) -> Tensor:
+def grpo(rewards: Tensor, action_mask: Tensor, *, samples_per_prompt: int) -> Tensor:
     """(B, T) advantages: returns standardised within each prompt. Shao et al. 2024 (arXiv:2402.03300), section 4.1.2.
 
     The paper scores without the KL and adds the KL to the loss: kl_in=loss with kl_estimator=k3. A group whose returns
     are all equal teaches nothing: its advantages are 0.
     """
-    returns = _groups(rewards, samples_per_prompt)  # (P, K)
-    centered = returns - returns.mean(1, keepdim=True)
-    return _spread(centered / (returns.std(1, keepdim=True) + 1e-6), completion_mask)
+    returns, count = _groups(rewards, action_mask, samples_per_prompt)  # (P, K), (P, 1)
+    centered = returns - returns.nanmean(1, keepdim=True)
+    std = (centered.square().nansum(1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
+    return _spread(centered / (std + 1e-6), action_mask)
 
 
-def _groups(rewards: Tensor, samples_per_prompt: int) -> Tensor:
+def dr_grpo(rewards: Tensor, action_mask: Tensor, *, samples_per_prompt: int) -> Tensor:
+    """(B, T) advantages: returns minus their group's mean. Liu et al. 2025 (arXiv:2503.20783), section 3.2.
+
+    Dividing by the deviation, as GRPO does, weighs questions by how hard they are; dividing by the length prefers short
+    right answers and long wrong ones. The paper does neither (aggregation=sequence_sum). It is (K - 1) / K of RLOO.
+    """
+    returns, _ = _groups(rewards, action_mask, samples_per_prompt)  # (P, K)
+    return _spread(returns - returns.nanmean(1, keepdim=True), action_mask)
+
+
+def reinforce_pp(rewards: Tensor, action_mask: Tensor, *, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    """(B, T) advantages: returns to go, whitened over the rollout of all ranks. Hu 2025 (arXiv:2501.03262), section 3.
+
+    REINFORCE++ compares with the whole rollout, so one sample of a prompt is enough, and its KL is in the reward.
+    """
+    to_go = torch.where(action_mask, rewards, 0.0).flip(1).cumsum(1).flip(1)
+    return whiten(to_go, action_mask, mean, shift_mean=True)
+
+
+def _groups(rewards: Tensor, action_mask: Tensor, samples_per_prompt: int) -> tuple[Tensor, Tensor]:
+    """(P, K) returns, nan where a row is left out, and (P, 1) how many are not."""
     if samples_per_prompt < 2 or len(rewards) % samples_per_prompt:
         raise ValueError(
-            f"rloo and grpo compare the samples of a prompt: {len(rewards)} rows with samples_per_prompt="
+            f"advantages of a group compare the samples of a prompt: {len(rewards)} rows with samples_per_prompt="
             f"{samples_per_prompt}; use samples_per_prompt >= 2, or advantage=gae"
         )
-    return rewards.sum(1).view(-1, samples_per_prompt)
+    kept = action_mask.any(1)
+    returns = torch.where(kept, rewards.sum(1), torch.nan).view(-1, samples_per_prompt)
+    return returns, kept.view(-1, samples_per_prompt).sum(1, keepdim=True)
 
 
-def _spread(advantages: Tensor, completion_mask: Tensor) -> Tensor:
-    return torch.where(completion_mask, advantages.reshape(-1, 1), 0.0)
+def _spread(advantages: Tensor, action_mask: Tensor) -> Tensor:
+    return torch.where(action_mask, advantages.reshape(-1, 1), 0.0)
 
 
 # ---- the choice, and its scale
@@ -183,17 +263,31 @@ def whiten(x: Tensor, mask: Tensor, mean: Callable[[Tensor], Tensor], *, shift_m
     return torch.where(mask, whitened if shift_mean else whitened + center, 0.0)
 
 
+WITH_VALUES = {"gae": gae_advantages}  # a value model is trained for these
+OF_GROUPS = {"rloo": rloo, "grpo": grpo, "dr_grpo": dr_grpo}
+OF_ROLLOUTS = {"reinforce_pp": reinforce_pp}
+ADVANTAGES = (*WITH_VALUES, *OF_GROUPS, *OF_ROLLOUTS)
+
+
 def estimate_advantages(
-    rewards: Tensor, values: Tensor, completion_mask: Tensor, value_mask: Tensor,
-    *, kind: str, gamma: float, gae_lambda: float, samples_per_prompt: int,
+    rewards: Tensor, values: Tensor, action_mask: Tensor, value_mask: Tensor, done: Tensor | None = None,
+    *, kind: str, gamma: float, gae_lambda: float, samples_per_prompt: int, lambda_alpha: float | None = None,
+    mean: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Tensor:  # fmt: skip
-    """(B, T) advantages of the named kind; gae covers value_mask, so that advantages + values = returns there."""
-    if kind == "gae":
-        return gae(rewards, values, value_mask, gamma=gamma, gae_lambda=gae_lambda)
-    groups = {"rloo": rloo, "grpo": grpo}
-    if kind not in groups:
-        raise ValueError(f"advantage={kind!r} is unknown; use gae, rloo or grpo")
-    return groups[kind](rewards, completion_mask, samples_per_prompt=samples_per_prompt)
+    """(B, T) advantages of the named kind.
+
+    Args:
+        done: (B, T) bool, the last state of each episode; None: a row is one episode.
+        mean: averages a scalar tensor over ranks (`run.mean`).
+    """
+    if kind in WITH_VALUES:
+        discounts = {"gamma": gamma, "gae_lambda": gae_lambda, "lambda_alpha": lambda_alpha}
+        return WITH_VALUES[kind](rewards, values, value_mask, done, **discounts)
+    if kind in OF_GROUPS:
+        return OF_GROUPS[kind](rewards, action_mask, samples_per_prompt=samples_per_prompt)
+    if kind in OF_ROLLOUTS:
+        return OF_ROLLOUTS[kind](rewards, action_mask, mean=mean)
+    raise ValueError(f"advantage={kind!r} is unknown; use {', '.join(ADVANTAGES)}")
 
 
 def explained_variance(returns: Tensor, values: Tensor, value_mask: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:

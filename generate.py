@@ -41,7 +41,7 @@ def complete(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
     check_sampling(policy, asked, limits, how.temperature, how.top_k, how.top_p, how.slots, seeds)
     run.begin()
     with run.terminal.track("completions", total=len(prompts)) as advance:
-        rows, reasons = generate(
+        rows, reasons, _ = generate(
             policy, asked, seeds=seeds, stop_ids=tokenizer.stop_ids,
             pad_id=tokenizer.pad_id, on_token=lambda row, token, last: advance(last), **cfg.sampling,
         )  # fmt: skip
@@ -66,7 +66,7 @@ def talk(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
         prompt = encode_prompt(messages, tokenizer, max_length=room)
         print("model> ", end="", flush=True)
         stream = Stream(tokenizer)
-        rows, _ = generate(
+        rows, _, _ = generate(
             policy, [prompt], seeds=[cfg.seed * SEEDS + turns], stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
             on_token=stream, **cfg.sampling,
         )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import use_triton
+from kernels.backend import check_agreement, use_triton
 
 # ---- supervised fine-tuning
 
@@ -241,38 +241,92 @@ def token_rewards(scores: Tensor, kl: Tensor, completion_mask: Tensor, score_mas
 
 def ppo_policy_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
-    *, clip_range: float, dual_clip: float | None, num_tokens: Tensor | float,
+    *, clip_range: float, dual_clip: float | None, num_tokens: Tensor | float, clip_range_high: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Clipped surrogate: Schulman et al. 2017 (arXiv:1707.06347), Eq. 7, with the sign of a loss.
 
         ratio = exp(log pi - log pi_old);   loss = sum_t max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) / num_tokens
 
-    dual_clip = c > 1 bounds the loss of a token with A < 0 by -A c (Ye et al. 2020, arXiv:1912.09729, Eq. 5).
+    clip_range_high is another eps upwards, so that unlikely tokens can grow (Yu et al. 2025, arXiv:2503.14476, DAPO's
+    clip-higher: 0.28 with 0.2); None: the same. dual_clip = c > 1 bounds the loss of a token with A < 0 by -A c (Ye et
+    al. 2020, arXiv:1912.09729, Eq. 5).
 
     Args:
         logprobs, old_logprobs: (B, T) nats. advantages: (B, T). completion_mask: (B, T) bool.
-        num_tokens: completion tokens of the whole optimizer step.
+        num_tokens: completion tokens of the whole optimizer step, or what `aggregation` counts.
     Returns:
         loss: (); metrics: (M,) tensors over the masked tokens. approx_kl is (log ratio)^2 / 2.
     """
     _check_mask(completion_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
-    if clip_range <= 0 or (dual_clip is not None and dual_clip <= 1):
-        raise ValueError(f"need clip_range > 0 and dual_clip null or > 1, got {clip_range=}, {dual_clip=}")
+    low, high = _clips(clip_range, clip_range_high)
+    if dual_clip is not None and dual_clip <= 1:
+        raise ValueError(f"dual_clip={dual_clip} must be null or > 1")
     log_ratio = (logprobs - old_logprobs)[completion_mask]  # (M,)
     advantages = advantages[completion_mask]
     bounded = log_ratio.clamp(max=80.0)  # exp of more is inf, whose gradient is nan even where a clip discards it
     ratio = (torch.where(advantages < 0, log_ratio, bounded) if dual_clip is None else bounded).exp()
-    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(low, high)
     loss = torch.maximum(unclipped, clipped)
     if dual_clip is not None:
         loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
-    metrics = {
-        "policy/loss": loss,
-        "policy/approx_kl": 0.5 * log_ratio.square(),
-        "policy/clip_fraction": (clipped > unclipped).float(),
-        "policy/ratio": ratio,
-    }
-    return loss.sum() / num_tokens, {name: value.detach() for name, value in metrics.items()}
+    return loss.sum() / num_tokens, _policy_metrics(loss, log_ratio, clipped > unclipped, ratio)
+
+
+def gspo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
+    *, clip_range: float, num_tokens: Tensor | float, clip_range_high: float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """GSPO: Zheng et al. 2025 (arXiv:2507.18071), Eq. 5 and 7: one ratio for a whole completion, clipped as PPO's.
+
+        s = exp(mean over t of log pi - log pi_old),   loss = sum_t max(-A s, -A clip(s, 1 - eps, 1 + eps)) / num_tokens
+
+    With aggregation=sequence_mean a completion counts once, as in the paper, whose eps is 3e-4 (4e-4 upwards).
+    """
+    _check_mask(completion_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    low, high = _clips(clip_range, clip_range_high)
+    log_ratio = torch.where(completion_mask, logprobs - old_logprobs, 0.0)  # (B, T)
+    mean = log_ratio.sum(1, keepdim=True) / completion_mask.sum(1, keepdim=True).clamp_min(1)
+    ratio, advantages = mean.exp().expand_as(log_ratio)[completion_mask], advantages[completion_mask]
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(low, high)
+    loss = torch.maximum(unclipped, clipped)
+    return loss.sum() / num_tokens, _policy_metrics(loss, log_ratio[completion_mask], clipped > unclipped, ratio)
+
+
+def cispo_loss(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
+    *, clip_range: float, num_tokens: Tensor | float, clip_range_high: float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """CISPO: MiniMax 2025 (arXiv:2506.13585), Eq. 4 and 5: REINFORCE with a clipped weight; every token has a gradient.
+
+        loss = -sum_t stop_gradient(clip(ratio, 1 - eps, 1 + eps)) A log pi / num_tokens
+
+    The paper bounds the weight from above alone: clip_range=1 with clip_range_high.
+    """
+    _check_mask(completion_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    low, high = _clips(clip_range, clip_range_high)
+    logprobs, advantages = logprobs[completion_mask], advantages[completion_mask]
+    log_ratio = logprobs.detach() - old_logprobs[completion_mask]
+    ratio = log_ratio.exp()
+    loss = -ratio.clamp(low, high) * advantages * logprobs
+    clipped = (ratio < low) | (ratio > high)
+    return loss.sum() / num_tokens, _policy_metrics(loss, log_ratio, clipped, ratio)
+
+
+def aggregation(completion_mask: Tensor, kind: str, *, max_new_tokens: int) -> tuple[Tensor, Tensor]:
+    """(B, 1) what a token of each row weighs, and (B,) what each row adds to the count that the loss is divided by.
+
+        token: 1, its tokens (DAPO);   sequence_mean: 1 / its tokens, 1 (GRPO, GSPO);
+        sequence_sum: 1, max_new_tokens (Dr. GRPO's constant length)
+
+    Policy losses grow with the advantage in proportion, so weighing advantages weighs the loss.
+    """
+    lengths = completion_mask.sum(1).float()
+    ones, rows = torch.ones_like(lengths), (lengths > 0).float()
+    weights = {"token": ones, "sequence_mean": 1 / lengths.clamp_min(1), "sequence_sum": ones}
+    counts = {"token": lengths, "sequence_mean": rows, "sequence_sum": rows * max_new_tokens}
+    if kind not in weights:
+        raise ValueError(f"aggregation={kind!r} is unknown; use {', '.join(weights)}")
+    return weights[kind][:, None], counts[kind]
 
 
 def ppo_value_loss(
@@ -300,28 +354,53 @@ def ppo_value_loss(
     return loss.sum() / num_tokens, {name: value.detach() for name, value in metrics.items()}
 
 
+POLICY_LOSSES = {"clip": ppo_policy_loss, "gspo": gspo_loss, "cispo": cispo_loss}
+
+
 def ppo_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
     values: Tensor, old_values: Tensor, returns: Tensor, value_mask: Tensor,
     *, clip_range: float, dual_clip: float | None, value_clip_range: float | None, value_coef: float,
-    num_tokens: Tensor | float, num_states: Tensor | float,
+    num_tokens: Tensor | float, num_states: Tensor | float, policy_loss: str = "clip",
+    clip_range_high: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """ppo_policy_loss + value_coef * ppo_value_loss, and the metrics of both; on a GPU one fused launch each way."""
-    if use_triton(logprobs):
+    """The policy loss of that name + value_coef * ppo_value_loss, and the metrics of both.
+
+    On a GPU `clip` is one fused launch each way; on the first minibatch of a run it is held against the definitions.
+    """
+    actions = (logprobs, old_logprobs, advantages, completion_mask)
+    states = (values, old_values, returns, value_mask)
+    policy = {"clip_range": clip_range, "clip_range_high": clip_range_high, "num_tokens": num_tokens}
+    policy |= {"dual_clip": dual_clip} if policy_loss == "clip" else {}
+    value = {"clip_range": value_clip_range, "num_tokens": num_states}
+
+    def by_definition(actions: tuple, states: tuple) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = POLICY_LOSSES[policy_loss](*actions, **policy)
+        value_loss, value_metrics = ppo_value_loss(*states, **value)
+        return loss + value_coef * value_loss, metrics | value_metrics
+
+    if policy_loss == "clip" and use_triton(logprobs):
         from kernels.ppo import Clips, ppo_triton
 
-        clips = Clips(clip_range, dual_clip, value_clip_range, value_coef)
-        actions, states = (
-            (logprobs, old_logprobs, advantages, completion_mask),
-            (values, old_values, returns, value_mask),
-        )
-        loss, sums = ppo_triton(*actions, *states, clips=clips, num_tokens=num_tokens, num_states=num_states)
+        clips = Clips(clip_range, dual_clip, value_clip_range, value_coef, clip_range_high)
+
+        def by_kernel(actions: tuple, states: tuple) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+            return ppo_triton(*actions, *states, clips=clips, num_tokens=num_tokens, num_states=num_states)
+
+        check_agreement("losses.py", lambda: _pairs(by_kernel, by_definition, actions, states))
+        loss, sums = by_kernel(actions, states)
         return loss, {name: (total / count).expand(int(count)) for name, (total, count) in sums.items()}
-    clips = {"clip_range": clip_range, "dual_clip": dual_clip}
-    loss, metrics = ppo_policy_loss(logprobs, old_logprobs, advantages, completion_mask, **clips, num_tokens=num_tokens)
-    clips = {"clip_range": value_clip_range}
-    value_loss, value_metrics = ppo_value_loss(values, old_values, returns, value_mask, **clips, num_tokens=num_states)
-    return loss + value_coef * value_loss, metrics | value_metrics
+    return by_definition(actions, states)
+
+
+def _pairs(by_kernel, by_definition, actions: tuple, states: tuple) -> list[tuple[Tensor, Tensor]]:
+    """The loss and its two gradients, each by both ways."""
+    found = []
+    for loss_of in (by_kernel, by_definition):
+        logprobs, values = (x.detach().clone().requires_grad_() for x in (actions[0], states[0]))
+        loss, _ = loss_of((logprobs, *actions[1:]), (values, *states[1:]))
+        found.append((loss, *torch.autograd.grad(loss, (logprobs, values))))
+    return list(zip(*found, strict=True))
 
 
 # ---- checks
@@ -333,6 +412,20 @@ def _check_mask(mask: Tensor, **tensors: Tensor) -> None:
     for name, x in tensors.items():
         if x.shape != mask.shape or x.ndim != 2:
             raise ValueError(f"{name} {tuple(x.shape)} and its mask {tuple(mask.shape)} must be (B, T) alike")
+
+
+def _clips(clip_range: float, clip_range_high: float | None) -> tuple[float, float]:
+    """Bounds of the ratio."""
+    high = clip_range if clip_range_high is None else clip_range_high
+    if clip_range <= 0 or high <= 0:
+        raise ValueError(f"need clip_range > 0 and clip_range_high null or > 0, got {clip_range=}, {clip_range_high=}")
+    return 1 - clip_range, 1 + high
+
+
+def _policy_metrics(loss: Tensor, log_ratio: Tensor, clipped: Tensor, ratio: Tensor) -> dict[str, Tensor]:
+    """What every policy loss logs: (M,) tensors over the masked tokens."""
+    figures = {"loss": loss, "approx_kl": 0.5 * log_ratio.square(), "clip_fraction": clipped.float(), "ratio": ratio}
+    return {f"policy/{name}": value.detach() for name, value in figures.items()}
 
 
 def _margin(chosen, rejected, ref_chosen, ref_rejected, *, beta, label_smoothing=0.0) -> tuple[Tensor, dict]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from runtime.shares import share
+
 
 class Loader:
     """An endless iterator over this rank's share of each global batch.
@@ -51,8 +53,8 @@ class Loader:
         return self
 
     def __next__(self) -> list[Any]:
-        mine = range(self.taken + self.rank, self.taken + self.batch_size, self.world_size)
-        batch = [self.items[self._index(place)] for place in mine]
+        mine = share(self.batch_size, self.rank, self.world_size)
+        batch = [self.items[self._index(self.taken + place)] for place in mine]
         self.taken += self.batch_size
         return batch
 

@@ -11,10 +11,12 @@ from omegaconf import DictConfig
 from scipy.special import gammaln
 
 from data.prompts import encode_prompts
-from data.rewards import Scorer, check_same_tokenizer, load_reward_function
+from data.rewards import check_same_tokenizer, load_reward_function
 from data.tokenizer import load_tokenizer
 from model.reading import read_policy, read_reward_model
 from model.sampling import generate
+from rollouts.rewards import Scorer
+from rollouts.trajectory import from_rows
 from runtime.report import print_table
 
 
@@ -57,12 +59,13 @@ def sample_scores(cfg: DictConfig) -> dict[str, np.ndarray]:
     prompts, num = encoded.items[: task.num_prompts], task.num_completions
     scores = {name: [] for name in scorers}
     for p, prompt in enumerate(prompts):
-        rows, _ = generate(
+        made = generate(
             policy, [list(prompt["input_ids"])] * num, seeds=[cfg.seed + p * num + i for i in range(num)],
             stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, **task.sampling,
         )  # fmt: skip
+        rollout = from_rows(made.rows, [reason == "stop" for reason in made.finish_reasons], [prompt] * num)
         for name, scorer in scorers.items():
-            scores[name].append(scorer(rows, [prompt] * num).cpu().numpy())
+            scores[name].append(scorer(rollout).sum(1).cpu().numpy())
         if p % 16 == 15:
             print(f"{p + 1} of {len(prompts)} prompts", flush=True)
     return {name: np.stack(columns) for name, columns in scores.items()}

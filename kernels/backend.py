@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ except ImportError:  # platforms without wheels run the torch definitions
 CHOICES = ("auto", "torch", "triton")
 _choice = "auto"
 _printed: set[str] = set()
+_compared: set[str] = set()  # files whose kernel was held against its definition in this run
+AGREEMENT = 1e-3  # of the largest value; rounding in float32 is far below, an edit above
 
 
 def set_kernels(choice: str) -> None:
@@ -34,6 +37,40 @@ def set_kernels(choice: str) -> None:
         )
     _choice = choice
     _printed.clear()
+    _compared.clear()
+
+
+def agreed(file: str, kernel: Callable, definition: Callable, *inputs) -> Tensor:
+    """What the kernel computes of these inputs; the first time in a run it is held against its definition.
+
+    An edit of a definition would otherwise change nothing on a GPU.
+
+    Raises:
+        ValueError: they differ by more than float32's rounding; it names the file.
+    """
+    out = kernel(*inputs)
+    check_agreement(file, lambda: [(out, definition(*inputs))])
+    return out
+
+
+def check_agreement(file: str, both: Callable[[], list[tuple[Tensor, Tensor]]]) -> None:
+    """The first time in a run that `file` asks: each pair of `both()`, a kernel's result and its definition's, agrees.
+
+    Raises:
+        ValueError: they differ by more than rounding; it names the file.
+    """
+    if file in _compared:
+        return
+    _compared.add(file)
+    for got, expected in both():
+        got, expected = got.detach().double(), expected.detach().double()
+        scale = expected[expected.isfinite()].abs().amax().item() if expected.numel() else 0.0
+        if not torch.allclose(got, expected, rtol=AGREEMENT, atol=AGREEMENT * max(scale, 1e-6), equal_nan=True):
+            worst = (got - expected).abs().max().item()
+            raise ValueError(
+                f"the Triton kernel of {file} and its definition in torch differ by {worst:.3g} where the values reach "
+                f"{scale:.3g}: one of the two was edited. kernels=torch runs the definition"
+            )
 
 
 def use_triton(tensor: Tensor) -> bool:

@@ -1,50 +1,67 @@
-"""Generalised advantage estimation: the definition as a loop, and one Triton scan per row."""
+"""Generalised advantage estimation: the definition as a loop, and Triton scans of each row."""
 
 import torch
 from torch import Tensor
 
-from kernels.backend import HAS_TRITON, use_triton
+from kernels.backend import HAS_TRITON, agreed, use_triton
 
 if HAS_TRITON:
     import triton
     import triton.language as tl
 
 
-def gae(rewards: Tensor, values: Tensor, completion_mask: Tensor, *, gamma: float, gae_lambda: float) -> Tensor:
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor,
+    *, gamma: float, gae_lambda: float | Tensor, done: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """(B, T) float32 advantages, 0 off-mask. Schulman et al. 2016 (arXiv:1506.02438), Eq. 16.
 
-        delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lambda A_{t+1},   V = A = 0 after a run's end
+        delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lambda A_{t+1},   V = A = 0 after an episode's end
+
+    t + 1 is the next state that the mask marks: what an environment says between two turns is no state, and what is
+    gained after it is credited to the turn before it.
 
     Args:
         rewards, values: (B, T) reward units; what they hold off-mask is never read into a result.
-        completion_mask: (B, T) bool; where a row has several runs, each is an episode of its own.
+        mask: (B, T) bool, the states that have a value.
+        gae_lambda: one, or (B,) one for each row.
+        done: (B, T) bool, the last state of each episode; None: a row is one episode.
 
     Raises:
         ValueError: other shapes or dtypes, or gamma or gae_lambda outside [0, 1].
     """
-    if not (rewards.shape == values.shape == completion_mask.shape) or rewards.ndim != 2:
-        got = f"rewards {tuple(rewards.shape)}, values {tuple(values.shape)}, mask {tuple(completion_mask.shape)}"
-        raise ValueError(f"gae wants three (B, T) tensors, got {got}")
-    if completion_mask.dtype != torch.bool:
-        raise ValueError(f"completion_mask must be bool, got {completion_mask.dtype}; write `mask.bool()` at the call")
-    if not (0 <= gamma <= 1 and 0 <= gae_lambda <= 1):
+    tensors = {"rewards": rewards, "values": values, "mask": mask} | ({} if done is None else {"done": done})
+    if len({x.shape for x in tensors.values()}) != 1 or rewards.ndim != 2:
+        got = ", ".join(f"{name} {tuple(x.shape)}" for name, x in tensors.items())
+        raise ValueError(f"gae wants (B, T) tensors of one shape, got {got}")
+    for name in ("mask", "done"):
+        if name in tensors and tensors[name].dtype != torch.bool:
+            raise ValueError(f"{name} must be bool, got {tensors[name].dtype}; write `mask.bool()` at the call")
+    lambdas = torch.as_tensor(gae_lambda)
+    if not 0 <= gamma <= 1 or not ((lambdas >= 0) & (lambdas <= 1)).all():
         raise ValueError(f"gamma and gae_lambda are discounts in [0, 1], got {gamma=}, {gae_lambda=}")
-    run = gae_triton if use_triton(rewards) else gae_ref
-    return run(rewards, values, completion_mask, gamma, gae_lambda)
+    if use_triton(rewards):
+        return agreed("kernels/gae.py", gae_triton, gae_ref, rewards, values, mask, gamma, gae_lambda, done)
+    return gae_ref(rewards, values, mask, gamma, gae_lambda, done)
 
 
 @torch.no_grad()
-def gae_ref(rewards: Tensor, values: Tensor, completion_mask: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+def gae_ref(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float | Tensor, done: Tensor | None = None
+) -> Tensor:
     """The definition, as a loop. Runs in the inputs' precision: pass float64 to get the truth."""
     dtype = torch.promote_types(rewards.dtype, torch.float32)
     rewards, values, zero = rewards.to(dtype), values.to(dtype), rewards.new_zeros((), dtype=dtype)
     advantages = torch.zeros_like(rewards)
-    next_value = next_advantage = zero
+    next_value = next_advantage = zero.expand(len(rewards))
     for t in reversed(range(rewards.shape[1])):
+        if done is not None:
+            next_value, next_advantage = (torch.where(done[:, t], zero, x) for x in (next_value, next_advantage))
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        next_advantage = torch.where(completion_mask[:, t], delta + gamma * gae_lambda * next_advantage, zero)
-        next_value = torch.where(completion_mask[:, t], values[:, t], zero)
-        advantages[:, t] = next_advantage
+        advantage = delta + gamma * gae_lambda * next_advantage
+        advantages[:, t] = torch.where(mask[:, t], advantage, zero)
+        next_advantage = torch.where(mask[:, t], advantage, next_advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
     return advantages
 
 
@@ -55,37 +72,61 @@ if HAS_TRITON:
         return a * later_a, b + a * later_b
 
     @triton.jit
-    def _gae_kernel(rewards, values, mask, advantages, T, gamma, gae_lambda, BLOCK_T: tl.constexpr):
+    def _nearest(later_is, later_v, now_is, now_v):  # of two states, the earlier one that the mask marks
+        return later_is | now_is, tl.where(now_is != 0, now_v, later_v)
+
+    @triton.jit
+    def _gae_kernel(rewards, values, mask, done, lambdas, advantages, T, gamma, BLOCK_T: tl.constexpr):
         row = tl.program_id(0).to(tl.int64) * T  # int64: B*T passes 2**31 on long rollouts
+        decay_rate = gamma * tl.load(lambdas + tl.program_id(0))
         blocks = tl.cdiv(T, BLOCK_T)
         last = row * 0 + (blocks - 1) * BLOCK_T
-        carry = tl.zeros((1,), tl.float32)  # the advantage of the first token after this block
+        carry = tl.zeros((1,), tl.float32)  # the advantage of the first state after this block
+        value = tl.zeros((1,), tl.float32)  # and its value
+        first = tl.arange(0, BLOCK_T) == 0
         for i in range(blocks):  # from the end of the row to its beginning
             t = last - i * BLOCK_T + tl.arange(0, BLOCK_T)
             m = tl.load(mask + row + t, t < T, other=0) != 0
+            ends = tl.load(done + row + t, t < T, other=0) != 0
             r = tl.load(rewards + row + t, t < T, other=0.0).to(tl.float32)
             v = tl.load(values + row + t, t < T, other=0.0).to(tl.float32)
-            next_m = tl.load(mask + row + t + 1, t + 1 < T, other=0) != 0
-            next_v = tl.load(values + row + t + 1, t + 1 < T, other=0.0).to(tl.float32)
 
-            a = tl.where(m, gamma * gae_lambda, 0.0)
-            b = tl.where(m, r + gamma * tl.where(next_m, next_v, 0.0) - v, 0.0)  # where, not *: 0 * inf is nan
+            # the value of the next state within the block: scan what lies one column to the right
+            inside = (tl.arange(0, BLOCK_T) < BLOCK_T - 1) & (t + 1 < T)
+            next_m = tl.load(mask + row + t + 1, inside, other=0) != 0
+            next_v = tl.where(next_m, tl.load(values + row + t + 1, inside, other=0.0).to(tl.float32), 0.0)
+            found, next_v = tl.associative_scan(
+                (next_m.to(tl.int32), next_v), axis=0, combine_fn=_nearest, reverse=True
+            )
+            next_v = tl.where(found != 0, next_v, value)
+
+            a = tl.where(m, decay_rate, 1.0)  # between states the advantage is handed on as it is
+            a = tl.where(ends, 0.0, a)
+            b = tl.where(m, r + gamma * tl.where(ends, 0.0, next_v) - v, 0.0)  # where, not *: 0 * inf is nan
             decay, advantage = tl.associative_scan((a, b), axis=0, combine_fn=_compose, reverse=True)
             advantage += decay * carry
-            tl.store(advantages + row + t, advantage, t < T)
-            carry = tl.sum(tl.where(tl.arange(0, BLOCK_T) == 0, advantage, 0.0), 0)[None]
+            tl.store(advantages + row + t, tl.where(m, advantage, 0.0), t < T)
+            carry = tl.sum(tl.where(first, advantage, 0.0), 0)[None]
+            here = tl.sum(tl.where(first & m, v, 0.0), 0)
+            after = tl.sum(tl.where(first, next_v, 0.0), 0)
+            marked = tl.sum(tl.where(first & m, 1, 0), 0)
+            value = tl.where(marked != 0, here, after)[None]
 
 
 MAX_BLOCK = 1024
 
 
 @torch.no_grad()
-def gae_triton(rewards: Tensor, values: Tensor, completion_mask: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+def gae_triton(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float | Tensor, done: Tensor | None = None
+) -> Tensor:
     """The same in one launch: a row is one program, scanned from its end in blocks of at most 1024 tokens."""
     B, T = rewards.shape
-    inputs = [x.contiguous() for x in (rewards, values, completion_mask)]
+    done = torch.zeros_like(mask) if done is None else done
+    inputs = [x.contiguous() for x in (rewards, values, mask, done)]
+    lambdas = torch.as_tensor(gae_lambda, dtype=torch.float32, device=rewards.device).expand(B).contiguous()
     advantages = torch.empty(B, T, dtype=torch.float32, device=rewards.device)
     if advantages.numel():
         block = min(triton.next_power_of_2(T), MAX_BLOCK)
-        _gae_kernel[(B,)](*inputs, advantages, T, gamma, gae_lambda, BLOCK_T=block, num_warps=max(1, block // 256))
+        _gae_kernel[(B,)](*inputs, lambdas, advantages, T, gamma, BLOCK_T=block, num_warps=max(1, block // 256))
     return advantages

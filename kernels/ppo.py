@@ -26,6 +26,7 @@ class Clips(NamedTuple):
     dual: float | None
     value: float | None
     value_coef: float
+    policy_high: float | None = None  # upwards; None: the same as downwards
 
 
 def ppo_triton(
@@ -61,8 +62,9 @@ class _Terms(torch.autograd.Function):
         if n:
             _forward_kernel[(triton.cdiv(n, BLOCK),)](
                 logprobs, old_logprobs, advantages, mask, values, old_values, returns, value_mask, *grads, sums,
-                *totals, n, float(clips.policy), float(clips.dual or 0), float(clips.value or 0),
-                float(clips.value_coef), clips.dual is not None, clips.value is not None, BLOCK, num_warps=WARPS,
+                *totals, n, float(clips.policy), float(clips.policy_high or clips.policy), float(clips.dual or 0),
+                float(clips.value or 0), float(clips.value_coef), clips.dual is not None, clips.value is not None,
+                BLOCK, num_warps=WARPS,
             )  # fmt: skip
         ctx.grads = grads
         ctx.mark_non_differentiable(metrics := sums[:8])
@@ -83,7 +85,7 @@ class _Terms(torch.autograd.Function):
 @triton.jit
 def _forward_kernel(
     logprobs, old_logprobs, advantages, mask, values, old_values, returns, value_mask, grad_logprobs, grad_values, sums,
-    num_tokens, num_states, n, clip_range, dual_clip, value_clip_range, value_coef,
+    num_tokens, num_states, n, clip_range, clip_range_high, dual_clip, value_clip_range, value_coef,
     DUAL: tl.constexpr, CLIP_VALUE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -97,7 +99,7 @@ def _forward_kernel(
     bounded_ratio = tl.minimum(log_ratio, 80.0)  # as losses.py: exp of more is inf, and inf * 0 is nan
     ratio = tl.exp(bounded_ratio if DUAL else tl.where(advantage < 0, log_ratio, bounded_ratio))
     unclipped = -advantage * ratio
-    clipped = -advantage * tl.minimum(tl.maximum(ratio, 1 - clip_range), 1 + clip_range)
+    clipped = -advantage * tl.minimum(tl.maximum(ratio, 1 - clip_range), 1 + clip_range_high)
     loss = tl.maximum(unclipped, clipped)
     learns = unclipped >= clipped
     if DUAL:

@@ -43,23 +43,26 @@ class Policy(nn.Module):
         )
 
     def logprobs(
-        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, temperature: float = 1.0
-    ) -> Tensor:
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor,
+        *, temperature: float = 1.0, stream: Stream | None = None,
+    ) -> Tensor:  # fmt: skip
         """(B, T) float32: column t is log pi(token t | tokens before t), 0 where completion_mask is False.
 
         The transformer sees N real tokens and no padding; only the M positions that predict a completion token reach
-        the vocabulary product, and the kernel never stores the (M, V) logits.
+        the vocabulary product, and the kernel never stores the (M, V) logits. `stream` is the rows packed, where the
+        caller has packed them for several networks.
         """
-        stream = pack(input_ids, attention_mask, completion_mask)
+        stream = stream or pack(input_ids, attention_mask, completion_mask)
         how = self.logit_settings(temperature)
         picked = linear_logprob(self._states(stream), self.lm_head.weight, stream.targets, **how)
         return spread(picked, completion_mask)
 
     def logprobs_and_entropy(
-        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, temperature: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor,
+        *, temperature: float = 1.0, stream: Stream | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """`logprobs`, and beside it (B, T) float32 entropy in nats of the distribution that token t was drawn from."""
-        stream = pack(input_ids, attention_mask, completion_mask)
+        stream = stream or pack(input_ids, attention_mask, completion_mask)
         picked, entropy = linear_logprob(
             self._states(stream), self.lm_head.weight, stream.targets, **self.logit_settings(temperature), entropy=True
         )
@@ -67,7 +70,7 @@ class Policy(nn.Module):
 
     def exact_kl(
         self, ref_policy: "Policy", input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor,
-        *, temperature: float = 1.0,
+        *, temperature: float = 1.0, stream: Stream | None = None,
     ) -> Tensor:  # fmt: skip
         """(B, T) float32 nats: KL(self || ref_policy) over the whole vocabulary at each completion position.
 
@@ -75,7 +78,7 @@ class Policy(nn.Module):
         """
         if ref_policy.config.logit_divisor != self.config.logit_divisor:
             raise ValueError("the reference divides its logits by another number; the exact KL wants one of its family")
-        stream = pack(input_ids, attention_mask, completion_mask)
+        stream = stream or pack(input_ids, attention_mask, completion_mask)
         ref = (ref_policy.states(stream), ref_policy.lm_head.weight)
         kl = linear_kl(self._states(stream), self.lm_head.weight, *ref, **self.logit_settings(temperature))
         return spread(kl, completion_mask)
@@ -103,9 +106,11 @@ class RewardModel(nn.Module):
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("shift", torch.zeros(()))
 
-    def score(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+    def score(
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, stream: Stream | None = None
+    ) -> Tensor:
         """(B,) float32 scores. The last token is found by the mask, so pad and eos may share an id."""
-        stream = pack(input_ids, attention_mask, completion_mask)
+        stream = stream or pack(input_ids, attention_mask, completion_mask)
         hidden = self.transformer(stream.tokens, stream.positions, stream.blocks, picks=stream.last)  # (B, D)
         return scalar(self.head, hidden) * self.gain + self.shift
 
@@ -124,9 +129,11 @@ class ValueModel(nn.Module):
         self.transformer = Transformer(config, compute_dtype)
         self.head = nn.Linear(config.hidden_size, 1)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, stream: Stream | None = None
+    ) -> Tensor:
         """(B, T) float32: column t is V of the state before token t is emitted, 0 where completion_mask is False."""
-        stream = pack(input_ids, attention_mask, completion_mask)
+        stream = stream or pack(input_ids, attention_mask, completion_mask)
         hidden = self.transformer(stream.tokens, stream.positions, stream.blocks, picks=stream.predicts)  # (M, D)
         return spread(scalar(self.head, hidden), completion_mask)
 

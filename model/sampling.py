@@ -29,6 +29,7 @@ class Generation(NamedTuple):
 
     rows: Rows  # (B, T) prompt, completion (its stop token included), padding on the right; in the prompts' order
     finish_reasons: list[str]  # per row: "stop" (a stop token was drawn) or "length"
+    logprobs: list[list[float]]  # per row: nats of each token of its completion, before top-k and top-p cut
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Row:
     seed: int
     limit: int  # tokens
     completion: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     finished: bool = False
 
     @property
@@ -86,8 +88,10 @@ def generate(
             else:
                 entering, drawn = active, step(state(active, device), [row.length for row in active])
             drawn = drawn.tolist()  # the one host read of the whole batch
-            for row, token in zip(entering, drawn, strict=True):
+            for row, (token, logprob) in zip(entering, drawn, strict=True):
+                token = int(token)
                 row.completion.append(token)
+                row.logprobs.append(logprob)
                 row.finished = token in stops or len(row.completion) == row.limit
                 if on_token:
                     on_token(row.index, token, row.finished)
@@ -98,7 +102,7 @@ def generate(
         for r in rows
     ]
     reasons = ["stop" if row.completion[-1] in stops else "length" for row in rows]
-    return Generation(make_rows(examples, pad_id).to(device), reasons)
+    return Generation(make_rows(examples, pad_id).to(device), reasons, [row.logprobs for row in rows])
 
 
 def take(waiting: list[Row], room: int) -> list[Row]:
@@ -138,7 +142,7 @@ def after_prompts(policy: Policy, prompts: list[list[int]], slots: list[list[int
 
 
 def decoder(policy: Policy, cache: KVCache, draw: Callable) -> Callable[[Tensor, list[int]], Tensor]:
-    """step(columns, lengths) -> (B,) int64 what each active row draws after its newest token.
+    """step(columns, lengths) -> (B, 2) what each active row draws after its newest token, as `draw_tokens` has it.
 
     Args of the step: columns (4, B) the rows' `state`; lengths, of the rows, known to the host.
     """
@@ -159,9 +163,15 @@ def state(rows: list[Row], device: torch.device) -> Tensor:
 
 
 def draw_tokens(logits: Tensor, columns: Tensor, **choice) -> Tensor:
-    """(B,) int64 the next token of each row, from (B, V) logits and the rows' `state`."""
+    """(B, 2) float64, the next token of each row and its log-prob, from (B, V) logits and the rows' `state`.
+
+    One tensor, so that the host reads once. Token ids are whole numbers far below 2^53.
+    """
     _, _, seeds, steps = columns
-    return next_token(logits, uniforms(seeds, steps), **choice)
+    tokens = next_token(logits, uniforms(seeds, steps), **choice)
+    scaled = logits.float() / (choice["temperature"] or 1.0)  # at temperature 0 the most likely token has what it has
+    logprobs = scaled.gather(1, tokens[:, None])[:, 0] - scaled.logsumexp(1)
+    return torch.stack([tokens.double(), logprobs.double()], dim=1)
 
 
 def retire(active: list[Row], cache: KVCache) -> list[Row]:

@@ -39,6 +39,7 @@ from runtime.inputs import changed_inputs, code_digests, input_digests
 from runtime.metrics import Metrics, append_row, drop_rows_after, each_row
 from runtime.plots import plot_metrics
 from runtime.seeds import LARGEST
+from runtime.shares import places_of
 
 LOGS = ("metrics.jsonl", "samples.jsonl")  # a row has its `step`
 
@@ -121,7 +122,7 @@ class Run:
         table = np.arange(rows).reshape(-1, size)
         for epoch in range(epochs):
             drawn = np.random.default_rng([self.cfg.seed, self.step, epoch]).permuted(table, axis=0)
-            for minibatch in drawn[:, self.rank :: self.world_size] // self.world_size:
+            for minibatch in (places_of(numbers, self.rank, self.world_size) for numbers in drawn):
                 yield torch.from_numpy(minibatch % mine * samples_per_prompt + minibatch // mine)
 
     # ---- the course of a run

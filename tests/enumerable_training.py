@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from advantages import estimate_advantages, kl_estimate, kl_loss, whiten
-from losses import dpo_loss, ipo_loss, plackett_luce_loss, ppo_policy_loss, ppo_value_loss, token_rewards
+from losses import (
+    POLICY_LOSSES,
+    aggregation,
+    dpo_loss,
+    ipo_loss,
+    plackett_luce_loss,
+    ppo_value_loss,
+    token_rewards,
+)
 from tests.enumerable_task import COMPLETIONS, NUM_STATES, TabularPolicy, make_task, mask_of, reward_of, states
 
 PPO_STEPS, BATCH = 400, 512
@@ -18,7 +26,8 @@ Look = Callable[[int, TabularPolicy], None]
 
 
 def train_ppo(
-    seed: int, *, kl_coef: float, kind="gae", kl_in="reward", samples_per_prompt=1, score=None,
+    seed: int, *, kl_coef: float, kind="gae", kl_in="reward", kl_estimator="k2", samples_per_prompt=1, score=None,
+    policy_loss="clip", clip_range=0.2, clip_range_high=None, aggregate="token", entropy_coef=0.0,
     look: Look = lambda step, policy: None,
 ) -> TabularPolicy:  # fmt: skip
     """train_ppo.py's order of events; the task's reward goes through score(scores, completions) first."""
@@ -27,6 +36,8 @@ def train_ppo(
     value_table = torch.nn.Parameter(torch.zeros(NUM_STATES))
     optimizer = torch.optim.Adam([{"params": policy.parameters()}, {"params": [value_table]}], lr=0.05, eps=1e-5)
     generator = torch.Generator().manual_seed(seed)
+    clip = {"clip_range": clip_range, "clip_range_high": clip_range_high}
+    clip |= {"dual_clip": None} if policy_loss == "clip" else {}
     look(0, policy)
     for step in range(PPO_STEPS):
         for group in optimizer.param_groups:
@@ -36,7 +47,6 @@ def train_ppo(
             old_logprobs, ref_logprobs = policy.logprobs(completions), reference.logprobs(completions)
             old_values = value_table[states(completions)]
         mask = mask_of(completions)
-        clip = {"clip_range": 0.2, "num_tokens": mask.sum() / 4}
         scores = reward_of(completions, rewards_of_all)
         scores = scores if score is None else score(scores, completions)
         kl = kl_estimate(old_logprobs - ref_logprobs, "k1")
@@ -48,14 +58,21 @@ def train_ppo(
         returns = advantages + old_values
         if kind == "gae" and kl_in == "reward":
             advantages = whiten(advantages, mask, lambda x: x, shift_mean=True)
+        weights, counts = aggregation(mask, aggregate, max_new_tokens=3)
         for rows in torch.randperm(BATCH, generator=generator).split(BATCH // 4):
             logprobs = policy.logprobs(completions[rows])
-            m, old = mask[rows], old_logprobs[rows]
-            loss, _ = ppo_policy_loss(logprobs, old, advantages[rows], m, dual_clip=None, **clip)
+            m, old, weight, num_tokens = mask[rows], old_logprobs[rows], weights[rows], counts[rows].sum()
+            loss, _ = POLICY_LOSSES[policy_loss](
+                logprobs, old, weight * advantages[rows], m, num_tokens=num_tokens, **clip
+            )
             values = value_table[states(completions[rows])]
-            loss = loss + ppo_value_loss(values, old_values[rows], returns[rows], m, **clip)[0]
+            value = {"clip_range": 0.2, "num_tokens": m.sum()}
+            loss = loss + ppo_value_loss(values, old_values[rows], returns[rows], m, **value)[0]
             if kl_in == "loss":
-                loss = loss + kl_coef * kl_loss(logprobs, ref_logprobs[rows], m, "k2") / clip["num_tokens"]
+                loss = loss + kl_coef * kl_loss(logprobs, ref_logprobs[rows], m, kl_estimator, weight) / num_tokens
+            if entropy_coef:
+                entropy = policy.entropy(completions[rows])
+                loss = loss - entropy_coef * (weight * entropy)[m].sum() / num_tokens
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -36,11 +36,31 @@ def test_the_scan_is_as_exact_as_the_loop(B, T, dtype, gamma, gae_lambda):
 
 
 @pytest.mark.interpreter
-def test_the_scan_treats_each_run_of_a_row_as_its_own_episode():
+@pytest.mark.parametrize("T", [7, 1500])
+def test_the_scan_goes_over_gaps_and_ends_where_an_episode_is_done(T):
     generator = torch.Generator().manual_seed(1)
-    rewards, values = torch.randn(2, 3, 1500, generator=generator)
-    mask = torch.rand(3, 1500, generator=generator) > 0.2
-    torch.testing.assert_close(gae_triton(rewards, values, mask, 0.99, 0.9), gae_ref(rewards, values, mask, 0.99, 0.9))
+    rewards, values = torch.randn(2, 3, T, generator=generator)
+    mask = torch.rand(3, T, generator=generator) > 0.4
+    mask[2, T // 3 : T // 3 + T // 2] = False  # a gap that hides whole blocks
+    done = mask & (torch.rand(3, T, generator=generator) > 0.8)
+    lambdas = torch.tensor([0.9, 0.5, 1.0])
+    for ends in (None, done):
+        scanned = gae_triton(rewards, values, mask, 0.99, lambdas, ends)
+        torch.testing.assert_close(scanned, gae_ref(rewards, values, mask, 0.99, lambdas, ends), rtol=1e-4, atol=1e-4)
+
+
+def test_a_reward_of_the_last_turn_reaches_the_first_one():
+    mask = torch.tensor([[0, 1, 1, 0, 0, 1, 1]], dtype=torch.bool)
+    rewards, values = torch.zeros(1, 7), torch.full((1, 7), 0.25)
+    rewards[0, 6] = 1.0
+    whole = gae(rewards, values, mask, gamma=1.0, gae_lambda=1.0)
+    assert whole.tolist() == [[0, 0.75, 0.75, 0, 0, 0.75, 0.75]]
+    done = torch.zeros_like(mask)
+    done[0, 2] = done[0, 6] = True  # two episodes in a row
+    apart = gae(rewards, values, mask, gamma=1.0, gae_lambda=1.0, done=done)
+    assert apart.tolist() == [[0, -0.25, -0.25, 0, 0, 0.75, 0.75]]
+    one_step = gae(rewards, values, mask, gamma=0.5, gae_lambda=0.0)  # the next value is that of the next turn
+    assert one_step[0, 2].item() == pytest.approx(0.5 * 0.25 - 0.25)
 
 
 @pytest.mark.interpreter
@@ -77,12 +97,12 @@ def test_gae_with_lambda_zero_is_the_error_of_one_step():
     "change, message",
     [
         ({"values": torch.zeros(3, 6)}, r"rewards \(3, 7\), values \(3, 6\)"),
-        ({"completion_mask": torch.ones(3, 7)}, "completion_mask must be bool"),
+        ({"mask": torch.ones(3, 7)}, "mask must be bool"),
         ({"gamma": 1.5}, "gamma=1.5"),
     ],
 )
 def test_bad_input_is_named(change, message):
     rewards, values, mask = rollout(3, 7)
-    inputs = {"rewards": rewards, "values": values, "completion_mask": mask, "gamma": 1.0, "gae_lambda": 0.95}
+    inputs = {"rewards": rewards, "values": values, "mask": mask, "gamma": 1.0, "gae_lambda": 0.95}
     with pytest.raises(ValueError, match=message):
         gae(**inputs | change)

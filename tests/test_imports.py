@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BELOW = {
-    "evals": {"evals", "data", "model", "losses", "advantages", "kernels", "runtime"},
+    "evals": {"evals", "rollouts", "data", "model", "losses", "advantages", "kernels", "runtime"},
+    "rollouts": {"rollouts", "data", "model", "losses", "advantages", "kernels", "runtime"},
     "data": {"data", "model", "losses", "advantages", "kernels", "runtime"},
     "model": {"model", "losses", "advantages", "kernels", "runtime"},
     "losses": {"kernels", "runtime"},

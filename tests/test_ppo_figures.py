@@ -1,4 +1,5 @@
 """A rewrite of PPO's loop leaves its figures alone: ppo_figures.json holds those of two steps of every kind."""
+# ruff: noqa: F811 - fixtures of another test file
 
 import json
 from pathlib import Path
@@ -19,7 +20,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_figures_of_two_steps_are_what_they_were(ppo, stopping, house, tmp_path, read_metrics, name):  # noqa: F811
+def test_the_figures_of_two_steps_are_what_they_were(ppo, stopping, house, tmp_path, read_metrics, name):
     assert ppo(stopping, *[word.format(home=house) for word in RUNS[name]]) == 0
     rows, known = read_metrics(tmp_path / "run"), json.loads(FIGURES.read_text())[name]
     assert len(rows) == len(known)

@@ -1,4 +1,5 @@
 """Figures of train_ppo.py worked out by hand from what a run leaves: each stands for a line of the script."""
+# ruff: noqa: F811 - fixtures of another test file
 
 import json
 import math
@@ -21,7 +22,7 @@ def by_prompt(prompts, completions, id):
 
 
 @pytest.fixture(scope="session")
-def stopping(house):  # noqa: F811
+def stopping(house):
     """The tiny policy with a stop token that is drawn about every eighth time, so that lengths differ."""
     policy, tokenizer = load_policy(house / "policy"), load_tokenizer(house / "policy")
     ids = torch.randint(5, tokenizer.vocab_size, (8, 24), generator=torch.Generator().manual_seed(0)).tolist()
@@ -43,7 +44,7 @@ def column(row, name):
     return torch.tensor(row[f"token_{name}"], dtype=torch.float64)
 
 
-def test_the_paid_score_is_the_clipped_and_replaced_one(ppo, stopping, tmp_path):  # noqa: F811
+def test_the_paid_score_is_the_clipped_and_replaced_one(ppo, stopping, tmp_path):
     words = [stopping, "missing_eos_value=-7", "num_samples=8", "reward_clip=0.1", "num_steps=1"]
     assert ppo(*words, "missing_eos=replace") == 0
     kinds = set()
@@ -55,7 +56,7 @@ def test_the_paid_score_is_the_clipped_and_replaced_one(ppo, stopping, tmp_path)
     assert max(abs(row["score"]) for row in samples_of(tmp_path / "run")) > 0.1  # what is logged is the raw score
 
 
-def test_the_kl_in_the_loss_holds_the_policy_back(ppo, tmp_path, read_metrics):  # noqa: F811
+def test_the_kl_in_the_loss_holds_the_policy_back(ppo, tmp_path, read_metrics):
     words = [
         "kl_in=loss",
         "kl_estimator=k2",
@@ -70,7 +71,7 @@ def test_the_kl_in_the_loss_holds_the_policy_back(ppo, tmp_path, read_metrics): 
     assert held < free / 2
 
 
-def test_the_reference_reads_at_the_temperature_of_the_samples(ppo, tmp_path, read_metrics):  # noqa: F811
+def test_the_reference_reads_at_the_temperature_of_the_samples(ppo, tmp_path, read_metrics):
     assert ppo("sampling.temperature=0.5", "num_steps=1") == 0
     (row,) = read_metrics(tmp_path / "run")
     assert row["objective/kl"] == pytest.approx(0, abs=1e-5)
@@ -87,7 +88,7 @@ def value_loss_if_the_values_stay(run, step=1):
     return advantages.square().mean().item() / 2
 
 
-def test_the_value_model_learns_at_its_own_rate(ppo, tmp_path, read_metrics):  # noqa: F811
+def test_the_value_model_learns_at_its_own_rate(ppo, tmp_path, read_metrics):
     assert ppo(*HELD_STILL, "optim.value_lr=1e-12", "num_steps=1", run="still") == 0
     assert ppo(*HELD_STILL, "optim.value_lr=1e-2", "num_steps=1", run="fast") == 0
     still, fast = (read_metrics(tmp_path / run)[0]["value/loss"] for run in ("still", "fast"))
@@ -95,7 +96,7 @@ def test_the_value_model_learns_at_its_own_rate(ppo, tmp_path, read_metrics):  #
     assert abs(fast - still) > 0.1 * still
 
 
-def test_new_settings_rule_after_resume_anyway(ppo, tmp_path, read_metrics):  # noqa: F811
+def test_new_settings_rule_after_resume_anyway(ppo, tmp_path, read_metrics):
     words = [*HELD_STILL, "optim.schedule=constant", "save_every=1", "num_steps=1"]
     assert ppo(*words, "kl_coef=0.05", "optim.value_lr=1e-3") == 0
     more = ["resume=true", "resume_anyway=true", "num_steps=2", "kl_coef=0.5", "optim.value_lr=1e-12"]
@@ -105,7 +106,7 @@ def test_new_settings_rule_after_resume_anyway(ppo, tmp_path, read_metrics):  # 
     assert after["value/loss"] == pytest.approx(value_loss_if_the_values_stay(tmp_path / "run", 2), rel=1e-4)
 
 
-def test_an_adaptive_coefficient_goes_on_after_resume_anyway(ppo, tmp_path, read_metrics):  # noqa: F811
+def test_an_adaptive_coefficient_goes_on_after_resume_anyway(ppo, tmp_path, read_metrics):
     words = ["kl_controller=adaptive", "optim.schedule=constant", "save_every=1", "sample_every=0"]
     assert ppo(*words) == 0
     assert ppo(*words, "resume=true", "resume_anyway=true", "num_steps=3", "clip_range=0.1") == 0
@@ -115,7 +116,7 @@ def test_an_adaptive_coefficient_goes_on_after_resume_anyway(ppo, tmp_path, read
         assert after["objective/kl_coef"] == pytest.approx(row["objective/kl_coef"] * (1 + error / 5), rel=1e-6)
 
 
-def test_the_controller_counts_completions(ppo, tmp_path, read_metrics):  # noqa: F811
+def test_the_controller_counts_completions(ppo, tmp_path, read_metrics):
     words = ["kl_controller=adaptive", "kl_horizon=100", "samples_per_prompt=2", "sample_every=0"]
     assert ppo(*words) == 0
     first, second = read_metrics(tmp_path / "run")
@@ -127,7 +128,7 @@ def to_go(rewards):
     return rewards.flip(0).cumsum(0).flip(0)
 
 
-def test_whitened_rewards_keep_their_mean(ppo, tmp_path):  # noqa: F811
+def test_whitened_rewards_keep_their_mean(ppo, tmp_path):
     words = ["whiten_rewards=true", "whiten_advantages=false", "gae_lambda=1", "num_samples=8", "num_steps=1"]
     assert ppo(*words) == 0
     rows = samples_of(tmp_path / "run")
@@ -140,7 +141,7 @@ def test_whitened_rewards_keep_their_mean(ppo, tmp_path):  # noqa: F811
         torch.testing.assert_close(column(row, "advantage"), expected, rtol=1e-3, atol=2e-3)
 
 
-def test_a_score_after_eos_reaches_the_tokens_before_it(ppo, stopping, tmp_path):  # noqa: F811
+def test_a_score_after_eos_reaches_the_tokens_before_it(ppo, stopping, tmp_path):
     words = [
         stopping,
         "score_position=after_eos",
@@ -157,7 +158,7 @@ def test_a_score_after_eos_reaches_the_tokens_before_it(ppo, stopping, tmp_path)
         torch.testing.assert_close(column(row, "advantage"), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_group_advantages_are_not_whitened_again(ppo, stopping, tmp_path):  # noqa: F811
+def test_group_advantages_are_not_whitened_again(ppo, stopping, tmp_path):
     (tmp_path / "fn.py").write_text(REWARDS)
     for kind in ("grpo", "rloo"):
         words = [
@@ -184,7 +185,7 @@ def test_group_advantages_are_not_whitened_again(ppo, stopping, tmp_path):  # no
         )  # all equal: taught nothing
 
 
-def test_tokens_and_states_are_counted_each_by_its_own_mask(ppo, stopping, monkeypatch):  # noqa: F811
+def test_tokens_and_states_are_counted_each_by_its_own_mask(ppo, stopping, monkeypatch):
     seen, loss = [], train_ppo.ppo_loss
 
     def spy(*tensors, num_tokens, num_states, **settings):
@@ -204,7 +205,7 @@ def test_tokens_and_states_are_counted_each_by_its_own_mask(ppo, stopping, monke
     assert any(tokens != states for tokens, _, states, _ in seen)
 
 
-def test_the_seed_decides_what_is_sampled_and_may_be_large(ppo, tmp_path):  # noqa: F811
+def test_the_seed_decides_what_is_sampled_and_may_be_large(ppo, tmp_path):
     drawn = {}
     for seed in (0, 1, 2**23, 2**32 - 1):
         assert ppo(f"seed={seed}", "num_steps=1", "data.shuffle=false", "num_samples=8", run=str(seed)) == 0
@@ -212,7 +213,7 @@ def test_the_seed_decides_what_is_sampled_and_may_be_large(ppo, tmp_path):  # no
     assert len(set(drawn.values())) == 4
 
 
-def test_each_network_is_clipped_by_its_own_norm(ppo, house, tmp_path, read_metrics):  # noqa: F811
+def test_each_network_is_clipped_by_its_own_norm(ppo, house, tmp_path, read_metrics):
     """Scores a hundred times larger move the value model's gradient, not the policy's whitened one."""
     words = [f"reward_fn={house}/rewards.py:length", "reward_model=null", "value_clip_range=null", "num_steps=1"]
     words += ["ppo_epochs=1", "minibatch_size=8", "kl_coef=0", "missing_eos=none", "gae_lambda=1", "sample_every=0"]
@@ -223,7 +224,7 @@ def test_each_network_is_clipped_by_its_own_norm(ppo, house, tmp_path, read_metr
     assert hundred["policy/grad_norm"] == pytest.approx(one["policy/grad_norm"], rel=1e-3)
 
 
-def test_truncation_that_pays_is_said_with_both_figures(ppo, house, capsys):  # noqa: F811
+def test_truncation_that_pays_is_said_with_both_figures(ppo, house, capsys):
     (house / "low.py").write_text("def low(prompts, completions):\n    return [-5.0] * len(prompts)\n")
     words = [f"reward_fn={house}/low.py:low", "reward_model=null", "num_steps=1", "sampling.max_new_tokens=2"]
     assert ppo(*words, "missing_eos=replace") == 0
@@ -232,7 +233,7 @@ def test_truncation_that_pays_is_said_with_both_figures(ppo, house, capsys):  # 
     assert "missing_eos_value" not in capsys.readouterr().out
 
 
-def test_activation_checkpointing_changes_no_number(ppo, tmp_path, read_metrics, monkeypatch):  # noqa: F811
+def test_activation_checkpointing_changes_no_number(ppo, tmp_path, read_metrics, monkeypatch):
     calls = []
     import model.transformer as transformer
 

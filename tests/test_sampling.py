@@ -47,7 +47,7 @@ def test_a_rows_text_does_not_depend_on_its_neighbours(changes, slots):
 def test_decoding_with_the_cache_is_the_full_forward(changes):
     """Greedy decoding takes, at every position, the token that a forward over the whole text ranks first."""
     policy, greedy = random_policy(**changes), SETTINGS | {"temperature": 0.0}
-    rows, _ = generate(policy, random_prompts(), slots=3, seeds=[0] * 9, stop_ids=[5], **greedy)
+    rows, _, _ = generate(policy, random_prompts(), slots=3, seeds=[0] * 9, stop_ids=[5], **greedy)
     stream = pack(*rows)
     with torch.no_grad():
         logits = policy(stream.tokens, stream.positions, stream.blocks, stream.predicts)
@@ -58,7 +58,7 @@ def test_decoding_with_the_cache_is_the_full_forward(changes):
 def test_what_comes_back_is_prompt_completion_padding():
     policy, prompts = random_policy(), random_prompts()
     seen = []
-    rows, reasons = generate(
+    rows, reasons, _ = generate(
         policy,
         prompts,
         slots=2,
@@ -80,7 +80,7 @@ def test_what_comes_back_is_prompt_completion_padding():
 
 def test_each_row_may_have_a_limit_of_its_own():
     policy, prompts, limits = random_policy(), random_prompts(), [1, 9, 2, 30, 4, 17, 3, 41, 8]
-    rows, _ = generate(
+    rows, _, _ = generate(
         policy, prompts, slots=3, seeds=list(range(9)), stop_ids=[], **(SETTINGS | {"max_new_tokens": limits})
     )
     assert rows.completion_mask.sum(1).tolist() == limits
@@ -89,7 +89,9 @@ def test_each_row_may_have_a_limit_of_its_own():
 def test_bf16_rollout_takes_what_the_bf16_forward_finds_likely():
     """Teacher-forced, the bf16 decoder's greedy tokens lose at most bf16 rounding against the forward's best."""
     policy = random_policy(torch.bfloat16)
-    rows, _ = generate(policy, random_prompts(), slots=4, seeds=[0] * 9, stop_ids=[], **(SETTINGS | {"temperature": 0}))
+    rows, _, _ = generate(
+        policy, random_prompts(), slots=4, seeds=[0] * 9, stop_ids=[], **(SETTINGS | {"temperature": 0})
+    )
     exact = random_policy().logprobs(*rows)[rows.completion_mask]
     assert (policy.logprobs(*rows)[rows.completion_mask] - exact).abs().mean() < 0.1
     assert policy.lm_head.prepared is None and policy.training
@@ -126,3 +128,13 @@ def test_bad_settings_are_refused(change, message):
     settings.setdefault("seeds", list(range(len(settings["prompts"]))))
     with pytest.raises(ValueError, match=message):
         generate(random_policy(), settings.pop("prompts"), **settings)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_log_probs_that_come_with_the_tokens_are_those_of_the_training_forward(temperature):
+    policy, settings = random_policy(), SETTINGS | {"temperature": temperature}
+    made = generate(policy, random_prompts(), slots=4, seeds=list(range(9)), stop_ids=[5, 6], **settings)
+    with torch.no_grad():
+        read = policy.logprobs(*made.rows, temperature=temperature)
+    for row, mask, logprobs in zip(read, made.rows.completion_mask, made.logprobs, strict=True):
+        assert row[mask].tolist() == pytest.approx(logprobs, abs=1e-4)

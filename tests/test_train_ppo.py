@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import train_ppo
-from data.rollout import in_parts, row_seeds, sample, value_states
 from data.tokenizer import load_tokenizer, train_sentencepiece
 from model.build import export_model, load_policy, new_policy, new_reward_model
-from model.packing import Rows
+from rollouts.engine import Engine
+from rollouts.trajectory import make_trajectory
 from tests.tiny_models import shaken, tiny_config
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "embedded"
@@ -256,39 +256,54 @@ def test_the_first_ratio_is_the_farthest_of_all_micro_batches():
 # ---- the functions that the loop calls
 
 
-def rows_of(lengths, prompt=2, width=8):
-    columns = torch.arange(width)
-    real = columns < torch.tensor([[prompt + n] for n in lengths])
-    return Rows(torch.ones(len(lengths), width, dtype=torch.long), real, real & (columns >= prompt))
+def trajectory_of(lengths, finished, **settings):
+    ids = [[1, 2, *range(3, 3 + n)] for n in lengths]
+    turns = [[-1, -1, *[0] * n] for n in lengths]
+    how = {"score_position": "eos", "max_new_tokens": 6, "pad_id": 0, "device": "cpu"} | settings
+    return make_trajectory(ids, turns, None, finished, [{"where": f"f:{i}"} for i in range(len(ids))], **how)
 
 
 def test_after_eos_gives_a_value_to_one_state_more_where_there_was_room():
-    rows, finished = rows_of([2, 6, 4]), torch.tensor([True, True, False])
-    rollout, states = value_states(rows, finished, score_position="after_eos", max_new_tokens=6)
-    assert rollout.completion_mask.sum(1).tolist() == [2, 6, 4]
-    assert states.completion_mask.sum(1).tolist() == [3, 6, 4]  # no room after 6 tokens; the third did not stop
-    assert states.completion_mask[0].nonzero().flatten().tolist() == [2, 3, 4]
-    assert value_states(rows, finished, score_position="eos", max_new_tokens=6) == (rows, rows)
+    lengths, finished = [2, 6, 4], [True, True, False]
+    rollout = trajectory_of(lengths, finished, score_position="after_eos")
+    assert rollout.action_mask.sum(1).tolist() == [2, 6, 4]
+    assert rollout.value_mask.sum(1).tolist() == [3, 6, 4]  # no room after 6 tokens; the third did not stop
+    assert rollout.value_mask[0].nonzero().flatten().tolist() == [2, 3, 4]
+    assert rollout.done.nonzero().tolist() == [[0, 4], [1, 7], [2, 5]]
+    assert rollout.states.attention_mask.sum(1).tolist() == [5, 8, 6]
+    at_eos = trajectory_of(lengths, finished)
+    assert torch.equal(at_eos.value_mask, at_eos.action_mask) and at_eos.done.nonzero().tolist()[0] == [0, 3]
 
 
-def test_a_row_draws_by_its_number_and_step_not_by_its_place(house):
+def test_what_is_left_out_keeps_its_tokens_and_has_no_action():
+    rollout = trajectory_of([2, 3], [True, True])
+    rollout.leave_out(torch.tensor([True, False]))
+    assert rollout.action_mask.sum(1).tolist() == rollout.value_mask.sum(1).tolist() == [0, 3]
+    assert rollout.done.sum(1).tolist() == [0, 1] and rollout.attention_mask.sum(1).tolist() == [4, 5]
+
+
+class OneRank:
+    """What an engine asks of a run."""
+
+    def __init__(self, rank=0, world_size=1):
+        self.rank, self.world_size = rank, world_size
+
+
+def test_a_row_draws_by_its_number_and_step_not_by_its_place(house, compose):
     policy, tokenizer = load_policy(house / "policy", frozen=True), load_tokenizer(house / "policy")
-    batch = [{"input_ids": tokenizer.encode(text)} for text in ("one latte", "a mocha please", "two teas")]
-    settings = {"max_new_tokens": 6, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "slots": 8}
+    cfg = compose("train_ppo", f"policy={house}/policy", "sampling.max_new_tokens=6", "seed=5")
+    prompts = [
+        {"input_ids": tokenizer.encode(text), "messages": [], "where": text}
+        for text in ("one latte", "a mocha please", "two teas", "a cake")
+    ]
 
-    def completions(rows, numbers, step=3):
-        drawn, _ = sample(policy, rows, tokenizer, settings, seeds=row_seeds(5, step, numbers))
-        return [ids[mask].tolist() for ids, mask in zip(drawn.input_ids, drawn.completion_mask, strict=True)]
+    def completions(prompts, step=3, rank=0, world_size=1, **more):
+        rollout = Engine(cfg, OneRank(rank, world_size), tokenizer).rollout(policy, prompts, step=step, **more)
+        return [ids[mask].tolist() for ids, mask in zip(rollout.tokens, rollout.action_mask, strict=True)]
 
-    whole = completions(batch, [0, 1, 2])
-    assert completions(batch[1:], [1, 2]) == whole[1:]  # as a second rank would draw them
-    assert completions(batch, [3, 4, 5]) != whole
-    assert completions(batch, [0, 1, 2], step=4) != whole
-
-
-def test_in_parts_is_the_whole_in_order():
-    rows = rows_of([1, 2, 3, 4, 5])
-    whole = rows.input_ids + rows.completion_mask
-    assert torch.equal(in_parts(lambda ids, real, mask: ids + mask, rows, 2), whole)
-    first, second = in_parts(lambda ids, real, mask: (ids, mask), rows, 3)
-    assert torch.equal(first, rows.input_ids) and torch.equal(second, rows.completion_mask)
+    whole = completions(prompts, samples_per_prompt=2)
+    odd = completions(prompts[1::2], rank=1, world_size=2, samples_per_prompt=2)
+    assert odd == [*whole[2:4], *whole[6:8]]  # as a second rank draws them
+    assert whole[0] != whole[1]
+    assert completions(prompts, step=4, samples_per_prompt=2) != whole
+    assert completions(prompts, batch=1, samples_per_prompt=2) != whole

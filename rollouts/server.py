@@ -1,4 +1,4 @@
-"""Rollouts by an external engine: an OpenAI-compatible server (vLLM, SGLang) that is sent every new policy.
+"""Sampling by an OpenAI-compatible server (vLLM, SGLang) that is sent every new policy.
 
 Before each rollout the policy is exported and the server told to load it; then every prompt goes to its /completions
 as token ids, and token ids come back with the log-probs that the server drew them with. Two programs never compute
@@ -10,38 +10,23 @@ import math
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
-from advantages import importance_weights
-from data.rollout import sample
 from model.build import export_model
 from model.heads import Policy
-from model.packing import Rows, make_rows
-from runtime.distributed import gathered
+from rollouts.trajectory import Turn
 
 SERVER_DOWN = (408, 429, 500, 502, 503, 504)
 
 
-class LocalEngine:
-    """This process's own sampler."""
-
-    def __init__(self, sampling: DictConfig, tokenizer):
-        self.sampling, self.tokenizer = sampling, tokenizer
-
-    def sample(self, policy: Policy, batch: list[dict], *, seeds: list[int]) -> tuple[Rows, Tensor, None]:
-        """Rows of one completion per prompt, (B,) bool who stopped; no log-probs but the policy's own."""
-        with gathered(policy):
-            return *sample(policy, batch, self.tokenizer, self.sampling, seeds=seeds), None
-
-
-class ServerEngine:
+class Server:
     """The engine that conf/engine/server.yaml describes.
 
     Args:
@@ -61,7 +46,8 @@ class ServerEngine:
             "logprobs": 0, "return_token_ids": True, "stop_token_ids": list(tokenizer.stop_ids),
         }  # fmt: skip
 
-    def push(self, policy: Policy) -> None:
+    @contextmanager
+    def ready(self, policy: Policy) -> Iterator[None]:
         """Export the policy and have the server load it. All ranks call it; rank 0 writes and asks."""
         export_model(policy, self.directory, self.tokenizer)
         if not dist.is_initialized() or dist.get_rank() == 0:
@@ -69,31 +55,23 @@ class ServerEngine:
             self._post(self.reload_url, json.loads(body.replace("{path}", str(self.directory))))
         if dist.is_initialized():
             dist.barrier()
+        yield
 
-    def sample(self, policy: Policy, batch: list[dict], *, seeds: list[int]) -> tuple[Rows, Tensor, Tensor]:
-        """Rows of one completion per prompt, (B,) bool who stopped, (B, T) float32 the server's log-probs, 0 elsewhere.
+    def answer(self, policy: Policy, prompts: list[list[int]], seeds: list[int]) -> list[Turn]:
+        """One turn for each prompt, given as token ids, with the server's log-probs.
 
         Raises:
             ValueError: the server refuses, or answers something else than token ids and log-probs.
             ConnectionError: it stays down.
         """
-        self.push(policy)
-        prompts, device = [list(map(int, prompt["input_ids"])) for prompt in batch], policy.lm_head.weight.device
         with ThreadPoolExecutor(self.cfg.max_parallel) as pool:
-            answers = list(pool.map(self._complete, prompts, seeds))
-        if outside := {i for ids, _, _ in answers for i in ids if not 0 <= i < policy.config.vocab_size}:
+            turns = list(pool.map(self._complete, prompts, seeds))
+        if outside := {i for turn in turns for i in turn.ids if not 0 <= i < policy.config.vocab_size}:
             known = f"the policy's vocabulary of {policy.config.vocab_size}"
             raise ValueError(f"{self.url} drew token {min(outside)}, which is outside {known}: another model?")
-        examples = [
-            {"input_ids": prompt + ids, "completion_mask": [False] * len(prompt) + [True] * len(ids)}
-            for prompt, (ids, _, _) in zip(prompts, answers, strict=True)
-        ]
-        rows = make_rows(examples, self.tokenizer.pad_id).to(device)
-        finished = torch.tensor([stopped for _, _, stopped in answers], device=device)
-        told = torch.tensor([number for _, logprobs, _ in answers for number in logprobs], device=device)
-        return rows, finished, torch.zeros(rows.input_ids.shape, device=device).masked_scatter(rows[2], told)
+        return turns
 
-    def _complete(self, prompt: list[int], seed: int) -> tuple[list[int], list[float], bool]:
+    def _complete(self, prompt: list[int], seed: int) -> Turn:
         url = self.url
         answer = self._post(url, self.settings | {"prompt": prompt, "seed": seed})
         try:
@@ -115,7 +93,7 @@ class ServerEngine:
         numbers = all(isinstance(number, float | int) and math.isfinite(number) for number in logprobs)
         if not numbers or not all(isinstance(i, int) for i in ids):
             raise ValueError(f"{url}: wanted whole token_ids and finite log-probs, got {ids[:8]} with {logprobs[:8]}")
-        return ids, logprobs, stopped
+        return Turn(ids, logprobs, stopped)
 
     def _post(self, url: str, body: dict) -> Any:
         request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
@@ -132,27 +110,3 @@ class ServerEngine:
             if attempt < self.cfg.max_tries:
                 time.sleep(min(30.0, 2.0 ** (attempt - 1)))
         raise ConnectionError(f"engine: {url} failed after {attempt} tries ({problem})")
-
-
-def load_engine(cfg: DictConfig, sampling: DictConfig, tokenizer, directory: Path) -> LocalEngine | ServerEngine:
-    """What conf/engine/*.yaml describes; `directory` is where a server finds the policy unless the config says so."""
-    if cfg.kind not in ("local", "server"):
-        raise ValueError(f"engine.kind={cfg.kind!r} is unknown; use engine=local or engine=server")
-    if cfg.kind == "local":
-        return LocalEngine(sampling, tokenizer)
-    return ServerEngine(cfg, sampling, tokenizer, Path(cfg.directory or directory))
-
-
-def correct_for_sampler(
-    advantages: Tensor, logprobs: Tensor, sampled_logprobs: Tensor | None, mask: Tensor, cfg: DictConfig
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """(B, T) advantages weighed by pi(token) / pi_server(token), at most engine.max_weight; and what is logged of it.
-
-    sampled_logprobs: the server's; None where the policy itself sampled: nothing changes.
-    """
-    if sampled_logprobs is None:
-        return advantages, {}
-    sampled_logprobs = torch.nn.functional.pad(sampled_logprobs, (0, mask.shape[1] - sampled_logprobs.shape[1]))
-    weights = importance_weights(logprobs, sampled_logprobs, max_weight=cfg.max_weight)
-    told = {"policy/sampler_weight": weights[mask], "policy/sampler_kl": (sampled_logprobs - logprobs)[mask]}
-    return advantages * weights, told

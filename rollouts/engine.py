@@ -1,0 +1,111 @@
+"""Engines: where rollouts come from. An engine answers prompts once; the rollout, of one turn or many, is the same."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from advantages import importance_weights
+from model.heads import Policy
+from model.sampling import generate
+from rollouts.environment import SingleTurn
+from rollouts.server import Server
+from rollouts.trajectory import Trajectory, Turn, make_trajectory
+from runtime.distributed import gathered
+from runtime.seeds import seed_of
+from runtime.shares import number_of
+
+
+class Engine:
+    """Rollouts of a policy, for training and evaluation alike.
+
+    Args:
+        cfg: the script's config: `engine`, `sampling`, `score_position`, `seed`. run: whose rank this is.
+        environment: what speaks between the policy's turns.
+    """
+
+    def __init__(self, cfg: DictConfig, run, tokenizer, environment=None):
+        self.cfg, self.run, self.tokenizer = cfg, run, tokenizer
+        self.environment = environment or SingleTurn()
+        self.sampler = Local(cfg.sampling, tokenizer)
+        if cfg.engine.kind == "server":
+            directory = Path(cfg.engine.directory or run.dir / "engine")
+            self.sampler = Server(cfg.engine, cfg.sampling, tokenizer, directory)
+        elif cfg.engine.kind != "local":
+            raise ValueError(f"engine.kind={cfg.engine.kind!r} is unknown; use engine=local or engine=server")
+
+    def rollout(
+        self, policy: Policy, prompts: list[dict], *, step: int, batch: int = 0, samples_per_prompt: int = 1
+    ) -> Trajectory:
+        """This rank's prompts answered, the samples of a prompt next to each other.
+
+        What a row draws from depends on the seed, the step, the batch of the step (where there are several), the
+        prompt's number among all ranks' and the sample's number, so the trajectory is the same on any number of ranks.
+        """
+        K, rank, world_size = samples_per_prompt, self.run.rank, self.run.world_size
+        prompts = [prompt for prompt in prompts for _ in range(K)]
+        numbers = [number_of(i // K, rank, world_size) * K + i % K for i in range(len(prompts))]
+        first = len(numbers) * world_size * batch  # of the rows of this batch of the step
+        seeds = [(self.cfg.seed, "rollout", step, first + number) for number in numbers]
+        episodes = self.environment.begin(prompts)
+        with self.sampler.ready(policy):
+            while active := [i for i, episode in enumerate(episodes) if not episode.over]:
+                asked = [episodes[i].ids for i in active]
+                place = [(*seeds[i], episodes[i].num_turns) if episodes[i].num_turns else seeds[i] for i in active]
+                turns = self.sampler.answer(policy, asked, [seed_of(*told) for told in place])
+                for i, turn in zip(active, turns, strict=True):
+                    episodes[i].add(turn)
+                self.environment.speak([episodes[i] for i in active])
+        known = all(episode.logprobs is not None for episode in episodes)
+        trajectory = make_trajectory(
+            [e.ids for e in episodes], [e.turns for e in episodes], [e.logprobs for e in episodes] if known else None,
+            [e.finished for e in episodes], prompts, pad_id=self.tokenizer.pad_id, device=policy.lm_head.weight.device,
+            score_position=self.cfg.score_position, max_new_tokens=self.cfg.sampling.max_new_tokens,
+        )  # fmt: skip
+        trajectory.rewards |= self.environment.rewards(episodes, trajectory)
+        return trajectory
+
+
+class Local:
+    """This process's own sampler."""
+
+    def __init__(self, sampling: DictConfig, tokenizer):
+        self.sampling, self.tokenizer = sampling, tokenizer
+
+    @contextmanager
+    def ready(self, policy: Policy) -> Iterator[None]:
+        """Whole weights while the policy samples."""
+        with gathered(policy):
+            yield
+
+    def answer(self, policy: Policy, prompts: list[list[int]], seeds: list[int]) -> list[Turn]:
+        """One turn for each prompt, given as token ids."""
+        made = generate(
+            policy, prompts, **self.sampling, stop_ids=self.tokenizer.stop_ids, seeds=seeds,
+            pad_id=self.tokenizer.pad_id,
+        )  # fmt: skip
+        said = [ids[mask].tolist() for ids, mask in zip(made.rows.input_ids, made.rows.completion_mask, strict=True)]
+        return [
+            Turn(ids, logprobs, reason == "stop")
+            for ids, logprobs, reason in zip(said, made.logprobs, made.finish_reasons, strict=True)
+        ]
+
+
+def correct_for_sampler(
+    advantages: Tensor, logprobs: Tensor, rollout: Trajectory, cfg: DictConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """(B, T) advantages, those of a server's samples weighed by pi(token) / pi_server(token); and what is logged of it.
+
+    A weight is at most engine.max_weight. The policy's own sampler computes in the same precision, so its samples are
+    weighed by 1; how far its log-probs are from those of training is logged as policy/sampler_kl all the same.
+    """
+    mask, sampled = rollout.action_mask, rollout.sampler_logprobs
+    if sampled is None:
+        return advantages, {}
+    figures = {"policy/sampler_kl": (sampled - logprobs)[mask]}
+    if cfg.kind == "local":
+        return advantages, figures
+    weights = importance_weights(logprobs, sampled, max_weight=cfg.max_weight)
+    return advantages * weights, figures | {"policy/sampler_weight": weights[mask]}

@@ -1,0 +1,168 @@
+"""Environments: what speaks between a policy's turns, and pays for them.
+
+    class Mine:
+        def reset(self, record): ...      a list of messages: what the policy is asked; record: the prompt's columns
+        def step(self, messages): ...     (messages, reward, done): what is said next, [] at the end
+
+`env=path/to/file.py:Mine` makes an object for every episode. The dialogue so far is a list of {"role", "content"}.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from data.chat import ROLES, encode_chat, encode_prompt
+from data.prompts import WHOLE
+from data.rewards import load_reward_function
+from rollouts.trajectory import Trajectory, Turn
+
+
+@dataclass
+class Episode:
+    """One row of a rollout under way."""
+
+    prompt: dict  # encoded, with its record's messages and columns
+    ids: list[int]  # all tokens so far
+    turns: list[int]  # beside them: the policy's turn, -1 for what it did not say
+    logprobs: list[float] | None  # beside them: what the sampler drew them with
+    messages: list[dict] = field(default_factory=list)  # the dialogue as texts
+    paid: list[float] = field(default_factory=list)  # the environment's reward of each turn
+    num_turns: int = 0
+    finished: bool = False  # the last turn ended with a stop token
+    over: bool = False
+    environment: object = None  # the user's, where there is one
+
+    def add(self, turn: Turn) -> None:
+        """The policy has spoken."""
+        self.ids = self.ids + turn.ids
+        self.turns = self.turns + [self.num_turns] * len(turn.ids)
+        known = self.logprobs is not None and turn.logprobs is not None
+        self.logprobs = self.logprobs + turn.logprobs if known else None
+        self.num_turns, self.finished = self.num_turns + 1, turn.stopped
+
+
+class SingleTurn:
+    """No environment: the policy answers once, and nobody pays it here."""
+
+    def begin(self, prompts: list[dict]) -> list[Episode]:
+        """An episode for every prompt."""
+        return [begin(prompt, [int(i) for i in prompt["input_ids"]]) for prompt in prompts]
+
+    def speak(self, episodes: list[Episode]) -> None:
+        """After its one answer an episode is over."""
+        for episode in episodes:
+            episode.over = True
+
+    def rewards(self, episodes: list[Episode], trajectory: Trajectory) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+
+def begin(prompt: dict, ids: list[int]) -> Episode:
+    """The episode before the policy's first turn."""
+    return Episode(prompt, ids, [-1] * len(ids), [0.0] * len(ids), list(prompt["messages"]))
+
+
+class Dialogue:
+    """Several turns with an environment of the user's.
+
+    Args:
+        make: the user's class. window: tokens of an episode at most. max_new_tokens: of a turn. max_turns: of the
+            policy.
+    """
+
+    def __init__(self, make: Callable, tokenizer, *, window: int, max_new_tokens: int, max_turns: int):
+        self.make, self.tokenizer, self.room, self.max_turns = make, tokenizer, window - max_new_tokens, max_turns
+        self.name = make.__name__
+
+    def begin(self, prompts: list[dict]) -> list[Episode]:
+        """Raises ValueError where the environment's first messages are none, or leave no room for an answer."""
+        episodes = []
+        for prompt in prompts:
+            environment = self.make()
+            messages = self.check(environment.reset(prompt["columns"] | {"messages": prompt["messages"]}), prompt)
+            ids = encode_prompt(messages, self.tokenizer, max_length=WHOLE)
+            if not messages or len(ids) > self.room:
+                raise ValueError(
+                    f"env={self.name}: reset() of {prompt['where']} gives {len(messages)} messages, {len(ids)} tokens; "
+                    f"wanted at least one message, and at most {self.room} tokens so that an answer fits the window"
+                )
+            episode = begin(prompt | {"messages": messages}, ids)
+            episode.environment = environment
+            episodes.append(episode)
+        return episodes
+
+    def speak(self, episodes: list[Episode]) -> None:
+        """The environments answer the policy's turns; an episode that has no further turn is over."""
+        for episode in episodes:
+            turn = [i for i, number in zip(episode.ids, episode.turns, strict=True) if number == episode.num_turns - 1]
+            said = {"role": "assistant", "content": self.tokenizer.decode(turn)}
+            episode.messages = [*episode.messages, said]
+            given = episode.environment.step(episode.messages)
+            if not isinstance(given, tuple) or len(given) != 3:
+                raise ValueError(f"env={self.name}: step() returned {str(given)[:80]}; wanted (messages, reward, done)")
+            messages, reward, done = given
+            if not isinstance(reward, int | float) or not math.isfinite(reward):
+                raise ValueError(f"env={self.name}: step() paid {reward!r}; wanted a finite number")
+            episode.paid.append(float(reward))
+            episode.over = bool(done) or not episode.finished or episode.num_turns == self.max_turns
+            if episode.over:
+                continue
+            messages = self.check(messages, episode.prompt)
+            if not messages:
+                raise ValueError(f"env={self.name}: step() says nothing and is not done; say something, or done=True")
+            ids = self.observation(episode.messages, messages)
+            if len(episode.ids) + len(ids) > self.room:  # as a completion at its limit: it did not come to its end
+                episode.over, episode.finished = True, False
+                continue
+            episode.messages += messages
+            episode.ids, episode.turns = episode.ids + ids, episode.turns + [-1] * len(ids)
+            if episode.logprobs is not None:
+                episode.logprobs = episode.logprobs + [0.0] * len(ids)
+
+    def observation(self, before: list[dict], messages: list[dict]) -> list[int]:
+        """Token ids between the stop token of the policy's turn and its next one.
+
+        What the policy sampled stays as it is: its text might be tokenised otherwise, so only what follows is encoded.
+        """
+        placed = [*before[:-1], {"role": "assistant", "content": "x"}]
+        row = encode_chat(placed, self.tokenizer, max_length=WHOLE)
+        mask = torch.as_tensor(row["completion_mask"])
+        upto = int(mask.nonzero().max()) + 1  # past the stop token
+        return encode_prompt([*placed, *messages], self.tokenizer, max_length=WHOLE)[upto:]
+
+    def check(self, messages, prompt: dict) -> list[dict]:
+        """The messages. Raises ValueError where they are none."""
+        for message in messages if isinstance(messages, list) else [messages]:
+            fits = (
+                isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)
+            )
+            if not fits or message["role"] == "assistant" and message is messages[-1]:
+                raise ValueError(
+                    f"env={self.name}, {prompt['where']}: {str(message)[:80]} is no message; wanted a list of "
+                    '{"role": "user", "content": "..."}, the last of them not the assistant\'s'
+                )
+        return messages
+
+    def rewards(self, episodes: list[Episode], trajectory: Trajectory) -> dict[str, Tensor]:
+        """{"environment": (B, T)}: what each turn was paid, on its last token."""
+        rewards = torch.zeros(trajectory.tokens.shape, dtype=torch.float32)
+        turns = trajectory.turn.cpu()
+        for row, episode in enumerate(episodes):
+            for number, paid in enumerate(episode.paid):
+                rewards[row, int((turns[row] == number).nonzero().max())] = paid
+        return {"environment": rewards.to(trajectory.tokens.device)}
+
+
+def load_environment(cfg: DictConfig, tokenizer, window: int) -> SingleTurn | Dialogue:
+    """What `env` names. Raises ValueError where it is no class with reset and step."""
+    if cfg.env is None:
+        return SingleTurn()
+    make = load_reward_function(cfg.env, "env")
+    if not isinstance(make, type) or not all(callable(getattr(make, name, None)) for name in ("reset", "step")):
+        raise ValueError(f"env={cfg.env} must name a class with reset(record) and step(messages)")
+    return Dialogue(make, tokenizer, window=window, max_new_tokens=cfg.sampling.max_new_tokens, max_turns=cfg.max_turns)

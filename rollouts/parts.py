@@ -1,0 +1,25 @@
+"""Whoever reads a rollout reads it a few rows at a time."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rollouts.trajectory import Part
+
+
+def of_actions(function: Callable, parts: list[Part], **settings) -> Tensor | tuple[Tensor, ...]:
+    """function(*rows, stream=..., **settings) of all parts, joined: one tensor, or a tuple where it returns several."""
+    return joined([function(*part.rows, stream=part.stream, **settings) for part in parts])
+
+
+def of_states(function: Callable, parts: list[Part], **settings) -> Tensor:
+    """The same on the states that have a value."""
+    return joined([function(*part.states, stream=part.states_stream, **settings) for part in parts])
+
+
+def joined(outputs: list) -> Tensor | tuple[Tensor, ...]:
+    """One tensor of all parts, or a tuple of such."""
+    if isinstance(outputs[0], Tensor):
+        return torch.cat(outputs)
+    return tuple(torch.cat(column) for column in zip(*outputs, strict=True))

@@ -1,0 +1,64 @@
+"""How many groups a rollout needs: DAPO's dynamic sampling."""
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from data.loader import Loader
+from model.heads import Policy
+from rollouts.engine import Engine
+from rollouts.rewards import Scorer
+from rollouts.trajectory import Trajectory
+from runtime.distributed import any_rank
+from runtime.run import Run
+
+
+def draw(
+    cfg: DictConfig, run: Run, engine: Engine, policy: Policy, prompts: Loader, score: Scorer
+) -> tuple[Trajectory, Tensor]:
+    """The step's rollout, and (B, T) what it is paid.
+
+    dynamic_sampling=n: groups whose scores are all equal teach nothing, and others are drawn in their place, up to n
+    batches in all (Yu et al. 2025, arXiv:2503.14476, Eq. 11); what is still missing then is filled with such groups.
+    """
+    K, told, kept = cfg.samples_per_prompt, [], None
+    for number in range(max(1, cfg.dynamic_sampling)):
+        rollout = engine.rollout(policy, next(prompts), step=run.step, batch=number, samples_per_prompt=K)
+        paid = score(rollout)
+        if not cfg.dynamic_sampling:
+            return rollout, paid
+        told.append((rollout, paid))
+        wanted = len(rollout) // K
+        scores = torch.cat([paid.sum(1) for _, paid in told]).view(-1, K)
+        differ = scores.amax(1) - scores.amin(1) > 1e-6
+        kept = torch.cat([differ.nonzero().flatten(), (~differ).nonzero().flatten()])[:wanted].sort().values  # groups
+        if not any_rank(int(differ.sum()) < wanted, run.device):
+            break
+    run.metrics.add({"objective/batches_drawn": float(len(told)), "objective/groups_differ": differ[kept].float()})
+    rows = (kept[:, None] * K + torch.arange(K, device=kept.device)).flatten()
+    width = max(rollout.tokens.shape[1] for rollout, _ in told)
+    paid = torch.cat([nn.functional.pad(paid, (0, width - paid.shape[1])) for _, paid in told])
+    return joined([rollout for rollout, _ in told], engine.tokenizer.pad_id).select(rows), paid[rows]
+
+
+def joined(rollouts: list[Trajectory], pad_id: int) -> Trajectory:
+    """One trajectory of all rows, as wide as the widest."""
+    width = max(rollout.tokens.shape[1] for rollout in rollouts)
+
+    def stacked(get, fill) -> Tensor:
+        return torch.cat([nn.functional.pad(get(r), (0, width - r.tokens.shape[1]), value=fill) for r in rollouts])
+
+    known = rollouts[0].sampler_logprobs is not None
+    return Trajectory(
+        tokens=stacked(lambda r: r.tokens, pad_id),
+        attention_mask=stacked(lambda r: r.attention_mask, False),
+        action_mask=stacked(lambda r: r.action_mask, False),
+        value_mask=stacked(lambda r: r.value_mask, False),
+        done=stacked(lambda r: r.done, False),
+        turn=stacked(lambda r: r.turn, -1),
+        finished=torch.cat([r.finished for r in rollouts]),
+        judged=torch.cat([r.judged for r in rollouts]),
+        sampler_logprobs=stacked(lambda r: r.sampler_logprobs, 0.0) if known else None,
+        prompts=[prompt for r in rollouts for prompt in r.prompts],
+        rewards={name: stacked(lambda r, name=name: r.rewards[name], 0.0) for name in rollouts[0].rewards},
+    )

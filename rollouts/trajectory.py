@@ -1,0 +1,158 @@
+"""The trajectory: what a policy did with a batch of prompts, and what it was paid for it. The one object of RL here."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.packing import Rows, Stream, pack
+
+
+@dataclass
+class Trajectory:
+    """B episodes of at most T tokens. Column t speaks about token t; masks are bool, True = this token counts.
+
+    An episode is a prompt and an answer, or a dialogue of several turns between which an environment speaks. What it
+    says is attended to, and is neither an action nor a state with a value.
+
+    tokens            (B, T) int64
+    attention_mask    (B, T) real tokens
+    action_mask       (B, T) tokens that the policy sampled, stop tokens included
+    value_mask        (B, T) states that have a value: those of the actions; under score_position=after_eos one more
+    done              (B, T) the last state of an episode: nothing that comes after it is of its return
+    turn              (B, T) int64, which of the policy's turns an action belongs to, from 0; -1 elsewhere
+    finished          (B,) the last turn ended with a stop token
+    judged            (B,) every reward source could judge the episode; what it could not judge is not learned from
+    sampler_logprobs  (B, T) float32 nats, what the sampler drew each action with; 0 elsewhere, None where unknown
+    rewards           {name: (B, T) float32} what each source pays on each token, before weights
+    prompts           B encoded prompts with `messages`, `columns` and `where`, the record's FILE:LINE
+    """
+
+    tokens: Tensor
+    attention_mask: Tensor
+    action_mask: Tensor
+    value_mask: Tensor
+    done: Tensor
+    turn: Tensor
+    finished: Tensor
+    judged: Tensor
+    sampler_logprobs: Tensor | None
+    prompts: list[dict]
+    rewards: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def where(self) -> list[str]:
+        """FILE:LINE of every episode's prompt."""
+        return [prompt["where"] for prompt in self.prompts]
+
+    @property
+    def rows(self) -> Rows:
+        """The episodes with the actions as targets: what policies and reward models read."""
+        return Rows(self.tokens, self.attention_mask, self.action_mask)
+
+    @property
+    def states(self) -> Rows:
+        """The episodes with the states that have a value as targets: what a value model reads."""
+        return Rows(self.tokens, self.attention_mask | self.value_mask, self.value_mask)
+
+    def parts(self, size: int) -> list["Part"]:
+        """The episodes `size` at a time, packed once for all networks that read them."""
+        return [self.part(rows) for rows in torch.arange(len(self), device=self.tokens.device).split(size)]
+
+    def part(self, rows: Tensor) -> "Part":
+        """The episodes at `rows`, packed."""
+        actions, states = self.rows.select(rows), self.states.select(rows)
+        stream = pack(*actions)
+        same = torch.equal(actions.completion_mask, states.completion_mask)
+        return Part(actions, stream, states, stream if same else pack(*states))
+
+    def select(self, rows: Tensor) -> "Trajectory":
+        """The episodes at `rows` (indices)."""
+        tensors = {name: x[rows] for name, x in vars(self).items() if isinstance(x, Tensor)}
+        prompts = [self.prompts[row] for row in rows.tolist()]
+        rewards = {name: x[rows] for name, x in self.rewards.items()}
+        known = {"sampler_logprobs": None} | tensors
+        return Trajectory(**known, prompts=prompts, rewards=rewards)
+
+    def leave_out(self, rows: Tensor) -> None:
+        """Nothing is learned from the episodes where `rows` (B,) is True: they keep their tokens and have no action."""
+        keep = ~rows[:, None]
+        self.action_mask, self.value_mask, self.done = (
+            m & keep for m in (self.action_mask, self.value_mask, self.done)
+        )
+
+
+class Part(NamedTuple):
+    """Some episodes and their streams (`model/packing.py`)."""
+
+    rows: Rows
+    stream: Stream
+    states: Rows
+    states_stream: Stream
+
+
+class Turn(NamedTuple):
+    """What the policy said once: token ids, the log-probs they were drawn with (None: unknown), did it stop?"""
+
+    ids: list[int]
+    logprobs: list[float] | None
+    stopped: bool
+
+
+def make_trajectory(
+    ids: list[list[int]], turns: list[list[int]], logprobs: list[list[float]] | None, finished: list[bool],
+    prompts: list[dict], *, pad_id: int, device: torch.device, score_position: str, max_new_tokens: int,
+) -> Trajectory:  # fmt: skip
+    """The trajectory of episodes given as lists of unequal lengths.
+
+    Args:
+        ids: every episode's tokens. turns: beside them the turn of each action, -1 for what was not sampled.
+        logprobs: beside them. score_position: eos, or after_eos: the state after the last token has a value too, and
+            receives the score, where the completion left room for a further token (Huang et al. 2024,
+            arXiv:2403.17031, and TRL).
+    """
+    tokens, turn = (padded(rows, fill, torch.int64) for rows, fill in ((ids, pad_id), (turns, -1)))
+    attention_mask = padded([[True] * len(row) for row in ids], False, torch.bool)
+    sampler_logprobs = None if logprobs is None else padded(logprobs, 0.0, torch.float32)
+    stopped, action_mask = torch.tensor(finished), turn >= 0
+    value_mask = action_mask
+    if score_position == "after_eos":
+        told = (tokens, attention_mask, action_mask, sampler_logprobs)
+        tokens, attention_mask, action_mask, sampler_logprobs = (x if x is None else one_more(x) for x in told)
+        turn = nn.functional.pad(turn, (0, 1), value=-1)
+        last_turn = (turn == turn.amax(1, keepdim=True)) & action_mask
+        room = stopped & (last_turn.sum(1) < max_new_tokens)
+        columns = torch.arange(tokens.shape[1])
+        value_mask = action_mask | (columns == attention_mask.sum(1, keepdim=True)) & room[:, None]
+    columns = torch.arange(tokens.shape[1]).expand(tokens.shape)
+    done = columns == columns.masked_fill(~value_mask, -1).amax(1, keepdim=True)
+    tensors = (tokens, attention_mask, action_mask, value_mask, done, turn, stopped, torch.ones_like(stopped))
+    tensors = (*tensors, sampler_logprobs)
+    return Trajectory(*(x if x is None else x.to(device) for x in tensors), prompts)
+
+
+def from_rows(rows: Rows, finished: list[bool], prompts: list[dict]) -> Trajectory:
+    """The trajectory of completions that something else sampled, a turn each, scored at their ends."""
+    mask, device = rows.completion_mask, rows.input_ids.device
+    columns = torch.arange(mask.shape[1], device=device).expand(mask.shape)
+    done = columns == columns.masked_fill(~mask, -1).amax(1, keepdim=True)
+    stopped = torch.tensor(finished, device=device)
+    turn = torch.where(mask, 0, -1)
+    return Trajectory(
+        rows.input_ids, rows.attention_mask, mask, mask, done, turn, stopped, torch.ones_like(stopped), None, prompts
+    )
+
+
+def padded(rows: list[list], fill, dtype: torch.dtype) -> Tensor:
+    """(B, T) the rows, padded on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype)
+
+
+def one_more(x: Tensor) -> Tensor:
+    """(B, T + 1): a column of zeros on the right."""
+    return nn.functional.pad(x, (0, 1))

@@ -1,0 +1,88 @@
+"""Rollouts to read: samples with the credit of every token, the viewer, and warnings."""
+
+import logging
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from rollouts.trajectory import Trajectory
+from runtime.run import Run
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("reward", "kl", "value", "advantage")
+
+
+def answer_samples(rollout: Trajectory, tokenizer, scores: Tensor, kl: Tensor, *, count: int) -> list[dict]:
+    """The first `count` rows as texts, with their scores and (B,) KL in nats."""
+    samples = []
+    for row in range(min(count, len(scores))):
+        ids, mask = rollout.tokens[row], rollout.action_mask[row]
+        first = int(mask.int().argmax())
+        if rollout.turn[row].max() > 0:  # of several turns: with what the environment said between them
+            completion = tokenizer.decode(ids[rollout.attention_mask[row]][first:].tolist(), specials=True)
+        else:
+            completion = tokenizer.decode(ids[mask].tolist())
+        samples.append(
+            {
+                "prompt": tokenizer.decode(ids[:first].tolist(), specials=True),
+                "completion": completion,
+                "score": scores[row].item() if rollout.judged[row] else None,
+                "kl": kl[row].item(),
+                "finish_reason": "stop" if rollout.finished[row] else "length",
+            }
+        )
+    return samples
+
+
+def credit_samples(
+    rollout: Trajectory, tokenizer, scores: Tensor, credit: dict[str, Tensor], *, count: int
+) -> list[dict]:
+    """`answer_samples`, and beside them the tokens and one list per token-level figure.
+
+    Args:
+        credit: (B, T) tensors by name, those of COLUMNS; 0 off-mask.
+    """
+    samples = answer_samples(rollout, tokenizer, scores, credit["kl"].sum(1), count=count)
+    for row, texts in enumerate(samples):
+        ids, mask = rollout.tokens[row], rollout.action_mask[row]
+        texts["tokens"] = [tokenizer.decode([i], specials=True) for i in ids[mask].tolist()]
+        texts |= {f"token_{name}": [round(x, 5) for x in credit[name][row][mask].tolist()] for name in COLUMNS}
+    return samples
+
+
+def print_credit(rollout: Trajectory, tokenizer, scores: Tensor, credit: dict[str, Tensor], say) -> None:
+    """Every row of a batch decoded, a token a line: is it a target, and its reward, KL, value and advantage."""
+    for row, score in enumerate(scores.tolist()):
+        say(f"row {row}  score {score:.4f}\n{'token':>20} target " + " ".join(f"{name:>9}" for name in COLUMNS))
+        for t in rollout.attention_mask[row].nonzero().flatten().tolist():
+            text, is_target = repr(tokenizer.decode([rollout.tokens[row, t].item()], specials=True)), "."
+            figures = ""
+            if rollout.action_mask[row, t]:
+                is_target, figures = "x", " ".join(f"{credit[name][row, t].item():9.4f}" for name in COLUMNS)
+            say(f"{text:>20} {is_target:>6} {figures}")
+
+
+def warn_about(rollout: Trajectory, scores: Tensor, cfg: DictConfig, run: Run) -> None:
+    """Signs of a run that cannot learn what it should; said at the first step and every tenth while they last."""
+    if run.step % 10:
+        return
+    finished, scores = rollout.finished, scores[rollout.judged]
+    if not rollout.judged.all():
+        log.warning(
+            "step %d: %d of %d completions could not be judged and are left out", run.step + 1,
+            len(finished) - len(scores), len(finished),
+        )  # fmt: skip
+    if len(scores) > 1 and scores.max() == scores.min():
+        log.warning("step %d: all %d scores are %g: there is nothing to prefer", run.step + 1, len(scores), scores[0])
+    if cfg.missing_eos == "replace" and not finished.all() and cfg.missing_eos_value > scores.mean():
+        log.warning(
+            "step %d: a completion that does not stop is paid missing_eos_value=%g, more than the mean score of %.3g: "
+            "the policy is taught not to stop. Set missing_eos=subtract, or a value below the scores",
+            run.step + 1, cfg.missing_eos_value, scores.mean(),
+        )  # fmt: skip
+    if not finished.any():
+        log.warning(
+            "step %d: 0 of %d completions ended with a stop token: raise sampling.max_new_tokens, or train the SFT "
+            "model on completions that end (missing_eos decides what such a row is paid)", run.step + 1, len(finished),
+        )  # fmt: skip

@@ -1,0 +1,162 @@
+"""Several turns: what an environment says is no action, what it pays reaches the turns before it."""
+# ruff: noqa: F811 - fixtures of another test file
+
+import pytest
+
+from data.chat import encode_chat
+from data.tokenizer import load_tokenizer
+from rollouts.calculator import Calculator, calculate
+from rollouts.environment import Dialogue, begin
+from rollouts.trajectory import Turn
+from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
+from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+
+ENVIRONMENTS = """
+class Twice:
+    def reset(self, record):
+        self.turns = 0
+        return [{"role": "user", "content": "order " + record["id"]}]
+
+    def step(self, messages):
+        assert messages[-1]["role"] == "assistant" and messages[0]["content"].startswith("order ")
+        self.turns += 1
+        return [{"role": "user", "content": "and then?"}], float(self.turns), self.turns == 2
+
+class Silent(Twice):
+    def step(self, messages):
+        return [], 0.0, False
+
+class Assistant(Twice):
+    def step(self, messages):
+        return [{"role": "assistant", "content": "I said so"}], 0.0, False
+
+class Unpaid(Twice):
+    def step(self, messages):
+        return [{"role": "user", "content": "?"}], None, False
+
+class Long(Twice):
+    def reset(self, record):
+        return [{"role": "user", "content": "espresso " * 200}]
+
+def function(prompts, completions):
+    return [0.0] * len(prompts)
+"""
+
+
+@pytest.fixture
+def env(tmp_path):
+    (tmp_path / "env.py").write_text(ENVIRONMENTS)
+    return lambda name: f"env={tmp_path}/env.py:{name}"
+
+
+ALONE = ["reward_model=null", "kl_coef=0", "missing_eos=none", "num_steps=1", "whiten_advantages=false"]
+
+
+def test_values_and_gae_run_over_the_whole_dialogue(ppo, stopping, env, tmp_path, read_metrics):
+    words = [stopping, *ALONE, env("Twice"), "gae_lambda=1", "num_samples=8", "sampling.max_new_tokens=12"]
+    assert ppo(*words) == 0
+    rows = samples_of(tmp_path / "run")
+    two = [row for row in rows if row["score"] == 3]  # 1 for the first turn, 2 for the second
+    assert two and any(row["score"] == 1 for row in rows)  # a turn that is cut ends the dialogue
+    for row in two:
+        assert "and then?" in row["completion"] and "and then?" not in row["prompt"] and "order " in row["prompt"]
+        rewards, returns = column(row, "reward"), column(row, "advantage") + column(row, "value")
+        first = int(rewards.nonzero()[0])  # the last token of the first turn
+        assert rewards[first] == 1 and rewards[-1] == 2 and "".join(row["tokens"]).count("and then?") == 0
+        expected = [3.0] * (first + 1) + [2.0] * (len(rewards) - first - 1)
+        assert returns.tolist() == pytest.approx(expected, abs=1e-4)
+    (metrics,) = read_metrics(tmp_path / "run")
+    assert metrics["policy/ratio_first"] == pytest.approx(1, abs=1e-5)
+    assert abs(metrics["policy/sampler_kl"]) < 1e-5  # what was sampled is what is trained on, turn by turn
+
+
+def test_a_reward_function_and_the_environment_are_added_and_logged_apart(
+    ppo, house, stopping, env, tmp_path, read_metrics
+):
+    words = [stopping, *ALONE, env("Twice"), f"reward_fn={house}/rewards.py:length", "reward_weights=[0.1,10]"]
+    assert ppo(*words, f"data.eval=[{house}/rows.jsonl]", "num_prompts=3", "eval_every=1") == 0
+    before, row = read_metrics(tmp_path / "run")
+    expected = 0.1 * row["objective/reward/length"] + 10 * row["objective/reward/environment"]
+    assert row["objective/score"] == pytest.approx(expected, rel=1e-5)
+    assert -1 <= row["objective/correlation/length/environment"] <= 1
+    assert before["step"] == 0 and before["eval/score"] > 1  # evaluated with the environment that trains
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("Silent", "env=Silent: step() says nothing and is not done"),
+        ("Assistant", "is no message"),
+        ("Unpaid", "step() paid None"),
+        ("Long", "env=Long: reset() of"),
+        ("function", "must name a class with reset(record) and step(messages)"),
+        ("Missing", "has no function 'Missing'"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_named(ppo, stopping, env, capsys, name, message):
+    assert ppo(stopping, *ALONE, env(name)) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("template", ["plain", "chatml", "llama3", "zephyr", "llama2", "mistral"])
+def test_the_tokens_of_a_dialogue_are_those_of_its_template(house, template):
+    """Turn by turn or at once: the same ids, where what the policy said is tokenised as its text is."""
+    try:
+        tokenizer = load_tokenizer(house / "policy", template=template)
+    except ValueError:
+        pytest.skip("the tiny tokenizer lacks this template's tokens")
+
+    class Echo:
+        def reset(self, record):
+            return [{"role": "user", "content": "a latte"}]
+
+        def step(self, messages):
+            return [{"role": "user", "content": "more"}], 0.0, len(messages) > 3
+
+    dialogue = Dialogue(Echo, tokenizer, window=512, max_new_tokens=8, max_turns=4)
+    (episode,) = dialogue.begin([{"messages": [], "columns": {}, "where": "f:1"}])
+    answers, said = ["one coffee", "two teas"], []
+    while not episode.over:
+        said.append({"role": "assistant", "content": answers[len(said)]})
+        row = encode_chat([{"role": "user", "content": "a"}, said[-1]], tokenizer, max_length=512)
+        ids = [i for i, mask in zip(row["input_ids"], row["completion_mask"], strict=True) if mask]
+        episode.add(Turn(list(map(int, ids)), [0.0] * len(ids), True))
+        dialogue.speak([episode])
+    whole = encode_chat(episode.messages, tokenizer, max_length=512)
+    assert episode.ids == list(map(int, whole["input_ids"]))[: len(episode.ids)]
+    assert [turn >= 0 for turn in episode.turns] == list(map(bool, whole["completion_mask"]))[: len(episode.ids)]
+
+
+def test_the_calculator_calculates_and_executes_nothing():
+    assert [calculate(text) for text in ("3 * (4 + 5)", "-7 / 2", "2 - -2", "1e3")] == ["27", "-3.5", "4", "1000"]
+    for bad in ("__import__('os')", "1 / 0", "9 ** 9 ** 9", "a + 1", "(" * 200, "1" * 80 + "*" * 3):
+        assert calculate(bad) == "error"
+
+
+def test_the_calculators_episode_is_paid_by_its_answer():
+    calculator = Calculator()
+    messages = calculator.reset({"answer": "27", "messages": [{"role": "user", "content": "3 * 9?"}]})
+    said, paid, done = calculator.step([*messages, {"role": "assistant", "content": "Let me see: <calc>3*9</calc>"}])
+    assert said == [{"role": "tool", "content": "27"}] and paid < 0 and not done
+    for answer, expected in (("It is 27.", 1.0), ("It is 26.", 0.0), ("I do not know", 0.0)):
+        assert calculator.step([*messages, {"role": "assistant", "content": answer}]) == ([], expected, True)
+
+
+def test_a_dialogue_stops_at_the_window_and_counts_as_cut(house):
+    tokenizer = load_tokenizer(house / "policy")
+
+    class Chatty:
+        def reset(self, record):
+            return [{"role": "user", "content": "hi"}]
+
+        def step(self, messages):
+            return [{"role": "user", "content": "more " * 10}], 0.0, False
+
+    dialogue = Dialogue(Chatty, tokenizer, window=40, max_new_tokens=8, max_turns=9)
+    (episode,) = dialogue.begin([{"messages": [], "columns": {}, "where": "f:1"}])
+    while not episode.over:
+        episode.add(Turn([tokenizer.stop_ids[0]], [0.0], True))
+        dialogue.speak([episode])
+        assert len(episode.ids) <= 40 - 8 or episode.over
+    assert not episode.finished and len(episode.ids) <= 40
+    assert begin({"messages": []}, [1, 2]).turns == [-1, -1]
