@@ -106,11 +106,8 @@ def train(cfg: DictConfig, run: Run) -> float:
         advantages, sampler_figures = correct_for_sampler(advantages, old_logprobs, rollout, cfg.engine)
 
         # ---- 3. what a person would want to know of it
-        explained = explained_variance(returns, old_values, value_mask, run.mean)
-        run.metrics.add(
-            {"value/explained_variance": explained, "optim/lr": lr, "objective/kl_coef": controller.kl_coef}
-        )
-        run.metrics.add(sampler_figures)
+        run.metrics.add({"value/explained_variance": explained_variance(returns, old_values, value_mask, run.mean)})
+        run.metrics.add({"optim/lr": lr, "objective/kl_coef": controller.kl_coef} | sampler_figures)
         credit = {"reward": rewards, "kl": kl, "value": old_values, "advantage": advantages}
         show(cfg, run, policy, ref_policy, tokenizer, rollout, parts, paid.sum(1), credit)
         controller.update(run.mean(kl.sum(1).mean()).item(), num_sequences=cfg.batch_size * K)
