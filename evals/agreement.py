@@ -104,6 +104,14 @@ def vote_tables(pairs: pd.DataFrame, *, symmetric: bool) -> np.ndarray:
     return (tables + tables.transpose(0, 2, 1)) / 2 if symmetric else tables
 
 
+def both_ways(table: np.ndarray) -> np.ndarray:
+    """A (3, 3) table with every pair also counted as if its models were named the other way round.
+
+    Which model is a is a matter of names; a figure that takes a and b for classes must not depend on it.
+    """
+    return table + table[np.ix_((1, 0, 2), (1, 0, 2))]
+
+
 def agreement_of(pairs: pd.DataFrame, *, symmetric: bool, level: float, rounds: int) -> dict:
     """Agreement with and without ties, and kappa, each with its interval over questions.
 
@@ -116,7 +124,7 @@ def agreement_of(pairs: pd.DataFrame, *, symmetric: bool, level: float, rounds: 
         for name, part in (("agreement", pairs), ("agreement_no_ties", without))
     }
     estimates["kappa"] = bootstrap_estimate(
-        lambda counts: kappa(np.tensordot(counts, tables, 1)),
+        lambda counts: kappa(both_ways(np.tensordot(counts, tables, 1))),
         len(pairs),
         len(tables),
         null=0.0,
@@ -149,23 +157,34 @@ def majority_agreement(people: pd.DataFrame, judge: pd.DataFrame) -> dict:
     return {
         "agreement": float((items["x"] == items["y"]).mean()) if len(items) else None,
         "agreement_no_ties": float((without["x"] == without["y"]).mean()) if len(without) else None,
-        "kappa": kappa(vote_tables(items, symmetric=False).sum(0)) if len(items) else None,
-        "kappa_no_ties": kappa(vote_tables(without, symmetric=False).sum(0)) if len(without) else None,
-        "spearman": float(spearmanr(x, y).statistic) if varied else None,
-        "pearson": float(pearsonr(x, y).statistic) if varied else None,
+        "kappa": kappa(both_ways(vote_tables(items, symmetric=False).sum(0))) if len(items) else None,
+        "kappa_no_ties": kappa(both_ways(vote_tables(without, symmetric=False).sum(0))) if len(without) else None,
+        "spearman": float(spearmanr(np.r_[x, 1 - x], np.r_[y, 1 - y]).statistic) if varied else None,
+        "pearson": float(pearsonr(np.r_[x, 1 - x], np.r_[y, 1 - y]).statistic) if varied else None,
+        "as_written": {  # with each pair in one order only, sorted by name, as published figures have it
+            "kappa": kappa(vote_tables(items, symmetric=False).sum(0)) if len(items) else None,
+            "kappa_no_ties": kappa(vote_tables(without, symmetric=False).sum(0)) if len(without) else None,
+            "spearman": float(spearmanr(x, y).statistic) if varied else None,
+            "pearson": float(pearsonr(x, y).statistic) if varied else None,
+        },
         "n": len(items),
         "n_no_ties": len(without),
     }
 
 
-def alpha(votes: pd.DataFrame, level: str) -> float | None:
-    """Krippendorff's alpha (nominal or ordinal) of the voters over the items; a voter's last vote on an item counts."""
+def alpha(votes: pd.DataFrame, level: str, *, as_written: bool = False) -> float | None:
+    """Krippendorff's alpha (nominal or ordinal) of the voters over the items; a voter's last vote on an item counts.
+
+    Each item counts with its models named both ways, unless `as_written`.
+    """
     table = votes.assign(points=points(votes["verdict"])).pivot_table(
         index="judge", columns=PAIR, values="points", aggfunc="last", sort=False
     )
     if table.notna().sum().max() < 2 or np.unique(table.to_numpy()[table.notna()]).size < 2:
         return None
-    return float(krippendorff.alpha(table.to_numpy(), level_of_measurement=level))
+    values = table.to_numpy(float)
+    values = values if as_written else np.hstack([values, 1 - values])
+    return float(krippendorff.alpha(values, level_of_measurement=level))
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
@@ -182,13 +201,16 @@ def run(cfg: DictConfig, out: Path) -> dict:
     result = by_group(pairs, symmetric=False, **settings)
     result["human_human"] = by_group(human_pairs(people), symmetric=True, **settings)
     result["majority"] = majority_agreement(everyone, judge)
-    result["human_alpha"] = {name: alpha(everyone, name) for name in ("nominal", "ordinal")}
-    result["errors"] = int((votes["verdict"] == "error").sum())
+    result["human_alpha"] = {kind: alpha(everyone, kind) for kind in ("nominal", "ordinal")}
+    name = judge["judge"].iloc[0]
+    own = votes["judge"] == name
+    result["errors"] = int((votes[own]["verdict"] == "error").sum())  # other judges' are not its own
+    result["human_errors"] = int((votes[votes["human"]]["verdict"] == "error").sum())
     groups = {"all": result, **{f"turn {k}": v for k, v in result["turns"].items()}, **result["categories"]}
     print_table(
-        f"{judge['judge'].iloc[0]} against people",
+        f"{name} against people ({result['errors']} of its verdicts are none)",
         ("", "agreement", "no ties", "kappa", "n"),
-        [(name, g["agreement"], g["agreement_no_ties"], g["kappa"], g["n"]) for name, g in groups.items()]
+        [(group, g["agreement"], g["agreement_no_ties"], g["kappa"], g["n"]) for group, g in groups.items()]
         + [
             (
                 "people among themselves",

@@ -14,7 +14,7 @@ from evals.families import shared_families
 from evals.intervals import holm, unknown
 from evals.questions import add_categories
 from evals.readers import read_votes
-from evals.verdicts import fold_orders
+from evals.verdicts import fold_orders, sort_pairs
 from runtime.plots import plot_intervals
 from runtime.report import cell, print_table
 
@@ -34,6 +34,7 @@ def audit(votes: pd.DataFrame, answers: dict, task: DictConfig) -> dict:
     raw = add_answers(votes[~votes["human"] & (votes["judge"] == judge_name)], answers)
     people, judge = _sides(votes, judge_name, task)
     judge = add_answers(judge, answers)
+    single = sort_pairs(raw[raw["verdict"] != "error"])  # each order a vote, as a person's is
     level = 1 - task.alpha / len(TESTED)
     asked = {"level": level, "rounds": task.rounds}
     families = {
@@ -43,8 +44,8 @@ def audit(votes: pd.DataFrame, answers: dict, task: DictConfig) -> dict:
     figures = {"position": biases.position(raw, level=level)}
     for name, feature in (("length", "length"), ("unique_tokens", "unique")):
         gap = task.min_length_gap if name == "length" else 0
-        figures[name] = biases.preference_for_more(people, judge, feature, min_gap=gap, level=level)
-    figures["self_preference"] = _against_people(people, biases.self_preference, people, judge, families, **asked)
+        figures[name] = biases.preference_for_more(people, single, feature, min_gap=gap, level=level)
+    figures["self_preference"] = _against_people(people, biases.self_preference, people, single, families, level=level)
     figures["agreement"] = _against_people(people, biases.agreement, people, judge, **asked)
     figures["unreadable"] = biases.unreadable(raw, level=level)
     figures["low_entropy"] = _against_people(
@@ -99,15 +100,25 @@ def _position_verdict(figure: dict, task: DictConfig) -> str:
     )
 
 
-def _more_verdict(what: str, less: str):
+def _more_verdict(what: str):
     def verdict(figure: dict, task: DictConfig) -> str:
-        points, other = 100 * abs(figure["value"] or 0), figure.get("compared_with")
-        than = "people on the same pairs" if other and other.startswith("people") else "a coin (no human votes)"
+        if figure["value"] is None:
+            return f"not known: {figure['reason']}"
+        share, points = 100 * (figure["judge"] or 0), 100 * abs(figure["value"])
+        expected = figure.get("people_at_its_sharpness")
+        if expected is None:
+            return _test(
+                figure | {"null": 0.0},
+                f"names the {what} answer in {share:.0f} % (held against a coin: no human votes on these pairs)",
+                f"names the {what} answer in {share:.0f} % (held against a coin: no human votes on these pairs)",
+                f"names the {what} answer as often as a coin",
+            )
+        said = f"names the {what} answer in {share:.0f} %, people on the same pairs would at its sharpness in"
         return _test(
             figure | {"null": 0.0},
-            f"prefers {what} answers, {points:.0f} points more often than {than}",
-            f"prefers {less} answers, {points:.0f} points more often than {than}",
-            f"prefers {what} answers as often as {than}",
+            f"{said} {100 * expected:.0f} %: it leans {points:.0f} points more to {what} answers than they do",
+            f"{said} {100 * expected:.0f} %: it leans {points:.0f} points less to {what} answers than they do",
+            f"{said} {100 * expected:.0f} %",
         )
 
     return verdict
@@ -169,8 +180,8 @@ def _degenerate_verdict(figure: dict, task: DictConfig) -> str:
 
 VERDICTS = {
     "position": _position_verdict,
-    "length": _more_verdict("longer", "shorter"),
-    "unique_tokens": _more_verdict("richer", "poorer"),
+    "length": _more_verdict("longer"),
+    "unique_tokens": _more_verdict("richer"),
     "self_preference": _self_verdict,
     "agreement": _agreement_verdict,
     "unreadable": _unreadable_verdict,

@@ -1,16 +1,13 @@
 """The biases of a judge, each as one figure with an interval clustered by question."""
 
-import math
-
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
-from sklearn.linear_model import LogisticRegression
 
 from evals.agreement import agreement_of, human_pairs, judge_pairs
-from evals.intervals import bootstrap_estimate, mean_estimate, share_estimate, unknown
-from evals.ratings import BASE, SCALE, fit_bradley_terry, unbeaten_groups
-from evals.verdicts import PAIR, decisive, points, sort_pairs
+from evals.intervals import mean_estimate, share_estimate, unknown
+from evals.taste import added_share, family_gain
+from evals.verdicts import PAIR, decisive, fold_orders, points, sort_pairs
 
 
 def position(votes: pd.DataFrame, *, level: float) -> dict:
@@ -46,92 +43,38 @@ def position(votes: pd.DataFrame, *, level: float) -> dict:
 def preference_for_more(
     people: pd.DataFrame, judge: pd.DataFrame, feature: str, *, min_gap: float, level: float
 ) -> dict:
-    """How much oftener the judge names the answer with more of a feature than people do on the same pairs; 0 if alike.
+    """How much oftener the judge names the answer with more of a feature than people's taste would; 0 if it is theirs.
 
-    On items where both name a winner and the answers differ by more than `min_gap`: judge picks the larger (0 or 1)
-    minus the share of people's decisive votes that do. Without human votes on these pairs the judge is held against
-    one half, which mixes bias with true quality, and `compared_with` says so.
+    On items whose answers differ by more than `min_gap`. People's taste is fitted (`evals.taste`), with the judge's own
+    sharpness, so that a judge that is surer than a person is not taken for a biased one. Without human votes on these
+    pairs the judge is held against one half, which mixes bias with true quality, and `compared_with` says so.
+
+    Args:
+        judge: its votes, in each order or folded.
     """
     if not len(judge):
         return unknown("the judge gave no readable verdict")
     a, b = f"{feature}_a", f"{feature}_b"
     if a not in judge or not (judge[a].notna() & judge[b].notna()).any():
         return unknown(f"the {feature} of the answers is not in the votes; give task.answers")
-    judged = decisive(judge)
+    known = judge[judge[a].notna() & judge[b].notna()].drop_duplicates(PAIR)
+    gap = (known[a] - known[b]).to_numpy(float)
+    sign = pd.Series(np.where(np.abs(gap) > min_gap, np.sign(gap), 0.0), pd.MultiIndex.from_frame(known[PAIR]))
+    if len(people) and pd.MultiIndex.from_frame(people[PAIR]).isin(sign[sign != 0].index).any():
+        return added_share(people, judge, sign, level=level) | {"compared_with": "people on the same pairs"}
+    judged = decisive(fold_orders(judge))
     judged = judged[(judged[a] - judged[b]).abs() > min_gap].drop_duplicates(PAIR)
-    larger = np.where(judged[a] > judged[b], "a", "b")
-    picked = (judged["verdict"] == larger).astype(float)
-    named = decisive(people)
-    human = named.assign(x=points(named["verdict"])).groupby(PAIR)["x"].mean()
-    human = human.reindex(pd.MultiIndex.from_frame(judged[PAIR])).to_numpy()
-    expected = np.where(larger == "a", human, 1 - human)
-    shared = ~np.isnan(expected)
-    if not shared.any():
-        estimate = mean_estimate(picked - 0.5, judged["question"], null=0.0, level=level, spread=0.5)
-        return estimate | {"judge": float(picked.mean()) if len(picked) else None, "compared_with": "one half"}
-    estimate = mean_estimate((picked - expected)[shared], judged["question"][shared], null=0.0, level=level, spread=1.0)
-    estimate |= {"judge": float(picked[shared].mean()), "people": float(expected[shared].mean())}
-    return estimate | {"compared_with": "people on the same pairs"}
+    picked = (judged["verdict"] == np.where(judged[a] > judged[b], "a", "b")).astype(float)
+    estimate = mean_estimate(picked - 0.5, judged["question"], null=0.0, level=level, spread=1.0)
+    return estimate | {"judge": float(picked.mean()) if len(picked) else None, "compared_with": "one half"}
 
 
-def self_preference(
-    people: pd.DataFrame, judge: pd.DataFrame, family: dict[str, bool], *, level: float, rounds: int
-) -> dict:
+def self_preference(people: pd.DataFrame, judge: pd.DataFrame, family: dict[str, bool], *, level: float) -> dict:
     """Rating points by which the judge favours its own family beyond what people's votes and its sharpness explain.
 
-        logit P(judge names a) = slope * (human rating_a - human rating_b) + gain * (family_a - family_b)
-
-    Human ratings are Bradley-Terry on the same pairs. `slope` is how sharp the judge is (1 = as people are), `gain` is
-    reported in rating points of people's scale. Both files are resampled together, question by question.
+    The interval holds the spread of what the judge adds to single models as well as sampling (`evals.taste`).
     """
-    items = pd.MultiIndex.from_frame(judge[PAIR])
-    shared = people[pd.MultiIndex.from_frame(people[PAIR]).isin(items)]
-    models = sorted(set(shared["model_a"]) | set(shared["model_b"]))
-    own = [model for model in models if family.get(model)]
-    if not own or len(models) - len(own) < 2:
-        return unknown(
-            f"it needs a model of the judge's family and two others with human votes; family: {own or 'none'}"
-        )
-    judged = judge[pd.MultiIndex.from_frame(judge[PAIR]).isin(pd.MultiIndex.from_frame(shared[PAIR]))]
-    questions = pd.Index(sorted(set(judged["question"])))
-    numbers = {model: i for i, model in enumerate(models)}
-    human_rows, judge_rows = (_rows(part, questions, numbers) for part in (shared, judged))
-    member = np.array([float(bool(family.get(model))) for model in models])
-
-    def fit(counts: np.ndarray) -> tuple[float, float]:
-        weights = counts[human_rows[:, 0]]
-        battles = human_rows[:, 1:]
-        if unbeaten_groups(battles, weights, len(models)) is not None:
-            return math.nan, math.nan
-        ratings = fit_bradley_terry(battles, weights, len(models)) * math.log(BASE) / SCALE
-        _, a, b, outcome = judge_rows.T
-        features = np.column_stack([ratings[a] - ratings[b], member[a] - member[b]])
-        return _soft_logistic(features, outcome / 2, counts[judge_rows[:, 0]])
-
-    def gain(counts: np.ndarray) -> float:
-        slope, effect = fit(counts)
-        return effect / slope * SCALE / math.log(BASE) if slope > 0 else math.nan
-
-    estimate = bootstrap_estimate(gain, len(judged), len(questions), null=0.0, level=level, rounds=rounds)
-    slope, _ = fit(np.ones(len(questions)))
-    return estimate | {"family": own, "sharpness": slope if math.isfinite(slope) else None}
-
-
-def _rows(votes: pd.DataFrame, questions: pd.Index, numbers: dict[str, int]) -> np.ndarray:
-    """(n, 4) int: question, model a, model b, outcome 0 | 1 | 2."""
-    a, b = (votes[f"model_{side}"].map(numbers) for side in "ab")
-    outcome = (2 * points(votes["verdict"])).astype(int)
-    return np.column_stack([questions.get_indexer(votes["question"]), a, b, outcome])
-
-
-def _soft_logistic(features: np.ndarray, target: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    labels = np.repeat([1, 0], len(target))
-    sample_weight = np.concatenate([weights * target, weights * (1 - target)])
-    if not (sample_weight[labels == 1].any() and sample_weight[labels == 0].any()):
-        return math.nan, math.nan
-    model = LogisticRegression(C=np.inf, solver="newton-cholesky", fit_intercept=False, max_iter=50)
-    slope, effect = model.fit(np.tile(features, (2, 1)), labels, sample_weight=sample_weight).coef_[0]
-    return float(slope), float(effect)
+    return family_gain(people, judge, family, level=level)
 
 
 def agreement(people: pd.DataFrame, judge: pd.DataFrame, *, level: float, rounds: int) -> dict:

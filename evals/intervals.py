@@ -39,7 +39,7 @@ def mean_estimate(values, clusters, *, null: float, level: float, spread: float)
     size = len(values) / groups  # votes of a question
     squares = (error * len(values)) ** 2 * (groups - 1) / groups + 2 * (spread * size) ** 2
     error = math.sqrt((groups + 2) / (groups + 1) * squares) / (len(values) + 2 * size)
-    return normal_estimate(values.mean(), error, len(values), groups, null=null, level=level, degrees=groups + 1)
+    return estimate_of(values.mean(), error, len(values), groups, null=null, level=level, degrees=groups + 1)
 
 
 def share_estimate(hits, clusters, *, null: float, level: float) -> dict:
@@ -95,17 +95,17 @@ def bootstrap_estimate(
     draws = np.array([statistic(row) for row in counts])
     draws = draws[np.isfinite(draws)]
     error = draws.std(ddof=1) if len(draws) > 1 else math.nan
-    return normal_estimate(value, error, n, groups, null=null, level=level)
+    return estimate_of(value, error, n, groups, null=null, level=level)
 
 
-def normal_estimate(
+def estimate_of(
     value: float, error: float, n: int, groups: int, *, null: float, level: float, degrees: float | None = None
 ) -> dict:
     """An estimate whose error is known, with a t interval on `degrees` of freedom (questions less one).
 
     Without an error above 0 there is no interval: votes that do not vary say nothing of their spread.
     """
-    if not math.isfinite(error) or error <= 0:
+    if not math.isfinite(error) or error < 1e-6:  # rounding is no spread
         return unknown("the votes do not vary enough to judge its spread", n=n)
     degrees = max(groups - 1, 1) if degrees is None else degrees
     half = t.ppf((1 + level) / 2, degrees) * error

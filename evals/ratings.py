@@ -8,7 +8,7 @@ from evalica import Winner, bradley_terry, elo
 from omegaconf import DictConfig, OmegaConf
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from evals.readers import read_votes
 from evals.style import add_style, rate_style
@@ -17,6 +17,7 @@ from runtime.plots import plot_intervals
 from runtime.report import print_table
 
 BASE, SCALE, MEAN = 10.0, 400.0, 1000.0
+MOST_LEFT_OUT = 500  # questions up to which each is left out in turn for `clustered` errors
 WINNER = np.array([Winner.Y, Winner.Draw, Winner.X])  # b won, tie, a won
 
 
@@ -86,6 +87,31 @@ def sandwich_bradley_terry(
 
     cov = H^+ (sum over clusters of s s^T) H^+,   s the cluster's score, H the information; mean rating fixed
     """
+    bread, scores, _, slope = _sandwich_parts(battles, weights, ratings, clusters)
+    cov = bread @ (scores.T @ scores).toarray() @ bread
+    return np.sqrt(np.diag(cov)) / slope
+
+
+def jackknife_bradley_terry(
+    battles: np.ndarray, weights: np.ndarray, ratings: np.ndarray, clusters: np.ndarray
+) -> np.ndarray:
+    """(M,) standard errors from leaving out each question (one Newton step each): Bell & McCaffrey's CR3.
+
+    cov = (G - 1) / G * sum over the G clusters of d d^T,   d = (H - H_g)^+ s_g
+
+    With few questions a sandwich is too small, because the fit follows each of them; this is not.
+    """
+    bread, scores, curvatures, slope = _sandwich_parts(battles, weights, ratings, clusters)
+    groups, num_models = scores.shape
+    information = np.linalg.pinv(bread)
+    steps = np.zeros((groups, num_models))
+    for g in range(groups):
+        steps[g] = np.linalg.pinv(information - curvatures(g)) @ scores[[g]].toarray()[0]
+    return np.sqrt((groups - 1) / groups * (steps**2).sum(0)) / slope
+
+
+def _sandwich_parts(battles, weights, ratings, clusters):
+    """H^+, the (G, M) scores of the clusters, a function to the information of one cluster, and log odds a point."""
     a, b, outcome = battles.T
     num_models, slope = len(ratings), np.log(BASE) / SCALE
     p = 1 / (1 + np.exp(-slope * (ratings[a] - ratings[b])))  # (n,)
@@ -94,10 +120,16 @@ def sandwich_bradley_terry(
     shape = (len(groups), num_models)
     scores = coo_matrix((np.r_[residual, -residual], (np.r_[inverse, inverse], np.r_[a, b])), shape=shape).tocsr()
     curvature = weights * p * (1 - p)
-    off = coo_matrix((np.r_[curvature, curvature], (np.r_[a, b], np.r_[b, a])), shape=(num_models,) * 2).toarray()
-    bread = np.linalg.pinv(np.diag(off.sum(1)) - off)  # the Laplacian's null space is the free mean
-    cov = bread @ (scores.T @ scores).toarray() @ bread
-    return np.sqrt(np.diag(cov)) / slope
+
+    def laplacian(rows) -> np.ndarray:
+        index = np.r_[a[rows], b[rows]], np.r_[b[rows], a[rows]]
+        off = coo_matrix((np.tile(curvature[rows], 2), index), shape=(num_models,) * 2).toarray()
+        return np.diag(off.sum(1)) - off
+
+    order = np.argsort(inverse, kind="stable")
+    starts = np.r_[np.searchsorted(inverse[order], np.arange(len(groups))), len(order)]
+    bread = np.linalg.pinv(laplacian(slice(None)))  # the Laplacian's null space is the free mean
+    return bread, scores, lambda g: laplacian(order[starts[g] : starts[g + 1]]), slope
 
 
 def ranks(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
@@ -134,8 +166,8 @@ def rate(
     if method not in ("elo", "bradley_terry") or interval not in ("bootstrap", "sandwich", "clustered"):
         known = "task.method=elo | bradley_terry and task.interval=bootstrap | sandwich | clustered"
         raise ValueError(f"need {known}, got {method=}, {interval=}")
-    if method == "elo" and interval != "bootstrap":
-        raise ValueError(f"online Elo has no {interval} interval; use task.interval=bootstrap")
+    if method == "elo":
+        interval = "bootstrap"  # the only one that it has
     votes = scored(votes)
     battles, models = battles_of(votes)
     fit = _rate_elo if method == "elo" else _rate_bradley_terry
@@ -170,10 +202,13 @@ def _rate_bradley_terry(votes, battles, models, interval, tail, rounds, k):
     check_finite(unique, counts, models)
     ratings = fit_bradley_terry(unique, counts, len(models))
     if interval != "bootstrap":
-        clusters = votes["question"].to_numpy() if interval == "clustered" else np.arange(len(votes))
-        errors = sandwich_bradley_terry(battles, weights, ratings, clusters)
-        half = norm.ppf(1 - tail) * errors
-        return ratings, ratings - half, ratings + half, {}
+        questions = votes["question"].to_numpy()
+        groups = len(np.unique(questions))
+        few = interval == "clustered" and 1 < groups <= MOST_LEFT_OUT
+        clusters = questions if interval == "clustered" else np.arange(len(votes))
+        errors = (jackknife_bradley_terry if few else sandwich_bradley_terry)(battles, weights, ratings, clusters)
+        half = (t.ppf(1 - tail, groups - 1) if few else norm.ppf(1 - tail)) * errors
+        return ratings, ratings - half, ratings + half, {"questions": groups}
     draws = bootstrap_bradley_terry(unique, counts, len(models), rounds=rounds)
     if not len(draws):
         raise ValueError(f"none of {rounds} resamples has finite ratings: too few battles; use task.interval=sandwich")
@@ -190,15 +225,43 @@ def _anchor_shift(anchor: dict | None, models: list[str], ratings: np.ndarray) -
     return rating - float(ratings[models.index(model)])
 
 
+def one_source(votes: pd.DataFrame, judge: str | None) -> pd.DataFrame:
+    """The votes of people, of one judge, or all of them where somebody asked for it.
+
+    Args:
+        judge: a judge's name, `people`, `all`, or None where there is nothing to choose.
+    Raises:
+        ValueError: people and judges, or several judges, would be pooled without a word.
+    """
+    judges = sorted(votes.loc[~votes["human"], "judge"].unique())
+    people = bool(votes["human"].any())
+    if judge == "all" or (judge is None and len(judges) + people <= 1):
+        return votes
+    if judge is None:
+        sources = ", ".join([*judges[:5], *(["people"] if people else [])])
+        raise ValueError(f"the files hold votes of {sources}; choose with task.judge=NAME | people | all")
+    chosen = votes[votes["human"] if judge == "people" else ~votes["human"] & (votes["judge"] == judge)]
+    if not len(chosen):
+        raise ValueError(f"no vote of task.judge={judge}; the files hold {', '.join(judges) or 'people only'}")
+    return chosen
+
+
 def run(cfg: DictConfig, out: Path) -> dict:
     """task=ratings: a rating, an interval and a rank for every model."""
     task = cfg.task
-    votes = read_votes(task.input, task.format)
+    votes = one_source(read_votes(task.input, task.format), task.judge)
     anchor = OmegaConf.to_container(task.anchor) if task.anchor else None
     settings = {name: task[name] for name in ("method", "interval", "level", "rounds", "k")}
     result = rate(votes, **settings, anchor=anchor)
     if task.style_control:
         result |= rate_style(add_style(votes, task.input, task.answers), level=task.level, rounds=task.rounds)
+    if task.method == "bradley_terry":
+        decided = votes[votes["verdict"].isin(["a", "b"])]
+        try:
+            no_ties = rate(decided, **settings, anchor=anchor)["ratings"]
+            result["without_ties"] = {name: row["rating"] for name, row in no_ties.items()}
+        except ValueError as error:
+            result["without_ties"] = {"reason": str(error)}
     result["errors"] = int((votes["verdict"] == "error").sum())
     rows = [(name, row["rating"], row["lower"], row["upper"]) for name, row in result["ratings"].items()]
     print_table(

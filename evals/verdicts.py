@@ -41,7 +41,9 @@ def text_hash(text: str) -> str:
 def swapped(votes: pd.DataFrame, rows: pd.Series) -> pd.DataFrame:
     """The votes with the two models of `rows` (bool) exchanged, and everything that speaks about a side with them."""
     votes = votes.copy()
-    for name in ("model", "length", "hash"):
+    for name in ("model", "length", "hash", "unique"):
+        if f"{name}_a" not in votes:
+            continue
         a, b = votes[f"{name}_a"], votes[f"{name}_b"]
         votes[f"{name}_a"], votes[f"{name}_b"] = a.mask(rows, b), b.mask(rows, a)
     for name in ("verdict", "shown"):

@@ -1,0 +1,268 @@
+"""What a judge adds to people's taste: its weight on a feature beyond what people's votes and its own sharpness explain.
+
+Of an item (a pair of answers) with features x, people and judge see one quality gap u, and the judge may add to it:
+
+    u = b x + tau * z,   z ~ N(0, 1)                   what an item's quality is, as far as features do not tell
+    logit P(a person names a) = u
+    logit P(the judge names a) = k u + gain * c + order * s
+
+b holds a rating for each model and people's own weight of the feature c; k is the judge's sharpness, s is +1 where a
+was shown first and -1 where b was. A judge with people's taste has gain 0, however sharp it is: sharpness multiplies
+people's weight of c as it multiplies the rest, and tau keeps noise of single votes from being taken for a difference
+of taste. Fitted by maximum likelihood (z by Gauss-Hermite quadrature) with weak priors; errors are clustered by question.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit, logsumexp
+
+from evals.intervals import estimate_of, unknown
+from evals.verdicts import PAIR, points
+
+NODES = 15
+PRIOR = {"tau": (0.0, 1.0), "k": (0.0, 1.0), "gain": (0.0, 3.0), "order": (0.0, 3.0), "b": (0.0, 10.0)}  # mean, s.d.
+FEWEST = 10  # questions: under them a clustered error is too small too often
+SIDES = np.array([1.0, -1.0, 0.0])  # a shown first, b shown first, unknown
+
+
+@dataclass
+class Items:
+    """N items: features (N, P), the judge's extra feature (N,), votes for a and for b, and the question of each."""
+
+    x: np.ndarray
+    c: np.ndarray
+    people: np.ndarray  # (N, 2) votes for a, for b
+    judge: np.ndarray  # (N, 3, 2) by the side shown first
+    questions: np.ndarray  # (N,) numbers
+    models: list[str]
+    pairs: np.ndarray  # (N, 2) numbers of the models
+
+    @property
+    def num_questions(self) -> int:
+        return len(np.unique(self.questions))
+
+
+def collect(people: pd.DataFrame, judge: pd.DataFrame, feature: pd.Series) -> Items:
+    """The items that people and judge both voted on.
+
+    Args:
+        people, judge: votes without errors, pairs sorted; the judge's in each order or folded (two votes in one).
+        feature: c by item (index PAIR); it is also one of x.
+    """
+    counts = {}
+    for name, votes in (("people", people), ("judge", judge)):
+        won = points(votes["verdict"]).to_numpy()
+        double = np.where(votes["shown"].eq("both") & ~votes["human"], 2.0, 1.0)  # a folded vote is two
+        side = votes["shown"].map({"a": 0, "b": 1}).fillna(2).astype(int) if name == "judge" else 2
+        rows = votes[PAIR].assign(side=side, a=won * double, b=(1 - won) * double)
+        counts[name] = rows.groupby([*PAIR, "side"])[["a", "b"]].sum()
+    shared = counts["people"].droplevel("side").index.intersection(counts["judge"].droplevel("side").index.unique())
+    shared = shared.intersection(feature.dropna().index)
+    by_side = [
+        counts["judge"].xs(s, level="side").reindex(shared, fill_value=0).to_numpy()
+        if s in counts["judge"].index.get_level_values("side")
+        else np.zeros((len(shared), 2))
+        for s in range(3)
+    ]
+    table = shared.to_frame(index=False)
+    models = sorted(set(table["model_a"]) | set(table["model_b"]))
+    numbers = {model: i for i, model in enumerate(models)}
+    pairs = np.column_stack([table["model_a"].map(numbers), table["model_b"].map(numbers)]).reshape(-1, 2)
+    dummies = np.zeros((len(table), len(models)))
+    rows = np.arange(len(table))
+    np.add.at(dummies, (rows, pairs[:, 0]), 1.0)
+    np.add.at(dummies, (rows, pairs[:, 1]), -1.0)
+    c = feature.reindex(shared).to_numpy(float)
+    return Items(
+        x=np.column_stack([dummies[:, 1:], c]) if len(models) > 1 else c[:, None],
+        c=c,
+        people=counts["people"].droplevel("side").reindex(shared).to_numpy(),
+        judge=np.stack(by_side, axis=1),
+        questions=pd.factorize(table["question"])[0],
+        models=models,
+        pairs=pairs,
+    )
+
+
+class Fit:
+    """The maximum of the likelihood and what follows from it. Parameters: b (P), log tau, log k, gain, order."""
+
+    def __init__(self, items: Items):
+        self.items, width = items, items.x.shape[1]
+        nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+        self.nodes, self.log_weights = nodes, np.log(weights / weights.sum())
+        names = ["b"] * width + ["tau", "k", "gain", "order"]
+        self.mean, self.spread = np.array([PRIOR[name] for name in names]).T
+        start = np.zeros(width + 4)
+        found = minimize(self._loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300})
+        self.values = found.x
+        self.cov = self._sandwich()
+
+    def terms(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """u (N, Q) and the judge's logit (N, 3, Q) at every node."""
+        *b, log_tau, log_k, gain, order = values
+        u = (self.items.x @ np.array(b))[:, None] + math.exp(log_tau) * self.nodes
+        v = math.exp(log_k) * u[:, None, :] + gain * self.items.c[:, None, None] + order * SIDES[None, :, None]
+        return u, v
+
+    def scores(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) log-likelihood of each item and its (N, P + 4) gradient."""
+        items, (u, v) = self.items, self.terms(values)
+        wins, losses = items.people[:, :1], items.people[:, 1:]
+        judged = items.judge[..., :1] * log_expit(v) + items.judge[..., 1:] * log_expit(-v)  # (N, 3, Q)
+        joint = wins * log_expit(u) + losses * log_expit(-u) + judged.sum(1) + self.log_weights
+        total = logsumexp(joint, axis=1)
+        posterior = np.exp(joint - total[:, None])  # (N, Q)
+        du = wins - (wins + losses) * expit(u)
+        dv = items.judge[..., :1] - items.judge.sum(-1, keepdims=True) * expit(v)  # (N, 3, Q)
+        k = math.exp(values[-3])
+        along = posterior * (du + k * dv.sum(1))  # d joint / d u
+        gradient = np.column_stack([
+            along.sum(1)[:, None] * items.x,
+            math.exp(values[-4]) * along @ self.nodes,
+            k * (posterior * dv.sum(1) * u).sum(1),
+            (posterior * dv.sum(1)).sum(1) * items.c,
+            np.einsum("nq,nsq,s->n", posterior, dv, SIDES),
+        ])  # fmt: skip
+        return total, gradient
+
+    def _loss(self, values: np.ndarray) -> tuple[float, np.ndarray]:
+        total, gradient = self.scores(values)
+        away = (values - self.mean) / self.spread
+        return -total.sum() + 0.5 * away @ away, -gradient.sum(0) + away / self.spread
+
+    def _sandwich(self) -> np.ndarray:
+        """Covariance of the parameters, clustered by question (Liang & Zeger 1986)."""
+        size, step = len(self.values), 1e-4
+        bread = np.column_stack([
+            (self._loss(self.values + step * unit)[1] - self._loss(self.values - step * unit)[1]) / (2 * step)
+            for unit in np.eye(size)
+        ])  # fmt: skip
+        inverse = np.linalg.pinv((bread + bread.T) / 2)
+        _, gradient = self.scores(self.values)
+        sums = np.zeros((self.items.questions.max() + 1, size))
+        np.add.at(sums, self.items.questions, gradient)
+        groups = len(sums)
+        return inverse @ (groups / (groups - 1) * sums.T @ sums) @ inverse
+
+    @property
+    def sharpness(self) -> float:
+        """k: 1 where the judge is as sharp as a person."""
+        return math.exp(self.values[-3])
+
+    def added_share(self, values: np.ndarray) -> float:
+        """How much oftener the judge names the side that c points to than it would with people's taste, at its k."""
+        pointed = self.items.c != 0
+        values = np.array(values)
+        without = values.copy()
+        without[-2] = 0.0
+        weights = np.exp(self.log_weights)
+        with_gain, plain = (expit(self.terms(v)[1][pointed, 2]) @ weights for v in (values, without))
+        return float(np.mean(np.sign(self.items.c[pointed]) * (with_gain - plain)))
+
+    def share_error(self) -> float:
+        """Standard error of `added_share`, by the delta method."""
+        step = 1e-4
+        slope = np.array([
+            (self.added_share(self.values + step * unit) - self.added_share(self.values - step * unit)) / (2 * step)
+            for unit in np.eye(len(self.values))
+        ])  # fmt: skip
+        return math.sqrt(max(slope @ self.cov @ slope, 0.0))
+
+    def gain_points(self) -> tuple[float, float]:
+        """gain / k and its standard error, in logits of people's scale."""
+        k, gain = self.sharpness, self.values[-2]
+        slope = np.zeros(len(self.values))
+        slope[-2], slope[-3] = 1 / k, -gain / k
+        return gain / k, math.sqrt(slope @ self.cov @ slope)
+
+    def model_spread(self, family: np.ndarray) -> tuple[float, int]:
+        """Variance, over models outside of the family, of what the judge adds to each; and the number of these models.
+
+        A judge may like any one model better than people do; that its own family stands out needs more than that. One
+        Newton step from the fit for each model; the part that sampling explains is taken out.
+        """
+        items, (u, v) = self.items, self.terms(self.values)
+        joint = self.scores(self.values)[0]
+        judged = items.judge[..., :1] * log_expit(v) + items.judge[..., 1:] * log_expit(-v)
+        people = items.people[:, :1] * log_expit(u) + items.people[:, 1:] * log_expit(-u)
+        posterior = np.exp(people + judged.sum(1) + self.log_weights - joint[:, None])
+        p, n = expit(v), items.judge.sum(-1, keepdims=True)
+        residual = (posterior[:, None] * (items.judge[..., :1] - n * p)).sum((1, 2))
+        curvature = (posterior[:, None] * n * p * (1 - p)).sum((1, 2))
+        added, noise = [], []
+        for model in np.flatnonzero(~family):
+            sign = (items.pairs[:, 0] == model).astype(float) - (items.pairs[:, 1] == model)
+            information = (curvature * sign**2).sum()
+            if information > 0:
+                sums = np.bincount(items.questions, residual * sign)
+                added.append((residual * sign).sum() / information)
+                noise.append((sums**2).sum() / information**2)
+        if len(added) < 2:
+            return 0.0, len(added)
+        extra = (np.sum(np.square(added)) - np.sum(noise)) / (len(added) - 1)
+        return max(extra, 0.0) / self.sharpness**2, len(added)
+
+
+def added_share(people: pd.DataFrame, judge: pd.DataFrame, feature: pd.Series, *, level: float) -> dict:
+    """The figure of a feature in share points, 0 for a judge with people's taste, with its interval and p value."""
+    items = collect(people, judge, feature)
+    pointed = items.c != 0
+    groups = len(np.unique(items.questions[pointed]))
+    if groups < FEWEST:
+        return unknown(
+            f"{groups} questions with votes of both people and judge; it needs {FEWEST}", n=int(pointed.sum())
+        )
+    fit = Fit(items)
+    n = int(items.judge[pointed].sum())
+    estimate = estimate_of(
+        fit.added_share(fit.values), fit.share_error(), n, groups, null=0.0, level=level, degrees=groups - 1
+    )
+    sign, own = np.sign(items.c[pointed]), items.judge[pointed].sum(1)
+    larger = np.where(sign > 0, own[:, 0], own[:, 1]).sum() / own.sum()
+    votes = items.people[pointed]
+    by_people = np.where(sign > 0, votes[:, 0], votes[:, 1]) / votes.sum(1)
+    return estimate | {
+        "judge": float(larger),
+        "people": float(np.average(by_people, weights=own.sum(1))),
+        "people_at_its_sharpness": float(larger - estimate["value"]) if estimate["value"] is not None else None,
+        "sharpness": fit.sharpness,
+    }
+
+
+def family_gain(people: pd.DataFrame, judge: pd.DataFrame, family: dict[str, bool], *, level: float) -> dict:
+    """Rating points (400 / ln 10 a logit) by which a judge lifts its own family beyond people's taste, at its k."""
+    known = pd.concat([people[PAIR], judge[PAIR]]).drop_duplicates()
+    difference = known["model_a"].map(family).astype(float) - known["model_b"].map(family).astype(float)
+    items = collect(people, judge, pd.Series(difference.to_numpy(), pd.MultiIndex.from_frame(known)))
+    own = np.array([family[model] for model in items.models], bool)
+    if not own.any() or (~own).sum() < 2:
+        named = [model for model, member in zip(items.models, own, strict=True) if member]
+        return unknown(
+            f"it needs a model of the judge's family and two others with human votes; family: {named or 'none'}"
+        )
+    groups = items.num_questions
+    if groups < FEWEST:
+        return unknown(f"{groups} questions with votes of both people and judge; it needs {FEWEST}", n=len(items.c))
+    items.x = items.x[:, :-1]  # the models' ratings hold the family's already
+    fit = Fit(items)
+    value, error = fit.gain_points()
+    spread, others = fit.model_spread(own)
+    between = spread * (1 / own.sum() + 1 / others)
+    variance = error**2 + between
+    degrees = variance**2 / (error**4 / (groups - 1) + between**2 / max(others - 1, 1))
+    scale = 400 / math.log(10)
+    estimate = estimate_of(
+        scale * value, scale * math.sqrt(variance), int(items.judge.sum()), groups,
+        null=0.0, level=level, degrees=max(degrees, 1.0),
+    )  # fmt: skip
+    return estimate | {
+        "family": [model for model, member in zip(items.models, own, strict=True) if member],
+        "sharpness": fit.sharpness,
+        "sampling_error": scale * error,
+        "model_spread": scale * math.sqrt(spread),
+    }
