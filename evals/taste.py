@@ -1,4 +1,4 @@
-"""What a judge adds to people's taste: its weight on a feature beyond what people's votes and its own sharpness explain.
+"""What a judge adds to people's taste: its weight on a feature beyond people's votes and its own sharpness.
 
 Of an item (a pair of answers) with features x, people and judge see one quality gap u, and the judge may add to it:
 
