@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 CHUNK = 256  # queries of one product: a longer block is cut, so that little is computed above the diagonal
 SMALLEST_HEAD = 16  # flex_attention compiles for no narrower ones
@@ -72,17 +72,36 @@ class Blocks:
         return self.masks[window]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
-    """(N, H, Dh) attention of q (N, H, Dh) over k, v (N, K, Dh), each token seeing what `blocks` allows."""
-    run = attend_flex if q.is_cuda and q.shape[-1] >= SMALLEST_HEAD else attend_blocks
-    return run(q, k, v, blocks, window)
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None, softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(N, H, Dh) attention of q (N, H, Dh) over k, v (N, K, Dh), each token seeing what `blocks` allows.
+
+    softcap: scores become softcap tanh(score / softcap) (Gemma 2). sinks: (H,) a further score of each head, which
+    takes its share of the probability and adds nothing (GPT-OSS).
+    """
+    if q.is_cuda and q.shape[-1] >= SMALLEST_HEAD:
+        return attend_flex(q, k, v, blocks, window, softcap, sinks)
+    if softcap is None and sinks is None:
+        return attend_blocks(q, k, v, blocks, window)
+    return attend_plain(q, k, v, blocks, window, softcap, sinks)
 
 
-def attend_flex(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
+def attend_flex(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None, softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """One call over the whole stream; compiled on CUDA, eager (dense, for tests) elsewhere."""
     q, k, v = (rearrange(x, "n h d -> 1 h n d") for x in (q, k, v))
     run = compiled_flex() if q.is_cuda else flex_attention
-    out = run(q, k, v, block_mask=blocks.block_mask(window), enable_gqa=q.shape[1] != k.shape[1])
+    how = {"block_mask": blocks.block_mask(window), "enable_gqa": q.shape[1] != k.shape[1]}
+    if softcap is not None:
+        how["score_mod"] = lambda score, b, h, i, j: softcap * torch.tanh(score / softcap)
+    if sinks is None:
+        return rearrange(run(q, k, v, **how), "1 h n d -> n h d")
+    out, aux = run(q, k, v, **how, return_aux=AuxRequest(lse=True))
+    out = out * torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype)[:, None])[..., None].to(out.dtype)
     return rearrange(out, "1 h n d -> n h d")
 
 
@@ -100,6 +119,31 @@ _compiled = None
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
     """Masked batches of products, written out: on a CPU in bf16 faster than flash attention at every length tried."""
     return BlockAttention.apply(q, k, v, blocks, window)
+
+
+def attend_plain(
+    q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """The tiles of BlockAttention, with capped scores or sinks, under torch's own backward pass."""
+    K, groups, scale, outs = k.shape[1], q.shape[1] // k.shape[1], q.shape[-1] ** -0.5, []
+    q, k, v = _by_head(q, K), _by_head(k, K), _by_head(v, K)
+    for start, low, high in tiles(blocks.spans):
+        bias = blocks.bias(start, low, high, groups, window, q.dtype)
+        scores = q[:, low * groups : high * groups] @ k[:, start:high].transpose(1, 2) * scale
+        weights = probabilities(scores, bias, softcap, None if sinks is None else sinks.view(K, 1, groups))
+        outs.append(weights @ v[:, start:high])
+    return _by_token(torch.cat(outs, dim=1), groups)
+
+
+def probabilities(scores: Tensor, bias: Tensor, softcap: float | None, sinks: Tensor | None) -> Tensor:
+    """Softmax of scores (K, queries x G, keys), capped and masked; sinks (K, 1, G) take their part of it."""
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + bias
+    if sinks is None:
+        return scores.softmax(-1)
+    column = sinks.to(scores.dtype).expand(-1, scores.shape[1] // sinks.shape[2], -1).reshape(len(scores), -1, 1)
+    return torch.cat((scores, column), dim=-1).softmax(-1)[..., :-1]
 
 
 class BlockAttention(torch.autograd.Function):

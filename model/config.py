@@ -47,12 +47,15 @@ class Family:
     theta: float = 10000.0  # rope_theta where config.json has none
     window_theta: float | None = None  # of layers with a window, if they turn by a base of their own
     head_dim: int | None = None  # where config.json has none; None: hidden_size / num_heads
+    sinks: bool = False  # each head has a score beside its keys'
+    classifier: str | None = None  # the title of its reward models, where it is another
     tied: bool = False  # tie_word_embeddings where config.json has none
 
 
 GEMMA = dict(norms="both", norm_offset=1.0, activation="gelu_pytorch_tanh", embed_by_width=True, tied=True)
 GEMMA |= dict(head_dim=256, windowed=True, window=4096, own_layer_types=True)
-CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+CAPS = {"attention_softcap": ("attn_logit_softcapping", None), "logit_softcap": ("final_logit_softcapping", None)}
+QUERY = {"attention_scale": ("query_pre_attn_scalar", 256)}  # to the power of -0.5
 FAMILIES = {  # model_type -> what it adds to Llama
     "llama": Family("Llama", BIASES),
     "mistral": Family("Mistral", windowed=True, window=4096),
@@ -67,6 +70,14 @@ FAMILIES = {  # model_type -> what it adds to Llama
     ),
     "phi3": Family("Phi3", windowed=True, partial_rotary=True),
     "granite": Family("Granite", BIASES | SCALES),
+    "gemma2": Family(
+        "Gemma2", BIAS | QUERY | {ours: (key, cap) for (ours, (key, _)), cap in zip(CAPS.items(), (50.0, 30.0))},
+        kinds=("window", "full"), **GEMMA,
+    ),
+    "gemma3_text": Family(
+        "Gemma3", BIAS | QUERY | CAPS, qk_norm="head", theta=1e6, window_theta=1e4, classifier="Gemma3Text",
+        kinds=("window",) * 5 + ("full",), **GEMMA,
+    ),
 }  # fmt: skip
 
 
@@ -100,6 +111,8 @@ class ModelConfig:
     residual_scale: float = 1.0  # of what a sublayer adds
     attention_scale: float | None = None  # of q k; None: head_dim ** -0.5
     logit_divisor: float = 1.0
+    attention_softcap: float | None = None  # scores s become cap tanh(s / cap) (Gemma 2)
+    logit_softcap: float | None = None
     family: str = "llama"
 
     def __post_init__(self):
@@ -113,6 +126,7 @@ class ModelConfig:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)!r} must be a whole number of at least 1")
         scales = ("embed_scale", "residual_scale", "attention_scale", "logit_divisor", "window_rope_theta")
+        scales += ("attention_softcap", "logit_softcap")
         for name in ("rope_theta", "norm_eps", *(name for name in scales if getattr(self, name) is not None)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

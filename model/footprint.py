@@ -63,7 +63,7 @@ class Flash(torch.autograd.Function):
 class FusedAttention:
     """Takes a cache's place in the forward, and keeps nothing but what a fused kernel keeps."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, *how) -> Tensor:
         return Flash.apply(q, k, v)
 
 

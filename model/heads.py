@@ -31,7 +31,10 @@ class Policy(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor, blocks, picks: Tensor | None = None, cache=None) -> Tensor:
         """(M, V) float32 logits at the stream indices `picks` (all N if None): for sampling, not for losses."""
         logits = self.lm_head(self.transformer(tokens, positions, blocks, cache, self.adapted, picks)).float()
-        return logits if self.config.logit_divisor == 1 else logits / self.config.logit_divisor
+        config = self.config
+        if config.logit_softcap is not None:
+            logits = config.logit_softcap * torch.tanh(logits / config.logit_softcap)
+        return logits if config.logit_divisor == 1 else logits / config.logit_divisor
 
     def states(self, stream: Stream) -> Tensor:
         """(M, D) hidden states of the positions that predict a completion token."""
@@ -76,8 +79,9 @@ class Policy(nn.Module):
 
         Raises ValueError where the reference is of a family that makes its logits otherwise.
         """
-        if ref_policy.config.logit_divisor != self.config.logit_divisor:
-            raise ValueError("the reference divides its logits by another number; the exact KL wants one of its family")
+        theirs, ours = ((c.logit_divisor, c.logit_softcap) for c in (ref_policy.config, self.config))
+        if theirs != ours:
+            raise ValueError(f"the reference scales and caps its logits by {theirs}, the policy by {ours}: no exact KL")
         stream = stream or pack(input_ids, attention_mask, completion_mask)
         ref = (ref_policy.states(stream), ref_policy.lm_head.weight)
         kl = linear_kl(self._states(stream), self.lm_head.weight, *ref, **self.logit_settings(temperature))
@@ -85,7 +89,7 @@ class Policy(nn.Module):
 
     def logit_settings(self, temperature: float) -> dict:
         """How the log-prob's kernel makes logits out of hidden states."""
-        return {"temperature": temperature * self.config.logit_divisor}
+        return {"temperature": temperature * self.config.logit_divisor, "softcap": self.config.logit_softcap}
 
 
 class RewardModel(nn.Module):

@@ -5,7 +5,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.attention import Blocks, attend
+from model.attention import Blocks, attend, probabilities
 from model.config import ModelConfig
 
 STRIDE = 32  # attention reads lengths rounded up to this: few distinct shapes, so libraries reuse their plans
@@ -50,13 +50,13 @@ class Prefill:
     def __init__(self, cache: KVCache, slots: list[list[int]]):
         self.cache, self.slots = cache, slots
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, *how) -> Tensor:
         """(N, H, Dh): attention within the stream; each block's keys and values go to its slots."""
         both = rearrange(torch.cat((k, v), dim=1), "n k d -> k n d")
         for (start, stop), slots in zip(blocks.spans, self.slots, strict=True):
             for slot in slots:
                 self.cache.store[layer, slot, :, : stop - start] = both[:, start:stop]
-        return attend(q, k, v, blocks, window)
+        return attend(q, k, v, blocks, *how)
 
 
 class Decode:
@@ -67,14 +67,23 @@ class Decode:
         self.rows = torch.arange(len(positions), device=positions.device)
         self.masks = {}  # window -> one (rows, 1, 1, read) a piece, the same for every layer
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: None, window: int | None) -> Tensor:
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: None, window: int | None, softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """(B, H, Dh): each row's one query over its own keys, its own included."""
         K, store = k.shape[1], self.cache.store[layer]  # (slots, 2K, T, Dh)
         store[self.rows, :, self.positions] = torch.cat((k, v), dim=1)
         queries, outs = q.unflatten(1, (K, -1)), []  # (B, K, G, Dh): a group's queries share their keys
         for (rows, read), bias in zip(self.pieces, self.biases(window, q.dtype), strict=True):
             keys, values = store[rows, :K, :read], store[rows, K:, :read]  # (rows, K, read, Dh)
-            outs.append(F.scaled_dot_product_attention(queries[rows], keys, values, attn_mask=bias))
+            if softcap is None and sinks is None:
+                outs.append(F.scaled_dot_product_attention(queries[rows], keys, values, attn_mask=bias))
+                continue
+            scores = queries[rows] @ keys.transpose(2, 3) * q.shape[-1] ** -0.5  # (rows, K, G, read)
+            heads = None if sinks is None else sinks.view(1, 1, -1).expand(len(scores), 1, -1)
+            weights = probabilities(scores.flatten(1, 2), bias.squeeze(1), softcap, heads)
+            outs.append(weights.view_as(scores) @ values)
         return (outs[0] if len(outs) == 1 else torch.cat(outs)).flatten(1, 2)
 
     def biases(self, window: int | None, dtype: torch.dtype) -> list[Tensor]:

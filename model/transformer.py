@@ -78,6 +78,8 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(keys if self.wide_norm else self.head_dim, config) if normed else None
         self.turned = config.rotary_dim if config.turns(layer) else 0  # numbers of each head
         self.q_scale = 1.0 if config.attention_scale is None else config.attention_scale * self.head_dim**0.5
+        self.softcap = config.attention_softcap
+        self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if facts.sinks else None  # (H,) logits of no token
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool, picks: Tensor | None
@@ -89,10 +91,11 @@ class Attention(nn.Module):
         q, k = self.rotated(q, rope), self.rotated(k, rope)
         if self.q_scale != 1:
             q = q * self.q_scale
+        how = (self.window, self.softcap, self.sinks)
         if cache is None:
-            mixed = attend(q, k, v, blocks, self.window)  # (N, H, Dh)
+            mixed = attend(q, k, v, blocks, *how)  # (N, H, Dh)
         else:
-            mixed = cache.attend(self.layer, q, k, v, blocks, self.window)  # (N, H, Dh)
+            mixed = cache.attend(self.layer, q, k, v, blocks, *how)  # (N, H, Dh)
         return self.out((mixed if picks is None else mixed[picks]).flatten(1), adapted)
 
     def normed(self, norm: RMSNorm, x: Tensor) -> Tensor:
@@ -125,7 +128,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each added to the residual stream; normed before they read it, before they add, or both."""
+    """Attention and MLP, each added to the residual stream: normed as it enters, as it leaves, or both."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -186,8 +189,8 @@ class Transformer(nn.Module):
         Args:
             tokens, positions: (N,) int64.
             blocks: who attends to whom (`pack` makes it).
-            cache: None, or an object whose `attend(layer, q, k, v, blocks, window)` keeps k and v (N, K, Dh) of each
-                layer and returns attention's output (N, H, Dh); `blocks` goes to it untouched, None while decoding.
+            cache: None, or an object whose `attend(layer, q, k, v, blocks, window, ...)` keeps k and v (N, K, Dh) of
+                each layer and returns attention's output (N, H, Dh); `blocks` goes to it untouched, None while decoding.
             adapted: with LoRA's part where there is one. An argument, as a layer that is recomputed must see the same.
             picks: (M,) int64, the tokens whose hidden states are wanted: after its attention, the last layer computes
                 no others.

@@ -43,7 +43,20 @@ CASES = {  # name -> model_type, what differs from SIZES
     ),
     "granite": (
         "granite",
-        {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.3, "logits_scaling": 6.0},
+        {
+            "attention_bias": True,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.3,
+            "logits_scaling": 6.0,
+        },
+    ),
+    "gemma2": ("gemma2", {"sliding_window": 7, "query_pre_attn_scalar": 20} | {"tie_word_embeddings": True}),
+    "gemma2 with low caps": ("gemma2", {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
+    "gemma3": (
+        "gemma3_text",
+        {"sliding_window": 7, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8, "tie_word_embeddings": True}
+        | {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 5e4, "rope_local_base_freq": 300.0},
     ),
 }
 

