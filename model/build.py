@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.heads import Policy, RewardModel, ValueModel
-from model.transformer import Linear
+from model.linear import Linear
 from model.weights.adapter import AdapterReader, find_base, is_adapter
 from model.weights.gguf import GGUFReader
 from model.weights.hf import HFReader
@@ -137,7 +137,8 @@ def fill(kind: type, reader: Reader, precision: str, frozen: bool) -> nn.Module:
     if missing:
         raise ValueError(f"{reader.path} lacks {len(missing)} weights that its config asks for: {shorten(missing)}")
     check_tied(reader, names)
-    left = names - {part for parts in wanted.values() for part in parts} - {"lm_head.weight"} - HEAD_PARTS
+    output = parts_of("lm_head.weight", reader.config)
+    left = names - {part for parts in wanted.values() for part in parts} - set(output) - HEAD_PARTS
     if left:
         raise ValueError(f"{reader.path} holds {len(left)} weights that its config does not know: {shorten(left)}")
     for parts in wanted.values():
@@ -158,9 +159,10 @@ def fill(kind: type, reader: Reader, precision: str, frozen: bool) -> nn.Module:
 
 def check_tied(reader: Reader, names: set[str]) -> None:
     """Raise ValueError where the config ties the output matrix to the embedding and the file stores another one."""
-    if not reader.config.tie_embeddings or "lm_head.weight" not in names:
+    output, embedding = (parts_of(name, reader.config)[0] for name in ("lm_head.weight", "transformer.embed.weight"))
+    if not reader.config.tie_embeddings or output not in names or embedding not in names:
         return
-    if not torch.equal(reader.read("lm_head.weight"), reader.read("model.embed_tokens.weight")):
+    if not torch.equal(reader.read(output), reader.read(embedding)):
         raise ValueError(
             f"{reader.path}: its config says tie_word_embeddings=true, but it stores an lm_head.weight that differs "
             "from the embedding; say tie_word_embeddings=false there if that one is meant, as transformers takes it"
@@ -204,7 +206,7 @@ def init_weights(model: nn.Module, seed: int) -> nn.Module:
     residual = 0.02 / math.sqrt(2 * model.config.num_layers)
     for name, tensor in model.named_parameters():
         if name.endswith("norm.weight"):
-            tensor.fill_(1.0)
+            tensor.fill_(1.0 - model.config.facts.norm_offset)
         elif name.endswith("bias"):
             tensor.zero_()
         else:
@@ -254,7 +256,7 @@ def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path
         weights |= {part: piece.contiguous() for part, piece in zip(parts_of(name, model.config), pieces, strict=True)}
     if not writes:
         return
-    dtype = str(weights["model.norm.weight"].dtype).removeprefix("torch.")
+    dtype = str(weights[parts_of("transformer.norm.weight", model.config)[0]].dtype).removeprefix("torch.")
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     config = make_config_json(model.config, model.kind, dtype, **ids)
     directory = Path(directory)

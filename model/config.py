@@ -25,6 +25,8 @@ SCALES = {
     "attention_scale": ("attention_multiplier", 1.0),
     "logit_divisor": ("logits_scaling", 1.0),
 }
+EXPERTS = {"num_experts": ("num_local_experts", 0), "experts_per_token": ("num_experts_per_tok", 0)}
+NORMALISE = {"normalise_experts": ("norm_topk_prob", False)}
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,24 @@ class Family:
     norm_offset: float = 0.0  # a norm multiplies by this plus its weight (Gemma: 1)
     qk_norm: str | None = None  # queries and keys are normed: by head | over the whole width
     always_qkv_bias: bool = False  # Qwen2, and not on the product after attention
-    activation: str = "silu"  # of the MLP's gate: silu | gelu_pytorch_tanh
+    activation: str = "silu"  # of the MLP's gate: silu | gelu_pytorch_tanh | clamped; gelu has no gate
     embed_by_width: bool = False  # embeddings are multiplied by sqrt(hidden_size)
     window: int | None = None  # sliding_window where config.json has none; null there means no window
     windowed: bool = False  # has layers with a sliding window
     kinds: tuple[str, ...] = ()  # of its layers, in turn, where config.json has no layer_types
     own_layer_types: bool = False  # config.json may name each layer's kind
     partial_rotary: bool = False  # config.json may leave a part of each head unrotated
+    share: float = 1.0  # of a head that turns, where config.json says nothing
     theta: float = 10000.0  # rope_theta where config.json has none
     window_theta: float | None = None  # of layers with a window, if they turn by a base of their own
     head_dim: int | None = None  # where config.json has none; None: hidden_size / num_heads
+    layer_norm: bool = False  # norms with a mean and a bias (GPT-NeoX)
+    parallel: bool = False  # attention and MLP read the same and are added together
+    fused_by_head: bool = False  # the rows of q, k and v lie head by head
+    always_mlp_bias: bool = False
+    experts: bool = False  # the MLP is a mixture of them
+    expert_bias: bool = False  # they and their router have biases
+    normalise_experts: bool = False  # always: the weights of a token's experts sum to one
     sinks: bool = False  # each head has a score beside its keys'
     classifier: str | None = None  # the title of its reward models, where it is another
     tied: bool = False  # tie_word_embeddings where config.json has none
@@ -55,6 +65,7 @@ class Family:
 GEMMA = dict(norms="both", norm_offset=1.0, activation="gelu_pytorch_tanh", embed_by_width=True, tied=True)
 GEMMA |= dict(head_dim=256, windowed=True, window=4096, own_layer_types=True)
 CAPS = {"attention_softcap": ("attn_logit_softcapping", None), "logit_softcap": ("final_logit_softcapping", None)}
+CAPS_OF_2 = {"attention_softcap": ("attn_logit_softcapping", 50.0), "logit_softcap": ("final_logit_softcapping", 30.0)}
 QUERY = {"attention_scale": ("query_pre_attn_scalar", 256)}  # to the power of -0.5
 FAMILIES = {  # model_type -> what it adds to Llama
     "llama": Family("Llama", BIASES),
@@ -70,8 +81,19 @@ FAMILIES = {  # model_type -> what it adds to Llama
     ),
     "phi3": Family("Phi3", windowed=True, partial_rotary=True),
     "granite": Family("Granite", BIASES | SCALES),
+    "qwen3_moe": Family("Qwen3Moe", BIAS | EXPERTS | NORMALISE, qk_norm="head", windowed=True, experts=True),
+    "olmoe": Family("Olmoe", BIAS | EXPERTS | NORMALISE, qk_norm="width", experts=True),
+    "mixtral": Family("Mixtral", EXPERTS, windowed=True, theta=1e6, experts=True, normalise_experts=True),
+    "gpt_oss": Family(
+        "GptOss", BIAS | EXPERTS, windowed=True, window=128, own_layer_types=True, kinds=("window", "full"), theta=1.5e5,
+        head_dim=64, activation="clamped", experts=True, expert_bias=True, normalise_experts=True, sinks=True,
+    ),
+    "gpt_neox": Family(
+        "GPTNeoX", {"qkv_bias": ("attention_bias", True)}, partial_rotary=True, share=0.25, layer_norm=True, parallel=True,
+        fused_by_head=True, always_mlp_bias=True, activation="gelu",
+    ),
     "gemma2": Family(
-        "Gemma2", BIAS | QUERY | {ours: (key, cap) for (ours, (key, _)), cap in zip(CAPS.items(), (50.0, 30.0))},
+        "Gemma2", BIAS | QUERY | CAPS_OF_2,
         kinds=("window", "full"), **GEMMA,
     ),
     "gemma3_text": Family(
@@ -113,6 +135,9 @@ class ModelConfig:
     logit_divisor: float = 1.0
     attention_softcap: float | None = None  # scores s become cap tanh(s / cap) (Gemma 2)
     logit_softcap: float | None = None
+    num_experts: int = 0  # each of width intermediate_size
+    experts_per_token: int = 0
+    normalise_experts: bool = False  # the weights of a token's experts sum to one
     family: str = "llama"
 
     def __post_init__(self):
@@ -156,7 +181,12 @@ class ModelConfig:
         facts = self.facts
         if self.qkv_bias != facts.always_qkv_bias and "qkv_bias" not in facts.keys:
             raise ValueError(f"qkv_bias={self.qkv_bias} contradicts family={self.family}")
-        allowed = {*facts.keys, "qkv_bias", "rope_scaling", "family"}
+        if self.mlp_bias != facts.always_mlp_bias and "mlp_bias" not in facts.keys:
+            raise ValueError(f"mlp_bias={self.mlp_bias} contradicts family={self.family}")
+        if facts.experts and not 1 <= self.experts_per_token <= self.num_experts:
+            got = f"experts_per_token={self.experts_per_token} of num_experts={self.num_experts}"
+            raise ValueError(f"family={self.family} wants 1 <= experts_per_token <= num_experts, got {got}")
+        allowed = {*facts.keys, "qkv_bias", "mlp_bias", "rope_scaling", "family"}
         allowed |= {"sliding_window"} if facts.windowed else set()
         allowed |= {"layer_kinds"} if facts.own_layer_types else set()
         allowed |= {"rotary_layers"} if self.family == "smollm3" else set()

@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from kernels.logprob import linear_kl, linear_logprob
 from model.config import ModelConfig
+from model.linear import Linear
 from model.packing import Stream, pack
-from model.transformer import Linear, Transformer
+from model.transformer import Transformer
 
 
 class Policy(nn.Module):

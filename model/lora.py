@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.heads import Policy, ValueModel
+from model.linear import Linear
 from model.packing import Stream
-from model.transformer import Linear
 from model.weights.names import parts_of, shape_of
 from runtime.distributed import whole
 
@@ -61,6 +61,8 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: list[str], s
         raise ValueError(f"need lora.rank >= 0 and lora.alpha > 0, got {rank} and {alpha}")
     if not targets or not set(targets) <= set(TARGETS):
         raise ValueError(f"lora.targets={list(targets)} must name some of {', '.join(TARGETS)}")
+    if model.config.num_experts and not set(targets) <= {"qkv", "out"}:
+        raise ValueError(f"lora.targets={list(targets)}: experts take no adapters; say lora.targets=[qkv,out]")
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     for name, module in model.transformer.named_modules():

@@ -16,9 +16,9 @@ from torch import Tensor
 from model.decode_graphs import DecodeGraphs, can_capture
 from model.heads import Policy
 from model.kv_cache import KVCache
+from model.linear import Linear
 from model.next_token import next_token, uniforms
 from model.packing import Rows, make_rows, pack
-from model.transformer import Linear
 
 # Prompt tokens of one forward: on a CPU the activations of more fall out of its cache, and products lose 15 %.
 PREFILL = {"cpu": 1024, "cuda": 16384}

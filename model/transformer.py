@@ -3,6 +3,8 @@
 A family differs from Llama by the facts of its row in model/config.py, which are read here.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,45 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import Blocks, attend
 from model.config import ModelConfig
-from model.functions import CastLinear, geglu, rms_norm, rotate, swiglu
+from model.experts import Experts
+from model.functions import geglu, rms_norm, rotate, swiglu
+from model.linear import Linear
 from model.rope import Rope
-from runtime.distributed import whole
-
-
-class Linear(nn.Linear):
-    """A linear layer on (N, in) that multiplies in its input's dtype: fp32 master weights, bf16 products."""
-
-    def __init__(self, in_features: int, out_features: int, *, bias: bool):
-        super().__init__(in_features, out_features, bias=bias)
-        self.prepared = None  # while sampling: a function of x that holds the weight as decoding wants it
-        self.lora = None  # a thin product that learns beside a frozen weight (model/lora.py)
-
-    def forward(self, x: Tensor, adapted: bool = True) -> Tensor:
-        if self.prepared is not None:
-            return self.prepared(x)
-        same = self.weight.dtype == x.dtype
-        y = F.linear(x, self.weight, self.bias) if same else CastLinear.apply(x, self.weight, self.bias)
-        return y + self.lora(x) if adapted and self.lora is not None else y
-
-    def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
-        """Cast the weight once instead of at every token. On a CPU in bf16 also put it into oneDNN's own order for
-        `batch` rows: a decoding step is bound by reading weights, and these products then run 1.2-2 times faster.
-
-        An adapter is merged in float32 alone. In bf16 the sum would lose most of what a young adapter adds, so the two
-        products stay apart, as they are while learning: what samples is what was trained.
-        """
-        lora = self.lora if adapted else None
-        weight = self.weight.detach()
-        if lora is not None and dtype == torch.float32:
-            weight, lora = whole(weight).float() + lora.delta().detach(), None
-        weight = weight.to(dtype)
-        bias = None if self.bias is None else self.bias.detach().to(dtype)
-        if dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, batch)
-            product = lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: E731
-        else:
-            product = lambda x: F.linear(x, weight, bias)  # noqa: E731
-        self.prepared = product if lora is None else lambda x: product(x) + lora(x)
 
 
 class RMSNorm(nn.Module):
@@ -63,6 +30,18 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight + self.offset if self.offset else self.weight, self.eps, dtype)
 
 
+class LayerNorm(nn.LayerNorm):
+    """The older norm with a mean and a bias (GPT-NeoX), computed in float32 at least, returned in `dtype`."""
+
+    def __init__(self, size: int, config: ModelConfig):
+        super().__init__(size, eps=config.norm_eps)
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.layer_norm(x.to(wide), self.normalized_shape, weight, bias, self.eps).to(dtype)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions; q, k and v come out of one product."""
 
@@ -73,6 +52,7 @@ class Attention(nn.Module):
         queries, keys, facts = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, config.facts
         self.qkv = Linear(config.hidden_size, queries + 2 * keys, bias=config.qkv_bias)
         self.out = Linear(queries, config.hidden_size, bias=config.qkv_bias and not facts.always_qkv_bias)
+        self.fused_by_head = facts.fused_by_head  # q, k and v of a head are neighbours
         self.wide_norm, normed = facts.qk_norm == "width", facts.qk_norm is not None
         self.q_norm = RMSNorm(queries if self.wide_norm else self.head_dim, config) if normed else None
         self.k_norm = RMSNorm(keys if self.wide_norm else self.head_dim, config) if normed else None
@@ -85,17 +65,16 @@ class Attention(nn.Module):
         self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool, picks: Tensor | None
     ) -> Tensor:
         H, K = self.num_heads, self.num_kv_heads
-        q, k, v = self.qkv(x, adapted).unflatten(-1, (-1, self.head_dim)).split((H, K, K), dim=1)  # (N, H | K | K, Dh)
+        qkv = self.qkv(x, adapted).unflatten(-1, (-1, self.head_dim))  # (N, H + 2K, Dh)
+        q, k, v = qkv.unflatten(1, (H, 3)).unbind(2) if self.fused_by_head else qkv.split((H, K, K), dim=1)
         if self.q_norm is not None:
             q, k = self.normed(self.q_norm, q), self.normed(self.k_norm, k)
         q, k = self.rotated(q, rope), self.rotated(k, rope)
         if self.q_scale != 1:
             q = q * self.q_scale
         how = (self.window, self.softcap, self.sinks)
-        if cache is None:
-            mixed = attend(q, k, v, blocks, *how)  # (N, H, Dh)
-        else:
-            mixed = cache.attend(self.layer, q, k, v, blocks, *how)  # (N, H, Dh)
+        run = attend if cache is None else partial(cache.attend, self.layer)
+        mixed = run(q, k, v, blocks, *how)  # (N, H, Dh)
         return self.out((mixed if picks is None else mixed[picks]).flatten(1), adapted)
 
     def normed(self, norm: RMSNorm, x: Tensor) -> Tensor:
@@ -114,14 +93,15 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate x) * up x), gate and up from one product. Shazeer 2020 (arXiv:2002.05202), Eq. 6.
 
-    Gemma's gate is a tanh-approximated GELU (GeGLU).
+    Gemma's gate is a tanh-approximated GELU (GeGLU); GPT-NeoX has no gate, down(gelu(up x)).
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.gated = {"silu": swiglu, "gelu_pytorch_tanh": geglu, "gelu": F.gelu}[config.facts.activation]
+        widths = 1 if self.gated is F.gelu else 2
+        self.gate_up = Linear(config.hidden_size, widths * config.intermediate_size, bias=config.mlp_bias)
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.gated = swiglu if config.facts.activation == "silu" else geglu
 
     def forward(self, x: Tensor, adapted: bool) -> Tensor:
         return self.down(self.gated(self.gate_up(x, adapted)), adapted)
@@ -132,14 +112,16 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
+        Norm = LayerNorm if config.facts.layer_norm else RMSNorm
         before, after = (config.facts.norms in (place, "both") for place in ("before", "after"))
-        self.attention_norm = RMSNorm(config.hidden_size, config) if before else None
+        self.attention_norm = Norm(config.hidden_size, config) if before else None
         self.attention = Attention(config, layer)
-        self.attention_out_norm = RMSNorm(config.hidden_size, config) if after else None
-        self.mlp_norm = RMSNorm(config.hidden_size, config) if before else None
-        self.mlp = MLP(config)
-        self.mlp_out_norm = RMSNorm(config.hidden_size, config) if after else None
+        self.attention_out_norm = Norm(config.hidden_size, config) if after else None
+        self.mlp_norm = Norm(config.hidden_size, config) if before else None
+        self.mlp = Experts(config) if config.num_experts else MLP(config)
+        self.mlp_out_norm = Norm(config.hidden_size, config) if after else None
         self.kind, self.scale = config.kind(layer), config.residual_scale
+        self.parallel = config.facts.parallel  # the MLP reads what attention reads (GPT-NeoX)
         self.dropout = 0.0  # residual dropout, set by Transformer.regularise
 
     def forward(
@@ -147,8 +129,10 @@ class Layer(nn.Module):
     ) -> Tensor:
         dtype = rope[0].dtype
         mixed = self.attention(self.entering(self.attention_norm, x, dtype), rope, blocks, cache, adapted, picks)
-        x = (x if picks is None else x[picks]) + self.leaving(self.attention_out_norm, mixed)
-        return x + self.leaving(self.mlp_out_norm, self.mlp(self.entering(self.mlp_norm, x, dtype), adapted))
+        read = x if picks is None else x[picks]
+        x = read + self.leaving(self.attention_out_norm, mixed)
+        read = self.entering(self.mlp_norm, read if self.parallel else x, dtype)
+        return x + self.leaving(self.mlp_out_norm, self.mlp(read, adapted))
 
     def entering(self, norm: RMSNorm | None, x: Tensor, dtype: torch.dtype) -> Tensor:
         """What a sublayer reads of the residual stream."""
@@ -173,7 +157,7 @@ class Transformer(nn.Module):
         self.config, self.compute_dtype = config, compute_dtype
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config)
+        self.norm = (LayerNorm if config.facts.layer_norm else RMSNorm)(config.hidden_size, config)
         self.checkpointing = False  # recompute each layer in the backward pass: less memory, a third more time
         self.neftune_alpha = 0.0
         self.embed_scale = config.hidden_size**0.5 if config.facts.embed_by_width else config.embed_scale
@@ -190,7 +174,7 @@ class Transformer(nn.Module):
             tokens, positions: (N,) int64.
             blocks: who attends to whom (`pack` makes it).
             cache: None, or an object whose `attend(layer, q, k, v, blocks, window, ...)` keeps k and v (N, K, Dh) of
-                each layer and returns attention's output (N, H, Dh); `blocks` goes to it untouched, None while decoding.
+                each layer and returns attention's output (N, H, Dh); `blocks` goes to it untouched, None in decoding.
             adapted: with LoRA's part where there is one. An argument, as a layer that is recomputed must see the same.
             picks: (M,) int64, the tokens whose hidden states are wanted: after its attention, the last layer computes
                 no others.

@@ -21,6 +21,8 @@ SIZES = {
     "tie_word_embeddings": False,
     "attn_implementation": "eager",
 }
+EXPERTS = {"num_experts_per_tok": 3}
+NARROW = EXPERTS | {"moe_intermediate_size": 24}
 TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
 CASES = {  # name -> model_type, what differs from SIZES
     "llama": ("llama", {}),
@@ -43,14 +45,18 @@ CASES = {  # name -> model_type, what differs from SIZES
     ),
     "granite": (
         "granite",
-        {
-            "attention_bias": True,
-            "embedding_multiplier": 12.0,
-            "residual_multiplier": 0.22,
-            "attention_multiplier": 0.3,
-            "logits_scaling": 6.0,
-        },
+        {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.3, "logits_scaling": 6.0}
+        | {"attention_bias": True},
     ),
+    "qwen3_moe": ("qwen3_moe", {"num_experts": 6, "norm_topk_prob": True} | NARROW),
+    "qwen3_moe with windows": (
+        "qwen3_moe",
+        {"num_experts": 6, "use_sliding_window": True, "sliding_window": 7} | NARROW,
+    ),
+    "olmoe": ("olmoe", {"num_experts": 6} | EXPERTS),
+    "mixtral": ("mixtral", {"num_local_experts": 6, "sliding_window": 7} | EXPERTS),
+    "gpt_neox": ("gpt_neox", {"num_key_value_heads": 6, "rotary_pct": 0.5}),
+    "gpt_oss": ("gpt_oss", {"num_local_experts": 6, "sliding_window": 7, "rope_scaling": YARN} | EXPERTS),
     "gemma2": ("gemma2", {"sliding_window": 7, "query_pre_attn_scalar": 20} | {"tie_word_embeddings": True}),
     "gemma2 with low caps": ("gemma2", {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
     "gemma3": (

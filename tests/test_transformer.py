@@ -8,8 +8,9 @@ from model.attention import attend_blocks, attend_flex
 from model.build import load_policy, new_policy
 from model.config import ModelConfig, make_config
 from model.heads import Policy
+from model.linear import Linear
 from model.packing import pack
-from model.transformer import Linear, neftune_noise
+from model.transformer import neftune_noise
 from tests.tiny_models import FAMILY, SIZES, batch_of, random_ids, tiny_config
 
 # What an architecture is made of, in its own config's words: the names of transformers, which is the oracle.

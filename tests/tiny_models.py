@@ -9,12 +9,12 @@ SIZES = dict(vocab_size=97, hidden_size=48, intermediate_size=80, num_layers=2, 
 SIZES |= dict(head_dim=8, max_length=64, rope_theta=10000.0, norm_eps=1e-5, tie_embeddings=False)
 FAMILY = {"llama": {}, "mistral": {"sliding_window": 5}, "qwen2": {"qkv_bias": True}, "qwen3": {}, "olmo2": {}}
 FAMILY["gemma3_text"] = {"sliding_window": 5, "layer_kinds": ["window"] * 5 + ["full"], "window_rope_theta": 300.0}
-FAMILY["gemma2"] = {
-    "sliding_window": 5,
-    "layer_kinds": ["window", "full"],
-    "attention_softcap": 2.0,
-    "logit_softcap": 9.0,
-}
+FAMILY["gemma2"] = {"sliding_window": 5, "layer_kinds": ["window", "full"], "attention_softcap": 2.0}
+FAMILY["gemma2"] |= {"logit_softcap": 9.0}
+FAMILY["olmoe"] = {"num_experts": 4, "experts_per_token": 2}
+FAMILY["gpt_oss"] = {"num_experts": 4, "experts_per_token": 2, "sliding_window": 5, "layer_kinds": ["window", "full"]}
+FAMILY["gpt_oss"] |= {"qkv_bias": True}
+FAMILY["gpt_neox"] = {"num_kv_heads": 6, "mlp_bias": True, "qkv_bias": True, "rotary_share": 0.5}
 
 
 def tiny_config(family: str = "llama", **changes) -> ModelConfig:

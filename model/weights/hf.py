@@ -13,6 +13,10 @@ from model.weights.hf_config import parse_config
 NEUTRAL = {"score.bias": torch.zeros(1), "score.gain": torch.ones(()), "score.shift": torch.zeros(())}
 
 
+# What older files hold beside the weights: transformers computes these anew.
+BUFFERS = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias")
+
+
 class HFReader:
     """Weights of a directory by Hugging Face name, read when asked for."""
 
@@ -27,7 +31,7 @@ class HFReader:
             self.files.update(dict.fromkeys(file.keys(), file))
 
     def names(self) -> set[str]:
-        return {name for name in self.files if not name.endswith("rotary_emb.inv_freq")} | set(self.absent)
+        return {name for name in self.files if not name.endswith(BUFFERS)} | set(self.absent)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.files[name].get_slice(name).get_shape() if name in self.files else self.absent[name].shape)

@@ -24,15 +24,28 @@ CHANGES_NOTHING = {
     "problem_type", "pretraining_tp", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop",
     "classifier_dropout", "is_llama_config", "transformers.js_config", "tokenizer_class", "unsloth_fixed",
     "unsloth_version", "return_dict", "output_hidden_states", "output_attentions", "no_rope_layer_interval",
-    "max_window_layers", "_sliding_window_pattern", "sliding_window_pattern", "is_decoder",
+    "output_router_logits", "router_aux_loss_coef", "max_window_layers", "_sliding_window_pattern", "sliding_window_pattern", "is_decoder",
 }  # fmt: skip
 # Keys that have to hold one value, which is what the code computes.
 NEUTRAL = {
-    "use_mrope": False, "rope_interleaved": False, "lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1,
+    "router_jitter_noise": 0.0, "decoder_sparse_step": 1, "mlp_only_layers": [], "swiglu_limit": 7.0,
+    "swiglu_alpha": 1.702, "use_parallel_residual": True, "use_mrope": False, "rope_interleaved": False, "lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1,
     "mlp_bias": False, "attention_bias": False, "use_sliding_window": False, "is_encoder_decoder": False,
-    "use_bidirectional_attention": False, "chunk_size_feed_forward": 0, "tie_encoder_decoder": False, "add_cross_attention": False,
+    "use_bidirectional_attention": False, "chunk_size_feed_forward": 0, "tie_encoder_decoder": False,
+    "add_cross_attention": False,
 }  # fmt: skip
-MAY_LACK_KV_HEADS = ("llama", "olmo2", "olmo3", "phi3", "granite")  # then as many as heads; others have a number
+MAY_LACK_KV_HEADS = (
+    "llama",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "granite",
+    "gpt_neox",
+)  # then as many as heads; others have a number
+OTHER_NAMES = {  # keys of some files -> of others, for the same
+    "num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok", "rotary_emb_base": "rope_theta",
+    "rotary_pct": "partial_rotary_factor",
+}  # fmt: skip
 ROPE_CHANGES_NOTHING = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
 
 
@@ -96,15 +109,18 @@ def read_family(raw: dict, directory: Path) -> tuple[str, str]:
 def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
     """The ModelConfig; what it was read from is taken out of `left`."""
     facts, take = FAMILIES[family], left.pop
-    wanted = {"hidden_act": facts.activation, "hidden_activation": facts.activation}
-    for key, value in wanted.items():
+    value = "silu" if facts.activation == "clamped" else facts.activation
+    for key in ("hidden_act", "hidden_activation"):
         if (found := take(key, None)) not in (None, value):
             raise ValueError(f"{key}={found!r} is not what a {family} model computes, which is {value!r}")
     width, heads = take("hidden_size"), take("num_attention_heads")
     kv_heads = take("num_key_value_heads", None) if family in MAY_LACK_KV_HEADS else take("num_key_value_heads")
+    for other, key in OTHER_NAMES.items():
+        if other in left and left.setdefault(key, left[other]) != (found := take(other)):
+            raise ValueError(f"{key}={left[key]} contradicts {other}={found}")
     options = {ours: take(theirs, default) for ours, (theirs, default) in facts.keys.items()}
-    if facts.always_qkv_bias:
-        options["qkv_bias"] = True
+    options |= {"qkv_bias": True} if facts.always_qkv_bias else {}
+    options |= {"mlp_bias": True} if facts.always_mlp_bias else {}
     if family.startswith("gemma"):
         options["attention_scale"] **= -0.5
     head_dim = take("head_dim", None) or facts.head_dim or width // heads
@@ -112,12 +128,14 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
     theta, scaling, window_theta, share = read_rope(left, facts, family, max_length)
     if scaling is not None and scaling["rope_type"] == "longrope":
         max_length = scaling["original_max_position_embeddings"]  # transformers turns longer texts otherwise throughout
-    num_layers = take("num_hidden_layers")
+    num_layers, inner = take("num_hidden_layers"), take("intermediate_size")
+    if family == "qwen3_moe":
+        inner = take("moe_intermediate_size")  # the other is of layers without experts, and NEUTRAL allows none
     return ModelConfig(
         family=family,
         vocab_size=take("vocab_size"),
         hidden_size=width,
-        intermediate_size=take("intermediate_size"),
+        intermediate_size=inner,
         num_layers=num_layers,
         num_heads=heads,
         num_kv_heads=kv_heads or heads,
@@ -127,7 +145,7 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
         rope_scaling=scaling,
         window_rope_theta=window_theta,
         rotary_share=share,
-        norm_eps=take("rms_norm_eps"),
+        norm_eps=take("layer_norm_eps" if facts.layer_norm else "rms_norm_eps"),
         tie_embeddings=take("tie_word_embeddings", facts.tied),
         **options,
         **read_layers(left, raw, family, num_layers),
@@ -194,7 +212,7 @@ def read_rope(left: dict, facts, family: str, max_length: int) -> tuple[float, d
             raise ValueError(f"rope_parameters of sliding_attention, {new['sliding_attention']}, must be unscaled")
     theta = float(rope.get("rope_theta") or outer.get("rope_theta", facts.theta))
     share = rope.get("partial_rotary_factor", outer.get("partial_rotary_factor"))
-    share = 1.0 if share is None else float(share)
+    share = facts.share if share is None else float(share)
     if not facts.partial_rotary and share != 1.0:
         raise ValueError(f"partial_rotary_factor={share} is not computed for family={family}, only 1")
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -237,7 +255,7 @@ def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_
         "rope_scaling": scaling,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
-        "hidden_act": facts.activation,
+        "hidden_act": "silu" if facts.activation == "clamped" else facts.activation,
         "torch_dtype": dtype,
         "bos_token_id": bos_id,
         "eos_token_id": eos_id,
@@ -247,6 +265,14 @@ def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_
     scale = config.attention_scale or config.head_dim**-0.5
     if config.family == "granite":
         raw["attention_multiplier"] = scale
+    if config.num_experts:
+        raw |= {"num_experts": config.num_experts}
+    if config.family == "qwen3_moe":
+        raw |= {"moe_intermediate_size": config.intermediate_size}
+    if config.family == "gpt_neox":
+        raw |= {"layer_norm_eps": raw.pop("rms_norm_eps"), "rotary_emb_base": config.rope_theta}
+        raw |= {"rotary_pct": config.rotary_share, "use_parallel_residual": True}
+        del raw["head_dim"], raw["num_key_value_heads"]
     if config.family.startswith("gemma"):
         raw |= {"query_pre_attn_scalar": round(scale**-2), "hidden_activation": facts.activation}
     raw |= write_layers(config)
@@ -272,7 +298,7 @@ def write_layers(config: ModelConfig) -> dict:
     if facts.own_layer_types:
         names = {ours: theirs for theirs, ours in LAYER_TYPES.items()}
         raw["layer_types"] = [names[config.kind(i)] for i in layers]
-    if config.family in ("qwen2", "qwen3", "smollm3"):
+    if config.family in ("qwen2", "qwen3", "qwen3_moe", "smollm3"):
         raw["use_sliding_window"] = config.sliding_window is not None
     if config.family == "smollm3":
         raw["no_rope_layers"] = [int(config.turns(i)) for i in layers]

@@ -21,11 +21,30 @@ NORMED_TWICE = {
     "mlp_norm": ["pre_feedforward_layernorm"],
     "mlp_out_norm": ["post_feedforward_layernorm"],
 }
+PER_EXPERT = {"gate_up": ["gate_proj", "up_proj"], "down": ["down_proj"]}  # of each expert, one below the other
+MIXTRAL = {"gate_up": ["w1", "w3"], "down": ["w2"]}
 OWN = {  # family -> where its names differ from Llama's
     "olmo2": NORMED_AFTER,
     "olmo3": NORMED_AFTER,
     "gemma2": NORMED_TWICE,
     "gemma3_text": NORMED_TWICE,
+    "qwen3_moe": {"mlp.router": ["mlp.gate"]},
+    "olmoe": {"mlp.router": ["mlp.gate"]},
+    "mixtral": {"mlp.router": ["block_sparse_moe.gate"]},
+    "gpt_oss": {  # whole names: these have no .weight
+        "mlp.router": ["mlp.router"],
+        "attention.sinks": ["self_attn.sinks"],
+        "mlp.gate_up.weight": ["mlp.experts.gate_up_proj"],
+        "mlp.gate_up.bias": ["mlp.experts.gate_up_proj_bias"],
+        "mlp.down.weight": ["mlp.experts.down_proj"],
+        "mlp.down.bias": ["mlp.experts.down_proj_bias"],
+    },
+    "gpt_neox": {
+        "attention.qkv": ["attention.query_key_value"],
+        "attention.out": ["attention.dense"],
+        "mlp.gate_up": ["mlp.dense_h_to_4h"],
+        "mlp.down": ["mlp.dense_4h_to_h"],
+    },
     "phi3": {"attention.qkv": ["self_attn.qkv_proj"], "mlp.gate_up": ["mlp.gate_up_proj"]},
 }
 TOP = {
@@ -37,21 +56,35 @@ TOP = {
     "gain": "score.gain",
     "shift": "score.shift",
 }
+NEOX_TOP = {
+    "transformer.embed.weight": "gpt_neox.embed_in.weight",
+    "transformer.norm.weight": "gpt_neox.final_layer_norm.weight",
+    "transformer.norm.bias": "gpt_neox.final_layer_norm.bias",
+    "lm_head.weight": "embed_out.weight",
+}
 
 
 def parts_of(name: str, config: ModelConfig) -> list[str]:
     """Hugging Face names whose tensors, stacked in this order, are our parameter or buffer `name`."""
-    if name in TOP:
-        return [TOP[name]]
-    _, _, layer, module = name.split(".", 3)  # transformer.layers.<layer>.<module>.<weight | bias>
-    module, leaf = module.rsplit(".", 1)
-    parts = (LAYER | OWN.get(config.family, {}))[module]
-    return [f"model.layers.{layer}.{part}.{leaf}" for part in parts]
+    neox = config.family == "gpt_neox"
+    top = TOP | NEOX_TOP if neox else TOP
+    if name in top:
+        return [top[name]]
+    _, _, layer, inner = name.split(".", 3)  # transformer.layers.<layer>.<module>.<weight | bias>
+    place, own = f"{'gpt_neox' if neox else 'model'}.layers.{layer}", OWN.get(config.family, {})
+    if inner in own:
+        return [f"{place}.{part}" for part in own[inner]]
+    module, leaf = inner.rsplit(".", 1)
+    if config.num_experts and module in ("mlp.gate_up", "mlp.down"):
+        kinds = (MIXTRAL if config.family == "mixtral" else PER_EXPERT)[module.removeprefix("mlp.")]
+        block = "block_sparse_moe" if config.family == "mixtral" else "mlp"
+        return [f"{place}.{block}.experts.{e}.{kind}.{leaf}" for e in range(config.num_experts) for kind in kinds]
+    return [f"{place}.{part}.{leaf}" for part in (LAYER | own)[module]]
 
 
 def shape_of(part: str, config: ModelConfig) -> tuple[int, ...]:
     """The shape that a Hugging Face weight must have in a model of these sizes."""
-    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    D, F, V, E = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_experts
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     wide = config.facts.qk_norm == "width"
     if part in ("score.gain", "score.shift"):
@@ -72,6 +105,13 @@ def shape_of(part: str, config: ModelConfig) -> tuple[int, ...]:
         "q_norm": (queries if wide else config.head_dim,),
         "k_norm": (keys if wide else config.head_dim,),
     }
+    shapes |= {"embed_in": (V, D), "embed_out": (V, D), "query_key_value": (3 * queries, D), "dense": (D, queries)}
+    shapes |= {"dense_h_to_4h": (F, D), "dense_4h_to_h": (D, F)}
+    shapes |= {"gate": (E, D), "router": (E, D), "w1": (F, D), "w3": (F, D), "w2": (D, F)}
+    stacked = {"gate_up_proj": (E, D, 2 * F), "down_proj": (E, F, D), "sinks": (config.num_heads,)}
+    stacked |= {"gate_up_proj_bias": (E, 2 * F), "down_proj_bias": (E, D)}
     module, leaf = part.split(".")[-2:]
+    if leaf in stacked:
+        return stacked[leaf]
     shape = shapes.get(module, (D,))  # the rest are norms over the width
     return shape[:1] if leaf == "bias" else shape

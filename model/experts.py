@@ -1,0 +1,137 @@
+"""A mixture of experts in an MLP's place: rows sorted by expert, one grouped product for all of them, no loop."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from model.config import ModelConfig
+from model.functions import swiglu
+from model.linear import Linear
+
+
+class Experts(nn.Module):
+    """The weighted sum of the MLPs that a router gives the most probability. Shazeer et al. 2017 (arXiv:1701.06538).
+
+    weights = softmax(router x), kept for the top `experts_per_token`, and made to sum to one where the family does so.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        D, F_, facts = config.hidden_size, config.intermediate_size, config.facts
+        self.count, self.top = config.num_experts, config.experts_per_token
+        self.normalised = config.normalise_experts or facts.normalise_experts
+        self.router = Linear(D, self.count, bias=facts.expert_bias)
+        self.gate_up = Stack(self.count, D, 2 * F_, bias=facts.expert_bias)
+        self.down = Stack(self.count, F_, D, bias=facts.expert_bias)
+        self.gated = clamped_swiglu if facts.activation == "clamped" else swiglu
+        self.routing: tuple[Tensor, Tensor] | None = None  # of the newest forward that a loss may read
+
+    def forward(self, x: Tensor, adapted: bool) -> Tensor:
+        """(N, D), float32 at least, of x (N, D)."""
+        logits = self.router(x, adapted)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (N, E)
+        weights, chosen = logits.softmax(-1).topk(self.top, dim=-1)  # (N, top)
+        if self.normalised:
+            weights = weights / weights.sum(-1, keepdim=True)
+        if self.training and torch.is_grad_enabled():
+            self.routing = logits, chosen
+        owners, order = chosen.flatten().sort(stable=True)  # (N x top,) in the order of experts
+        ends = torch.searchsorted(owners, torch.arange(self.count, device=x.device), right=True).int()  # (E,)
+        y = self.gated(self.gate_up.grouped(x[order // self.top], owners, ends))
+        y = self.down.grouped(y, owners, ends)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        return (y[back].unflatten(0, (-1, self.top)).to(weights.dtype) * weights[..., None]).sum(1)
+
+
+class Stack(Linear):
+    """The matrices of all experts: `weight` (E x out, in), one below the other, or (E, in, out) as GPT-OSS stores them
+    (those have biases)."""
+
+    def __init__(self, count: int, in_features: int, out_features: int, *, bias: bool):
+        nn.Module.__init__(self)
+        self.count, self.in_features, self.out_features, self.lora = count, in_features, out_features, None
+        shape = (count, in_features, out_features) if bias else (count * out_features, in_features)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(count, out_features)) if bias else None
+        self.prepared = None
+
+    def grouped(self, x: Tensor, owners: Tensor, ends: Tensor) -> Tensor:
+        """(M, out) each row of x (M, in) times the matrix of its owner (M,); expert e's rows end at ends[e]."""
+        weight = self.weight if self.prepared is None else self.prepared
+        if self.bias is None:
+            weight = weight.view(self.count, self.out_features, self.in_features).transpose(1, 2)
+        y = GroupedProduct.apply(x, weight, ends)
+        return y if self.bias is None else y + self.bias.to(y.dtype)[owners]
+
+    def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
+        """Cast the weight once instead of at every token."""
+        self.prepared = self.weight.detach().to(dtype)
+
+
+class GroupedProduct(torch.autograd.Function):
+    """x (M, in) times the matrices (E, in, out) of the rows' owners; a master weight is cast to x's dtype, twice, as in
+    CastLinear."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, ends)
+        return grouped_mm(x, weight.to(x.dtype), ends)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight, ends = ctx.saved_tensors
+        grad, (need_x, need_weight, _) = grad.contiguous(), ctx.needs_input_grad
+        grad_x = grouped_mm(grad, weight.to(grad.dtype).transpose(1, 2), ends) if need_x else None
+        grad_weight = grouped_mm(x.t(), grad, ends).to(weight.dtype) if need_weight else None
+        return grad_x, grad_weight, None
+
+
+def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """torch._grouped_mm; where it cannot run (float64, rows that are no multiple of 16 bytes) what it is defined as."""
+    aligned = all(side * a.element_size() % 16 == 0 for side in (a.shape[0 if b.ndim == 2 else 1], b.shape[-1]))
+    if a.dtype != torch.float64 and aligned:
+        return torch._grouped_mm(a, b, offs=ends)
+    starts = [0, *ends.tolist()]
+    if b.ndim == 2:  # a (in, M), b (M, out): one product per expert
+        return torch.stack([a[:, i:j] @ b[i:j] for i, j in zip(starts, starts[1:], strict=False)])
+    return torch.cat([a[i:j] @ matrix for i, j, matrix in zip(starts, starts[1:], b, strict=False)])
+
+
+def clamped_swiglu(gate_up: Tensor) -> Tensor:
+    """(N, F) (up + 1) gate sigmoid(1.702 gate) of (N, 2F), gates and ups in turn; gates end at 7, ups at -7 and 7."""
+    gate, up = gate_up[:, ::2].clamp(max=7.0), gate_up[:, 1::2].clamp(-7.0, 7.0)
+    return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+
+
+def router_loss(*models: nn.Module, balance_coef: float, z_coef: float) -> tuple[Tensor | float, dict[str, Tensor]]:
+    """What is added to the loss of a forward so that experts share the work, and how they shared it.
+
+        balance = E sum_e f_e p_e, f_e the share of choices that fell on expert e, p_e its mean probability; 1 at best
+        z = mean over tokens of logsumexp(logits) ** 2
+
+    Fedus et al. 2021 (arXiv:2101.03961), Eq. 4; Zoph et al. 2022 (arXiv:2202.08906), Eq. 5. Means over the layers of
+    the models' newest forwards, over the tokens that each layer computed: of a shared prompt's tokens one copy, in the
+    last layer only those that predict. 0.0 and nothing where there are no experts.
+    """
+    layers = [m for model in models for m in model.modules() if isinstance(m, Experts) and m.routing is not None]
+    if not layers:
+        return 0.0, {}
+    balances, zs, loads = [], [], []
+    for layer in layers:
+        logits, chosen = layer.routing
+        layer.routing = None
+        load = F.one_hot(chosen, layer.count).sum((0, 1)) / chosen.numel()  # (E,)
+        balances.append(layer.count * (load * logits.softmax(-1).mean(0)).sum())
+        zs.append(logits.logsumexp(-1).square().mean())
+        loads.append(load * layer.count)
+    balance, z, load = (torch.stack(values) for values in (balances, zs, loads))
+    metrics = {
+        "experts/balance_loss": balance,
+        "experts/z_loss": z,
+        "experts/largest_load": load.amax(1),  # of one expert, in units of an equal share
+        "experts/unused": (load == 0).float(),
+    }
+    loss = balance_coef * balance.mean() + z_coef * z.mean()
+    return loss, {name: value.detach() for name, value in metrics.items()}
