@@ -24,15 +24,16 @@ CHANGES_NOTHING = {
     "problem_type", "pretraining_tp", "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop",
     "classifier_dropout", "is_llama_config", "transformers.js_config", "tokenizer_class", "unsloth_fixed",
     "unsloth_version", "return_dict", "output_hidden_states", "output_attentions", "no_rope_layer_interval",
-    "output_router_logits", "router_aux_loss_coef", "max_window_layers", "_sliding_window_pattern", "sliding_window_pattern", "is_decoder",
+    "output_router_logits", "router_aux_loss_coef",
+    "max_window_layers", "_sliding_window_pattern", "sliding_window_pattern", "is_decoder",
 }  # fmt: skip
 # Keys that have to hold one value, which is what the code computes.
 NEUTRAL = {
-    "router_jitter_noise": 0.0, "decoder_sparse_step": 1, "mlp_only_layers": [], "swiglu_limit": 7.0,
-    "swiglu_alpha": 1.702, "use_parallel_residual": True, "use_mrope": False, "rope_interleaved": False, "lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1,
+    "use_mrope": False, "rope_interleaved": False, "lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1,
     "mlp_bias": False, "attention_bias": False, "use_sliding_window": False, "is_encoder_decoder": False,
     "use_bidirectional_attention": False, "chunk_size_feed_forward": 0, "tie_encoder_decoder": False,
-    "add_cross_attention": False,
+    "add_cross_attention": False, "router_jitter_noise": 0.0, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    "swiglu_limit": 7.0, "swiglu_alpha": 1.702, "use_parallel_residual": True,
 }  # fmt: skip
 MAY_LACK_KV_HEADS = (
     "llama",
@@ -41,7 +42,7 @@ MAY_LACK_KV_HEADS = (
     "phi3",
     "granite",
     "gpt_neox",
-)  # then as many as heads; others have a number
+)  # then as many as heads
 OTHER_NAMES = {  # keys of some files -> of others, for the same
     "num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok", "rotary_emb_base": "rope_theta",
     "rotary_pct": "partial_rotary_factor",
