@@ -2,18 +2,25 @@
 
 python check_data.py check=pilot check.input=[vendor_a.jsonl,vendor_b.jsonl]
 python check_data.py check=agreement check.input=[votes.jsonl]
-Checks: pilot, task_mix, agreement, contamination, quality. A failed verdict is a result, not an error: exit code 0.
+Checks: convert, view, token_stats, dedupe, decontaminate, pilot, task_mix, agreement, contamination, quality.
+A failed verdict is a result, not an error: exit code 0.
 """
 
 from importlib import import_module
 
 from omegaconf import DictConfig, OmegaConf
 
+from data.adapters import Layout
 from data.clients import build_client
+from data.tokenizer import load_tokenizer
 from runtime.config import check_choice, check_files, check_types
 from runtime.run import Run, main
 
-CHECKS = ("pilot", "task_mix", "agreement", "contamination", "quality")  # data/checks/NAME.py has check_NAME
+CHECKS = (  # data/checks/NAME.py has check_NAME
+    "convert", "view", "token_stats", "dedupe", "decontaminate", "pilot", "task_mix", "agreement", "contamination",
+    "quality",
+)  # fmt: skip
+TOKENIZES = ("view", "token_stats")  # those that need policy=PATH, whose tokenizer and template they read with
 DRAWS = ("pilot", "task_mix", "agreement")  # those that need a seed
 ASKS = ("task_mix", "quality")  # those that can ask a client
 
@@ -27,6 +34,14 @@ def check_data(cfg: DictConfig, run: Run) -> float:
     name, files = settings.pop("name"), settings.pop("input")
     for key, value in {"input": files, "against": settings.get("against", files)}.items():
         check_files(f"check.{key}", value)
+    if "columns" in settings:
+        how = {key: settings.pop(key) for key in ("format", "columns", "languages")}
+        settings["layout"] = Layout.of(OmegaConf.create(how))
+    if name in TOKENIZES:
+        if cfg.policy is None:
+            raise ValueError(f"check={name} shows tokens: say policy=PATH, whose tokenizer and chat template make them")
+        template = {"template": settings.pop("template"), "date": settings.pop("date")}
+        settings["tokenizer"] = load_tokenizer(cfg.policy, **template)
     if name in DRAWS:
         settings["seed"] = cfg.seed
     if name in ASKS:

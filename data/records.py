@@ -194,13 +194,16 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
     path, count = Path(path), 0
     aside = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(aside, "wb") as raw:
-        packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
-        with packed or contextlib.nullcontext(raw) as file:  # no name and no time inside: same rows, same bytes
-            for row in rows:
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-                count += 1
-        raw.flush()
-        os.fsync(raw.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as raw:
+            packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
+            with packed or contextlib.nullcontext(raw) as file:  # no name and no time inside: same rows, same bytes
+                for row in rows:
+                    file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                    count += 1
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     return count

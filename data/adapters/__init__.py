@@ -230,7 +230,7 @@ class Layout:
 
     def adapt(self, row: dict) -> dict | None:
         """A row of ours; None where its language is not wanted."""
-        row = self._renamed(row)
+        row = self.renamed(row)
         if not self._speaks(row):
             return None
         name = self.name_of(row)
@@ -245,7 +245,8 @@ class Layout:
             source = FORMATS[name].source
             raise ValueError(f"not of format {name} ({source}): {type(error).__name__}: {error}") from error
 
-    def _renamed(self, row: dict) -> dict:
+    def renamed(self, row: dict) -> dict:
+        """The row with our names for its columns."""
         missing = [theirs for theirs in self.columns.values() if theirs not in row]
         if missing:
             raise ValueError(f"columns names {', '.join(missing)}, but the row has {', '.join(map(str, row))}")

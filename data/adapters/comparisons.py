@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from data.adapters.demonstrations import rest, said, sharegpt, text
-from data.messages import parse_hh
+from data.messages import join_text, parse_hh
 
 WINNERS = {"model_a": 1, "model_b": -1, "tie": 0, "tie (bothbad)": 0, "both_bad": 0}
 ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
@@ -151,10 +151,13 @@ def arena(row: dict) -> dict:
 
 
 def _content_alone(messages: Any) -> list[dict]:
-    """Role and content of a conversation; 140k's messages also carry counts."""
+    """Role and text of a conversation; 140k's messages also carry counts, and parts."""
     if not isinstance(messages, list) or not messages:
         raise ValueError("conversation_a and conversation_b must be lists of messages")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return [
+        {"role": message["role"], "content": join_text(message["content"], f"conversation[{i}]")}
+        for i, message in enumerate(messages)
+    ]
 
 
 def arena_55k(row: dict) -> dict:

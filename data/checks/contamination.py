@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.adapters import Layout
 from data.checks.near import BASE, NearIndex, codes, normal, sketches, words
 from data.checks.texts import Row, read_rows
 from data.records import BadRows
@@ -23,6 +24,7 @@ LISTED = 20  # matches of a kind that are listed for one evaluation row
 def check_contamination(
     files: Sequence[str], against: Sequence[str], directory: Path, *, threshold: float, span_words: int, min_words: int,
     on_bad_row: str,
+    layout: Layout | None = None,
 ) -> dict:  # fmt: skip
     """result.json and report.html: `exact`, `near`, `spans` count evaluation rows, each under its strongest kind.
 
@@ -33,7 +35,7 @@ def check_contamination(
     """
     check_whole(0, check__span_words=span_words, check__min_words=min_words)
     bad_rows = BadRows(on_bad_row)
-    train, evaluation = read_rows(files, bad_rows), read_rows(against, bad_rows)
+    train, evaluation = read_rows(files, bad_rows, layout), read_rows(against, bad_rows)
     matches = find_copies(train, evaluation, threshold=threshold, min_words=min_words)
     found = {match["eval"] for match in matches}
     if span_words:

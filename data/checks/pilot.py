@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import ks_2samp, wasserstein_distance
 
+from data.adapters import Layout
 from data.checks.texts import Row, read_rows
 from data.records import BadRows
 from data.tokenizer import load_tokenizer
@@ -23,6 +24,7 @@ PERCENTILES = (5, 25, 75, 95, 99)
 def check_pilot(
     files: Sequence[str], directory: Path, *, tokenizer: str, target: str | None, target_mean: float, min_tokens: int,
     max_short: float, seed: int, on_bad_row: str,
+    layout: Layout | None = None,
 ) -> dict:  # fmt: skip
     """result.json with `vendors.NAME`, a histogram a vendor (PNG), and report.html. A vendor is named by its file.
 
@@ -42,7 +44,7 @@ def check_pilot(
 
     vendors, lengths, pool = {}, {}, []
     for name, file in zip(names, files, strict=True):
-        rows = read_rows([file], bad_rows)
+        rows = read_rows([file], bad_rows, layout)
         asked = [encode(message) for row in rows for message in row.asked]
         lengths[name] = np.array([len(ids) for ids in asked])
         pool.append(np.concatenate([np.array(ids, dtype=np.int64) for ids in asked]))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.feature_extraction.text import HashingVectorizer
 
+from data.adapters import Layout
 from data.checks.near import NearIndex, normal, sketches
 from data.checks.texts import Row, read_rows
 from data.clients import Client
@@ -28,6 +29,7 @@ READ = 4000  # characters of a row that its n-grams are taken from
 def check_quality(
     files: Sequence[str], directory: Path, *, num: int, pool: int, threshold: float, min_words: int, max_words: int,
     client: Client | None, on_bad_row: str,
+    layout: Layout | None = None,
 ) -> dict:  # fmt: skip
     """selected.jsonl (the chosen rows, best first), reasons.jsonl (a line for every row), result.json, quality.png.
 
@@ -37,7 +39,7 @@ def check_quality(
     """
     check_whole(1, check__num=num, check__pool=pool)
     bad_rows = BadRows(on_bad_row)
-    rows = read_rows(files, bad_rows)
+    rows = read_rows(files, bad_rows, layout)
     parts = [score_parts(row) for row in rows]
     faults = [fault_of(row, min_words=min_words, max_words=max_words) for row in rows]
     scores = np.array([sum(part.values()) / len(part) for part in parts])

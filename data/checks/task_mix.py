@@ -17,6 +17,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from statsmodels.stats.proportion import proportion_confint
 
+from data.adapters import Layout
 from data.checks.texts import Row, read_rows
 from data.clients import Client, Conversation
 from data.records import BadRows, read_jsonl, write_jsonl
@@ -42,6 +43,7 @@ KINDS = {
 def check_task_mix(
     files: Sequence[str], directory: Path, *, labelled: Sequence[str], target: dict[str, float], sample_to_mix: bool,
     num: int | None, client: Client | None, seed: int, on_bad_row: str,
+    layout: Layout | None = None,
 ) -> dict:  # fmt: skip
     """result.json (`shares`, `chi_square`), task_mix.png, report.html, and sampled.jsonl where `sample_to_mix`.
 
@@ -56,7 +58,7 @@ def check_task_mix(
         raise ValueError(f"check.target={target} wants no kind of task; give one a share above 0")
     wanted = {kind: share / sum(target.values()) for kind, share in target.items()}
     bad_rows = BadRows(on_bad_row)
-    rows = read_rows(files, bad_rows)
+    rows = read_rows(files, bad_rows, layout)
     if client is None:
         kinds, facts = classify(rows, labelled, seed)
     else:

@@ -1,0 +1,74 @@
+"""Any file that is read, as JSONL of ours: each row with where it comes from, and under which licence."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from data import formats
+from data.adapters import FORMATS, Layout, adapted_rows
+from data.files import as_object, each_row
+from data.records import BadRows, split_name, split_of, write_jsonl
+from runtime.report import bullets, table, write_page, write_result
+
+
+def check_convert(
+    files: Sequence[str], directory: Path, *, layout: Layout, license: str | None, on_bad_row: str
+) -> dict:
+    """converted.jsonl, written row by row, result.json and report.html.
+
+    Args:
+        license: of rows that do not name their own.
+    Raises:
+        ValueError: a row names no licence and `license` gives none.
+    """
+    bad_rows, counts = BadRows(on_bad_row), Counter()
+
+    def rows() -> Iterator[dict]:
+        for file in files:
+            path, part = split_name(file)
+            current = [""]  # format of the row that was read last
+
+            def noted(raw_rows: Iterator[tuple[str, Any]], current=current) -> Iterator[tuple[str, Any]]:
+                for where, raw in raw_rows:
+                    if isinstance(raw, dict | str):
+                        current[0] = _name(raw, layout)
+                    yield where, raw
+
+            for where, row in adapted_rows(noted(each_row(path)), layout, bad_rows.at):
+                with bad_rows.at(where):
+                    for record in formats.any_record(row) if row is not None else []:
+                        if part in (None, split_of(record, row)):
+                            counts[current[0], type(record).__name__] += 1
+                            yield _told(formats.as_row(record), where, current[0], license)
+
+    written = write_jsonl(directory / "converted.jsonl", rows())
+    if not written:
+        (directory / "converted.jsonl").unlink()
+        first = f"; the first was skipped for: {bad_rows.skipped[0]}" if bad_rows.skipped else ""
+        raise ValueError(f"no row of {', '.join(files)} can be used{first}")
+    kinds = [{"format": name, "kind": kind, "rows": n} for (name, kind), n in sorted(counts.items())]
+    lines = [f"converted.jsonl: {written} rows, {len(bad_rows.skipped)} skipped"]
+    result = {"rows": written, "formats": kinds, "skipped_rows": bad_rows.skipped, "verdicts": lines}
+    rows = [["format", "kind", "rows"], *(list(kind.values()) for kind in kinds)]
+    write_page(directory / "report.html", "Converted", bullets(lines), table(rows))
+    write_result(directory, result)
+    return result
+
+
+def _name(raw: Any, layout: Layout) -> str:
+    try:
+        return layout.name_of(layout.renamed(as_object(raw)))
+    except ValueError:  # adapted_rows says it with its place
+        return ""
+
+
+def _told(row: dict, where: str, name: str, license: str | None) -> dict:
+    """The row with its origin and its licence."""
+    told = row.get("license") or license
+    if told is None:
+        of_set = f"; the set that this schema comes from is under {FORMATS[name].license}" if name in FORMATS else ""
+        raise ValueError(f"the row names no license: say check.license=NAME{of_set}")
+    source = FORMATS[name].source if name in FORMATS else None
+    origin = {"file": where, "format": name} | ({"schema": source} if source else {})
+    return row | {"license": told, "provenance": row.get("provenance", origin)}
