@@ -22,6 +22,7 @@ from data.loader import micro_batches
 from data.preference_batch import Batch, all_rows, collate, mismatched
 from data.preferences import Element, check_margins, eval_elements, preference_loader
 from data.tokenizer import load_tokenizer
+from data.view import show_first_batch
 from evals.survey import Survey
 from kernels.backend import set_kernels
 from losses import (
@@ -90,6 +91,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     reference, ref_models = load_reference(cfg, run, policy, tokenizer, all_rows(read, partners))
     optimizer = build_optimizer(policy, cfg.optim)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
+    show_first_batch(cfg.view, run, tokenizer, batches)
     if agreement is not None:
         run.terminal.say(agreement)
 

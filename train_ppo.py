@@ -36,6 +36,7 @@ from data.loader import Loader
 from data.prompts import encode_prompts, prompt_loader
 from data.rewards import check_same_tokenizer, load_reward_function
 from data.tokenizer import Tokenizer, load_tokenizer
+from data.view import show_first_batch
 from kernels.backend import set_kernels
 from losses import POLICY_LOSSES, aggregation, ppo_loss, token_rewards
 from model.build import export_model, load_policy, load_reward_model, load_value_model
@@ -77,6 +78,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     prompts, held_out = load_prompts(cfg, run, tokenizer, policy, score)
     state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts}
     run.resume(**state, pretraining=pretraining, average=average, controller=controller)
+    show_first_batch(cfg.view, run, tokenizer, prompts, pretraining.loader)
 
     if run.step == 0:
         evaluate_policy(cfg, run, policy, ref_policy, engine, score, held_out, step=0)

@@ -21,6 +21,7 @@ from data.encoded import check_window
 from data.loader import micro_batches
 from data.preferences import Element, check_margins, eval_elements, preference_loader, preference_texts
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from data.view import show_first_batch
 from evals.rm_accuracy import check_measurable, evaluate_reward_model, score_elements
 from kernels.backend import set_kernels
 from losses import pointwise_reward_loss, reward_loss
@@ -54,6 +55,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     check_margins(cfg.margin_coef, cfg.data, batches.items)
     check_window(batches.items + held_out, reward_model.config.max_length)
     run.resume(reward_model=reward_model, optimizer=optimizer, batches=batches)
+    show_first_batch(cfg.view, run, tokenizer, batches)
     if note is not None:
         run.terminal.say(note)
 

@@ -16,6 +16,7 @@ from data.encoded import check_window
 from data.loader import micro_batches
 from data.sft import demonstration_texts, eval_examples, sft_loader
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
+from data.view import show_first_batch
 from kernels.backend import set_kernels
 from losses import sft_loss
 from model.build import export_model, load_policy, new_policy
@@ -49,6 +50,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     check_window(batches.items + held_out, policy.config.max_length)
     shown = sample_prompts(held_out or batches.items, tokenizer, policy, cfg)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
+    show_first_batch(cfg.view, run, tokenizer, batches)
 
     if run.step == 0:
         look(cfg, run, policy, tokenizer, held_out, shown, step=0)

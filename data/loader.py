@@ -67,6 +67,12 @@ class Loader:
         """Whether every epoch has the same items: no share of a file is drawn anew."""
         return all(weight == int(weight) for weight in self.weights)
 
+    def peek(self) -> list[Any]:
+        """What the next step will take; it stays there."""
+        batch = next(self)
+        self.taken -= self.batch_size
+        return batch
+
     @property
     def epoch_size(self) -> int:
         """Rows of an epoch, weights counted."""

@@ -99,7 +99,7 @@ def test_languages_keep_their_rows_and_a_row_without_one_is_named(tmp_path):
     "row, problem",
     [
         (battle("neither"), "winner is one of model_a, model_b, tie"),
-        (battle("tie") | {"conversation_a": [*TALK, USER, TALK[1]], "conversation_b": [USER, TALK[1] | {"content": BAD}, *TALK]},
+        (battle("tie") | {"conversation_a": TALK * 2, "conversation_b": [USER, TALK[1] | {"content": BAD}, *TALK]},
          "earlier answers differ"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "is from 'alien'; known: human"),
         (ROWS["shp"][0][0] | {"labels": 2}, "labels is one of 0, 1, got 2"),

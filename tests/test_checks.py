@@ -14,8 +14,10 @@ pytest.importorskip("krippendorff")
 from data.adapters import Layout  # noqa: E402
 from data.checks.agreement import check_agreement  # noqa: E402
 from data.checks.contamination import check_contamination, find_spans  # noqa: E402
+from data.checks.decontaminate import check_decontaminate  # noqa: E402
+from data.checks.dedupe import check_dedupe  # noqa: E402
 from data.checks.gate import require_agreement  # noqa: E402
-from data.checks.near import jaccard, normal, shingles  # noqa: E402
+from data.checks.near import NearIndex, jaccard, normal, shingles, sketches  # noqa: E402
 from data.checks.pilot import check_pilot, describe, distance, judge  # noqa: E402
 from data.checks.quality import check_quality, k_center, score_parts  # noqa: E402
 from data.checks.task_mix import check_task_mix, classify, compare, draw_to_mix, read_kind  # noqa: E402
@@ -300,6 +302,75 @@ def test_shingles_ignore_case_and_marks_and_measure_change():
     assert jaccard(a, shingled("Bake bread with rye flour")) == 0.0
 
 
+@pytest.mark.parametrize(
+    "a, b, near",
+    [
+        ("How do I treat the flu?", "How do I treat the fungus?", False),
+        ("What is the flu?", "What is the fungus?", False),
+        ("flu", "flu!", True),
+        ("Which of the many old harbours is near to us?", "Which of the many old harbours is far from us?", False),
+        ("one two three four five six seven eight", "one two three four five six seven nine", True),
+        ("one two three four five six seven", "one two three four five six nine", False),
+        ("word " * 10 + "tea", "word " * 10 + "sea", False),
+    ],
+)  # fmt: skip
+def test_a_short_text_is_no_copy_of_another_that_differs_in_what_it_is_about(a, b, near):
+    index = NearIndex(0.5)
+    first, second = sketches(map(normal, (a, b)))
+    index.add(first)
+    assert bool(index.near(second)) is near
+
+
+# ---- dedupe and decontaminate
+
+
+def test_repeats_go_across_files_and_their_pairs_are_written(tmp_path):
+    long = "A rye loaf needs a long rest: mix the dough in the evening and bake it slowly the next day in a hot oven."
+    first = [chat("Bread?", long), chat("What is the flu?"), chat("Bread?", long.upper())]
+    second = [chat("Bread", long.replace("hot", "warm")), chat("What is the fungus?"), chat("New?")]
+    files = [write(tmp_path / "a.jsonl", first), write(tmp_path / "b.jsonl", second)]
+    out = tmp_path / "out"
+    result = check_dedupe(files, out, by="conversation", threshold=0.8, on_bad_row="error")
+    assert (result["kept"], result["exact"], result["near"]) == (4, 1, 1)
+    kept = [[json.loads(line)["messages"] for line in (out / f"{n}.jsonl").read_text().splitlines()] for n in "ab"]
+    assert kept == [[row["messages"] for row in first[:2]], [row["messages"] for row in second[1:]]]
+    pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
+    assert [(p["kind"], p["row"], p["repeats"]) for p in pairs] == [
+        ("exact", f"{files[0]}:3", f"{files[0]}:1"), ("near", f"{files[1]}:1", f"{files[0]}:1"),
+    ]  # fmt: skip
+    assert "warm oven" in pairs[1]["text"] and "hot oven" in pairs[1]["of"]
+    by_prompt = check_dedupe(files, out, by="prompt", threshold=0.8, on_bad_row="error")
+    assert (by_prompt["kept"], by_prompt["exact"]) == (4, 2)
+    with pytest.raises(ValueError, match="two have one name"):
+        check_dedupe([files[0], files[0]], out, by="prompt", threshold=0.8, on_bad_row="error")
+
+
+def test_every_training_row_that_matches_a_benchmark_goes_and_fastchats_questions_are_read(tmp_path):
+    span = "the quick brown fox jumps over the lazy dog while seven wizards brew a very strong tea"
+    benchmark = [
+        {
+            "question_id": 81,
+            "category": "writing",
+            "turns": ["Compose a travel blog post about Hawaii.", "Rewrite it."],
+        },
+        {"question_id": 82, "category": "writing", "turns": [f"Continue: {span}."]},
+    ]
+    train = [chat("compose a TRAVEL blog post about hawaii")] * 25 + [
+        chat("Complete a pangram.", f"Listen: {span}!"), {"prompt": "Who?", "chosen": "Me.", "rejected": "You."},
+    ]  # fmt: skip
+    files = [write(tmp_path / "train.jsonl", train)], [write(tmp_path / "mt_bench.jsonl", benchmark)]
+    settings = {name: value for name, value in COPIES.items()}
+    result = check_decontaminate(*files, tmp_path / "out", **settings)
+    assert (result["kept"], result["exact"], result["near"], result["span"]) == (1, 25, 0, 1)
+    (kept,) = map(json.loads, (tmp_path / "out/train.jsonl").read_text().splitlines())
+    assert (kept["chosen"], kept["rejected"]) == ("Me.", "You.")
+    pairs = [json.loads(line) for line in (tmp_path / "out/pairs.jsonl").read_text().splitlines()]
+    assert len(pairs) == 26 and pairs[0]["of"] == benchmark[0]["turns"][0] and "quick brown fox" in pairs[-1]["text"]
+    assert check_contamination(*files, tmp_path, **COPIES)["exact"] == 1
+    ours = check_decontaminate(files[0], [str(ROOT / "evals/sets/mt_bench.jsonl")], tmp_path / "b", **settings)
+    assert ours["eval_rows"] == 80
+
+
 # ---- pilot
 
 
@@ -462,6 +533,41 @@ def test_a_judge_decides_where_one_is_given(tmp_path):
     settings = QUALITY | {"num": 1, "client": judge_client}
     check_quality([write(tmp_path / "d.jsonl", rows)], tmp_path, **settings)
     assert "short but right" in (tmp_path / "selected.jsonl").read_text()
+
+
+def test_pairs_and_trees_are_selected_by_their_better_answer_and_the_trainers_read_what_is_written(tmp_path):
+    from data import formats
+
+    good = "A rye loaf needs a long rest: mix the dough in the evening, and bake it slowly the next day."
+    user = {"role": "user", "content": "How do I bake rye bread at home?"}
+    sides = {
+        name: [user, {"role": "assistant", "content": text}] for name, text in (("chosen", good), ("rejected", "No."))
+    }
+    raw = {
+        "chosen": f"\n\nHuman: Name a large river.\n\nAssistant: {good}",
+        "rejected": "\n\nHuman: Name a large river.\n\nAssistant: No.",
+    }
+    node = {"message_id": "r", "role": "prompter", "text": "What is a fjord, and where?", "replies": [
+        {"message_id": "a", "role": "assistant", "text": good, "rank": 0, "replies": []}]}  # fmt: skip
+    rows = [sides, raw, {"message_tree_id": "t", "prompt": node}]
+    result = check_quality([write(tmp_path / "d.jsonl", rows)], tmp_path, **QUALITY)
+    assert result["selected"] == 3
+    written = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
+    assert all(row.pop("quality") for row in written)
+    kinds = {tuple(sorted(row)): row for row in written}
+    assert len(formats.examples(kinds["message_tree_id", "messages"])) == 1
+    pairs = [formats.preferences(row)[0] for row in written if "chosen" in row]
+    assert {pair.chosen for pair in pairs} == {good} and {pair.rejected for pair in pairs} == {"No."}
+    assert [read_rows([write(tmp_path / "h.jsonl", [raw])], BadRows("error"))[0].answered] == [[good]]
+
+
+def test_a_kind_that_no_labelled_prompt_has_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="check.target wants poems, which none of the labelled prompts is"):
+        check_task_mix(
+            [write(tmp_path / "d.jsonl", [chat("Which river?")])], tmp_path,
+            labelled=[str(ROOT / "data/embedded/task_kinds.jsonl")], target={"open_qa": 1, "poems": 1},
+            sample_to_mix=False, num=None, client=None, seed=0, on_bad_row="error",
+        )  # fmt: skip
 
 
 # ---- rows

@@ -66,16 +66,16 @@ def find_copies(train: Sequence[Row], evaluation: Sequence[Row], *, threshold: f
     for e, row in enumerate(evaluation):
         places.setdefault(normal(row.prompt), []).append(e)
     index, indexed = NearIndex(threshold), list(places)
-    for grams, sketch in sketches(indexed):
-        index.add(grams, sketch)
+    for sketch in sketches(indexed):
+        index.add(sketch)
 
     open_rows = {"exact": places, "near": {text: list(rows) for text, rows in places.items()}}
     listed, matches = Counter(), {}
     for t, row in enumerate(train):
         texts = dict.fromkeys([normal(row.prompt), *(normal(m) for m in row.asked if len(m.split()) >= min_words)])
-        for text, (grams, sketch) in zip(texts, sketches(list(texts)), strict=True):
+        for text, sketch in zip(texts, sketches(list(texts)), strict=True):
             found = [("exact", text, 1.0)] if text in places else []
-            found = found or [("near", indexed[i], similarity) for i, similarity in index.near(grams, sketch)]
+            found = found or [("near", indexed[i], similarity) for i, similarity in index.near(sketch)]
             for kind, other, similarity in found:
                 rows = open_rows[kind][other]
                 for e in rows:
@@ -89,12 +89,12 @@ def find_copies(train: Sequence[Row], evaluation: Sequence[Row], *, threshold: f
 
 def find_spans(train: Sequence[Row], evaluation: Sequence[Row], span_words: int) -> list[dict]:
     """For each evaluation row the first training row that shares `span_words` words in a row with it."""
-    parts = list(_windows(evaluation, span_words))
+    parts = list(windows(evaluation, span_words))
     values, owners = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 2
     order = np.argsort(values, kind="stable")
     values, owners, found = values[order], owners[order], {}
     answered = np.zeros(len(values), dtype=bool)  # at the first place of a span: each of its rows has its match
-    for hashes, rows in _windows(train, span_words) if len(values) else ():
+    for hashes, rows in windows(train, span_words) if len(values) else ():
         at = np.searchsorted(values, hashes).clip(max=len(values) - 1)
         hits = np.flatnonzero((values[at] == hashes) & ~answered[at])
         for place, t in zip(at[hits].tolist(), rows[hits].tolist(), strict=True):
@@ -103,7 +103,7 @@ def find_spans(train: Sequence[Row], evaluation: Sequence[Row], span_words: int)
             end = np.searchsorted(values, values[place], side="right")
             waiting = {e for e in owners[place:end].tolist() if e not in found}
             for e in waiting:
-                if text := _shared(train[t], evaluation[e], span_words):
+                if text := shared_span(train[t], evaluation[e], span_words):
                     found[e] = _match("span", None, train[t], evaluation[e], text)
             answered[place] = waiting <= set(found)  # else two spans have one hash
     return [found[e] for e in sorted(found)]
@@ -118,7 +118,7 @@ def _texts(row: Row) -> list[list[str]]:
     return [words(message["content"]) for message in row.messages]
 
 
-def _windows(rows: Sequence[Row], n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def windows(rows: Sequence[Row], n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """64-bit polynomial hashes of every n words in a row of a message, and the number of the row of each."""
     for start in range(0, len(rows), BATCH):
         texts = [(r, tokens) for r, row in enumerate(rows[start : start + BATCH], start) for tokens in _texts(row)]
@@ -133,7 +133,7 @@ def _windows(rows: Sequence[Row], n: int) -> Iterator[tuple[np.ndarray, np.ndarr
         yield hashes[within], row[:places][within]
 
 
-def _shared(a: Row, b: Row, n: int) -> str:
+def shared_span(a: Row, b: Row, n: int) -> str:
     """The first shared span, word for word: a hash alone proves nothing."""
     spans = {tuple(tokens[i : i + n]) for tokens in _texts(b) for i in range(len(tokens) - n + 1)}
     for tokens in _texts(a):

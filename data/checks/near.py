@@ -2,13 +2,16 @@
 
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 PERMUTATIONS = 64
+SHORT = 24  # words: in fewer, few may differ
 _EMPTY = MinHash(PERMUTATIONS, seed=1)  # draws the permutations once
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
 BASE = np.uint64(0x9E3779B97F4A7C15)
@@ -47,34 +50,57 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return both / (len(a) + len(b) - both)
 
 
+def same_but_few(a: str, b: str) -> bool:
+    """Whether two short `normal` texts differ in one word of eight at most: "what is flu" is not "what is mould".
+
+    In a text of a few words one word is what it is about, however many pairs the texts share.
+    """
+    x, y = Counter(a.split()), Counter(b.split())
+    least, most = sorted((x.total(), y.total()))
+    return least >= SHORT or most - (x & y).total() <= least // 8
+
+
+class Sketch(NamedTuple):
+    """What two texts are compared by."""
+
+    text: str  # normal
+    grams: np.ndarray
+    hashes: MinHash
+
+
 class NearIndex:
-    """Texts by similarity. `threshold`: Jaccard from which two texts are near duplicates."""
+    """Texts by similarity. `threshold`: Jaccard from which two texts that are `same_but_few` are near duplicates."""
 
     def __init__(self, threshold: float):
         if not 0 < threshold < 1:
             raise ValueError(f"check.threshold={threshold} must lie between 0 and 1")
         self.threshold = threshold
         self._lsh = MinHashLSH(threshold, PERMUTATIONS, weights=(0.1, 0.9))  # a false candidate costs one comparison
-        self._sets: list[np.ndarray] = []
+        self._sketches: list[tuple[str, np.ndarray]] = []
 
     def __len__(self) -> int:
-        return len(self._sets)
+        return len(self._sketches)
 
-    def add(self, grams: np.ndarray, sketch: MinHash) -> None:
-        self._lsh.insert(len(self._sets), sketch, check_duplication=False)
-        self._sets.append(grams)
+    def add(self, sketch: Sketch) -> None:
+        self._lsh.insert(len(self._sketches), sketch.hashes, check_duplication=False)
+        self._sketches.append((sketch.text, sketch.grams))
 
-    def near(self, grams: np.ndarray, sketch: MinHash) -> list[tuple[int, float]]:
+    def near(self, sketch: Sketch) -> list[tuple[int, float]]:
         """(index, similarity) of the texts at or above the threshold, the most similar first."""
-        found = [(i, jaccard(grams, self._sets[i])) for i in self._lsh.query(sketch)]
-        return sorted((one for one in found if one[1] >= self.threshold), key=lambda one: (-one[1], one[0]))
+        found = []
+        for i in self._lsh.query(sketch.hashes):
+            text, grams = self._sketches[i]
+            similarity = jaccard(sketch.grams, grams)
+            if similarity >= self.threshold and same_but_few(sketch.text, text):
+                found.append((i, similarity))
+        return sorted(found, key=lambda one: (-one[1], one[0]))
 
 
-def sketches(texts: Iterable[str]) -> Iterator[tuple[np.ndarray, MinHash]]:
-    """(shingles, MinHash) of each `normal` text."""
+def sketches(texts: Iterable[str]) -> Iterator[Sketch]:
+    """The sketch of each `normal` text."""
     for text in texts:
         grams = shingles(text)
-        sketch = _EMPTY.copy()
-        sketch.hashfunc = int  # the shingles are hashes already
-        sketch.update_batch(grams.tolist())
-        yield grams, sketch
+        hashes = _EMPTY.copy()
+        hashes.hashfunc = int  # the shingles are hashes already
+        hashes.update_batch(grams.tolist())
+        yield Sketch(text, grams, hashes)

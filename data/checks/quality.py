@@ -131,14 +131,14 @@ def k_center(texts: Sequence[str], scores: np.ndarray, num: int) -> list[tuple[i
 def _drop_repeats(rows: Sequence[Row], ranked: list[int], threshold: float, reasons: list, *, limit: int) -> list[int]:
     """The first `limit` rows, best first, whose prompt is not nearly that of a better one."""
     index, kept = NearIndex(threshold), []
-    for i, (grams, sketch) in zip(ranked, sketches(normal(rows[i].prompt) for i in ranked), strict=True):
+    for i, sketch in zip(ranked, sketches(normal(rows[i].prompt) for i in ranked), strict=True):
         if len(kept) == limit:
             break
-        near = index.near(grams, sketch)
+        near = index.near(sketch)
         if near:
             reasons[i] = f"repeats {rows[kept[near[0][0]]].where} (similarity {near[0][1]:.2f})"
         else:
-            index.add(grams, sketch)
+            index.add(sketch)
             kept.append(i)
     return kept
 

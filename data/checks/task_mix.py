@@ -61,6 +61,12 @@ def check_task_mix(
     rows = read_rows(files, bad_rows, layout)
     if client is None:
         kinds, facts = classify(rows, labelled, seed)
+        unseen = [kind for kind, share in wanted.items() if share and kind not in (*facts["known_kinds"], "chat")]
+        if unseen:
+            raise ValueError(
+                f"check.target wants {', '.join(unseen)}, which none of the labelled prompts is, so no row could be; "
+                "add three to check.labelled, drop it from check.target, or let a client tell kinds (client=openai)"
+            )
     else:
         kinds, facts = ask_kinds(rows, client, list(wanted), seed), {"classifier": client.model}
     result = compare(kinds, wanted) | facts | {"rows": len(rows), "skipped_rows": bad_rows.skipped}
@@ -93,7 +99,12 @@ def classify(rows: Sequence[Row], labelled: Sequence[str], seed: int) -> tuple[l
     if single:
         for i, kind in zip(single, model.predict([rows[i].asked[0][:READ] for i in single]), strict=True):
             kinds[i] = str(kind)
-    return kinds, {"classifier": "tf-idf", "classifier_accuracy": accuracy, "labelled_rows": len(known)}
+    return kinds, {
+        "classifier": "tf-idf",
+        "classifier_accuracy": accuracy,
+        "labelled_rows": len(known),
+        "known_kinds": sorted(set(names)),
+    }
 
 
 def ask_kinds(rows: Sequence[Row], client: Client, names: list[str], seed: int) -> list[str]:

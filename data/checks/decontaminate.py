@@ -1,0 +1,111 @@
+"""Training sets without what evaluation sets ask: no row with the same prompt, a near one, or a long shared span."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.adapters import Layout
+from data.checks.contamination import shared_span, windows
+from data.checks.dedupe import output_names, show_pairs
+from data.checks.near import NearIndex, normal, sketches
+from data.checks.texts import Row, read_rows
+from data.records import BadRows, write_jsonl
+from runtime.config import check_whole
+
+
+def check_decontaminate(
+    files: Sequence[str], against: Sequence[str], directory: Path, *, threshold: float, span_words: int, min_words: int,
+    layout: Layout | None = None, on_bad_row: str,
+) -> dict:  # fmt: skip
+    """NAME.jsonl of each file without its contaminated rows, pairs.jsonl (both texts), result.json, report.html.
+
+    Every training row that matches any evaluation row goes, where `check=contamination` lists a few for each.
+
+    Args:
+        threshold, span_words, min_words: as there.
+    """
+    check_whole(0, check__span_words=span_words, check__min_words=min_words)
+    bad_rows, counts, names = BadRows(on_bad_row), Counter(), output_names(files)
+    evaluation = read_rows(against, bad_rows)
+    prompts: dict[str, Row] = {}
+    for row in evaluation:
+        prompts.setdefault(normal(row.prompt), row)
+    asked, index = list(prompts.values()), NearIndex(threshold)
+    for sketch in sketches(prompts):
+        index.add(sketch)
+    spans = _Spans(evaluation, span_words)
+    pairs: list[dict] = []
+
+    def clean(file: str) -> Iterator[dict]:
+        rows = read_rows([file], bad_rows, layout)
+        suspects = spans.suspects(rows)
+        for at, row in enumerate(rows):
+            match = _copied(row, prompts, asked, index, min_words) or spans.match(row, suspects.get(at, ()))
+            if match is None:
+                counts[file, "kept"] += 1
+                yield row.raw
+                continue
+            kind, similarity, text, other, of = match
+            counts[file, kind] += 1
+            told = {"kind": kind, "similarity": similarity, "row": row.where, "repeats": other.where}
+            pairs.append(told | {"text": text, "of": of})
+
+    for file, name in names.items():
+        write_jsonl(directory / name, clean(file))
+    write_jsonl(directory / "pairs.jsonl", pairs)
+    kinds = ("kept", "exact", "near", "span")
+    table_rows = [
+        ["file", *kinds, "written"],
+        *([f, *(counts[f, kind] for kind in kinds), n] for f, n in names.items()),
+    ]
+    total = {kind: sum(counts[file, kind] for file in names) for kind in kinds}
+    lines = [
+        f"{total['kept']} rows stay; {total['exact']} ask what an evaluation row asks, {total['near']} nearly, "
+        f"{total['span']} share {span_words} words in a row with one: pairs.jsonl"
+    ]
+    result = total | {"files": names, "eval_rows": len(evaluation), "skipped_rows": bad_rows.skipped, "verdicts": lines}
+    show_pairs(directory, "Decontaminated", result, table_rows, pairs)
+    return result
+
+
+def _copied(row: Row, prompts: dict[str, Row], asked: list[Row], index: NearIndex, min_words: int) -> tuple | None:
+    """(kind, similarity, text, evaluation row, its text) of the strongest match of what a row asks."""
+    said = [row.prompt, *(message for message in row.asked if len(message.split()) >= min_words)]
+    best = None
+    for text, sketch in zip(said, sketches(map(normal, said)), strict=True):
+        if sketch.text in prompts:
+            other = prompts[sketch.text]
+            return "exact", 1.0, text, other, other.prompt
+        for at, similarity in index.near(sketch)[:1]:
+            if best is None or similarity > best[1]:
+                best = "near", similarity, text, asked[at], asked[at].prompt
+    return best
+
+
+class _Spans:
+    """Every n words in a row that evaluation rows say, by their hashes."""
+
+    def __init__(self, evaluation: Sequence[Row], n: int):
+        self.evaluation, self.n = evaluation, n
+        parts = list(windows(evaluation, n)) if n else []
+        hashes, owners = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 2
+        order = np.argsort(hashes, kind="stable")
+        self.hashes, self.owners = hashes[order], owners[order]
+
+    def suspects(self, rows: Sequence[Row]) -> dict[int, list[int]]:
+        """For each row the evaluation rows with a span of the same hash; `match` compares the words."""
+        found: dict[int, list[int]] = {}
+        for hashes, at in windows(rows, self.n) if len(self.hashes) else ():
+            place = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)
+            hits = self.hashes[place] == hashes
+            for row, owner in zip(at[hits].tolist(), self.owners[place[hits]].tolist(), strict=True):
+                found.setdefault(row, []).append(owner)
+        return {row: list(dict.fromkeys(owners)) for row, owners in found.items()}
+
+    def match(self, row: Row, owners: Sequence[int]) -> tuple | None:
+        for owner in owners:
+            if text := shared_span(row, self.evaluation[owner], self.n):
+                return "span", None, text, self.evaluation[owner], text
+        return None

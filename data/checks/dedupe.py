@@ -1,0 +1,79 @@
+"""Sets without repeats: of equal or nearly equal rows, within a file and across files, the first stays."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data.adapters import Layout
+from data.checks.near import NearIndex, normal, sketches
+from data.checks.texts import Row, read_rows
+from data.records import BadRows, split_name, write_jsonl
+from runtime.config import check_choice
+from runtime.report import bullets, heading, table, write_page, write_result
+
+
+def check_dedupe(
+    files: Sequence[str], directory: Path, *, by: str, threshold: float, layout: Layout | None = None, on_bad_row: str
+) -> dict:
+    """NAME.jsonl of each file without its repeats, pairs.jsonl (both texts of each match), result.json, report.html.
+
+    Args:
+        by: "conversation" (everything that is said; of comparisons with the better answer) or "prompt".
+        threshold: Jaccard similarity of words and word pairs from which texts repeat each other; see `NearIndex`.
+    """
+    check_choice("check.by", by, ("conversation", "prompt"))
+    bad_rows, index, kept, counts = BadRows(on_bad_row), NearIndex(threshold), [], Counter()
+    exact: dict[str, int] = {}
+    names = output_names(files)
+
+    def unique(rows: Sequence[Row], pairs: list[dict], file: str) -> Iterator[dict]:
+        texts = [normal(text_of(row, by)) for row in rows]
+        for row, sketch in zip(rows, sketches(texts), strict=True):
+            first = exact.get(sketch.text)
+            near = [] if first is not None else index.near(sketch)
+            if first is None and not near:
+                exact[sketch.text] = len(kept)
+                index.add(sketch)
+                kept.append((row.where, text_of(row, by)))
+                counts[file, "kept"] += 1
+                yield row.raw
+                continue
+            kind, (at, similarity) = ("exact", (first, 1.0)) if first is not None else ("near", near[0])
+            counts[file, kind] += 1
+            where, text = kept[at]
+            match = {"kind": kind, "similarity": similarity, "row": row.where, "repeats": where}
+            pairs.append(match | {"text": text_of(row, by), "of": text})
+
+    pairs: list[dict] = []
+    for file, name in names.items():
+        write_jsonl(directory / name, unique(read_rows([file], bad_rows, layout), pairs, file))
+    write_jsonl(directory / "pairs.jsonl", pairs)
+    table_rows = [["file", "kept", "exact repeats", "near repeats", "written"]]
+    table_rows += [[f, *(counts[f, kind] for kind in ("kept", "exact", "near")), n] for f, n in names.items()]
+    total = {kind: sum(counts[file, kind] for file in names) for kind in ("kept", "exact", "near")}
+    lines = [f"{total['kept']} rows stay; {total['exact']} repeat another, {total['near']} nearly: pairs.jsonl"]
+    result = total | {"files": names, "skipped_rows": bad_rows.skipped, "verdicts": lines}
+    show_pairs(directory, "Repeats", result, table_rows, pairs)
+    return result
+
+
+def text_of(row: Row, by: str) -> str:
+    """What rows are compared by."""
+    return row.prompt if by == "prompt" else "\n".join(message["content"] for message in row.messages)
+
+
+def output_names(files: Sequence[str]) -> dict[str, str]:
+    """FILE -> NAME.jsonl to write; raises ValueError where two would be one."""
+    names = {file: Path(split_name(file)[0].rstrip("/")).name.split(".")[0].replace("*", "_") for file in files}
+    if len(set(names.values())) < len(files):
+        raise ValueError(f"files are written under their names, and two have one name: {', '.join(files)}")
+    return {file: f"{name}.jsonl" for file, name in names.items()}
+
+
+def show_pairs(directory: Path, title: str, result: dict, counts: list[list], pairs: Sequence[dict]) -> None:
+    """result.json, and a page with the counts and the first matches, text beside text."""
+    rows = [["kind", "similarity", "row", "text", "of", "its text"]]
+    rows += [[p["kind"], p["similarity"], p["row"], p["text"][:200], p["repeats"], p["of"][:200]] for p in pairs[:100]]
+    blocks = [bullets(result["verdicts"]), table(counts), heading("Matches (the first 100)"), table(rows)]
+    write_page(directory / "report.html", title, *blocks)
+    write_result(directory, result)
