@@ -191,7 +191,7 @@ def test_proportions_are_shares_of_the_targets_and_a_mixture_says_what_it_is(tmp
 
 
 def test_weights_are_of_the_prompts_and_not_of_the_ptx_files(tmp_path, compose):
-    from data.pretraining import PretrainingMix
+    from rollouts.pretraining import PretrainingMix
 
     ptx = [write_rows(tmp_path / f"{n}.jsonl", *({"messages": said(f"{n}{i}", "b")} for i in range(3))) for n in "xyz"]
     cfg = compose("train_ppo", "policy=x", "ptx_coef=1", f"data.ptx=[{','.join(ptx)}]", "data.weights=[5]")
