@@ -9,7 +9,8 @@ Of an item (a pair of answers) with features x, people and judge see one quality
 b holds a rating for each model and people's own weight of the feature c; k is the judge's sharpness, s is +1 where a
 was shown first and -1 where b was. A judge with people's taste has gain 0, however sharp it is: sharpness multiplies
 people's weight of c as it multiplies the rest, and tau keeps noise of single votes from being taken for a difference
-of taste. Fitted by maximum likelihood (z by Gauss-Hermite quadrature) with weak priors; errors are clustered by question.
+of taste. Fitted by maximum likelihood (z by Gauss-Hermite quadrature) with weak priors; errors are clustered by
+question.
 """
 
 import math

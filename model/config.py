@@ -86,7 +86,8 @@ FAMILIES = {  # model_type -> what it adds to Llama
     "mixtral": Family("Mixtral", EXPERTS, windowed=True, theta=1e6, experts=True, normalise_experts=True),
     "gpt_oss": Family(
         "GptOss", BIAS | EXPERTS, windowed=True, window=128, own_layer_types=True, kinds=("window", "full"),
-        theta=1.5e5, head_dim=64, activation="clamped", experts=True, expert_bias=True, normalise_experts=True, sinks=True,
+        theta=1.5e5, head_dim=64, activation="clamped", experts=True, expert_bias=True, normalise_experts=True,
+        sinks=True,
     ),
     "gpt_neox": Family(
         "GPTNeoX", {"qkv_bias": ("attention_bias", True)}, partial_rotary=True, share=0.25, layer_norm=True,
