@@ -216,8 +216,8 @@ def hold_still(policy: Policy, held: bool) -> None:
 
 def first_ratio(ratios: list[Tensor], index: int) -> dict[str, Tensor]:
     """The ratio farthest from 1 on a rollout's first minibatch, where nothing has been learned yet: it must be 1."""
-    ratio = torch.cat(ratios)
-    return {"policy/ratio_first": ratio[(ratio - 1).abs().argmax()]} if index == 0 and len(ratio) else {}
+    ratio = torch.cat([*ratios, ratios[0].new_ones(1)])  # 1 where the minibatch has no row to learn from
+    return {"policy/ratio_first": ratio[(ratio - 1).abs().argmax()]} if index == 0 else {}
 
 
 def rollout_figures(

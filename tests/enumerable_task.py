@@ -53,11 +53,6 @@ class TabularPolicy(torch.nn.Module):
         logprobs = self.logits.log_softmax(1)[states(completions)].gather(2, completions[..., None]).squeeze(2)
         return torch.where(mask_of(completions), logprobs, 0.0)
 
-    def entropy(self, completions: Tensor) -> Tensor:
-        """(B, 3) nats, of the distribution that each token was drawn from; 0 after the end."""
-        logp = self.logits.log_softmax(1)[states(completions)]
-        return torch.where(mask_of(completions), -(logp.exp() * logp).sum(2), 0.0)
-
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         completions = torch.zeros(count, LENGTH, dtype=torch.long)
         for t in range(LENGTH):

@@ -27,7 +27,7 @@ Look = Callable[[int, TabularPolicy], None]
 
 def train_ppo(
     seed: int, *, kl_coef: float, kind="gae", kl_in="reward", kl_estimator="k2", samples_per_prompt=1, score=None,
-    policy_loss="clip", clip_range=0.2, clip_range_high=None, aggregate="token", entropy_coef=0.0,
+    policy_loss="clip", clip_range=0.2, clip_range_high=None, aggregate="token", gaps=False,
     look: Look = lambda step, policy: None,
 ) -> TabularPolicy:  # fmt: skip
     """train_ppo.py's order of events; the task's reward goes through score(scores, completions) first."""
@@ -51,10 +51,10 @@ def train_ppo(
         scores = scores if score is None else score(scores, completions)
         kl = kl_estimate(old_logprobs - ref_logprobs, "k1")
         rewards = token_rewards(scores, kl, mask, mask, kl_coef=kl_coef if kl_in == "reward" else 0.0)
-        advantages = estimate_advantages(
-            rewards, old_values, mask, mask, kind=kind, gamma=1.0, gae_lambda=0.95,
-            samples_per_prompt=samples_per_prompt,
-        )  # fmt: skip
+        inputs = (rewards, old_values, mask, mask)
+        settings = {"gamma": 1.0, "gae_lambda": 0.95, "samples_per_prompt": samples_per_prompt}
+        advantages = estimate_advantages(*(map(widen, inputs) if gaps else inputs), kind=kind, **settings)
+        advantages = advantages[:, ::2] if gaps else advantages
         returns = advantages + old_values
         if kind == "gae" and kl_in == "reward":
             advantages = whiten(advantages, mask, lambda x: x, shift_mean=True)
@@ -70,14 +70,18 @@ def train_ppo(
             loss = loss + ppo_value_loss(values, old_values[rows], returns[rows], m, **value)[0]
             if kl_in == "loss":
                 loss = loss + kl_coef * kl_loss(logprobs, ref_logprobs[rows], m, kl_estimator, weight) / num_tokens
-            if entropy_coef:
-                entropy = policy.entropy(completions[rows])
-                loss = loss - entropy_coef * (weight * entropy)[m].sum() / num_tokens
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         look(step + 1, policy)
     return policy
+
+
+def widen(x: Tensor) -> Tensor:
+    """(B, 5) from (B, 3): a column of something else between two tokens."""
+    wide = torch.full((len(x), 5), 9 if x.dtype != torch.bool else 0, dtype=x.dtype)
+    wide[:, ::2] = x
+    return wide
 
 
 def train_dpo(

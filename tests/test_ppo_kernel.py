@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kernels.backend import interpreting
+import losses
+from kernels.backend import interpreting, set_kernels
 from kernels.ppo import Clips, ppo_triton
 from losses import ppo_policy_loss, ppo_value_loss
 
@@ -13,7 +14,7 @@ if interpreting():
 
     repair()
 
-CLIPS = [Clips(0.2, None, 0.2, 0.1), Clips(0.1, 1.5, None, 1.0)]
+CLIPS = [Clips(0.2, None, 0.2, 0.1), Clips(0.1, 1.5, None, 1.0, 0.25)]
 
 
 def minibatch(B, T, dtype=torch.float32):
@@ -32,7 +33,7 @@ def minibatch(B, T, dtype=torch.float32):
 
 def by_definition(inputs, clips, num_tokens, num_states):
     policy, values = inputs[:4], inputs[4:]
-    dual = {"dual_clip": clips.dual}
+    dual = {"dual_clip": clips.dual, "clip_range_high": clips.policy_high}
     policy_loss, metrics = ppo_policy_loss(*policy, clip_range=clips.policy, num_tokens=num_tokens, **dual)
     value_loss, value_metrics = ppo_value_loss(*values, clip_range=clips.value, num_tokens=num_states)
     return policy_loss + clips.value_coef * value_loss, metrics | value_metrics
@@ -87,3 +88,27 @@ def test_shapes_that_differ_are_named():
     inputs[2] = inputs[2][:2]
     with pytest.raises(ValueError, match=r"\(2, 7\), \(3, 7\)"):
         ppo_triton(*inputs, clips=CLIPS[0], num_tokens=10.0, num_states=10.0)
+
+
+def test_an_edited_definition_is_not_replaced_in_silence(monkeypatch):
+    """The kernel computes the clipped loss; a definition that was edited meanwhile stops the run and is named."""
+    inputs = minibatch(3, 7)
+    inputs[0].data, inputs[4].data = inputs[0].data.nan_to_num(), inputs[4].data.nan_to_num()
+    settings = {"clip_range": 0.2, "dual_clip": None, "value_clip_range": 0.2, "value_coef": 0.1}
+    settings |= {"num_tokens": 10.0, "num_states": 10.0}
+    set_kernels("triton")
+    losses.ppo_loss(*inputs, **settings)  # they agree
+    real = losses.ppo_policy_loss
+
+    def edited(*tensors, **more):
+        loss, metrics = real(*tensors, **more)
+        return 1.1 * loss, metrics
+
+    monkeypatch.setitem(losses.POLICY_LOSSES, "clip", edited)
+    losses.ppo_loss(*inputs, **settings)  # the first minibatch is over: nothing is computed twice
+    set_kernels("triton")  # another run
+    with pytest.raises(ValueError, match="kernel of losses.py and its definition .* kernels=torch"):
+        losses.ppo_loss(*inputs, **settings)
+    set_kernels("torch")
+    losses.ppo_loss(*inputs, **settings)
+    set_kernels("auto")
