@@ -15,6 +15,7 @@ from data.tokenizer import load_tokenizer
 from model.build import load_policy
 from model.sampling import check as check_sampling
 from model.sampling import generate
+from runtime.files import write_sums
 from runtime.run import Run, main
 
 SEEDS = 1_000_003  # row i of a run with seed s draws from seed s * SEEDS + i
@@ -51,6 +52,7 @@ def complete(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
         for prompt, text, reason, seed in zip(prompts, texts, reasons, seeds, strict=True)
     ]
     write_jsonl(run.dir / "completions.jsonl", records)
+    write_sums(run.dir, ["completions.jsonl"])
     stopped = reasons.count("stop") / len(reasons)
     run.terminal.say(f"{len(records)} completions, {stopped:.0%} stopped by themselves: {run.dir}/completions.jsonl")
     return stopped

@@ -21,7 +21,7 @@ from data.methods.rows import Made, manifest
 from data.records import BadRows, read_records, write_jsonl
 from runtime.config import check_choice, check_files, check_types, check_whole
 from runtime.devices import PRECISIONS
-from runtime.files import write_whole
+from runtime.files import write_sums, write_whole
 from runtime.run import Run, main
 
 
@@ -50,6 +50,7 @@ def make_data(cfg: DictConfig, run: Run) -> float:
         )
     write_jsonl(run.dir / "data.jsonl", rows)
     write_whole(run.dir / "manifest.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_sums(run.dir, ["data.jsonl", "dropped.jsonl", "manifest.json"])
     for line in _summary(run, cfg.method.num, facts, clients):
         run.terminal.say(line)
     return float(len(rows))

@@ -23,6 +23,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from runtime.files import check_sums
+
 TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 TABLES = (".parquet", ".arrow", ".feather", ".xlsx")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -54,6 +56,7 @@ def each_row(name: str) -> Iterator[tuple[str, Any]]:
         ValueError: no such file, a format that is not read, a file that is damaged.
     """
     for path in find_files(name):
+        check_sums(path.parent, [path.name])
         for number, row in _rows(path):
             yield f"{path}:{number}", row
 

@@ -14,7 +14,7 @@ import tokenizers
 
 from data.builtin_templates import TEMPLATES, choose_template
 from data.chat_template import CLOSE, FIXED_DATE, MARKED, OPEN, ChatTemplate, Spelled
-from data.vocabularies import Vocabulary, from_sentencepiece, read_vocabulary, reading_on, with_special
+from data.vocabularies import Vocabulary, from_sentencepiece, panics_named, read_vocabulary, reading_on, with_special
 from model.weights.adapter import find_tokenizer
 
 PLAIN_ROLES = ("system", "user", "assistant", "tool")
@@ -123,7 +123,7 @@ class Tokenizer:
         return hashlib.sha256(json.dumps([self.backend.to_str(), written]).encode()).hexdigest()
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
-        with self._lock:
+        with self._lock, panics_named():
             return tuple(self.backend.encode(text, add_special_tokens=False).ids)
 
     def _reads_on_at(self, text: str, at: int) -> bool:

@@ -1,6 +1,8 @@
 """Other people's tokenizer files, read into one engine (`tokenizers`): tokenizer.json, SentencePiece models, GGUF."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +11,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from model.weights.gguf import open_gguf
+from model.weights.hf import read_json
+from runtime.files import check_sums
 
 # How GGUF's `tokenizer.ggml.pre` splits text before byte-level BPE: Hugging Face's own settings for these families.
 _GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -20,6 +24,9 @@ _GGUF_SPLITS = {
     "llama-bpe": [pre_tokenizers.Split(Regex(_WORDS % r"\p{N}{1,3}"), "isolated"), _BYTES],
     "qwen2": [pre_tokenizers.Split(Regex(_WORDS % r"\p{N}"), "isolated"), _BYTES],
 }
+MAX_TOKENIZER = 1 << 28  # bytes of a tokenizer.json; those of 256k pieces have some 30 MB
+PROBE = "".join(char * 256 for char in "aA1 \n.é") + "aA1 .é\n" * 64  # what greedy patterns take longest for
+MAX_PIECE = 512  # characters; the longest of the vocabularies that we know, runs of spaces, have some 90
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6  # piece types of SentencePiece, kept by GGUF
 _TEMPLATE_FILE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates"
@@ -75,10 +82,14 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 
 def _from_directory(path: Path) -> Vocabulary:
+    check_sums(path, [*_FILES, "generation_config.json"])
     files = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
     settings = _json(path / "special_tokens_map.json") | _json(path / "tokenizer_config.json")
     tokens = {name: _token(value) for name, value in settings.items() if name.endswith("_token")}
     tokens |= {name: _token(v) for name, v in (settings.get("model_specific_special_tokens") or {}).items()}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        if settings.get(name) is not None and tokens[name] is None:
+            raise ValueError(f"{path}/tokenizer_config.json: {name}={settings[name]!r} must be text")
     tokens = {name: token for name, token in tokens.items() if token}
     special = {name: tokens.pop(name, None) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
     for file in sorted((path / _MORE_TEMPLATES).glob("*.jinja")):
@@ -101,13 +112,7 @@ def _json(path: Path) -> dict:
     """The object in the file, an empty one where there is no file. Raises ValueError where it is no JSON object."""
     if not path.is_file():
         return {}
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(read, dict):
-        raise ValueError(f"{path} holds a {type(read).__name__}, not a JSON object")
-    return read
+    return read_json(path)
 
 
 def _token(value) -> str | None:
@@ -140,9 +145,25 @@ def _stop_ids(generation: dict, config: dict) -> tuple[int, ...]:
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        if path.stat().st_size > MAX_TOKENIZER:
+            raise ValueError(f"it has more than {MAX_TOKENIZER} bytes")
+        backend = tokenizers.Tokenizer.from_file(str(path))
+        with panics_named():
+            backend.encode(PROBE)
     except Exception as error:  # the library raises plain Exception for a file that it cannot parse
         raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
+    return backend
+
+
+@contextmanager
+def panics_named() -> Iterator[None]:
+    """A panic of the library, say a pattern that gives up on a text, is a ValueError: it is no Exception by itself."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the tokenizer gave up on a text: {error}") from None
 
 
 def with_special(vocabulary: Vocabulary, markers: set[str]) -> Vocabulary:
@@ -207,12 +228,20 @@ def from_sentencepiece(proto: bytes) -> Vocabulary:
     if spec.trainer_spec.model_type != 2 or spec.normalizer_spec.precompiled_charsmap:
         raise ValueError("only SentencePiece BPE models without text normalisation are read (Llama-2, Mistral, ours)")
     pieces = [(p.piece, p.score, p.type) for p in spec.pieces]
+    _check_pieces([piece for piece, *_ in pieces])
     names = {p.type: p.piece for p in reversed(spec.pieces)}
     trainer = spec.trainer_spec
     known = {name for name, _, kind in pieces if kind == _CONTROL}
     backend = _byte_fallback_bpe(pieces, names.get(_UNKNOWN))
     bos, eos, pad = (n if n in known else None for n in (trainer.bos_piece, trainer.eos_piece, trainer.pad_piece))
     return Vocabulary(backend, bos, eos, pad, names.get(_UNKNOWN), sentencepiece=proto)
+
+
+def _check_pieces(pieces: list[str]) -> None:
+    """Every way to cut a piece in two is tried, so a long one costs the square of its length."""
+    longest = max(pieces, key=len, default="")
+    if len(longest) > MAX_PIECE:
+        raise ValueError(f"the piece {longest[:20]!r}... of {len(longest)} characters is longer than {MAX_PIECE}")
 
 
 def _byte_fallback_bpe(pieces: list[tuple[str, float, int]], unk: str | None) -> tokenizers.Tokenizer:
@@ -238,10 +267,18 @@ def _byte_fallback_bpe(pieces: list[tuple[str, float, int]], unk: str | None) ->
 def _from_gguf(path: Path) -> Vocabulary:
     fields = open_gguf(path).fields
     get = {name.removeprefix("tokenizer."): part for name, part in fields.items() if name.startswith("tokenizer.")}
-    read = {name: part.contents() for name, part in get.items()}
+    try:
+        read = {name: part.contents() for name, part in get.items()}
+        return _from_fields(read, path)
+    except (KeyError, IndexError, TypeError, AttributeError, OverflowError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: its tokenizer cannot be meant ({error})") from error
+
+
+def _from_fields(read: dict, path: Path) -> Vocabulary:
     if "ggml.tokens" not in read:
         raise ValueError(f"{str(path)!r} has no tokenizer inside (no tokenizer.ggml.tokens)")
     tokens, kinds = read["ggml.tokens"], read["ggml.token_type"]
+    _check_pieces(tokens)
     if read["ggml.model"] == "gpt2":
         backend = _byte_level_bpe(tokens, kinds, read["ggml.merges"], read.get("ggml.pre", "gpt-2"), path)
     elif read["ggml.model"] == "llama":

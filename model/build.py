@@ -7,13 +7,11 @@ rank its own rows, so that no rank ever holds the whole. Heads, which are tiny a
 import json
 import math
 import os
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.config import ModelConfig
@@ -21,11 +19,12 @@ from model.heads import Policy, RewardModel, ValueModel
 from model.linear import Linear
 from model.weights.adapter import AdapterReader, find_base, is_adapter
 from model.weights.gguf import GGUFReader
-from model.weights.hf import HFReader
+from model.weights.hf import HFReader, save_tensors
 from model.weights.hf_config import make_config_json
 from model.weights.names import parts_of, shape_of
 from model.weights.paths import find_model
 from runtime.distributed import own_rows, whole
+from runtime.files import remove, sync, write_sums
 
 Reader = HFReader | GGUFReader | AdapterReader
 LARGE = ("transformer", "lm_head")  # what is read after it is split
@@ -128,6 +127,7 @@ def frozen_or_not(model: nn.Module, frozen: bool) -> nn.Module:
 @torch.no_grad()
 def fill(kind: type, reader: Reader, precision: str, frozen: bool) -> nn.Module:
     """The model of a file. Raises ValueError on missing, left-over or misshapen weights."""
+    check_sizes(reader)
     model = empty(kind, reader.config, precision, frozen, later=dist.is_initialized())
     names = reader.names()
     wanted = {name: parts_of(name, reader.config) for name, _ in tensors(model)}
@@ -167,6 +167,22 @@ def check_tied(reader: Reader, names: set[str]) -> None:
             f"{reader.path}: its config says tie_word_embeddings=true, but it stores an lm_head.weight that differs "
             "from the embedding; say tie_word_embeddings=false there if that one is meant, as transformers takes it"
         )
+
+
+def check_sizes(reader: Reader) -> None:
+    """Raise ValueError unless the file bears out the sizes of its config, before a model of these sizes is built."""
+    names, config = reader.names(), reader.config
+    layers = len({name.split(".")[2] for name in names if name.startswith("model.layers.")})
+    if config.num_layers > layers:
+        raise ValueError(f"{reader.path} holds {layers} layers, but its config asks for {config.num_layers}")
+    first = ("layers.0.attention.qkv", "layers.0.mlp.gate_up")
+    for name in ("embed", *first):
+        for part in parts_of(f"transformer.{name}.weight", config):
+            if part not in names:
+                raise ValueError(f"{reader.path} lacks 1 weights that its config asks for: {part}")
+            shape, expected = reader.shape(part), shape_of(part, config)
+            if shape != expected:
+                raise ValueError(f"{reader.path}: {part} has shape {shape}, but its config asks for {expected}")
 
 
 @torch.no_grad()
@@ -261,20 +277,22 @@ def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path
     config = make_config_json(model.config, model.kind, dtype, **ids)
     directory = Path(directory)
     aside = directory.with_name(directory.name + ".writing")
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
     aside.mkdir(parents=True)
-    save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(weights, aside / "model.safetensors", {"format": "pt"})
     (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (aside / "generation_config.json").write_text(json.dumps(tokenizer.generation_config, indent=2) + "\n")
     tokenizer.save(aside)
+    write_sums(aside)
     replace_directory(aside, directory)
 
 
 def replace_directory(new: Path, directory: Path) -> None:
-    """Move `new` to `directory`; what stood there is deleted only when the new one is in place."""
+    """Move `new`, whose files are on the disk, to `directory`; what stood there is deleted only after that."""
     old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
     if directory.exists():
         os.replace(directory, old)
     os.replace(new, directory)
-    shutil.rmtree(old, ignore_errors=True)
+    sync(directory.parent)
+    remove(old)

@@ -9,19 +9,19 @@ export_adapter(...)       the files that `peft` loads; export_model writes the m
 import json
 import logging
 import math
-import shutil
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.heads import Policy, ValueModel
 from model.linear import Linear
 from model.packing import Stream
+from model.weights.hf import save_tensors
 from model.weights.names import parts_of, shape_of
 from runtime.distributed import whole
+from runtime.files import remove, sync, write_sums
 
 log = logging.getLogger(__name__)
 
@@ -181,11 +181,13 @@ def merge_noise(model: nn.Module) -> float:
 def write(directory: Path, weights: dict[str, Tensor], head: dict[str, Tensor], config: dict) -> None:
     """The adapter's files, beside and then renamed."""
     aside = directory.with_name(directory.name + ".writing")
-    shutil.rmtree(aside, ignore_errors=True)
+    remove(aside)
     aside.mkdir(parents=True)
-    save_file(weights, aside / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(weights, aside / "adapter_model.safetensors", {"format": "pt"})
     if head:
-        save_file(head, aside / "head.safetensors", metadata={"format": "pt"})
+        save_tensors(head, aside / "head.safetensors", {"format": "pt"})
     (aside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.rmtree(directory, ignore_errors=True)
+    write_sums(aside)
+    remove(directory)
     aside.rename(directory)
+    sync(directory.parent)

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model.weights.adapter import find_base, is_adapter
+from model.weights.hf import save_tensors
 from model.weights.paths import find_model
+from runtime.files import sync
 
 PART_ROWS = 512  # rows of a file: what an interruption can cost
 
@@ -87,7 +88,8 @@ def _write(home: Path, keys: list[bytes], logprobs: Tensor, key: str) -> None:
     path = home / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.safetensors"
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # runs of a sweep may write the same part at once
     tensors = {"keys": names, "logprobs": logprobs}
-    save_file(tensors, aside, metadata={"key": key, "sha256": _checksum(names, logprobs)})
+    save_tensors(tensors, aside, {"key": key, "sha256": _checksum(names, logprobs)})
+    sync(aside)
     os.replace(aside, path)
 
 

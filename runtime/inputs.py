@@ -3,18 +3,19 @@
 Checkpoints carry these digests (runtime/checkpoint.py, meta.json), so a resume can say what is no longer as it was.
 """
 
+import glob
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from runtime.config import FREE_TO_CHANGE
-from runtime.files import sha256_of
+from runtime.files import sha256_once
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_INPUTS = ("lora", "ref_cache", "cache")  # names of layers; what runs remember, and other runs add to
@@ -24,15 +25,15 @@ NO_NUMBERS = ("tests", "bench", "experiments", "docs", ".venv")  # code of this 
 def input_digests(cfg: DictConfig) -> dict[str, str]:
     """{"policy: runs/sft/model/model.safetensors": sha256, ...} of every file that the config names.
 
-    Of a directory the files that lie right in it. Texts that name no file are left out: most texts are settings.
+    Of a directory all files in it, of a pattern all that match, of an adapter its base as well. Texts that name no
+    file are left out: most texts are settings.
     """
     digests = {}
     for key, text in _texts(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)):
         found = file_named_by(text)
-        if found is None or found.resolve() == ROOT:
-            continue
-        files = sorted(path for path in found.iterdir() if path.is_file()) if found.is_dir() else [found]
-        digests |= {f"{key}: {file}": _digest(file) for file in files}
+        places = [found, _base_of_adapter(found)] if found else [Path(name) for name in sorted(_matches(text))]
+        files = [file for place in places if place and place.resolve() != ROOT for file in _files_in(place)]
+        digests |= {f"{key}: {file}": sha256_once(file) for file in files}
     return digests
 
 
@@ -41,7 +42,7 @@ def code_digests() -> dict[str, str]:
     loaded = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
     root = f"{ROOT}{os.sep}"
     ours = sorted({file.removeprefix(root) for file in loaded if file.startswith(root) and file.endswith(".py")})
-    return {name: _digest(ROOT / name) for name in ours if name.split(os.sep)[0] not in NO_NUMBERS}
+    return {name: sha256_once(ROOT / name) for name in ours if name.split(os.sep)[0] not in NO_NUMBERS}
 
 
 def changed_inputs(before: dict[str, Any], cfg: DictConfig) -> list[str]:
@@ -52,7 +53,7 @@ def changed_inputs(before: dict[str, Any], cfg: DictConfig) -> list[str]:
     changed += [f"{name} is new" for name in sorted(new.keys() - old.keys())]
     for name, digest in before["code"].items():
         path = ROOT / name
-        if not path.is_file() or _digest(path) != digest:
+        if not path.is_file() or sha256_once(path) != digest:
             changed.append(f"the code {name} is another")
     return changed
 
@@ -75,6 +76,24 @@ def file_named_by(text: str) -> Path | None:
         return None
 
 
+def _files_in(place: Path) -> list[Path]:
+    return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
+
+
+def _matches(text: str) -> list[str]:
+    return glob.glob(text.split("@")[0], recursive=True) if glob.has_magic(text) else []
+
+
+def _base_of_adapter(place: Path) -> Path | None:
+    """The model that the adapter in this directory was made for; None where there is no adapter or no such model."""
+    path = place / "adapter_config.json"
+    try:
+        base = json.loads(path.read_bytes())["base_model_name_or_path"] if path.is_file() else None
+        return file_named_by(base) if isinstance(base, str) else None
+    except (ValueError, KeyError, TypeError, RecursionError):  # who reads the adapter says what is wrong with it
+        return None
+
+
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Every text of a nested config under its dotted key, but for settings that change no number."""
     if isinstance(value, dict):
@@ -86,14 +105,3 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(item, key)
     elif isinstance(value, str):
         yield key, value
-
-
-def _digest(path: Path) -> str:
-    there = path.stat()
-    return _digest_of(path, there.st_size, there.st_mtime_ns, there.st_ino)
-
-
-@lru_cache(maxsize=4096)
-def _digest_of(path: Path, *as_it_is: int) -> str:
-    """Once a process: the jobs of a sweep read the same files."""
-    return sha256_of(path)

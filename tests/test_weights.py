@@ -1,10 +1,12 @@
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data.tokenizer import load_tokenizer, train_sentencepiece
 from model.build import (
     export_model,
     load_policy,
@@ -133,7 +135,8 @@ def test_weights_split_over_files_with_an_index_load_the_same(exported):
     batch = batch_of(ROWS, "right")
     before = load_policy(exported).logprobs(*batch)
     weights = load_file(exported / "model.safetensors")
-    (exported / "model.safetensors").unlink()
+    for name in ("model.safetensors", "SHA256SUMS"):
+        (exported / name).unlink()
     files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
     for file in set(files.values()):
         save_file({name: weights[name] for name in weights if files[name] == file}, exported / file)
@@ -229,6 +232,7 @@ BREAKAGES = {
 @pytest.mark.parametrize("name", BREAKAGES)
 def test_a_broken_directory_is_refused_with_the_reason(name, exported):
     breakage, message = BREAKAGES[name]
+    (exported / "SHA256SUMS").unlink()  # whose check comes first: most directories have none
     breakage(exported)
     with pytest.raises(ValueError, match=message):
         load_policy(exported)
@@ -262,3 +266,28 @@ def test_a_tokenizer_with_more_ids_than_the_embedding_is_refused():
     with pytest.raises(ValueError, match="tokenizer has 98 ids but the model's embedding has 97 rows"):
         check_vocab(tiny_config(), 98)
     assert make_config(SIZES | {"vocab_size": None}, 300).vocab_size == 300
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_bit_that_flipped_in_an_export_is_noticed_where_it_is_read(name, tmp_path):
+    """safetensors has no checksum of its own: the weights would be other ones, and nothing would say so."""
+    tokenizer = train_sentencepiece(["a few words to learn from"] * 20, 280, tmp_path / "tokenizer")
+    export_model(new_policy(tiny_config(vocab_size=280), seed=0), tmp_path / "model", tokenizer)
+    path = tmp_path / "model" / name
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} differs"):
+        load_policy(tmp_path / "model")
+        load_tokenizer(tmp_path / "model")
+    (tmp_path / "model" / "SHA256SUMS").write_text("junk")
+    with pytest.raises(ValueError, match="SHA256SUMS is damaged"):
+        load_policy(tmp_path / "model")
+
+
+def test_an_export_is_what_sha256sum_checks(tmp_path):
+    export_model(new_policy(tiny_config(), seed=0), tmp_path / "model", Words())
+    done = subprocess.run(
+        ["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "model", capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.count(": OK") == len(list((tmp_path / "model").iterdir())) - 1

@@ -6,6 +6,7 @@ from pathlib import Path
 from data.records import write_jsonl
 from evals.arena.store import Store
 from evals.verdicts import text_hash
+from runtime.files import write_sums
 
 
 def export(store: Store, directory: Path) -> dict[str, int]:
@@ -27,6 +28,7 @@ def export(store: Store, directory: Path) -> dict[str, int]:
     }
     for name, rows in files.items():
         write_jsonl(directory / name, rows)
+    write_sums(directory, files)
     return {name: len(rows) for name, rows in files.items()}
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from model.weights.gguf import GGUFReader
 from model.weights.hf import NEUTRAL, HFReader, open_safetensors, read_json
 from model.weights.paths import find_model
+from runtime.files import check_sums
 
 PREFIX = "base_model.model."
 KINDS = {"CAUSAL_LM": "policy", None: "policy", "SEQ_CLS": "reward", "TOKEN_CLS": "value"}
@@ -37,6 +38,7 @@ class AdapterReader:
     """The merged weights, by Hugging Face name. Raises ValueError on what is more than LoRA."""
 
     def __init__(self, directory: Path, base: HFReader | GGUFReader):
+        check_sums(directory, ["adapter_config.json", *(path.name for path in directory.glob("*.safetensors"))])
         raw = read_json(directory / "adapter_config.json")
         check_adapter(raw, directory)
         self.path, self.base, self.config, self.kind = directory, base, base.config, KINDS[raw.get("task_type")]

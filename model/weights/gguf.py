@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.config import FAMILIES, ModelConfig, resized
 from model.rope import llama3_frequencies
+from model.weights.gguf_header import check_header
 
 # GGUF's architecture -> our family. Mistral's files say llama, and differ from it by nothing.
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
@@ -41,8 +42,9 @@ def open_gguf(path: Path):
     import gguf
 
     try:
+        check_header(path)
         return gguf.GGUFReader(path)
-    except (ValueError, OSError, LookupError, TypeError, OverflowError) as error:
+    except (ValueError, OSError, LookupError, TypeError, OverflowError, AttributeError) as error:
         raise ValueError(f"{path} is truncated or no GGUF file ({error}); copy it again") from error
 
 
@@ -65,7 +67,7 @@ class GGUFReader:
             raise ValueError(f"{path}: unknown architecture {self.architecture!r}; known in GGUF: {known}")
         try:
             self.config = self.parse_config()
-        except (TypeError, IndexError, ArithmeticError) as error:  # a value of another kind than meant
+        except (TypeError, IndexError, ArithmeticError, AttributeError) as error:  # a value of another kind than meant
             raise ValueError(f"{path}: its metadata cannot be meant ({error})") from error
 
     def field(self, name: str, default=None):

@@ -1,14 +1,19 @@
 """Hugging Face directories, both ways: config.json and safetensors <-> ModelConfig and tensors."""
 
+import errno
 import json
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from model.weights.hf_config import parse_config
+from runtime.files import check_sums
 
+MAX_JSON = 1 << 26  # bytes: the largest index of a model that we know has 5 MB
 # What transformers' classifiers lack beside ours: a bias, and the normalisation of scores.
 NEUTRAL = {"score.bias": torch.zeros(1), "score.gain": torch.ones(()), "score.shift": torch.zeros(())}
 
@@ -22,6 +27,9 @@ class HFReader:
 
     def __init__(self, directory: Path):
         self.path = directory
+        if not dist.is_initialized() or dist.get_rank() == 0:  # one reader of it all is enough
+            weights = [path.name for path in directory.glob("*.safetensors")]
+            check_sums(directory, ["config.json", "model.safetensors", "model.safetensors.index.json", *weights])
         self.raw = read_json(directory / "config.json")
         self.config, self.kind = parse_config(self.raw, directory)
         self.absent = {} if self.kind == "policy" else NEUTRAL
@@ -44,10 +52,20 @@ class HFReader:
         return self.files[name].get_tensor(name) if whole else self.files[name].get_slice(name)[rows]
 
 
-def read_json(path: Path) -> dict:
+def save_tensors(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file. Raises OSError where the disk is full or cannot be written."""
+    try:
+        save_file(weights, path, metadata=metadata)
+    except SafetensorError as error:  # the library's own, whatever happened
+        raise OSError(errno.EIO, f"{path} could not be written ({error}); is the disk full?") from error
+
+
+def read_json(path: Path, *, limit: int = MAX_JSON) -> dict:
     """The object in the file. Raises ValueError that names the file and what is wrong with it."""
     try:
-        raw = json.loads(path.read_text())
+        if path.stat().st_size > limit:
+            raise ValueError(f"it has {path.stat().st_size} bytes, more than {limit}")
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing; a model directory needs config.json and *.safetensors") from None
     except (ValueError, RecursionError) as error:

@@ -52,7 +52,7 @@ def files(tmp_path_factory, coffee) -> dict[str, Path]:
     other_config = tiny_config(vocab_size=420, max_length=160)
     export_model(new_reward_model(other_config, seed=1, precision="fp32"), home / "OTHER_RM", other)
     for name in ("CUT", "PICKLE"):
-        shutil.copytree(home / "SFT_DIR", home / name)
+        shutil.copytree(home / "SFT_DIR", home / name, ignore=shutil.ignore_patterns("SHA256SUMS"))
     weights = home / "CUT" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     (home / "PICKLE" / "model.safetensors").rename(home / "PICKLE" / "pytorch_model.bin")

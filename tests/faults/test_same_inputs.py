@@ -128,8 +128,8 @@ def test_a_resume_anyway_goes_on_and_is_what_later_resumes_are_compared_with(doo
 def test_a_resume_with_other_code_names_it(door, place, monkeypatch, capfd):
     words = [*words_of("train_sft", place), "optim.schedule=constant"]
     assert door(train_sft, *words, "num_steps=1") == 0
-    digest = inputs._digest
-    monkeypatch.setattr(inputs, "_digest", lambda path: "edited" if path.name == "losses.py" else digest(path))
+    digest = inputs.sha256_once
+    monkeypatch.setattr(inputs, "sha256_once", lambda path: "edited" if path.name == "losses.py" else digest(path))
     assert door(train_sft, *words, "num_steps=2", "resume=true") == 2
     told = capfd.readouterr().err
     assert "the code losses.py is another" in told and "model/heads.py" not in told
