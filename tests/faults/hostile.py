@@ -53,6 +53,8 @@ def with_file(name: str, content: bytes | str) -> Callable:
 
     def write(directory: Path) -> None:
         hf_model(directory)
+        if name == INDEX:
+            (directory / "model.safetensors").unlink()  # it would go before the index
         (directory / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
     return write
