@@ -101,6 +101,12 @@ def test_pointwise_loss_equals_a_loop_and_takes_soft_labels():
     assert len(metrics["rewards/accuracy"]) == 5  # 1/2 is neither
 
 
+def test_equal_scores_order_no_pair():
+    one = torch.ones(1)
+    _, metrics = reward_loss(one, one, one, 0 * one, torch.tensor([False]), center_coef=0.0, num_elements=1)
+    assert metrics["rewards/accuracy"].tolist() == [0.0]
+
+
 def test_pointwise_labels_outside_zero_one_are_refused():
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         pointwise_reward_loss(torch.zeros(2), torch.tensor([1.0, 2.0]), center_coef=0.0, num_elements=2)

@@ -54,6 +54,15 @@ def test_the_first_step_moves_every_weight_by_lr():
     assert torch.allclose(before - weight.weight, 0.01 * torch.tensor([[1.0, -1.0, 1.0]] * 3), atol=1e-6)
 
 
+def test_eps_is_what_a_gradient_is_measured_against():
+    weight = nn.Linear(3, 3, bias=False)
+    before = weight.weight.detach().clone()
+    optimizer = build_optimizer(weight, settings(lr=0.01, weight_decay=0.0, eps=2.0))
+    weight.weight.grad = torch.tensor([[1.0, -2.0, 6.0]] * 3)
+    optimizer.step()
+    assert torch.allclose(before - weight.weight, 0.01 * torch.tensor([[1 / 3, -0.5, 0.75]] * 3), atol=1e-6)
+
+
 def test_several_models_share_one_optimizer_and_a_tied_weight_counts_once():
     a, b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
     b.weight = a.weight

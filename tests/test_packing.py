@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from model.heads import Policy
 from model.packing import Rows, make_rows, pack
-from tests.tiny_models import batch_of, random_ids
+from tests.tiny_models import batch_of, random_ids, tiny_config
 
 
 def test_make_rows_pads_on_the_right_and_masks_decide():
@@ -97,3 +98,12 @@ def test_masks_that_contradict_are_refused(name, message):
 def test_make_rows_refuses_a_mask_of_another_length():
     with pytest.raises(ValueError, match="row 0: 3 input_ids but 2 completion_mask"):
         make_rows([{"input_ids": [1, 2, 3], "completion_mask": [False, True]}], pad_id=0)
+
+
+def test_the_longest_row_is_what_the_window_is_held_against():
+    """Two answers on one prompt: a block of 9 tokens, rows of 6 and 8."""
+    rows = batch_of([([1, 2, 3, 4, 5], [6]), ([1, 2, 3, 4, 5], [7, 8, 9])], "right")
+    assert pack(*rows).blocks.longest == 8
+    with pytest.raises(ValueError, match="a row of 8 tokens exceeds the model's window of 7"):
+        Policy(tiny_config(max_length=7)).logprobs(*rows)
+    Policy(tiny_config(max_length=8)).logprobs(*rows)

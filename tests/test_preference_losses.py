@@ -23,6 +23,7 @@ PAIR_LOSSES = {
     "dpo": lambda *pair: dpo_loss(*pair, beta=0.3, label_smoothing=0.0),
     "cdpo": lambda *pair: dpo_loss(*pair, beta=0.3, **SMOOTH),
     "margin": lambda *pair: dpo_loss(*pair, beta=0.3, label_smoothing=0.0, target_margin=0.7),
+    "smoothed margin": lambda *pair: dpo_loss(*pair, beta=0.3, **SMOOTH, target_margin=0.7),
     "robust": lambda *pair: robust_dpo_loss(*pair, beta=0.3, **SMOOTH),
     "ipo": lambda *pair: ipo_loss(*pair, beta=0.3),
     "hinge": lambda *pair: hinge_loss(*pair, beta=0.3),
@@ -55,6 +56,7 @@ HAND = {
     "dpo": lambda h: -math.log(sigmoid(h)),
     "cdpo": lambda h: -0.8 * math.log(sigmoid(h)) - 0.2 * math.log(sigmoid(-h)),
     "margin": lambda h: -math.log(sigmoid(h - 0.7)),
+    "smoothed margin": lambda h: -0.8 * math.log(sigmoid(h - 0.7)) - 0.2 * math.log(sigmoid(0.7 - h)),
     "robust": lambda h: (-0.8 * math.log(sigmoid(h)) + 0.2 * math.log(sigmoid(-h))) / 0.6,
     "ipo": lambda h: (h / 0.3 - 1 / 0.6) ** 2,
     "hinge": lambda h: max(0.0, 1 - h),
@@ -69,6 +71,12 @@ def test_pair_loss_is_the_value_written_out_by_hand(name):
     assert metrics["rewards/accuracy"].tolist() == [1.0, 0.0, 1.0]
     assert metrics["rewards/chosen"].tolist() == pytest.approx([0.15, -0.45, 0.225], abs=1e-12)
     assert not any(value.requires_grad for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", PAIR_LOSSES)
+def test_a_margin_of_zero_is_not_right(name):
+    same = tensors([-2.0], [-2.0], [-1.0], [-1.0])
+    assert PAIR_LOSSES[name](*same)[1]["rewards/accuracy"].tolist() == [0.0]
 
 
 @pytest.mark.parametrize("name", ["dpo", "robust", "cdpo"])

@@ -242,6 +242,41 @@ def test_ktos_reference_point_is_the_mean_ratio_over_all_completions_beside_othe
         assert row["objective/reference_point"] == pytest.approx(expected, rel=1e-3) and expected > 0
 
 
+def test_ktos_reference_point_is_never_below_zero(dpo, house, tmp_path, read_metrics):
+    """The policy far from a reference that likes the data: the mean ratio is negative, the reference point 0."""
+    export_model(shaken(load_policy(house / "policy")), tmp_path / "far", load_tokenizer(house / "policy"))
+    words = ["loss=kto", "num_steps=1", "batch_size=16", f"policy={tmp_path / 'far'}", f"ref_policy={house / 'policy'}"]
+    assert dpo(*words) == 0
+    (row,) = read_metrics(tmp_path / "run")
+    assert row["objective/reference_point"] == 0.0
+    assert row["rewards/chosen"] < 0 and row["rewards/rejected"] < 0  # the completions' own ratios are: none is clamped
+
+
+def test_log_probs_per_token_are_over_completion_tokens_alone(dpo, house, tmp_path, read_metrics):
+    """SimPO through the whole command, its value by hand from rows read one at a time."""
+    assert dpo("loss=simpo", "num_steps=1", "batch_size=16", "beta=2", "target_margin=0.5") == 0
+    (row,) = read_metrics(tmp_path / "run")
+    policy, tokenizer = load_policy(house / "policy"), load_tokenizer(house / "policy")
+    records = [record for line in read_lines(house / "train.jsonl") for record in formats.preferences(line)]
+    total, cut = 0.0, {"max_length": 96, "max_prompt_length": 48}
+    for r in records:
+        means = []
+        for encoded in encode_completions(r.prompt, [r.chosen, r.rejected], tokenizer, **cut):
+            ids, mask = torch.tensor([encoded["input_ids"]]), torch.tensor([encoded["completion_mask"]])
+            with torch.no_grad():
+                means.append(policy.logprobs(ids, torch.ones_like(mask), mask).sum().item() / mask.sum().item())
+        total += math.log1p(math.exp(-(2 * (means[0] - means[1]) - 0.5)))
+    assert row["objective/loss"] == pytest.approx(total / len(records), rel=1e-4)
+
+
+def test_the_first_step_is_taken_at_the_first_rate_of_the_warm_up(dpo, house, weights):
+    """AdamW's first step moves a weight by the rate: a quarter of optim.lr where the warm-up has four steps."""
+    assert dpo("num_steps=1", "optim.lr=1e-2", "optim.warmup_steps=4", "optim.eps=1e-12") == 0
+    before = load_file(house / "policy" / "model.safetensors")
+    moved = max((tensor - before[name]).abs().max().item() for name, tensor in weights().items())
+    assert moved == pytest.approx(2.5e-3, rel=1e-2)
+
+
 @pytest.mark.parametrize("loss, nll_coef", [("orpo", 1.0), ("cpo", 0.7), ("dpo", 0.3)])
 def test_the_held_out_loss_is_what_training_lowers(dpo, house, tmp_path, read_metrics, loss, nll_coef):
     """The same pairs, in parts of other sizes, before a step: one number by both ways."""
