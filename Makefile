@@ -4,7 +4,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 CPU := not gpu and not interpreter and not aot
 
-.PHONY: run test test-all test-gpu check lint fmt bench bench-peers test-rest test-interpreter test-aot
+.PHONY: run test test-all test-gpu check lint fmt bench bench-peers mutants test-rest test-interpreter test-aot
 
 run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smollm2 for the pretrained one)
 	$(BIN)/python run_recipe.py $(ARGS)
@@ -48,6 +48,9 @@ test-all: test  ## and those that take long
 
 test-gpu: .venv/dev  ## on a machine with a CUDA device
 	$(PYTEST) -m gpu
+
+mutants: .venv/dev  ## one-line faults, and whether the tests see them: half an hour, writes docs/mutants.md
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 fmt: .venv/dev
 	$(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""Figures of evaluations that a one-line fault would move, as values: weights, ties, votes given twice, touching ranks."""
+"""Figures of evaluations that a one-line fault would move, as values: weights, ties, repeated votes, touching ranks."""
 
 import itertools
 import math

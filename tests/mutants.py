@@ -1,0 +1,122 @@
+"""One-line faults, and whether the tests see them: `make mutants`, or `python tests/mutants.py [words]` for some of them.
+
+Each line of mutants.tsv is a fault: file, what stands there once, what takes its place, the tests that have to fail. It
+is put into a copy of the project, the tests run in a process forked from one that has imported the libraries, and the
+line is put back. The table is written to docs/mutants.md. Exit code 1: more than 5 % survive, or a line does not fit.
+"""
+
+import csv
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SECONDS = 400  # for the tests of one fault; one that never ends is found too
+MOST = 0.05  # of the faults may survive
+
+
+def read_faults(words: list[str]) -> list[list[str]]:
+    """[file, before, after, tests, reason why it may live] of every line that holds one of the words."""
+    lines = (ROOT / "tests" / "mutants.tsv").read_text(encoding="utf-8").splitlines()
+    rows = list(csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
+    faults = [(row + [""])[:5] for row in rows if row and not row[0].startswith("#")]
+    return [fault for fault in faults if not words or any(word in "\t".join(fault) for word in words)]
+
+
+def copy_project(place: Path) -> None:
+    """The files that git knows, and those it would take."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines():
+        if (ROOT / name).is_file():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, place / name)
+
+
+def tests_fail(place: Path, tests: str) -> bool:
+    """Whether these tests (words of pytest) fail in the copy, in a child that has the libraries already."""
+    child = os.fork()
+    if not child:
+        import pytest
+
+        signal.alarm(SECONDS)
+        os.chdir(place)
+        sys.path.insert(0, str(place))
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={place}", *shlex.split(tests)])))
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code not in (0, 1, 2, -signal.SIGALRM):  # 1: a test failed, 2: one could not be collected
+        raise SystemExit(f"pytest {tests}: exit code {code}; the tests that the line names do not run")
+    return code != 0
+
+
+def try_fault(place: Path, fault: list[str], sound: dict[str, bool]) -> str:
+    """killed, survived, or what is wrong with the line."""
+    name, before, after, tests, _ = fault
+    path = place / name
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if text.count(before) != 1 or before == after:
+        return f"stale: {text.count(before)} times in {name}"
+    if tests not in sound:
+        sound[tests] = not tests_fail(place, tests)
+    if not sound[tests]:
+        return "its tests fail without the fault"
+    path.write_text(text.replace(before, after), encoding="utf-8")
+    try:
+        return "killed" if tests_fail(place, tests) else "survived"
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def write_table(results: list[tuple[list[str], str]]) -> None:
+    """docs/mutants.md: every fault and what became of it."""
+    survivors = sum(told == "survived" for _, told in results)
+    rows = [
+        f"| `{name}` | `{escape(before)}` | `{escape(after)}` | {told}{': ' + reason if reason else ''} |"
+        for (name, before, after, _, reason), told in results
+    ]
+    head = (
+        "# One-line faults that the tests see\n\n"
+        f"`make mutants` puts each of these faults into a copy and runs the tests that are to see it "
+        f"(`tests/mutants.tsv`). Of {len(results)} faults {survivors} survived. Measured {time.strftime('%Y-%m-%d')}.\n\n"
+        "| file | stands there | fault | |\n|---|---|---|---|\n"
+    )
+    (ROOT / "docs" / "mutants.md").write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
+
+
+def escape(text: str) -> str:
+    return text.replace("|", "\\|").strip()
+
+
+def main(words: list[str]) -> int:
+    sys.dont_write_bytecode = True
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    for module in ("torch", "hydra", "pandas", "scipy.stats", "statsmodels.api", "sklearn.linear_model", "pytest"):
+        __import__(module)
+    sys.path = [place for place in sys.path if Path(place or ".").resolve() not in (ROOT, ROOT / "tests")]
+    results, sound = [], {}
+    with tempfile.TemporaryDirectory() as directory:
+        copy_project(Path(directory))
+        for fault in read_faults(words):
+            told = try_fault(Path(directory), fault, sound)
+            results.append((fault, told))
+            print(f"{told:10s} {fault[0]}: {fault[1].strip()}  ->  {fault[2].strip()}", flush=True)
+    survivors, wrong = (
+        sum(told == "survived" for _, told in results), sum(told not in ("killed", "survived") for _, told in results)
+    )  # fmt: skip
+    print(f"{len(results)} faults, {survivors} survived, {wrong} lines do not fit")
+    if not words:
+        write_table(results)
+    return int(wrong > 0 or survivors > MOST * len(results))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
