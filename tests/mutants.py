@@ -1,4 +1,4 @@
-"""One-line faults, and whether the tests see them: `make mutants`, or `python tests/mutants.py [words]` for some of them.
+"""One-line faults, and whether the tests see them: `make mutants`, or `python tests/mutants.py [words]` for some.
 
 Each line of mutants.tsv is a fault: file, what stands there once, what takes its place, the tests that have to fail. It
 is put into a copy of the project, the tests run in a process forked from one that has imported the libraries, and the
@@ -85,8 +85,8 @@ def write_table(results: list[tuple[list[str], str]]) -> None:
     ]
     head = (
         "# One-line faults that the tests see\n\n"
-        f"`make mutants` puts each of these faults into a copy and runs the tests that are to see it "
-        f"(`tests/mutants.tsv`). Of {len(results)} faults {survivors} survived. Measured {time.strftime('%Y-%m-%d')}.\n\n"
+        f"`make mutants` puts each fault of `tests/mutants.tsv` into a copy and runs the tests that are to see "
+        f"it. Of {len(results)} faults {survivors} survived. Measured {time.strftime('%Y-%m-%d')}.\n\n"
         "| file | stands there | fault | |\n|---|---|---|---|\n"
     )
     (ROOT / "docs" / "mutants.md").write_text(head + "\n".join(rows) + "\n", encoding="utf-8")
