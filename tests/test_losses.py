@@ -311,3 +311,12 @@ def test_masks_that_are_not_bool_or_of_another_shape_are_refused():
         sft_loss(x, torch.ones(2, 3), num_tokens=1)
     with pytest.raises(ValueError, match="bool mask like x"):
         whiten(x, torch.ones(2, 4, dtype=torch.bool), one_rank, shift_mean=True)
+
+
+def test_the_policy_is_counted_in_tokens_and_the_value_in_states():
+    """score_position=after_eos: a state more than tokens."""
+    tokens, states = torch.tensor([[True, True, False]]), torch.tensor([[True, True, True]])
+    x, policy = torch.tensor([[0.1, -0.2, 0.3]]), torch.zeros(1, 3)
+    clips = {"clip_range": 0.2, "dual_clip": None, "value_clip_range": None, "value_coef": 0.5}
+    loss, _ = ppo_loss(policy, policy, x, tokens, x, x, x + 1, states, **clips, num_tokens=2, num_states=3)
+    assert loss.item() == pytest.approx(-(0.1 - 0.2) / 2 + 0.5 * 0.5 * 3 / 3)

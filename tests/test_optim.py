@@ -63,6 +63,29 @@ def test_eps_is_what_a_gradient_is_measured_against():
     assert torch.allclose(before - weight.weight, 0.01 * torch.tensor([[1 / 3, -0.5, 0.75]] * 3), atol=1e-6)
 
 
+def test_the_moments_decay_by_betas():
+    weight = nn.Linear(3, 1, bias=False)
+    optimizer = build_optimizer(weight, settings(betas=[0.7, 0.4]))
+    weight.weight.grad = torch.tensor([[1.0, -2.0, 3.0]])
+    optimizer.step()
+    state = optimizer.state[weight.weight]
+    assert torch.allclose(state["exp_avg"], 0.3 * torch.tensor([[1.0, -2.0, 3.0]]))
+    assert torch.allclose(state["exp_avg_sq"], 0.6 * torch.tensor([[1.0, 4.0, 9.0]]))
+
+
+def test_a_checkpoint_brings_the_moments_and_the_config_the_settings():
+    old, new = small_model(), small_model()
+    first = build_optimizer(old, settings(weight_decay=0.0, eps=1e-8))
+    take_step(old, first)
+    second = build_optimizer(new, settings(weight_decay=0.3, betas=[0.5, 0.6], eps=0.1))
+    second.load_state_dict(first.state_dict())
+    assert {group["eps"] for group in second.param_groups} == {0.1}
+    assert {tuple(group["betas"]) for group in second.param_groups} == {(0.5, 0.6)}
+    assert {group["weight_decay"] for group in second.param_groups} == {0.0, 0.3}
+    moments = [state["exp_avg"] for state in second.state.values()]
+    assert all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, first.state.values(), strict=True))
+
+
 def test_several_models_share_one_optimizer_and_a_tied_weight_counts_once():
     a, b = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
     b.weight = a.weight
