@@ -6,22 +6,29 @@ learned: from the end of each generation prompt to the stop token, or what the t
 And that nothing was lost: once per kind of conversation it is rendered with a mark in place of every text.
 """
 
-import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from data.message_texts import (
+    THINKING,
+    Message,
+    change_texts,
+    dense,
+    for_template,
+    shape,
+    texts_said,
+    ways_to_write,
+    with_described,
+    with_said,
+)
 from data.sandbox import Rendering, render
 
-Message = dict[str, Any]  # {"role", "content"} and what data/records.py lets through
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # noncharacters: no text may hold them
 FIXED_DATE = "2026-01-01"  # what a template that asks for today's date is told where no config does
 MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")  # what somebody wrote, or a lone mark
 _MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
-_REASONING = ("reasoning_content", "thinking", "reasoning")
-_PLUMBING = ("weight", "train", "written")
 
 
 class Spelled(NamedTuple):
@@ -120,7 +127,7 @@ class ChatTemplate:
     def _spell(self, messages, tools, targets: list[int] | None, *, tagged: bool = False) -> Spelled:
         """The first way of writing the messages that loses nothing. Without targets the assistant's turn is to come."""
         problem = None
-        for taken in _ways([_for_template(message) for message in messages]):
+        for taken in ways_to_write([for_template(message) for message in messages]):
             try:
                 return self._write(taken, tools, targets, tagged)
             except ValueError as error:
@@ -128,19 +135,19 @@ class ChatTemplate:
         raise problem
 
     def _write(self, messages, tools, targets: list[int] | None, tagged: bool) -> Spelled:
-        kind = json.dumps([_shape(messages), _shape(tools), targets, tagged])
+        kind = json.dumps([shape(messages), shape(tools), targets, tagged])
         if kind not in self.checked:
             self.checked[kind] = self._check_nothing_is_lost(messages, tools, targets, tagged)
-        marked, marked_tools = _leaves(messages, self.mark), _leaves(tools, self.mark)
+        marked, marked_tools = change_texts(messages, self.mark), change_texts(tools, self.mark)
         spelled = self._spans(marked, marked_tools, targets, tagged)
         if len(spelled.targets) != len(self.checked[kind]):
             raise ValueError(f"the chat template's generation tags depend on what is said; {_OTHER}")
         for i in targets or []:
             own = [span for span, owner in zip(spelled.targets, self.checked[kind], strict=True) if owner == i]
-            span = _dense("".join(spelled.text[max(start - len(self.header), 0) : end] for start, end in own))
-            for name, text in _said(marked[i]):
+            span = dense("".join(spelled.text[max(start - len(self.header), 0) : end] for start, end in own))
+            for name, text in texts_said(marked[i]):
                 forms = (text, json.dumps(text, ensure_ascii=False)[1:-1]) if name == "tool_calls" else (text,)
-                if not any(_dense(form) in span for form in forms):
+                if not any(dense(form) in span for form in forms):
                     raise ValueError(_lost(i, messages, name))
         learned = zip(spelled.targets, self.checked[kind], strict=True)
         return Spelled(spelled.text, [span for span, owner in learned if owner in (targets or [])], not tagged)
@@ -165,8 +172,8 @@ class ChatTemplate:
             same = len(os.path.commonprefix([whole.text, head.text or ""]))
             raise ValueError(
                 f"the chat template writes what comes before messages[{i}] otherwise once it has been said: at "
-                f"generation {(head.text or '')[same : same + 60]!r} stands where the whole conversation has "
-                f"{whole.text[same : same + 60]!r}; {_WAY_OUT}"
+                f"generation {_shown(head.text or '', same)} stands where the whole conversation has "
+                f"{_shown(whole.text, same)}; {_WAY_OUT}"
             )
         end = next((m.end() for m in self._stop.finditer(whole.text, start) if m.lastindex), None)
         if end is None:
@@ -188,12 +195,12 @@ class ChatTemplate:
             places.append((i, field))
             return f"{OPEN}{len(places) - 1}{CLOSE}"
 
-        changed = [_with_said(message, lambda name, _, i=i: mark(i, name)) for i, message in enumerate(messages)]
-        changed_tools = tools and [_with_described(tool, lambda name, _: mark(-1, name)) for tool in tools]
+        changed = [with_said(message, lambda name, _, i=i: mark(i, name)) for i, message in enumerate(messages)]
+        changed_tools = tools and [with_described(tool, lambda name, _: mark(-1, name)) for tool in tools]
         spelled, targets = self._spans(changed, changed_tools, targets, tagged), targets or []
         seen = set(map(int, _MARK.findall(spelled.text)))
         for number, (i, field) in enumerate(places):
-            forgotten = field in _REASONING and i not in targets  # as at inference: earlier thinking is not shown again
+            forgotten = field in THINKING and i not in targets  # as at inference: earlier thinking is not shown again
             if number not in seen and not forgotten:
                 raise ValueError(_lost(i, messages, field))
         owners: list[int] = []
@@ -228,132 +235,14 @@ def is_target(message: Message) -> bool:
     return message["role"] == "assistant" and message.get("weight", 1) != 0 and message.get("train", True)
 
 
+def _shown(text: str, start: int, length: int = 60) -> str:
+    """A piece of a rendering for an error message, with dots where somebody's words stand."""
+    return repr(MARKED.sub("...", text[start : start + length]))
+
+
 def _lost(i: int, messages: list[Message], field: str) -> str:
     if i < 0:
         return f"the chat template does not write the {field} of tools; leave them out, or {_OTHER}"
     last = max(j for j, message in enumerate(messages) if message["role"] != "tool")
-    way_out = _WAY_OUT if field in _REASONING and i < last else f"leave it out, or {_OTHER}"
+    way_out = _WAY_OUT if field in THINKING and i < last else f"leave it out, or {_OTHER}"
     return f"the chat template drops or rewrites the {field} of messages[{i}] ({messages[i]['role']}); {way_out}"
-
-
-def _for_template(message: Message) -> Message:
-    """What transformers would hand to the template: no null fields, thinking under each of its names."""
-    message = message | {"content": message.get("written", message.get("content"))}
-    taken = {name: value for name, value in message.items() if value is not None and name not in _PLUMBING}
-    thought = next((taken[name] for name in _REASONING if name in taken), None)
-    return taken if thought is None else {"thinking": thought, **taken, "reasoning_content": thought}
-
-
-def _ways(messages: list[Message]) -> Iterator[list[Message]]:
-    """The messages as they are; then, where a template cannot read them so, in the other forms that it may know.
-
-    No content as an empty text, text parts as one text, `developer` as `system`, a call's arguments as JSON text.
-    """
-    others = [(_filled, any("content" not in m for m in messages))]
-    others.append((_joined, any(isinstance(m.get("content"), list) for m in messages)))
-    others.append((_as_system, any(m["role"] == "developer" for m in messages)))
-    others.append((_as_json, any(m.get("tool_calls") for m in messages)))
-    for chosen in itertools.product((False, True), repeat=sum(applies for _, applies in others)):
-        changes = [change for change, applies in others if applies]
-        taken = messages
-        for change in itertools.compress(changes, chosen):
-            taken = [change(message) for message in taken]
-        yield taken
-
-
-def _filled(message: Message) -> Message:
-    return {"content": ""} | message
-
-
-def _joined(message: Message) -> Message:
-    parts = message.get("content")
-    return message | {"content": "".join(part["text"] for part in parts)} if isinstance(parts, list) else message
-
-
-def _as_system(message: Message) -> Message:
-    return message | {"role": "system"} if message["role"] == "developer" else message
-
-
-def _as_json(message: Message) -> Message:
-    if "tool_calls" not in message:
-        return message
-    calls = [
-        call | {"function": call["function"] | {"arguments": _json(call["function"].get("arguments", {}))}}
-        for call in message["tool_calls"]
-    ]
-    return message | {"tool_calls": calls}
-
-
-def _json(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _said(message: Message) -> list[tuple[str, str]]:
-    """(field, text) of every text of the message."""
-    found: list[tuple[str, str]] = []
-    _with_said(message, lambda name, text: found.append((name, text)) or text)
-    return found
-
-
-def _with_said(message: Message, change) -> Message:
-    """The message with `change(field, text)` in place of every text that is not blank: content, thinking, calls."""
-
-    def changed(name: str, text: Any) -> Any:
-        return change(name, text) if isinstance(text, str) and text.strip() else text
-
-    taken = dict(message)
-    content = message.get("content")
-    if isinstance(content, list):
-        taken["content"] = [part | {"text": changed("content", part["text"])} for part in content]
-    elif content is not None:
-        taken["content"] = changed("content", content)
-    if "reasoning_content" in message:
-        thought = changed("reasoning_content", message["reasoning_content"])
-        taken |= {name: thought for name in _REASONING if name in message}
-    if "tool_calls" in message:
-        taken["tool_calls"] = [_with_call(call, changed) for call in message["tool_calls"]]
-    return taken
-
-
-def _with_call(call: dict, changed) -> dict:
-    function = dict(call["function"])
-    function["name"] = changed("tool_calls", function["name"])
-    if isinstance(function.get("arguments"), str):
-        function["arguments"] = _json(_leaves(json.loads(function["arguments"]), lambda t: changed("tool_calls", t)))
-    elif "arguments" in function:
-        function["arguments"] = _leaves(function["arguments"], lambda t: changed("tool_calls", t))
-    return call | {"function": function}
-
-
-def _with_described(tool: dict, change) -> dict:
-    """A tool with its name and description changed."""
-    function = dict(tool.get("function", tool))
-    for name in ("name", "description"):
-        if isinstance(function.get(name), str) and function[name].strip():
-            function[name] = change(name, function[name])
-    return tool | {"function": function} if "function" in tool else function
-
-
-def _leaves(value: Any, change) -> Any:
-    """The value with `change` applied to every text that is not blank."""
-    if isinstance(value, dict):
-        return {name: _leaves(part, change) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_leaves(part, change) for part in value]
-    return change(value) if isinstance(value, str) and value.strip() else value
-
-
-def _shape(value: Any, name: str = "") -> Any:
-    """The value without its texts, but for roles: what decides how a template writes it."""
-    if isinstance(value, dict):
-        return {key: _shape(part, key) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_shape(part) for part in value]
-    if isinstance(value, str) and name not in ("role", "type"):
-        return bool(value.strip())
-    return value
-
-
-def _dense(text: str) -> str:
-    """The text without white space, which templates may trim."""
-    return "".join(text.split())

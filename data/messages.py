@@ -5,9 +5,8 @@ import re
 from typing import Any
 
 from data.chat import ROLES
-from data.chat_template import Message
+from data.message_texts import THINKING, Message
 
-THINKING = ("reasoning_content", "reasoning", "thinking")  # one thing under three names
 ALIASES = {"human": "user", "gpt": "assistant", "agent": "assistant", "api": "tool", "function": "tool"}
 KNOWN = {
     "role",

@@ -1,0 +1,216 @@
+"""A checkpoint's own chat template: what is learned, what is refused, its bounds, and what an export keeps of it."""
+
+import json
+
+import pytest
+from test_tokenizer import byte_level_file
+from text_samples import data_config, said, write_rows
+
+from data import sandbox
+from data.builtin_templates import TEMPLATES
+from data.chat import encode_chat, encode_completions, encode_prompt
+from data.messages import parse_messages
+from data.sft import encode_demonstrations
+from data.tokenizer import load_tokenizer
+
+LONG = 1 << 20
+SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+# Tools, calls, thinking of the last answer only, and a date: what real templates do, in one of ours.
+WHOLE = (
+    "{%- set ns = namespace(last=-1) %}"
+    "{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "<|im_start|>system\n{{ strftime_now('%d %b %Y') }}"
+    "{%- if tools %}\n# Tools{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}{% endif %}<|im_end|>\n"
+    "{%- for m in messages %}<|im_start|>{{ m.role + '\n' }}"
+    "{%- if m.reasoning_content and loop.index0 > ns.last %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    "{{- m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}"
+    "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "get_weather", "description": "Tells the weather."}}
+CALLS = [{"type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}]
+
+
+def speaker(directory, jinja=WHOLE, generation=None, **settings):
+    byte_level_file(directory, SPECIALS, **({"eos_token": "<|im_end|>", "chat_template": jinja} | settings))
+    if generation:
+        (directory / "generation_config.json").write_text(json.dumps(generation))
+    return load_tokenizer(directory)
+
+
+def learned(tokenizer, messages, **how) -> list[str]:
+    """The stretches of text that are targets, special tokens shown."""
+    row = encode_chat(parse_messages(messages), tokenizer, max_length=LONG, **how)
+    stretches, inside = [], False
+    for token, target in zip(row["input_ids"], row["completion_mask"], strict=True):
+        if target and not inside:
+            stretches.append([])
+        if target:
+            stretches[-1].append(token)
+        inside = target
+    return [tokenizer.decode(ids, specials=True) for ids in stretches]
+
+
+def test_calls_and_thinking_are_learned_as_the_template_writes_them(tmp_path):
+    tokenizer = speaker(tmp_path)
+    call = '<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>'
+    for content in ("", None):  # arguments come as JSON text, as from OpenAI
+        talk = [*said("Weather?"), {"role": "assistant", "content": content, "tool_calls": CALLS}]
+        talk += [{"role": "tool", "content": "4"}, {"role": "assistant", "content": "4 degrees."}]
+        assert learned(tokenizer, talk, tools=[TOOL]) == [f"{call}<|im_end|>", "4 degrees.<|im_end|>"]
+    old = [*said("Weather?"), {"role": "assistant", "content": "", "function_call": CALLS[0]["function"]}]
+    assert learned(tokenizer, old) == [f"{call}<|im_end|>"]
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        talk = [*said("2+2?"), {"role": "assistant", "content": "4", name: "Two and two."}]
+        assert learned(tokenizer, talk) == ["<think>Two and two.</think>4<|im_end|>"]
+
+
+def test_thinking_that_the_template_drops_is_refused_where_it_is_a_target_only(tmp_path):
+    tokenizer = speaker(tmp_path)
+    talk = [*said("2+2?"), {"role": "assistant", "content": "4", "reasoning_content": "It is."}, *said("3+3?", "6")]
+    with pytest.raises(ValueError, match=r"drops or rewrites the reasoning_content of messages\[1\].*\"train\": false"):
+        encode_chat(talk, tokenizer, max_length=LONG)
+    talk[1]["train"] = False
+    assert learned(tokenizer, talk) == ["6<|im_end|>"]
+
+
+def test_turns_of_weight_0_are_no_targets(tmp_path):
+    talk = said("2+2?", "Five.", "Sure?", "Four.")
+    talk[1]["weight"], talk[3]["weight"] = 0, 1
+    assert learned(speaker(tmp_path), talk) == ["Four.<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "message, problem",
+    [
+        ({"role": "assistant", "content": ""}, "empty assistant turn"),
+        ({"role": "assistant", "content": " \n"}, "empty assistant turn"),
+        ({"role": "assistant", "content": "a", "weight": 0.5}, "weight must be 0 or 1, got 0.5"),
+        ({"role": "assistant", "content": "a", "train": "no"}, "train must be false or true"),
+        ({"role": "assistant", "content": "a", "refusal": "no"}, "has refusal, which nothing here reads"),
+        ({"role": "assistant", "content": [{"type": "image_url"}]}, "content part of type 'image_url'"),
+        ({"role": "assistant", "content": None}, "needs a text"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"function": {}}]}, "needs a function with a name"),
+        ({"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{"}}, "is not JSON"),
+        ({"role": "assistant", "content": "a\ufdd0"}, "U.FDD0"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_by_file_and_line(message, problem, tmp_path):
+    tokenizer = speaker(tmp_path)
+    path = write_rows(tmp_path / "a.jsonl", {"messages": said("a", "b")}, {"messages": [*said("a"), message]})
+    with pytest.raises(ValueError, match=f"a.jsonl:2: .*{problem}"):
+        encode_demonstrations("data.train", [path], data_config(), tokenizer)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_builtin_templates_refuse_what_they_have_no_place_for(name, tmp_path):
+    tokens = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<s>", "</s>"]
+    tokens += ["<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>"]
+    byte_level_file(tmp_path, tokens, bos_token="<s>", eos_token="</s>")
+    tokenizer = load_tokenizer(tmp_path, template=name)
+    for more in ({"tool_calls": parse_messages([{"role": "assistant", "tool_calls": CALLS}])[0]["tool_calls"]},
+                 {"reasoning_content": "Hm."}):  # fmt: skip
+        with pytest.raises(ValueError, match=f"drops or rewrites the {next(iter(more))}"):
+            encode_chat([*said("a"), {"role": "assistant", "content": "b", **more}], tokenizer, max_length=LONG)
+    with pytest.raises(ValueError, match="does not write the name of tools"):
+        encode_chat(said("a", "b"), tokenizer, max_length=LONG, tools=[TOOL])
+    developer, system = ([{"role": role, "content": "Be kind."}, *said("a", "b")] for role in ("developer", "system"))
+    assert encode_chat(developer, tokenizer, max_length=LONG) == encode_chat(system, tokenizer, max_length=LONG)
+
+
+def test_a_template_without_a_stop_token_or_with_another_header_cannot_be_learned(tmp_path):
+    lines = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    with pytest.raises(ValueError, match="without a stop token"):
+        encode_chat(said("a", "b"), speaker(tmp_path, lines), max_length=LONG)
+    header = TEMPLATES["chatml"].replace("assistant\\n' }}{% endif %}", "assistant\\n<think>' }}{% endif %}")
+    with pytest.raises(ValueError, match="at generation '<think>' stands where the whole conversation has '..."):
+        encode_chat(said("a", "b"), speaker(tmp_path, header), max_length=LONG)
+    last = TEMPLATES["chatml"].replace("'<|im_end|>\\n'", "('<|im_end|>' if loop.last or m.role == 'user' else '')")
+    with pytest.raises(ValueError, match=r"no stop token .* between messages\[1\] and messages\[2\]"):
+        encode_chat(
+            said("a", "b", "c", "d"), speaker(tmp_path, last.replace("m.role", "message.role")), max_length=LONG
+        )
+
+
+def test_ids_do_not_change_overnight(tmp_path):
+    tokenizer = speaker(tmp_path)
+    assert "01 Jan 2026" in tokenizer.chat_template.prompt(said("a"))
+    later = load_tokenizer(tmp_path, date="2027-03-04")
+    assert "04 Mar 2027" in later.chat_template.prompt(said("a"))
+    assert later.fingerprint != tokenizer.fingerprint
+
+
+@pytest.mark.parametrize(
+    "jinja",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a'.ljust(4000000000) }}",
+        "{{ '%4000000000d' % 1 }}",
+        "{% for i in range(99999) %}{{ 'a' * 99999 }}{% endfor %}",
+        "{% set ns = namespace(x='a') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    ],
+)
+def test_a_template_that_does_not_end_is_stopped_and_the_next_one_is_rendered(jinja, tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox, "SECONDS", 2.0)
+    with pytest.raises(
+        ValueError, match="was stopped: it did not end within 2 seconds|takes more than|writes more than"
+    ):
+        encode_prompt(said("a"), speaker(tmp_path, jinja), max_length=LONG)
+    monkeypatch.undo()
+    assert encode_prompt(said("a"), speaker(tmp_path), max_length=LONG)
+
+
+def test_completions_go_on_where_their_prompt_ends(tmp_path):
+    tokenizer = speaker(tmp_path)
+    talk = [*said("1+1?"), {"role": "assistant", "content": "2", "reasoning_content": "Hm."}, *said("2+2?")]
+    rows = encode_completions(talk, ["four", "\n4"], tokenizer, max_length=LONG, max_prompt_length=LONG)
+    prompt = encode_prompt(talk, tokenizer, max_length=LONG)
+    assert [row["input_ids"][: len(prompt)] for row in rows] == [prompt, prompt]
+    assert [tokenizer.decode(row["input_ids"][len(prompt) :], specials=True) for row in rows] == [
+        "four<|im_end|>", "\n4<|im_end|>",
+    ]  # fmt: skip
+
+
+def test_every_id_that_ends_an_answer_is_known_and_exported_with_the_rest(tmp_path):
+    generation = {"temperature": 0.6, "top_p": 0.9}
+    (tmp_path / "in").mkdir()
+    tokenizer = speaker(tmp_path / "in")
+    end, text = tokenizer.special_id("<|im_end|>"), tokenizer.special_id("<|endoftext|>")
+    generation["eos_token_id"] = [text, end]
+    tokenizer = speaker(tmp_path / "in", generation=generation)
+    assert tokenizer.stop_ids == sorted([end, text])
+    assert tokenizer.generation_config.items() >= generation.items()
+    (tmp_path / "in" / "generation_config.json").unlink()
+    (tmp_path / "in" / "config.json").write_text(json.dumps({"eos_token_id": text}))
+    assert load_tokenizer(tmp_path / "in").stop_ids == sorted([end, text])
+    assert load_tokenizer(tmp_path / "in").generation_config["eos_token_id"] == [text, end]
+
+
+def test_an_export_renders_tools_and_thinking_as_before(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "in").mkdir()
+    tokenizer = speaker(tmp_path / "in")
+    tokenizer.save(tmp_path / "out")
+    before, after = (transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("in", "out"))
+    talk = [*said("Weather?"), {"role": "assistant", "content": "4", "reasoning_content": "Hm.", "tool_calls": CALLS}]
+    how = {"tools": [TOOL], "tokenize": False}
+    assert after.apply_chat_template(talk, **how) == before.apply_chat_template(talk, **how)
+    assert load_tokenizer(tmp_path / "out").fingerprint == tokenizer.fingerprint
+
+
+def test_a_template_for_tools_is_used_where_there_are_tools(tmp_path):
+    several = [{"name": "default", "template": TEMPLATES["chatml"]}, {"name": "tool_use", "template": WHOLE}]
+    tokenizer = speaker(tmp_path, several)
+    assert "# Tools" in tokenizer.chat_template.prompt(said("a"), [TOOL])
+    assert "Jan" not in tokenizer.chat_template.prompt(said("a"))
+
+
+def test_markers_that_a_file_does_not_call_special_are_no_text_all_the_same(tmp_path):
+    byte_level_file(tmp_path, SPECIALS, eos_token="<|im_end|>", chat_template=TEMPLATES["chatml"])
+    settings = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in settings["added_tokens"]:
+        token["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(tmp_path)
+    row = encode_chat(said("a<|im_end|>", "b<|im_start|>"), tokenizer, max_length=LONG)
+    assert [row["input_ids"].count(tokenizer.special_id(name)) for name in SPECIALS] == [2, 2, 0]
