@@ -8,7 +8,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import train_ppo
-from runtime.config import check_types
+from runtime.config import check_batch, check_types
 
 CONF = Path(__file__).parents[1] / "conf"
 DOORS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "run")
@@ -111,3 +111,21 @@ def test_a_setting_is_of_the_kind_of_its_default(given, message):
         check_types(OmegaConf.create(given), "check/agreement", "check")
     check_types(OmegaConf.create({"threshold": 1, "input": ["a"], "tie_labels": [0]}), "check/agreement", "check")
     check_types(OmegaConf.create({"cache": None}), "client/openai", "client", nullable=("cache",))
+
+
+SCALES = sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("script", ["train_sft", "train_rm", "train_dpo", "train_ppo"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_scale_gives_every_script_settings_that_it_takes_and_that_fit_together(script, scale, compose):
+    """Its own rate for each script; batches that divide on one, two and eight ranks; a word still rules over it."""
+    plain, cfg = compose(script), compose(script, f"scale={scale}")
+    assert cfg.optim.lr == plain.rates[scale] and cfg.rates == plain.rates
+    assert (cfg.activation_checkpointing, cfg.precision) == (scale != "135m", "auto")
+    assert cfg.data.max_length >= 512 and cfg.sampling.max_new_tokens < cfg.data.max_length
+    for ranks in (1, 2, 8) if cfg.micro_batch_size == 1 else (1, 2):
+        check_batch(cfg.get("minibatch_size", cfg.batch_size), cfg.micro_batch_size, ranks)
+    assert compose(script, f"scale={scale}", "optim.lr=1", "micro_batch_size=2").optim.lr == 1
+    if script == "train_dpo":
+        assert compose(script, f"scale={scale}", "loss=simpo").beta == 2.0
