@@ -50,6 +50,11 @@ def test_every_format_has_a_row_here_and_there_are_thirty():
     assert recognised - {None} == set(FORMATS) and len(ROWS) >= 30
 
 
+def test_the_page_names_every_format():
+    page = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    assert not [name for name, one in FORMATS.items() if f"| `{name}` |" not in page or f"({one.source})" not in page]
+
+
 def test_a_row_that_fits_two_formats_is_not_guessed_at(tmp_path):
     rows = ROWS["pku_saferlhf"][0]
     with pytest.raises(

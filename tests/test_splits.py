@@ -96,6 +96,19 @@ def test_a_conversation_that_goes_on_in_the_completion_is_learned_turn_by_turn(t
     assert trained_on(row)[0][1] == "a c"
 
 
+def test_columns_of_any_set_are_named_on_the_command_line(trained_on):
+    row = {"question": "2+2?", "reply": "Four."}
+    ((read, learned),) = trained_on(row, words=["data.columns={prompt: question, answer: reply}"])
+    assert learned == "Four." and "2+2?" in read
+
+
+def test_a_turn_of_weight_0_is_read_and_not_learned(trained_on):
+    talk = said("2+2?", "Five.", "Sure?", "Sorry, four.")
+    for field in ({"weight": 0}, {"train": False}):
+        *_, (read, learned) = trained_on({"messages": [talk[0], talk[1] | field, *talk[2:]]})
+        assert learned == "Sorry, four." and "Five." in read
+
+
 def test_what_was_rated_bad_or_says_nothing_is_no_demonstration(trained_on, capsys):
     good, bad = ({"prompt": "Hi", "completion": "Hello", "label": label} for label in (True, False))
     assert trained_on(good)[0][1] == "Hello"

@@ -40,6 +40,8 @@ def check_quality(
     check_whole(1, check__num=num, check__pool=pool)
     bad_rows = BadRows(on_bad_row)
     rows = read_rows(files, bad_rows, layout)
+    if not any(row.answered for row in rows):
+        raise ValueError(f"{', '.join(files)}: no row has an answer, and check=quality selects rows by their answers")
     parts = [score_parts(row) for row in rows]
     faults = [fault_of(row, min_words=min_words, max_words=max_words) for row in rows]
     scores = np.array([sum(part.values()) / len(part) for part in parts])
