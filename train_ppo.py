@@ -132,7 +132,7 @@ def train(cfg: DictConfig, run: Run) -> float:
                     value_clip_range=cfg.value_clip_range, value_coef=cfg.value_coef,
                     num_tokens=num_tokens, num_states=num_states,
                 )  # fmt: skip
-                kl_penalty = kl_loss(logprobs, ref_logprobs[rows], mask[rows], cfg.kl_estimator, weight) / num_tokens
+                kl_penalty = penalty(cfg, policy, ref_policy, part, logprobs, ref_logprobs[rows], weight) / num_tokens
                 bonus = cfg.entropy_coef * (weight * entropy).sum() / num_tokens
                 (loss + kl_coefs["loss"] * kl_penalty - bonus).backward()
                 run.metrics.add(metrics)
@@ -206,6 +206,17 @@ def read_policy(policy: Policy, part: Part, cfg: DictConfig) -> tuple[Tensor, Te
         return policy.logprobs_and_entropy(*part.rows, **settings)
     logprobs = policy.logprobs(*part.rows, **settings)
     return logprobs, torch.zeros_like(logprobs)
+
+
+def penalty(
+    cfg: DictConfig, policy: Policy, ref_policy: nn.Module, part: Part, logprobs: Tensor, ref_logprobs: Tensor,
+    weight: Tensor,
+) -> Tensor:  # fmt: skip
+    """() the KL to the reference as a loss term, summed: an estimate from what was sampled, or over the vocabulary."""
+    if cfg.kl_in != "loss" or cfg.kl_estimator != "exact":
+        return kl_loss(logprobs, ref_logprobs, part.rows.completion_mask, cfg.kl_estimator, weight)
+    settings = {"temperature": cfg.sampling.temperature, "stream": part.stream}
+    return (weight * policy.exact_kl(ref_policy, *part.rows, **settings)).sum()
 
 
 def hold_still(policy: Policy, held: bool) -> None:
@@ -294,7 +305,7 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
     check_choice("policy_loss", cfg.policy_loss, tuple(POLICY_LOSSES))
     check_choice("aggregation", cfg.aggregation, ("token", "sequence_mean", "sequence_sum"))
     check_choice("value_start", cfg.value_start, ("reward_model", "policy"))
-    allowed = {"reward": ("k1",), "loss": ("k2", "k3")}[cfg.kl_in]
+    allowed = {"reward": ("k1",), "loss": ("k2", "k3", "exact")}[cfg.kl_in]
     if cfg.kl_estimator not in allowed:
         raise ValueError(
             f"kl_estimator={cfg.kl_estimator} with kl_in={cfg.kl_in}: as a reward only k1 has the gradient of the KL, "
@@ -404,6 +415,11 @@ def load_values(cfg: DictConfig, run: Run, policy: Policy) -> nn.Module:
     return run.shard(checkpointed(add_lora(value_model, **cfg.lora, seed=cfg.seed + 1), cfg))
 
 
+def nothing(prompts: list[str], completions: list[str]) -> list[float]:
+    """The reward where nothing but the KL counts."""
+    return [0.0] * len(completions)
+
+
 def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Scorer:
     """What gives the reward, checked against the policy."""
     check_vocab(policy.config, tokenizer.vocab_size)
@@ -413,6 +429,8 @@ def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy)
         reward_model = run.shard(load_reward_model(cfg.reward_model, precision=cfg.precision, frozen=True))
     specs = [cfg.reward_fn] if isinstance(cfg.reward_fn, str) else list(cfg.reward_fn or [])
     functions = [load_reward_function(spec) for spec in specs]
+    if cfg.reward_model is None and not functions and cfg.env is None and cfg.ref_policy and cfg.kl_coef:
+        functions = [nothing]  # distillation: all that is wanted is to be near ref_policy
     settings = {"clips": cfg.reward_clips, "micro_batch_size": cfg.micro_batch_size}
     return Scorer(
         reward_model, functions, cfg.reward_weights, tokenizer, from_environment=cfg.env is not None, **settings

@@ -120,6 +120,8 @@ def test_the_tokens_of_a_dialogue_are_those_of_its_template(tokenizers, template
         ids = [i for i, mask in zip(row["input_ids"], row["completion_mask"], strict=True) if mask]
         episode.add(Turn(list(map(int, ids)), [0.0] * len(ids), True))
         dialogue.speak([episode])
+    told = [message["content"].strip() for message in episode.messages if message["role"] == "assistant"]
+    assert told == answers  # what the environment reads is the turn's own text
     whole = encode_chat(episode.messages, tokenizer, max_length=512)
     assert episode.ids == list(map(int, whole["input_ids"]))[: len(episode.ids)]
     assert [turn >= 0 for turn in episode.turns] == list(map(bool, whole["completion_mask"]))[: len(episode.ids)]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import train_ppo
 from model.build import load_value_model
 from tests.test_ppo_values import HELD_STILL, column, samples_of, stopping, value_loss_if_the_values_stay  # noqa: F401
 from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
@@ -122,3 +123,35 @@ def test_every_kind_runs_alike_on_micro_batches_of_any_size(ppo, stopping, tmp_p
 def test_settings_that_mean_nothing_are_named(ppo, house, capsys, words, message):
     assert ppo(*[word.format(home=house) for word in words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["advantage=reinforce_pp", "kl_coef=1"], ["kl_in=loss", "kl_estimator=exact", "kl_coef=20"]],
+    ids=["sampled", "exact"],
+)
+def test_a_policy_alone_with_a_teacher_comes_nearer_to_it(ppo, house, tmp_path, read_metrics, words):
+    assert ppo("num_steps=3", "optim.lr=1e-2", run="teacher") == 0
+    words = [*words, f"ref_policy={tmp_path}/teacher/model", "reward_model=null", "missing_eos=none", "sample_every=0"]
+    words += ["num_steps=6", "optim.lr=3e-3", "optim.schedule=constant", "batch_size=16", "minibatch_size=16"]
+    assert ppo(*words, "micro_batch_size=16", run="student") == 0
+    kl = [row["objective/kl_exact"] for row in read_metrics(tmp_path / "student")]
+    assert kl[0] > 0.02 and kl[-1] < 0.85 * kl[0]
+
+
+def test_the_exact_kl_in_the_loss_has_its_gradient(ppo, tmp_path, monkeypatch):
+    """On the second rollout policy and reference differ; the penalty is kl_coef times the mean exact KL of a token."""
+    seen, real = [], train_ppo.penalty
+
+    def spy(cfg, policy, ref_policy, part, *rest):
+        total = real(cfg, policy, ref_policy, part, *rest)
+        with torch.no_grad():
+            exact = policy.exact_kl(ref_policy, *part.rows, temperature=0.7)[part.rows.completion_mask].sum()
+        seen.append((total.detach(), exact, total.requires_grad))
+        return total
+
+    monkeypatch.setattr(train_ppo, "penalty", spy)
+    words = ["kl_in=loss", "kl_estimator=exact", "sampling.temperature=0.7", "optim.lr=1e-2", "sample_every=0"]
+    assert ppo(*words) == 0
+    assert all(got.item() == pytest.approx(exact.item(), rel=1e-4, abs=1e-6) and learns for got, exact, learns in seen)
+    assert seen[-1][1] > 0.01

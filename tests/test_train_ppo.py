@@ -211,7 +211,7 @@ def test_signs_of_a_run_that_cannot_learn_are_said_with_figures(ppo, house, caps
         (["reward_model=null"], "nothing gives a reward"),
         (["reward_weights=[1,2]"], "reward_weights has 2 entries for 1 sources"),
         (["sampling.top_p=0.9"], "PPO samples from the policy itself"),
-        (["kl_in=loss"], "use k2 or k3"),
+        (["kl_in=loss"], "use k2 or k3 or exact"),
         (["advantage=rloo"], "samples_per_prompt"),
         (["advantage=rloo", "samples_per_prompt=2", "whiten_advantages=true"], "whiten_advantages=true"),
         (["seed=4294967296"], "seed=4294967296 must be at most 4294967295"),
