@@ -18,6 +18,7 @@ TASKS = {
     "answer": "evals.answers",
     "judge": "evals.judge",
     "rm_accuracy": "evals.benchmarks.reward_accuracy",
+    "arena_hard": "evals.benchmarks.arena_hard",
     "perplexity": "evals.perplexity",
     "exact": "evals.exact",
     "kl_frontier": "evals.kl_frontier",

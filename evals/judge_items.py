@@ -1,7 +1,7 @@
 """What a judge is asked: which answers to which question, in which order, with which prompt."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
@@ -42,23 +42,32 @@ def make_items(questions: list[dict], answers: dict, references: dict, task: Dic
         ValueError: unknown models, too few of them, or a model without an answer to a question.
     """
     models = list(task.models or answers)
-    unknown = [name for name in [*models, *([task.baseline] if task.baseline else [])] if name not in answers]
+    baselines = task.baseline if isinstance(task.baseline, Mapping | DictConfig) else {"default": task.baseline}
+    known = [name for name in baselines.values() if name is not None]
+    unknown = [name for name in [*models, *known] if name not in answers]
     if unknown:
         raise ValueError(f"no answers of {', '.join(unknown)}; task.answers holds those of {', '.join(answers)}")
-    groups = [(model,) for model in models]
-    if task.mode == "pairwise":
-        others = [model for model in models if model != task.baseline]
-        groups = [(task.baseline, m) for m in others] if task.baseline else list(itertools.combinations(models, 2))
-    if not groups:
+    items = []
+    for question in questions:
+        groups = _groups(models, baselines.get(question["category"], baselines.get("default")), task.mode)
+        for turn in range(1, min(len(question["turns"]), task.turns) + 1):
+            for group in groups:
+                said = tuple(_said(answers, model, question, turn) for model in group)
+                reference = references.get(question["question_id"])
+                items += [Item(question, turn, group, said, reference, shown)
+                          for shown in _orders(question, turn, group, task)]  # fmt: skip
+    if not items:
         raise ValueError(f"task.mode={task.mode} needs answers of two models, found {', '.join(models)}")
-    return [
-        Item(question, turn, group, said, references.get(question["question_id"]), order)
-        for question in questions
-        for turn in range(1, min(len(question["turns"]), task.turns) + 1)
-        for group in groups
-        for said in [tuple(_said(answers, model, question, turn) for model in group)]
-        for order in _orders(question, turn, group, task)
-    ]
+    return items
+
+
+def _groups(models: list[str], baseline: str | None, mode: str) -> list[tuple[str, ...]]:
+    """The models of each question to the judge: one to be graded, the baseline and another, or every pair."""
+    if mode != "pairwise":
+        return [(model,) for model in models]
+    if baseline is not None:
+        return [(baseline, model) for model in models if model != baseline]
+    return list(itertools.combinations(models, 2))
 
 
 def _orders(question: dict, turn: int, group: tuple[str, ...], task: DictConfig) -> tuple[str, ...]:
@@ -82,10 +91,11 @@ def _said(answers: dict, model: str, question: dict, turn: int) -> list[str]:
     return turns[:turn]
 
 
-def choose_template(item: Item, templates: dict[tuple[int, bool], Template]) -> Template:
+def choose_template(item: Item, templates: dict[tuple, Template]) -> Template:
     """The template of the item's turn, with the reference answer for math, reasoning and coding where there is one."""
     needs = item.question["category"] in NEED_REFERENCE and len(item.reference or []) >= item.turn
-    template = templates.get((item.turn, needs)) or templates.get((item.turn, False))
+    keys = [(item.turn, wanted, *own) for wanted in (needs, False) for own in ((item.question["category"],), ())]
+    template = next((templates[key] for key in keys if key in templates), None)
     if template is None:
         raise ValueError(f"the templates have none for turn {item.turn}; set task.turns=1, or judge.template=fastchat")
     return template

@@ -69,11 +69,14 @@ def template_fields(text: str) -> set[str]:
     return set(re.findall(r"\{(\w+)\}", text))
 
 
-def load_templates(name: str, mode: str) -> dict[tuple[int, bool], Template]:
-    """{(turn, with reference): template} of a set of ours (fastchat, alpaca_eval, alpaca_eval_clf, short) or a file.
+def load_templates(name: str, mode: str) -> dict[tuple, Template]:
+    """{(turn, with reference) or (turn, with reference, category): template} of a set or a file.
+
+    Sets of ours: fastchat, alpaca_eval, alpaca_eval_clf, arena_hard, short.
 
     A file has one JSON object a line: name, type (pairwise | single), system_prompt, prompt_template, output_format.
-    "multi-turn" in its name makes it the second turn's, a {ref_answer_1} in its text the one with references.
+    `only_category` keeps a template to questions of one category. "multi-turn" in its name makes it the second
+    turn's, a {ref_answer_1} in its text the one with references.
 
     Raises:
         ValueError: no such set, or it has no template of this mode.
@@ -93,6 +96,7 @@ def load_templates(name: str, mode: str) -> dict[tuple[int, bool], Template]:
             continue
         turn = 2 if "multi-turn" in row["name"] else 1
         key = turn, "{ref_answer_1}" in row["prompt_template"]
+        key = (*key, row["only_category"]) if row.get("only_category") else key
         if key in templates:
             raise ValueError(f"{where}: {row['name']} and {templates[key].name} serve the same turn; keep one")
         parts = (row[key] for key in ("name", "system_prompt", "prompt_template", "output_format"))

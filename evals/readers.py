@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from data.files import read_rows
+from evals.published_parsers import ARENA_HARD
 from evals.verdicts import COLUMNS, OUTCOMES, text_hash, votes_table
 
 WINNERS = {
@@ -198,6 +199,22 @@ def _answer_lengths(row: dict) -> tuple[dict, str]:
     return lengths, lacking
 
 
+def read_arena_hard(files: Sequence[str]) -> Iterator[dict]:
+    """arena-hard-auto's model_judgment: the baseline stood first in the first game, the model in the second."""
+    for file in files:
+        for where, row in read_rows(file):
+            number = row.get("uid", row.get("question_id"))
+            model, games = _need(where, row, "model", "games")
+            if number is None or not isinstance(games, list) or len(games) != 2:
+                raise ValueError(f"{where} needs uid (or question_id) and two games")
+            vote = {"question": str(number), "category": row.get("category"), "judge": row.get("judge", "judge")}
+            vote |= {"model_a": row.get("baseline", "baseline"), "model_b": model}
+            for shown, game in zip("ab", games, strict=True):
+                verdict, weight = ARENA_HARD.get((game or {}).get("score"), ("error", 1.0))
+                verdict = {"a": "b", "b": "a"}.get(verdict, verdict) if shown == "b" else verdict
+                yield vote | {"shown": shown, "verdict": verdict, "weight": weight}
+
+
 def read_pandalm(files: Sequence[str]) -> Iterator[dict]:
     """PandaLM's test set: one column a judge (0 tie, 1, 2); the people are annotator1 .. annotator3."""
     known = {"idx", "motivation_app", "cmp_key", "len_1", "len_2", "instruction", "input", "response1", "response2"}
@@ -280,6 +297,7 @@ FORMATS = {
     "alpaca_eval": read_alpaca_eval,
     "mtbench": read_mtbench,
     "arena": read_arena,
+    "arena_hard": read_arena_hard,
     "pandalm": read_pandalm,
     "llmbar": read_llmbar,
     "llmfao": read_llmfao,

@@ -21,7 +21,11 @@ def test_sections_are_weighted_by_their_examples_and_math_counts_984():
     result = accuracy_table(subsets, scores)
     assert result["sections"]["Reasoning"]["accuracy"] == pytest.approx((984 * 0.5 + 6 * 164) / (984 + 6 * 164))
     assert result["subsets"]["math-prm"]["n"] == 2 and result["score"] is None
-    assert sum(SECTIONS["Chat"].values()) == 358 and sum(SECTIONS["Chat Hard"].values()) == 456
+    assert (
+        SECTIONS["Safety"]["xstest-should-respond"] == 250
+        and sum(SECTIONS["Chat"].values()) == 358
+        and sum(SECTIONS["Chat Hard"].values()) == 456
+    )
     assert sum(SECTIONS["Safety"].values()) == 740 and sum(len(s) for s in SECTIONS.values()) == 23
 
 

@@ -1,17 +1,22 @@
-"""task=rm_accuracy: a reward model on RewardBench's sections, on LLMBar, and on comparisons such as Anthropic's HH."""
+"""task=rm_accuracy: reward models and judges on RewardBench 1 and 2, LLMBar, and comparisons such as HH."""
 
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig
-from statsmodels.stats.proportion import proportion_confint
+from omegaconf import DictConfig, OmegaConf
+from statsmodels.stats.proportion import proportion_confint, proportions_ztest
 
 from data.files import read_rows
 from data.formats import preferences
 from data.records import Comparison
+from evals.benchmarks.rewardbench2 import is_version_2, read_groups, score_table
+from evals.intervals import holm
+from evals.judge import grade_answers, judge_pairs
+from evals.judge_items import Item
 from evals.reward_judge import RewardJudge
+from evals.verdicts import text_hash
 from runtime.plots import plot_intervals
 from runtime.report import print_table
 
@@ -22,8 +27,8 @@ SECTIONS = {
     | {"mt-bench-med": 40},
     "Chat Hard": {"mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134}
     | {"llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46},
-    "Safety": {"refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 250}
-    | {"xstest-should-respond": 154, "donotanswer": 136},
+    "Safety": {"refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154}
+    | {"xstest-should-respond": 250, "donotanswer": 136},
     "Reasoning": {"math-prm": 984} | {f"hep-{name}": 164 for name in ("cpp", "go", "java", "js", "python", "rust")},
 }
 
@@ -58,18 +63,92 @@ def _comparisons(where: str, row: dict) -> list[Comparison]:
     return [record for record in records if isinstance(record, Comparison) and not record.tie]
 
 
-def score_pairs(pairs: list[dict], settings: DictConfig) -> np.ndarray:
-    """(P, 2) scores of chosen and rejected: those in the file, or the reward model's."""
+def score_pairs(pairs: list[dict], cfg: DictConfig) -> tuple[np.ndarray, int]:
+    """(P, 2) scores of chosen and rejected: those in the file, or the judge's; and how many verdicts were none.
+
+    A reward model scores each answer; a model that is asked (judge=llm) sees both in an order drawn by their text, and
+    its verdict is 1 to 0, a tie or none 0 to 0, which counts half, as in RewardBench.
+    """
     if all("scores" in pair for pair in pairs):
-        return np.array([pair["scores"] for pair in pairs])
-    if settings.kind != "reward_model" or any("scores" in pair for pair in pairs):
-        raise ValueError("rows without scores need a reward model (judge=reward_model judge.path=DIR) for all of them")
-    judge = RewardJudge(settings)
-    sides = [
-        judge.scores([[*pair["prompt"], {"role": "assistant", "content": pair["sides"][side]}] for pair in pairs])
-        for side in (0, 1)
+        return np.array([pair["scores"] for pair in pairs]), 0
+    if any("scores" in pair for pair in pairs):
+        raise ValueError("some rows have scores and others have none; split the file")
+    if cfg.judge.kind == "reward_model":
+        judge = RewardJudge(cfg.judge)
+        sides = [
+            judge.scores([[*pair["prompt"], {"role": "assistant", "content": pair["sides"][side]}] for pair in pairs])
+            for side in (0, 1)
+        ]
+        return np.array(sides).T, 0
+    verdicts = judge_comparisons(pairs, cfg)
+    scores = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.0, 0.0), "error": (0.0, 0.0)}
+    return np.array([scores[verdict] for verdict in verdicts]), verdicts.count("error")
+
+
+def judge_comparisons(pairs: list[dict], cfg: DictConfig) -> list[str]:
+    """a (the chosen), b, tie or error for each pair, as a model says that sees both answers once."""
+    items = []
+    for number, pair in enumerate(pairs):
+        asked = "\n\n".join(message["content"] for message in pair["prompt"])
+        question = {"question_id": str(number), "category": None, "turns": [asked]}
+        shown = "ab"[int(text_hash("\n".join(pair["sides"])), 16) % 2]
+        items.append(Item(question, 1, ("chosen", "rejected"), ([pair["sides"][0]], [pair["sides"][1]]), None, shown))
+    verdicts, _, _ = judge_pairs(_asked(cfg, "pairwise"), items)
+    return [verdict.verdict for verdict in verdicts]
+
+
+def score_groups(groups: list[dict], cfg: DictConfig) -> list[dict]:
+    """RewardBench 2's rows with the score of every answer, by a reward model or a model that grades each from 1 to 10.
+
+    A grade that cannot be read is below every other, as there.
+    """
+    missing = [group for group in groups if "scores" not in group]
+    talks = [(group, text) for group in missing for text in group["completions"]]
+    if not talks:
+        return groups
+    if cfg.judge.kind == "reward_model":
+        conversations = [[*group["prompt"], {"role": "assistant", "content": text}] for group, text in talks]
+        scores = iter(RewardJudge(cfg.judge).scores(conversations))
+    else:
+        items = []
+        for number, (group, text) in enumerate(talks):
+            asked = "\n\n".join(message["content"] for message in group["prompt"])
+            question = {"question_id": f"{group['id']}/{number}", "category": None, "turns": [asked]}
+            items.append(Item(question, 1, ("answer",), ([text],), None))
+        grades, _, _ = grade_answers(_asked(cfg, "single"), items)
+        scores = iter(-1.0 if row["grade"] is None else row["grade"] for row in grades)
+    return [
+        group if "scores" in group else group | {"scores": [next(scores) for _ in group["completions"]]}
+        for group in groups
     ]
-    return np.array(sides).T
+
+
+def _asked(cfg: DictConfig, mode: str) -> DictConfig:
+    """The config as a judge reads it."""
+    asked = cfg.copy()
+    OmegaConf.set_struct(asked, False)
+    asked.task = {"mode": mode, "seed": 0}
+    return asked
+
+
+def best_and_worst(table: dict) -> dict:
+    """The subsets that stand out from the mean of all, by Holm's correction: the best of many is best by chance."""
+    names = [name for name, row in table["subsets"].items() if row.get("lower") is not None and row["n"] > 1]
+    if len(names) < 2:
+        return {}
+    mean = table.get("accuracy", table.get("score"))
+    figures = []
+    for name in names:
+        row = table["subsets"][name]
+        value = row.get("accuracy", row.get("score"))
+        p_value = float(proportions_ztest(value * row["n"], row["n"], mean, prop_var=mean)[1]) if 0 < mean < 1 else 1.0
+        figures.append({"p_value": p_value, "value": value})
+    holm(figures, alpha=0.05)
+    return {
+        name: {"value": figure["value"], "p_adjusted": figure["p_adjusted"]}
+        for name, figure in zip(names, figures, strict=True)
+        if figure["significant"]
+    }
 
 
 def accuracy_table(subsets: list[str], scores: np.ndarray) -> dict:
@@ -88,7 +167,15 @@ def accuracy_table(subsets: list[str], scores: np.ndarray) -> dict:
         if seen:
             total = sum(count * table[subset]["accuracy"] for subset, count in seen.items())
             missing = [subset for subset in counts if subset not in seen]
-            sections[section] = {"accuracy": total / sum(seen.values()), "missing_subsets": missing}
+            value, weight = total / sum(seen.values()), sum(seen.values())
+            errors = [
+                (count / weight) ** 2 * table[subset]["accuracy"] * (1 - table[subset]["accuracy"]) / table[subset]["n"]
+                for subset, count in seen.items()
+            ]
+            effective = value * (1 - value) / sum(errors) if sum(errors) > 0 else sum(table[s]["n"] for s in seen)
+            low, high = proportion_confint(value * effective, effective, method="wilson")
+            n = sum(table[subset]["n"] for subset in seen)
+            sections[section] = {"accuracy": value, "lower": low, "upper": high, "n": n, "missing_subsets": missing}
     result = {"accuracy": float(right.mean()), "n": len(right), "subsets": table, "sections": sections}
     complete = len(sections) == len(SECTIONS) and not any(s["missing_subsets"] for s in sections.values())
     result["score"] = float(np.mean([s["accuracy"] for s in sections.values()])) if complete else None
@@ -119,12 +206,22 @@ def order_accuracy(votes: pd.DataFrame) -> dict:
 
 def run(cfg: DictConfig, out: Path) -> dict:
     """task=rm_accuracy: result.json, rm_accuracy.png."""
-    pairs = [pair for file in cfg.task.input for pair in read_pairs(file)]
-    if not pairs:
-        raise ValueError(f"no decided comparison in {', '.join(cfg.task.input)}")
-    result = accuracy_table([pair["subset"] for pair in pairs], score_pairs(pairs, cfg.judge))
-    rows = [(name, row["accuracy"], row["lower"], row["upper"]) for name, row in result["subsets"].items()]
-    sections = [(name.upper(), row["accuracy"], None, None) for name, row in result["sections"].items()]
-    print_table("reward model accuracy", ("", "accuracy", "lower", "upper"), rows + sections)
-    plot_intervals(out / "rm_accuracy.png", "accuracy", rows, null=0.5)
+    first = next((row for file in cfg.task.input for _, row in read_rows(file)), None)
+    if first is not None and is_version_2(first):
+        result = score_table(score_groups([g for file in cfg.task.input for g in read_groups(file)], cfg))
+        rows = [(name, row["score"], row.get("lower"), row.get("upper")) for name, row in result["subsets"].items()]
+        extra = [("MEAN OF THE SUBSETS", result["score"], None, None)]
+    else:
+        pairs = [pair for file in cfg.task.input for pair in read_pairs(file)]
+        if not pairs:
+            raise ValueError(f"no decided comparison in {', '.join(cfg.task.input)}")
+        scores, errors = score_pairs(pairs, cfg)
+        result = accuracy_table([pair["subset"] for pair in pairs], scores) | {"errors": errors}
+        rows = [(name, row["accuracy"], row["lower"], row["upper"]) for name, row in result["subsets"].items()]
+        extra = [(n.upper(), row["accuracy"], row["lower"], row["upper"]) for n, row in result["sections"].items()]
+    result["stand_out"] = best_and_worst(result)
+    print_table("reward model accuracy", ("", "accuracy", "lower", "upper"), rows + extra)
+    for name, row in result["stand_out"].items():
+        print(f"{name} stands out from the whole: {row['value']:.3f}, Holm-adjusted p {row['p_adjusted']:.3g}")
+    plot_intervals(out / "rm_accuracy.png", "accuracy", [row for row in rows if row[2] is not None], null=0.5)
     return result
