@@ -19,6 +19,8 @@ TASKS = {
     "judge": "evals.judge",
     "rm_accuracy": "evals.benchmarks.reward_accuracy",
     "arena_hard": "evals.benchmarks.arena_hard",
+    "power": "evals.power",
+    "report": "evals.pages.report",
     "perplexity": "evals.perplexity",
     "exact": "evals.exact",
     "kl_frontier": "evals.kl_frontier",

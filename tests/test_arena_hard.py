@@ -58,7 +58,7 @@ def test_what_style_explains_is_taken_out(tmp_path):
     games, _ = games_of(votes, {"default": "base"})
     assert score(games, 0.9)["value"] > 70
     found = controlled(games, style, level=0.9, rounds=30)
-    # z-scores are taken about the mean gap, so what is left is the score at the average difference of style, as published
+    # z-scores are about the mean gap: what is left is the score at the average difference, as published
     assert found["estimator"] == "maximum likelihood" and found["weights"]["tokens"] > 0.5
     assert abs(found["weights"]["bold"]) < 0.3
     few = controlled(games[:20], style, level=0.9, rounds=5)
@@ -82,8 +82,8 @@ def test_the_official_questions_are_read_and_categories_have_their_prompts_and_b
     assert len(questions) == 750
     picked = [q for q in questions if q["question_id"] in {str(row["uid"]) for row in kinds.values()}]
     answers = {m: {q["question_id"]: ["x"] for q in picked} for m in ("m", "o3", "gemini")}
-    task = OmegaConf.create({"mode": "pairwise", "models": ["m", "o3", "gemini"], "turns": 1, "both_orders": True, "seed": 0,
-                             "baseline": {"default": "o3", "creative_writing": "gemini"}})  # fmt: skip
+    task = OmegaConf.create({"mode": "pairwise", "models": ["m", "o3", "gemini"], "turns": 1, "both_orders": True,
+                             "seed": 0, "baseline": {"default": "o3", "creative_writing": "gemini"}})  # fmt: skip
     items, templates = make_items(picked, answers, {}, task), load_templates("arena_hard", "pairwise")
     for item in items:
         creative = item.question["category"] == "creative_writing"

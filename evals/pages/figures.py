@@ -1,0 +1,129 @@
+"""What the results of evaluations say of each model, as rows of one table whatever the task."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Figure(NamedTuple):
+    """A figure of a model in a benchmark; `note` says why there is no interval, or what else a reader must know."""
+
+    benchmark: str
+    model: str
+    value: float
+    lower: float | None
+    upper: float | None
+    n: int | None
+    note: str = ""
+
+
+def figures_of(result: dict, run: str) -> list[Figure]:
+    """The figures of one result.json.
+
+    Args:
+        run: name of the run, which stands for a model that the result does not name.
+    Raises:
+        ValueError: a task whose result has no figure of a model.
+    """
+    read = READERS.get(result.get("task"))
+    if read is None:
+        raise ValueError(f"{run} is a result of task={result.get('task')}; task=report reads {', '.join(READERS)}")
+    return [figure for figure in read(result, run) if figure.value is not None]
+
+
+def _figure(benchmark: str, model: str, row: dict, key: str = "value", note: str = "") -> Figure:
+    lower, upper = row.get("lower"), row.get("upper")
+    why = row.get("reason") or ("" if lower is not None else "no interval in the result")
+    return Figure(benchmark, model, row.get(key), lower, upper, row.get("n"), "; ".join(filter(None, (note, why))))
+
+
+def _exact(result: dict, run: str) -> Iterator[Figure]:
+    for model, row in result["models"].items():
+        yield _figure(f"exact: {row['measure']}", model, row)
+        for name in (
+            "all_followed_loose",
+            "instruction_level",
+            "instruction_level_loose",
+            "lm_eval_flexible",
+            "majority",
+        ):
+            if name in row:
+                yield _figure(f"exact: {name}", model, row[name])
+        for k, figure in row.get("pass_at_k", {}).items():
+            yield _figure(f"exact: pass@{k}", model, figure)
+
+
+def _winrate(result: dict, run: str) -> Iterator[Figure]:
+    flat = [result] if "win_rate" in result else [row for own in result["models"].values() for row in own.values()]
+    for row in flat:
+        against = f"against {row['baseline']}"
+        note = "; ".join(row.get("warnings", []))
+        yield _figure(f"win rate {against}", row["model"], row | {"n": row["n_total"]}, "win_rate", note)
+        controlled = {"lower": row.get("length_controlled_lower"), "upper": row.get("length_controlled_upper")}
+        controlled |= {"value": row["length_controlled_win_rate"], "n": row["n_total"]}
+        yield _figure(f"length-controlled win rate {against}", row["model"], controlled, note=note)
+
+
+def _judge(result: dict, run: str) -> Iterator[Figure]:
+    note = "; ".join(result.get("warnings", []))
+    for model, row in result["models"].items():
+        if "value" in row:
+            yield _figure(f"grade by {result['judge']}", model, row, note=note)
+            continue
+        for baseline, own in row.items():
+            name = f"win rate against {baseline}, judge {result['judge']}"
+            yield _figure(name, model, own | {"n": own["n_total"]}, "win_rate", note)
+
+
+def _ratings(result: dict, run: str) -> Iterator[Figure]:
+    for model, row in result["ratings"].items():
+        yield _figure(f"rating ({result['method']})", model, row, "rating")
+
+
+def _rm_accuracy(result: dict, run: str) -> Iterator[Figure]:
+    for name, row in (result.get("sections") or result["subsets"]).items():
+        yield _figure(f"reward accuracy: {name}", run, row, "accuracy" if "accuracy" in row else "score")
+
+
+def _arena_hard(result: dict, run: str) -> Iterator[Figure]:
+    for category, table in result["categories"].items():
+        for model, row in table["models"].items():
+            yield _figure(f"Arena-Hard {category}", model, row)
+        for model, row in table.get("style_controlled", {}).get("models", {}).items():
+            yield _figure(f"Arena-Hard {category}, style controlled", model, row)
+
+
+def _agreement(result: dict, run: str) -> Iterator[Figure]:
+    lower, upper = result["agreement_interval"]
+    row = {"value": result["agreement"], "lower": lower, "upper": upper, "n": result["n"]}
+    yield _figure("agreement with people", run, row)
+    people = result["human_human"]
+    lower, upper = people["agreement_interval"]
+    row = {"value": people["agreement"], "lower": lower, "upper": upper, "n": people["n"]}
+    yield _figure("agreement with people", "people among themselves", row)
+
+
+def _audit(result: dict, run: str) -> Iterator[Figure]:
+    for name in ("position", "length", "unique_tokens", "self_preference", "agreement", "unreadable"):
+        yield _figure(f"audit: {name}", result["judge"], result[name], note=result[name]["verdict"])
+
+
+def _perplexity(result: dict, run: str) -> Iterator[Figure]:
+    row = {"value": result["loss"], "lower": result["loss_lower"], "upper": result["loss_upper"], "n": result["tokens"]}
+    yield _figure("loss, nats per token", run, row)
+
+
+def _lm_eval(result: dict, run: str) -> Iterator[Figure]:
+    for row in result["figures"]:
+        yield _figure(f"{row['benchmark']}: {row['measure']}", result["model"], row)
+
+
+def _jury(result: dict, run: str) -> Iterator[Figure]:
+    for model, row in result["majority"].items():
+        yield _figure("rating by the jury's majority", model, row, "rating")
+
+
+READERS = {
+    "exact": _exact, "winrate": _winrate, "judge": _judge, "ratings": _ratings, "rm_accuracy": _rm_accuracy,
+    "arena_hard": _arena_hard, "agreement": _agreement, "audit": _audit, "perplexity": _perplexity,
+    "lm_eval": _lm_eval, "jury": _jury,
+}  # fmt: skip

@@ -1,0 +1,152 @@
+"""task=report: many results on two pages that need no other file: report.html (a comparison) and leaderboard.html."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig
+
+from data.records import read_jsonl
+from evals.intervals import share_estimate
+from evals.pages.figures import Figure, figures_of
+from evals.readers import read_votes
+from evals.verdicts import PAIR, fold_orders, points
+from runtime.plots import plot_intervals, pyplot, save_figure
+from runtime.report import bullets, cell, heading, paragraph, picture, table, write_page
+
+
+def load_runs(folders: list[str]) -> dict[str, dict]:
+    """{folder: result.json}.
+
+    Raises:
+        ValueError: a folder without a result.
+    """
+    results = {}
+    for folder in folders:
+        file = Path(folder) / "result.json"
+        if not file.is_file():
+            raise ValueError(f"{folder} holds no result.json; task.input takes directories of evaluate.py")
+        results[folder] = json.loads(file.read_text(encoding="utf-8"))
+    return results
+
+
+def interval(figure: Figure) -> str:
+    """The interval in words, or why there is none."""
+    return figure.note if figure.lower is None else f"{cell(figure.lower)} to {cell(figure.upper)}"
+
+
+def grades_by_category(folders: list[str]) -> pd.DataFrame:
+    """model, category, mean grade and n of every grades.jsonl."""
+    rows = [row for folder in folders if (Path(folder) / "grades.jsonl").is_file()
+            for row in read_jsonl(Path(folder) / "grades.jsonl")]  # fmt: skip
+    known = pd.DataFrame([row for row in rows if row["grade"] is not None and row["category"]])
+    if not len(known):
+        return pd.DataFrame(columns=["model", "category", "grade", "n"])
+    return known.groupby(["model", "category"])["grade"].agg(grade="mean", n="size").reset_index()
+
+
+def plot_radar(path: Path, grades: pd.DataFrame) -> bool:
+    """MT-Bench's radar: a spoke a category, a line a model; False where fewer than three categories have grades."""
+    categories = sorted(grades["category"].unique())
+    if len(categories) < 3:
+        return False
+    angles = np.linspace(0, 2 * np.pi, len(categories), endpoint=False)
+    figure, axes = pyplot().subplots(figsize=(6, 5), subplot_kw={"projection": "polar"})
+    for model, own in grades.groupby("model", sort=False):
+        values = own.set_index("category")["grade"].reindex(categories).to_numpy()
+        axes.plot(np.r_[angles, angles[0]], np.r_[values, values[0]], marker="o", label=model)
+    axes.set_xticks(angles, categories)
+    axes.set_ylim(0, 10)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.3, -0.1), fontsize=8)
+    save_figure(figure, path)
+    return True
+
+
+def votes_of(folders: list[str]) -> pd.DataFrame | None:
+    """The verdicts of all runs, each judge's two orders folded."""
+    files = [str(Path(folder) / "verdicts.jsonl") for folder in folders if (Path(folder) / "verdicts.jsonl").is_file()]
+    return fold_orders(read_votes(files, "verdicts")) if files else None
+
+
+def wins_by_length(votes: pd.DataFrame) -> list[tuple]:
+    """(bin, share, lower, upper, n): how often the longer of two answers wins, by how much longer it is."""
+    known = votes[(votes["verdict"] != "error") & votes["length_a"].notna() & votes["length_b"].notna()]
+    gap = known["length_a"] - known["length_b"]
+    longer = points(known["verdict"]).where(gap > 0, 1 - points(known["verdict"]))
+    rows = []
+    for low, high in ((1, 100), (100, 300), (300, 1000), (1000, np.inf)):
+        part = (gap.abs() >= low) & (gap.abs() < high)
+        if part.sum() > 1:
+            estimate = share_estimate(longer[part], known["question"][part], null=0.5, level=0.95)
+            name = f"{low} to {high:.0f} characters longer" if high < np.inf else f"{low} characters longer or more"
+            rows.append((name, *(estimate[key] for key in ("value", "lower", "upper", "n"))))
+    return rows
+
+
+def disagreements(votes: pd.DataFrame, limit: int) -> list[tuple]:
+    """Items on which judges name different winners: question, models, and what each judge said."""
+    named = votes[votes["verdict"].isin(["a", "b"])]
+    rows = []
+    for (question, turn, a, b), part in named.groupby(PAIR, sort=False):
+        winners = {"a": a, "b": b}
+        if part["judge"].nunique() > 1 and part["verdict"].nunique() > 1:
+            said = ", ".join(f"{row.judge}: {winners[row.verdict]}" for row in part.itertuples())
+            rows.append((str(question)[:80], turn, f"{a} or {b}", said))
+    return rows[:limit]
+
+
+def leaderboard(figures: list[Figure]) -> list[tuple]:
+    """A row a model, a column a benchmark; a cell is the value with its interval and n."""
+    benchmarks = list(dict.fromkeys(figure.benchmark for figure in figures))
+    cells = {(figure.model, figure.benchmark): figure for figure in figures}
+    models = sorted({figure.model for figure in figures},
+                    key=lambda model: -sum((model, name) in cells for name in benchmarks))  # fmt: skip
+    rows = [("model", *benchmarks)]
+    for model in models:
+        shown = (cells.get((model, name)) for name in benchmarks)
+        rows.append((model, *("-" if f is None else f"{cell(f.value)} ({interval(f)}; n {cell(f.n)})" for f in shown)))
+    return rows
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=report: report.html, leaderboard.html and the pictures in them."""
+    task = cfg.task
+    results = load_runs(list(task.input))
+    figures = [f for folder, result in results.items() for f in figures_of(result, Path(folder).name)]
+    out.mkdir(parents=True, exist_ok=True)
+    blocks = [
+        paragraph(f"{len(results)} runs. Intervals are at 95 % unless a run's config.yaml says otherwise; "
+                  "where there is none, its place says why."),
+        table([("benchmark", "model", "value", "interval", "n", "note")]
+              + [(f.benchmark, f.model, f.value, interval(f), f.n, f.note) for f in figures]),
+    ]  # fmt: skip
+    grades = grades_by_category(list(results))
+    if plot_radar(out / "radar.png", grades):
+        rows = [tuple(row) for row in grades.itertuples(index=False)]
+        blocks += [heading("Grades by category"), picture(out / "radar.png")]
+        blocks += [table([("model", "category", "grade", "n"), *rows])]
+    votes = votes_of(list(results))
+    if votes is not None:
+        by_length = wins_by_length(votes)
+        plot_intervals(out / "length.png", "how often the longer answer wins", [r[:4] for r in by_length], null=0.5)
+        head = ("", "longer wins", "lower", "upper", "n")
+        blocks += [heading("Win rate against length"), picture(out / "length.png"), table([head, *by_length])]
+        apart = disagreements(votes, task.samples)
+        told = (
+            table([("question", "turn", "models", "winner"), *apart])
+            if apart
+            else paragraph("None: one judge, or all agree.")
+        )
+        blocks += [heading("Where judges disagree"), told]
+    people = [f for f in figures if f.benchmark.startswith(("agreement", "audit"))]
+    if people:
+        blocks += [
+            heading("Judges against people"),
+            bullets(f"{f.model}, {f.benchmark}: {f.note}" for f in people if f.note),
+        ]
+    write_page(out / "report.html", task.title, *blocks)
+    notes = sorted({f"{f.model}: {f.note}" for f in figures if f.note and f.lower is not None})
+    write_page(out / "leaderboard.html", f"{task.title}: leaderboard", table(leaderboard(figures)), bullets(notes))
+    print(f"{len(figures)} figures of {len({f.model for f in figures})} models: {out / 'report.html'}")
+    return {"num_figures": len(figures), "figures": [f._asdict() for f in figures]}

@@ -1,0 +1,143 @@
+"""task=power: how many questions a comparison needs before it is run, and when one that is running may stop.
+
+Before: the power of the test that will be made. Without ties it is the exact sign test (McNemar's); with ties (a share
+of the comparisons) only the rest decides. Votes on one question go together (`icc`). A mean over training seeds has
+their spread on top: seeds are a level of their own, which more questions do not replace.
+
+While running: a confidence sequence holds at every number of comparisons at once, so that looking and stopping keep the
+error; an ordinary interval that is looked at after every vote does not. Ours is the mixture martingale of a bounded
+mean with a beta mixture over p (Robbins 1970; Waudby-Smith & Ramdas 2024, arXiv:2010.09686): for n points with sum s,
+
+    p is in the sequence while  B(s + 1/2, n - s + 1/2) / B(1/2, 1/2) / (p^s (1 - p)^(n - s))  <  1 / alpha
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+from scipy.optimize import brentq
+from scipy.special import betaln
+from scipy.stats import binom, norm
+
+from evals.readers import read_votes
+from evals.verdicts import fold_orders, points
+from runtime.report import print_table
+
+
+def exact_power(n: int, win_rate: float, ties: float, *, alpha: float) -> float:
+    """Power of the exact two-sided sign test on n comparisons, of which a share `ties` are ties and decide nothing.
+
+    `win_rate` counts ties half, so that of the rest (win_rate - ties / 2) / (1 - ties) are wins.
+    """
+    p = (win_rate - ties / 2) / (1 - ties)
+    total = 0.0
+    low, high = (int(binom.ppf(q, n, 1 - ties)) for q in (1e-6, 1 - 1e-6))
+    for decided in range(low, high + 1):
+        critical = int(binom.ppf(alpha / 2, decided, 0.5)) - 1
+        while binom.cdf(critical + 1, decided, 0.5) <= alpha / 2:
+            critical += 1
+        if critical >= 0:
+            named = binom.cdf(critical, decided, p) + binom.sf(decided - critical - 1, decided, p)
+            total += binom.pmf(decided, n, 1 - ties) * named
+    return float(total)
+
+
+def comparisons_for(win_rate: float, ties: float, *, alpha: float, power: float) -> int:
+    """The fewest independent comparisons with this power, by the exact test; its power never falls below it later."""
+    low, high = 4, 8
+    while exact_power(high, win_rate, ties, alpha=alpha) < power:
+        low, high = high, 2 * high
+        if high > 200_000:
+            raise ValueError(
+                f"a win rate of {win_rate} needs more than 200,000 comparisons; ask for a larger difference"
+            )
+    while high - low > 1:
+        middle = (low + high) // 2
+        reached = all(exact_power(n, win_rate, ties, alpha=alpha) >= power for n in (middle, middle + 1, middle + 2))
+        low, high = (low, middle) if reached else (middle, high)
+    return high
+
+
+def with_clusters(comparisons: int, per_question: float, icc: float) -> int:
+    """Questions that are worth so many independent comparisons: the design effect 1 + (m - 1) icc (Kish 1965)."""
+    return math.ceil(comparisons * (1 + (per_question - 1) * icc) / per_question)
+
+
+def seeds_for(difference: float, spread: float, *, alpha: float, power: float) -> int:
+    """Training seeds a side that tell two means `difference` apart, whose seeds scatter with `spread`; at least 2."""
+    needed = 2 * ((norm.ppf(1 - alpha / 2) + norm.ppf(power)) * spread / difference) ** 2
+    return max(2, math.ceil(needed + norm.ppf(1 - alpha / 2) ** 2 / 4))  # the last term: t for normal, Guenther 1981
+
+
+def confidence_sequence(values: np.ndarray, *, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) lower and upper bounds of a mean in [0, 1] after each value; all hold together with probability 1 - alpha.
+
+    Values between 0 and 1 (ties) count as so much of a win: the martingale then only shrinks.
+    """
+    values = np.asarray(values, float)
+    if len(values) and not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError("a confidence sequence needs values from 0 to 1")
+    sums, lower, upper = np.cumsum(values), [], []
+    low, high = 0.0, 1.0
+    for n, s in enumerate(sums, 1):
+        peak = s / n
+        base = betaln(s + 0.5, n - s + 0.5) - betaln(0.5, 0.5) + math.log(alpha)
+
+        def over(p: float, s: float = s, n: int = n, base: float = base) -> float:
+            return base - s * math.log(p) - (n - s) * math.log1p(-p)
+
+        tiny = 1e-12
+        inside = min(max(peak, 2 * tiny), 1 - 2 * tiny)
+        if s > 0 and over(tiny) > 0:
+            low = max(low, brentq(over, tiny, inside))
+        if s < n and over(1 - tiny) > 0:
+            high = min(high, brentq(over, inside, 1 - tiny))
+        lower.append(low)
+        upper.append(high)
+    return np.array(lower), np.array(upper)
+
+
+def stopping(values: np.ndarray, *, alpha: float) -> dict:
+    """Where a running comparison stands: its sequence now, and after how many values 0.5 was outside of it."""
+    lower, upper = confidence_sequence(values, alpha=alpha)
+    outside = np.flatnonzero((lower > 0.5) | (upper < 0.5))
+    return {
+        "value": float(values.mean()),
+        "lower": float(lower[-1]),
+        "upper": float(upper[-1]),
+        "n": len(values),
+        "decided_at": int(outside[0]) + 1 if len(outside) else None,
+    }
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=power: result.json with the sizes that were asked for and, with task.input, where running votes stand."""
+    task = cfg.task
+    if not 0.5 < task.win_rate < 1 or not 0 <= task.ties < 1 or (task.win_rate - task.ties / 2) / (1 - task.ties) >= 1:
+        raise ValueError(f"need 0.5 < win_rate < 1 and ties it allows, got {task.win_rate=}, {task.ties=}")
+    alpha = task.alpha / task.comparisons
+    settings = {"alpha": alpha, "power": task.power}
+    independent = comparisons_for(task.win_rate, task.ties, **settings)
+    result = {
+        "comparisons": independent,
+        "power": exact_power(independent, task.win_rate, task.ties, alpha=alpha),
+        "questions": with_clusters(independent, task.per_question, task.icc),
+        "alpha_each": alpha,
+    }
+    if task.seed_spread is not None:
+        result["seeds"] = seeds_for(task.win_rate - 0.5, task.seed_spread, **settings)
+    print_table("what it takes", ("", "number"), [(name, value) for name, value in result.items()])
+    if task.input:
+        votes = fold_orders(read_votes(task.input, task.format))
+        result["running"] = {}
+        for (a, b), part in votes[votes["verdict"] != "error"].groupby(["model_a", "model_b"], sort=False):
+            first = part.groupby("question", sort=False)["verdict"].agg(
+                lambda own: points(own).mean()
+            )  # one a question
+            result["running"][f"{a} against {b}"] = stopping(first.to_numpy(float), alpha=alpha)
+        rows = [(name, *(row[k] for k in ("value", "lower", "upper", "n", "decided_at")))
+                for name, row in result["running"].items()]  # fmt: skip
+        head = ("", "share", "lower", "upper", "questions", "decided at")
+        print_table("confidence sequences: they hold at every stop", head, rows)
+    return result
