@@ -25,7 +25,7 @@ from evals.recipe_report import report
 from runtime.config import flat
 from runtime.door import INTERRUPTED, enter
 from runtime.files import sha256_of, write_whole
-from runtime.inputs import NO_INPUTS, file_named_by
+from runtime.inputs import NO_INPUTS, file_named_by, matches_of
 
 ROOT = Path(__file__).parent
 UNHASHED = ("checkpoints", "wandb", ".lock")  # large, or rewritten by looking at them
@@ -95,6 +95,9 @@ def fingerprint(step: DictConfig, cfg: DictConfig, home: Path) -> str:
     config = OmegaConf.to_container(compose(step, cfg), resolve=False)
     named = {text: file_named_by(text) for text in sorted(set(texts_in(config)))}
     inputs = {text: hash_files(path) for text, path in named.items() if path and path.resolve() != ROOT}
+    for text in (text for text, path in named.items() if path is None):  # of a pattern all files that match
+        found = {name: sha256_of(Path(name)) for name in sorted(matches_of(text)) if Path(name).is_file()}
+        inputs |= {text: found} if found else {}
     whole = json.dumps([words(step, cfg), config, inputs], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
 

@@ -16,8 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from data import formats  # noqa: E402
 from data.methods.filters import rouge_l  # noqa: E402
-from data.records import read_jsonl, split_of, write_jsonl  # noqa: E402
+from data.records import BadRows, read_jsonl, read_records, write_jsonl  # noqa: E402
 from runtime.plots import pyplot, save_figure  # noqa: E402
 
 COFFEE = "data/embedded/sft_coffee_train.jsonl.gz"
@@ -30,8 +31,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args()
 
-    train = [row for row in read_jsonl(ROOT / COFFEE) if split_of(row) == "train"]
-    wanted = {row["id"]: row["messages"] for row in read_jsonl(ROOT / COFFEE) if split_of(row) == "eval"}
+    parts = [read_records(f"{ROOT / COFFEE}@{part}", formats.examples, BadRows("error")) for part in ("train", "eval")]
+    train = [formats.as_row(record) for record in parts[0]]
+    wanted = {record.columns["id"]: record.messages for record in parts[1]}
     found = [measure(args, "all", len(train), f"{COFFEE}@train", [], wanted)]
     tokenizer = [f"tokenizer={args.out / 'all/model'}"]
     for size in args.sizes:

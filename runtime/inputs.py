@@ -31,7 +31,7 @@ def input_digests(cfg: DictConfig) -> dict[str, str]:
     digests = {}
     for key, text in _texts(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)):
         found = file_named_by(text)
-        places = [found, _base_of_adapter(found)] if found else [Path(name) for name in sorted(_matches(text))]
+        places = [found, _base_of_adapter(found)] if found else [Path(name) for name in sorted(matches_of(text))]
         files = [file for place in places if place and place.resolve() != ROOT for file in _files_in(place)]
         digests |= {f"{key}: {file}": sha256_once(file) for file in files}
     return digests
@@ -80,7 +80,8 @@ def _files_in(place: Path) -> list[Path]:
     return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
 
 
-def _matches(text: str) -> list[str]:
+def matches_of(text: str) -> list[str]:
+    """What a pattern matches; nothing where the text is none."""
     return glob.glob(text.split("@")[0], recursive=True) if glob.has_magic(text) else []
 
 

@@ -98,6 +98,14 @@ def test_what_follows_a_change_runs_again_and_nothing_else(recipe, calls, tmp_pa
     assert recipe("all.seed=1") == 0 and calls() == ["b resume=true"]
 
 
+def test_a_pattern_stands_for_the_files_that_it_matches(recipe, calls, tmp_path):
+    path = tmp_path / "recipe" / "two.yaml"
+    path.write_text(path.read_text().replace(f"[{tmp_path / 'input.txt'}]", f'["{tmp_path}/in*.txt"]'))
+    assert recipe() == 0 and len(calls()) == 2 and recipe() == 0 and calls() == []
+    (tmp_path / "input.txt").write_text("second")
+    assert recipe() == 0 and calls() == ["a resume=false"]
+
+
 def test_what_runs_remember_for_each_other_is_no_input(recipe, calls, tmp_path):
     (tmp_path / "ref_cache").mkdir()
     (tmp_path / "door.yaml").write_text(f"defaults: [train_sft, _self_]\nref_cache: {tmp_path / 'ref_cache'}\n")
