@@ -54,7 +54,7 @@ class Engine:
             while active := [i for i, episode in enumerate(episodes) if not episode.over]:
                 asked = [episodes[i].ids for i in active]
                 place = [(*seeds[i], episodes[i].num_turns) if episodes[i].num_turns else seeds[i] for i in active]
-                turns = self.sampler.answer(policy, asked, [seed_of(*told) for told in place])
+                turns = self.sampler.answer(policy, asked, [seed_of(*parts) for parts in place])
                 for i, turn in zip(active, turns, strict=True):
                     episodes[i].add(turn)
                 self.environment.speak([episodes[i] for i in active])

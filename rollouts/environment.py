@@ -76,7 +76,7 @@ class Dialogue:
     """
 
     def __init__(self, make: Callable, tokenizer, *, window: int, max_new_tokens: int, max_turns: int):
-        self.make, self.tokenizer, self.room, self.max_turns = make, tokenizer, window - max_new_tokens, max_turns
+        self.make, self.tokenizer, self.longest, self.max_turns = make, tokenizer, window - max_new_tokens, max_turns
         self.name = make.__name__
 
     def begin(self, prompts: list[dict]) -> list[Episode]:
@@ -86,10 +86,10 @@ class Dialogue:
             environment = self.make()
             messages = self.check(environment.reset(prompt["columns"] | {"messages": prompt["messages"]}), prompt)
             ids = encode_prompt(messages, self.tokenizer, max_length=WHOLE)
-            if not messages or len(ids) > self.room:
+            if not messages or len(ids) > self.longest:
                 raise ValueError(
                     f"env={self.name}: reset() of {prompt['where']} gives {len(messages)} messages, {len(ids)} tokens; "
-                    f"wanted at least one message, and at most {self.room} tokens so that an answer fits the window"
+                    f"wanted at least one message, and at most {self.longest} tokens so that an answer fits the window"
                 )
             episode = begin(prompt | {"messages": messages}, ids)
             episode.environment = environment
@@ -116,7 +116,7 @@ class Dialogue:
             if not messages:
                 raise ValueError(f"env={self.name}: step() says nothing and is not done; say something, or done=True")
             ids = self.observation(episode.messages, messages)
-            if len(episode.ids) + len(ids) > self.room:  # as a completion at its limit: it did not come to its end
+            if len(episode.ids) + len(ids) > self.longest:  # as a completion at its limit: it did not come to its end
                 episode.over, episode.finished = True, False
                 continue
             episode.messages += messages

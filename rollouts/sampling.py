@@ -21,24 +21,24 @@ def draw(
     dynamic_sampling=n: groups whose scores are all equal teach nothing, and others are drawn in their place, up to n
     batches in all (Yu et al. 2025, arXiv:2503.14476, Eq. 11); what is still missing then is filled with such groups.
     """
-    K, told, kept = cfg.samples_per_prompt, [], None
+    K, batches, kept = cfg.samples_per_prompt, [], None
     for number in range(max(1, cfg.dynamic_sampling)):
         rollout = engine.rollout(policy, next(prompts), step=run.step, batch=number, samples_per_prompt=K)
         paid = score(rollout)
         if not cfg.dynamic_sampling:
             return rollout, paid
-        told.append((rollout, paid))
+        batches.append((rollout, paid))
         wanted = len(rollout) // K
-        scores = torch.cat([paid.sum(1) for _, paid in told]).view(-1, K)
+        scores = torch.cat([paid.sum(1) for _, paid in batches]).view(-1, K)
         differ = scores.amax(1) - scores.amin(1) > 1e-6
         kept = torch.cat([differ.nonzero().flatten(), (~differ).nonzero().flatten()])[:wanted].sort().values  # groups
         if not any_rank(int(differ.sum()) < wanted, run.device):
             break
-    run.metrics.add({"objective/batches_drawn": float(len(told)), "objective/groups_differ": differ[kept].float()})
+    run.metrics.add({"objective/batches_drawn": float(len(batches)), "objective/groups_differ": differ[kept].float()})
     rows = (kept[:, None] * K + torch.arange(K, device=kept.device)).flatten()
-    width = max(rollout.tokens.shape[1] for rollout, _ in told)
-    paid = torch.cat([nn.functional.pad(paid, (0, width - paid.shape[1])) for _, paid in told])
-    return joined([rollout for rollout, _ in told], engine.tokenizer.pad_id).select(rows), paid[rows]
+    width = max(rollout.tokens.shape[1] for rollout, _ in batches)
+    paid = torch.cat([nn.functional.pad(paid, (0, width - paid.shape[1])) for _, paid in batches])
+    return joined([rollout for rollout, _ in batches], engine.tokenizer.pad_id).select(rows), paid[rows]
 
 
 def joined(rollouts: list[Trajectory], pad_id: int) -> Trajectory:

@@ -40,6 +40,7 @@ class Trajectory:
     sampler_logprobs: Tensor | None
     prompts: list[dict]
     rewards: dict[str, Tensor] = field(default_factory=dict)
+    packed: dict[int, list["Part"]] = field(default_factory=dict, repr=False)  # what `parts` has packed already
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -61,7 +62,10 @@ class Trajectory:
 
     def parts(self, size: int) -> list["Part"]:
         """The episodes `size` at a time, packed once for all networks that read them."""
-        return [self.part(rows) for rows in torch.arange(len(self), device=self.tokens.device).split(size)]
+        if size not in self.packed:
+            rows = torch.arange(len(self), device=self.tokens.device)
+            self.packed[size] = [self.part(some) for some in rows.split(size)]
+        return self.packed[size]
 
     def part(self, rows: Tensor) -> "Part":
         """The episodes at `rows`, packed."""
@@ -80,7 +84,7 @@ class Trajectory:
 
     def leave_out(self, rows: Tensor) -> None:
         """Nothing is learned from the episodes where `rows` (B,) is True: they keep their tokens and have no action."""
-        keep = ~rows[:, None]
+        keep, self.packed = ~rows[:, None], {}
         self.action_mask, self.value_mask, self.done = (
             m & keep for m in (self.action_mask, self.value_mask, self.done)
         )
@@ -121,8 +125,8 @@ def make_trajectory(
     stopped, action_mask = torch.tensor(finished), turn >= 0
     value_mask = action_mask
     if score_position == "after_eos":
-        told = (tokens, attention_mask, action_mask, sampler_logprobs)
-        tokens, attention_mask, action_mask, sampler_logprobs = (x if x is None else one_more(x) for x in told)
+        beside = (tokens, attention_mask, action_mask, sampler_logprobs)
+        tokens, attention_mask, action_mask, sampler_logprobs = (x if x is None else one_more(x) for x in beside)
         turn = nn.functional.pad(turn, (0, 1), value=-1)
         last_turn = (turn == turn.amax(1, keepdim=True)) & action_mask
         room = stopped & (last_turn.sum(1) < max_new_tokens)

@@ -7,5 +7,5 @@ LARGEST = 2**32 - 1  # NumPy's own limit: above it, seeds would have to be folde
 
 def seed_of(seed: int, *place: int | str) -> int:
     """A number in [0, 2**63) that depends on every part: seed_of(cfg.seed, "rollout", step, row)."""
-    told = repr((seed, *place)).encode()
-    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest(), "big") >> 1
+    place_of_draw = repr((seed, *place)).encode()
+    return int.from_bytes(hashlib.blake2b(place_of_draw, digest_size=8).digest(), "big") >> 1
