@@ -38,6 +38,7 @@ from losses import (
 )
 from model.build import export_model, load_policy
 from model.config import check_vocab
+from model.experts import router_loss
 from model.heads import Policy
 from model.lora import Reference, add_lora, export_adapter
 from model.packing import Rows, make_rows
@@ -120,10 +121,11 @@ def train(cfg: DictConfig, run: Run) -> float:
         for part in parts:
             logprobs = policy.logprobs(*part.rows)  # (b, T), the rows of an element on one shared prompt
             loss, metrics = objective(cfg, part, logprobs, kl, **counts)
-            loss.backward()
+            router, routed = router_loss(policy, share=1 / len(parts), **cfg.router)  # 0 without experts
+            (loss + router).backward()
             step_loss += loss.detach()
             row_losses.append(-logprobs.detach().sum(1))
-            run.metrics.add(metrics)
+            run.metrics.add(metrics | routed)
 
         # ---- the step
         grad_norm = clip_grads(policy, cfg.optim.max_grad_norm)

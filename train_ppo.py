@@ -42,6 +42,7 @@ from losses import POLICY_LOSSES, aggregation, ppo_loss, token_rewards
 from model.build import export_model, load_policy, load_reward_model, load_value_model
 from model.config import check_vocab
 from model.ema import WeightAverage
+from model.experts import router_loss
 from model.heads import Policy
 from model.lora import Reference, add_lora, export_adapter, value_on
 from model.packing import Stream
@@ -134,8 +135,9 @@ def train(cfg: DictConfig, run: Run) -> float:
                 )  # fmt: skip
                 kl_penalty = penalty(cfg, policy, ref_policy, part, logprobs, ref_logprobs[rows], weight) / num_tokens
                 bonus = cfg.entropy_coef * (weight * entropy).sum() / num_tokens
-                (loss + kl_coefs["loss"] * kl_penalty - bonus).backward()
-                run.metrics.add(metrics)
+                router, routed = router_loss(policy, value_model, share=len(rows) / len(minibatch), **cfg.router)
+                (loss + kl_coefs["loss"] * kl_penalty - bonus + router).backward()
+                run.metrics.add(metrics | routed)
                 ratios.append((logprobs.detach() - old_logprobs[rows])[mask[rows]].exp())
                 row_sums.append(logprobs.detach().sum(1) + values.detach().sum(1))
             pretraining.add_gradients(policy)

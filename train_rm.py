@@ -27,6 +27,7 @@ from kernels.backend import set_kernels
 from losses import pointwise_reward_loss, reward_loss
 from model.build import export_model, load_policy, load_reward_model, new_reward_model, open_weights
 from model.config import check_vocab, make_config
+from model.experts import router_loss
 from model.heads import RewardModel
 from model.lora import add_lora, export_adapter
 from model.packing import make_rows
@@ -72,8 +73,9 @@ def train(cfg: DictConfig, run: Run) -> float:
             rows = make_rows([row for element in part for row in element.rows], tokenizer.pad_id).to(run.device)
             scores = reward_model.score(*rows)  # (b,) every completion once
             loss, metrics = element_loss(scores, part, cfg, num_elements)
-            loss.backward()
-            run.metrics.add(metrics)
+            router, routed = router_loss(reward_model, share=len(part) / len(batch), **cfg.router)  # 0 without experts
+            (loss + router).backward()
+            run.metrics.add(metrics | routed)
             row_sums.append(scores.detach())
             places += [element.where for element in part for _ in element.rows]
             read += int(rows.attention_mask.sum())

@@ -21,6 +21,7 @@ from kernels.backend import set_kernels
 from losses import sft_loss
 from model.build import export_model, load_policy, new_policy
 from model.config import check_vocab, make_config
+from model.experts import router_loss
 from model.heads import Policy
 from model.lora import add_lora, export_adapter
 from model.packing import make_rows
@@ -67,8 +68,9 @@ def train(cfg: DictConfig, run: Run) -> float:
             rows = make_rows(part, tokenizer.pad_id).to(run.device)
             logprobs = policy.logprobs(*rows)  # (b, T)
             loss, metrics = sft_loss(logprobs, rows.completion_mask, num_tokens=num_tokens)
-            loss.backward()
-            run.metrics.add(metrics)
+            router, routed = router_loss(policy, share=1 / len(parts), **cfg.router)  # 0 without experts
+            (loss + router).backward()
+            run.metrics.add(metrics | routed)
             row_losses.append(-logprobs.detach().sum(1))  # (b,)
             read += int(rows.attention_mask.sum())
 

@@ -105,7 +105,9 @@ def clamped_swiglu(gate_up: Tensor) -> Tensor:
     return (up + 1) * gate * torch.sigmoid(1.702 * gate)
 
 
-def router_loss(*models: nn.Module, balance_coef: float, z_coef: float) -> tuple[Tensor | float, dict[str, Tensor]]:
+def router_loss(
+    *models: nn.Module, share: float, balance_coef: float, z_coef: float
+) -> tuple[Tensor | float, dict[str, Tensor]]:
     """What is added to the loss of a forward so that experts share the work, and how they shared it.
 
         balance = E sum_e f_e p_e, f_e the share of choices that fell on expert e, p_e its mean probability; 1 at best
@@ -114,6 +116,8 @@ def router_loss(*models: nn.Module, balance_coef: float, z_coef: float) -> tuple
     Fedus et al. 2021 (arXiv:2101.03961), Eq. 4; Zoph et al. 2022 (arXiv:2202.08906), Eq. 5. Means over the layers of
     the models' newest forwards, over the tokens that each layer computed: of a shared prompt's tokens one copy, in the
     last layer only those that predict. 0.0 and nothing where there are no experts.
+
+    share: of the optimizer step that this forward is; f is counted within it, so micro_batch_size matters here.
     """
     layers = [m for model in models for m in model.modules() if isinstance(m, Experts) and m.routing is not None]
     if not layers:
@@ -133,5 +137,5 @@ def router_loss(*models: nn.Module, balance_coef: float, z_coef: float) -> tuple
         "experts/largest_load": load.amax(1),  # of one expert, in units of an equal share
         "experts/unused": (load == 0).float(),
     }
-    loss = balance_coef * balance.mean() + z_coef * z.mean()
+    loss = share * (balance_coef * balance.mean() + z_coef * z.mean())
     return loss, {name: value.detach() for name, value in metrics.items()}
