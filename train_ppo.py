@@ -297,6 +297,7 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
     check_positive(**{key: cfg[key] for key in clips if cfg[key] is not None})
     coefficients = ("kl_coef", "kl_coef_end", "ptx_coef", "value_coef", "entropy_coef", "gamma", "gae_lambda")
     check_number(0, **{key: cfg[key] for key in coefficients})
+    check_number(0, **{f"router__{key}": value for key, value in cfg.router.items()})
     check_number(-math.inf, missing_eos_value=cfg.missing_eos_value, sampling__temperature=cfg.sampling.temperature)
     check_choice("precision", cfg.precision, PRECISIONS)
     check_choice("score_position", cfg.score_position, ("eos", "after_eos"))

@@ -32,15 +32,18 @@ def count_parameters(config: ModelConfig) -> Footprint:
     with torch.device("meta"):
         layer = sum(p.numel() for p in Layer(config, 0).parameters())
     table = config.vocab_size * config.hidden_size
-    body = config.num_layers * layer + config.hidden_size
+    body = config.num_layers * layer + config.hidden_size * (2 if config.facts.layer_norm else 1)
     return Footprint(body=body, embedding=table, output=0 if config.tie_embeddings else table)
 
 
 def forward_flops(config: ModelConfig, *, tokens: int, length: int, targets: int) -> float:
     """Twice the multiply-adds of a forward: layers on `tokens`, attention within `length`, output on `targets`, as is
     what follows the last layer's attention."""
-    behind = config.hidden_size * (config.num_heads * config.head_dim + 3 * config.intermediate_size)
-    products = 2.0 * (count_parameters(config).body * tokens - behind * (tokens - targets))
+    widths = 2 if config.facts.activation == "gelu" else 3
+    expert = widths * config.hidden_size * config.intermediate_size
+    behind = config.hidden_size * config.num_heads * config.head_dim + max(1, config.experts_per_token) * expert
+    idle = config.num_layers * max(0, config.num_experts - config.experts_per_token) * expert  # experts without a token
+    products = 2.0 * ((count_parameters(config).body - idle) * tokens - behind * (tokens - targets))
     attention = 2.0 * 2 * tokens * (length / 2) * config.num_heads * config.head_dim * config.num_layers
     return products + attention + 2.0 * targets * config.hidden_size * config.vocab_size
 

@@ -123,6 +123,7 @@ def check_training(cfg: DictConfig, world_size: int) -> None:
     check_whole(1, num_steps=cfg.num_steps, keep_last=cfg.keep_last)
     check_batch(cfg.batch_size, cfg.micro_batch_size, world_size)
     check_choice("precision", cfg.precision, PRECISIONS)
+    check_number(0, **{f"router__{key}": value for key, value in cfg.router.items()})
     check_whole(0, seed=cfg.seed, save_every=cfg.save_every, eval_every=cfg.eval_every, sample_every=cfg.sample_every)
 
 

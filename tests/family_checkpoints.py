@@ -59,6 +59,7 @@ CASES = {  # name -> model_type, what differs from SIZES
     "gpt_oss": ("gpt_oss", {"num_local_experts": 6, "sliding_window": 7, "rope_scaling": YARN} | EXPERTS),
     "gemma2": ("gemma2", {"sliding_window": 7, "query_pre_attn_scalar": 20} | {"tie_word_embeddings": True}),
     "gemma2 with low caps": ("gemma2", {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
+    "gpt_oss wide": ("gpt_oss", {"num_local_experts": 4, "hidden_size": 64, "intermediate_size": 96} | EXPERTS),
     "gemma3": (
         "gemma3_text",
         {"sliding_window": 7, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8, "tie_word_embeddings": True}

@@ -21,7 +21,8 @@ GREEDY = dict(max_new_tokens=20, temperature=0.0, top_k=0, top_p=1.0, slots=2, s
 class Words:
     """Stands for a tokenizer: the export asks it for ids and lets it write its own files."""
 
-    bos_id, eos_id, pad_id, stop_ids = 1, 2, 0, [2]
+    bos_id, eos_id, pad_id = 1, 2, 0
+    generation_config = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
     def save(self, directory):
         pass

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.weights.hf_config import parse_config
+from model.weights.mxfp4 import dequantise
 from runtime.files import check_sums
 
 MAX_JSON = 1 << 26  # bytes: the largest index of a model that we know has 5 MB
@@ -34,18 +35,27 @@ class HFReader:
         self.config, self.kind = parse_config(self.raw, directory)
         self.absent = {} if self.kind == "policy" else NEUTRAL
         self.files = {}  # name -> open file
+        self.packed = set()  # names whose tensors are stored as MXFP4 blocks
         for path in weight_files(directory):
             file = open_safetensors(path)
             self.files.update(dict.fromkeys(file.keys(), file))
+        if (self.raw.get("quantization_config") or {}).get("quant_method") == "mxfp4":
+            self.packed = {name.removesuffix("_blocks") for name in self.files if name.endswith("_blocks")}
 
     def names(self) -> set[str]:
-        return {name for name in self.files if not name.endswith(BUFFERS)} | set(self.absent)
+        names = {name for name in self.files if not name.endswith(BUFFERS)} | set(self.absent)
+        return names - {f"{name}_{kind}" for name in self.packed for kind in ("blocks", "scales")} | self.packed
 
     def shape(self, name: str) -> tuple[int, ...]:
+        if name in self.packed:
+            count, out, groups, _ = self.shape(name + "_blocks")
+            return count, 32 * groups, out
         return tuple(self.files[name].get_slice(name).get_shape() if name in self.files else self.absent[name].shape)
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """The tensor, or these rows of it, of which only they are read."""
+        if name in self.packed:
+            return dequantise(self.read(name + "_blocks", rows), self.read(name + "_scales", rows))
         if name not in self.files:
             return self.absent[name]
         whole = rows is None or not self.shape(name)

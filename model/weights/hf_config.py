@@ -18,6 +18,7 @@ ARCHITECTURES = {
 LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window"}
 # Keys that change nothing in a forward: bookkeeping, special tokens, and what only transformers' own training reads.
 CHANGES_NOTHING = {
+    "initial_context_length",
     "_name_or_path", "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "auto_map",
     "use_cache", "cache_implementation", "_attn_implementation_autoset", "attn_implementation", "initializer_range",
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "id2label", "label2id", "num_labels",
@@ -54,7 +55,7 @@ def parse_config(raw: dict, directory: Path) -> tuple[ModelConfig, str]:
     """ModelConfig and kind (policy, reward, value) of a config.json. Raises ValueError on what we do not compute."""
     refuse_quantised(raw, directory)
     family, kind = read_family(raw, directory)
-    left = {key: value for key, value in raw.items() if key not in CHANGES_NOTHING}
+    left = {key: value for key, value in raw.items() if key not in CHANGES_NOTHING | {"quantization_config"}}
     try:
         config = read_sizes(left, raw, family)
     except KeyError as error:
@@ -75,6 +76,8 @@ def parse_config(raw: dict, directory: Path) -> tuple[ModelConfig, str]:
 def refuse_quantised(raw: dict, directory: Path) -> None:
     """Raise ValueError where the weights are stored in another form than numbers."""
     how = raw.get("quantization_config")
+    if isinstance(how, dict) and how.get("quant_method") == "mxfp4" and raw.get("model_type") == "gpt_oss":
+        return  # dequantised as it is read
     if how is not None:
         method = how.get("quant_method", "an unknown method") if isinstance(how, dict) else how
         raise ValueError(
