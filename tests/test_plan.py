@@ -26,7 +26,8 @@ PUBLISHED = {  # parameters, from the model cards' weight files
     "smollm3_3b": 3_075_098_624, "ministral_8b": 8_019_808_256, "olmo2_7b": 7_298_617_344, "olmo3_7b": 7_298_011_136,
     "gemma3_270m": 268_098_176, "gemma3_1b": 999_885_952, "gemma2_2b": 2_614_341_888, "olmoe_7b": 6_919_161_856,
     "qwen3_30b_a3b": 30_532_122_624, "mixtral_8x7b": 46_702_792_704, "gpt_oss_20b": 20_914_757_184,
-    "pythia_1b": 1_011_781_632, "pythia_6_9b": 6_857_302_016, "phi3_mini": 3_821_079_552, "phi4": 14_659_507_200, "granite3_8b": 8_170_848_256,
+    "pythia_1b": 1_011_781_632, "pythia_6_9b": 6_857_302_016,
+    "phi3_mini": 3_821_079_552, "phi4": 14_659_507_200, "granite3_8b": 8_170_848_256,
 }  # fmt: skip
 
 
