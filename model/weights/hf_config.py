@@ -205,6 +205,10 @@ def read_rope(left: dict, facts, family: str, max_length: int) -> tuple[float, d
     outer = {key: left.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in left}
     original = left.pop("original_max_position_embeddings", None)
     rope, window_theta = dict(old or new), None
+    if family == "gpt_oss" and not rope:
+        raise ValueError(
+            "neither rope_scaling nor rope_parameters: transformers would take gpt-oss-20b's YaRN; say which"
+        )
     if facts.window_theta is not None:
         nested = isinstance(new.get("full_attention"), dict) or isinstance(new.get("sliding_attention"), dict)
         local = dict(new.get("sliding_attention") or {}) if nested else {}
@@ -289,6 +293,8 @@ def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_
         full = {"rope_theta": config.rope_theta, "rope_type": "default"} | (scaling or {})
         local = {"rope_theta": config.window_rope_theta, "rope_type": "default"}
         raw["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
+    if config.family == "gpt_oss":  # with nothing, transformers takes YaRN
+        raw["rope_parameters"] = {"rope_theta": config.rope_theta, "rope_type": "default"} | (scaling or {})
     if kind != "policy":
         raw["id2label"], raw["label2id"] = {"0": kind}, {kind: 0}  # one label
     return raw
