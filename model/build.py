@@ -172,7 +172,9 @@ def check_tied(reader: Reader, names: set[str]) -> None:
 def check_sizes(reader: Reader) -> None:
     """Raise ValueError unless the file bears out the sizes of its config, before a model of these sizes is built."""
     names, config = reader.names(), reader.config
-    layers = len({name.split(".")[2] for name in names if name.startswith("model.layers.")})
+    layers = len({name.split(".")[2] for name in names if name.startswith(("model.layers.", "gpt_neox.layers."))})
+    if config.family != "gpt_oss" and config.num_experts > len(names):  # that one stores its experts in one tensor
+        raise ValueError(f"{reader.path} holds {len(names)} weights, too few for num_experts={config.num_experts}")
     if config.num_layers > layers:
         raise ValueError(f"{reader.path} holds {layers} layers, but its config asks for {config.num_layers}")
     first = ("layers.0.attention.qkv", "layers.0.mlp.gate_up")
