@@ -206,9 +206,7 @@ def read_rope(left: dict, facts, family: str, max_length: int) -> tuple[float, d
     original = left.pop("original_max_position_embeddings", None)
     rope, window_theta = dict(old or new), None
     if family == "gpt_oss" and not rope:
-        raise ValueError(
-            "neither rope_scaling nor rope_parameters: transformers would take gpt-oss-20b's YaRN; say which"
-        )
+        raise ValueError("neither rope_scaling nor rope_parameters: transformers would take YaRN; say which")
     if facts.window_theta is not None:
         nested = isinstance(new.get("full_attention"), dict) or isinstance(new.get("sliding_attention"), dict)
         local = dict(new.get("sliding_attention") or {}) if nested else {}
