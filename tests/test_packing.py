@@ -107,3 +107,10 @@ def test_the_longest_row_is_what_the_window_is_held_against():
     with pytest.raises(ValueError, match="a row of 8 tokens exceeds the model's window of 7"):
         Policy(tiny_config(max_length=7)).logprobs(*rows)
     Policy(tiny_config(max_length=8)).logprobs(*rows)
+
+
+def test_a_prompt_that_is_the_beginning_of_another_is_not_shared_with_it():
+    """Else the second answer would see the first prompt's last token."""
+    rows = [([1, 2, 3], [4, 9]), ([1, 2], [5, 6])]
+    assert len(pack(*batch_of(rows, "right")).blocks.spans) == 2
+    assert len(pack(*batch_of([rows[0], ([1, 2, 3], [5, 6])], "right")).blocks.spans) == 1

@@ -287,6 +287,15 @@ def test_the_held_out_loss_is_what_training_lowers(dpo, house, tmp_path, read_me
     assert before["eval/loss"] > nll_coef  # the NLL is there: above 1 nat per token from random weights
 
 
+def test_rows_with_a_label_are_rated_rows(dpo, house, tmp_path, read_metrics):
+    """As KTO's published sets have them: label true or false in the place of a reward."""
+    rows = [{"prompt": f"Name {i}.", "completion": f"Word {i * i}.", "reward": float(i % 2)} for i in range(8)]
+    labelled = [{k: v for k, v in row.items() if k != "reward"} | {"label": bool(row["reward"])} for row in rows]
+    for name, written in (("reward", rows), ("label", labelled)):
+        assert dpo("loss=kto", f"data.train=[{write(tmp_path / f'{name}.jsonl', written)}]", run=name) == 0
+    assert read_metrics(tmp_path / "reward") == read_metrics(tmp_path / "label")
+
+
 def test_kto_refuses_one_class_and_ratings_that_say_neither(dpo, house, tmp_path, capsys):
     rated = read_lines(house / "rated.jsonl")
     for reward, says in (
