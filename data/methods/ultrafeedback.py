@@ -27,10 +27,6 @@ PRINCIPLES = {
     "instruction_following": "Follow every instruction to the letter, including length, format and language.",
     "brevity": "Answer in as few words as the question allows.",
 }
-RATINGS = {"type": "object", "required": ["reasons", "ratings"], "additionalProperties": False, "properties": {
-    "reasons": {"type": "array", "items": {"type": "string"}},
-    "ratings": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 5}},
-}}  # fmt: skip
 
 
 def ultrafeedback(
@@ -82,9 +78,13 @@ def ultrafeedback(
     for a, aspect in enumerate(aspects):
         progress.at(num_completions + a, steps, kept=0, drops=drops.counts)
         orders = {p: random.sample(entries[p], len(entries[p])) for p in judged}
-        asked = [ask_ratings(prompts[p][1], [entry["text"] for entry in orders[p]], aspect) for p in judged]
-        answers = judge.ask(asked, temperature=0.0, max_tokens=judge_max_tokens, seed=seed, schema=RATINGS)
-        for p, answer in zip(judged, answers, strict=True):
+        answers: dict[int, Answer] = {}
+        for count in sorted({len(order) for order in orders.values()}):
+            some = [p for p in judged if len(orders[p]) == count]
+            asked = [ask_ratings(prompts[p][1], [entry["text"] for entry in orders[p]], aspect) for p in some]
+            ratings = {"temperature": 0.0, "max_tokens": judge_max_tokens, "schema": ratings_schema(count)}
+            answers |= zip(some, judge.ask(asked, seed=seed, **ratings), strict=True)
+        for p, answer in answers.items():
             ratings = read_ratings(answer, len(orders[p]))
             if ratings is None:
                 drops.add("ratings_not_parsed", answer.text or answer.error, prompt=prompts[p][1], aspect=aspect)
@@ -126,6 +126,19 @@ def ask_ratings(messages: Conversation, texts: Sequence[str], aspect: str) -> Co
         f"for each of the {len(texts)} answers, in their order]}}"
     )
     return [{"role": "user", "content": text}]
+
+
+def ratings_schema(count: int) -> dict:
+    """What a server that holds to schemas lets the judge write: a short reason and a rating of each answer."""
+    reasons = {"type": "array", "items": {"type": "string", "maxLength": 300}}
+    ratings = {"type": "array", "items": {"type": "integer", "enum": [1, 2, 3, 4, 5]}}
+    lists = {"reasons": reasons, "ratings": ratings}
+    return {
+        "type": "object",
+        "properties": {name: one | {"minItems": count, "maxItems": count} for name, one in lists.items()},
+        "required": list(lists),
+        "additionalProperties": False,
+    }
 
 
 def read_ratings(answer: Answer, count: int) -> list[int] | None:
