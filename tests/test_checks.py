@@ -20,6 +20,7 @@ from data.checks.gate import require_agreement  # noqa: E402
 from data.checks.near import NearIndex, jaccard, normal, shingles, sketches  # noqa: E402
 from data.checks.pilot import check_pilot, describe, distance, judge  # noqa: E402
 from data.checks.quality import check_quality, k_center, score_parts  # noqa: E402
+from data.checks.task_classifier import _threshold  # noqa: E402
 from data.checks.task_mix import check_task_mix, classify, compare, draw_to_mix, read_kind  # noqa: E402
 from data.checks.texts import Row, parse_row, read_rows  # noqa: E402
 from data.clients import ScriptedClient  # noqa: E402
@@ -439,9 +440,40 @@ def test_kinds_are_told_better_than_by_guessing_and_dialogues_are_chat():
         Row([{"role": "user", "content": "Write a poem about the moon."}]),
         Row(parse_row({"messages": [*chat("Hi")["messages"], *chat("And you?")["messages"]]})[0].messages),
     ]
-    kinds, facts = classify(rows, [str(ROOT / "data/embedded/task_kinds.jsonl")], seed=0)
-    assert kinds == ["summarization", "generation", "chat"]
-    assert facts["classifier_accuracy"] > 0.4  # 10 kinds; the commonest is 18 %
+    kinds, sure, facts = classify(rows, [str(ROOT / "data/embedded/task_kinds.jsonl")], min_precision=0.8, seed=0)
+    assert kinds == ["summarization", "generation", "chat"] and all(sure)
+    assert facts["classifier_accuracy"] >= 0.70  # 10 kinds; the commonest is 15 %
+    for kind, one in facts["thresholds"].items():
+        assert one["threshold"] is None or one["precision"] >= 0.8 and one["n"] >= 5, kind
+    assert sum(one["threshold"] is not None for one in facts["thresholds"].values()) >= 8
+
+
+def test_a_threshold_is_the_lowest_that_is_precise_enough():
+    chances, right = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]), np.array([1, 1, 1, 0, 1, 1, 0], bool)
+    found = _threshold(chances, right, of_kind=10, min_precision=0.8)
+    assert found == {
+        "threshold": 0.4,
+        "precision": 5 / 6,
+        "lower": pytest.approx(0.4365, abs=1e-3),
+        "recall": 0.5,
+        "n": 6,
+    }
+    assert _threshold(chances, ~right, of_kind=10, min_precision=0.8)["threshold"] is None
+
+
+def test_only_rows_above_their_threshold_are_sampled(tmp_path):
+    known = [json.loads(line) for line in (ROOT / "data/embedded/task_kinds.jsonl").read_text().splitlines()]
+    two = {kind: [row for row in known if row["category"] == kind][:37] for kind in ("summarization", "generation")}
+    labelled = write(tmp_path / "l.jsonl", two["summarization"] + two["generation"])
+    asked = ["Summarize the article below in two sentences.", "Write a poem about rain.", "hm", "Zzz qwx blorp", "a b"]
+    file = write(tmp_path / "d.jsonl", [chat(text) for text in asked * 3])
+    settings = {"num": None, "min_precision": 1.0, "client": None, "seed": 0, "on_bad_row": "error"}
+    wanted = {"summarization": 1, "generation": 1}
+    result = check_task_mix([file], tmp_path, labelled=[labelled], target=wanted, sample_to_mix=True, **settings)
+    rows = [json.loads(line) for line in (tmp_path / "sampled.jsonl").read_text().splitlines()]
+    assert rows and {row["messages"][0]["content"] for row in rows} <= set(asked[:2]) and result["unsure"] > 0
+    with pytest.raises(ValueError, match="wants coding, which none of the labelled prompts is"):
+        check_task_mix([file], tmp_path, labelled=[labelled], target={"coding": 1}, sample_to_mix=False, **settings)
 
 
 def test_shares_are_tested_against_the_wanted_ones():
@@ -474,8 +506,8 @@ def test_a_client_tells_kinds_and_what_it_garbles_counts_nowhere(tmp_path):
     client = ScriptedClient(lambda r: "Closed QA." if "river" in r.messages[0]["content"] else "dunno")
     file = write(tmp_path / "d.jsonl", [chat("Which river?"), chat("Which sea?")])
     result = check_task_mix(
-        [file], tmp_path, labelled=[], target={"closed_qa": 1, "chat": 1}, sample_to_mix=False, num=None, client=client,
-        seed=0, on_bad_row="error",
+        [file], tmp_path, labelled=[], target={"closed_qa": 1, "chat": 1}, sample_to_mix=False, num=None,
+        min_precision=0.8, client=client, seed=0, on_bad_row="error",
     )  # fmt: skip
     assert result["shares"]["closed_qa"]["value"] == 1.0 and result["unreadable"] == 1
     assert read_kind("It is open-QA or chat", ["chat", "open_qa"]) == "open_qa"

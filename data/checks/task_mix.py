@@ -1,8 +1,8 @@
 """Which tasks the prompts of a set ask for, against the shares that were wanted; and a sample that has them.
 
 Ouyang et al. 2022 (arXiv:2203.02155), table 1 gives the shares of what people asked InstructGPT. Kinds are told by a
-client, or by a small classifier (words, tf-idf, logistic regression) trained on labelled prompts, whose cross-validated
-accuracy is reported beside the shares: shares are no better than the classifier.
+client, or by a small classifier (`task_classifier.py`) trained on labelled prompts, whose cross-validated accuracy is
+reported beside the shares: shares are no better than the classifier.
 """
 
 from collections import Counter
@@ -11,20 +11,21 @@ from pathlib import Path
 
 import numpy as np
 from scipy.stats import chisquare
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
 from statsmodels.stats.proportion import proportion_confint
 
 from data.adapters import Layout
+from data.checks.task_classifier import fit_classifier
 from data.checks.texts import Row, read_rows
 from data.clients import Client, Conversation
 from data.records import BadRows, read_jsonl, write_jsonl
 from runtime.config import check_files, check_number, check_whole
 from runtime.plots import pyplot, save_figure
-from runtime.report import bullets, picture, table, write_page, write_result
+from runtime.report import bullets, heading, paragraph, picture, table, write_page, write_result
 
+BELIEVED = (
+    "Rows whose chance is at or above the threshold may be sampled. Precision and recall are over labelled prompts, "
+    "each judged by a fit without it. A kind without a threshold never reaches check.min_precision."
+)
 READ = 1500  # characters of a prompt that the classifier reads: a task is named early, its material is long
 KINDS = {
     "generation": "write something new: a story, letter, article, poem, description",
@@ -42,26 +43,29 @@ KINDS = {
 
 def check_task_mix(
     files: Sequence[str], directory: Path, *, labelled: Sequence[str], target: dict[str, float], sample_to_mix: bool,
-    num: int | None, client: Client | None, seed: int, on_bad_row: str,
+    num: int | None, min_precision: float, client: Client | None, seed: int, on_bad_row: str,
     layout: Layout | None = None,
 ) -> dict:  # fmt: skip
     """result.json (`shares`, `chi_square`), task_mix.png, report.html, and sampled.jsonl where `sample_to_mix`.
 
     Args:
         target: wanted shares; they are scaled to sum to 1.
+        min_precision: a sampled row's chance is at or above its kind's threshold, from which the classifier is right on
+            that share of the labelled prompts (each judged by a fit without it).
         client: who tells the kinds; None = the trained classifier.
     """
     check_number(0, **{f"check__target__{kind}": share for kind, share in target.items()})
     if num is not None:
         check_whole(1, check__num=num)
+    check_number(0, check__min_precision=min_precision)
     if sum(target.values()) <= 0:
         raise ValueError(f"check.target={target} wants no kind of task; give one a share above 0")
     wanted = {kind: share / sum(target.values()) for kind, share in target.items()}
     bad_rows = BadRows(on_bad_row)
     rows = read_rows(files, bad_rows, layout)
     if client is None:
-        kinds, facts = classify(rows, labelled, seed)
-        unseen = [kind for kind, share in wanted.items() if share and kind not in (*facts["known_kinds"], "chat")]
+        kinds, sure, facts = classify(rows, labelled, min_precision=min_precision, seed=seed)
+        unseen = [kind for kind, share in wanted.items() if share and kind not in (*facts["thresholds"], "chat")]
         if unseen:
             raise ValueError(
                 f"check.target wants {', '.join(unseen)}, which none of the labelled prompts is, so no row could be; "
@@ -69,17 +73,22 @@ def check_task_mix(
             )
     else:
         kinds, facts = ask_kinds(rows, client, list(wanted), seed), {"classifier": client.model}
+        sure = [True] * len(kinds)
     result = compare(kinds, wanted) | facts | {"rows": len(rows), "skipped_rows": bad_rows.skipped}
     if sample_to_mix:
-        chosen = draw_to_mix(kinds, wanted, num, seed)
+        taken = [kind if certain else "unsure" for kind, certain in zip(kinds, sure, strict=True)]
+        result["unsure"] = taken.count("unsure")
+        chosen = draw_to_mix(taken, wanted, num, seed)
         write_jsonl(directory / "sampled.jsonl", [rows[i].raw | {"task": kinds[i]} for i in chosen])
         result["sampled"] = dict(Counter(kinds[i] for i in chosen))
     _show(directory, result)
     return result
 
 
-def classify(rows: Sequence[Row], labelled: Sequence[str], seed: int) -> tuple[list[str], dict]:
-    """A kind for each row: several user turns are chat, a single prompt what the classifier says."""
+def classify(
+    rows: Sequence[Row], labelled: Sequence[str], *, min_precision: float, seed: int
+) -> tuple[list[str], list[bool], dict]:
+    """(kinds, whether each is sure, facts): several user turns are chat, a single prompt what the classifier says."""
     check_files("check.labelled", labelled)
     known = [row for file in labelled for row in read_jsonl(file)]
     if any(not isinstance(row.get(key), str) for row in known for key in ("prompt", "category")):
@@ -87,24 +96,15 @@ def classify(rows: Sequence[Row], labelled: Sequence[str], seed: int) -> tuple[l
     texts, names = [row["prompt"][:READ] for row in known], [row["category"] for row in known]
     if min(Counter(names).values()) < 3:
         raise ValueError(f"each category needs three labelled prompts or more, got {dict(Counter(names))}")
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+|[?:]"),
-        LogisticRegression(C=20.0, class_weight="balanced", max_iter=1000),
-    )
-    folds = StratifiedKFold(3, shuffle=True, random_state=seed)
-    accuracy = float(np.mean(cross_val_predict(model, texts, names, cv=folds) == np.array(names)))
-    model.fit(texts, names)
+    classifier = fit_classifier(texts, names, min_precision=min_precision, seed=seed)
     single = [i for i, row in enumerate(rows) if len(row.asked) == 1]
-    kinds = ["chat"] * len(rows)
+    kinds, sure = ["chat"] * len(rows), [True] * len(rows)
     if single:
-        for i, kind in zip(single, model.predict([rows[i].asked[0][:READ] for i in single]), strict=True):
-            kinds[i] = str(kind)
-    return kinds, {
-        "classifier": "tf-idf",
-        "classifier_accuracy": accuracy,
-        "labelled_rows": len(known),
-        "known_kinds": sorted(set(names)),
-    }
+        told = classifier.predict([rows[i].asked[0][:READ] for i in single])
+        for i, kind, certain in zip(single, *told, strict=True):
+            kinds[i], sure[i] = kind, certain
+    facts = {"classifier": "words and form", "classifier_accuracy": classifier.accuracy, "labelled_rows": len(known)}
+    return kinds, sure, facts | {"thresholds": classifier.thresholds}
 
 
 def ask_kinds(rows: Sequence[Row], client: Client, names: list[str], seed: int) -> list[str]:
@@ -205,14 +205,21 @@ def _show(directory: Path, result: dict) -> None:
         lines.append(f"chi-square against the wanted shares: {test['statistic']:.1f}, p = {test['p_value']:.2g}")
     if "classifier_accuracy" in result:
         lines.append(
-            f"the classifier is right on {result['classifier_accuracy']:.0%} of its labelled prompts (3 folds)"
+            f"the classifier is right on {result['classifier_accuracy']:.0%} of its labelled prompts (5 folds)"
         )
     if result["unreadable"]:
         lines.append(f"{result['unreadable']} answers named no kind and count nowhere")
     if "sampled" in result:
         lines.append(f"sampled.jsonl holds {sum(result['sampled'].values())} rows with the wanted shares")
+        lines.append(f"{result['unsure']} rows lie below the threshold of their kind and were not sampled")
     rows = [["kind", "rows", "share", "lower", "upper", "wanted"]]
     rows += [[name, *(s[key] for key in ("n", "value", "lower", "upper", "wanted"))] for name, s in shares.items()]
-    write_page(directory / "report.html", "Task mix", bullets(lines), table(rows), picture(drawn))
+    blocks = [bullets(lines), table(rows), picture(drawn)]
+    if "thresholds" in result:
+        known = [["kind", "threshold", "precision", "its lower end", "recall", "labelled prompts above"]]
+        known += [[kind, *(one[k] for k in ("threshold", "precision", "lower", "recall", "n"))]
+                  for kind, one in result["thresholds"].items()]  # fmt: skip
+        blocks += [heading("How far each kind can be believed"), paragraph(BELIEVED), table(known)]
+    write_page(directory / "report.html", "Task mix", *blocks)
     result["verdicts"] = lines
     write_result(directory, result)
