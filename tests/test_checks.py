@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 pytest.importorskip("krippendorff")
 from data.adapters import Layout  # noqa: E402
+from data.checks import task_mix  # noqa: E402
 from data.checks.agreement import check_agreement  # noqa: E402
 from data.checks.contamination import check_contamination, find_spans  # noqa: E402
 from data.checks.decontaminate import check_decontaminate  # noqa: E402
@@ -461,17 +462,26 @@ def test_a_threshold_is_the_lowest_that_is_precise_enough():
     assert _threshold(chances, ~right, of_kind=10, min_precision=0.8)["threshold"] is None
 
 
-def test_only_rows_above_their_threshold_are_sampled(tmp_path):
-    known = [json.loads(line) for line in (ROOT / "data/embedded/task_kinds.jsonl").read_text().splitlines()]
-    two = {kind: [row for row in known if row["category"] == kind][:37] for kind in ("summarization", "generation")}
-    labelled = write(tmp_path / "l.jsonl", two["summarization"] + two["generation"])
-    asked = ["Summarize the article below in two sentences.", "Write a poem about rain.", "hm", "Zzz qwx blorp", "a b"]
-    file = write(tmp_path / "d.jsonl", [chat(text) for text in asked * 3])
-    settings = {"num": None, "min_precision": 1.0, "client": None, "seed": 0, "on_bad_row": "error"}
-    wanted = {"summarization": 1, "generation": 1}
-    result = check_task_mix([file], tmp_path, labelled=[labelled], target=wanted, sample_to_mix=True, **settings)
+def test_only_rows_above_their_threshold_are_sampled(tmp_path, monkeypatch):
+    labelled = write(tmp_path / "l.jsonl", [{"prompt": f"{k} {i}", "category": k} for k in "ab" for i in range(3)])
+    threshold = {"threshold": 0.5, "precision": 0.9, "lower": 0.8, "recall": 0.7, "n": 9}
+
+    class Stub:
+        accuracy, thresholds = 0.9, {"a": threshold, "b": threshold}
+
+        def predict(self, texts):
+            return [text[0] for text in texts], ["sure" in text for text in texts]
+
+    monkeypatch.setattr(task_mix, "fit_classifier", lambda *given, **settings: Stub())
+    file = write(
+        tmp_path / "d.jsonl", [chat(f"{kind} {how} {i}") for kind in "ab" for how in ("sure", "hm") for i in (1, 2)]
+    )
+    settings = {"num": None, "min_precision": 0.8, "client": None, "seed": 0, "on_bad_row": "error"}
+    result = check_task_mix(
+        [file], tmp_path, labelled=[labelled], target={"a": 1, "b": 1}, sample_to_mix=True, **settings
+    )
     rows = [json.loads(line) for line in (tmp_path / "sampled.jsonl").read_text().splitlines()]
-    assert rows and {row["messages"][0]["content"] for row in rows} <= set(asked[:2]) and result["unsure"] > 0
+    assert len(rows) == 4 and all("sure" in row["messages"][0]["content"] for row in rows) and result["unsure"] == 4
     with pytest.raises(ValueError, match="wants coding, which none of the labelled prompts is"):
         check_task_mix([file], tmp_path, labelled=[labelled], target={"coding": 1}, sample_to_mix=False, **settings)
 
