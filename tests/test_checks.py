@@ -608,7 +608,7 @@ def test_a_kind_that_no_labelled_prompt_has_is_refused(tmp_path):
         check_task_mix(
             [write(tmp_path / "d.jsonl", [chat("Which river?")])], tmp_path,
             labelled=[str(ROOT / "data/embedded/task_kinds.jsonl")], target={"open_qa": 1, "poems": 1},
-            sample_to_mix=False, num=None, client=None, seed=0, on_bad_row="error",
+            sample_to_mix=False, num=None, min_precision=0.8, client=None, seed=0, on_bad_row="error",
         )  # fmt: skip
 
 
