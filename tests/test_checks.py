@@ -31,6 +31,9 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT.parent / "shared/reference/evaluation"
 SHARED = ROOT.parent / "shared/data"
 AGREEMENT = {
+    "level": "nominal",
+    "unacceptable": ["neither"],
+    "max_unacceptable": 0.2,
     "threshold": 0.4, "tie_labels": ["tie"], "resamples": 200, "max_pairs": 10, "min_shared": 10, "seed": 0,
     "on_bad_row": "error",
 }  # fmt: skip
@@ -371,6 +374,49 @@ def test_every_training_row_that_matches_a_benchmark_goes_and_fastchats_question
     assert check_contamination(*files, tmp_path, **COPIES)["exact"] == 1
     ours = check_decontaminate(files[0], [str(ROOT / "evals/sets/mt_bench.jsonl")], tmp_path / "b", **settings)
     assert ours["eval_rows"] == 80
+
+
+@pytest.mark.parametrize("level, published", [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
+def test_alpha_of_each_level_is_krippendorffs_own(level, published, tmp_path):
+    """Krippendorff 2011, "Computing Krippendorff's alpha-reliability": four observers, twelve units."""
+    table = ("1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 .")
+    rows = [
+        {"item": str(i), "annotator": name, "label": None if label == "." else int(label)}
+        for name, line in zip("ABCD", table, strict=True)
+        for i, label in enumerate(line.split())
+    ]
+    result = check_agreement([write(tmp_path / "v.jsonl", rows)], tmp_path, **AGREEMENT | {"level": level})
+    assert result["krippendorff_alpha"]["value"] == pytest.approx(published, abs=6e-4)
+    assert result["level"] == level and f"{level} alpha" in result["verdicts"][0]
+
+
+def test_a_scale_has_its_order_whatever_its_labels_spell(tmp_path):
+    """Of -3..3 as text, "-1" sorts before "-3": distances must not follow that."""
+    near = [("-3", "-2"), ("2", "3"), ("-1", "0"), ("1", "2"), ("-3", "-3")] * 4
+    rows = [
+        {"item": i, "annotator": a, "label": x} for i, pair in enumerate(near) for a, x in zip("ab", pair, strict=True)
+    ]
+    file = write(tmp_path / "v.jsonl", rows)
+    found = {
+        level: check_agreement([file], tmp_path, **AGREEMENT | {"level": level})["krippendorff_alpha"]["value"]
+        for level in ("nominal", "ordinal", "interval")
+    }
+    assert found["nominal"] < 0.2 and found["ordinal"] > 0.8 and found["interval"] > 0.9
+    with pytest.raises(ValueError, match="check.level=ordinal wants labels that are numbers, got 'a'"):
+        check_agreement(
+            [votes_of(tmp_path / "w.jsonl", {"p": ["a", "b"], "q": ["a", "b"]})],
+            tmp_path,
+            **AGREEMENT | {"level": "ordinal"},
+        )
+
+
+@pytest.mark.parametrize("share, verdict", [(0.0, "ok"), (0.2, "unclear"), (0.5, "answers too weak to compare")])
+def test_answers_that_nobody_accepts_are_said(share, verdict, tmp_path):
+    labels = ["neither" if i < 50 * share else "ab"[i % 2] for i in range(50)]
+    rows = [{"item": i, "annotator": name, "label": label} for i, label in enumerate(labels) for name in "pq"]
+    result = check_agreement([write(tmp_path / "v.jsonl", rows)], tmp_path, **AGREEMENT)
+    assert result["unacceptable"]["verdict"] == verdict and result["unacceptable"]["value"] == share
+    assert any("accept neither answer" in line for line in result["verdicts"]) == (share > 0)
 
 
 # ---- pilot

@@ -8,6 +8,7 @@ chance, and sides taken by the toss of a coin where the others see a tie.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -15,12 +16,14 @@ import krippendorff
 import numpy as np
 from scipy.stats import binomtest
 from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
+from statsmodels.stats.proportion import proportion_confint
 
 from data.records import BadRows, Record, read_records
-from runtime.config import check_whole
+from runtime.config import check_choice, check_number, check_whole
 from runtime.plots import plot_intervals
 from runtime.report import bullets, picture, table, write_page, write_result
 
+LEVELS = ("nominal", "ordinal", "interval")
 MAX_LABELS = 200  # a pair's table has that many squared cells, drawn anew in each resample
 
 
@@ -63,15 +66,33 @@ def once(votes: Sequence[Vote], bad_rows: BadRows) -> list[Vote]:
     return list(kept.values())
 
 
-class Votes:
-    """Votes as a table: `labels[item, annotator]` is a label's code, -1 where there is no vote."""
+def _number(label: str, level: str) -> float:
+    try:
+        number = float(label)
+    except ValueError:
+        number = float("nan")
+    if not np.isfinite(number):
+        raise ValueError(f"check.level={level} wants labels that are numbers, got {label!r}; say check.level=nominal")
+    return number
 
-    def __init__(self, votes: Sequence[Vote]):
+
+class Votes:
+    """Votes as a table: a row of `rows` is (item, annotator, code of the label).
+
+    `level`: what may be said of two labels: that they differ (nominal), which is more (ordinal), or by how much
+    (interval); the last two want labels that are numbers.
+    """
+
+    def __init__(self, votes: Sequence[Vote], level: str = "nominal"):
         if not votes:
             raise ValueError("there is no vote in check.input: every label is null, or every row was skipped")
         self.items = list(dict.fromkeys(vote.item for vote in votes))
         self.annotators = sorted({vote.annotator for vote in votes})
-        self.names = sorted({vote.label for vote in votes})
+        self.level, self.names = level, sorted({vote.label for vote in votes})
+        self.values = None
+        if level != "nominal":
+            self.names = sorted(self.names, key=lambda name: _number(name, level))
+            self.values = [_number(name, level) for name in self.names]
         if len(self.names) > MAX_LABELS:
             raise ValueError(
                 f"{len(self.names)} different labels; categories are at most {MAX_LABELS}: bin numbers first"
@@ -91,22 +112,29 @@ class Votes:
 
 
 def check_agreement(
-    files: Sequence[str], directory: Path, *, threshold: float, tie_labels: Sequence[str], resamples: int,
+    files: Sequence[str], directory: Path, *, level: str, unacceptable: Sequence[str], max_unacceptable: float,
+    threshold: float, tie_labels: Sequence[str], resamples: int,
     max_pairs: int, min_shared: int, seed: int, on_bad_row: str,
 ) -> dict:  # fmt: skip
     """result.json, agreement.png and report.html; `passed` is whether alpha's lower end reaches the threshold.
 
     Args:
+        level: nominal (labels differ or not), ordinal (numbers in an order) or interval (their distances count).
+        unacceptable: labels that mean that neither answer is good enough; more than `max_unacceptable` of the votes is
+            the sign of answers too weak to be compared.
         tie_labels: labels that mean that neither side is better.
         max_pairs: Cohen's kappa for that many pairs of annotators, those who share most items; `min_shared` or more.
     """
     check_whole(1, check__resamples=resamples, check__min_shared=min_shared)
     check_whole(0, check__max_pairs=max_pairs)
+    check_choice("check.level", level, LEVELS)
+    check_number(0, check__max_unacceptable=max_unacceptable)
     bad_rows = BadRows(on_bad_row)
-    votes = Votes(once([vote for file in files for vote in read_records(file, parse_vote, bad_rows)], bad_rows))
+    votes = Votes(once([vote for file in files for vote in read_records(file, parse_vote, bad_rows)], bad_rows), level)
     result = measure(
         votes, tie_labels=tie_labels, resamples=resamples, max_pairs=max_pairs, min_shared=min_shared, seed=seed
     )
+    result["unacceptable"] = _unacceptable(votes, unacceptable, max_unacceptable)
     passed = bool(result["krippendorff_alpha"]["lower"] >= threshold)
     result |= {"threshold": threshold, "passed": passed, "skipped_rows": bad_rows.skipped}
     _show(directory, result)
@@ -127,11 +155,13 @@ def measure(
     random = np.random.default_rng(seed)
     resamples = int(np.clip(5e6 / len(shared), 200, resamples))  # 100,000 votes in seconds, small files exactly
 
+    alpha = partial(alpha_of, level=votes.level, values=votes.values)
     ties = np.isin(votes.names, [str(label) for label in tie_labels])
     result = {
         "items": len(votes.items), "votes": len(votes.rows), "annotators": len(votes.annotators),
         "labels": dict(zip(votes.names, counts.sum(0).tolist(), strict=True)), "resamples": resamples,
-        "krippendorff_alpha": interval(alpha_of, shared, resamples, random),
+        "level": votes.level,
+        "krippendorff_alpha": interval(alpha, shared, resamples, random),
         "krippendorff_alpha_without_ties": _without_ties(votes, ties, resamples, random),
         "fleiss_kappa": fleiss(counts, resamples, random),
     }  # fmt: skip
@@ -141,12 +171,21 @@ def measure(
     return result
 
 
-def alpha_of(counts: np.ndarray) -> float:
-    """Krippendorff's alpha (nominal) of (items, labels) counts; nan where it is undefined."""
+def alpha_of(counts: np.ndarray, level: str = "nominal", values: Sequence[float] | None = None) -> float:
+    """Krippendorff's alpha of (items, labels) counts; nan where it is undefined. `values`: the labels as numbers."""
     counts = counts[counts.sum(1) >= 2]
     if (counts.sum(0) > 0).sum() < 2:
         return float("nan")
-    return float(krippendorff.alpha(value_counts=counts, level_of_measurement="nominal"))
+    return float(krippendorff.alpha(value_counts=counts, level_of_measurement=level, value_domain=values))
+
+
+def _unacceptable(votes: Votes, labels: Sequence[str], most: float) -> dict:
+    """The share of votes that accept neither answer, with its Wilson interval, and what it says of the answers."""
+    bad = np.isin(votes.names, [str(label) for label in labels])[votes.rows[:, 2]]
+    lower, upper = proportion_confint(int(bad.sum()), len(bad), method="wilson")
+    verdict = "answers too weak to compare" if lower > most else "unclear" if upper > most else "ok"
+    found = {"value": float(bad.mean()), "lower": float(lower), "upper": float(upper), "n": len(bad)}
+    return found | {"labels": [str(label) for label in labels], "most": most, "verdict": verdict}
 
 
 def kappa_of(table: np.ndarray) -> float:
@@ -212,7 +251,8 @@ def _without_ties(votes: Votes, ties: np.ndarray, resamples: int, random) -> dic
         return None
     counts = votes.counts(~ties[votes.rows[:, 2]])
     counts = counts[counts.sum(1) >= 2]
-    return interval(alpha_of, counts, resamples, random) if len(counts) else None
+    alpha = partial(alpha_of, level=votes.level, values=votes.values)
+    return interval(alpha, counts, resamples, random) if len(counts) else None
 
 
 def _by_category(votes: Votes, counts: np.ndarray, resamples: int, random) -> dict:
@@ -221,7 +261,7 @@ def _by_category(votes: Votes, counts: np.ndarray, resamples: int, random) -> di
     for name in sorted(set(names.tolist()) - {""}):
         rows = counts[(names == name) & (counts.sum(1) >= 2)]
         if len(rows):
-            found[name] = interval(alpha_of, rows, resamples, random)
+            found[name] = interval(partial(alpha_of, level=votes.level, values=votes.values), rows, resamples, random)
     return found
 
 
@@ -279,9 +319,15 @@ def _verdict(facts: dict) -> str:
 def _show(directory: Path, result: dict) -> None:
     alpha = result["krippendorff_alpha"]
     lines = [
-        f"{'passed' if result['passed'] else 'NOT passed'}: alpha {alpha['value']:.3f}, 95 % interval "
-        f"[{alpha['lower']:.3f}, {alpha['upper']:.3f}], must surely be at least {result['threshold']}"
+        f"{'passed' if result['passed'] else 'NOT passed'}: {result['level']} alpha {alpha['value']:.3f}, 95 % "
+        f"interval [{alpha['lower']:.3f}, {alpha['upper']:.3f}], must surely be at least {result['threshold']}"
     ]
+    weak = result["unacceptable"]
+    if weak["value"] > 0:
+        lines.append(
+            f"{weak['verdict']}: {weak['value']:.1%} of the votes accept neither answer [{weak['lower']:.1%}, "
+            f"{weak['upper']:.1%}], at most {weak['most']:.0%} should"
+        )
     people = result["per_annotator"]
     lines += [f"annotator {name}: {facts['verdict']}" for name, facts in people.items() if facts["verdict"] != "ok"]
     shown = {"alpha": alpha, "Fleiss": result["fleiss_kappa"]} | {
