@@ -1,8 +1,10 @@
 """The room where a visitor talks to two hidden models at once and says which is better."""
 
+import contextlib
 import html
 import logging
 import random
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -36,6 +38,21 @@ class Arena:
     def __init__(self, store: Store, speakers: dict, limits: Limits, *, seed: int, max_turns: int):
         self.store, self.speakers, self.limits, self.max_turns = store, speakers, limits, max_turns
         self.rng = random.Random(seed)
+        self._busy: set[str] = set()  # battles with an answer or a vote under way
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def alone(self, battle: Battle) -> Iterator[None]:
+        """One thing at a time in a battle. Raises ValueError where one is under way."""
+        with self._lock:
+            if battle.id in self._busy:
+                raise ValueError("The models are still answering; please wait for both.")
+            self._busy.add(battle.id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._busy.discard(battle.id)
 
     def say(self, text: str, battle: Battle | None, visitor: str) -> Iterator[Battle]:
         """One turn: both models answer side by side. Yields the battle as the answers grow.
@@ -46,6 +63,12 @@ class Arena:
         text = self.limits.check_text(text)
         self.limits.spend(visitor)
         battle = battle if battle is not None and not battle.over else self._begin(visitor)
+        with self.alone(battle):
+            if battle.over:  # the vote came between
+                raise ValueError("This battle has its vote; your next message begins a new one.")
+            yield from self._turn(text, battle)
+
+    def _turn(self, text: str, battle: Battle) -> Iterator[Battle]:
         if battle.turns == self.max_turns:
             raise ValueError(f"A battle has at most {self.max_turns} turns; please vote.")
         for talk in battle.talks:
@@ -74,8 +97,9 @@ class Arena:
         """Store the vote; only then say who was who. Raises ValueError with a sentence for the visitor."""
         if battle is None or not battle.turns:
             raise ValueError("There is nothing to vote on yet: write a message first.")
-        self.store.vote(battle.id, visitor, verdict)
-        battle.over = True
+        with self.alone(battle):
+            self.store.vote(battle.id, visitor, verdict)
+            battle.over = True
         return f"Thank you. A was {battle.models[0]}, B was {battle.models[1]}."
 
     def _begin(self, visitor: str) -> Battle:

@@ -28,6 +28,7 @@ MIGRATIONS = (
     CREATE INDEX battles_by_pair ON battles (model_a, model_b);
     """,
 )  # fmt: skip
+TABLES = {"battles", "turns", "votes", "items", "annotations"}
 GROUP = 256  # writes that share one commit at most
 
 
@@ -56,7 +57,10 @@ class Store:
         self._write("INSERT INTO battles VALUES (?, ?, ?, ?, ?)", (battle, visitor, model_a, model_b, time.time()))
 
     def add_turn(self, battle: str, turn: int, prompt: str, answer_a: str, answer_b: str) -> None:
-        self._write("INSERT INTO turns VALUES (?, ?, ?, ?, ?)", (battle, turn, prompt, answer_a, answer_b))
+        """Raises ValueError where the battle has its vote already: nobody voted on what comes after."""
+        sql = "INSERT INTO turns SELECT ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM votes WHERE battle = ?)"
+        if self._write(sql, (battle, turn, prompt, answer_a, answer_b, battle)) != 1:
+            raise ValueError("This battle has its vote; your next message begins a new one.")
 
     def vote(self, battle: str, visitor: str, verdict: str) -> None:
         """The visitor's vote on a battle of theirs.
@@ -186,9 +190,19 @@ def _migrate(path: Path) -> None:
     try:
         connection = _connect(path)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
+        faults = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
+        known = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if faults != ["ok"]:
+            raise sqlite3.DatabaseError(f"damaged: {'; '.join(map(str, faults))}")
+        if 0 < version <= len(MIGRATIONS) and not known >= TABLES:
+            raise sqlite3.DatabaseError(f"it lacks the tables {', '.join(sorted(TABLES - known))}")
+        for table in sorted(TABLES & known):
+            for _ in connection.execute(f"SELECT * FROM {table}"):
+                pass  # a text that is none shows only when it is read
     except sqlite3.DatabaseError as error:
         raise ValueError(
-            f"{path} is no database of an arena ({error}); move it away or choose another hydra.run.dir"
+            f"{path} is no database of an arena, or a damaged one ({error}); save what is left with "
+            f"`sqlite3 {path} .recover`, move it away, or choose another hydra.run.dir"
         ) from error
     if version > len(MIGRATIONS):
         raise ValueError(f"{path} has schema {version}, this program knows {len(MIGRATIONS)}: update the program")
