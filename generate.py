@@ -15,6 +15,7 @@ from data.tokenizer import load_tokenizer
 from model.build import load_policy
 from model.sampling import check as check_sampling
 from model.sampling import generate
+from runtime.display import printable
 from runtime.files import write_sums
 from runtime.run import Run, main
 
@@ -97,7 +98,7 @@ class Stream:
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids)
         if last or not text.endswith("\ufffd"):
-            sys.stdout.write(text[len(self.text) :])
+            sys.stdout.write(printable(text[len(self.text) :]))
             sys.stdout.flush()
             self.text = text
 

@@ -4,17 +4,22 @@ A reward function is called as `function(prompts, completions, **columns)`: list
 the prompt records' other columns (lists alike). It returns one float per row.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import math
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data.tokenizer import load_tokenizer
 
 RewardFunction = Callable[..., list[float]]
+SECONDS = 1800.0  # that a function may take for one rollout: a judge over a network needs minutes, a hang has no end
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -63,16 +68,56 @@ def call_rows(function: RewardFunction, prompts: list[str], completions: list[st
     """
     name = getattr(function, "__name__", "reward_fn")
     try:
-        rewards = list(function(prompts, completions, **_accepted(function, columns)))
-        rewards = [
-            reward.item() if hasattr(reward, "item") and not getattr(reward, "ndim", 0) else reward
-            for reward in rewards
-        ]
-    except Exception as error:
-        raise ValueError(f"reward function {name} raised {type(error).__name__}: {error}") from error
+        rewards = _call(function, prompts, completions, columns)
+    except (Exception, SystemExit) as error:
+        at = _first_bad_row(function, prompts, completions, columns)
+        raise ValueError(f"reward function {name} raised {type(error).__name__}: {error}{at}") from error
     if len(rewards) != len(completions):
         raise ValueError(f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions")
     return rewards
+
+
+def _call(function: RewardFunction, prompts: list[str], completions: list[str], columns: dict[str, list]) -> list:
+    with _at_most(SECONDS):
+        rewards = list(function(prompts, completions, **_accepted(function, columns)))
+    return [
+        reward.item() if hasattr(reward, "item") and not getattr(reward, "ndim", 0) else reward for reward in rewards
+    ]
+
+
+def _first_bad_row(function: RewardFunction, prompts: list, completions: list, columns: dict[str, list]) -> str:
+    """Which row the function fails on by itself, in words; nothing where it fails on all of them together only."""
+    deadline = time.monotonic() + SECONDS / 10
+    for row, completion in enumerate(completions):
+        if time.monotonic() > deadline:
+            break
+        try:
+            _call(
+                function, prompts[row : row + 1], [completion], {name: c[row : row + 1] for name, c in columns.items()}
+            )
+        except (Exception, SystemExit):
+            return f" on row {row} (prompt {prompts[row][:80]!r}, completion {completion[:80]!r})"
+    return ""
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block when it takes longer, again and again where it is caught. Python code only: a
+    call into C that never returns is not interrupted. In another thread than the main one there is no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number, frame) -> None:
+        raise TimeoutError(f"it took more than {seconds:g} seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _accepted(function: RewardFunction, columns: dict[str, list]) -> dict[str, list]:
@@ -91,7 +136,7 @@ def _load_file(path: Path, key: str):
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{key}: {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 

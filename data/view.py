@@ -16,6 +16,7 @@ from data.chat import encode_chat, encode_completions, encode_prompt
 from data.loader import Loader
 from data.records import Comparison, Example, Prompt, Ranking, Rated, Record
 from model.packing import lay_out
+from runtime.display import printable
 from runtime.report import bullets, heading, paragraph, write_page
 
 WHOLE = 1 << 30  # tokens: no cut
@@ -213,7 +214,7 @@ def terminal_text(tokens: Sequence[Token]) -> Text:
     for token in tokens:
         colour = "red strike" if token.cut else "black on green" if token.target else "default"
         text.append(
-            token.text.replace("\n", "⏎\n"),
+            printable(token.text).replace("\n", "⏎\n"),
             style=f"bold magenta {'on green' * token.target}" if token.special and not token.cut else colour,
         )
     return text

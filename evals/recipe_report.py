@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
+from runtime.display import printable
 from runtime.metrics import read_rows
 from runtime.report import heading, paragraph, picture, print_table, table, write_page
 
@@ -85,8 +86,8 @@ def step_blocks(home: Path, step: DictConfig, seconds: float, command: str) -> l
 
 
 def shorten(text: str, most: int) -> str:
-    """The text on one line; its middle left out where it is long."""
-    text = " ".join(text.split())
+    """The text on one line, as a terminal may have it; its middle left out where it is long."""
+    text = printable(" ".join(text.split()))
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 

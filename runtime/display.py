@@ -1,6 +1,7 @@
 """Where a run's figures go besides metrics.jsonl: the terminal and wandb."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SHOWN = ("objective/loss", "objective/score", "objective/kl", "rewards/accuracy", "eval/loss", "eval/accuracy")
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # but for tab and line feed
 WANDB_MODES = ("online", "offline", "disabled")
 
 
@@ -50,7 +52,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
@@ -114,4 +116,9 @@ def _table(samples: list[dict]):
 
 def complain(text: str) -> None:
     """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelled out: a sample must not move the cursor or write to the clipboard."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

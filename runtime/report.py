@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from runtime.display import printable
 from runtime.files import write_whole
 
 STYLE = """
@@ -59,7 +60,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence]) ->
     for i, name in enumerate(columns):
         shown.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
-        shown.add_row(*(Text(cell(value)) for value in row))  # a name's brackets are no markup
+        shown.add_row(*(Text(printable(cell(value))) for value in row))  # a name's brackets are no markup
     Console().print(shown)
 
 

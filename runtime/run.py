@@ -272,9 +272,10 @@ class Run:
         found = [row[key] for row in each_row(rows) if key in row] if self.is_main else []
         return found[-1] if found else float("nan")
 
-    def failure(self, error: OSError) -> Exception:
-        """What to say of a disk that is full, or gone: bad input before `begin`, later how to go on."""
-        if not self._begun:
+    def failure(self, error: OSError | ValueError) -> Exception:
+        """What to say of a full disk, or of a reward function that fails in step 900: bad input before the run began,
+        later how to go on."""
+        if not self._begun or (isinstance(error, ValueError) and not self._state):
             return error
         latest = self.dir / "checkpoints" / "latest"
         good = f"the last good checkpoint is {latest.resolve().name}; " if latest.exists() else "nothing was saved; "
@@ -386,7 +387,7 @@ def main(job: Callable[[DictConfig, Run], float], config_name: str) -> None:
             try:
                 with run:
                     return job(cfg, run)
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise run.failure(error) from error
 
     enter(in_a_run, config_name)

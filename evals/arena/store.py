@@ -199,7 +199,7 @@ def _migrate(path: Path) -> None:
         for table in sorted(TABLES & known):
             for _ in connection.execute(f"SELECT * FROM {table}"):
                 pass  # a text that is none shows only when it is read
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is no database of an arena, or a damaged one ({error}); save what is left with "
             f"`sqlite3 {path} .recover`, move it away, or choose another hydra.run.dir"
