@@ -91,10 +91,9 @@ def _first_bad_row(function: RewardFunction, prompts: list, completions: list, c
     for row, completion in enumerate(completions):
         if time.monotonic() > deadline:
             break
+        own = {name: column[row : row + 1] for name, column in columns.items()}
         try:
-            _call(
-                function, prompts[row : row + 1], [completion], {name: c[row : row + 1] for name, c in columns.items()}
-            )
+            _call(function, prompts[row : row + 1], [completion], own)
         except (Exception, SystemExit):
             return f" on row {row} (prompt {prompts[row][:80]!r}, completion {completion[:80]!r})"
     return ""

@@ -1,4 +1,4 @@
-"""A reward function that exits, fails, hangs or lies ends the run with its name, never with exit code 0 or forged rewards."""
+"""A reward function that exits, fails, hangs or lies ends the run and is named; the run never ends with exit code 0."""
 
 import pytest
 

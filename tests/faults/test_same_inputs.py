@@ -125,6 +125,22 @@ def test_a_resume_anyway_goes_on_and_is_what_later_resumes_are_compared_with(doo
     assert door(train_sft, *words, "num_steps=4", "resume=true") == 0
 
 
+@pytest.mark.parametrize("body", ["import sys; sys.exit(0)", "1 / 0"])
+def test_a_reward_function_that_fails_in_a_later_step_is_no_bad_input(body, door, place, capfd):
+    """Exit code 1, with the row and the checkpoint to go on from; and no model."""
+    count = f"{place}/count"
+    (place / "rate.py").write_text(
+        f"def rate(prompts, completions):\n    open({count!r}, 'a').write('.')\n"
+        f"    if len(open({count!r}).read()) > 1:\n        {body}\n    return [1.0] * len(prompts)\n"
+    )
+    words = [*words_of("train_ppo", place), "num_steps=3"]
+    assert door(train_ppo, *words) == 1
+    told = capfd.readouterr().err
+    assert "after step 1: reward function rate raised" in told and "on row 0" in told
+    assert "the last good checkpoint is step_000001; the same command with resume=true goes on" in told
+    assert not (place / "run/model").exists()
+
+
 def test_a_resume_with_other_code_names_it(door, place, monkeypatch, capfd):
     words = [*words_of("train_sft", place), "optim.schedule=constant"]
     assert door(train_sft, *words, "num_steps=1") == 0
