@@ -70,7 +70,8 @@ def call_rows(function: RewardFunction, prompts: list[str], completions: list[st
     try:
         rewards = _call(function, prompts, completions, columns)
     except (Exception, SystemExit) as error:
-        at = _first_bad_row(function, prompts, completions, columns)
+        hung = isinstance(error, TimeoutError)
+        at = "" if hung else _first_bad_row(function, prompts, completions, columns)
         raise ValueError(f"reward function {name} raised {type(error).__name__}: {error}{at}") from error
     if len(rewards) != len(completions):
         raise ValueError(f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions")
@@ -87,7 +88,7 @@ def _call(function: RewardFunction, prompts: list[str], completions: list[str], 
 
 def _first_bad_row(function: RewardFunction, prompts: list, completions: list, columns: dict[str, list]) -> str:
     """Which row the function fails on by itself, in words; nothing where it fails on all of them together only."""
-    deadline = time.monotonic() + SECONDS / 10
+    deadline = time.monotonic() + SECONDS
     for row, completion in enumerate(completions):
         if time.monotonic() > deadline:
             break

@@ -116,5 +116,5 @@ def test_a_damaged_database_is_named_with_the_way_out_or_harmless(tmp_path):
             continue
         found = damaged.battles()
         damaged.close()
-        assert len(found) == len(rows) or found == []  # of text alone, which SQLite has no checksum for
+        assert len(found) == len(rows)  # a changed letter stays: SQLite has no checksum of texts
     assert noticed > 20

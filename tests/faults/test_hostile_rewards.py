@@ -32,7 +32,7 @@ BAD = {  # the body of rate(prompts, completions) -> what is said
 
 @pytest.mark.parametrize("body", BAD)
 def test_a_hostile_function_is_named(body, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewards, "SECONDS", 0.3)
+    monkeypatch.setattr(rewards, "SECONDS", 2.0)
     (tmp_path / "bad.py").write_text(f"def rate(prompts, completions):\n    {body}\n")
     function = load_reward_function(f"{tmp_path}/bad.py:rate")
     with pytest.raises(ValueError, match=f"reward function rate .*{BAD[body]}"):
