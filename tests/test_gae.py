@@ -106,3 +106,11 @@ def test_bad_input_is_named(change, message):
     inputs = {"rewards": rewards, "values": values, "mask": mask, "gamma": 1.0, "gae_lambda": 0.95}
     with pytest.raises(ValueError, match=message):
         gae(**inputs | change)
+
+
+def test_gae_is_the_discounted_sum_of_errors():
+    """By hand, with both discounts below 1: delta = 1 + 0.5 x 4 - 2, 2 + 0.5 x 6 - 4, 3 - 6."""
+    rewards, values = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[2.0, 4.0, 6.0]])
+    advantages = gae(rewards, values, torch.ones(1, 3, dtype=torch.bool), gamma=0.5, gae_lambda=0.8)
+    last, middle, first = -3.0, 1.0 + 0.4 * -3.0, 1.0 + 0.4 * (1.0 + 0.4 * -3.0)
+    assert advantages[0].tolist() == pytest.approx([first, middle, last])
