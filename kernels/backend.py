@@ -84,6 +84,33 @@ def use_triton(tensor: Tensor) -> bool:
     return chosen
 
 
+def fused(tensor: Tensor) -> bool:
+    """True where a layer takes its fused kernels: as `use_triton`, and on meta tensors, which stand for a GPU's."""
+    return use_triton(tensor) or (tensor.is_meta and HAS_TRITON and _choice == "auto")
+
+
+def programs(device: torch.device) -> int:
+    """Programs of a kernel that adds up over rows: two for each multiprocessor (of an H100, where there is no GPU)."""
+    return 2 * (torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132)
+
+
+def operator(schema: str):
+    """Decorator: a function as the operator `helpful::schema` on every device; `.shapes` decorates its meta twin."""
+
+    def register(function):
+        name = schema.partition("(")[0]
+        _LIBRARY.define(schema)
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        overload = getattr(torch.ops.helpful, name).default
+        overload.shapes = torch.library.register_fake(f"helpful::{name}", lib=_LIBRARY)
+        return overload
+
+    return register
+
+
+_LIBRARY = torch.library.Library("helpful", "DEF")
+
+
 def interpreting() -> bool:
     """True where Triton kernels are stepped through on the CPU instead of being compiled."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"

@@ -6,8 +6,11 @@ import torch
 from kernels import backend, gae, logprob
 from kernels.ahead_of_time import ARCHS, capture
 from kernels.fold_triton import BLOCKS
+from kernels.gated import gated_backward, gated_forward
 from kernels.logprob import Reference, linear_logprob
+from kernels.norm import MAX_WIDTH, add_rms_norm_backward, add_rms_norm_forward
 from kernels.ppo import Clips, ppo_triton
+from kernels.rotary import rotary_backward, rotary_forward
 
 pytestmark = pytest.mark.aot
 
@@ -49,3 +52,32 @@ def test_ppo_and_gae_do_not_spill(arch):
             gae.gae(x, x, x > 0, gamma=0.99, gae_lambda=0.95)
     assert {row["kernel"] for row in rows} == {"_forward_kernel", "_backward_kernel", "_gae_kernel"}
     assert [row["spills"] for row in rows] == [0] * len(rows)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_norms_do_not_spill_at_any_width(arch):
+    with capture(arch) as rows:
+        for D in [1 << power for power in range(6, MAX_WIDTH.bit_length())]:
+            x, delta, weight = torch.randn(2, D), torch.randn(2, D, dtype=torch.bfloat16), torch.randn(D)
+            for added in (delta, None):
+                add_rms_norm_forward(x, added, weight, 1e-5, 0.0, torch.bfloat16)
+                grads = (delta, x, 0.0, torch.bfloat16) if added is not None else (delta, None, 0.0, None)
+                add_rms_norm_backward(x, weight, torch.ones(2), *grads)
+    assert {row["kernel"] for row in rows} == {"_forward_kernel", "_backward_kernel"}
+    assert [row["spills"] for row in rows] == [0] * len(rows)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_rotation_and_gates_do_not_spill(arch):
+    with capture(arch) as rows:
+        for head_dim, rotated in ((64, 64), (128, 128), (256, 256), (256, 64)):
+            qkv, angles = torch.randn(2, 4 * head_dim, dtype=torch.bfloat16), torch.randn(2, 1, rotated)
+            grads = [torch.randn(2, n, head_dim, dtype=torch.bfloat16) for n in (2, 1, 1)]
+            for weight in (None, torch.randn(head_dim)):
+                settings = (angles, angles, weight, weight, 1e-5, 0.0)
+                rotary_forward(qkv, *settings, 2, 1)
+                rotary_backward(qkv, *settings, *grads)
+        for gelu in (False, True):
+            gate_up, grad = torch.randn(2, 4096, dtype=torch.bfloat16), torch.randn(2, 2048, dtype=torch.bfloat16)
+            gated_forward(gate_up, gelu), gated_backward(gate_up, grad, gelu)
+    assert [row["spills"] for row in rows] == [0] * len(rows) and len(rows) >= 20
