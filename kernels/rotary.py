@@ -30,7 +30,7 @@ def rotary_forward(
         rotated = cos.shape[-1]
         _forward_kernel[(N, triton.cdiv(total, heads_at_once(head_dim)))](
             qkv, cos, sin, *_weights(q_weight, k_weight, qkv), out, heads, total, head_dim, rotated, qkv.shape[1],
-            eps, offset, q_weight is not None, *_blocks(head_dim, rotated), heads_at_once(head_dim), num_warps=warps(head_dim),
+            eps, offset, q_weight is not None, *_blocks(head_dim, rotated), num_warps=warps(head_dim),
         )  # fmt: skip
     return out
 
@@ -53,9 +53,10 @@ def _weights(q_weight: Tensor | None, k_weight: Tensor | None, other: Tensor) ->
     return (other, other) if q_weight is None else (q_weight, k_weight)
 
 
-def _blocks(head_dim: int, rotated: int) -> tuple[int, int]:
-    """Sizes of the loads: half of the rotated part, and what lies beyond it (masked out where nothing does)."""
-    return triton.next_power_of_2(rotated // 2), triton.next_power_of_2(max(1, head_dim - rotated))
+def _blocks(head_dim: int, rotated: int) -> tuple[int, int, int]:
+    """Sizes of the loads: half of the rotated part, what lies beyond it (masked where nothing does), and heads."""
+    rest = triton.next_power_of_2(max(1, head_dim - rotated))
+    return triton.next_power_of_2(rotated // 2), rest, heads_at_once(head_dim)
 
 
 @rotary_forward.shapes
@@ -84,7 +85,7 @@ def rotary_backward(
         _backward_kernel[(len(parts) if q_weight is not None else N,)](
             qkv, cos, sin, *_weights(q_weight, k_weight, qkv), grad_q, grad_k, grad_v, grad, parts,
             *grad_q.stride()[:2], *grad_k.stride()[:2], *grad_v.stride()[:2], N, rows, heads, kv_heads, head_dim,
-            rotated, eps, offset, q_weight is not None, *_blocks(head_dim, rotated), heads_at_once(head_dim), num_warps=warps(head_dim),
+            rotated, eps, offset, q_weight is not None, *_blocks(head_dim, rotated), num_warps=warps(head_dim),
         )  # fmt: skip
     return grad, parts
 

@@ -61,7 +61,7 @@ def test_add_rms_norm_and_its_gradients(N, D, add, offset, dtype):
     grad, grad_delta, parts = add_rms_norm_backward(
         total if add else x, weight, scale, grad_normed, grad_total, offset, kind
     )
-    for ours, true, kind in ((grad, true_grads[0], torch.float32), (parts.sum(0), true_grads[1], torch.float32)):
+    for ours, true in ((grad, true_grads[0]), (parts.sum(0), true_grads[1])):
         torch.testing.assert_close(ours.double(), true, rtol=1e-4, atol=1e-4 * true.abs().max().item())
     if add:
         assert_as_exact(grad_delta, grad.double(), dtype)
@@ -84,7 +84,7 @@ def rotary_by_definition(qkv, cos, sin, weights, offset, heads, kv_heads):
     """q, k and v, with complex numbers."""
     q, k, v = qkv.unflatten(1, (heads + 2 * kv_heads, -1)).split((heads, kv_heads, kv_heads), 1)
     if weights is not None:
-        q, k = (x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * (w + offset) for x, w in zip((q, k), weights))
+        q, k = (norm_by_definition(x, None, w, offset)[1] for x, w in zip((q, k), weights, strict=True))
     R = cos.shape[-1]
     turn = torch.complex(cos[..., R // 2 :], sin[..., R // 2 :])
 
@@ -98,7 +98,7 @@ def rotary_by_definition(qkv, cos, sin, weights, offset, heads, kv_heads):
 @DTYPES
 @pytest.mark.parametrize(
     "N, heads, kv_heads, head_dim, rotated, norms, offset",
-    [(1, 1, 1, 2, 2, False, 0.0), (5, 9, 3, 8, 8, True, 1.0), (7, 3, 1, 12, 6, True, 0.0), (4, 10, 9, 20, 12, False, 0.0)],
+    [(1, 1, 1, 2, 2, False, 0), (5, 9, 3, 8, 8, True, 1), (7, 3, 1, 12, 6, True, 0), (4, 10, 9, 20, 12, False, 0)],
 )  # fmt: skip
 def test_rotation_with_norms_and_its_gradients(N, heads, kv_heads, head_dim, rotated, norms, offset, dtype):
     qkv = randn(N, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
