@@ -109,13 +109,10 @@ def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: b
     learners, item = job.learners, job.dtype.itemsize
     trained = adapter_parameters(config, job.lora_rank) if job.lora_rank else P.total
     layer, sharded = P.body / config.num_layers, shards > 1
-    casts = (
-        0 if sharded or job.lora_rank or job.dtype == torch.float32 else None
-    )  # one rank: every layer's cast is kept
+    copies = not (sharded or job.lora_rank or job.dtype == torch.float32)  # of float32 weights, for the products
     kept = kept_bytes(
-        config, rows=job.blocks, length=job.block, dtype=job.dtype,
-        master=torch.float32 if casts is None else job.dtype, fused_attention=fused_attention,
-        checkpointing=job.checkpointing,
+        config, rows=job.blocks, length=job.block, dtype=job.dtype, master=torch.float32 if copies else job.dtype,
+        fused_attention=fused_attention, checkpointing=job.checkpointing,
     )  # fmt: skip
     stored = item if job.lora_rank else 4  # bytes of a weight as it lies on a rank and travels between them
     ends = P.embedding + P.output  # whole on every rank once used; of the layers two are, one at work and the next
@@ -126,6 +123,7 @@ def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: b
     tiles = job.targets * (TILE * 4 * 2 + config.hidden_size * item)
     parts = {
         "weights": learners * trained * 4 / shards + job.bases * P.total * item / shards,
+        "weights in the dtype of products": learners * P.body * item if copies else 0.0,
         "gradients": gradients,
         "optimizer": learners * trained * 8 / shards,
         "frozen networks": job.frozen * P.total * item / shards,

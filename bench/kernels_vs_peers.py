@@ -24,8 +24,9 @@ from triton.runtime.errors import OutOfResources
 from trl.kernels import chunked_logprob
 
 from kernels import bench_time, logprob
+from kernels.backend import kernels_as
 from kernels.bench import FULL_SIZE, run_part, table
-from kernels.bench_cases import FORMULAS, IMPLEMENTATIONS, logprob_inputs, use_triton_everywhere
+from kernels.bench_cases import FORMULAS, IMPLEMENTATIONS, logprob_inputs
 from kernels.cost import PRODUCTS_PER_SECOND, counting
 from kernels.logprob import TILES, linear_logprob
 
@@ -105,7 +106,7 @@ def part_predict() -> list[dict]:
         M, D, V = size
         for name, function in PEERS.items():
             inputs = logprob_inputs(*size, torch.bfloat16, "meta")
-            with use_triton_everywhere(), counting(PEER_FORMULAS, item=M) as cost:
+            with kernels_as("triton"), counting(PEER_FORMULAS, item=M) as cost:
                 function(*inputs).backward()
             rows.append({
                 "size": list(size), "implementation": name, "operations_over_8NDV": cost.operations / (8 * M * D * V),
@@ -128,7 +129,7 @@ def part_bytes() -> list[dict]:
     for name, function in PEERS.items():
         hidden, weight, targets = logprob_inputs(*SMALL, torch.bfloat16, "cpu")
         truth = torch.autograd.grad(naive(hidden.double(), weight.double(), targets), (hidden, weight))
-        with use_triton_everywhere(), Traffic() as traffic:
+        with kernels_as("triton"), Traffic() as traffic:
             logprob._add_product = chunked_logprob._addmm_fp32 = _gpu_addmm(traffic)
             loss = function(hidden, weight, targets)
             loss.backward()
@@ -168,7 +169,7 @@ def part_binary() -> list[dict]:
     for arch in ARCHS:
         for name in ("ours", "liger", "cut-cross-entropy", "trl"):
             inputs = logprob_inputs(16, 128, 4096, torch.bfloat16, "cpu")
-            with use_triton_everywhere(), capture(arch) as binaries:
+            with kernels_as("triton"), capture(arch) as binaries:
                 try:
                     PEERS[name](*inputs).backward()
                 except OutOfResources as error:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -73,6 +74,17 @@ def check_agreement(file: str, both: Callable[[], list[tuple[Tensor, Tensor]]]) 
             )
 
 
+@contextmanager
+def kernels_as(choice: str) -> Iterator[None]:
+    """Another choice for as long as the block lasts; unchecked, as what is counted or compiled needs no GPU."""
+    global _choice
+    before, _choice = _choice, choice
+    try:
+        yield
+    finally:
+        _choice = before
+
+
 def use_triton(tensor: Tensor) -> bool:
     """True where the Triton kernel runs on this tensor. Says so once per kind of device, on the first rank."""
     chosen = _choice == "triton" or (_choice == "auto" and HAS_TRITON and tensor.is_cuda)
@@ -85,8 +97,13 @@ def use_triton(tensor: Tensor) -> bool:
 
 
 def fused(tensor: Tensor) -> bool:
-    """True where a layer takes its fused kernels: as `use_triton`, and on meta tensors, which stand for a GPU's."""
-    return use_triton(tensor) or (tensor.is_meta and HAS_TRITON and _choice == "auto")
+    """True where a layer takes its fused kernels: as `use_triton`, and on meta tensors, which stand for a GPU's.
+
+    They compute in float32, so float64 keeps the torch definitions.
+    """
+    if tensor.is_meta:
+        return HAS_TRITON and _choice == "auto" and tensor.dtype != torch.float64
+    return tensor.dtype != torch.float64 and use_triton(tensor)
 
 
 def programs(device: torch.device) -> int:

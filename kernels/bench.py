@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from kernels.backend import kernels_as
 from kernels.bench_cases import (
     CASES,
     FORMULAS,
@@ -23,7 +24,6 @@ from kernels.bench_cases import (
     MINIMUM,
     gpu_kernels,
     logprob_inputs,
-    use_triton_everywhere,
 )
 from kernels.bench_time import measure_memory, measure_time
 from kernels.cost import BYTES_PER_SECOND, PRODUCTS_PER_SECOND, counting
@@ -44,7 +44,7 @@ def part_bytes() -> list[dict]:
     rows = []
     for name, step in CASES.items():
         minimum = MINIMUM[name]
-        with use_triton_everywhere(), Traffic() as traffic:
+        with kernels_as("triton"), Traffic() as traffic:
             step()
         for kernel, count in traffic.kernels.items():
             best = minimum[kernel] * count.launches
@@ -61,7 +61,7 @@ def part_binary() -> list[dict]:
     rows = []
     for arch in ARCHS:
         for name, step in CASES.items():
-            with use_triton_everywhere(), capture(arch) as binaries:
+            with kernels_as("triton"), capture(arch) as binaries:
                 step()
             rows += [{"case": name} | row for row in binaries]
     return rows
@@ -73,7 +73,7 @@ def part_predict() -> list[dict]:
     for M, D, V in FULL_SIZE:
         for name, step in {"forward": forward_step, "forward + backward": full_step}.items():
             hidden, weight, targets = logprob_inputs(M, D, V, torch.bfloat16, "meta")
-            with use_triton_everywhere(), counting(FORMULAS) as cost:
+            with kernels_as("triton"), counting(FORMULAS) as cost:
                 step(hidden, weight, targets)
             floor = (2 if name == "forward" else 8) * M * D * V
             grads = 0 if name == "forward" else 2 * (hidden.numel() + weight.numel())

@@ -1,13 +1,11 @@
 """What the benchmark runs: each kernel once at a small size, and the log-prob in several implementations."""
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from kernels import backend
 from kernels.fold import Settings, Stats, Summary
 from kernels.fold_triton import fold_triton, unfold_triton
 from kernels.gae import gae_triton
@@ -16,16 +14,6 @@ from kernels.ppo import Clips, ppo_triton
 
 ROWS, WIDTH = 8, 4096  # of the tile that the folds get
 B, T = 8, 1024  # of PPO and GAE
-
-
-@contextlib.contextmanager
-def use_triton_everywhere() -> Iterator[None]:
-    """The wrappers launch their kernels whatever the device: they are counted or compiled, not run on a GPU."""
-    before, backend._choice = backend._choice, "triton"
-    try:
-        yield
-    finally:
-        backend._choice = before
 
 
 def logprob_inputs(M: int, D: int, V: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.backend import kernels_as
 from model.attention import Blocks
 from model.config import ModelConfig, resized
 from model.transformer import Layer, Transformer
@@ -85,8 +86,8 @@ def kept_bytes(
     """What `rows` rows of `length` tokens leave for the backward pass, counted on one layer and on two.
 
     Args:
-        dtype: of products. master: of the weights; casts of them count, the weights themselves do not.
-        fused_attention: as on a GPU; False: the written-out attention of a CPU, which keeps its probabilities.
+        dtype: of products. master: of the weights; neither they nor their copies in `dtype` count.
+        fused_attention: as on a GPU, with its kernels; False: as on a CPU, whose attention keeps its probabilities.
     """
     one, two = (_saved(config, layers, rows, length, dtype, master, fused_attention) for layers in (1, 2))
     if checkpointing:  # a layer keeps its input alone; one layer at a time is computed again
@@ -96,6 +97,11 @@ def kept_bytes(
 
 
 def _saved(config, layers: int, rows: int, length: int, dtype, master, fused_attention: bool) -> int:
+    with kernels_as("auto" if fused_attention else "torch"):
+        return _saved_by_a_forward(config, layers, rows, length, dtype, master, fused_attention)
+
+
+def _saved_by_a_forward(config, layers: int, rows: int, length: int, dtype, master, fused_attention: bool) -> int:
     with torch.device("meta"):
         net = Transformer(resized(config, num_layers=layers), None if dtype == master else dtype).to(master)
         tokens = torch.zeros(rows * length, dtype=torch.int64)
@@ -112,6 +118,9 @@ def _saved(config, layers: int, rows: int, length: int, dtype, master, fused_att
             kept[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other gets its address
         return tensor
 
+    with torch.no_grad():  # makes the copies of weights in the dtype of products: they stay, whatever is trained
+        net(tokens, positions, blocks, FusedAttention())
+    own |= {part.kept[0].untyped_storage()._cdata for part in net.modules() if getattr(part, "kept", None)}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         net(tokens, positions, blocks, FusedAttention() if fused_attention else None)
     return sum(size for size, _ in kept.values())

@@ -1,51 +1,116 @@
 """Pieces of a layer whose backward pass is written by hand: autograd's own would keep more and go through memory more
-often. Each is held to its definition, and to finite differences in float64, by tests/test_functions.py."""
+often. Each is held to its definition, and to finite differences in float64, by tests/test_functions.py.
+
+On a GPU the pieces between products are Triton kernels, one launch each way (`model/fused.py`).
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from kernels.backend import HAS_TRITON, check_agreement, fused
+
+if HAS_TRITON:
+    from model.fused import FusedGate, FusedNorm, fused_heads, norm_fits  # noqa: F401
+
 
 class CastLinear(torch.autograd.Function):
-    """F.linear of x (N, in) with a master weight (out, in) cast to x's dtype.
+    """F.linear of x (N, in) with a master weight (out, in), given its copy in x's dtype.
 
-    The backward pass casts it again: autograd would keep every layer's copy alive until then, a whole bf16 model, which
-    FSDP2 could not free.
+    The copy is an argument, as autograd would keep every layer's own cast alive until the backward pass, and the
+    gradient leaves the product in the master's dtype where the device can do that.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    def forward(ctx, x: Tensor, weight: Tensor, copy: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, copy)
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        return F.linear(x, copy, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        x, weight = ctx.saved_tensors
-        need_x, need_weight, need_bias = ctx.needs_input_grad
-        grad_x = grad @ weight.to(grad.dtype) if need_x else None
-        grad_weight = (grad.t() @ x).to(weight.dtype) if need_weight else None
-        return grad_x, grad_weight, grad.float().sum(0).to(ctx.bias_dtype) if need_bias else None
+        x, copy = ctx.saved_tensors
+        need_x, need_weight, _, need_bias = ctx.needs_input_grad
+        dtype, bias_dtype = ctx.dtypes
+        grad_x = grad @ copy if need_x else None
+        grad_weight = product(grad.t(), x, dtype) if need_weight else None
+        return grad_x, grad_weight, None, grad.float().sum(0).to(bias_dtype) if need_bias else None
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """x / rms(x) * weight over the last dimension, computed in float32 at least, returned in `dtype`."""
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b in `dtype`: in one pass where a product of bfloat16 can be written as float32 (CUDA), else with a cast."""
+    if a.dtype != dtype and (a.is_cuda or a.is_meta):
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a @ b).to(dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, offset: float = 0.0) -> Tensor:
+    """x / rms(x) * (weight + offset) over the last dimension, in float32 at least, returned in `dtype`."""
+    weight = weight + offset if offset else weight
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps, dtype)
     return _normalise(x, weight, eps, dtype)[0]
 
 
+def add_rms_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype, offset: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """(x + delta, its RMSNorm in `dtype`) of the residual stream x (N, D); delta None adds nothing."""
+    if fused(x) and norm_fits(x):
+        check(
+            "rms_norm", (x, weight), lambda x, w: FusedNorm.apply(x, None, w, eps, offset, x.dtype)[1],
+            lambda x, w: rms_norm(x, w, eps, x.dtype, offset),
+        )  # fmt: skip
+        return FusedNorm.apply(x, delta, weight, eps, offset, dtype)
+    x = x if delta is None else x + delta
+    return x, rms_norm(x, weight, eps, dtype, offset)
+
+
 def swiglu(gate_up: Tensor) -> Tensor:
     """(N, F) silu(gate) * up of (N, 2F) `[gate | up]`."""
+    if fused(gate_up):
+        check("swiglu", (gate_up,), lambda x: FusedGate.apply(x, False), _SwiGLU.apply)
+        return FusedGate.apply(gate_up, False)
     return _SwiGLU.apply(gate_up) if torch.is_grad_enabled() else _gated(gate_up)
 
 
 def geglu(gate_up: Tensor) -> Tensor:
     """(N, F) gelu(gate) * up of (N, 2F) `[gate | up]`, gelu in its tanh form."""
+    if fused(gate_up):
+        check("geglu", (gate_up,), lambda x: FusedGate.apply(x, True), _geglu)
+        return FusedGate.apply(gate_up, True)
+    return _geglu(gate_up)
+
+
+def _geglu(gate_up: Tensor) -> Tensor:
     gate, up = gate_up.chunk(2, dim=-1)
     return F.gelu(gate, approximate="tanh") * up
+
+
+def check(name: str, inputs: tuple[Tensor, ...], kernel: Callable, definition: Callable) -> None:
+    """The first time in a run: the kernel's output and gradients are the definition's, on 64 rows in float32.
+
+    Raises:
+        ValueError: they differ, as they do once one of the two is edited.
+    """
+    if inputs[0].is_meta:  # counted, not computed
+        return
+
+    def both() -> list[tuple[Tensor, Tensor]]:
+        results = []
+        with torch.inference_mode(False), torch.enable_grad():
+            for function in (kernel, definition):
+                first, *rest = inputs
+                leaves = [x.detach().float().clone().requires_grad_() for x in (first[:64], *rest)]
+                out = function(*leaves)
+                results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+        return list(zip(*results, strict=True))
+
+    check_agreement(f"model/functions.py ({name})", both)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

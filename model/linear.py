@@ -2,7 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from model.functions import CastLinear
 from runtime.distributed import whole
@@ -15,13 +17,24 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self.prepared = None  # while sampling: a function of x that holds the weight as decoding wants it
         self.lora = None  # a thin product that learns beside a frozen weight (model/lora.py)
+        self.kept = None  # (the weight in the dtype of products, which value of the weight it is a copy of)
+        self.is_sharded = False  # FSDP2 gathers the weight for each forward: a copy kept of it would be a whole one
 
     def forward(self, x: Tensor, adapted: bool = True) -> Tensor:
         if self.prepared is not None:
             return self.prepared(x)
         same = self.weight.dtype == x.dtype
-        y = F.linear(x, self.weight, self.bias) if same else CastLinear.apply(x, self.weight, self.bias)
+        y = F.linear(x, self.weight, self.bias) if same else CastLinear.apply(x, self.weight, self.cast(x), self.bias)
         return y + self.lora(x) if adapted and self.lora is not None else y
+
+    def cast(self, x: Tensor) -> Tensor:
+        """(out, in) the weight in x's dtype, made again only when the weight has changed (autograd counts changes)."""
+        if self.is_sharded or torch.is_inference_mode_enabled():
+            return self.weight.detach().to(x.dtype)
+        value = self.weight._version, self.weight.device, x.dtype
+        if self.kept is None or self.kept[1] != value:
+            self.kept = self.weight.detach().to(x.dtype), value
+        return self.kept[0]
 
     def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
         """Cast the weight once instead of at every token. On a CPU in bf16 also put it into oneDNN's own order for
@@ -42,3 +55,11 @@ class Linear(nn.Linear):
         else:
             product = lambda x: F.linear(x, weight, bias)  # noqa: E731
         self.prepared = product if lora is None else lambda x: product(x) + lora(x)
+
+
+def count_changes(optimizer: torch.optim.Optimizer, *step_arguments) -> None:
+    """Every optimizer's step counts as a change of its weights: torch's fused ones change them without counting."""
+    increment_version([p for group in optimizer.param_groups for p in group["params"]])
+
+
+register_optimizer_step_post_hook(count_changes)

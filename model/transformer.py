@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from model.attention import Blocks, attend
 from model.config import ModelConfig
 from model.experts import Experts
-from model.functions import geglu, rms_norm, rotate, swiglu
+from model.functions import add_rms_norm, fused, fused_heads, geglu, rms_norm, rotate, swiglu
 from model.linear import Linear
 from model.rope import Rope
 
@@ -27,7 +27,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.full((size,), 1.0 - self.offset))
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        return rms_norm(x, self.weight + self.offset if self.offset else self.weight, self.eps, dtype)
+        return rms_norm(x, self.weight, self.eps, dtype, self.offset)
+
+    def add(self, x: Tensor, delta: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(x + delta, its norm): the residual stream, and what the next sublayer reads of it. None adds nothing."""
+        return add_rms_norm(x, delta, self.weight, self.eps, dtype, self.offset)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -40,6 +44,11 @@ class LayerNorm(nn.LayerNorm):
         wide = torch.promote_types(x.dtype, torch.float32)
         weight, bias = self.weight.to(wide), self.bias.to(wide)
         return F.layer_norm(x.to(wide), self.normalized_shape, weight, bias, self.eps).to(dtype)
+
+    def add(self, x: Tensor, delta: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """As RMSNorm.add."""
+        x = x if delta is None else x + delta
+        return x, self(x, dtype)
 
 
 class Attention(nn.Module):
@@ -64,18 +73,26 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool, picks: Tensor | None
     ) -> Tensor:
-        H, K = self.num_heads, self.num_kv_heads
-        qkv = self.qkv(x, adapted).unflatten(-1, (-1, self.head_dim))  # (N, H + 2K, Dh)
-        q, k, v = qkv.unflatten(1, (H, 3)).unbind(2) if self.fused_by_head else qkv.split((H, K, K), dim=1)
-        if self.q_norm is not None:
-            q, k = self.normed(self.q_norm, q), self.normed(self.k_norm, k)
-        q, k = self.rotated(q, rope), self.rotated(k, rope)
+        q, k, v = self.heads(self.qkv(x, adapted), rope)  # (N, H | K | K, Dh)
         if self.q_scale != 1:
             q = q * self.q_scale
         how = (self.window, self.softcap, self.sinks)
         run = attend if cache is None else partial(cache.attend, self.layer)
         mixed = run(q, k, v, blocks, *how)  # (N, H, Dh)
         return self.out((mixed if picks is None else mixed[picks]).flatten(1), adapted)
+
+    def heads(self, qkv: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """q (N, H, Dh), k and v (N, K, Dh) of their one product's output; q and k normed, then rotated."""
+        H, K = self.num_heads, self.num_kv_heads
+        if fused(qkv) and self.turned and not self.wide_norm and not self.fused_by_head:
+            weights = (None, None) if self.q_norm is None else (self.q_norm.weight, self.k_norm.weight)
+            eps, offset = (0.0, 0.0) if self.q_norm is None else (self.q_norm.eps, self.q_norm.offset)
+            return fused_heads(qkv, *rope, *weights, eps, offset, H, K)
+        qkv = qkv.unflatten(-1, (-1, self.head_dim))  # (N, H + 2K, Dh)
+        q, k, v = qkv.unflatten(1, (H, 3)).unbind(2) if self.fused_by_head else qkv.split((H, K, K), dim=1)
+        if self.q_norm is not None:
+            q, k = self.normed(self.q_norm, q), self.normed(self.k_norm, k)
+        return self.rotated(q, rope), self.rotated(k, rope), v
 
     def normed(self, norm: RMSNorm, x: Tensor) -> Tensor:
         """Queries or keys (N, heads, Dh), normed head by head or over all heads at once."""
@@ -128,15 +145,23 @@ class Layer(nn.Module):
         self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool, picks: Tensor | None
     ) -> Tensor:
         dtype = rope[0].dtype
-        mixed = self.attention(self.entering(self.attention_norm, x, dtype), rope, blocks, cache, adapted, picks)
-        read = x if picks is None else x[picks]
-        x = read + self.leaving(self.attention_out_norm, mixed)
-        read = self.entering(self.mlp_norm, read if self.parallel else x, dtype)
-        return x + self.leaving(self.mlp_out_norm, self.mlp(read, adapted))
+        x, given = self.entering(self.attention_norm, x, None, dtype)
+        mixed = self.leaving(self.attention_out_norm, self.attention(given, rope, blocks, cache, adapted, picks))
+        x = x if picks is None else x[picks]
+        if self.parallel:
+            given, x = self.entering(self.mlp_norm, x, None, dtype)[1], x + mixed
+        else:
+            x, given = self.entering(self.mlp_norm, x, mixed, dtype)
+        return x + self.leaving(self.mlp_out_norm, self.mlp(given, adapted))
 
-    def entering(self, norm: RMSNorm | None, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """What a sublayer reads of the residual stream."""
-        return x.to(dtype) if norm is None else norm(x, dtype)
+    def entering(
+        self, norm: RMSNorm | None, x: Tensor, delta: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream with `delta` added, and what a sublayer reads of it."""
+        if norm is not None:
+            return norm.add(x, delta, dtype)
+        x = x if delta is None else x + delta
+        return x, x.to(dtype)
 
     def leaving(self, norm: RMSNorm | None, y: Tensor) -> Tensor:
         """What a sublayer's output adds to the residual stream."""
@@ -208,7 +233,7 @@ class Transformer(nn.Module):
                 x = checkpoint(layer, *given, use_reentrant=False)
             else:
                 x = layer(*given)
-        return self.norm(x, dtype)
+        return self.norm.add(x, None, dtype)[1]
 
     def regularise(self, *, residual_dropout: tuple[float, float], neftune_alpha: float) -> None:
         """Noise for SFT, only where gradients are: dropout, linear from the first to the last layer, and NEFTune."""

@@ -76,6 +76,8 @@ def shard_model(model: nn.Module, device: torch.device, *, shard_size: int | Non
     settings = {"mesh": init_device_mesh(device.type, shape, mesh_dim_names=("copy", "shard")[-len(shape) :])}
     if cpu_offload:
         settings["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
+    for part in model.modules():
+        part.is_sharded = True
     for layer in model.transformer.layers:
         fully_shard(layer, **settings, reshard_after_forward=True)
     fully_shard(model, **settings, reshard_after_forward=False)  # the ends: backward wants them again at once

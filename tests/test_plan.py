@@ -44,7 +44,9 @@ def test_counted_activations_are_those_of_a_real_forward(family, compute):
     policy = Policy(config, compute)
     ids = torch.randint(0, 97, (4, 23)).tolist()
     stream = pack(*make_rows([{"input_ids": row, "completion_mask": [False] * 23} for row in ids], pad_id=0))
-    own, kept = {p.untyped_storage().data_ptr() for p in policy.parameters()}, {}
+    policy.transformer(stream.tokens, stream.positions, stream.blocks)  # makes the weights' copies in bf16
+    copies = [part.kept[0] for part in policy.modules() if getattr(part, "kept", None)]
+    own, kept = {p.untyped_storage().data_ptr() for p in [*policy.parameters(), *copies]}, {}
 
     def keep(tensor):
         storage = tensor.untyped_storage()

@@ -195,20 +195,24 @@ def test_bf16_keeps_fp32_masters_and_frozen_models_hold_bf16():
     assert {weight.grad.dtype for weight in trained.parameters()} == {torch.float32}
 
 
-def test_master_weights_multiply_as_their_cast_copies_do_and_keep_no_copy():
+def test_master_weights_multiply_as_their_copy_does_which_is_made_once_for_each_value_of_the_weight():
     torch.manual_seed(0)
     layer, x = Linear(24, 40, bias=True), torch.randn(7, 24, dtype=torch.bfloat16, requires_grad=True)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        out = layer(x)
-    assert {(tuple(t.shape), t.dtype) for t in kept} == {((7, 24), torch.bfloat16), ((40, 24), torch.float32)}
-    plain = torch.nn.functional.linear(x, layer.weight.bfloat16(), layer.bias.bfloat16())
-    assert torch.equal(out, plain)
-    mix = torch.randn(7, 40).bfloat16()
-    inputs = (x, layer.weight, layer.bias)
-    ours, theirs = (torch.autograd.grad(y, inputs, mix) for y in (out, plain))
-    assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(ours[:2], theirs[:2], strict=True))
-    torch.testing.assert_close(ours[2], mix.float().sum(0), rtol=1e-6, atol=1e-6)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    for change in (optimizer.step, lambda: layer.load_state_dict({k: -v for k, v in layer.state_dict().items()})):
+        out, again = layer(x), layer(x)
+        assert layer.kept[0] is layer.cast(x) and torch.equal(out, again)
+        plain = torch.nn.functional.linear(x, layer.weight.bfloat16(), layer.bias.bfloat16())
+        assert torch.equal(out, plain)
+        mix = torch.randn(7, 40).bfloat16()
+        inputs = (x, layer.weight, layer.bias)
+        ours, theirs = (torch.autograd.grad(y, inputs, mix) for y in (out, plain))
+        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(ours[:2], theirs[:2], strict=True))
+        torch.testing.assert_close(ours[2], mix.float().sum(0), rtol=1e-6, atol=1e-6)
+        layer(x).sum().backward()
+        before = layer.kept[0]
+        change()
+        assert layer.cast(x) is not before and torch.equal(layer.cast(x), layer.weight.bfloat16())
 
 
 @pytest.mark.parametrize(
