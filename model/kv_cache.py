@@ -68,8 +68,8 @@ class Decode:
         self.masks = {}  # window -> one (rows, 1, 1, read) a piece, the same for every layer
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: None, window: int | None, softcap: float | None,
-        sinks: Tensor | None,
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: None, window: int | None,
+        softcap: float | None = None, sinks: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """(B, H, Dh): each row's one query over its own keys, its own included."""
         K, store = k.shape[1], self.cache.store[layer]  # (slots, 2K, T, Dh)

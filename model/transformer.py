@@ -76,9 +76,9 @@ class Attention(nn.Module):
         q, k, v = self.heads(self.qkv(x, adapted), rope)  # (N, H | K | K, Dh)
         if self.q_scale != 1:
             q = q * self.q_scale
-        how = (self.window, self.softcap, self.sinks)
+        extras = () if self.softcap is None and self.sinks is None else (self.softcap, self.sinks)
         run = attend if cache is None else partial(cache.attend, self.layer)
-        mixed = run(q, k, v, blocks, *how)  # (N, H, Dh)
+        mixed = run(q, k, v, blocks, self.window, *extras)  # (N, H, Dh)
         return self.out((mixed if picks is None else mixed[picks]).flatten(1), adapted)
 
     def heads(self, qkv: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,10 +3,15 @@
 import pytest
 import torch
 
-from kernels.backend import interpreting
+from kernels import backend
+from kernels.backend import interpreting, kernels_as
 from kernels.gated import gated_backward, gated_forward
 from kernels.norm import add_rms_norm_backward, add_rms_norm_forward
 from kernels.rotary import rotary_backward, rotary_forward
+from model import functions
+from model.packing import make_rows, pack
+from model.transformer import Transformer
+from tests.tiny_models import tiny_config
 
 pytestmark = pytest.mark.interpreter
 if interpreting():
@@ -123,3 +128,33 @@ def test_rotation_with_norms_and_its_gradients(N, heads, kv_heads, head_dim, rot
     for part, true in zip(parts.sum(0), truth[1:], strict=False):
         torch.testing.assert_close(part.double(), true, rtol=1e-4, atol=1e-4 * true.abs().max().item())
     assert len(parts) == 0 or norms
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "olmo2"])
+def test_a_layer_with_kernels_is_the_layer_without(family):
+    """Values and every gradient of a whole stack, whose last layer computes four tokens only."""
+    config = tiny_config(family, num_layers=2)
+    torch.manual_seed(0)
+    net, ids = Transformer(config), torch.randint(0, 97, (2, 9)).tolist()
+    stream = pack(*make_rows([{"input_ids": row, "completion_mask": [False] * 9} for row in ids], pad_id=0))
+    picks, results = torch.tensor([3, 8, 9, 17]), []
+    for choice in ("torch", "triton"):
+        net.zero_grad()
+        with kernels_as(choice):
+            out = net(stream.tokens, stream.positions, stream.blocks, picks=picks)
+            (out * torch.arange(out.numel()).view_as(out).cos()).sum().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in net.parameters())])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item() + 1e-7)
+
+
+def test_a_kernel_does_not_replace_an_edited_definition(monkeypatch):
+    gate_up = randn(3, 8)
+    with kernels_as("triton"):
+        functions.swiglu(gate_up)  # held to its definition, once a run
+        monkeypatch.setattr(backend, "_compared", set())
+        monkeypatch.setattr(
+            functions._SwiGLU, "forward", lambda ctx, x: ctx.save_for_backward(x) or x[:, :4] * x[:, 4:]
+        )
+        with pytest.raises(ValueError, match=r"functions.py \(swiglu\).*kernels=torch"):
+            functions.swiglu(gate_up)
