@@ -20,6 +20,8 @@ TASKS = {
     "rm_accuracy": "evals.benchmarks.reward_accuracy",
     "arena_hard": "evals.benchmarks.arena_hard",
     "power": "evals.power",
+    "jury": "evals.jury",
+    "lm_eval": "evals.harness",
     "report": "evals.pages.report",
     "perplexity": "evals.perplexity",
     "exact": "evals.exact",

@@ -69,7 +69,8 @@ def share_estimate(hits, clusters, *, null: float, level: float) -> dict:
         tail = norm.sf(t.isf(tail, groups - 1))
     lower, upper = proportion_confint(share * effective, effective, alpha=2 * tail, method="wilson")
     z = (share - null) / math.sqrt(null * (1 - null) / effective)
-    return _estimate(share, max(lower, 0.0), min(upper, 1.0), len(hits), groups, 2 * norm.sf(abs(z)))
+    lower, upper = (round(min(max(bound, 0.0), 1.0), 12) for bound in (lower, upper))  # Wilson at 0 is 3e-17
+    return _estimate(share, lower, upper, len(hits), groups, 2 * norm.sf(abs(z)))
 
 
 def percent(estimate: dict) -> dict:

@@ -1,6 +1,7 @@
 """What the results of evaluations say of each model, as rows of one table whatever the task."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -14,6 +15,12 @@ class Figure(NamedTuple):
     upper: float | None
     n: int | None
     note: str = ""
+
+
+def short(name: str) -> str:
+    """A judge's name without the folders of a path in it."""
+    kind, colon, path = name.partition(":")
+    return f"{kind}:{Path(path).name}" if colon and "/" in path else name
 
 
 def figures_of(result: dict, run: str) -> list[Figure]:
@@ -67,10 +74,10 @@ def _judge(result: dict, run: str) -> Iterator[Figure]:
     note = "; ".join(result.get("warnings", []))
     for model, row in result["models"].items():
         if "value" in row:
-            yield _figure(f"grade by {result['judge']}", model, row, note=note)
+            yield _figure(f"grade by {short(result['judge'])}", model, row, note=note)
             continue
         for baseline, own in row.items():
-            name = f"win rate against {baseline}, judge {result['judge']}"
+            name = f"win rate against {baseline}, judge {short(result['judge'])}"
             yield _figure(name, model, own | {"n": own["n_total"]}, "win_rate", note)
 
 

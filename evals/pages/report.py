@@ -8,8 +8,8 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from data.records import read_jsonl
-from evals.intervals import share_estimate
-from evals.pages.figures import Figure, figures_of
+from evals.intervals import mean_estimate, share_estimate
+from evals.pages.figures import Figure, figures_of, short
 from evals.readers import read_votes
 from evals.verdicts import PAIR, fold_orders, points
 from runtime.plots import plot_intervals, pyplot, save_figure
@@ -37,13 +37,18 @@ def interval(figure: Figure) -> str:
 
 
 def grades_by_category(folders: list[str]) -> pd.DataFrame:
-    """model, category, mean grade and n of every grades.jsonl."""
+    """model, category, mean grade with its 95 % interval, and n, of every grades.jsonl."""
     rows = [row for folder in folders if (Path(folder) / "grades.jsonl").is_file()
             for row in read_jsonl(Path(folder) / "grades.jsonl")]  # fmt: skip
     known = pd.DataFrame([row for row in rows if row["grade"] is not None and row["category"]])
-    if not len(known):
-        return pd.DataFrame(columns=["model", "category", "grade", "n"])
-    return known.groupby(["model", "category"])["grade"].agg(grade="mean", n="size").reset_index()
+    columns = ["model", "category", "grade", "lower", "upper", "n"]
+    rows = []
+    for (model, category), own in known.groupby(["model", "category"], sort=True) if len(known) else ():
+        found = mean_estimate(own["grade"], own["question"], null=5.5, level=0.95, spread=4.5)
+        low, high = found["lower"], found["upper"]  # a grade is from 1 to 10, whatever few questions allow
+        bounds = (None, None) if low is None else (max(low, 1.0), min(high, 10.0))
+        rows.append((model, category, own["grade"].mean(), *bounds, len(own)))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def plot_radar(path: Path, grades: pd.DataFrame) -> bool:
@@ -91,22 +96,32 @@ def disagreements(votes: pd.DataFrame, limit: int) -> list[tuple]:
     for (question, turn, a, b), part in named.groupby(PAIR, sort=False):
         winners = {"a": a, "b": b}
         if part["judge"].nunique() > 1 and part["verdict"].nunique() > 1:
-            said = ", ".join(f"{row.judge}: {winners[row.verdict]}" for row in part.itertuples())
+            said = ", ".join(f"{short(row.judge)}: {winners[row.verdict]}" for row in part.itertuples())
             rows.append((str(question)[:80], turn, f"{a} or {b}", said))
     return rows[:limit]
 
 
 def leaderboard(figures: list[Figure]) -> list[tuple]:
-    """A row a model, a column a benchmark; a cell is the value with its interval and n."""
+    """A row a benchmark, a column a model; a cell is the value with its interval and n."""
     benchmarks = list(dict.fromkeys(figure.benchmark for figure in figures))
     cells = {(figure.model, figure.benchmark): figure for figure in figures}
-    models = sorted({figure.model for figure in figures},
-                    key=lambda model: -sum((model, name) in cells for name in benchmarks))  # fmt: skip
-    rows = [("model", *benchmarks)]
-    for model in models:
-        shown = (cells.get((model, name)) for name in benchmarks)
-        rows.append((model, *("-" if f is None else f"{cell(f.value)} ({interval(f)}; n {cell(f.n)})" for f in shown)))
+    models = sorted(
+        {figure.model for figure in figures}, key=lambda model: (-sum((model, b) in cells for b in benchmarks), model)
+    )
+    rows = [("benchmark", *models)]
+    for name in benchmarks:
+        shown = (cells.get((model, name)) for model in models)
+        rows.append((name, *("-" if f is None else f"{cell(f.value)} ({interval(f)}; n {cell(f.n)})" for f in shown)))
     return rows
+
+
+def notes_of(figures: list[Figure]) -> list[str]:
+    """What a reader must know before believing figures, each once."""
+    notes: dict[str, list[str]] = {}
+    for figure in figures:
+        for note in filter(None, figure.note.split("; ")):
+            notes.setdefault(note, []).append(figure.benchmark)
+    return [f"{', '.join(dict.fromkeys(benchmarks))}: {note}" for note, benchmarks in notes.items()]
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
@@ -118,14 +133,15 @@ def run(cfg: DictConfig, out: Path) -> dict:
     blocks = [
         paragraph(f"{len(results)} runs. Intervals are at 95 % unless a run's config.yaml says otherwise; "
                   "where there is none, its place says why."),
-        table([("benchmark", "model", "value", "interval", "n", "note")]
-              + [(f.benchmark, f.model, f.value, interval(f), f.n, f.note) for f in figures]),
+        table([("benchmark", "model", "value", "interval", "n")]
+              + [(f.benchmark, f.model, f.value, interval(f), f.n) for f in figures]),
+        bullets(notes_of(figures)),
     ]  # fmt: skip
     grades = grades_by_category(list(results))
     if plot_radar(out / "radar.png", grades):
         rows = [tuple(row) for row in grades.itertuples(index=False)]
         blocks += [heading("Grades by category"), picture(out / "radar.png")]
-        blocks += [table([("model", "category", "grade", "n"), *rows])]
+        blocks += [table([tuple(grades.columns), *rows])]
     votes = votes_of(list(results))
     if votes is not None:
         by_length = wins_by_length(votes)
@@ -146,7 +162,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
             bullets(f"{f.model}, {f.benchmark}: {f.note}" for f in people if f.note),
         ]
     write_page(out / "report.html", task.title, *blocks)
-    notes = sorted({f"{f.model}: {f.note}" for f in figures if f.note and f.lower is not None})
-    write_page(out / "leaderboard.html", f"{task.title}: leaderboard", table(leaderboard(figures)), bullets(notes))
+    board = [table(leaderboard(figures)), bullets(notes_of(figures))]
+    write_page(out / "leaderboard.html", f"{task.title}: leaderboard", *board)
     print(f"{len(figures)} figures of {len({f.model for f in figures})} models: {out / 'report.html'}")
     return {"num_figures": len(figures), "figures": [f._asdict() for f in figures]}
