@@ -1,6 +1,7 @@
 """Other people's tokenizer files, read into one engine (`tokenizers`): tokenizer.json, SentencePiece models, GGUF."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -99,13 +100,82 @@ def _from_directory(path: Path) -> Vocabulary:
         "templates": _templates(settings, files), "more_tokens": tokens, "generation": generation,
         "stop_ids": _stop_ids(generation, _json(path / "config.json")), "files": files,
     }  # fmt: skip
+    kind = settings.get("tokenizer_class", "")
     if "tokenizer.json" in files:
-        backend = _read_backend(path / "tokenizer.json")
+        backend = as_llama(_read_backend(path / "tokenizer.json"), kind, settings)
         return Vocabulary(backend, **special, **about, sentencepiece=files.get("tokenizer.model"))
-    if "tokenizer.model" in files:
+    if "tokenizer.model" in files and not _is_tiktoken(files["tokenizer.model"]):
         read = from_sentencepiece(files["tokenizer.model"])
-        return replace(read, **{name: token for name, token in special.items() if token}, **about)
-    raise ValueError(f"no tokenizer in {str(path)!r}: expected tokenizer.json or tokenizer.model")
+        given = {name: token for name, token in special.items() if token}
+        return replace(read, **given, **about, backend=as_llama(read.backend, kind, settings))
+    if "vocab.json" in files and "merges.txt" in files:
+        return Vocabulary(_from_merges(path, kind, settings), **special, **about)
+    other = next((file.name for file in sorted(path.glob("*")) if _other_kind(file)), None)
+    if other:
+        raise ValueError(
+            f"{str(path)!r} holds its tokenizer as {other} alone, which is not read here; write a tokenizer.json once: "
+            f"transformers.AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained(DIRECTORY), and pass "
+            "tokenizer=DIRECTORY"
+        )
+    raise ValueError(
+        f"no tokenizer in {str(path)!r}: expected tokenizer.json, tokenizer.model, or vocab.json + merges.txt"
+    )
+
+
+def _is_tiktoken(content: bytes) -> bool:
+    """Whether a vocabulary is tiktoken's: lines of base64 and a rank. Some are called tokenizer.model all the same."""
+    return re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content) is not None
+
+
+def _other_kind(file: Path) -> bool:
+    return file.suffix == ".tiktoken" or file.name in ("tekken.json", "tokenizer.model")
+
+
+def as_llama(backend: tokenizers.Tokenizer, kind: str, settings: dict) -> tokenizers.Tokenizer:
+    """The tokenizer under transformers 5's rule for Llama's class: where a space goes first is told by `legacy`.
+
+    That class leaves aside what tokenizer.json says of it, except in byte-level files (Llama 3).
+    """
+    if kind not in ("LlamaTokenizer", "LlamaTokenizerFast") or "ByteLevel" in backend.to_str():
+        return backend
+    adds = settings.get("add_prefix_space") is not False
+    scheme = ("always" if settings.get("legacy") else "first") if adds else "never"
+    backend.normalizer = None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
+    backend.decoder = _pieces_decoder(adds)
+    return backend
+
+
+def _pieces_decoder(space_first: bool):
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    return decoders.Sequence(steps + ([decoders.Strip(" ", 1, 0)] if space_first else []))
+
+
+def _from_merges(path: Path, kind: str, settings: dict) -> tokenizers.Tokenizer:
+    """vocab.json and merges.txt of GPT-2's or Qwen2's tokenizer, which differ in how they split text."""
+    splits = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
+    name = kind.removesuffix("Fast")
+    if name not in splits:
+        known = ", ".join(splits)
+        raise ValueError(f"{path}: vocab.json and merges.txt of tokenizer_class {kind!r} are not read; known: {known}")
+    vocab = _json(path / "vocab.json")
+    lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [line for line in lines if line.strip() and not line.startswith("#version")]
+    added = {int(i): token for i, token in (settings.get("added_tokens_decoder") or {}).items()}
+    added |= {i: {"content": token} for token, i in _json(path / "added_tokens.json").items() if i not in added}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))
+    backend.normalizer = normalizers.NFC() if name == "Qwen2Tokenizer" else None
+    backend.pre_tokenizer = pre_tokenizers.Sequence(_GGUF_SPLITS[splits[name]])
+    backend.decoder = decoders.ByteLevel()
+    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    for i, token in sorted(added.items()):
+        given = {flag: token[flag] for flag in flags if flag in token}
+        backend.add_tokens([AddedToken(token["content"], **({"normalized": False} | given))])
+        if backend.token_to_id(token["content"]) != i:
+            raise ValueError(
+                f"{path}: the added token {token['content']!r} has the id {i}, which leaves a gap before it"
+            )
+    return backend
 
 
 def _json(path: Path) -> dict:
@@ -216,7 +286,8 @@ def from_sentencepiece(proto: bytes) -> Vocabulary:
 
     SentencePiece merges the adjacent pair whose union has the highest score; a merge list sorted by that score says
     the same. Of equal scores (Mistral's runs of spaces) the leftmost union grows first: the longer left part goes
-    before. Every stretch of text between special tokens begins with "▁" (Llama-2's, Mistral's and our convention).
+    before. Where the model says add_dummy_prefix, as Llama-2's, Mistral's and ours do, every stretch of text between
+    special tokens begins with "▁".
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
@@ -225,14 +296,22 @@ def from_sentencepiece(proto: bytes) -> Vocabulary:
         spec = sentencepiece_model_pb2.ModelProto.FromString(proto)
     except DecodeError as error:
         raise ValueError(f"not a SentencePiece model: {error}") from error
-    if spec.trainer_spec.model_type != 2 or spec.normalizer_spec.precompiled_charsmap:
+    trainer, normalizer = spec.trainer_spec, spec.normalizer_spec
+    if trainer.model_type != 2 or normalizer.precompiled_charsmap:
         raise ValueError("only SentencePiece BPE models without text normalisation are read (Llama-2, Mistral, ours)")
+    for name, value, wanted in (
+        ("remove_extra_whitespaces", normalizer.remove_extra_whitespaces, False),
+        ("escape_whitespaces", normalizer.escape_whitespaces, True),
+        ("treat_whitespace_as_suffix", trainer.treat_whitespace_as_suffix, False),
+        ("byte_fallback", trainer.byte_fallback, True),
+    ):
+        if value != wanted:
+            raise ValueError(f"a SentencePiece model with {name}={str(value).lower()} is not read: ids would differ")
     pieces = [(p.piece, p.score, p.type) for p in spec.pieces]
     _check_pieces([piece for piece, *_ in pieces])
     names = {p.type: p.piece for p in reversed(spec.pieces)}
-    trainer = spec.trainer_spec
     known = {name for name, _, kind in pieces if kind == _CONTROL}
-    backend = _byte_fallback_bpe(pieces, names.get(_UNKNOWN))
+    backend = _byte_fallback_bpe(pieces, names.get(_UNKNOWN), space_first=normalizer.add_dummy_prefix)
     bos, eos, pad = (n if n in known else None for n in (trainer.bos_piece, trainer.eos_piece, trainer.pad_piece))
     return Vocabulary(backend, bos, eos, pad, names.get(_UNKNOWN), sentencepiece=proto)
 
@@ -244,7 +323,9 @@ def _check_pieces(pieces: list[str]) -> None:
         raise ValueError(f"the piece {longest[:20]!r}... of {len(longest)} characters is longer than {MAX_PIECE}")
 
 
-def _byte_fallback_bpe(pieces: list[tuple[str, float, int]], unk: str | None) -> tokenizers.Tokenizer:
+def _byte_fallback_bpe(
+    pieces: list[tuple[str, float, int]], unk: str | None, *, space_first: bool
+) -> tokenizers.Tokenizer:
     vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
     text = {piece for piece, _, kind in pieces if kind in (_NORMAL, _USER_DEFINED)}
     merges = []
@@ -256,10 +337,9 @@ def _byte_fallback_bpe(pieces: list[tuple[str, float, int]], unk: str | None) ->
         merges += [(-score, -len(a), vocab[a], vocab[b], (a, b)) for a, b in pairs]
     merges = [pair for *_, pair in sorted(merges)]
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    spaces = normalizers.Replace(" ", "▁")
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if space_first else spaces
+    backend.decoder = _pieces_decoder(space_first)
     _add_special(backend, [(piece, kind) for piece, _, kind in pieces])
     return backend
 
@@ -283,9 +363,10 @@ def _from_fields(read: dict, path: Path) -> Vocabulary:
         backend = _byte_level_bpe(tokens, kinds, read["ggml.merges"], read.get("ggml.pre", "gpt-2"), path)
     elif read["ggml.model"] == "llama":
         pieces = list(zip(tokens, read["ggml.scores"], kinds, strict=True))
-        backend = _byte_fallback_bpe(
-            pieces, next((t for t, k in zip(tokens, kinds, strict=True) if k == _UNKNOWN), None)
-        )
+        if read.get("ggml.remove_extra_whitespaces") or read.get("ggml.precompiled_charsmap") is not None:
+            raise ValueError(f"{str(path)!r} normalises text before it splits it, which is not read: ids would differ")
+        unk = next((t for t, k in zip(tokens, kinds, strict=True) if k == _UNKNOWN), None)
+        backend = _byte_fallback_bpe(pieces, unk, space_first=bool(read.get("ggml.add_space_prefix", True)))
     else:
         raise ValueError(f"{str(path)!r} holds a {read['ggml.model']!r} tokenizer; known kinds: gpt2, llama")
     ids = (read.get(f"ggml.{name}_token_id") for name in ("bos", "eos", "padding", "unknown"))

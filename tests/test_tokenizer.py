@@ -204,7 +204,7 @@ def test_a_path_that_leads_nowhere_is_named(path, message):
 
 
 def test_damaged_tokenizer_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match="tokenizer.json or tokenizer.model"):
+    with pytest.raises(ValueError, match="expected tokenizer.json, tokenizer.model"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     with pytest.raises(ValueError, match="SentencePiece"):
