@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+TWO := --numprocesses=2 --dist=loadfile
 CPU := not gpu and not interpreter and not aot and not servers
 
 .PHONY: run test test-servers test-all test-gpu check lint fmt bench bench-peers mutants test-rest test-interpreter test-aot
@@ -22,24 +23,23 @@ run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smol
 	$(BIN)/python -m pip install --quiet --no-deps mistral-common==1.13.1 trl==1.16.0 axolotl==0.19.0
 	touch $@
 
-test: lint  ## everything that runs on a CPU in minutes; the three parts share nothing, so they run side by side
-	$(MAKE) --no-print-directory --output-sync=target --jobs=2 test-rest test-interpreter test-aot
+test: lint test-rest test-interpreter test-aot  ## everything that runs on a CPU in minutes, two processes at a time
 
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 test-rest: .venv/dev
-	$(PYTEST) -m "$(CPU) and not slow"
+	$(PYTEST) $(TWO) -m "$(CPU) and not slow"
 
 test-interpreter: .venv/dev  ## Triton's interpreter is chosen at import, so these tests have a process of their own
-	TRITON_INTERPRET=1 $(PYTEST) -m "interpreter and not slow"
+	TRITON_INTERPRET=1 $(PYTEST) $(TWO) -m "interpreter and not slow"
 
 test-aot: .venv/dev
-	$(PYTEST) -m "aot and not slow"
+	$(PYTEST) $(TWO) -m "aot and not slow"
 
 check: lint  ## the fast tests, while you work
-	$(PYTEST) -m "$(CPU) and not slow" --ignore=tests/test_pipeline.py --ignore=tests/test_learning.py -x
+	$(PYTEST) $(TWO) -m "$(CPU) and not slow" --ignore=tests/test_pipeline.py --ignore=tests/test_learning.py -x
 
 test-all: test  ## and those that take long
 	$(PYTEST) -m "$(CPU) and slow"

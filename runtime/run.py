@@ -275,7 +275,7 @@ class Run:
     def failure(self, error: OSError | ValueError) -> Exception:
         """What to say of a full disk, or of a reward function that fails in step 900: bad input before the run began,
         later how to go on."""
-        if not self._begun or (isinstance(error, ValueError) and not self._origin):
+        if not self._begun or (isinstance(error, ValueError) and not self.step):
             return error
         latest = self.dir / "checkpoints" / "latest"
         good = f"the last good checkpoint is {latest.resolve().name}; " if latest.exists() else "nothing was saved; "

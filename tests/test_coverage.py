@@ -10,7 +10,7 @@ SEEDS = 16
 
 
 @pytest.mark.parametrize("plan, questions", [("fair, as sharp as people", 60), ("fair, three times as sharp", 60),
-                                             ("fair, as sharp as people", 200)])  # fmt: skip
+                                             pytest.param("fair, as sharp as people", 200, marks=pytest.mark.slow)])  # fmt: skip
 def test_a_fair_judge_is_named_as_seldom_as_the_level_says(plan, questions):
     """Held against single votes of people, sharpness apart: 34.5 % and 87.5 % of such studies were named before."""
     named = {"length": 0, "self_preference": 0}

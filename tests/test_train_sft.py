@@ -66,7 +66,7 @@ def test_the_loss_curve_is_that_of_a_plain_transformers_loop(sft, compose, sft_w
     ]
     cfg = compose("train_sft", *words)
     with Run(compose("train_sft", *words, "log.wandb=disabled")) as run:
-        train_sft.train(cfg, run)
+        train_sft.train(run.cfg, run)
     ours = [row["objective/loss"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")]
     tokenizer = load_tokenizer(start)
     loader = sft_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, rank=0, world_size=1)
