@@ -286,7 +286,8 @@ def gspo_loss(
     low, high = _clips(clip_range, clip_range_high)
     log_ratio = torch.where(completion_mask, logprobs - old_logprobs, 0.0)  # (B, T)
     mean = log_ratio.sum(1, keepdim=True) / completion_mask.sum(1, keepdim=True).clamp_min(1)
-    ratio, advantages = mean.exp().expand_as(log_ratio)[completion_mask], advantages[completion_mask]
+    mean, advantages = mean.expand_as(log_ratio)[completion_mask], advantages[completion_mask]  # (M,)
+    ratio = torch.where(advantages < 0, mean, mean.clamp(max=80.0)).exp()  # as in ppo_policy_loss: inf * 0 is nan
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(low, high)
     loss = torch.maximum(unclipped, clipped)
     return loss.sum() / num_tokens, _policy_metrics(loss, log_ratio[completion_mask], clipped > unclipped, ratio)

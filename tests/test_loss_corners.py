@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from losses import (
+    cispo_loss,
     dpo_loss,
+    gspo_loss,
     hinge_loss,
     ipo_loss,
     kto_loss,
@@ -33,11 +35,11 @@ def pairs(function, **settings):
     return lambda w, r: function(w, r, 0 * w, 0 * r, **settings)[0]
 
 
-def clipped(advantage, dual_clip=None):
-    return lambda ratio: ppo_policy_loss(
-        ratio[None], torch.zeros(1, 1), torch.full((1, 1), advantage), ONE, clip_range=0.2, dual_clip=dual_clip,
-        num_tokens=1,
-    )[0]  # fmt: skip
+def clipped(advantage, loss=ppo_policy_loss, **settings):
+    settings = {"dual_clip": None} | settings if loss is ppo_policy_loss else settings
+    return lambda ratio: loss(
+        ratio[None], torch.zeros(1, 1), torch.full((1, 1), advantage), ONE, clip_range=0.2, num_tokens=1, **settings
+    )[0]
 
 
 def scored(w, r, tie, margin=0.0):
@@ -90,7 +92,11 @@ CORNERS = {
     "ppo: good, ratio 0": (clipped(1.0), [-200.0], 0.0, [0.0]),
     "ppo: bad, ratio 0": (clipped(-1.0), [-200.0], 0.8, [0.0]),
     "ppo: no advantage, ratio past float32": (clipped(0.0), [200.0], 0.0, [0.0]),
-    "ppo: bad, ratio past float32, dual clip": (clipped(-1.0, 3.0), [200.0], 3.0, [0.0]),
+    "gspo: good, ratio past float32": (clipped(1.0, gspo_loss), [200.0], -1.2, [0.0]),
+    "gspo: no advantage, ratio past float32": (clipped(0.0, gspo_loss), [200.0], 0.0, [0.0]),
+    "cispo: good, ratio past float32": (clipped(1.0, cispo_loss), [200.0], -240.0, [-1.2]),
+    "cispo: no advantage, ratio past float32": (clipped(0.0, cispo_loss), [200.0], 0.0, [0.0]),
+    "ppo: bad, ratio past float32, dual clip": (clipped(-1.0, dual_clip=3.0), [200.0], 3.0, [0.0]),
     "value: at the clip": (
         lambda v: ppo_value_loss(
             v[None], torch.zeros(1, 1), torch.zeros(1, 1), ONE, clip_range=0.2, num_tokens=1
