@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-TWO := --numprocesses=2 --dist=loadfile
+TWO := --numprocesses=2
 CPU := not gpu and not interpreter and not aot and not servers
 
 .PHONY: run test test-servers test-all test-gpu check lint fmt bench bench-peers mutants test-rest test-interpreter test-aot
@@ -30,7 +30,7 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 
 test-rest: .venv/dev
-	$(PYTEST) $(TWO) -m "$(CPU) and not slow"
+	$(PYTEST) $(TWO) --dist=loadfile -m "$(CPU) and not slow"
 
 test-interpreter: .venv/dev  ## Triton's interpreter is chosen at import, so these tests have a process of their own
 	TRITON_INTERPRET=1 $(PYTEST) $(TWO) -m "interpreter and not slow"

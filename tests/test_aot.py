@@ -55,9 +55,9 @@ def test_ppo_and_gae_do_not_spill(arch):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_the_norms_do_not_spill_at_any_width(arch):
+def test_the_norms_do_not_spill(arch):
     with capture(arch) as rows:
-        for D in [1 << power for power in range(6, MAX_WIDTH.bit_length())]:
+        for D in (128, 512, 2048, MAX_WIDTH):
             x, delta, weight = torch.randn(2, D), torch.randn(2, D, dtype=torch.bfloat16), torch.randn(D)
             for added in (delta, None):
                 add_rms_norm_forward(x, added, weight, 1e-5, 0.0, torch.bfloat16)

@@ -9,11 +9,12 @@ from evals.intervals import mean_estimate, share_estimate
 SEEDS = 16
 
 
-FAIR = [("fair, as sharp as people", 60), ("fair, three times as sharp", 60)]
+SLOW = [("fair, three times as sharp", 60), ("fair, as sharp as people", 200)]
 
 
 @pytest.mark.parametrize(
-    "plan, questions", [*FAIR, pytest.param("fair, as sharp as people", 200, marks=pytest.mark.slow)]
+    "plan, questions",
+    [("fair, as sharp as people", 60), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
 )
 def test_a_fair_judge_is_named_as_seldom_as_the_level_says(plan, questions):
     """Held against single votes of people, sharpness apart: 34.5 % and 87.5 % of such studies were named before."""
