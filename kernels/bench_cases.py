@@ -48,7 +48,8 @@ def ppo() -> None:
 
 def gae() -> None:
     """The advantages of B rows."""
-    gae_triton(torch.randn(B, T), torch.randn(B, T), torch.ones(B, T, dtype=torch.bool), 0.99, 0.95)
+    mask, done = torch.ones(2, B, T, dtype=torch.bool)
+    gae_triton(torch.randn(B, T), torch.randn(B, T), mask, 0.99, 0.95, done)
 
 
 def gpu_kernels() -> dict[str, tuple[int, Callable[[], object]]]:
@@ -76,7 +77,7 @@ def gpu_kernels() -> dict[str, tuple[int, Callable[[], object]]]:
             n * (6 * 4 + 2 + 2 * 4),
             lambda: ppo_triton(*floats[:3], mask, *floats[3:], mask, clips=clips, num_tokens=n, num_states=n),
         ),
-        "GAE": (n * (4 + 4 + 1 + 4), lambda: gae_triton(rewards, values, mask, 0.99, 0.95)),
+        "GAE": (n * (4 + 4 + 1 + 1 + 4), lambda: gae_triton(rewards, values, mask, 0.99, 0.95, mask)),
     }  # fmt: skip
 
 
@@ -86,7 +87,7 @@ MINIMUM = {  # bytes of one launch: what it must read and write once; the few nu
     "log-prob": {"_fold_kernel": _tile, "_unfold_kernel": 2 * _tile},
     "log-prob, entropy, KL": {"_fold_kernel": 2 * _tile, "_unfold_kernel": 3 * _tile},
     "ppo": {"_forward_kernel": B * T * (6 * 4 + 2 + 2 * 4), "_backward_kernel": 4},
-    "gae": {"_gae_kernel": B * T * (4 + 4 + 1 + 4)},
+    "gae": {"_gae_kernel": B * T * (4 + 4 + 1 + 1 + 4)},
 }
 
 
