@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from data.chat_template import Message, Spelled, is_target
+from data.chat_template import Message, Spelled, targets_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -24,22 +24,25 @@ def encode_chat(messages: list[Message], tokenizer, *, max_length: int, tools: l
         ValueError: no or an empty assistant turn to learn, something that the template cannot write, or nothing left
             to learn from after the cut.
     """
-    roles = ", ".join(dict.fromkeys(m["role"] for m in messages)) or "none"
-    if not any(map(is_target, messages)):
-        raise ValueError(f"a conversation without an assistant turn teaches nothing (its roles: {roles})")
-    for i, message in enumerate(messages):
-        if is_target(message) and not says_something(message):
-            raise ValueError(
-                f'messages[{i}] is an empty assistant turn, which would teach to say nothing; give it "train": false, '
-                "or leave such rows out with data.on_bad_row=skip"
-            )
-    input_ids, completion_mask = tokenizer.encode_spelled(tokenizer.chat_template.conversation(messages, tools))
-    if not any(completion_mask[:max_length]):
-        raise ValueError(
-            f"no assistant token within max_length={max_length}: the first comes after {completion_mask.index(True)} "
-            "tokens; raise data.max_length, or leave such rows out with data.on_bad_row=skip"
-        )
-    return _row(input_ids, completion_mask, max_length, num_cut=max(len(input_ids) - max_length, 0))
+    _check_teaches(messages)
+    spelled = tokenizer.chat_template.conversation(messages, tools)
+    return _rows([tokenizer.encode_spelled(spelled)], max_length)[0]
+
+
+def encode_rows(
+    messages: list[Message], tokenizer, *, max_length: int, tools: list[dict] | None = None
+) -> list[dict[str, Any]]:
+    """A conversation as it is learned: one row as `encode_chat`'s, or one for each target.
+
+    Qwen3, GPT-OSS and others write a turn otherwise once more was said: its thinking goes, or its end is another token.
+    Then every turn ends a row of its own, read and learned there as at generation. Each token that is learned is in
+    one row. Turns that begin beyond `max_length` tokens are lost, as the end of one row would be, and counted.
+
+    Raises:
+        ValueError: as `encode_chat`.
+    """
+    _check_teaches(messages)
+    return _rows(list(map(tokenizer.encode_spelled, tokenizer.chat_template.rows(messages, tools))), max_length)
 
 
 def encode_prompt(messages: list[Message], tokenizer, *, max_length: int, tools: list[dict] | None = None) -> list[int]:
@@ -112,6 +115,35 @@ def says_something(message: Message) -> bool:
     content = message.get("content") or ""
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
     return bool(text.strip() or (message.get("reasoning_content") or "").strip() or message.get("tool_calls"))
+
+
+def _check_teaches(messages: list[Message]) -> None:
+    targets, roles = targets_of(messages), ", ".join(dict.fromkeys(m["role"] for m in messages)) or "none"
+    if not targets:
+        raise ValueError(f"a conversation without an assistant turn teaches nothing (its roles: {roles})")
+    for i in targets:
+        if not says_something(messages[i]):
+            raise ValueError(
+                f'messages[{i}] is an empty assistant turn, which would teach to say nothing; give it "train": false, '
+                "or leave such rows out with data.on_bad_row=skip"
+            )
+
+
+def _rows(encoded: list[tuple[list[int], list[bool]]], max_length: int) -> list[dict[str, Any]]:
+    """The rows of one conversation in which something is left to learn; the last one counts what later turns lost."""
+    rows, lost = [], 0
+    for ids, mask in encoded:
+        if any(mask[:max_length]):
+            rows.append(_row(ids, mask, max_length, num_cut=max(len(ids) - max_length, 0)))
+        else:
+            lost += sum(mask)
+    if not rows:
+        raise ValueError(
+            f"no assistant token within max_length={max_length}: the first comes after {encoded[0][1].index(True)} "
+            "tokens; raise data.max_length, or leave such rows out with data.on_bad_row=skip"
+        )
+    rows[-1]["num_cut"] += lost
+    return rows
 
 
 def _row(input_ids: list[int], completion_mask: list[bool], max_length: int, *, num_cut: int) -> dict[str, Any]:

@@ -63,8 +63,21 @@ class ChatTemplate:
 
     def conversation(self, messages: list[Message], tools: list[dict] | None = None) -> Spelled:
         """The whole conversation and its targets: assistant turns but those of weight 0 or train false."""
-        targets = [i for i, message in enumerate(messages) if is_target(message)]
-        return self._spell(messages, tools, targets, tagged=self.tagged[self._name(tools)])
+        return self._spell(messages, tools, targets_of(messages), tagged=self.tagged[self._name(tools)])
+
+    def rows(self, messages: list[Message], tools: list[dict] | None = None) -> list[Spelled]:
+        """The conversation as it is learned: in one row, or with a row for each target, which ends there.
+
+        One row wherever every target, and all before it, stands in it as it did when that turn was the last. Many
+        templates write a turn otherwise once more was said: they strip its thinking, or end it with another token.
+        """
+        targets, tagged = targets_of(messages), self.tagged[self._name(tools)]
+        try:
+            return [self._spell(messages, tools, targets, tagged=tagged, unchanged=True)]
+        except ValueError:
+            if targets == [len(messages) - 1]:
+                raise
+        return [self._spell(messages[: i + 1], tools, [i], tagged=tagged) for i in targets]
 
     def answer(self, messages: list[Message], tools: list[dict] | None = None) -> Spelled:
         """The conversation with one target, its last turn, which begins where `prompt` of the others ends."""
@@ -124,22 +137,22 @@ class ChatTemplate:
     def _name(self, tools: list[dict] | None) -> str:
         return "tool_use" if tools and "tool_use" in self.jinja else "default"
 
-    def _spell(self, messages, tools, targets: list[int] | None, *, tagged: bool = False) -> Spelled:
+    def _spell(self, messages, tools, targets: list[int] | None, *, tagged=False, unchanged=False) -> Spelled:
         """The first way of writing the messages that loses nothing. Without targets the assistant's turn is to come."""
         problem = None
         for taken in ways_to_write([for_template(message) for message in messages]):
             try:
-                return self._write(taken, tools, targets, tagged)
+                return self._write(taken, tools, targets, tagged, unchanged)
             except ValueError as error:
                 problem = problem or error
         raise problem
 
-    def _write(self, messages, tools, targets: list[int] | None, tagged: bool) -> Spelled:
+    def _write(self, messages, tools, targets: list[int] | None, tagged: bool, unchanged: bool) -> Spelled:
         kind = json.dumps([shape(messages), shape(tools), targets, tagged])
         if kind not in self.checked:
             self.checked[kind] = self._check_nothing_is_lost(messages, tools, targets, tagged)
         marked, marked_tools = change_texts(messages, self.mark), change_texts(tools, self.mark)
-        spelled = self._spans(marked, marked_tools, targets, tagged)
+        spelled = self._spans(marked, marked_tools, targets, tagged, unchanged)
         if len(spelled.targets) != len(self.checked[kind]):
             raise ValueError(f"the chat template's generation tags depend on what is said; {_OTHER}")
         for i in targets or []:
@@ -152,16 +165,27 @@ class ChatTemplate:
         learned = zip(spelled.targets, self.checked[kind], strict=True)
         return Spelled(spelled.text, [span for span, owner in learned if owner in (targets or [])], not tagged)
 
-    def _spans(self, messages, tools, targets: list[int] | None, tagged: bool) -> Spelled:
-        """The rendering and the span of each target, or of each generation tag; or ValueError."""
-        views = [(len(messages), targets is None)] + [(i, True) for i in targets or [] if not tagged]
-        whole, *heads = self.render(messages, tools, views)
-        for rendering, (end, _) in zip((whole, *heads), views, strict=True):
+    def _spans(self, messages, tools, targets: list[int] | None, tagged: bool, unchanged: bool = False) -> Spelled:
+        """The rendering and the span of each target, or of each generation tag; or ValueError.
+
+        `unchanged`: a target that is written otherwise than when it was the last turn is refused too.
+        """
+        asked = [i for i in targets or [] if not tagged]
+        earlier = [i for i in targets or [] if unchanged and i + 1 < len(messages)]
+        views = [(len(messages), targets is None), *((i, True) for i in asked), *((i + 1, False) for i in earlier)]
+        whole, *others = self.render(messages, tools, views)
+        for rendering, (end, _) in zip((whole, *others), views, strict=True):
             if rendering.error and end:
                 raise ValueError(f"the model's chat template refuses this conversation: {rendering.error}")
         if tagged:
-            return Spelled(whole.text, [span for span in whole.spans if span[0] < span[1]])
-        return Spelled(whole.text, [self._span(whole, head, i) for i, head in zip(targets or [], heads, strict=True)])
+            spans = [span for span in whole.spans if span[0] < span[1]]
+        else:
+            spans = [self._span(whole, head, i) for i, head in zip(asked, others, strict=False)]
+        for i, alone in zip(earlier, others[len(asked) :], strict=True):
+            end = max((last for _, last in alone.spans), default=0) if tagged else spans[asked.index(i)][1]
+            if alone.text[:end] != whole.text[:end]:
+                raise ValueError(f"the chat template writes messages[{i}] otherwise once more was said; {_OTHER}")
+        return Spelled(whole.text, spans)
 
     def _span(self, whole: Rendering, head: Rendering, i: int) -> tuple[int, int]:
         """From where the generation prompt ends to the first stop token."""
@@ -173,14 +197,14 @@ class ChatTemplate:
             raise ValueError(
                 f"the chat template writes what comes before messages[{i}] otherwise once it has been said: at "
                 f"generation {_shown(head.text or '', same)} stands where the whole conversation has "
-                f"{_shown(whole.text, same)}; {_WAY_OUT}"
+                f"{_shown(whole.text, same)}; {_OTHER}"
             )
         end = next((m.end() for m in self._stop.finditer(whole.text, start) if m.lastindex), None)
         if end is None:
             stops = ", ".join(self.stops) or "none is known"
             raise ValueError(
                 f"the chat template ends messages[{i}] without a stop token ({stops}): a model that learns from it "
-                f"would never stop; {_WAY_OUT}"
+                f"would never stop; {_OTHER}"
             )
         return start, end
 
@@ -212,7 +236,7 @@ class ChatTemplate:
             if within - {owner}:
                 raise ValueError(
                     f"the chat template writes no stop token ({', '.join(self.stops)}) between messages[{owner}] and "
-                    f"messages[{max(within - {owner})}]; {_WAY_OUT}"
+                    f"messages[{max(within - {owner})}]; {_OTHER}"
                 )
             owners.append(owner)
             inside |= numbers
@@ -224,15 +248,12 @@ class ChatTemplate:
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _OTHER = "give data.template another template"
-_WAY_OUT = (
-    'say "train": false at the assistant turns before the last one (give each turn a row of its own to learn them '
-    f"all), or {_OTHER}"
-)
 
 
-def is_target(message: Message) -> bool:
-    """Whether the turn is learned: the assistant's, unless it says `weight: 0` or `train: false`."""
-    return message["role"] == "assistant" and message.get("weight", 1) != 0 and message.get("train", True)
+def targets_of(messages: list[Message]) -> list[int]:
+    """Which messages are learned: the assistant's, unless they say `weight: 0` or `train: false`."""
+    learned = (m["role"] == "assistant" and m.get("weight", 1) != 0 and m.get("train", True) for m in messages)
+    return [i for i, taken in enumerate(learned) if taken]
 
 
 def _shown(text: str, start: int, length: int = 60) -> str:
@@ -243,6 +264,5 @@ def _shown(text: str, start: int, length: int = 60) -> str:
 def _lost(i: int, messages: list[Message], field: str) -> str:
     if i < 0:
         return f"the chat template does not write the {field} of tools; leave them out, or {_OTHER}"
-    last = max(j for j, message in enumerate(messages) if message["role"] != "tool")
-    way_out = _WAY_OUT if field in THINKING and i < last else f"leave it out, or {_OTHER}"
-    return f"the chat template drops or rewrites the {field} of messages[{i}] ({messages[i]['role']}); {way_out}"
+    role = messages[i]["role"]
+    return f"the chat template drops or rewrites the {field} of messages[{i}] ({role}); leave it out, or {_OTHER}"

@@ -29,6 +29,7 @@ class Encoded:
     skipped: list[str] = field(default_factory=list)  # FILE:LINE: what is wrong
     stray: list[str] = field(default_factory=list)  # FILE:LINE of records with a raw turn marker inside a text
     num_records: int = 0
+    num_split: int = 0  # conversations of more than one row
     num_single_turn: int = 0  # records whose conversation has one assistant turn, the answer included
 
     def report(self, name: str) -> str:
@@ -44,6 +45,12 @@ class Encoded:
     def tell(self, name: str) -> None:
         """Logs the report, and what a person should know of the rows."""
         log.info(self.report(name))
+        if self.num_split:
+            log.info(
+                "%s: %d of %d conversations are a row for each assistant turn, since the chat template writes a turn "
+                "otherwise once more was said; %d rows in all",
+                name, self.num_split, self.num_records, len(self.items),
+            )  # fmt: skip
         if self.skipped:
             log.warning("%s: %d rows skipped%s", name, len(self.skipped), _listed(self.skipped))
         if self.stray:
@@ -57,7 +64,7 @@ def encode_files(
     name: str,
     files: Sequence[str],
     parse: Callable[[dict], list[Record]],
-    encode: Callable[[Record], Any],
+    encode: Callable[[Record], list[Any]],
     *,
     on_bad_row: str,
     layout: Layout,
@@ -75,10 +82,11 @@ def encode_files(
         records, before = read_records(file, parse, bad_rows, layout), len(encoded.items)
         for record in regroup(records) if regroup else records:
             with bad_rows.at(record.where):
-                encoded.items.append(encode(record))
-                begins = opening(record)
-                encoded.openings.append(None if begins is None else hash(begins))
+                items, begins = encode(record), opening(record)
+                encoded.items += items
+                encoded.openings += [None if begins is None else hash(begins)] * len(items)
                 encoded.num_records += 1
+                encoded.num_split += len(items) > 1
                 encoded.num_single_turn += _num_answers(record) == 1
                 encoded.stray += [record.where] if any(map(_STRAY_MARKER.search, record.texts())) else []
         encoded.file_sizes.append(len(encoded.items) - before)

@@ -71,7 +71,7 @@ def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Enco
     kinds: dict[bool, str] = {}  # rated or compared -> where the first was seen
     empty = []
 
-    def encode(record: Comparison | Ranking | Rated) -> Element:
+    def encode(record: Comparison | Ranking | Rated) -> list[Element]:
         rated = isinstance(record, Rated)
         if kinds.setdefault(rated, record.where) and len(kinds) == 2:
             raise ValueError(
@@ -80,7 +80,7 @@ def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Enco
             )
         if rated and not record.completion.strip():
             empty.append(record.where)  # somebody rated it all the same: kept, and reported
-        return _encode_element(record, data, tokenizer)
+        return [_encode_element(record, data, tokenizer)]
 
     regroup = regroup_by_prompt if data.kwise else None
     how = {"on_bad_row": data.on_bad_row, "layout": Layout.of(data), "regroup": regroup}

@@ -27,7 +27,7 @@ def encode_prompts(name: str, files: Sequence[str], data, tokenizer, *, max_leng
     `max_length` tokens (the window less the tokens to sample) is a bad row: cut, it would ask something else.
     """
 
-    def encode(record) -> dict:
+    def encode(record) -> list[dict]:
         ids = encode_prompt(record.prompt, tokenizer, max_length=WHOLE, tools=record.tools)
         if len(ids) > max_length:
             raise ValueError(
@@ -36,6 +36,6 @@ def encode_prompts(name: str, files: Sequence[str], data, tokenizer, *, max_leng
             )
         mask = [False] * len(ids)
         row = {"input_ids": ids, "completion_mask": mask, "num_cut": 0}
-        return row | {"messages": record.prompt, "columns": record.columns, "where": record.where}
+        return [row | {"messages": record.prompt, "columns": record.columns, "where": record.where}]
 
     return encode_files(name, files, formats.prompts, encode, on_bad_row=data.on_bad_row, layout=Layout.of(data))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from data import formats
 from data.adapters import Layout
-from data.chat import encode_chat
+from data.chat import encode_rows
 from data.encoded import Encoded, compact, encode_files, make_loader, training_texts, warn_of_overlap
 from data.loader import Loader
 
@@ -30,11 +30,11 @@ def eval_examples(data, tokenizer, train: Loader | None = None) -> list[dict]:
 
 
 def encode_demonstrations(name: str, files: Sequence[str], data, tokenizer) -> Encoded:
-    """Demonstrations of `files`, the value of the config key `name`."""
+    """Demonstrations of `files`, the value of the config key `name`; a conversation may be several rows."""
 
-    def encode(record) -> dict:
-        row = encode_chat(record.messages, tokenizer, max_length=data.max_length, tools=record.tools)
-        return compact(row) | {"where": record.where}
+    def encode(record) -> list[dict]:
+        rows = encode_rows(record.messages, tokenizer, max_length=data.max_length, tools=record.tools)
+        return [compact(row) | {"where": record.where} for row in rows]
 
     return encode_files(name, files, formats.examples, encode, on_bad_row=data.on_bad_row, layout=Layout.of(data))
 

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from data.chat import encode_chat, encode_completions, encode_prompt
+from data.chat import encode_completions, encode_prompt, encode_rows
+from data.chat_template import targets_of
 from data.loader import Loader
 from data.records import Comparison, Example, Prompt, Ranking, Rated, Record
 from model.packing import lay_out
@@ -70,10 +71,11 @@ def trace(record: Record, tokenizer, *, max_length: int, max_prompt_length: int)
     """
     if isinstance(record, Example):
         how = {"tools": record.tools}
-        whole = encode_chat(record.messages, tokenizer, max_length=WHOLE, **how)
-        encode_chat(record.messages, tokenizer, max_length=max_length, **how)
-        cut = [at >= max_length for at in range(len(whole["input_ids"]))]
-        return [_side("conversation", whole, cut, tokenizer)]
+        rows = encode_rows(record.messages, tokenizer, max_length=WHOLE, **how)
+        encode_rows(record.messages, tokenizer, max_length=max_length, **how)
+        names = [f"messages[{i}]" for i in targets_of(record.messages)] if len(rows) > 1 else ["conversation"]
+        cuts = [[at >= max_length for at in range(len(row["input_ids"]))] for row in rows]
+        return [_side(*one, tokenizer) for one in zip(names, rows, cuts, strict=True)]
     if isinstance(record, Prompt):
         ids = encode_prompt(record.prompt, tokenizer, max_length=WHOLE, tools=record.tools)
         return [

@@ -1,5 +1,6 @@
 """A checkpoint's own chat template: what is learned, what is refused, its bounds, and what an export keeps of it."""
 
+import copy
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from text_samples import data_config, said, write_rows
 
 from data import sandbox
 from data.builtin_templates import TEMPLATES
-from data.chat import encode_chat, encode_completions, encode_prompt
+from data.chat import encode_chat, encode_completions, encode_prompt, encode_rows
 from data.messages import parse_messages
 from data.sft import encode_demonstrations
 from data.tokenizer import load_tokenizer
@@ -65,13 +66,64 @@ def test_calls_and_thinking_are_learned_as_the_template_writes_them(tmp_path):
         assert learned(tokenizer, talk) == ["<think>Two and two.</think>4<|im_end|>"]
 
 
-def test_thinking_that_the_template_drops_is_refused_where_it_is_a_target_only(tmp_path):
+THOUGHT = [*said("2+2?"), {"role": "assistant", "content": "4", "reasoning_content": "It is."}, *said("3+3?", "6")]
+# Ends the last turn with another token than those before it, as GPT-OSS, and puts tags around what is learned.
+TAGGED = (
+    "{%- for m in messages %}<|im_start|>{{ m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+    "{{- m.content }}{{ '<|endoftext|>' if loop.last else '<|im_end|>' }}{% endgeneration %}{% else %}"
+    "{{- m.content }}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_one_row_cannot_hold_a_turn_that_the_template_rewrites(tmp_path):
     tokenizer = speaker(tmp_path)
-    talk = [*said("2+2?"), {"role": "assistant", "content": "4", "reasoning_content": "It is."}, *said("3+3?", "6")]
-    with pytest.raises(ValueError, match=r"drops or rewrites the reasoning_content of messages\[1\].*\"train\": false"):
-        encode_chat(talk, tokenizer, max_length=LONG)
-    talk[1]["train"] = False
-    assert learned(tokenizer, talk) == ["6<|im_end|>"]
+    with pytest.raises(ValueError, match=r"drops or rewrites the reasoning_content of messages\[1\]"):
+        encode_chat(THOUGHT, tokenizer, max_length=LONG)
+    unlearned = [THOUGHT[0], THOUGHT[1] | {"train": False}, *THOUGHT[2:]]
+    assert learned(tokenizer, unlearned) == ["6<|im_end|>"]
+
+
+@pytest.mark.parametrize("kind", ["strips thinking", "ends otherwise", "has tags"])
+def test_a_turn_that_the_template_rewrites_has_a_row_of_its_own_as_at_generation(kind, tmp_path):
+    """Each row: transformers' ids of the conversation that ends there, learned from where its prompt ends."""
+    transformers = pytest.importorskip("transformers")
+    untagged = TAGGED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    jinja = {"strips thinking": WHOLE, "ends otherwise": untagged, "has tags": TAGGED}[kind]
+    jinja = jinja.replace("strftime_now('%d %b %Y')", "'Thursday'")
+    stops = ["<|im_end|>", "<|endoftext|>"][kind == "ends otherwise" :]
+    tokenizer = speaker(tmp_path, jinja, eos_token="<|endoftext|>")
+    tokenizer = speaker(tmp_path, jinja, {"eos_token_id": list(map(tokenizer.special_id, stops))}, eos_token=stops[-1])
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    talk = [{"role": "system", "content": "Add."}, *copy.deepcopy(THOUGHT), *said("5+5?", "10")]
+    if kind != "strips thinking":
+        talk[2].pop("reasoning_content")
+    rows = encode_rows(talk, tokenizer, max_length=LONG)
+    for i, row in zip((2, 4, 6), rows, strict=True):
+        whole, prompt = (
+            theirs.apply_chat_template(talk[:end], return_dict=False, add_generation_prompt=asks)
+            for end, asks in ((i + 1, False), (i, True))
+        )
+        assert row["input_ids"] == whole and whole[: len(prompt)] == prompt
+        last = max(at for at, token in enumerate(whole) if token in tokenizer.stop_ids)
+        assert row["completion_mask"] == [len(prompt) <= at <= last for at in range(len(whole))]
+
+
+def test_turns_beyond_max_length_are_lost_and_counted(tmp_path):
+    tokenizer = speaker(tmp_path)
+    first, last = encode_rows(THOUGHT, tokenizer, max_length=LONG)
+    begins = last["completion_mask"].index(True)
+    (left,) = encode_rows(THOUGHT, tokenizer, max_length=begins)
+    assert left == first | {"num_cut": sum(last["completion_mask"])}
+    both = encode_rows(THOUGHT, tokenizer, max_length=begins + 1)
+    assert [row["num_cut"] for row in both] == [0, len(last["input_ids"]) - begins - 1]
+    with pytest.raises(ValueError, match="no assistant token within max_length=3"):
+        encode_rows(THOUGHT, tokenizer, max_length=3)
+
+
+def test_a_template_that_rewrites_nothing_keeps_a_conversation_in_one_row(tmp_path):
+    tokenizer = speaker(tmp_path, TEMPLATES["chatml"])
+    talk = said("a", "b", "c", "d", "e", "f")
+    assert encode_rows(talk, tokenizer, max_length=LONG) == [encode_chat(talk, tokenizer, max_length=LONG)]
 
 
 def test_turns_of_weight_0_are_no_targets(tmp_path):

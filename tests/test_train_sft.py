@@ -84,6 +84,36 @@ def test_the_size_of_micro_batches_changes_nothing_but_rounding(sft, tmp_path, r
             assert a == pytest.approx(b, rel=2e-5)
 
 
+def test_a_template_that_strips_thinking_trains_a_row_for_each_turn(sft, door, tmp_path, read_metrics, capsys):
+    """The whole command on a checkpoint with such a template: what is learned, said, shown and resumed."""
+    words = ["num_steps=1", "eval_every=0", "sample_every=0", "save_every=0"]
+    assert sft(tmp_path / "start", *words) == 0
+    start = tmp_path / "start" / "model"
+    settings = json.loads((start / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.reasoning_content and loop.last %}({{ m.reasoning_content }}) "
+        "{% endif %}{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    (start / "tokenizer_config.json").write_text(json.dumps(settings))
+    thinks = [{"role": "assistant", "content": f"answer {i}", "reasoning_content": f"thought {i}"} for i in range(3)]
+    asks = [{"role": "user", "content": f"question {i}"} for i in range(3)]
+    talk = {"messages": [message for pair in zip(asks, thinks, strict=True) for message in pair]}
+    plain = {"messages": [asks[0], {"role": "assistant", "content": "answer"}]}
+    file = tmp_path / "talks.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in (plain, talk)))
+    (start / "SHA256SUMS").unlink()
+    words = [f"hydra.run.dir={tmp_path / 'out'}", f"policy={start}", f"data.train=[{file}]", "data.shuffle=false"]
+    words += ["num_steps=2", "batch_size=4", "micro_batch_size=4", "view=true", "eval_every=0", "sample_every=0"]
+    assert door(train_sft, *words, "log.wandb=disabled") == 0
+    printed = capsys.readouterr().out
+    assert "1 of 2 conversations are a row for each assistant turn" in printed and "4 rows in all" in printed
+    tokenizer = load_tokenizer(start)
+    sizes = [len(tokenizer.encode(text)) + 1 for text in ("answer", *(f"(thought {i}) answer {i}" for i in range(3)))]
+    assert [row["objective/tokens"] for row in read_metrics(tmp_path / "out")] == [sum(sizes)] * 2
+    page = (tmp_path / "out" / "first_batch.html").read_text()
+    assert page.count(f"{file}:2") == 3 and page.count(f"{file}:1") == 1
+
+
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(sft, tmp_path, read_metrics, monkeypatch):
     """With dropout and NEFTune, so that every generator counts."""
     noise = ["residual_dropout=[0.1,0.3]", "neftune_alpha=5"]
