@@ -19,7 +19,7 @@ from data.clients import Client, build_client
 from data.methods.progress import Progress
 from data.methods.rows import Made, manifest
 from data.records import BadRows, read_records, write_jsonl
-from runtime.config import check_choice, check_files, check_types, check_whole
+from runtime.config import check_choice, check_files, check_positive, check_types, check_whole
 from runtime.devices import PRECISIONS
 from runtime.files import write_sums, write_whole
 from runtime.run import Run, main
@@ -140,14 +140,15 @@ def _preferences(clients: dict[str, Client], settings: dict, begin, **common) ->
     from data.methods.preferences import preferences, reward_function_scorer, reward_model_scorer
 
     prompts = _prompts(settings)
-    path, function = (settings.pop(key) for key in ("reward_model", "reward_fn"))
+    path, function, seconds = (settings.pop(key) for key in ("reward_model", "reward_fn", "reward_timeout"))
     reading = {key: settings.pop(key) for key in ("precision", "batch_size")}
     if path and function:
         raise ValueError(f"method.reward_model={path} and method.reward_fn={function}: only one of them can rank")
     check_choice("method.precision", reading["precision"], PRECISIONS)
     check_whole(1, method__batch_size=reading["batch_size"])
+    check_positive(method__reward_timeout=seconds)
     scorer = reward_model_scorer(path, **reading) if path else None
-    scorer = reward_function_scorer(function) if function else scorer
+    scorer = reward_function_scorer(function, seconds=seconds) if function else scorer
     begin()
     judge = clients.get("judge")
     return preferences(_answering(clients), prompts, judge=judge, reward_model=scorer, **settings, **common)

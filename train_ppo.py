@@ -34,8 +34,8 @@ from advantages import (
 from data.encoded import warn_of_overlap
 from data.loader import Loader
 from data.prompts import encode_prompts, prompt_loader
-from data.rewards import check_same_tokenizer, load_reward_function
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.reward_process import RewardProcess
+from data.tokenizer import Tokenizer, check_same_tokenizer, load_tokenizer
 from data.view import show_first_batch
 from kernels.backend import set_kernels
 from losses import POLICY_LOSSES, aggregation, ppo_loss, token_rewards
@@ -293,6 +293,7 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
     check_batch(cfg.minibatch_size, cfg.micro_batch_size, world_size, "minibatch_size")
     check_batch(cfg.batch_size * cfg.samples_per_prompt, cfg.minibatch_size, 1, "batch_size * samples_per_prompt")
     check_positive(optim__lr=cfg.optim.lr, optim__value_lr=cfg.optim.value_lr, clip_range=cfg.clip_range)
+    check_positive(reward_timeout=cfg.reward_timeout)
     clips = ("value_clip_range", "clip_range_high", "reward_clip", "dual_clip", "gae_lambda_alpha")
     check_positive(**{key: cfg[key] for key in clips if cfg[key] is not None})
     coefficients = ("kl_coef", "kl_coef_end", "ptx_coef", "value_coef", "entropy_coef", "gamma", "gae_lambda")
@@ -431,7 +432,7 @@ def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy)
         check_same_tokenizer(cfg.reward_model, tokenizer)
         reward_model = run.shard(load_reward_model(cfg.reward_model, precision=cfg.precision, frozen=True))
     specs = [cfg.reward_fn] if isinstance(cfg.reward_fn, str) else list(cfg.reward_fn or [])
-    functions = [load_reward_function(spec) for spec in specs]
+    functions = [RewardProcess(spec, seconds=cfg.reward_timeout) for spec in specs]
     if cfg.reward_model is None and not functions and cfg.env is None and cfg.ref_policy and cfg.kl_coef:
         functions = [nothing]  # distillation: all that is wanted is to be near ref_policy
     settings = {"clips": cfg.reward_clips, "micro_batch_size": cfg.micro_batch_size}

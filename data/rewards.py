@@ -4,23 +4,19 @@ A reward function is called as `function(prompts, completions, **columns)`: list
 the prompt records' other columns (lists alike). It returns one float per row.
 """
 
-import contextlib
 import importlib
 import importlib.util
 import inspect
-import math
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from data.tokenizer import load_tokenizer
-
 RewardFunction = Callable[..., list[float]]
-SECONDS = 1800.0  # that a function may take for one rollout: a judge over a network needs minutes, a hang has no end
 ROOT = Path(__file__).resolve().parents[1]
+
+
+class RewardFailed(ValueError):
+    """What a reward function did instead of giving rewards, in a whole sentence."""
 
 
 def load_reward_function(spec: str, key: str = "reward_fn") -> RewardFunction:
@@ -52,8 +48,8 @@ def call_reward(
     name = getattr(function, "__name__", "reward_fn")
     rewards = call_rows(function, prompts, completions, columns)
     for row, reward in enumerate(rewards):
-        if not isinstance(reward, (int, float)) or not math.isfinite(reward):
-            raise ValueError(
+        if not is_number(reward):
+            raise RewardFailed(
                 f"reward function {name} returned {reward!r} for row {row} ({completions[row][:80]!r}); "
                 "it must return one finite number per row"
             )
@@ -68,56 +64,36 @@ def call_rows(function: RewardFunction, prompts: list[str], completions: list[st
     """
     name = getattr(function, "__name__", "reward_fn")
     try:
-        rewards = _call(function, prompts, completions, columns)
+        rewards = call_function(function, prompts, completions, columns)
+    except RewardFailed:  # in its own process (data/reward_process.py)
+        raise
     except (Exception, SystemExit) as error:
-        hung = isinstance(error, TimeoutError)
-        at = "" if hung else _first_bad_row(function, prompts, completions, columns)
-        raise ValueError(f"reward function {name} raised {type(error).__name__}: {error}{at}") from error
+        at = first_bad_row(function, prompts, completions, columns)
+        raise RewardFailed(f"reward function {name} raised {type(error).__name__}: {error}{at}") from error
     if len(rewards) != len(completions):
-        raise ValueError(f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions")
+        raise RewardFailed(f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions")
     return rewards
 
 
-def _call(function: RewardFunction, prompts: list[str], completions: list[str], columns: dict[str, list]) -> list:
-    with _at_most(SECONDS):
-        rewards = list(function(prompts, completions, **_accepted(function, columns)))
+def call_function(
+    function: RewardFunction, prompts: list[str], completions: list[str], columns: dict[str, list]
+) -> list:
+    """What the function returns, as a list; columns that it does not take are left out."""
+    rewards = list(function(prompts, completions, **_accepted(function, columns)))
     return [
         reward.item() if hasattr(reward, "item") and not getattr(reward, "ndim", 0) else reward for reward in rewards
     ]
 
 
-def _first_bad_row(function: RewardFunction, prompts: list, completions: list, columns: dict[str, list]) -> str:
+def first_bad_row(function: RewardFunction, prompts: list, completions: list, columns: dict[str, list]) -> str:
     """Which row the function fails on by itself, in words; nothing where it fails on all of them together only."""
-    deadline = time.monotonic() + SECONDS
     for row, completion in enumerate(completions):
-        if time.monotonic() > deadline:
-            break
         own = {name: column[row : row + 1] for name, column in columns.items()}
         try:
-            _call(function, prompts[row : row + 1], [completion], own)
+            call_function(function, prompts[row : row + 1], [completion], own)
         except (Exception, SystemExit):
             return f" on row {row} (prompt {prompts[row][:80]!r}, completion {completion[:80]!r})"
     return ""
-
-
-@contextlib.contextmanager
-def _at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block when it takes longer, again and again where it is caught. Python code only: a
-    call into C that never returns is not interrupted. In another thread than the main one there is no limit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(number, frame) -> None:
-        raise TimeoutError(f"it took more than {seconds:g} seconds")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _accepted(function: RewardFunction, columns: dict[str, list]) -> dict[str, list]:
@@ -164,12 +140,6 @@ def gather_columns(prompts: list[dict]) -> dict[str, list]:
     return columns | {"messages": [prompt["messages"] for prompt in prompts]}
 
 
-def check_same_tokenizer(path: str, tokenizer, key: str = "reward_model") -> None:
-    """Raise ValueError unless the model at `path` was made for this tokenizer: ids would mean other words."""
-    other = load_tokenizer(path, date=tokenizer.date)
-    if other.fingerprint != tokenizer.fingerprint:
-        raise ValueError(
-            f"{key}={path} has another tokenizer or chat template than the policy ({other.vocab_size} ids, "
-            f"template {other.template}, against {tokenizer.vocab_size}, {tokenizer.template}); train the reward model "
-            "from this policy (train_rm.py policy=...)"
-        )
+def is_number(value) -> bool:
+    """Whether it is a number that a float can hold: no NaN, no infinity, no whole number past the largest float."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max

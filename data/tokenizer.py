@@ -277,3 +277,14 @@ def _write(path: Path, content: bytes) -> None:
     aside = path.with_name(path.name + ".tmp")
     aside.write_bytes(content)
     os.replace(aside, path)
+
+
+def check_same_tokenizer(path: str, tokenizer, key: str = "reward_model") -> None:
+    """Raise ValueError unless the model at `path` was made for this tokenizer: ids would mean other words."""
+    other = load_tokenizer(path, date=tokenizer.date)
+    if other.fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"{key}={path} has another tokenizer or chat template than the policy ({other.vocab_size} ids, "
+            f"template {other.template}, against {tokenizer.vocab_size}, {tokenizer.template}); train the reward model "
+            "from this policy (train_rm.py policy=...)"
+        )

@@ -11,12 +11,13 @@ from omegaconf import DictConfig
 from scipy.special import gammaln
 
 from data.prompts import encode_prompts
-from data.rewards import check_same_tokenizer, load_reward_function
-from data.tokenizer import load_tokenizer
+from data.reward_process import RewardProcess
+from data.tokenizer import check_same_tokenizer, load_tokenizer
 from model.reading import read_policy, read_reward_model
 from model.sampling import generate
 from rollouts.rewards import Scorer
 from rollouts.trajectory import from_rows
+from runtime.config import check_positive
 from runtime.report import print_table
 
 
@@ -49,7 +50,8 @@ def sample_scores(cfg: DictConfig) -> dict[str, np.ndarray]:
     """{"gold" or a proxy's name: (P, N) scores} of num_completions samples of every prompt."""
     task, tokenizer = cfg.task, load_tokenizer(cfg.task.policy, template=cfg.task.template, date=cfg.task.date)
     policy = read_policy(task.policy, precision=task.precision)
-    scorers = {"gold": Scorer(None, [load_reward_function(task.reward_fn)], None, tokenizer, micro_batch_size=1)}
+    gold = RewardProcess(task.reward_fn, seconds=task.reward_timeout, key="task.reward_fn")
+    scorers = {"gold": Scorer(None, [gold], None, tokenizer, micro_batch_size=1)}
     for path in task.reward_models:
         check_same_tokenizer(path, tokenizer)
         model = read_reward_model(path, precision=task.precision)
@@ -82,6 +84,7 @@ def check(task: DictConfig) -> None:
         raise ValueError(
             f"task.num_completions={task.num_completions} and task.num_prompts={task.num_prompts} must be 2 or more"
         )
+    check_positive(task__reward_timeout=task.reward_timeout)
     if not task.reward_models:
         raise ValueError("task.reward_models is empty; give the model/ folders of train_rm.py")
 

@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from data.rewards import load_reward_function
+from data.reward_process import RewardProcess
+from data.rewards import call_reward
 from evals.best_of_n import best_of_n_kl, expected_best
 from evals.overoptimization_plots import plot_curves, plot_plane
+from runtime.config import check_positive
 from runtime.metrics import read_rows
 from runtime.report import bullets, cell, heading, paragraph, picture, print_table, table, write_page
 
@@ -84,7 +86,7 @@ def read_run(directory: str, reward_fn) -> dict:
             f"{directory}/samples.jsonl must answer the same prompts at every step: train_ppo.py with sample_every=0 "
             "num_samples=num_prompts, train_dpo.py with num_samples=num_prompts"
         )
-    gold = [reward_fn(prompts[0], [row["completion"] for row in part]) for part in answered]
+    gold = [call_reward(reward_fn, prompts[0], [row["completion"] for row in part], {}) for part in answered]
     found = {key: np.array([[row[key] for row in part] for part in answered]).T for key in ("kl", "score")}
     proxy = (found["score"] - found["score"][:, 0].mean()) / max(found["score"][:, 0].std(), 1e-9)  # sd of its start
     return {"steps": np.array(steps), "kl": found["kl"], "proxy": proxy, "gold": np.array(gold).T}
@@ -108,7 +110,9 @@ def best_of_n_curves(directory: str) -> tuple[dict[str, dict], float, float]:
 
 def run(cfg: DictConfig, out: Path) -> dict:
     """task=overoptimization: result.json, two pictures, and a page with both."""
-    task, reward_fn = cfg.task, load_reward_function(cfg.task.reward_fn)
+    task = cfg.task
+    check_positive(task__reward_timeout=task.reward_timeout)
+    reward_fn = RewardProcess(task.reward_fn, seconds=task.reward_timeout, key="task.reward_fn")
     chosen, mean, sd = best_of_n_curves(task.best_of_n)
     curves = {"best_of_n": chosen, "rl": {Path(path).name: read_run(path, reward_fn) for path in task.input}}
     plane = {Path(path).name: read_run(path, reward_fn) for path in task.plane}

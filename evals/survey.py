@@ -7,7 +7,7 @@ from torch import Tensor
 from data.chat import cut_prompt
 from data.preferences import Element
 from data.prompts import encode_prompts
-from data.rewards import check_same_tokenizer
+from data.tokenizer import check_same_tokenizer
 from model.build import load_policy, load_reward_model
 from model.heads import Policy
 from model.lora import Reference

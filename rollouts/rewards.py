@@ -7,13 +7,12 @@ A function is called as `function(prompts, completions, **columns)` (`data/rewar
     None                    nothing: the row is left out of the loss and of the means, and counted
 """
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from data.rewards import RewardFunction, call_rows, gather_columns, prompt_text
+from data.rewards import RewardFailed, RewardFunction, call_rows, gather_columns, is_number, prompt_text
 from rollouts.parts import of_actions
 from rollouts.trajectory import Part, Trajectory
 
@@ -96,14 +95,14 @@ class Scorer:
                 columns = masks[row].nonzero().flatten().tolist()
                 for (start, stop), reward in value:
                     if not 0 <= start < stop <= len(texts[row]):
-                        raise ValueError(
+                        raise RewardFailed(
                             f"reward function {name} pays characters {start} to {stop} of row {row}, whose completion "
                             f"has {len(texts[row])} ({texts[row][:80]!r})"
                         )
                     token = next(n for n, end in enumerate(ends) if end >= stop)
                     rewards[row, columns[token]] += reward
             else:
-                raise ValueError(
+                raise RewardFailed(
                     f"reward function {name} returned {str(value)[:80]} for row {row} ({texts[row][:80]!r}); it must "
                     f"return one finite number, one for each of its {int(masks[row].sum())} tokens, "
                     "[((start, stop), reward), ...] in characters, or None"
@@ -152,10 +151,6 @@ def names_of(functions: list[RewardFunction]) -> list[str]:
     """The functions' names, numbered where two are alike."""
     names = [getattr(function, "__name__", "reward_fn") for function in functions]
     return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)]
-
-
-def is_number(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def is_stretch(value) -> bool:

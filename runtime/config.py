@@ -14,7 +14,7 @@ from runtime.files import write_whole
 # Settings that may differ between a run and its continuation: they change what is shown and kept, not what is computed.
 FREE_TO_CHANGE = (
     "name", "run_dir", "resume", "resume_anyway", "overwrite", "save_every", "eval_every", "sample_every", "keep_last",
-    "keep_best", "log", "dist", "view",
+    "keep_best", "log", "dist", "view", "reward_timeout",
 )  # fmt: skip
 
 OPTIONAL = {  # settings whose default is null or ???: what they are otherwise

@@ -20,6 +20,7 @@ from runtime.files import sha256_once
 ROOT = Path(__file__).resolve().parents[1]
 NO_INPUTS = ("lora", "ref_cache", "cache")  # names of layers; what runs remember, and other runs add to
 NO_NUMBERS = ("tests", "bench", "experiments", "docs", ".venv")  # code of this project that no run's numbers depend on
+_elsewhere: set[str] = set()
 
 
 def input_digests(cfg: DictConfig) -> dict[str, str]:
@@ -37,9 +38,14 @@ def input_digests(cfg: DictConfig) -> dict[str, str]:
     return digests
 
 
+def also_runs(modules: list[str]) -> None:
+    """Files of modules that another process of this run has loaded: part of its code."""
+    _elsewhere.update(modules)
+
+
 def code_digests() -> dict[str, str]:
     """{"losses.py": sha256, ...} of the project's modules that are loaded, and of the script itself."""
-    loaded = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
+    loaded = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())] + list(_elsewhere)
     root = f"{ROOT}{os.sep}"
     ours = sorted({file.removeprefix(root) for file in loaded if file.startswith(root) and file.endswith(".py")})
     return {name: sha256_once(ROOT / name) for name in ours if name.split(os.sep)[0] not in NO_NUMBERS}

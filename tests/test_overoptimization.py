@@ -70,7 +70,9 @@ def test_the_gold_reward_wants_everything_once_and_briefly():
     assert score(good) == 5
     assert score(good + " Soon, soon.") < 5 and score("Ok.") == 1
     assert score("order " * 20) < 0
-    assert reward_function_scorer("evals.barista:gold")([([{"role": "user", "content": "Hi"}], good)]) == [5]
+    assert reward_function_scorer("evals.barista:gold", seconds=60)([([{"role": "user", "content": "Hi"}], good)]) == [
+        5
+    ]
 
 
 def test_jobs_of_a_sweep_are_told_over_seeds():

@@ -14,7 +14,8 @@ from itertools import combinations
 from data.clients import Answer, Client, Conversation
 from data.methods.progress import Progress
 from data.methods.rows import Drops, Made, answer_fault, provenance, row_id
-from data.rewards import call_reward, load_reward_function, prompt_text
+from data.reward_process import RewardProcess
+from data.rewards import call_reward, prompt_text
 
 ASPECTS = {
     "instruction_following": "Does the answer do what was asked, all of it and in the asked form?",
@@ -155,9 +156,9 @@ def reward_model_scorer(path: str, *, precision: str, batch_size: int) -> Scorer
     return score
 
 
-def reward_function_scorer(spec: str) -> Scorer:
+def reward_function_scorer(spec: str, *, seconds: float) -> Scorer:
     """What a Python function says of a completion: a gold reward that is known exactly, say."""
-    function = load_reward_function(spec)
+    function = RewardProcess(spec, seconds=seconds, key="method.reward_fn")
 
     def score(answered: Sequence[tuple[Conversation, str]]) -> list[float]:
         prompts = [prompt_text({"messages": messages}) for messages, _ in answered]

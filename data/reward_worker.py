@@ -1,0 +1,72 @@
+"""The process in which a reward function runs: `data/reward_process.py` starts it, talks to it, and kills it in time.
+
+Torch is not loaded here unless the function loads it.
+"""
+
+import ctypes
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import sys
+
+from data.rewards import call_function, first_bad_row, load_reward_function
+
+KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+def serve(spec: str, key: str, descriptor: str, parent: str) -> None:
+    """Load the function and answer calls until the other end is closed."""
+    end_with(int(parent))
+    with socket.socket(fileno=int(descriptor)) as channel, channel.makefile("rwb") as pipe:
+        try:
+            function = load_reward_function(spec, key)
+        except ValueError as error:
+            write(pipe, {"refused": str(error)})
+            return
+        write(pipe, {"modules": [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]})
+        while head := pipe.read(8):
+            request = json.loads(pipe.read(*struct.unpack("<Q", head)))
+            seed_all(request["seed"])
+            answer(function, pipe, request["prompts"], request["completions"], request["columns"])
+
+
+def answer(function, pipe, prompts: list[str], completions: list[str], columns: dict[str, list]) -> None:
+    """Write what the function returned; or how it failed and then, as that may hang, on which row."""
+    try:
+        write(pipe, {"rewards": call_function(function, prompts, completions, columns)})
+    except (Exception, SystemExit) as error:
+        write(pipe, {"failed": f"raised {type(error).__name__}: {error}"})
+        write(pipe, {"at": first_bad_row(function, prompts, completions, columns)})
+
+
+def write(pipe, reply: dict) -> None:
+    body = json.dumps(reply, default=plain).encode()
+    pipe.write(struct.pack("<Q", len(body)) + body)
+    pipe.flush()
+
+
+def plain(value):
+    """A tensor's or an array's numbers."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"it returned {str(value)[:80]} ({type(value).__name__}), which is no number")
+    return value.tolist()
+
+
+def seed_all(seed: int) -> None:
+    """Seed what the function may draw from; NumPy and torch only where it has loaded them."""
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+def end_with(parent: int) -> None:
+    """Linux kills this process when its parent dies, whatever it is doing; elsewhere it ends when it next reads."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(KILL_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # which died meanwhile
+            os._exit(1)
