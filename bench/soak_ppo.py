@@ -38,7 +38,7 @@ def soak(policy: str, reward_model: str, prompts: str, minutes: float) -> np.nda
     def watched(run, **words):
         seen.append(measure())
         if time.monotonic() > stop:
-            run._stop = 15  # as SIGTERM would: the step is finished and saved
+            run._signals.asked = True  # as SIGTERM would: the step is finished and saved
         end_step(run, **words)
 
     runtime.run.Run.end_step = watched

@@ -10,7 +10,6 @@ with Run(cfg) as run:                      inside `main`; refuses a directory th
 """
 
 import contextlib
-import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +39,7 @@ from runtime.metrics import Metrics, append_row, drop_rows_after, each_row
 from runtime.plots import plot_metrics
 from runtime.seeds import LARGEST
 from runtime.shares import places_of
+from runtime.stopping import StopSignals
 
 LOGS = ("metrics.jsonl", "samples.jsonl")  # a row has its `step`
 
@@ -57,7 +57,7 @@ class Run:
         self.metrics = Metrics()
         self._state: dict[str, Any] = {}  # what a checkpoint holds, by name
         self._origin: dict[str, Any] = {}  # what decides the numbers, for the checkpoints
-        self._saved_step, self._begun, self._stop = -1, False, None
+        self._saved_step, self._begun, self._signals = -1, False, StopSignals()
         self._wandb: Wandb | None = None
         self._wandb_id: str | None = None  # of the run that this one goes on with
 
@@ -70,14 +70,13 @@ class Run:
         self._lock = directory.claim(self.dir, self.cfg) if self.is_main else None
         self.rng = host.seed_all(self.cfg.seed + self.rank)
         self.terminal = Terminal(self.cfg.name, self.cfg.get("num_steps") or 0, quiet=not self.is_main)
-        self._handlers = {s: signal.signal(s, self._on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._signals.start()
         self._paused, self._clock = 0.0, time.perf_counter()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         """Leave nothing behind in the process: the next job of a sweep starts in it."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        self._signals.close()
         self.terminal.close()
         if self._wandb is not None:
             self._wandb.close(0 if kind is None else 1)
@@ -218,7 +217,7 @@ class Run:
         self.step += 1
         self.log_metrics(self.step)
         host.trim_memory(self.step)
-        stop = distributed.any_rank(self._stop is not None, self.device)
+        stop = distributed.any_rank(self.stopping, self.device)
         if due or stop:
             self.save()
         if stop:
@@ -284,15 +283,9 @@ class Run:
     @property
     def stopping(self) -> bool:
         """Whether the process was told to stop (SIGTERM, SIGINT): for doors that wait rather than step."""
-        return self._stop is not None
+        return self._signals.asked
 
     # ---- inside
-
-    def _on_signal(self, number: int, frame) -> None:
-        if self._stop == signal.SIGINT == number:
-            raise KeyboardInterrupt  # asked twice: now
-        self._stop = number
-        complain(f"{signal.Signals(number).name}: finishing the step, then saving")
 
     def _write_state(self, root: Path) -> None:
         meta = {"step": self.step, "tokens_seen": self.tokens_seen, "git_sha": host.git_sha()} | self._origin

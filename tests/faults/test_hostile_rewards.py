@@ -3,11 +3,11 @@ code 0, and nothing that the function does to its process reaches the training."
 
 import os
 import random
+import signal
 import time
 from pathlib import Path
 
 import pytest
-import torch
 
 import train_ppo
 from data.reward_process import RewardProcess
@@ -30,7 +30,7 @@ BAD = {  # the body of rate(prompts, completions) -> what is said
     "while True: pass": "took more than reward_timeout=1.5 seconds and was killed",
     "ctypes.PyDLL(None).pause()": "took more than reward_timeout",  # in C, holding the interpreter's lock
     "signal.pthread_sigmask(0, range(1, 65)); time.sleep(100)": "took more than reward_timeout",
-    "time.sleep(100 if len(completions) == 1 else 0); 1 / 0": "raised ZeroDivisionError",  # hangs when asked for the row
+    "time.sleep(100 if len(completions) == 1 else 0); 1 / 0": "raised ZeroDivisionError",  # hangs on a row
     "return None": "raised TypeError",
     "return 1.0": "raised TypeError",
     "return [object()] * 3": "raised TypeError: it returned <object",
@@ -73,16 +73,15 @@ def test_a_file_that_does_not_load_is_named(first_line, said, tmp_path):
 
 
 def test_nothing_that_it_does_reaches_the_training_and_it_keeps_what_it_knows(tmp_path, capfd):
-    """It chdirs, reseeds, changes torch's settings, prints; the second call finds what the first left."""
+    """It changes directory, the environment and signals, reseeds, prints; its second call finds what its first left."""
     body = (
-        "import torch; torch.set_grad_enabled(False); torch.set_default_dtype(torch.float64); random.seed(0)\n"
-        "    os.chdir('/'); os.environ['OWNED'] = '1'; print('it says', flush=True)\n"
-        "    rate.calls = getattr(rate, 'calls', 0) + 1; return torch.tensor([float(rate.calls)] * len(prompts))"
+        "import numpy; random.seed(0); signal.signal(signal.SIGTERM, signal.SIG_IGN); os.chdir('/')\n"
+        "    os.environ['OWNED'] = '1'; print('it says', flush=True)\n"
+        "    rate.calls = getattr(rate, 'calls', 0) + 1; return numpy.array([float(rate.calls)] * len(prompts))"
     )
-    function, before = process(tmp_path, body, seconds=60), (Path.cwd(), torch.is_grad_enabled())
+    function, before = process(tmp_path, body, seconds=60), (Path.cwd(), signal.getsignal(signal.SIGTERM))
     assert [call_reward(function, ["p"], ["c"], {}) for _ in range(2)] == [[1.0], [2.0]]
-    assert (Path.cwd(), torch.is_grad_enabled()) == before and "OWNED" not in os.environ
-    assert torch.get_default_dtype() == torch.float32
+    assert (Path.cwd(), signal.getsignal(signal.SIGTERM)) == before and "OWNED" not in os.environ
     assert "it says" in capfd.readouterr().out
 
 
