@@ -38,7 +38,7 @@ def start_ranks(strategy: str) -> tuple[int, int, torch.device]:
     if strategy != "single" and not dist.is_initialized():
         if "RANK" not in os.environ:
             raise ValueError(
-                f"dist={strategy} wants torchrun, e.g. `torchrun --nproc-per-node 2 train_sft.py dist={strategy}`"
+                f"dist={strategy} wants ranks: `python launch.py --nproc-per-node 2 train_sft.py dist={strategy}`"
             )
         dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", device_id=device if cuda else None)
         atexit.register(gc.collect)  # for a run that failed: its traceback held the models until now, see stop_ranks

@@ -249,7 +249,7 @@ BAD = {  # words -> what the message must say
     "optim.schedule=step": "linear, cosine",
     "optim.lr=-1": "optim.lr",
     "log.wandb=on": "offline",
-    "dist=fsdp": "torchrun",
+    "dist=fsdp": "launch.py",
     "model.vocab_size=null": "tokenizer=PATH",
     "policy=some/model": "exactly one",
     "data.train=[/nowhere.jsonl]": "/nowhere.jsonl",

@@ -1,6 +1,6 @@
 """The doors on several gloo ranks: the same losses as on one, checkpoints for any number of ranks, no rank left behind.
 
-Every test starts processes of its own through torchrun, as a user would.
+Every test starts processes of its own through launch.py, as a user would.
 """
 
 import gzip
@@ -100,7 +100,7 @@ def start(ranks, jobs, tmp_path, how=("dist=fsdp",)):
 def launch(ranks, script, *words):
     command = [sys.executable, str(script), *map(str, words)]
     if ranks > 1:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        launcher = [sys.executable, "launch.py", "--nproc-per-node", str(ranks)]
         command = [*launcher, "--master-addr", "localhost", "--master-port", str(free_port()), *command[1:]]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
@@ -243,6 +243,28 @@ def test_an_error_on_one_rank_stops_all_with_its_message(job, tmp_path):
     assert process.returncode not in (0, None)
     assert "error: reward function score raised ZeroDivisionError" in output
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
+def test_ranks_that_are_told_to_stop_save_and_go_on_with_the_same_bits(job, tmp_path):
+    """SIGTERM to the launcher: exit code 75, and what is resumed ends as what was left alone."""
+    words = ("num_steps=40", "sample_every=0", "eval_every=0", "save_every=0")
+    run(2, [job("train_sft", "whole", *words)], tmp_path)
+    process = start(2, [job("train_sft", "stopped", *words)], tmp_path)
+    wait_for(tmp_path / "stopped" / "metrics.jsonl", process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75 and output.count("which is saved") == 2, output[-2000:]
+    run(2, [job("train_sft", "stopped", *words, "resume=true")], tmp_path)
+    whole, stopped = ((tmp_path / run / "model/model.safetensors").read_bytes() for run in ("whole", "stopped"))
+    assert whole == stopped
+
+
+@pytest.mark.slow
+def test_bad_input_on_ranks_is_exit_code_2(job, tmp_path):
+    process = start(2, [job("train_sft", "run", "num_steps=0")], tmp_path)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and "error: num_steps=0" in output and "Traceback" not in output
 
 
 def wait_for(path, process):

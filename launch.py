@@ -1,0 +1,53 @@
+"""Start a script on several ranks: torchrun, with its arguments, and with an exit code that says how the ranks ended.
+
+    python launch.py --nproc-per-node 8 train_dpo.py dist=fsdp policy=... data.train=[...]
+
+SIGTERM and Ctrl-C go to every rank, which finish their step and save, however long that takes, and the exit code is 75:
+resume=true goes on. torchrun itself would kill the ranks after 30 seconds and exit with 1. Otherwise the exit code is
+that of the rank that failed first (2: bad input).
+"""
+
+import signal
+import sys
+
+import psutil
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.run import parse_args, run
+
+from runtime.display import complain
+from runtime.door import FAILED, INTERRUPTED
+
+
+def main() -> None:
+    """Runs `torchrun` with the command line's words."""
+    arguments = parse_args(sys.argv[1:])
+    arguments.signals_to_handle = "SIGHUP,SIGQUIT"  # by torchrun; these two here
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    try:
+        run(arguments)
+    except ChildFailedError as error:
+        raise SystemExit(exit_code(error.failures)) from None
+
+
+def pass_on(number: int, frame) -> None:
+    """Send the ranks the signal; where there are none yet, nothing was begun."""
+    ranks = psutil.Process().children()
+    for rank in ranks:
+        rank.send_signal(number)
+    if not ranks:
+        raise SystemExit(INTERRUPTED)
+
+
+def exit_code(failures: dict[int, ProcessFailure]) -> int:
+    """What the first rank to fail ended with; 75 also where it was stopped before it could listen."""
+    rank = min(failures, key=lambda rank: failures[rank].timestamp)
+    code = failures[rank].exitcode
+    if code > 0:
+        return code
+    complain(f"rank {rank} of this machine was ended by {signal.Signals(-code).name}")
+    return INTERRUPTED if code == -signal.SIGTERM else FAILED
+
+
+if __name__ == "__main__":
+    main()
