@@ -1,19 +1,26 @@
-"""Do the audit's intervals hold what they promise? Simulated studies with planted biases, and with a fair judge.
+"""Do intervals hold what they promise? Simulated studies with planted biases, and with a fair judge.
 
     python bench/coverage.py [studies] [questions] > table
 
 Each study has its own questions, answers, people and judge. People see the quality of an answer, which grows with its
-length; the judge sees the same, is sharper or not, and has the planted bias. A row of the table: the share of 95 %
-intervals that hold the truth (the average over studies for figures whose truth is a function of the sample), and how
-often the audit names anything. Run on one core: about 1 s a study.
+length; the judge sees the same, is sharper or not, and has the planted bias. The rows:
+
+    held      share of 95 % intervals that hold the truth
+    named     share of studies that name the figure at 5 %, alone; `promised`: what the studies' own errors say of that
+    audit     share of whole audits (seven figures, Holm) that name anything, and by which figure
+    power     share of comparisons of the size that task=power promises that tell the win rate from 50 %
+    sequence  share of confidence sequences that ever leave out the truth
 """
 
+import gc
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -21,6 +28,8 @@ from omegaconf import OmegaConf  # noqa: E402
 
 from evals import biases  # noqa: E402
 from evals.audit import audit  # noqa: E402
+from evals.intervals import share_estimate  # noqa: E402
+from evals.power import comparisons_for, confidence_sequence, with_clusters  # noqa: E402
 from evals.ratings import rate  # noqa: E402
 from evals.verdicts import votes_table  # noqa: E402
 
@@ -58,12 +67,13 @@ def settings() -> OmegaConf:
     """conf/task/audit.yaml, as a run would have it."""
     task = OmegaConf.load(CONF / "task" / "audit.yaml")
     task.families = OmegaConf.load(CONF / "evaluate.yaml").families
-    task.input, task.format, task.rounds = [], "verdicts", 100
+    task.input, task.format = [], "verdicts"
+    task.rounds = 20  # of kappa's bootstrap, which is far from 0 here
     return task
 
 
 def figures_of(votes: pd.DataFrame) -> dict[str, dict]:
-    """The length and family figures of a study at 95 %, each alone."""
+    """The figures of a study whose truth is planted, at 95 %, each alone."""
     people, judge = votes[votes["human"]], votes[~votes["human"]]
     family = {name: name.startswith("vicuna") for name in MODELS}
     return {
@@ -82,37 +92,44 @@ PLANS = {
 }
 
 
-def coverage(plan: dict, *, studies: int, questions: int, people: int) -> dict:
-    """{figure: share of intervals that hold the truth, share named}, over studies that differ in their seed.
-
-    The truth of position and length is what the figure comes to on many questions; that of the family is planted.
-    """
-    large = figures_of(study(10_000, questions=1500, people=people, **plan))
-    truth = {name: figure["value"] for name, figure in large.items()}
+def truth_of(plan: dict, *, people: int) -> dict[str, float]:
+    """What each figure comes to on many questions, for a bias that is planted; else the value of a fair judge."""
+    truth = {"position": 0.5, "length": 0.0}
     truth["self_preference"] = plan.get("family", 0.0) / plan["sharpness"] * 400 / np.log(10)
-    if "order" not in plan:
-        truth["position"] = 0.5
-    if "length" not in plan:
-        truth["length"] = 0.0
-    held, named = {name: [] for name in truth}, {name: [] for name in truth}
+    for bias, figure in (("order", "position"), ("length", "length")):
+        if bias in plan:
+            truth[figure] = figures_of(study(10_000, questions=1500, people=people, **plan))[figure]["value"]
+    return truth
+
+
+def coverage(plan: dict, *, studies: int, questions: int, people: int) -> dict:
+    """{figure: truth, held, named, promised}, over studies that differ in their seed."""
+    truth = truth_of(plan, people=people)
+    rows = {name: [] for name in truth}
     for seed in range(studies):
         for name, figure in figures_of(study(seed, questions=questions, people=people, **plan)).items():
             if figure["value"] is not None:
-                held[name].append(figure["lower"] <= truth[name] <= figure["upper"])
-                named[name].append(figure["p_value"] < 0.05)
+                error = (figure["upper"] - figure["lower"]) / 2 / norm.ppf(0.975)
+                away = abs(truth[name] - (0.5 if name == "position" else 0.0)) / error
+                held = figure["lower"] <= truth[name] <= figure["upper"]
+                promised = norm.cdf(away - norm.ppf(0.975)) + norm.cdf(-away - norm.ppf(0.975))
+                rows[name].append((held, figure["p_value"] < 0.05, promised))
+    columns = ("held", "named", "promised")
     return {
-        name: {"truth": float(truth[name]), "held": float(np.mean(held[name])), "named": float(np.mean(named[name]))}
+        name: {"truth": round(float(truth[name]), 4)}
+        | dict(zip(columns, np.mean(rows[name], axis=0).round(4).tolist(), strict=True))
         for name in truth
     }
 
 
-def false_alarms(*, studies: int, questions: int, people: int, sharpness: float) -> float:
-    """The share of audits of a fair judge that name anything."""
-    task, named = settings(), 0
+def audits(*, studies: int, questions: int, people: int, sharpness: float) -> dict:
+    """The share of audits of a fair judge that name anything, and how many name each figure."""
+    task, named = settings(), Counter()
     for seed in range(studies):
         votes = study(seed, questions=questions, people=people, sharpness=sharpness)
-        named += bool(audit(votes, {}, task)["named"])
-    return named / studies
+        found = audit(votes, {}, task)["named"]
+        named.update([*found, *(["anything"] if found else [])])
+    return {"anything": named.pop("anything", 0) / studies, "by_figure": dict(named)}
 
 
 def bradley_terry(*, studies: int, questions: int, interval: str) -> float:
@@ -128,14 +145,47 @@ def bradley_terry(*, studies: int, questions: int, interval: str) -> float:
     return float(np.mean(held))
 
 
+def power_of_sizes(win_rate: float, ties: float, per_question: int, icc: float, *, studies: int) -> dict:
+    """How often so many questions as task=power names tell the win rate from 50 %, and one of no difference does."""
+    questions = with_clusters(comparisons_for(win_rate, ties, alpha=0.05, power=0.8), per_question, icc)
+    clusters, named = np.repeat(np.arange(questions), per_question), {}
+    for rate_, name in ((win_rate, "power"), (0.5, "false_alarms")):
+        rng, found = np.random.default_rng(0), 0
+        for _ in range(studies):
+            # a vote is its question's own (with probability sqrt(icc)), else drawn anew: votes correlate by icc
+            shared = rng.random((questions, per_question)) < np.sqrt(icc)
+            draw = np.where(shared, rng.random((questions, 1)), rng.random((questions, per_question)))
+            hits = np.where(draw < ties, 0.5, draw < ties + rate_ - ties / 2).ravel()
+            found += share_estimate(hits, clusters, null=0.5, level=0.95)["p_value"] < 0.05
+        named[name] = found / studies
+    return {"questions": questions, **named}
+
+
+def sequences(win_rate: float, ties: float, *, studies: int, votes: int) -> float:
+    """How often a confidence sequence leaves out the truth at any of the looks, one after each vote."""
+    rng, out = np.random.default_rng(0), 0
+    for _ in range(studies):
+        draw = rng.random(votes)
+        lower, upper = confidence_sequence(np.where(draw < ties, 0.5, draw < ties / 2 + win_rate), alpha=0.05)
+        out += bool((lower > win_rate).any() or (upper < win_rate).any())
+    return out / studies
+
+
 if __name__ == "__main__":
     studies, questions = (int(word) for word in (sys.argv[1:] + ["200", "60"][len(sys.argv) - 1 :])[:2])
+    gc.freeze()  # statsmodels collects garbage at every correction
     for name, plan in PLANS.items():
         print(name, json.dumps(coverage(plan, studies=studies, questions=questions, people=2)), flush=True)
     for sharpness in (1.0, 3.0):
-        alarms = false_alarms(studies=studies, questions=questions, people=2, sharpness=sharpness)
-        print(f"false alarms of the whole audit, sharpness {sharpness}: {alarms:.3f}", flush=True)
+        alarms = audits(studies=studies, questions=questions, people=2, sharpness=sharpness)
+        print(f"audits of a fair judge, sharpness {sharpness}:", json.dumps(alarms), flush=True)
     for size in (20, questions):
         for interval in ("bootstrap", "clustered"):
             held = bradley_terry(studies=studies, questions=size, interval=interval)
             print(f"Bradley-Terry, {size} questions, {interval}: {held:.3f}", flush=True)
+    for win_rate, ties, per_question, icc in ((0.6, 0.0, 1, 0.0), (0.6, 0.3, 1, 0.0), (0.6, 0.0, 3, 0.3)):
+        found = power_of_sizes(win_rate, ties, per_question, icc, studies=10 * studies)
+        print(f"power {win_rate} ties {ties} votes a question {per_question} icc {icc}:", json.dumps(found), flush=True)
+    for win_rate, ties in ((0.5, 0.0), (0.5, 0.4), (0.6, 0.0)):
+        left_out = sequences(win_rate, ties, studies=studies, votes=500)
+        print(f"sequence {win_rate} ties {ties}: {left_out:.3f}", flush=True)

@@ -2,7 +2,6 @@
 
 import math
 from fnmatch import fnmatch
-from itertools import combinations
 from pathlib import Path
 
 import krippendorff
@@ -67,11 +66,10 @@ def judge_pairs(people: pd.DataFrame, judge: pd.DataFrame) -> pd.DataFrame:
 
 def human_pairs(people: pd.DataFrame) -> pd.DataFrame:
     """One row for each two human votes on one item, `x` and `y`."""
-    rows = []
-    for item, group in people.groupby(PAIR, sort=False):
-        category = group["category"].iloc[0]
-        rows += [(*item, category, x, y) for x, y in combinations(group["verdict"], 2)]
-    return pd.DataFrame(rows, columns=[*PAIR, "category", "x", "y"])
+    items = people[[*PAIR, "category", "verdict"]].assign(place=people.groupby(PAIR).cumcount())
+    first, second = (items.rename(columns={"verdict": name, "place": f"place_{name}"}) for name in "xy")
+    pairs = first.merge(second.drop(columns="category"), on=PAIR)
+    return pairs.loc[pairs["place_x"] < pairs["place_y"], [*PAIR, "category", "x", "y"]].reset_index(drop=True)
 
 
 def majority(people: pd.DataFrame) -> pd.DataFrame:

@@ -94,6 +94,8 @@ class Fit:
 
     def __init__(self, items: Items):
         self.items, width = items, items.x.shape[1]
+        asked = items.judge.any((0, 2))
+        self.judge, self.sides = items.judge[:, asked], SIDES[asked]  # only the orders that were asked
         nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
         self.nodes, self.log_weights = nodes, np.log(weights / weights.sum())
         names = ["b"] * width + ["tau", "k", "gain", "order"]
@@ -103,31 +105,33 @@ class Fit:
         self.values = found.x
         self.cov = self._sandwich()
 
-    def terms(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """u (N, Q) and the judge's logit (N, 3, Q) at every node."""
+    def terms(self, values: np.ndarray, sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """u (N, Q) and the judge's logit (N, S, Q) at every node, for S sides shown first."""
         *b, log_tau, log_k, gain, order = values
         u = (self.items.x @ np.array(b))[:, None] + math.exp(log_tau) * self.nodes
-        v = math.exp(log_k) * u[:, None, :] + gain * self.items.c[:, None, None] + order * SIDES[None, :, None]
+        v = math.exp(log_k) * u[:, None, :] + gain * self.items.c[:, None, None] + order * sides[:, None]
         return u, v
 
     def scores(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N,) log-likelihood of each item and its (N, P + 4) gradient."""
-        items, (u, v) = self.items, self.terms(values)
-        wins, losses = items.people[:, :1], items.people[:, 1:]
-        judged = items.judge[..., :1] * log_expit(v) + items.judge[..., 1:] * log_expit(-v)  # (N, 3, Q)
-        joint = wins * log_expit(u) + losses * log_expit(-u) + judged.sum(1) + self.log_weights
+        items, (u, v) = self.items, self.terms(values, self.sides)
+        wins, votes = items.people[:, :1], items.people.sum(1, keepdims=True)
+        own_wins, own_votes = self.judge[..., :1], self.judge.sum(-1, keepdims=True)
+        log_p, log_q = log_expit(u), log_expit(v)  # log(1 - p) is log p - u
+        judged = own_votes * log_q - (own_votes - own_wins) * v  # (N, S, Q)
+        joint = votes * log_p - (votes - wins) * u + judged.sum(1) + self.log_weights
         total = logsumexp(joint, axis=1)
         posterior = np.exp(joint - total[:, None])  # (N, Q)
-        du = wins - (wins + losses) * expit(u)
-        dv = items.judge[..., :1] - items.judge.sum(-1, keepdims=True) * expit(v)  # (N, 3, Q)
-        k = math.exp(values[-3])
-        along = posterior * (du + k * dv.sum(1))  # d joint / d u
+        du = wins - votes * np.exp(log_p)
+        dv = own_wins - own_votes * np.exp(log_q)  # (N, S, Q)
+        k, both = math.exp(values[-3]), dv.sum(1)
+        along = posterior * (du + k * both)  # d joint / d u
         gradient = np.column_stack([
             along.sum(1)[:, None] * items.x,
             math.exp(values[-4]) * along @ self.nodes,
-            k * (posterior * dv.sum(1) * u).sum(1),
-            (posterior * dv.sum(1)).sum(1) * items.c,
-            np.einsum("nq,nsq,s->n", posterior, dv, SIDES),
+            k * (posterior * both * u).sum(1),
+            (posterior * both).sum(1) * items.c,
+            (posterior * (dv * self.sides[:, None]).sum(1)).sum(1),
         ])  # fmt: skip
         return total, gradient
 
@@ -162,7 +166,7 @@ class Fit:
         without = values.copy()
         without[-2] = 0.0
         weights = np.exp(self.log_weights)
-        with_gain, plain = (expit(self.terms(v)[1][pointed, 2]) @ weights for v in (values, without))
+        with_gain, plain = (expit(self.terms(v, SIDES[2:])[1][pointed, 0]) @ weights for v in (values, without))
         return float(np.mean(np.sign(self.items.c[pointed]) * (with_gain - plain)))
 
     def share_error(self) -> float:
@@ -187,13 +191,13 @@ class Fit:
         A judge may like any one model better than people do; that its own family stands out needs more than that. One
         Newton step from the fit for each model; the part that sampling explains is taken out.
         """
-        items, (u, v) = self.items, self.terms(self.values)
+        items, (u, v) = self.items, self.terms(self.values, self.sides)
         joint = self.scores(self.values)[0]
-        judged = items.judge[..., :1] * log_expit(v) + items.judge[..., 1:] * log_expit(-v)
+        judged = self.judge[..., :1] * log_expit(v) + self.judge[..., 1:] * log_expit(-v)
         people = items.people[:, :1] * log_expit(u) + items.people[:, 1:] * log_expit(-u)
         posterior = np.exp(people + judged.sum(1) + self.log_weights - joint[:, None])
-        p, n = expit(v), items.judge.sum(-1, keepdims=True)
-        residual = (posterior[:, None] * (items.judge[..., :1] - n * p)).sum((1, 2))
+        p, n = expit(v), self.judge.sum(-1, keepdims=True)
+        residual = (posterior[:, None] * (self.judge[..., :1] - n * p)).sum((1, 2))
         curvature = (posterior[:, None] * n * p * (1 - p)).sum((1, 2))
         added, noise = [], []
         for model in np.flatnonzero(~family):
