@@ -12,13 +12,16 @@ from runtime.run import Run, main
 # each module has run(task, out) -> result; it is imported only when asked for, with the libraries it needs
 TASKS = {
     "winrate": "evals.winrate",
+    "lc_weights": "evals.lc_weights",
     "ratings": "evals.ratings",
     "agreement": "evals.agreement",
     "audit": "evals.audit",
     "answer": "evals.answers",
     "judge": "evals.judge",
     "rm_accuracy": "evals.benchmarks.reward_accuracy",
+    "both_orders": "evals.benchmarks.both_orders",
     "arena_hard": "evals.benchmarks.arena_hard",
+    "rank_correlation": "evals.rank_correlation",
     "power": "evals.power",
     "jury": "evals.jury",
     "lm_eval": "evals.harness",

@@ -52,13 +52,16 @@ def audit(votes: pd.DataFrame, answers: dict, task: DictConfig) -> dict:
         people, biases.low_entropy_gap, people, judge, list(task.low_entropy), level=level
     )
     holm([figures[name] for name in TESTED], alpha=task.alpha)
+    figures["left_share"] = biases.left_share(people, raw, level=level)
     figures["degenerate"] = biases.degenerate(raw, level=level)
     for name, figure in figures.items():
         figure["verdict"] = VERDICTS[name](figure, task)
         figure["detectable"] = _detectable(figure, level, task.power)
     categories = biases.agreement_by_category(people, judge, **asked) if len(people) else {}
     named = [name for name, figure in figures.items() if figure["verdict"].startswith("BIAS")]
-    return {"judge": judge_name, "level": level, "named": named, **figures, "categories": categories}
+    orders = biases.position_by_category(raw, level=level)
+    about = {"judge": judge_name, "level": level, "named": named}
+    return {**about, **figures, "categories": categories, "position_by_category": orders}
 
 
 def _sides(votes: pd.DataFrame, judge_name: str, task: DictConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -168,6 +171,15 @@ def _low_entropy_verdict(figure: dict, task: DictConfig) -> str:
     ).replace("BIAS: ", "measured: ")
 
 
+def _left_verdict(figure: dict, task: DictConfig) -> str:
+    if figure["value"] is None:
+        return f"not known: {figure['reason']}"
+    people = "" if "people" not in figure else f", people name the same answers in {100 * figure['people']:.0f} %"
+    share = f"names the answer shown first in {100 * figure['judge']:.0f} % where it saw one order{people}"
+    apart = figure["lower"] > 0 or figure["upper"] < 0
+    return f"measured: {share}" if apart else f"none seen: {share}"
+
+
 def _degenerate_verdict(figure: dict, task: DictConfig) -> str:
     if figure["value"] is None:
         return f"not known: {figure['reason']}"
@@ -186,6 +198,7 @@ VERDICTS = {
     "agreement": _agreement_verdict,
     "unreadable": _unreadable_verdict,
     "low_entropy": _low_entropy_verdict,
+    "left_share": _left_verdict,
     "degenerate": _degenerate_verdict,
 }
 

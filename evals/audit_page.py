@@ -12,6 +12,7 @@ TITLES = {
     "agreement": "Agreement",
     "unreadable": "Unreadable verdicts",
     "low_entropy": "Questions with one right answer",
+    "left_share": "First of one order",
     "degenerate": "Degenerate answers",
 }
 
@@ -29,7 +30,10 @@ def write_audit(path: Path, result: dict, names: list[str]) -> None:
     pictures = [picture(path.with_name(name)) for name in ("audit.png", "agreement.png")]
     blocks = [bullets([f"named: {named}"]), table(figures, kinds=kinds), paragraph(notes), *pictures]
     if result["categories"]:
-        blocks += [heading("By category"), table(_categories(result["categories"]))]
+        blocks += [heading("Agreement by category"), table(_categories(result["categories"]))]
+    orders = _orders(result["position_by_category"])
+    if len(orders) > 1:
+        blocks += [heading("Order by category"), table(orders)]
     write_page(path, f"Audit of {result['judge']}", *blocks)
 
 
@@ -40,6 +44,17 @@ def _row(name: str, figure: dict) -> tuple:
 
 def _kind(figure: dict) -> str:
     return "bad" if figure["verdict"].startswith("BIAS") else "unknown" if figure["value"] is None else ""
+
+
+def _orders(categories: dict) -> list[tuple]:
+    """How often the order decides: verdicts that change with it, and the share of the answer shown first."""
+    rows = [("", "verdict changes", "lower", "upper", "items", "names the first", "lower", "upper", "verdicts")]
+    for name, row in categories.items():
+        if row["value"] is not None:
+            changed = row["flips"]["changed"]
+            rows.append((name, *(changed[key] for key in ("value", "lower", "upper", "n")),
+                         *(row[key] for key in ("value", "lower", "upper", "n"))))  # fmt: skip
+    return rows
 
 
 def _categories(categories: dict) -> list[tuple]:

@@ -14,7 +14,7 @@ def position(votes: pd.DataFrame, *, level: float) -> dict:
     """Share of the judge's decisive votes that go to the answer shown first; 0.5 without bias.
 
     Only items asked in both orders count: there each answer is first once, so quality cancels. `flips` says what
-    happened to each item under the swap.
+    happened to each item under the swap: `changed` is the share whose verdict is another one, with its interval.
     """
     folded = votes[votes["shown"] == "both"]
     votes = sort_pairs(votes)
@@ -34,10 +34,47 @@ def position(votes: pd.DataFrame, *, level: float) -> dict:
         "to_first": int(((a == "a") & (b == "b")).sum()),
         "to_second": int(((a == "b") & (b == "a")).sum()),
         "consistent": float((a == b).mean()),
+        "changed": share_estimate(a != b, a.index.get_level_values("question"), null=0.5, level=level),
         "items": len(readable),
         "items_with_errors": len(items) - len(readable),
     }
     return estimate
+
+
+def position_by_category(votes: pd.DataFrame, *, level: float) -> dict[str, dict]:
+    """{category: `position` of its items}; the categories share the error of all of them."""
+    groups = dict(list(votes.groupby("category")))
+    shared = 1 - (1 - level) / max(len(groups), 1)
+    return {str(category): position(part, level=shared) for category, part in groups.items()}
+
+
+def left_share(people: pd.DataFrame, votes: pd.DataFrame, *, level: float) -> dict:
+    """How much oftener than people a judge names the answer that it was shown first, where it saw one order only.
+
+    People's decisive votes on the same pair say how often that answer is the better one; without people it is held
+    against one half, and `compared_with` says so. Orders must have been drawn for that to mean something.
+    """
+    votes = sort_pairs(votes)
+    votes = votes[votes["shown"].isin(["a", "b"])]
+    items = [*PAIR, "judge"]
+    alone = decisive(
+        votes[votes.groupby(items, dropna=False)["shown"].transform("nunique") == 1].drop_duplicates(items)
+    )
+    if not len(alone):
+        return unknown("no item was asked in one order only")
+    first = (alone["verdict"] == alone["shown"]).astype(float)
+    figure = {"judge": float(first.mean()), "n_judge": len(alone)}
+    decided = decisive(sort_pairs(people))
+    won = decided.assign(won=points(decided["verdict"])).groupby(PAIR)["won"].mean()
+    by_people = won.reindex(pd.MultiIndex.from_frame(alone[PAIR])).to_numpy()
+    by_people = np.where(alone["shown"] == "a", by_people, 1 - by_people)
+    known = ~np.isnan(by_people)
+    if not known.any():
+        gap, questions, against = first - 0.5, alone["question"], "one half"
+    else:
+        gap, questions, against = (first - by_people)[known], alone["question"][known], "people on the same pairs"
+        figure["people"] = float(by_people[known].mean())
+    return mean_estimate(gap, questions, null=0.0, level=level, spread=1.0) | figure | {"compared_with": against}
 
 
 def preference_for_more(

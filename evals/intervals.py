@@ -63,10 +63,9 @@ def share_estimate(hits, clusters, *, null: float, level: float) -> dict:
     effective = groups if share in (0, 1) else share * (1 - share) / error**2
     effective = min(effective, len(hits)) if binary else effective
     tail = (1 - level) / 2
-    if 0 < share < 1 and not (
-        binary and groups == len(hits)
-    ):  # an estimated variance: Student's quantile, as Wilson's alpha
-        tail = norm.sf(t.isf(tail, groups - 1))
+    independent = binary and groups == len(hits)
+    if 0 < share < 1 and not independent:  # an estimated variance: Student's quantile, as Wilson's alpha
+        tail = max(norm.sf(t.isf(tail, groups - 1)), 1e-300)  # two questions may know nothing: 0 to 1
     lower, upper = proportion_confint(share * effective, effective, alpha=2 * tail, method="wilson")
     z = (share - null) / math.sqrt(null * (1 - null) / effective)
     lower, upper = (round(min(max(bound, 0.0), 1.0), 12) for bound in (lower, upper))  # Wilson at 0 is 3e-17

@@ -15,12 +15,13 @@ from data.chat import encode_prompt
 from data.clients import Answer, Client, LocalClient, build_client
 from data.records import Verdict, write_jsonl
 from evals.answers import load_answers
-from evals.biases import position
+from evals.biases import position, position_by_category
 from evals.families import family_warnings
 from evals.intervals import mean_estimate, percent, share_estimate
 from evals.judge_items import Item, check_fits, choose_template, item_messages, make_items, pair_verdict
 from evals.judge_output import Reading
 from evals.logprob_judge import LogprobJudge
+from evals.paired import paired_differences, print_differences
 from evals.prompts import load_templates, parser_of
 from evals.questions import load_questions, load_references
 from evals.reward_judge import RewardJudge
@@ -155,6 +156,22 @@ def summarise_pairs(votes: pd.DataFrame, task: DictConfig) -> dict:
     return results
 
 
+def paired_pairs(votes: pd.DataFrame, models: list[str]) -> dict[str, list[dict]]:
+    """{baseline: paired differences in points of every two models that met it}."""
+    folded = fold_orders(votes)
+    found = {}
+    for baseline in dict.fromkeys([*votes["model_a"], *votes["model_b"]]):
+        met = {}
+        for model in models:
+            rows = folded[folded[["model_a", "model_b"]].isin([baseline, model]).all(axis=1)]
+            if model != baseline and len(rows):
+                share = points(rows["verdict"]).where(rows["model_a"] == model, 1 - points(rows["verdict"]))
+                met[model] = rows.assign(value=100 * share)
+        if len(met) > 1:
+            found[baseline] = paired_differences(met, spread=100.0)
+    return found
+
+
 def summarise_grades(grades: pd.DataFrame) -> dict:
     """{model: mean grade with its interval over questions, by turn and by category}; unreadable grades are left out."""
     results = {}
@@ -234,7 +251,19 @@ def report_pairs(rows: list[dict], task: DictConfig, out: Path) -> dict:
     print_table("win rate in percent", head, table)
     shown = [(name, r["win_rate"], r["lower"], r["upper"]) for name, r in flat if r["win_rate"] is not None]
     plot_intervals(out / "judge.png", "win rate, percent (both orders)", shown[:60], null=50)
-    return {"models": results}
+    votes = votes_table(rows)
+    order = position(votes, level=0.95)
+    orders = {"all": order, **position_by_category(votes, level=0.95)}
+    known = [(name, row["flips"]["changed"], row) for name, row in orders.items() if row["value"] is not None]
+    if known:
+        head = ("", "verdict changes", "lower", "upper", "items", "names the first", "lower", "upper")
+        keys = ("value", "lower", "upper")
+        table = [(name, *(c[k] for k in keys), c["n"], *(row[k] for k in keys)) for name, c, row in known]
+        print_table("what the order shown does", head, table)
+    paired = paired_pairs(votes, list(dict.fromkeys([*votes["model_a"], *votes["model_b"]])))
+    for differences in paired.values():
+        print_differences(differences, list(dict.fromkeys(name for row in differences for name in row["models"])))
+    return {"models": results, "orders": orders, "paired": paired}
 
 
 def report_grades(rows: list[dict], out: Path) -> dict:
@@ -243,4 +272,8 @@ def report_grades(rows: list[dict], out: Path) -> dict:
     table = [(model, r["value"], r["lower"], r["upper"]) for model, r in results.items()]
     print_table("mean grade", ("model", "grade", "lower", "upper"), table)
     plot_intervals(out / "judge.png", "mean grade", table[:60], null=None)
-    return {"models": results}
+    grades = {model: own.assign(value=own["grade"]) for model, own in pd.DataFrame(rows).groupby("model", sort=False)}
+    paired = paired_differences(grades, spread=9.0)
+    if paired:
+        print_differences(paired, sorted(results, key=lambda model: -(results[model]["value"] or 0)))
+    return {"models": results, "paired": paired}

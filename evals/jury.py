@@ -7,10 +7,11 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from evals.agreement import agreement_of, judge_pairs, majority
+from evals.intervals import percent, share_estimate
 from evals.ratings import rate
 from evals.readers import read_votes
-from evals.verdicts import fold_orders
-from runtime.report import print_table
+from evals.verdicts import fold_orders, points
+from runtime.report import cell, print_table
 
 
 def judge_matrix(votes: pd.DataFrame, *, level: float, rounds: int) -> list[dict]:
@@ -35,6 +36,34 @@ def by_judge(votes: pd.DataFrame, settings: dict) -> dict:
     return matrix
 
 
+def share_matrix(votes: pd.DataFrame, baseline: str | None, *, level: float) -> dict:
+    """{judge: {model: percent of points, lower, upper, n}}: the judge x model matrix; a tie is half a point.
+
+    Args:
+        baseline: the opponent whose battles count; None: all opponents, which is fair only where all met all.
+    """
+    matrix: dict[str, dict] = {}
+    for judge, own in votes.groupby("judge", sort=False):
+        for model in sorted(set(own["model_a"]) | set(own["model_b"])):
+            sides = [own[own[f"model_{side}"] == model] for side in "ab"]
+            won = pd.concat([points(sides[0]["verdict"]), 1 - points(sides[1]["verdict"])])
+            met = pd.concat([sides[0]["model_b"], sides[1]["model_a"]])
+            questions = pd.concat([side["question"] for side in sides])
+            kept = met == baseline if baseline is not None else met.notna()
+            if kept.any():
+                estimate = percent(share_estimate(won[kept], questions[kept], null=0.5, level=level))
+                figure = {key: estimate.get(key) for key in ("value", "lower", "upper", "n", "reason")}
+                matrix.setdefault(judge, {})[model] = figure
+    return matrix
+
+
+def interval_cell(figure: dict | None) -> str:
+    """A value with its interval in one cell."""
+    if figure is None:
+        return "-"
+    return f"{cell(figure['value'])} ({cell(figure['lower'])} to {cell(figure['upper'])})"
+
+
 def run(cfg: DictConfig, out: Path) -> dict:
     """task=jury: agreement between judges, the majority's ratings, and Bradley-Terry over all judges' votes."""
     task = cfg.task
@@ -43,6 +72,9 @@ def run(cfg: DictConfig, out: Path) -> dict:
     errors = votes[votes["verdict"] == "error"].groupby("judge").size().to_dict()
     known = votes[votes["verdict"] != "error"]
     judges = list(known["judge"].unique())
+    if task.baseline is not None and not (known[["model_a", "model_b"]] == task.baseline).any(axis=None):
+        names = ", ".join(sorted(set(known["model_a"]) | set(known["model_b"])))
+        raise ValueError(f"task.baseline={task.baseline} is none of the models in the verdicts: {names}")
     if len(judges) < 2:
         raise ValueError(
             f"a jury needs verdicts of two judges or more, the files hold those of {', '.join(judges) or 'none'}"
@@ -57,12 +89,17 @@ def run(cfg: DictConfig, out: Path) -> dict:
         "majority": rate(decided, **settings)["ratings"],
         "all_judges": rate(known.assign(shown=None), **settings)["ratings"],
         "by_judge": by_judge(known, settings),
+        "shares": share_matrix(known, task.baseline, level=task.level),
         "ties_of_the_majority": float((decided["verdict"] == "tie").mean()),
         "n": len(decided),
     }
     rows = [(" and ".join(row["judges"]), row["agreement"], *row["agreement_interval"], row["kappa"], row["n"])
             for row in result["agreement"]]  # fmt: skip
     print_table("judges among themselves", ("", "agreement", "lower", "upper", "kappa", "n"), rows)
+    models = sorted({model for own in result["shares"].values() for model in own})
+    rows = [(judge, *(interval_cell(own.get(model)) for model in models)) for judge, own in result["shares"].items()]
+    against = task.baseline or "all others"
+    print_table(f"percent of points against {against}, by judge", ("judge", *models), rows)
     for name in ("majority", "all_judges"):
         rows = [(model, row["rating"], row["lower"], row["upper"], row["n"]) for model, row in result[name].items()]
         print_table(f"ratings by {name.replace('_', ' ')}", ("model", "rating", "lower", "upper", "n"), rows)

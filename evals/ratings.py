@@ -258,8 +258,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     if task.method == "bradley_terry":
         decided = votes[votes["verdict"].isin(["a", "b"])]
         try:
-            no_ties = rate(decided, **settings, anchor=anchor)["ratings"]
-            result["without_ties"] = {name: row["rating"] for name, row in no_ties.items()}
+            result["without_ties"] = rate(decided, **settings, anchor=anchor)["ratings"]
         except ValueError as error:
             result["without_ties"] = {"reason": str(error)}
     result["errors"] = int((votes["verdict"] == "error").sum())
@@ -269,6 +268,10 @@ def run(cfg: DictConfig, out: Path) -> dict:
         ("model", "rating", "lower", "upper", "rank", "battles"),
         [(*row, result["ratings"][row[0]]["rank"], result["ratings"][row[0]]["n"]) for row in rows],
     )
+    if "reason" not in result.get("without_ties", {"reason": ""}) and result["n_ties"]:
+        keys = ("rating", "lower", "upper", "rank", "n")
+        table = [(name, *(row[key] for key in keys)) for name, row in result["without_ties"].items()]
+        print_table("without ties", ("model", "rating", "lower", "upper", "rank", "battles"), table)
     for name, row in result.get("style", {}).items():
         print(f"style: {name} {row['weight']:+.3f} ({row['lower']:+.3f} to {row['upper']:+.3f}) log odds per s.d.")
     plot_intervals(out / "ratings.png", f"{task.method} rating", rows[:60], null=None)

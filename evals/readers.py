@@ -9,7 +9,7 @@ import pandas as pd
 
 from data.files import read_rows
 from evals.published_parsers import ARENA_HARD
-from evals.verdicts import COLUMNS, OUTCOMES, text_hash, votes_table
+from evals.verdicts import COLUMNS, OTHER, OUTCOMES, text_hash, votes_table
 
 WINNERS = {
     "model_a": "a",
@@ -253,6 +253,31 @@ def read_llmbar(files: Sequence[str]) -> Iterator[dict]:
                 yield vote | {"judge": judge, "shown": shown, "verdict": verdict}
 
 
+JUDGEBENCH = {"A>B": "a", "B>A": "b", "A=B": "tie"}
+
+
+def read_judgebench(files: Sequence[str]) -> Iterator[dict]:
+    """JudgeBench's results in both orders; the second decision speaks about the answers as they were shown, swapped.
+
+    The label votes as a person. A judgment that is null, or without a decision, is an error.
+    """
+    for file in files:
+        labelled = set()
+        for where, row in read_rows(file):
+            question, source, label, judgments = _need(where, row, "pair_id", "source", "label", "judgments")
+            if label not in ("A>B", "B>A") or not isinstance(judgments, list) or len(judgments) not in (1, 2):
+                raise ValueError(f"{where} needs label A>B or B>A and one or two judgments, it has {label!r}")
+            vote = {"question": str(question), "category": source, "model_a": "response_A", "model_b": "response_B"}
+            vote |= {f"length_{s}": len(row[f"response_{s.upper()}"]) for s in "ab" if f"response_{s.upper()}" in row}
+            if vote["question"] not in labelled:
+                labelled.add(vote["question"])
+                yield vote | {"judge": "label", "human": True, "verdict": JUDGEBENCH[label]}
+            for shown, judgment in zip("ab", judgments, strict=False):
+                verdict = JUDGEBENCH.get((judgment or {}).get("decision"), "error")
+                verdict = OTHER.get(verdict, verdict) if shown == "b" else verdict
+                yield vote | {"judge": row.get("judge_name") or "judge", "shown": shown, "verdict": verdict}
+
+
 def read_llmfao(files: Sequence[str]) -> Iterator[dict]:
     """llmfao's crowd and GPT votes; a file without `winner` but with result_x, result_y gives lengths and types."""
     tables = {file: list(read_rows(file)) for file in files}
@@ -300,5 +325,6 @@ FORMATS = {
     "arena_hard": read_arena_hard,
     "pandalm": read_pandalm,
     "llmbar": read_llmbar,
+    "judgebench": read_judgebench,
     "llmfao": read_llmfao,
 }

@@ -72,18 +72,22 @@ def style_differences(votes: pd.DataFrame) -> np.ndarray:
     return (gaps - gaps.mean(axis=0)) / np.where(spread > 0, spread, 1)
 
 
-def fit_style(a: np.ndarray, b: np.ndarray, won: np.ndarray, style: np.ndarray, num_models: int) -> np.ndarray:
+def fit_style(
+    a: np.ndarray, b: np.ndarray, won: np.ndarray, style: np.ndarray, num_models: int, counts: np.ndarray | float = 1.0
+) -> np.ndarray:
     """(M + 4,) ratings (mean 1000) and style weights, in log odds per standard deviation.
 
     log odds that a wins = ln 10 * (x_a - x_b) + weights * style,   loss + 0.25 * |(x, weights)|^2,
     rating = 400 * x + 1000     (Chatbot Arena's style control: ridge 0.5 on everything)
+
+    `counts` is how often each battle counts.
     """
     n, rows = len(won), np.arange(len(won))
     one = np.full(n, np.log(10.0))
     models = csr_matrix((np.r_[one, -one], (np.r_[rows, rows], np.r_[a, b])), shape=(n, num_models))
     features = hstack([models, csr_matrix(style)]).tocsr()
     model = LogisticRegression(C=1 / RIDGE, fit_intercept=False, tol=1e-8, max_iter=1000)
-    model.fit(vstack([features, features]), np.repeat([1, 0], n), sample_weight=np.r_[won, 1 - won])
+    model.fit(vstack([features, features]), np.repeat([1, 0], n), sample_weight=np.r_[counts * won, counts * (1 - won)])
     weights = model.coef_[0]
     ratings = 400 * weights[:num_models]
     return np.r_[ratings - ratings.mean() + 1000, weights[num_models:]]
@@ -92,16 +96,16 @@ def fit_style(a: np.ndarray, b: np.ndarray, won: np.ndarray, style: np.ndarray, 
 def rate_style(votes: pd.DataFrame, *, level: float, rounds: int) -> dict:
     """{"style_controlled": {model: rating, lower, upper}, "style": {feature: weight, lower, upper}} of scored votes.
 
-    Intervals are percentiles over resampled battles.
+    Intervals are percentiles over resampled questions, with all battles of a question together.
     """
     numbers, models = pd.factorize(pd.concat([votes["model_a"], votes["model_b"]]))
     a, b = np.split(numbers, 2)
     won, style = points(votes["verdict"]).to_numpy(float), style_differences(votes)
     values = fit_style(a, b, won, style, len(models))
-    rng, draws = np.random.default_rng(0), []
-    for _ in range(rounds):
-        picked = rng.integers(0, len(won), len(won))
-        draws.append(fit_style(a[picked], b[picked], won[picked], style[picked], len(models)))
+    questions = pd.factorize(votes["question"])[0]
+    groups = questions.max() + 1
+    times = np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), size=rounds)  # (rounds, G)
+    draws = [fit_style(a, b, won, style, len(models), drawn[questions]) for drawn in times]
     lower, upper = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     rows = [
         dict(zip(("rating", "lower", "upper"), map(float, row), strict=True))
@@ -110,6 +114,6 @@ def rate_style(votes: pd.DataFrame, *, level: float, rounds: int) -> dict:
     weights = [{"weight" if name == "rating" else name: value for name, value in row.items()} for row in rows]
     order = np.argsort(-values[: len(models)], kind="stable")
     return {
-        "style_controlled": {models[i]: rows[i] for i in order},
-        "style": dict(zip(FEATURES, weights[len(models) :], strict=True)),
+        "style_controlled": {models[i]: rows[i] | {"n": int((a == i).sum() + (b == i).sum())} for i in order},
+        "style": {name: row | {"n": len(won)} for name, row in zip(FEATURES, weights[len(models) :], strict=True)},
     }

@@ -1,41 +1,22 @@
-"""AlpacaEval's win rate, and the win rate that is left when both answers are equally long."""
+"""AlpacaEval's win rate, raw and length-controlled, and how two models differ that met the same opponent."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import sklearn
 from omegaconf import DictConfig
-from scipy.optimize import linprog
-from scipy.special import expit
 from scipy.stats import norm
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
-from sklearn.metrics import make_scorer
-from sklearn.model_selection import GroupKFold
 from statsmodels.stats.power import NormalIndPower
 from statsmodels.stats.proportion import proportion_effectsize
 
-from data.files import read_rows
 from evals.intervals import percent, share_estimate
+from evals.length_control import LengthControlError, join_difficulty, length_controlled, read_gamed
+from evals.paired import paired_differences, print_differences
 from evals.readers import read_votes
 from evals.verdicts import fold_orders, points, swapped
 from runtime.plots import plot_intervals
 from runtime.report import print_table
-
-FEW = 30  # verdicts under which cross-validated lasso is too unstable to report
-REFITS = 100
-GAMED_WEIGHT = 0.2 / 2  # alpaca_eval's regularize_to_baseline_lambda, for two gamed baselines
-NO_DIFFICULTY = (
-    "fitted without instruction difficulty (task.difficulty): the rate holds for these instructions together, "
-    "and cannot "
-    "tell a model that wins on easy ones from one that wins on hard ones"
-)
-
-
-class LengthControlError(ValueError):
-    """These votes do not allow to control for length."""
 
 
 def win_rate(preference: np.ndarray) -> dict:
@@ -83,224 +64,31 @@ def comparisons_needed(win_rate: float, *, alpha: float, power: float) -> int:
     )
 
 
-def length_controlled(
-    preference: np.ndarray,
-    length_a: np.ndarray,
-    length_b: np.ndarray,
-    difficulty: np.ndarray | None,
-    gamed: pd.DataFrame | None = None,
-) -> dict:
-    """The length-controlled win rate of model b in percent; Dubois et al. 2024 (arXiv:2404.04475), Eq. 2.
-
-        logit P(b wins) = w_length * tanh((length_a - length_b) / sd) + w_difficulty * difficulty + w_model
-        length_controlled_win_rate = 100 * mean over the rows of sigmoid(w_difficulty * difficulty + w_model)
-
-    An L1 logistic regression whose strength is chosen by 5-fold cross-validation. Where there are fewer than
-    `FEW` verdicts, or length separates wins from losses, such a fit has no finite or no stable maximum: ridge is taken
-    instead, and `estimator` says so. Errors and interval come from `REFITS` fits to resampled rows at the chosen
-    strength (alpaca_eval prints the spread of the predictions instead, which is no sampling error: 0 without
-    difficulties).
-
-    Args:
-        preference: (n,) probability that b is better, NaN where there is no verdict (predicted, not fitted).
-        length_a, length_b: (n,) characters.
-        difficulty: (n,) of each instruction, or None: fitted without it.
-        gamed: alpaca_eval's df_gamed (preference, std_delta_len, instruction_difficulty), whose rows regularise the
-            weights of length and difficulty with weight 0.1 each; None leaves the regulariser out, which moves
-            published figures by 1-2 points, and the result says so.
-    Raises:
-        LengthControlError: all length differences or all verdicts are the same, or fewer than ten verdicts.
-    """
-    gap = np.asarray(length_a, float) - np.asarray(length_b, float)
-    seen, unknown = ~np.isnan(preference), int(np.isnan(gap).sum())
-    if seen.sum() < 10 or unknown or not gap.std() > 0 or np.ptp(preference[seen]) == 0:
-        raise LengthControlError(
-            "length control needs ten verdicts or more that differ, and lengths that differ: "
-            f"{seen.sum()} verdicts, {len(np.unique(preference[seen]))} different, {unknown} rows without lengths"
-        )
-    columns = [np.tanh(gap / gap.std(ddof=1)), np.ones(len(gap))]
-    if difficulty is not None:
-        columns.insert(1, np.asarray(difficulty, float))
-    features = np.column_stack(columns)  # (n, 2 or 3)
-    asked = features * np.r_[0, np.ones(features.shape[1] - 1)]  # as if both answers were equally long
-    train, target, weight = features[seen], preference[seen], np.ones(seen.sum())
-    extra = _gamed_rows(gamed, features.shape[1])
-    few, separable = seen.sum() < FEW, _separable(train, target)
-    if few or separable:
-        strength, penalty = 1.0, "ridge"
-        coefficients = _refit(_stack((train, target, weight), extra), strength, penalty)
-    else:
-        model = _fit_by_folds(*_stack((train, target, weight), extra))
-        strength, penalty, coefficients = float(model.C_), "lasso", model.coef_[0]
-    rng, rates = np.random.default_rng(0), []
-    for _ in range(REFITS):
-        picked = rng.integers(0, len(target), len(target))
-        drawn = _refit(_stack((train[picked], target[picked], weight[picked]), extra), strength, penalty)
-        rates.append(100 * expit(asked @ drawn).mean())
-    predicted = expit(asked @ coefficients)
-    names = ["length", *(["difficulty"] if difficulty is not None else []), "model"]
-    reason = f"{seen.sum()} verdicts are few (under {FEW})" if few else "length separates wins from losses"
-    return {
-        "length_controlled_win_rate": 100 * predicted.mean(),
-        "length_controlled_standard_error": float(np.std(rates, ddof=1)),
-        "length_controlled_lower": float(np.quantile(rates, 0.025)),
-        "length_controlled_upper": float(np.quantile(rates, 0.975)),
-        "length_control": {
-            "weights": dict(zip(names, map(float, coefficients), strict=True)),
-            "C": strength,
-            "estimator": f"ridge: {reason}" if penalty == "ridge" else "lasso, C by 5-fold cross-validation",
-            "difficulty": difficulty is not None,
-            "without_difficulty": None if difficulty is not None else NO_DIFFICULTY,
-            "gamed_baseline_regulariser": gamed is not None,
-            "alpaca_eval_standard_error": 100 * predicted.std(ddof=1) / math.sqrt(len(predicted)),
-            "sklearn": sklearn.__version__,
-        },
-    }
-
-
-def _gamed_rows(gamed: pd.DataFrame | None, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Features, targets, weights of alpaca_eval's two gamed baselines; they say nothing of the model's own weight."""
-    if gamed is None:
-        return None
-    columns = [np.tanh(gamed["std_delta_len"]), np.zeros(len(gamed))]
-    if width == 3:
-        columns.insert(1, gamed["instruction_difficulty"])
-    return np.column_stack(columns), gamed["preference"].to_numpy(float), np.full(len(gamed), GAMED_WEIGHT)
-
-
-def _stack(own: tuple, extra: tuple | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return own if extra is None else tuple(np.concatenate([e, o]) for e, o in zip(extra, own, strict=True))
-
-
-def _separable(features: np.ndarray, target: np.ndarray) -> bool:
-    """Whether some weights part all wins from all losses: then a fit without ridge is infinite."""
-    if not np.isin(target, (0, 1)).all():
-        return False
-    sides = -np.where(target == 1, 1.0, -1.0)[:, None] * features
-    found = linprog(np.zeros(features.shape[1]), A_ub=sides, b_ub=-np.ones(len(target)), bounds=(None, None))
-    return found.status == 0
-
-
-def _soft_log_loss(y: np.ndarray, predicted: np.ndarray, p_label: np.ndarray, row_weight: np.ndarray) -> float:
-    p = np.where(y == 1, p_label, 1 - p_label)  # both copies of a row carry the same target
-    predicted = np.clip(predicted, 1e-15, 1 - 1e-15)
-    return -np.mean(row_weight * (p * np.log(predicted) + (1 - p) * np.log(1 - predicted)))
-
-
-def _fit_by_folds(features: np.ndarray, target: np.ndarray, weight: np.ndarray) -> LogisticRegressionCV:
-    """A soft label p is the row twice: once as a win with weight p, once as a loss with weight 1 - p."""
-    n = len(features)
-    p_label, row_weight = np.concatenate([target, 1 - target]), np.tile(weight, 2)
-    scorer = make_scorer(_soft_log_loss, response_method="predict_proba", greater_is_better=False)
-    with sklearn.config_context(enable_metadata_routing=True):
-        model = LogisticRegressionCV(
-            Cs=10,
-            cv=GroupKFold(5),
-            l1_ratios=(1,),
-            solver="liblinear",
-            fit_intercept=False,
-            scoring=scorer.set_score_request(p_label=True, row_weight=True),
-            random_state=123,
-            use_legacy_attributes=False,
-        ).set_fit_request(sample_weight=True)
-        return model.fit(
-            np.vstack([features, features]),
-            np.repeat([1, 0], n),
-            sample_weight=p_label * row_weight,
-            groups=np.tile(np.arange(n), 2),
-            p_label=p_label,
-            row_weight=row_weight,
-        )
-
-
-def _refit(rows: tuple[np.ndarray, np.ndarray, np.ndarray], strength: float, penalty: str) -> np.ndarray:
-    """(F,) weights at a given strength of lasso or ridge."""
-    features, target, weight = rows
-    ratio = {"lasso": 1.0, "ridge": 0.0}[penalty]
-    model = LogisticRegression(C=strength, l1_ratio=ratio, solver="liblinear", fit_intercept=False, random_state=123)
-    labels, sample_weight = np.repeat([1, 0], len(target)), np.r_[weight * target, weight * (1 - target)]
-    if not (sample_weight[labels == 1].any() and sample_weight[labels == 0].any()):
-        sample_weight = sample_weight + 1e-6  # a resample of wins alone
-    return model.fit(np.vstack([features, features]), labels, sample_weight=sample_weight).coef_[0]
-
-
-def predicted_win_rate(weights: dict, baseline_weights: dict, difficulty: np.ndarray) -> float:
-    """Length-controlled win rate in percent of one model against another, from both models' fits to one baseline."""
-    slope = weights["difficulty"] - baseline_weights["difficulty"]
-    return 100 * expit(slope * difficulty + weights["model"] - baseline_weights["model"]).mean()
-
-
-def read_difficulty(file: str) -> tuple[dict, str]:
-    """{key: difficulty} and what the key is: `instruction`, or `index` where the file has nothing else.
-
-    A JSON object maps instructions; CSV and JSONL have columns instruction or index, and difficulty or
-    instruction_difficulty.
-    """
-    rows = _read_mapping(file) if file.endswith(".json") else [row for _, row in read_rows(file)]
-    key = "instruction" if rows and "instruction" in rows[0] else "index"
-    value = "difficulty" if rows and "difficulty" in rows[0] else "instruction_difficulty"
-    if not rows or key not in rows[0] or value not in rows[0]:
-        raise ValueError(f"{file} needs columns instruction (or index) and difficulty, it has {list(rows[0] or [])}")
-    return {(row[key] if key == "instruction" else int(row[key])): float(row[value]) for row in rows}, key
-
-
-def _read_mapping(file: str) -> list[dict]:
-    if not Path(file).is_file():
-        raise ValueError(f"no file {file} (task.difficulty); it is looked up from {Path.cwd()}")
-    mapping = json.loads(Path(file).read_text(encoding="utf-8"))
-    if isinstance(mapping, list):
-        return mapping
-    return [{"instruction": instruction, "difficulty": value} for instruction, value in mapping.items()]
-
-
-def join_difficulty(votes: pd.DataFrame, file: str) -> tuple[np.ndarray, str]:
-    """(n,) difficulty of each vote's question and how it was joined.
-
-    A file of numbers alone is joined on the `index` of the annotations: by the order of rows, a file that was
-    shuffled or filtered would be misaligned, and nobody would see it.
-
-    Raises:
-        ValueError: a question has no difficulty in the file, or neither side names the question.
-    """
-    table, key = read_difficulty(file)
-    questions = votes["question"] if key == "instruction" else votes["index"]
-    if key == "index" and questions.isna().any():
-        raise ValueError(
-            f"{file} gives difficulties by number, and the annotations have no `index`: their order need not be "
-            f"that of "
-            "the benchmark. Give task.difficulty by instruction, or add index (0 to 804 in AlpacaEval's order) "
-            "to the rows"
-        )
-    missing = [question for question in questions if question not in table]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(votes)} questions have no difficulty in {file}, the first is {missing[0]!r}; "
-            "leave task.difficulty=null to fit without it"
-        )
-    return np.array([table[question] for question in questions]), key
-
-
-def read_gamed(file: str | None) -> pd.DataFrame | None:
-    """alpaca_eval's df_gamed: what its judge says of two baselines that were told to be long or short."""
-    if file is None:
-        return None
-    rows = pd.DataFrame([row for _, row in read_rows(file)])
-    needed = ["preference", "std_delta_len", "instruction_difficulty"]
-    missing = [name for name in needed if name not in rows]
-    if missing:
-        raise ValueError(f"{file} (task.gamed) lacks {', '.join(missing)}; it must be alpaca_eval's df_gamed.csv")
-    return rows[needed].astype(float).dropna()
-
-
 def parts_far(raw: float, controlled: float) -> bool:
     """Whether a controlled rate is too far from the raw one to be believed: by 10 points and a quarter."""
     low, high = raw - max(raw / 4, 10), raw + max((100 - raw) / 4, 10)
     return not low <= controlled <= high
 
 
+def preferences_of(votes: pd.DataFrame) -> pd.Series:
+    """(n,) how far each vote prefers b: its probability where it has one, else 1, 0 or, for a tie, 0.5."""
+    return votes["preference"].fillna(1 - points(votes["verdict"]))
+
+
+def paired_rates(votes: pd.DataFrame) -> dict[str, list[dict]]:
+    """{baseline: paired differences in points of every two models that met it}, of oriented votes."""
+    votes = votes.assign(value=100 * preferences_of(votes))
+    found = {}
+    for baseline, part in votes.groupby("model_a", sort=False):
+        models = {model: own for model, own in part.groupby("model_b", sort=False)}
+        if len(models) > 1:
+            found[baseline] = paired_differences(models, spread=100.0)
+    return found
+
+
 def model_win_rate(votes: pd.DataFrame, task: DictConfig) -> dict:
     """Every figure of one model against one baseline; what cannot be had is null, with the reason."""
-    preference = votes["preference"].fillna(1 - points(votes["verdict"])).to_numpy(float)
+    preference = preferences_of(votes).to_numpy(float)
     seen = ~np.isnan(preference)
     if not seen.any():
         reason = f"none of the {len(votes)} verdicts is a win or a tie"
@@ -326,15 +114,14 @@ def _warnings(result: dict, votes: pd.DataFrame, task: DictConfig) -> list[str]:
     warnings, raw, controlled = [], result["win_rate"], result["length_controlled_win_rate"]
     if controlled is not None and parts_far(raw, controlled):
         warnings.append(
-            f"the length-controlled rate {controlled:.1f} is far from the raw one {raw:.1f}: the model's "
-            f"lengths lie where "
-            "the regression has nothing to go by, or were chosen for it (a gamed model); do not rank by it"
+            f"the length-controlled rate {controlled:.1f} is far from the raw one {raw:.1f}: the model's lengths lie "
+            "where the regression has nothing to go by, or were chosen for it (a gamed model); do not rank by it"
         )
     same = votes["hash_b"].value_counts()
     if len(same) and same.iloc[0] >= 3 and same.iloc[0] / len(votes) > task.max_same_answer:
         warnings.append(
-            f"{same.iloc[0]} of {len(votes)} answers are one and the same text; a constant text can win 77 % on "
-            f"AlpacaEval 2"
+            f"{same.iloc[0]} of {len(votes)} answers are one and the same text; "
+            "a constant text can win 77 % on AlpacaEval 2"
         )
     return warnings
 
@@ -389,4 +176,8 @@ def run(cfg: DictConfig, out: Path) -> dict:
     rows = [(f"{r['model']} against {r['baseline']}", r["win_rate"], r["lower"], r["upper"]) for r in flat
             if r["win_rate"] is not None and r["lower"] is not None]  # fmt: skip
     plot_intervals(out / "win_rate.png", "win rate, percent", rows[:60], null=50)
-    return flat[0] if len(flat) == 1 else {"models": results}
+    paired = paired_rates(votes)
+    for baseline, differences in paired.items():
+        known = [r for r in flat if r["baseline"] == baseline and r["win_rate"] is not None]
+        print_differences(differences, [r["model"] for r in sorted(known, key=lambda r: -r["win_rate"])])
+    return flat[0] if len(flat) == 1 else {"models": results, "paired": paired}

@@ -18,7 +18,7 @@ from evals.agreement import (
     split_judge,
     vote_tables,
 )
-from evals.benchmarks.reward_accuracy import order_accuracy
+from evals.benchmarks.both_orders import order_accuracy
 from evals.biases import position, preference_for_more
 from evals.readers import read_votes
 from evals.verdicts import decisive
@@ -124,7 +124,9 @@ def test_llmbars_accuracies_are_published_and_its_kappas_are_wrong():
         subset, judge = key.split("|")
         part = votes[(votes["category"] == subset) & (votes["human"] | (votes["judge"] == judge))]
         result = order_accuracy(part)
-        assert result == pytest.approx({name: expected[name] for name in result}), key
+        names = ("acc_ab", "acc_ba", "acc_avg", "acc_both", "agreement_rate")
+        assert {n: result[n]["value"] for n in names} == pytest.approx({n: expected[n] for n in names}), key
+        assert result["n"] == expected["n"] and all(0 <= result[n]["lower"] <= result[n]["upper"] <= 1 for n in names)
         people, first = part[part["human"]], part[part["shown"] == "a"]
         ours = kappa(vote_tables(judge_pairs(people, first[first["verdict"] != "error"]), symmetric=False).sum(0))
         if not expected["other"]:

@@ -13,7 +13,7 @@ from evals.audit import TESTED, audit
 from evals.families import families_of, family_warnings
 from evals.intervals import holm, share_estimate
 from evals.readers import read_votes
-from evals.verdicts import votes_table
+from evals.verdicts import sort_pairs, votes_table
 from tests.published_votes import DOOR, given, published
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -175,6 +175,30 @@ def test_gpt_4s_share_of_longer_answers_on_alpaca_eval_is_published(tmp_path):
         assert (figure["n"], figure["judge"]) == pytest.approx((expected["n"], expected["p"])), model
 
 
+def test_gpt_4_picks_the_left_answer_less_often_than_the_crowd_does(task):
+    """llmfao showed each pair in one order only: the share alone would mix the order with the answers."""
+    votes = read_votes(published("llmfao/crowd-comparisons.csv", "llmfao/gpt4-crowd-comparisons.csv"), "llmfao")
+    figure = biases.left_share(votes[votes["human"]], votes[~votes["human"]], level=0.95)
+    expected = given("llmfao")["gpt4_vs_crowd"]
+    assert figure["judge"] == pytest.approx(expected["left_share"]) and figure["compared_with"].startswith("people")
+    assert figure["value"] < 0 < figure["upper"]  # 13 prompts do not tell
+    assert figure["people"] == pytest.approx(expected["human_left_share"], abs=0.02)
+    swapped = biases.left_share(votes[votes["human"]], sort_pairs(votes[~votes["human"]]), level=0.95)
+    assert swapped["judge"] == figure["judge"] and swapped["value"] == pytest.approx(figure["value"])
+    alone = biases.left_share(votes[:0], votes[~votes["human"]], level=0.95)
+    assert alone["value"] == pytest.approx(expected["left_share"] - 0.5) and alone["compared_with"] == "one half"
+
+
+def test_what_the_order_does_is_shown_by_category(task):
+    votes, answers = made(lambda gap, longer, a, b, rng: "a" if rng.random() < 0.7 else gap)
+    result = audit(votes, answers, task)
+    assert set(result["position_by_category"]) == {"writing", "math", "coding", "roleplay"}
+    for figure in result["position_by_category"].values():
+        changed = figure["flips"]["changed"]
+        assert figure["lower"] > 0.5 and changed["lower"] < changed["value"] < changed["upper"] and changed["n"] == 120
+    assert result["left_share"]["value"] is None and "one order only" in result["left_share"]["reason"]
+
+
 def test_agreement_on_math_and_coding_is_measured_on_mt_bench_and_not_assumed(task):
     from evals.questions import add_categories
 
@@ -200,6 +224,11 @@ def test_the_share_of_a_judge_that_is_always_right_has_the_spread_of_its_questio
     once = share_estimate(np.ones(50), np.arange(50), null=0.5, level=0.95)
     often = share_estimate(np.ones(500), np.repeat(np.arange(50), 10), null=0.5, level=0.95)
     assert (once["lower"], once["upper"]) == (often["lower"], often["upper"]) and 0.9 < once["lower"] < 1
+
+
+def test_two_questions_that_contradict_themselves_know_nothing():
+    figure = share_estimate([1, 0, 1, 0], ["q0", "q0", "q1", "q1"], null=0.5, level=0.998)
+    assert (figure["lower"], figure["upper"]) == pytest.approx((0, 1), abs=0.01) and figure["p_value"] == 1
 
 
 def test_detectable_departures_shrink_with_the_root_of_the_votes(task):

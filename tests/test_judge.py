@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -133,10 +134,33 @@ def test_the_door_judges_pairs_and_counts_what_it_cannot_read(tmp_path, door):
     assert any("cannot be read" in warning for warning in result["warnings"])
 
 
+def test_three_models_are_compared_in_pairs_and_the_order_is_measured_by_category(tmp_path, door, capsys):
+    rng, models = np.random.default_rng(0), ("base", "good", "bad")
+    questions = [{"question_id": str(i), "category": "ab"[i % 2], "turns": [f"Q{i}?"]} for i in range(40)]
+    answers = [{"question_id": str(i), "model_id": m, "choices": [{"turns": [f"{m} {rng.integers(99)} Q{i}"]}]}
+               for i in range(40) for m in models]  # fmt: skip
+    names = {name: write_lines(tmp_path / f"{name}.jsonl", rows) for name, rows in
+             (("questions", questions), ("answers", answers), ("script", [
+                 {"contains": "A's Answer]\ngood", "answers": ["[[A]]"]}, {"contains": "B's Answer]\ngood", "answers":
+                 ["[[B]]"]}, {"contains": "", "answers": ["[[A]]", "[[B]]", "[[A]]"]}]))}  # fmt: skip
+    words = ["task=judge", "client=scripted", "task.baseline=base", "task.turns=1", f"hydra.run.dir={tmp_path}/out"]
+    words += [f"client.script={names['script']}", f"task.answers=[{names['answers']}]"]
+    assert door(DOOR, *words, f"task.questions={names['questions']}") == 0
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    (paired,) = result["paired"]["base"]
+    assert paired["models"] == ["good", "bad"] and paired["significant"] and paired["lower"] > 20 and paired["n"] == 40
+    orders = result["orders"]
+    assert set(orders) == {"all", "a", "b"} and orders["all"]["flips"]["items"] == 80
+    assert orders["a"]["flips"]["changed"]["n"] == 40 and orders["all"]["value"] > 0.5
+    out = capsys.readouterr().out
+    assert "what the order shown does" in out and "paired differences" in out
+
+
 def test_the_door_grades_single_answers(tmp_path, door):
     script = [{"contains": "x says", "answers": ["[[8]]"]}, {"contains": "", "answers": ["[[3]]"]}]
     assert door(DOOR, *judge_words(tmp_path, script, "task.mode=single")) == 0
     models = json.loads(Path(tmp_path / "out/result.json").read_text())["models"]
+    assert json.loads(Path(tmp_path / "out/result.json").read_text())["paired"][0]["value"] == 5
     assert (models["x"]["value"], models["y"]["value"]) == (8, 3) and models["x"]["turns"] == {"1": 8, "2": 8}
 
 

@@ -36,6 +36,13 @@ def test_a_jury_agrees_is_counted_and_rates(tmp_path, door, capsys):
         for name in kappas_of(kappas)
     }
     assert spread["coin"] == pytest.approx(0, abs=100) and spread["one"] > 200
+    shares = result["shares"]
+    assert shares["one"]["x"]["value"] > 60 > shares["coin"]["x"]["value"] and shares["coin"]["x"]["lower"] < 50
+    assert sum(row["value"] for row in shares["one"].values()) == pytest.approx(150)  # a point is given once
+    assert door(DOOR, *words, "task.baseline=y", f"hydra.run.dir={tmp_path}/y") == 0
+    against = json.loads((tmp_path / "y/result.json").read_text())["shares"]
+    assert set(against["one"]) == {"x", "z"} and against["one"]["x"]["n"] == 60
+    assert door(DOOR, *words, "task.baseline=nobody", f"hydra.run.dir={tmp_path}/nobody") == 2
     alone = write_lines(tmp_path / "one.jsonl", verdicts("one", 2, 0, questions=3))
     assert door(DOOR, "task=jury", f"task.input=[{alone}]", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "two judges or more" in capsys.readouterr().err

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
 from evals.answers import style_features
-from evals.style import fit_style, style_differences
+from evals.style import fit_style, rate_style, style_differences
 from tests.published_votes import DOOR, battles, write_lines
 
 PLAIN, RICH = "Paris.", "# Answer\n\n- **Paris** is the capital\n- It lies on the Seine\n\n1. See the Louvre\n"
@@ -47,6 +48,20 @@ def test_the_fit_is_the_minimum_of_the_penalised_likelihood():
 
     best = minimize(loss, np.zeros(6), tol=1e-12).x
     assert fit_style(a, b, won, style, 2) == pytest.approx(np.r_[400 * best[:2] + 1000, best[2:]], abs=0.01)
+
+
+def test_battles_that_share_a_question_are_drawn_together():
+    """Ten voters who say the same of a question are one, so that the interval must not shrink with them."""
+    rng = np.random.default_rng(0)
+    verdicts = rng.choice(["a", "b"], 60, p=[0.6, 0.4])
+    columns = {f"{name}_{s}": rng.integers(0, 50, 60) for name in ("tokens", "headers", "lists", "bold") for s in "ab"}
+    once = battles(*[("x", "y", verdict) for verdict in verdicts]).assign(**columns)
+    widths = {}
+    for name, votes in (("once", once), ("ten", pd.concat([once] * 10, ignore_index=True))):
+        found = rate_style(votes, level=0.95, rounds=200)
+        widths[name] = found["style_controlled"]["x"]["upper"] - found["style_controlled"]["x"]["lower"]
+        assert found["style_controlled"]["x"]["n"] == len(votes) == found["style"]["bold"]["n"]
+    assert widths["ten"] > 0.8 * widths["once"]
 
 
 def test_style_differences_are_relative_and_standardised():

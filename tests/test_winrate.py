@@ -7,11 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evals.winrate import comparisons_needed, detectable_effect, length_controlled, predicted_win_rate, win_rate
-from tests.published_votes import DOOR, alpaca_rows, annotations, difficulties, given, published
+from evals import length_control
+from evals.lc_weights import predicted_rates, read_weights
+from evals.length_control import length_controlled
+from evals.winrate import comparisons_needed, detectable_effect, win_rate
+from tests.published_votes import DOOR, alpaca_rows, annotations, difficulties, given, published, write_lines
 
 FIGURES = ("win_rate", "standard_error", "discrete_win_rate", "n_wins", "n_wins_base", "n_draws", "n_total")
 POWER = {"alpha": 0.05, "power": 0.8}
+
+
+@pytest.fixture
+def few_refits(monkeypatch):
+    """For tests of anything but the interval, which takes most of the time."""
+    monkeypatch.setattr(length_control, "REFITS", 2)
 
 
 def preference_of(rows: pd.DataFrame) -> np.ndarray:
@@ -31,7 +40,7 @@ def test_win_rates_of_every_model_are_alpaca_evals(version):
 @pytest.mark.parametrize(
     "model", ["alpaca-7b", "alpaca-7b_concise", "gpt-3.5-turbo-1106", "claude-2.1_concise", "phi-2"]
 )
-def test_length_controlled_fits_are_alpaca_evals_without_its_gamed_baseline(model):
+def test_length_controlled_fits_are_alpaca_evals_without_its_gamed_baseline(model, few_refits):
     rows, expected = alpaca_rows(2), given("lc_fit_no_gamed_regulariser")[model]
     rows = rows[rows["model"] == model]
     lengths = rows["len_1"].to_numpy(), rows["len_2"].to_numpy()
@@ -42,26 +51,105 @@ def test_length_controlled_fits_are_alpaca_evals_without_its_gamed_baseline(mode
         assert result["length_control"]["C"] == pytest.approx(expected[name]["C191"])
 
 
-def test_length_controlled_rates_from_published_weights():
-    (file,) = published("alpaca_eval/ae2_lc_glm_weights.csv")
-    weights = pd.read_csv(file, index_col=0).set_axis(["length", "difficulty", "model"], axis=1).T.to_dict()
-    baseline, difficulty = {"difficulty": 0.0, "model": 0.0}, np.array(difficulties())
+def test_length_controlled_rates_from_published_weights(tmp_path, door, capsys):
+    names = ("ae2_lc_glm_weights.csv", "instruction_difficulty_recovered.csv.gz")
+    weights, difficulty = published(*(f"alpaca_eval/{name}" for name in names))
+    words = ("task=lc_weights", f"task.weights={weights}", f"task.difficulty={difficulty}")
+    assert door(DOOR, *words, f"hydra.run.dir={tmp_path}/all") == 0
+    models = json.loads((tmp_path / "all/result.json").read_text())["models"]
     for model, expected in given("lc_from_published_weights").items():
-        assert predicted_win_rate(weights[model], baseline, difficulty) == pytest.approx(expected["lc"], abs=1e-6), (
-            model
-        )
+        found = models[model]["length_controlled_win_rate"], models[model]["alpaca_eval_standard_error"]
+        assert found == pytest.approx((expected["lc"], expected["se"]), abs=1e-6), model
+    known, difficulty = read_weights(weights), np.array(difficulties())
     for pair, expected in given("lc_predict_winrate_pairs").items():
-        a, b = pair.split(">")
-        assert predicted_win_rate(weights[a], weights[b], difficulty) == pytest.approx(expected, abs=1e-6)
+        model, against = pair.split(">")
+        assert 100 * predicted_rates(known[model], known[against], difficulty).mean() == pytest.approx(
+            expected, abs=1e-6
+        )
+    assert door(DOOR, *words, f"task.baseline={against}", f"hydra.run.dir={tmp_path}/pair") == 0
+    models = json.loads((tmp_path / "pair/result.json").read_text())["models"]
+    assert models[model]["length_controlled_win_rate"] == pytest.approx(expected, abs=1e-6)
+    assert models[against]["length_controlled_win_rate"] == 50
+    assert door(DOOR, *words, "task.baseline=nobody", f"hydra.run.dir={tmp_path}/bad") == 2
+    assert "task.baseline=nobody is not in" in capsys.readouterr().err
 
 
-def test_verbose_and_concise_alpaca_differ_by_the_published_paired_difference():
-    rows = alpaca_rows(2)
-    sides = [rows[rows["model"] == f"alpaca-7b_{kind}"].set_index("index") for kind in ("verbose", "concise")]
-    verbose, concise = (pd.Series(preference_of(side), side.index) for side in sides)
-    gap, expected = 100 * verbose.sub(concise), given("ae2_paired")["alpaca-7b verbose-concise"]
-    assert (gap.mean(), gap.sem()) == pytest.approx((expected["mean_diff_pp"], expected["se_pp"]))
-    assert len(verbose.index.union(concise.index)) == expected["n"]  # the longer of the two files
+def test_weights_of_our_own_fits_give_the_rates_that_they_gave(tmp_path, door, few_refits):
+    difficulty = tmp_path / "difficulty.json"
+    difficulty.write_text(json.dumps({f"instruction {i}": d for i, d in enumerate(difficulties())}))
+    rows = annotations("phi-2") + annotations("alpaca-7b_verbose")
+    words = (f"task.input=[{write_lines(tmp_path / 'a.jsonl', rows)}]", "task.format=alpaca_eval")
+    run = f"hydra.run.dir={tmp_path}/fits"
+    assert door(DOOR, "task=winrate", *words, f"task.difficulty={difficulty}", run) == 0
+    fits = json.loads((tmp_path / "fits/result.json").read_text())["models"]
+    words = ("task=lc_weights", f"task.weights={tmp_path}/fits/result.json", f"task.difficulty={difficulty}")
+    assert door(DOOR, *words, f"hydra.run.dir={tmp_path}/rates") == 0
+    rates = json.loads((tmp_path / "rates/result.json").read_text())["models"]
+    for model, own in fits.items():
+        expected = own["baseline"]["length_controlled_win_rate"]
+        # the file's rows are the instructions that the model answered: all of them but a few
+        assert rates[model]["length_controlled_win_rate"] == pytest.approx(expected, abs=0.05)
+
+
+def test_two_models_against_one_baseline_differ_by_the_published_paired_difference(tmp_path, door, few_refits, capsys):
+    rows = annotations("alpaca-7b_verbose") + annotations("alpaca-7b_concise")
+    words = ("task=winrate", f"task.input=[{write_lines(tmp_path / 'a.jsonl', rows)}]", "task.format=alpaca_eval")
+    assert door(DOOR, *words, f"hydra.run.dir={tmp_path}/out") == 0
+    (paired,) = json.loads((tmp_path / "out/result.json").read_text())["paired"]["baseline"]
+    expected = given("ae2_paired")["alpaca-7b verbose-concise"]
+    assert paired["models"] == ["alpaca-7b_verbose", "alpaca-7b_concise"]
+    assert (paired["value"], paired["standard_error"]) == pytest.approx((expected["mean_diff_pp"], expected["se_pp"]))
+    assert paired["lower"] < 0 < paired["upper"] and not paired["significant"]  # t is 1.49
+    assert "paired differences on the same questions" in capsys.readouterr().out
+
+
+def gamed_rows(seed, n=400):
+    """alpaca_eval's df_gamed in its layout: long answers of a gamed baseline lose, whatever the difficulty."""
+    rng = np.random.default_rng(seed)
+    gap, difficulty = rng.normal(size=n), rng.normal(size=n)
+    won = rng.random(n) < 1 / (1 + np.exp(-4 * np.tanh(gap)))
+    return [
+        {"preference": float(w), "std_delta_len": g, "instruction_difficulty": d}
+        for w, g, d in zip(won, gap, difficulty, strict=True)
+    ]
+
+
+def test_gamed_baselines_pull_the_weight_of_length_to_theirs_and_are_named(tmp_path, door, few_refits, capsys):
+    rng, rows = np.random.default_rng(0), []
+    for i in range(200):
+        long, short = int(rng.integers(400, 900)), int(rng.integers(50, 400))
+        rows.append({"instruction": f"i{i}", "generator_1": "base", "generator_2": "new", "preference":
+                     float(1 + (rng.random() < 0.5)), "output_1": "x" * short, "output_2": "y" * long})  # fmt: skip
+    words = ("task=winrate", f"task.input=[{write_lines(tmp_path / 'a.jsonl', rows)}]", "task.format=alpaca_eval")
+    found = {}
+    for name, extra in (("without", []), ("with", [f"task.gamed={write_lines(tmp_path / 'g.jsonl', gamed_rows(1))}"])):
+        assert door(DOOR, *words, *extra, f"hydra.run.dir={tmp_path}/{name}") == 0
+        found[name] = json.loads((tmp_path / name / "result.json").read_text())
+    without, pulled = (found[name]["length_control"] for name in ("without", "with"))
+    assert (without["gamed_baseline_regulariser"], pulled["gamed_baseline_regulariser"]) == (False, True)
+    assert pulled["weights"]["length"] > without["weights"]["length"] + 0.3
+    assert found["with"]["win_rate"] == found["without"]["win_rate"]
+    bad = write_lines(tmp_path / "bad.jsonl", [{"preference": 1.0}])
+    assert door(DOOR, *words, f"task.gamed={bad}", f"hydra.run.dir={tmp_path}/bad") == 2
+    assert "lacks std_delta_len, instruction_difficulty" in capsys.readouterr().err
+
+
+def test_a_controlled_rate_far_from_the_raw_one_and_a_constant_answer_are_warned_of(tmp_path, door, few_refits, capsys):
+    rng, rows = np.random.default_rng(0), []
+    for i in range(300):  # the model wins only because it is longer
+        gap = int(rng.integers(-200, 900))
+        won = rng.random() < 1 / (1 + np.exp(-gap / 80))
+        rows.append({"instruction": f"i{i}", "generator_1": "base", "generator_2": "long", "preference": 1.0 + won,
+                     "output_1": "x" * 1000, "output_2": f"{i:04d}" + "y" * (996 + gap)})  # fmt: skip
+    constant = [row | {"generator_2": "constant", "output_2": "one and the same text"} for row in rows]
+    file = write_lines(tmp_path / "a.jsonl", rows + constant)
+    assert door(DOOR, "task=winrate", f"task.input=[{file}]", "task.format=alpaca_eval",
+                f"hydra.run.dir={tmp_path}/out") == 0  # fmt: skip
+    models = json.loads((tmp_path / "out/result.json").read_text())["models"]
+    (far,) = models["long"]["base"]["warnings"]
+    assert "is far from the raw one" in far and models["constant"]["base"]["distinct_answers"] == 1
+    assert any("300 of 300 answers are one and the same text" in w for w in models["constant"]["base"]["warnings"])
+    assert "warning: long against base" in " ".join(capsys.readouterr().out.split())
 
 
 def test_comparisons_needed_are_the_published_ones():

@@ -4,7 +4,6 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from statsmodels.stats.proportion import proportion_confint, proportions_ztest
 
@@ -180,28 +179,6 @@ def accuracy_table(subsets: list[str], scores: np.ndarray) -> dict:
     complete = len(sections) == len(SECTIONS) and not any(s["missing_subsets"] for s in sections.values())
     result["score"] = float(np.mean([s["accuracy"] for s in sections.values()])) if complete else None
     return result
-
-
-def order_accuracy(votes: pd.DataFrame) -> dict:
-    """A judge with verdicts in both orders against the labels, LLMBar's way (Zeng et al. 2023, arXiv:2310.07641).
-
-    Args:
-        votes: of one judge and of the label (human), pairs sorted.
-    Returns:
-        accuracy in each order, their mean, in both, and how often the orders agree.
-    """
-    label = votes[votes["human"]].set_index("question")["verdict"]
-    judge = votes[~votes["human"]].pivot(index="question", columns="shown", values="verdict")
-    label = label.loc[judge.index]
-    hits = judge.eq(label, axis=0)
-    return {
-        "n": len(judge),
-        "acc_ab": float(hits["a"].mean()),
-        "acc_ba": float(hits["b"].mean()),
-        "acc_avg": float(hits.to_numpy().mean()),
-        "acc_both": float(hits.all(axis=1).mean()),
-        "agreement_rate": float((judge["a"] == judge["b"]).mean()),
-    }
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
