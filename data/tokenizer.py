@@ -14,7 +14,9 @@ import tokenizers
 
 from data.builtin_templates import TEMPLATES, choose_template
 from data.chat_template import CLOSE, FIXED_DATE, MARKED, OPEN, ChatTemplate, Spelled
-from data.vocabularies import Vocabulary, from_sentencepiece, panics_named, read_vocabulary, reading_on, with_special
+from data.vocabularies import read_vocabulary
+from data.vocabularies.pieces import from_sentencepiece
+from data.vocabularies.vocabulary import Vocabulary, panics_named, reading_on, with_special
 from model.weights.adapter import find_tokenizer
 
 PLAIN_ROLES = ("system", "user", "assistant", "tool")
@@ -204,7 +206,7 @@ class Tokenizer:
             settings["chat_template"] = several if len(given) > 1 else given["default"]
         files["tokenizer_config.json"] = json.dumps(settings | names, indent=2, ensure_ascii=False).encode()
         files["special_tokens_map.json"] = json.dumps(names, indent=2, ensure_ascii=False).encode()
-        if not self.vocabulary.files:
+        if files.pop("tekken.json", None) or not self.vocabulary.files:
             files["tokenizer.json"] = self.backend.to_str(pretty=True).encode()
         if self.vocabulary.sentencepiece:
             files["tokenizer.model"] = self.vocabulary.sentencepiece

@@ -1,0 +1,59 @@
+"""Byte-level BPE from a vocabulary and its merges; text is split as GPT-2, Qwen2, Llama 3 or SmolLM do."""
+
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from data.vocabularies.pieces import add_special
+from data.vocabularies.vocabulary import json_object
+
+# How GGUF's `tokenizer.ggml.pre` splits text before byte-level BPE: Hugging Face's own settings for these families.
+_GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+SPLITS = {
+    "gpt-2": [_GPT2_SPLIT],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2_SPLIT],
+    "llama-bpe": [pre_tokenizers.Split(Regex(_WORDS % r"\p{N}{1,3}"), "isolated"), _BYTES],
+    "qwen2": [pre_tokenizers.Split(Regex(_WORDS % r"\p{N}"), "isolated"), _BYTES],
+}
+
+
+def byte_level_bpe(tokens: list, kinds: list, merges: list, split: str, path: Path) -> tokenizers.Tokenizer:
+    if split not in SPLITS:
+        raise ValueError(f"{str(path)!r} splits text as {split!r}; known splits: {', '.join(SPLITS)}")
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(SPLITS[split])
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    add_special(backend, list(zip(tokens, kinds, strict=True)))
+    return backend
+
+
+def from_merges(path: Path, kind: str, settings: dict) -> tokenizers.Tokenizer:
+    """vocab.json and merges.txt of GPT-2's or Qwen2's tokenizer, which differ in how they split text."""
+    splits = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
+    name = kind.removesuffix("Fast")
+    if name not in splits:
+        known = ", ".join(splits)
+        raise ValueError(f"{path}: vocab.json and merges.txt of tokenizer_class {kind!r} are not read; known: {known}")
+    vocab = json_object(path / "vocab.json")
+    lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [line for line in lines if line.strip() and not line.startswith("#version")]
+    added = {int(i): token for i, token in (settings.get("added_tokens_decoder") or {}).items()}
+    added |= {i: {"content": token} for token, i in json_object(path / "added_tokens.json").items() if i not in added}
+    backend = tokenizers.Tokenizer(models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))
+    backend.normalizer = normalizers.NFC() if name == "Qwen2Tokenizer" else None
+    backend.pre_tokenizer = pre_tokenizers.Sequence(SPLITS[splits[name]])
+    backend.decoder = decoders.ByteLevel()
+    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    for i, token in sorted(added.items()):
+        given = {flag: token[flag] for flag in flags if flag in token}
+        backend.add_tokens([AddedToken(token["content"], **({"normalized": False} | given))])
+        if backend.token_to_id(token["content"]) != i:
+            raise ValueError(
+                f"{path}: the added token {token['content']!r} has the id {i}, which leaves a gap before it"
+            )
+    return backend

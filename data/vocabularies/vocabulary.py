@@ -1,0 +1,108 @@
+"""What a checkpoint says of its tokenizer, and how its engine (`tokenizers`) reads on where other text goes before."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+
+from model.weights.hf import read_json
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a checkpoint says about its tokenizer. `templates` are Jinja texts by name, empty for a base model.
+
+    `tokens` are the special tokens by the names that Jinja knows (bos_token, ...), `stop_ids` what
+    generation_config.json or config.json names as ends, `files` the tokenizer's files as they are, by name.
+    """
+
+    backend: tokenizers.Tokenizer
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None = None
+    unk_token: str | None = None
+    templates: dict[str, str] = field(default_factory=dict)
+    more_tokens: dict[str, str] = field(default_factory=dict)
+    stop_ids: tuple[int, ...] = ()
+    generation: dict = field(default_factory=dict)  # generation_config.json
+    sentencepiece: bytes | None = field(default=None, repr=False)
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def tokens(self) -> dict[str, str]:
+        named = {name: getattr(self, name) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        return {name: token for name, token in named.items() if token is not None} | self.more_tokens
+
+
+def probe(backend: tokenizers.Tokenizer) -> None:
+    """Raises ValueError where the tokenizer cannot split what greedy patterns take longest for."""
+    with panics_named():
+        backend.encode("".join(char * 256 for char in "aA1 \n.é") + "aA1 .é\n" * 64)
+
+
+@contextmanager
+def panics_named() -> Iterator[None]:
+    """A panic of the library, say a pattern that gives up on a text, is a ValueError: it is no Exception by itself."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"the tokenizer gave up on a text: {error}") from None
+
+
+def with_special(vocabulary: Vocabulary, markers: set[str]) -> Vocabulary:
+    """The vocabulary with these added tokens marked as special: some chat models forget to say so."""
+    careless = {t.content for t in vocabulary.backend.get_added_tokens_decoder().values() if not t.special} & markers
+    if not careless:
+        return vocabulary
+    spelled = json.loads(vocabulary.backend.to_str())
+    for token in spelled["added_tokens"]:
+        token["special"] |= token["content"] in careless
+    return replace(vocabulary, backend=tokenizers.Tokenizer.from_str(json.dumps(spelled)))
+
+
+class ReadingOn(NamedTuple):
+    """The tokenizer for text that other text goes before: without the space that SentencePiece puts first.
+
+    `only_first`: a stretch after a special token goes without that space too.
+    """
+
+    backend: tokenizers.Tokenizer
+    only_first: bool
+
+
+def reading_on(backend: tokenizers.Tokenizer) -> ReadingOn | None:
+    """None where the tokenizer puts nothing first."""
+    parts = {"normalizer": backend.normalizer, "pre_tokenizer": backend.pre_tokenizer}
+    before = {name: part and json.loads(part.__getstate__()) for name, part in parts.items()}
+    after = {name: _without_space(part) for name, part in before.items()}
+    if after == before:
+        return None
+    other = tokenizers.Tokenizer.from_str(json.dumps(json.loads(backend.to_str()) | after))
+    other.no_truncation()
+    other.no_padding()
+    other.encode_special_tokens = True
+    return ReadingOn(other, only_first='"prepend_scheme": "first"' in json.dumps(before["pre_tokenizer"]))
+
+
+def _without_space(part: dict | None) -> dict | None:
+    """A normalizer or pre-tokenizer without the space that it puts before a text."""
+    for inside in ("normalizers", "pretokenizers"):
+        if part and inside in part:
+            return part | {inside: [step for each in part[inside] if (step := _without_space(each))]}
+    if part and part["type"] == "Prepend":
+        return None
+    changes = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+    return part and part | changes.get(part["type"], {})
+
+
+def json_object(path: Path) -> dict:
+    """The object in the file, an empty one where there is no file. Raises ValueError where it is no JSON object."""
+    if not path.is_file():
+        return {}
+    return read_json(path)
