@@ -23,7 +23,7 @@ from model.weights.hf import HFReader, save_tensors
 from model.weights.hf_config import make_config_json
 from model.weights.names import parts_of, shape_of
 from model.weights.paths import find_model
-from runtime.distributed import own_rows, whole
+from runtime.distributed import own_rows, split, whole
 from runtime.files import remove, sync, write_sums
 
 Reader = HFReader | GGUFReader | AdapterReader
@@ -255,7 +255,30 @@ def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path
     lie beside it, which transformers ignores), a value model `...ForTokenClassification`. With sharded weights every
     rank must call this; rank 0 writes.
     """
-    weights, writes = {}, not dist.is_initialized() or dist.get_rank() == 0
+    writes = not dist.is_initialized() or dist.get_rank() == 0
+    with split(model):  # gathered weights are rounded
+        weights = merged_weights(model, writes)
+    if not writes:
+        return
+    dtype = str(weights[parts_of("transformer.norm.weight", model.config)[0]].dtype).removeprefix("torch.")
+    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    config = make_config_json(model.config, model.kind, dtype, **ids)
+    directory = Path(directory)
+    aside = directory.with_name(directory.name + ".writing")
+    remove(aside)
+    aside.mkdir(parents=True)
+    save_tensors(weights, aside / "model.safetensors", {"format": "pt"})
+    (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (aside / "generation_config.json").write_text(json.dumps(tokenizer.generation_config, indent=2) + "\n")
+    tokenizer.save(aside)
+    write_sums(aside)
+    replace_directory(aside, directory)
+
+
+@torch.no_grad()
+def merged_weights(model: nn.Module, writes: bool) -> dict[str, Tensor]:
+    """Every weight by its name in a file, in float32, on the CPU; none on a rank that does not write."""
+    weights = {}
     adapters = {f"{name}.weight": m.lora for name, m in model.named_modules() if getattr(m, "lora", None) is not None}
     for name, tensor in tensors(model):
         if ".lora." in name:
@@ -272,21 +295,7 @@ def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path
         tensor = tensor.detach().cpu()
         pieces = tensor.split([size[0] for size in sizes]) if len(sizes) > 1 else [tensor]
         weights |= {part: piece.contiguous() for part, piece in zip(parts_of(name, model.config), pieces, strict=True)}
-    if not writes:
-        return
-    dtype = str(weights[parts_of("transformer.norm.weight", model.config)[0]].dtype).removeprefix("torch.")
-    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
-    config = make_config_json(model.config, model.kind, dtype, **ids)
-    directory = Path(directory)
-    aside = directory.with_name(directory.name + ".writing")
-    remove(aside)
-    aside.mkdir(parents=True)
-    save_tensors(weights, aside / "model.safetensors", {"format": "pt"})
-    (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (aside / "generation_config.json").write_text(json.dumps(tokenizer.generation_config, indent=2) + "\n")
-    tokenizer.save(aside)
-    write_sums(aside)
-    replace_directory(aside, directory)
+    return weights
 
 
 def replace_directory(new: Path, directory: Path) -> None:

@@ -144,9 +144,12 @@ class ValueModel(nn.Module):
 
 
 def scalar(head: nn.Linear, hidden: Tensor) -> Tensor:
-    """(n,) outputs of a width-1 head, in at least float32 whatever the transformer ran in."""
+    """(n,) outputs of a width-1 head, in at least float32 whatever the transformer ran in.
+
+    A call of the module, as FSDP2 gathers a head by its own forward.
+    """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    return nn.functional.linear(hidden.to(dtype), head.weight.to(dtype), head.bias.to(dtype)).squeeze(-1)
+    return head(hidden.to(dtype)).squeeze(-1)
 
 
 def spread(picked: Tensor, completion_mask: Tensor) -> Tensor:

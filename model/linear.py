@@ -18,7 +18,6 @@ class Linear(nn.Linear):
         self.prepared = None  # while sampling: a function of x that holds the weight as decoding wants it
         self.lora = None  # a thin product that learns beside a frozen weight (model/lora.py)
         self.kept = None  # (the weight in the dtype of products, which value of the weight it is a copy of)
-        self.is_sharded = False  # FSDP2 gathers the weight for each forward: a copy kept of it would be a whole one
 
     def forward(self, x: Tensor, adapted: bool = True) -> Tensor:
         if self.prepared is not None:
@@ -29,7 +28,7 @@ class Linear(nn.Linear):
 
     def cast(self, x: Tensor) -> Tensor:
         """(out, in) the weight in x's dtype, made again only when the weight has changed (autograd counts changes)."""
-        if self.is_sharded or torch.is_inference_mode_enabled():
+        if torch.is_inference_mode_enabled():
             return self.weight.detach().to(x.dtype)
         value = self.weight._version, self.weight.device, x.dtype
         if self.kept is None or self.kept[1] != value:

@@ -11,7 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
@@ -62,6 +68,8 @@ def shard_model(model: nn.Module, device: torch.device, *, shard_size: int | Non
     """Split every layer's weights over the ranks. A model names its entry points beside forward in `forward_methods`.
 
     FSDP2 averages gradients over ranks, so a loss is a local sum over the *mean* over ranks of the token count.
+    Where products are in bf16, weights rest in their own dtype and travel in bf16, norms and embeddings too; gradients
+    are added up over ranks in float32. A head, which is one row, stays in float32.
 
     Args:
         shard_size: ranks that hold one copy between them, the next ones another copy (HSDP); None: all of them.
@@ -76,8 +84,10 @@ def shard_model(model: nn.Module, device: torch.device, *, shard_size: int | Non
     settings = {"mesh": init_device_mesh(device.type, shape, mesh_dim_names=("copy", "shard")[-len(shape) :])}
     if cpu_offload:
         settings["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
-    for part in model.modules():
-        part.is_sharded = True
+    if hasattr(model, "head"):
+        fully_shard(model.head, **settings)
+    if model.transformer.compute_dtype == torch.bfloat16:
+        settings["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for layer in model.transformer.layers:
         fully_shard(layer, **settings, reshard_after_forward=True)
     fully_shard(model, **settings, reshard_after_forward=False)  # the ends: backward wants them again at once
@@ -105,23 +115,48 @@ def own_rows(tensor: Tensor) -> tuple[Tensor, int]:
 
 @contextmanager
 def gathered(*models: nn.Module) -> Iterator[None]:
-    """Whole weights for as long as the block lasts: ranks may run unequal numbers of forwards, as sampling does.
+    """Whole weights, in the dtype of products, for as long as the block lasts: ranks may run unequal numbers of
+    forwards, as sampling does.
 
     For forwards without gradients. All ranks enter and leave; a model that is not sharded, or whole already, stays so.
     """
-    found = dict.fromkeys(part for model in models for part in model.modules() if isinstance(part, FSDPModule))
-    parts = [part for part in found if not getattr(part, "is_gathered", False)]
+    parts = [part for part in _parts(*models) if not getattr(part, "is_gathered", False)]
     for part in parts:
-        part.set_reshard_after_forward(False, recurse=False)  # a forward inside must not split it again
-        part.unshard()
-        part.is_gathered = True
+        _gather(part)
     try:
         yield
     finally:
         for part in parts:
-            part.is_gathered = False
-            part.set_reshard_after_forward(not hasattr(part, "transformer"), recurse=False)  # as shard_model has it
-            part.reshard()
+            _split(part)
+
+
+@contextmanager
+def split(model: nn.Module) -> Iterator[None]:
+    """The reverse, inside `gathered` too: the parameters are the masters, each rank's own rows of them."""
+    parts = [part for part in _parts(model) if getattr(part, "is_gathered", False)]
+    for part in parts:
+        _split(part)
+    try:
+        yield
+    finally:
+        for part in parts:
+            _gather(part)
+
+
+def _parts(*models: nn.Module) -> list[FSDPModule]:
+    return list(dict.fromkeys(part for model in models for part in model.modules() if isinstance(part, FSDPModule)))
+
+
+def _gather(part: FSDPModule) -> None:
+    part.set_reshard_after_forward(False, recurse=False)  # a forward inside must not split it again
+    part.unshard()
+    part.is_gathered = True
+
+
+def _split(part: FSDPModule) -> None:
+    part.is_gathered = False
+    part.set_reshard_after_forward(not hasattr(part, "transformer"), recurse=False)  # as shard_model has it
+    part.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
