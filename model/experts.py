@@ -22,7 +22,7 @@ class Experts(nn.Module):
         self.count, self.top = config.num_experts, config.experts_per_token
         self.normalised = config.normalise_experts or facts.normalise_experts
         self.router = Linear(D, self.count, bias=facts.expert_bias)
-        self.gate_up = Stack(self.count, D, 2 * F_, bias=facts.expert_bias)
+        self.gate_up = Stack(self.count, D, 2 * F_, bias=facts.expert_bias, halves=2)
         self.down = Stack(self.count, F_, D, bias=facts.expert_bias)
         self.gated = clamped_swiglu if facts.activation == "clamped" else swiglu
         self.routing: tuple[Tensor, Tensor] | None = None  # of the newest forward that a loss may read
@@ -48,13 +48,13 @@ class Stack(Linear):
     """The matrices of all experts: `weight` (E x out, in), one below the other, or (E, in, out) as GPT-OSS stores them
     (those have biases)."""
 
-    def __init__(self, count: int, in_features: int, out_features: int, *, bias: bool):
+    def __init__(self, count: int, in_features: int, out_features: int, *, bias: bool, halves: int = 1):
         nn.Module.__init__(self)
         self.count, self.in_features, self.out_features, self.lora = count, in_features, out_features, None
         shape = (count, in_features, out_features) if bias else (count * out_features, in_features)
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(count, out_features)) if bias else None
-        self.prepared = None
+        self.parts, self.prepared = {"weight": (out_features // halves,) * (halves * count)}, None
 
     def grouped(self, x: Tensor, owners: Tensor, ends: Tensor) -> Tensor:
         """(M, out) each row of x (M, in) times the matrix of its owner (M,); expert e's rows end at ends[e]."""

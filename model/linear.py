@@ -13,8 +13,9 @@ from runtime.distributed import whole
 class Linear(nn.Linear):
     """A linear layer on (N, in) that multiplies in its input's dtype: fp32 master weights, bf16 products."""
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool):
+    def __init__(self, in_features: int, out_features: int, *, bias: bool, parts: tuple[int, ...] | None = None):
         super().__init__(in_features, out_features, bias=bias)
+        self.parts = {"weight": parts or (out_features,)}  # rows of the matrices that lie one below the other in it
         self.prepared = None  # while sampling: a function of x that holds the weight as decoding wants it
         self.lora = None  # a thin product that learns beside a frozen weight (model/lora.py)
         self.kept = None  # (the weight in the dtype of products, which value of the weight it is a copy of)

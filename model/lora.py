@@ -35,6 +35,7 @@ class Lora(nn.Module):
     def __init__(self, linear: Linear, *, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
+        self.parts = {"A": (rank,), "B": linear.parts["weight"]}
         bound = 1 / math.sqrt(linear.in_features)
         A = torch.empty(rank, linear.in_features).uniform_(-bound, bound, generator=generator)
         self.A, self.B = nn.Parameter(A), nn.Parameter(torch.zeros(linear.out_features, rank))

@@ -59,7 +59,8 @@ class Attention(nn.Module):
         self.layer, self.window = layer, config.sliding_window if config.kind(layer) == "window" else None
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         queries, keys, facts = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, config.facts
-        self.qkv = Linear(config.hidden_size, queries + 2 * keys, bias=config.qkv_bias)
+        parts = None if facts.fused_by_head else (queries, keys, keys)
+        self.qkv = Linear(config.hidden_size, queries + 2 * keys, bias=config.qkv_bias, parts=parts)
         self.out = Linear(queries, config.hidden_size, bias=config.qkv_bias and not facts.always_qkv_bias)
         self.fused_by_head = facts.fused_by_head  # q, k and v of a head are neighbours
         self.wide_norm, normed = facts.qk_norm == "width", facts.qk_norm is not None
@@ -117,7 +118,8 @@ class MLP(nn.Module):
         super().__init__()
         self.gated = {"silu": swiglu, "gelu_pytorch_tanh": geglu, "gelu": F.gelu}[config.facts.activation]
         widths = 1 if self.gated is F.gelu else 2
-        self.gate_up = Linear(config.hidden_size, widths * config.intermediate_size, bias=config.mlp_bias)
+        parts = (config.intermediate_size,) * widths
+        self.gate_up = Linear(config.hidden_size, sum(parts), bias=config.mlp_bias, parts=parts)
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor, adapted: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""AdamW, learning-rate schedules and gradient clipping."""
+"""The optimizer of a config, learning-rate schedules and gradient clipping."""
 
 import math
 from collections.abc import Iterable
@@ -8,19 +8,23 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from runtime.config import check_number, check_positive
+from runtime.adamw8bit import AdamW8bit
+from runtime.config import check_choice, check_number, check_positive
+from runtime.muon import Muon, matrices_of_layers
 
 SCHEDULES = ("constant", "linear", "cosine")
+KINDS = ("adamw", "adamw8bit", "muon")
 
 
 def build_optimizer(
     models: nn.Module | Iterable[nn.Module], cfg: DictConfig, lr_scales: Iterable[float] | None = None
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """AdamW with decoupled decay, Loshchilov & Hutter 2019 (arXiv:1711.05101); matrices decay, norms and biases do not.
+    Or AdamW with moments in 8 bits, or Muon for the matrices of layers.
 
     Args:
         models: whose trainable parameters learn; a tied weight counts once.
-        cfg: `lr`, `betas`, `eps`, `weight_decay` of conf/optim.
+        cfg: `kind`, `lr`, `betas`, `eps`, `weight_decay`, `momentum` of conf/optim.
         lr_scales: one factor of the learning rate per model; None = 1 each.
     Raises:
         ValueError: a setting is out of range, or nothing is trainable.
@@ -31,13 +35,24 @@ def build_optimizer(
     for model, scale in zip(models, lr_scales or [1.0] * len(models), strict=True):
         weights = [p for p in model.parameters() if p.requires_grad and p not in taken]
         taken |= set(weights)
+        if cfg.kind == "muon":
+            parts = {p: rows for p, rows in matrices_of_layers(model).items() if p in set(weights)}
+            weights = [p for p in weights if p not in parts]
+            muon = {"params": list(parts), "parts": list(parts.values()), "momentum": cfg.momentum}
+            groups.append(muon | {"weight_decay": cfg.weight_decay, "lr_scale": scale})
         matrices, vectors = [p for p in weights if p.ndim >= 2], [p for p in weights if p.ndim < 2]
         groups.append({"params": matrices, "weight_decay": cfg.weight_decay, "lr_scale": scale})
         groups.append({"params": vectors, "weight_decay": 0.0, "lr_scale": scale})
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("nothing to optimise: no model has a trainable parameter; load one with frozen=False")
-    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=tuple(cfg.betas), eps=cfg.eps, fused=True)
+    defaults = {"lr": cfg.lr, "betas": tuple(cfg.betas), "eps": cfg.eps}
+    if cfg.kind == "adamw":
+        optimizer = torch.optim.AdamW(groups, **defaults, fused=True)
+    elif cfg.kind == "muon":
+        optimizer = Muon([{"parts": None} | group for group in groups], **defaults, fused=True)
+    else:
+        optimizer = AdamW8bit(groups, defaults)
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
     def restore_settings(loaded: torch.optim.Optimizer) -> None:  # a checkpoint brings moments; the config rules
@@ -50,6 +65,9 @@ def build_optimizer(
 
 def check_optim(cfg: DictConfig) -> None:
     """Refuse settings that cannot be meant."""
+    check_choice("optim.kind", cfg.kind, KINDS)
+    if cfg.kind == "muon" and (cfg.get("momentum") is None or not 0 <= cfg.momentum < 1):
+        raise ValueError(f"optim=muon wants optim.momentum in [0, 1), got {cfg.get('momentum')}")
     if cfg.schedule not in SCHEDULES:
         raise ValueError(f"optim.schedule={cfg.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
     names = ("lr", "warmup_steps", "weight_decay", "min_lr_ratio")
@@ -90,11 +108,15 @@ def clip_grads(model: nn.Module, max_norm: float | None) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def init_state(optimizer: torch.optim.AdamW) -> None:
-    """Create the moments that AdamW would create at its first step, so that a checkpoint has where to load."""
+def init_state(optimizer: torch.optim.Optimizer) -> None:
+    """Create the moments that the optimizer would create at its first step, so that a checkpoint has where to load."""
     for group in optimizer.param_groups:
         for p in group["params"]:
-            if not optimizer.state[p]:
+            if optimizer.state[p]:
+                continue
+            if isinstance(optimizer, AdamW8bit) or group.get("parts"):
+                optimizer.init_state(p)
+            else:
                 optimizer.state[p]["step"] = torch.zeros((), device=p.device)  # fused AdamW wants it there
                 optimizer.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 optimizer.state[p]["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)

@@ -10,7 +10,9 @@ from runtime.optim import build_optimizer, clip_grads, init_state, lr_factor, se
 
 
 def settings(**changes):
-    cfg = dict(lr=0.1, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, max_grad_norm=1.0, schedule="constant")
+    cfg = dict(
+        kind="adamw", lr=0.1, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.1, max_grad_norm=1.0, schedule="constant"
+    )
     return OmegaConf.create(cfg | dict(warmup_steps=0, min_lr_ratio=0.0, num_steps=10) | changes)
 
 

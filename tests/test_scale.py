@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from data.tokenizer import load_tokenizer, train_sentencepiece
-from model.build import export_model, load_policy, new_policy, new_reward_model
-from runtime.distributed import shard_model, start_ranks, stop_ranks
+from model.build import export_model, load_policy, load_reward_model, new_policy, new_reward_model
+from runtime.distributed import gathered, shard_model, start_ranks, stop_ranks
 from tests.tiny_models import batch_of, random_ids, shaken, tiny_config
 
 ROOT = Path(__file__).parents[1]
@@ -154,10 +155,14 @@ def test_sft_on_two_ranks_is_sft_on_one(job, tmp_path):
     load_policy(tmp_path / "two" / "model")  # refuses what is missing, left over or misshapen
 
 
-def test_no_thread_of_gloo_outlives_the_process_group(monkeypatch):
+@pytest.fixture
+def group_of_one(monkeypatch):
+    """What start_ranks("fsdp") reads; the test starts and stops the group."""
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}.items():
         monkeypatch.setenv(name, str(value))
 
+
+def test_no_thread_of_gloo_outlives_the_process_group(group_of_one):
     def threads():
         return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
@@ -170,6 +175,48 @@ def test_no_thread_of_gloo_outlives_the_process_group(monkeypatch):
     train()
     stop_ranks()
     assert not any("gloo" in name for name in threads())
+
+
+def test_weights_in_bf16_products_travel_in_bf16_and_are_exported_whole(house, tmp_path, group_of_one):
+    """What lies on a rank, its gradients and what is exported are float32, the export of a rollout's server too."""
+    _, _, device = start_ranks("fsdp")
+    try:
+        for path, load in ((house / "policy", load_policy), (house / "rm", load_reward_model)):
+            model = shard_model(load(path, precision="bf16"), device, shard_size=None, cpu_offload=False)
+            rows = batch_of([(random_ids(5, 1), random_ids(4, 2))], "right")
+            (model.score if hasattr(model, "score") else model.logprobs)(*rows).sum().backward()
+            learned = [p for p in model.parameters() if p.grad is not None]
+            assert {p.dtype for p in learned} == {p.grad.dtype for p in learned} == {torch.float32}
+            with torch.no_grad():
+                for p in learned:
+                    p.mul_(1.001)  # a step too small for bf16
+            with gathered(model):
+                assert not hasattr(model, "head") or model.head.weight.dtype == torch.float32
+                assert all(p.dtype == torch.bfloat16 for p in model.transformer.parameters())
+                export_model(model, tmp_path / "model", load_tokenizer(house / "policy"))
+                assert model.transformer.embed.weight.dtype == torch.bfloat16  # as it was
+            before, after = (load_file(home / "model.safetensors") for home in (path, tmp_path / "model"))
+            for name in before:
+                factor = 1.0 if name in ("score.gain", "score.shift") else 1.001
+                assert torch.equal(after[name], before[name] * factor), name
+    finally:
+        stop_ranks()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), LORA], ids=["full", "lora"])
+def test_two_ranks_in_bf16_are_one_within_what_another_seed_moves(job, tmp_path, words):
+    words = [*words, "precision=bf16", "num_steps=6", "save_every=0"]
+    run(1, [job(door, f"one_{door}", *words) for door in DOORS], tmp_path)
+    run(1, [job(door, f"seed_{door}", *words, "seed=1") for door in DOORS], tmp_path)
+    run(2, [job(door, f"two_{door}", *words, "micro_batch_size=2") for door in DOORS], tmp_path)
+    for door in DOORS:
+        one, seed, two = (figures(tmp_path / f"{kind}_{door}") for kind in ("one", "seed", "two"))
+        for name in ("objective/loss", "objective/score", "eval/loss"):
+            curves = [[row[name] for row in rows if name in row] for rows in (one, seed, two)]
+            if curves[0]:
+                noise, moved = (max(abs(a - b) for a, b in zip(curves[0], other, strict=True)) for other in curves[1:])
+                assert moved < noise, f"{door} {name}: {moved} where another seed moves {noise}"
 
 
 @pytest.mark.slow
