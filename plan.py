@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.config import ModelConfig
-from model.footprint import cache_bytes, count_parameters, forward_flops, kept_bytes
+from model.footprint import adapter_parameters, cache_bytes, count_parameters, forward_flops, kept_bytes
 from runtime.config import check_batch, check_choice, check_positive, check_whole
 from runtime.devices import PRECISIONS
 from runtime.door import enter
@@ -93,14 +93,6 @@ def read_job(cfg: DictConfig) -> Job:
         learners=2 if rollout and own.advantage == "gae" else 1, frozen=frozen.get(cfg.door, 0),
         bases=lora * (1 if shared else 2), slots=min(own.sampling.slots, batch // cfg.num_gpus) if rollout else 0,
     )  # fmt: skip
-
-
-def adapter_parameters(config: ModelConfig, rank: int) -> int:
-    """Parameters of LoRA on every product of every layer."""
-    D, I = config.hidden_size, config.intermediate_size  # noqa: E741
-    heads = config.num_heads * config.head_dim
-    qkv = heads + 2 * config.num_kv_heads * config.head_dim
-    return config.num_layers * rank * ((D + qkv) + (heads + D) + (D + 2 * I) + (I + D))
 
 
 def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: bool = True) -> dict[str, float]:

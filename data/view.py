@@ -158,7 +158,7 @@ def pack_starts(rows: Sequence[list[Side]]) -> tuple[list[Token], dict[int, str]
     prompts = [next((at for at, token in enumerate(row) if token.target), len(row)) for row in kept]
     layout = lay_out(ids, prompts)
     stream: list[Token] = [Token(0, "", False, False)] * layout.size
-    starts = {start: f"block at {start}" for start, _ in layout.spans}
+    starts = {start: f"block at {start}" for start, *_ in layout.cuts}
     for row, prompt, base, offset in zip(kept, prompts, layout.bases, layout.offsets, strict=True):
         for at, token in enumerate(row):
             stream[base + at if at < prompt else offset + at] = token

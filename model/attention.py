@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
+from model.chunks import Chunks
+
 CHUNK = 256  # queries of one product: a longer block is cut, so that little is computed above the diagonal
 SMALLEST_HEAD = 16  # flex_attention compiles for no narrower ones
 TILE = 128  # flex_attention skips or visits squares of this many tokens
@@ -17,12 +19,19 @@ class Blocks:
     Masks are made once and shared by all layers of a forward.
     """
 
-    def __init__(self, spans: list[tuple[int, int]], answers: Tensor, positions: Tensor, longest: int):
-        self.spans = spans  # stream slice of each block
+    def __init__(self, cuts: list[list[int]], answers: Tensor, positions: Tensor, longest: int):
+        self.cuts = cuts  # of each block, where its prompt begins, where that ends, and where each answer ends
+        self.spans = [(cut[0], cut[-1]) for cut in cuts]  # stream slice of each block
         self.answers = answers  # (N,) int64: 0 = the block's prompt, k = its k-th answer
         self.positions = positions  # (N,) int64
         self.longest = longest  # tokens of the longest row
         self.masks = {}
+
+    def chunks(self) -> Chunks:
+        """The stream as a recurrence goes through it."""
+        if "chunks" not in self.masks:
+            self.masks["chunks"] = Chunks(self.cuts, self.answers.device)
+        return self.masks["chunks"]
 
     def allowed(self, q: Tensor, k: Tensor, window: int | None) -> Tensor:
         """bool: may stream index q see k, both in one block? The one definition that both backends evaluate."""

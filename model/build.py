@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.gated_delta import GatedDeltaNet
 from model.heads import Policy, RewardModel, ValueModel
 from model.linear import Linear
 from model.weights.adapter import AdapterReader, find_base, is_adapter
@@ -230,6 +231,9 @@ def init_weights(model: nn.Module, seed: int) -> nn.Module:
         else:
             std = residual if name.endswith(("out.weight", "down.weight")) else 0.02
             tensor.normal_(0.0, std, generator=generator)
+    for module in model.modules():
+        if isinstance(module, GatedDeltaNet):
+            module.reset(generator)
     if hasattr(model, "head"):
         reset_head(model.head, seed)
     if isinstance(model, RewardModel):

@@ -14,7 +14,7 @@ ROPE_OPTIONS = {
     "yarn": {"beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"},
     "longrope": {"attention_factor"},
 }
-KINDS = ("full", "window")  # what a layer's attention may see
+KINDS = ("full", "window", "linear")  # what a layer's attention may see; linear: it is a gated DeltaNet
 
 # Optional fields of ModelConfig -> their key in config.json, and what transformers takes where it is missing.
 BIAS = {"qkv_bias": ("attention_bias", False)}
@@ -27,6 +27,13 @@ SCALES = {
 }
 EXPERTS = {"num_experts": ("num_local_experts", 0), "experts_per_token": ("num_experts_per_tok", 0)}
 NORMALISE = {"normalise_experts": ("norm_topk_prob", False)}
+LINEAR = {
+    "linear_key_heads": ("linear_num_key_heads", 16),
+    "linear_value_heads": ("linear_num_value_heads", 32),
+    "linear_key_dim": ("linear_key_head_dim", 128),
+    "linear_value_dim": ("linear_value_head_dim", 128),
+    "conv_size": ("linear_conv_kernel_dim", 4),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class Family:
     expert_bias: bool = False  # they and their router have biases
     normalise_experts: bool = False  # always: the weights of a token's experts sum to one
     sinks: bool = False  # each head has a score beside its keys'
+    linear: bool = False  # has layers that are gated DeltaNets
+    gated_attention: bool = False  # a sigmoid gate on each head's output
     classifier: str | None = None  # the title of its reward models, where it is another
     tied: bool = False  # tie_word_embeddings where config.json has none
 
@@ -93,6 +102,11 @@ FAMILIES = {  # model_type -> what it adds to Llama
         "GPTNeoX", {"qkv_bias": ("attention_bias", True)}, partial_rotary=True, share=0.25, layer_norm=True,
         parallel=True, fused_by_head=True, always_mlp_bias=True, activation="gelu",
     ),
+    "qwen3_5_text": Family(
+        "Qwen3_5", BIAS | LINEAR, norm_offset=1.0, qk_norm="head", own_layer_types=True, head_dim=256, linear=True,
+        kinds=("linear",) * 3 + ("full",), partial_rotary=True, share=0.25, gated_attention=True,
+        classifier="Qwen3_5Text",
+    ),
     "gemma2": Family(
         "Gemma2", BIAS | QUERY | CAPS_OF_2,
         kinds=("window", "full"), **GEMMA,
@@ -127,7 +141,7 @@ class ModelConfig:
     rotary_share: float = 1.0  # the part of each head that turns
     rotary_layers: tuple[bool, ...] = ()  # SmolLM3: which layers turn, repeated; none given: all
     sliding_window: int | None = None  # a token sees this many tokens, itself included
-    layer_kinds: tuple[str, ...] = ()  # full | window, repeated over the layers; none given: all alike
+    layer_kinds: tuple[str, ...] = ()  # full | window | linear, repeated over the layers; none given: all alike
     qkv_bias: bool = False  # attention's products have biases (Qwen2: not the last one)
     mlp_bias: bool = False
     embed_scale: float = 1.0  # Granite, as the next three
@@ -139,6 +153,11 @@ class ModelConfig:
     num_experts: int = 0  # each of width intermediate_size
     experts_per_token: int = 0
     normalise_experts: bool = False  # the weights of a token's experts sum to one
+    linear_key_heads: int = 0  # of gated DeltaNets, as the next four
+    linear_value_heads: int = 0
+    linear_key_dim: int = 0
+    linear_value_dim: int = 0
+    conv_size: int = 0  # tokens that their convolution reads
     family: str = "llama"
 
     def __post_init__(self):
@@ -165,6 +184,7 @@ class ModelConfig:
             raise ValueError(f"rotary_share={self.rotary_share} of head_dim={self.head_dim} must be an even number")
         self.check_layers()
         self.check_family()
+        self.check_linear()
         check_rope(self.rope_scaling)
 
     def check_layers(self) -> None:
@@ -176,6 +196,17 @@ class ModelConfig:
             raise ValueError(f"layer_kinds holds {sorted(unknown)}; known: {', '.join(KINDS)}")
         if self.layer_kinds and ("window" in self.layer_kinds) != (window is not None):
             raise ValueError(f"layer_kinds={list(self.layer_kinds)} contradicts sliding_window={window}")
+
+    def check_linear(self) -> None:
+        """Raise ValueError unless the sizes of gated DeltaNets fit."""
+        if "linear" in self.layer_kinds and not self.facts.linear:
+            raise ValueError(f"layer_kinds={list(self.layer_kinds)} contradicts family={self.family}")
+        sizes = {name: getattr(self, name) for name in LINEAR if self.facts.linear}
+        if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes.values()):
+            raise ValueError(f"{sizes} must be whole numbers of at least 1")
+        if self.facts.linear and self.linear_value_heads % self.linear_key_heads:
+            got = f"linear_value_heads={self.linear_value_heads} is not a multiple of linear_key_heads"
+            raise ValueError(f"{got}={self.linear_key_heads}")
 
     def check_family(self) -> None:
         """Raise ValueError where an optional field is set that this family's files cannot hold."""

@@ -4,6 +4,7 @@ The kept bytes are not a formula that could drift from the code: they are counte
 meta device, which has shapes but no memory.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,11 @@ from torch import Tensor
 
 from kernels.backend import kernels_as
 from model.attention import Blocks
+from model.chunks import SIZE
 from model.config import ModelConfig, resized
+from model.gated_delta import convolve_stream, recur_stream
+from model.linear import Linear
+from model.lora import TARGETS
 from model.transformer import Layer, Transformer
 
 
@@ -28,30 +33,61 @@ class Footprint:
         return self.body + self.embedding + self.output
 
 
+def layers_of(config: ModelConfig) -> list[tuple[Layer, int]]:
+    """One layer of each kind, without memory, and how many there are of it."""
+    kinds = [config.kind(layer) for layer in range(config.num_layers)]
+    with torch.device("meta"):
+        return [(Layer(config, kinds.index(kind)), count) for kind, count in Counter(kinds).items()]
+
+
+def adapter_parameters(config: ModelConfig, rank: int) -> int:
+    """Parameters of LoRA on every product that takes an adapter."""
+    return sum(
+        count * rank * (product.in_features + product.out_features)
+        for layer, count in layers_of(config)
+        for name, product in layer.named_modules()
+        if type(product) is Linear and name.rpartition(".")[2] in TARGETS
+    )
+
+
 def count_parameters(config: ModelConfig) -> Footprint:
     """Parameters by their place."""
-    with torch.device("meta"):
-        layer = sum(p.numel() for p in Layer(config, 0).parameters())
+    layers = sum(count * sum(p.numel() for p in layer.parameters()) for layer, count in layers_of(config))
     table = config.vocab_size * config.hidden_size
-    body = config.num_layers * layer + config.hidden_size * (2 if config.facts.layer_norm else 1)
+    body = layers + config.hidden_size * (2 if config.facts.layer_norm else 1)
     return Footprint(body=body, embedding=table, output=0 if config.tie_embeddings else table)
 
 
 def forward_flops(config: ModelConfig, *, tokens: int, length: int, targets: int) -> float:
     """Twice the multiply-adds of a forward: layers on `tokens`, attention within `length`, output on `targets`, as is
     what follows the last layer's attention."""
+    linear = sum(config.kind(layer) == "linear" for layer in range(config.num_layers))
     widths = 2 if config.facts.activation == "gelu" else 3
     expert = widths * config.hidden_size * config.intermediate_size
     behind = config.hidden_size * config.num_heads * config.head_dim + max(1, config.experts_per_token) * expert
     idle = config.num_layers * max(0, config.num_experts - config.experts_per_token) * expert  # experts without a token
     products = 2.0 * ((count_parameters(config).body - idle) * tokens - behind * (tokens - targets))
-    attention = 2.0 * 2 * tokens * (length / 2) * config.num_heads * config.head_dim * config.num_layers
+    attention = 2.0 * 2 * tokens * (length / 2) * config.num_heads * config.head_dim * (config.num_layers - linear)
+    attention += linear * tokens * delta_flops(config)
     return products + attention + 2.0 * targets * config.hidden_size * config.vocab_size
 
 
+def delta_flops(config: ModelConfig) -> float:
+    """Of a gated DeltaNet's recurrence, a token: products within a chunk of SIZE tokens, and with the state."""
+    key, value, heads = config.linear_key_dim, config.linear_value_dim, config.linear_value_heads
+    within = 2 * SIZE * key * config.linear_key_heads + SIZE * (value + (key + value) / 2) * heads  # half of a triangle
+    return 2.0 * (within + 3 * key * value * heads)
+
+
 def cache_bytes(config: ModelConfig, *, rows: int, length: int, itemsize: int) -> int:
-    """Keys and values of `rows` rows of `length` tokens."""
-    return 2 * config.num_layers * rows * length * config.num_kv_heads * config.head_dim * itemsize
+    """Keys and values of `rows` rows of `length` tokens; of gated DeltaNets the state, which does not grow."""
+    linear = sum(config.kind(layer) == "linear" for layer in range(config.num_layers))
+    values = config.linear_value_heads * config.linear_value_dim
+    state = config.linear_key_dim * values * max(4, itemsize)  # in float32 at least
+    mixed = 2 * config.linear_key_heads * config.linear_key_dim + values
+    state += mixed * (config.conv_size - 1) * itemsize
+    attended = 2 * length * config.num_kv_heads * config.head_dim * itemsize
+    return rows * ((config.num_layers - linear) * attended + linear * state)
 
 
 class Flash(torch.autograd.Function):
@@ -70,12 +106,14 @@ class FusedAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, *how) -> Tensor:
         return Flash.apply(q, k, v)
 
+    convolve, recur = staticmethod(convolve_stream), staticmethod(recur_stream)
+
 
 @dataclass(frozen=True)
 class Kept:
     """Bytes that a forward over a batch keeps for its backward."""
 
-    layer: int  # by each layer
+    layer: int  # by each layer, on average
     rest: int  # by the embedding, the last norm and the casts outside layers
 
 
@@ -89,11 +127,17 @@ def kept_bytes(
         dtype: of products. master: of the weights; neither they nor their copies in `dtype` count.
         fused_attention: as on a GPU, with its kernels; False: as on a CPU, whose attention keeps its probabilities.
     """
-    one, two = (_saved(config, layers, rows, length, dtype, master, fused_attention) for layers in (1, 2))
+    kinds = Counter(config.kind(layer) for layer in range(config.num_layers)) if config.facts.linear else {None: 1}
+    layers = {}
+    for kind in kinds:  # gated DeltaNets keep other things than attention
+        alone = config if kind is None else resized(config, layer_kinds=(kind,))
+        one, two = (_saved(alone, layers, rows, length, dtype, master, fused_attention) for layers in (1, 2))
+        layers[kind], rest = two - one, 2 * one - two
     if checkpointing:  # a layer keeps its input alone; one layer at a time is computed again
         entry = rows * length * config.hidden_size * max(4, dtype.itemsize)  # the residual stream is float32
-        return Kept(layer=entry, rest=2 * one - two + (two - one))
-    return Kept(layer=two - one, rest=2 * one - two)
+        return Kept(layer=entry, rest=rest + max(layers.values()))
+    mean = sum(layers[kind] * count for kind, count in kinds.items()) / sum(kinds.values())
+    return Kept(layer=round(mean), rest=rest)
 
 
 def _saved(config, layers: int, rows: int, length: int, dtype, master, fused_attention: bool) -> int:
@@ -106,8 +150,8 @@ def _saved_by_a_forward(config, layers: int, rows: int, length: int, dtype, mast
         net = Transformer(resized(config, num_layers=layers), None if dtype == master else dtype).to(master)
         tokens = torch.zeros(rows * length, dtype=torch.int64)
         positions = torch.zeros(rows * length, dtype=torch.int64)
-        spans = [(row * length, (row + 1) * length) for row in range(rows)]
-        blocks = Blocks(spans, torch.zeros_like(tokens), positions, length)
+        cuts = [[row * length, (row + 1) * length] for row in range(rows)]
+        blocks = Blocks(cuts, torch.zeros_like(tokens), positions, length)
         for rope in net.ropes.values():
             rope.frequencies = rope.frequencies.to("meta")
     own, kept = {p.untyped_storage()._cdata for p in net.parameters()}, {}

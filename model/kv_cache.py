@@ -1,4 +1,7 @@
-"""Keys and values of the rows being decoded: one static allocation, every row with a length of its own."""
+"""What the layers remember of the rows being decoded: one static allocation, every row with a length of its own.
+
+Attention keeps keys and values of every token; a gated DeltaNet keeps one state and the inputs of its next convolution.
+"""
 
 import torch
 from einops import rearrange
@@ -7,6 +10,7 @@ from torch.nn import functional as F
 
 from model.attention import Blocks, attend, probabilities
 from model.config import ModelConfig
+from model.gated_delta import convolve_stream, gated_delta, gated_delta_step
 
 STRIDE = 32  # attention reads lengths rounded up to this: few distinct shapes, so libraries reuse their plans
 PIECE = 8  # rows of one attention call while decoding: each piece reads as far as its own longest row
@@ -17,13 +21,29 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, *, slots: int, length: int, dtype: torch.dtype, device: torch.device):
         length = -(-length // STRIDE) * STRIDE
-        shape = (config.num_layers, slots, 2 * config.num_kv_heads, length, config.head_dim)  # keys, then values
+        kinds = [config.kind(layer) for layer in range(config.num_layers)]
+        linear = kinds.count("linear")
+        # of each layer, its number among those of its sort
+        self.places = [sum((kind == "linear") == (k == "linear") for k in kinds[:i]) for i, kind in enumerate(kinds)]
+        shape = (len(kinds) - linear, slots, 2 * config.num_kv_heads, length, config.head_dim)  # keys, then values
         self.store = torch.zeros(shape, dtype=dtype, device=device)  # zeros: masked scores must be finite
+        key, value, heads = config.linear_key_dim, config.linear_value_dim, config.linear_value_heads
+        wide = torch.promote_types(dtype, torch.float32)
+        self.states = torch.zeros(linear, slots, heads, key, value, dtype=wide, device=device)
+        mixed = 2 * config.linear_key_heads * key + heads * value
+        self.inputs = torch.zeros(linear, slots, mixed, max(0, config.conv_size - 1), dtype=dtype, device=device)
         self.length = length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return self.store.nbytes + self.states.nbytes + self.inputs.nbytes
 
     def move(self, source: int, target: int, tokens: int) -> None:
         """Copy the first `tokens` tokens of slot `source` into slot `target`."""
         self.store[:, target, :, :tokens] = self.store[:, source, :, :tokens]
+        self.states[:, target] = self.states[:, source]
+        self.inputs[:, target] = self.inputs[:, source]
 
     def prefill(self, slots: list[list[int]]) -> "Prefill":
         """A cache for one forward over a packed stream of prompts: block i is written into all of slots[i]."""
@@ -55,8 +75,23 @@ class Prefill:
         both = rearrange(torch.cat((k, v), dim=1), "n k d -> k n d")
         for (start, stop), slots in zip(blocks.spans, self.slots, strict=True):
             for slot in slots:
-                self.cache.store[layer, slot, :, : stop - start] = both[:, start:stop]
+                self.cache.store[self.cache.places[layer], slot, :, : stop - start] = both[:, start:stop]
         return attend(q, k, v, blocks, *how)
+
+    def convolve(self, layer: int, x: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
+        """(N, C) the convolution of x (N, C) within each block, whose last inputs go to its slots."""
+        inputs = self.cache.inputs[self.cache.places[layer]]  # (slots, C, K - 1)
+        for (start, stop), slots in zip(blocks.spans, self.slots, strict=True):
+            newest = x[max(start, stop - inputs.shape[-1]) : stop].t()
+            inputs[slots] = F.pad(newest, (inputs.shape[-1] - newest.shape[1], 0))
+        return convolve_stream(layer, x, weight, blocks)
+
+    def recur(self, layer: int, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, blocks: Blocks) -> Tensor:
+        """(N, Hv, Dv) the recurrence within each block, whose last state goes to its slots."""
+        out, states = gated_delta(q, k, v, g, beta, blocks.chunks())
+        for (level, place), slots in zip(blocks.chunks().ends, self.slots, strict=True):
+            self.cache.states[self.cache.places[layer], slots] = states[level][place].flatten(0, 1)
+        return out
 
 
 class Decode:
@@ -72,7 +107,7 @@ class Decode:
         softcap: float | None = None, sinks: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """(B, H, Dh): each row's one query over its own keys, its own included."""
-        K, store = k.shape[1], self.cache.store[layer]  # (slots, 2K, T, Dh)
+        K, store = k.shape[1], self.cache.store[self.cache.places[layer]]  # (slots, 2K, T, Dh)
         store[self.rows, :, self.positions] = torch.cat((k, v), dim=1)
         queries, outs = q.unflatten(1, (K, -1)), []  # (B, K, G, Dh): a group's queries share their keys
         for (rows, read), bias in zip(self.pieces, self.biases(window, q.dtype), strict=True):
@@ -85,6 +120,20 @@ class Decode:
             weights = probabilities(scores.flatten(1, 2), bias.squeeze(1), softcap, heads)
             outs.append(weights.view_as(scores) @ values)
         return (outs[0] if len(outs) == 1 else torch.cat(outs)).flatten(1, 2)
+
+    def convolve(self, layer: int, x: Tensor, weight: Tensor, blocks: None) -> Tensor:
+        """(B, C) float32 at least: the convolution at each row's new token, x (B, C)."""
+        inputs = self.cache.inputs[self.cache.places[layer], : len(x)]  # (B, C, K - 1)
+        window = torch.cat((inputs, x[..., None]), dim=-1)
+        inputs.copy_(window[..., 1:])
+        return (window * weight.to(torch.promote_types(x.dtype, torch.float32)).squeeze(1)).sum(-1)
+
+    def recur(self, layer: int, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, blocks: None) -> Tensor:
+        """(B, Hv, Dv) the recurrence at each row's new token."""
+        state = self.cache.states[self.cache.places[layer], : len(q)]
+        out, after = gated_delta_step(state, q, k, v, g, beta)
+        state.copy_(after)
+        return out
 
     def biases(self, window: int | None, dtype: torch.dtype) -> list[Tensor]:
         """One (rows, 1, 1, read) bias a piece: 0 where a key may be read, -inf elsewhere."""

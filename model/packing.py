@@ -81,14 +81,14 @@ def pack(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> 
     moved = (x.to(device) for x in (tokens, positions, answers, before[completion], ids[completion], last))
     tokens, positions, answers, predicts, targets, last = moved
     return Stream(
-        tokens, positions, Blocks(layout.spans, answers, positions, lengths.max().item()), predicts, targets, last
+        tokens, positions, Blocks(layout.cuts, answers, positions, lengths.max().item()), predicts, targets, last
     )
 
 
 class Layout(NamedTuple):
     """Where the rows of a batch lie in the stream."""
 
-    spans: list[tuple[int, int]]  # stream slice of each block
+    cuts: list[list[int]]  # of each block, where its prompt begins, where that ends, and where each answer ends
     bases: list[int]  # per row, where its prompt begins
     offsets: list[int]  # per row, where its answer begins, less the prompt's length
     answers: list[int]  # per row, its answer's number in the block, from 1
@@ -97,7 +97,7 @@ class Layout(NamedTuple):
 
 def lay_out(rows: list[Tensor], prompts: list[int]) -> Layout:
     """Place each row's answer behind the block's prompt, opening a new block where the prompt is another one."""
-    spans, bases, offsets, answers, start, end = [], [], [], [], 0, 0
+    cuts, bases, offsets, answers, start, end = [], [], [], [], 0, 0
     for b, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         same = b > 0 and prompt == prompts[b - 1] and torch.equal(row[:prompt], rows[b - 1][:prompt])
         answer = len(row) - prompt
@@ -106,13 +106,13 @@ def lay_out(rows: list[Tensor], prompts: list[int]) -> Layout:
             answers.append(answers[-1] + 1)
         else:
             start, end = end, end + prompt
-            spans.append((start, end))
+            cuts.append([start, end])
             answers.append(1)
         bases.append(start)
         offsets.append(end - prompt)
         end += answer
-        spans[-1] = (start, end)
-    return Layout(spans, bases, offsets, answers, end)
+        cuts[-1].append(end)
+    return Layout(cuts, bases, offsets, answers, end)
 
 
 def check_masks(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> None:

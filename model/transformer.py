@@ -14,6 +14,7 @@ from model.attention import Blocks, attend
 from model.config import ModelConfig
 from model.experts import Experts
 from model.functions import add_rms_norm, fused, fused_heads, geglu, rms_norm, rotate, swiglu
+from model.gated_delta import GatedDeltaNet
 from model.linear import Linear
 from model.rope import Rope
 
@@ -59,8 +60,11 @@ class Attention(nn.Module):
         self.layer, self.window = layer, config.sliding_window if config.kind(layer) == "window" else None
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         queries, keys, facts = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, config.facts
-        parts = None if facts.fused_by_head else (queries, keys, keys)
-        self.qkv = Linear(config.hidden_size, queries + 2 * keys, bias=config.qkv_bias, parts=parts)
+        self.gated = facts.gated_attention  # each head's output has a gate, made beside its query
+        parts = ((1 + self.gated) * queries, keys, keys)
+        self.qkv = Linear(
+            config.hidden_size, sum(parts), bias=config.qkv_bias, parts=None if facts.fused_by_head else parts
+        )
         self.out = Linear(queries, config.hidden_size, bias=config.qkv_bias and not facts.always_qkv_bias)
         self.fused_by_head = facts.fused_by_head  # q, k and v of a head are neighbours
         self.wide_norm, normed = facts.qk_norm == "width", facts.qk_norm is not None
@@ -74,13 +78,24 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool, picks: Tensor | None
     ) -> Tensor:
-        q, k, v = self.heads(self.qkv(x, adapted), rope)  # (N, H | K | K, Dh)
+        qkv = self.qkv(x, adapted)
+        if self.gated:
+            qkv, gate = self.without_gate(qkv)
+        q, k, v = self.heads(qkv, rope)  # (N, H | K | K, Dh)
         if self.q_scale != 1:
             q = q * self.q_scale
         extras = () if self.softcap is None and self.sinks is None else (self.softcap, self.sinks)
         run = attend if cache is None else partial(cache.attend, self.layer)
         mixed = run(q, k, v, blocks, self.window, *extras)  # (N, H, Dh)
+        if self.gated:
+            mixed = mixed * gate.sigmoid()
         return self.out((mixed if picks is None else mixed[picks]).flatten(1), adapted)
+
+    def without_gate(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, (H + 2K) Dh) queries, keys and values, and (N, H, Dh) the gates, which lie behind each head's query."""
+        queries, rest = qkv.tensor_split((2 * self.num_heads * self.head_dim,), dim=-1)
+        q, gate = queries.unflatten(-1, (self.num_heads, 2, self.head_dim)).unbind(2)
+        return torch.cat((q.flatten(1), rest), dim=-1), gate
 
     def heads(self, qkv: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """q (N, H, Dh), k and v (N, K, Dh) of their one product's output; q and k normed, then rotated."""
@@ -134,7 +149,7 @@ class Layer(nn.Module):
         Norm = LayerNorm if config.facts.layer_norm else RMSNorm
         before, after = (config.facts.norms in (place, "both") for place in ("before", "after"))
         self.attention_norm = Norm(config.hidden_size, config) if before else None
-        self.attention = Attention(config, layer)
+        self.attention = (GatedDeltaNet if config.kind(layer) == "linear" else Attention)(config, layer)
         self.attention_out_norm = Norm(config.hidden_size, config) if after else None
         self.mlp_norm = Norm(config.hidden_size, config) if before else None
         self.mlp = Experts(config) if config.num_experts else MLP(config)
@@ -202,6 +217,7 @@ class Transformer(nn.Module):
             blocks: who attends to whom (`pack` makes it).
             cache: None, or an object whose `attend(layer, q, k, v, blocks, window, ...)` keeps k and v (N, K, Dh) of
                 each layer and returns attention's output (N, H, Dh); `blocks` goes to it untouched, None in decoding.
+                Of gated DeltaNets it has `convolve` and `recur`, as model/kv_cache.py.
             adapted: with LoRA's part where there is one. An argument, as a layer that is recomputed must see the same.
             picks: (M,) int64, the tokens whose hidden states are wanted: after its attention, the last layer computes
                 no others.

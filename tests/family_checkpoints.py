@@ -24,6 +24,12 @@ SIZES = {
 EXPERTS = {"num_experts_per_tok": 3}
 NARROW = EXPERTS | {"moe_intermediate_size": 24}
 TYPES = ["sliding_attention", "full_attention", "sliding_attention"]
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 16,
+}
 CASES = {  # name -> model_type, what differs from SIZES
     "llama": ("llama", {}),
     "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -60,6 +66,10 @@ CASES = {  # name -> model_type, what differs from SIZES
     "gemma2": ("gemma2", {"sliding_window": 7, "query_pre_attn_scalar": 20} | {"tie_word_embeddings": True}),
     "gemma2 with low caps": ("gemma2", {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}),
     "gpt_oss wide": ("gpt_oss", {"num_local_experts": 4, "hidden_size": 64, "intermediate_size": 96} | EXPERTS),
+    "qwen3_5": (
+        "qwen3_5_text",
+        {"layer_types": ["linear_attention", "linear_attention", "full_attention"], "head_dim": 16} | LINEAR,
+    ),
     "gemma3": (
         "gemma3_text",
         {"sliding_window": 7, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8, "tie_word_embeddings": True}
@@ -83,7 +93,12 @@ def shake(model):
     with torch.no_grad():
         for number, (name, weight) in enumerate(model.named_parameters()):
             draw = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
-            weight.copy_(0.15 * draw if weight.ndim > 1 or "bias" in name else 1 + 0.2 * draw)
+            if "A_log" in name:  # states that are remembered for tens of tokens
+                weight.copy_(draw - 2)
+            elif "conv1d" in name:
+                weight.copy_(0.6 * draw)
+            else:
+                weight.copy_(0.15 * draw if weight.ndim > 1 or "bias" in name else 1 + 0.2 * draw)
     return model
 
 

@@ -12,8 +12,10 @@ from tiny_models import tiny_config
 
 import model.transformer
 import plan
+from model.chunks import Chunks
 from model.config import ModelConfig
-from model.footprint import cache_bytes, count_parameters, forward_flops, kept_bytes
+from model.footprint import cache_bytes, count_parameters, delta_flops, forward_flops, kept_bytes
+from model.gated_delta import gated_delta
 from model.heads import Policy
 from model.kv_cache import KVCache
 from model.packing import make_rows, pack
@@ -37,10 +39,12 @@ def test_parameters_are_the_published_ones(name):
     assert count_parameters(ModelConfig(**sizes)).total == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_5_text"])
 @pytest.mark.parametrize("compute", [None, torch.bfloat16], ids=["fp32", "bf16"])
 def test_counted_activations_are_those_of_a_real_forward(family, compute):
     config = tiny_config(family, num_layers=3)
+    if family == "qwen3_5_text":
+        config = tiny_config(family, num_layers=3, layer_kinds=("linear", "linear", "full"))
     policy = Policy(config, compute)
     ids = torch.randint(0, 97, (4, 23)).tolist()
     stream = pack(*make_rows([{"input_ids": row, "completion_mask": [False] * 23} for row in ids], pad_id=0))
@@ -64,11 +68,11 @@ def test_counted_activations_are_those_of_a_real_forward(family, compute):
     assert abs(3 * counted.layer + counted.rest - real) / real < 0.01
 
 
-def test_the_cache_is_as_large_as_planned():
-    config = tiny_config()
+@pytest.mark.parametrize("family", ["llama", "qwen3_5_text"])
+def test_the_cache_is_as_large_as_planned(family):
+    config = tiny_config(family, num_layers=3)
     cache = KVCache(config, slots=5, length=64, dtype=torch.bfloat16, device=torch.device("cpu"))
-    real = cache.store.nbytes
-    assert cache_bytes(config, rows=5, length=64, itemsize=2) == real
+    assert cache_bytes(config, rows=5, length=64, itemsize=2) == cache.nbytes
 
 
 def test_products_are_those_that_torch_counts():
@@ -87,6 +91,24 @@ def test_products_are_those_that_torch_counts():
         config, tokens=40, length=0, targets=0
     )
     assert counter.get_total_flops() == pytest.approx(square, rel=0.01)
+
+
+def test_products_of_a_recurrence_are_those_that_torch_counts():
+    """But for the triangular systems, which it does not count, and the first chunk, which reads no state."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config, tokens = tiny_config("qwen3_5_text"), 64 * 40
+    H, K, key, value = (
+        config.linear_value_heads,
+        config.linear_key_heads,
+        config.linear_key_dim,
+        config.linear_value_dim,
+    )
+    q, k, v = (torch.randn(tokens, heads, size) for heads, size in ((K, key), (K, key), (H, value)))
+    with FlopCounterMode(display=False) as counter:
+        gated_delta(q, k, v, -torch.rand(tokens, H), torch.rand(tokens, H), Chunks([[0, tokens]], torch.device("cpu")))
+    solved = 2 * tokens * 64 * (key + value) / 2 * H
+    assert counter.get_total_flops() + solved == pytest.approx(tokens * delta_flops(config), rel=0.02)
 
 
 def planned(*words: str) -> dict:

@@ -15,6 +15,8 @@ FAMILY["olmoe"] = {"num_experts": 4, "experts_per_token": 2}
 FAMILY["gpt_oss"] = {"num_experts": 4, "experts_per_token": 2, "sliding_window": 5, "layer_kinds": ["window", "full"]}
 FAMILY["gpt_oss"] |= {"qkv_bias": True}
 FAMILY["gpt_neox"] = {"num_kv_heads": 6, "mlp_bias": True, "qkv_bias": True, "rotary_share": 0.5}
+FAMILY["qwen3_5_text"] = {"layer_kinds": ["linear", "full"], "rotary_share": 0.5, "linear_key_heads": 2}
+FAMILY["qwen3_5_text"] |= {"linear_value_heads": 4, "linear_key_dim": 8, "linear_value_dim": 12, "conv_size": 4}
 
 
 def tiny_config(family: str = "llama", **changes) -> ModelConfig:

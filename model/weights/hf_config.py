@@ -15,7 +15,7 @@ def architecture(facts: Family, suffix: str) -> str:
 ARCHITECTURES = {
     architecture(facts, suffix): (family, kind) for family, facts in FAMILIES.items() for suffix, kind in KINDS.items()
 }
-LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window"}
+LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window", "linear_attention": "linear"}
 # Keys that change nothing in a forward: bookkeeping, special tokens, and what only transformers' own training reads.
 CHANGES_NOTHING = {
     "initial_context_length",
@@ -27,6 +27,7 @@ CHANGES_NOTHING = {
     "unsloth_version", "return_dict", "output_hidden_states", "output_attentions", "no_rope_layer_interval",
     "output_router_logits", "router_aux_loss_coef",
     "max_window_layers", "_sliding_window_pattern", "sliding_window_pattern", "is_decoder",
+    "full_attention_interval", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype",
 }  # fmt: skip
 # Keys that have to hold one value, which is what the code computes.
 NEUTRAL = {
@@ -34,7 +35,7 @@ NEUTRAL = {
     "mlp_bias": False, "attention_bias": False, "use_sliding_window": False, "is_encoder_decoder": False,
     "use_bidirectional_attention": False, "chunk_size_feed_forward": 0, "tie_encoder_decoder": False,
     "add_cross_attention": False, "router_jitter_noise": 0.0, "decoder_sparse_step": 1, "mlp_only_layers": [],
-    "swiglu_limit": 7.0, "swiglu_alpha": 1.702, "use_parallel_residual": True,
+    "swiglu_limit": 7.0, "swiglu_alpha": 1.702, "use_parallel_residual": True, "attn_output_gate": True,
 }  # fmt: skip
 MAY_LACK_KV_HEADS = (
     "llama",
@@ -49,6 +50,7 @@ OTHER_NAMES = {  # keys of some files -> of others, for the same
     "rotary_pct": "partial_rotary_factor",
 }  # fmt: skip
 ROPE_CHANGES_NOTHING = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
+OF_PICTURES = {"mrope_section", "mrope_interleaved"}  # where text alone has one position, all its sections turn alike
 
 
 def parse_config(raw: dict, directory: Path) -> tuple[ModelConfig, str]:
@@ -164,6 +166,12 @@ def read_layers(left: dict, raw: dict, family: str, num_layers: int) -> dict:
         interval = raw.get("no_rope_layer_interval", 4)
         turned = left.pop("no_rope_layers", None) or [(i + 1) % interval != 0 for i in layers]  # 1: it has positions
         options["rotary_layers"] = tuple(bool(x) for x in turned)
+    if facts.linear:
+        every = raw.get("full_attention_interval", 4)
+        types = left.pop("layer_types", None) or [
+            "full_attention" if not (i + 1) % every else "linear_attention" for i in layers
+        ]
+        return {"layer_kinds": tuple(kinds_of(types, num_layers))}
     if not facts.windowed:
         return options
     switch = family.startswith(("qwen", "smollm3"))  # these have a use_sliding_window
@@ -172,9 +180,7 @@ def read_layers(left: dict, raw: dict, family: str, num_layers: int) -> dict:
     if switch and not left.pop("use_sliding_window", False):
         window = None
     if types is not None:
-        if unknown := set(types) - set(LAYER_TYPES):
-            raise ValueError(f"layer_types holds {sorted(unknown)}; known: {', '.join(LAYER_TYPES)}")
-        kinds = [LAYER_TYPES[name] for name in types]
+        kinds = kinds_of(types, num_layers)
     elif family == "gemma3_text":
         every = raw.get("sliding_window_pattern", 6)
         kinds = ["window" if (i + 1) % every else "full" for i in layers]
@@ -186,13 +192,20 @@ def read_layers(left: dict, raw: dict, family: str, num_layers: int) -> dict:
         kinds = ["full" if turned else "window" for turned in options["rotary_layers"]]
     else:
         kinds = ["window"] * num_layers
-    if types is not None and len(kinds) != num_layers:
-        raise ValueError(f"layer_types names {len(kinds)} layers, num_hidden_layers={num_layers}")
     if window is None and types is not None and "window" in kinds:
         raise ValueError("layer_types names sliding_attention, but sliding_window or use_sliding_window turns it off")
     if window is None or "window" not in kinds:
         return options
     return options | {"sliding_window": window, "layer_kinds": tuple(kinds)}
+
+
+def kinds_of(types: list[str], num_layers: int) -> list[str]:
+    """The kinds of layers that a config.json names."""
+    if unknown := set(types) - set(LAYER_TYPES):
+        raise ValueError(f"layer_types holds {sorted(unknown)}; known: {', '.join(LAYER_TYPES)}")
+    if len(types) != num_layers:
+        raise ValueError(f"layer_types names {len(types)} layers, num_hidden_layers={num_layers}")
+    return [LAYER_TYPES[name] for name in types]
 
 
 def read_rope(left: dict, facts, family: str, max_length: int) -> tuple[float, dict | None, float | None, float]:
@@ -225,7 +238,8 @@ def read_rope(left: dict, facts, family: str, max_length: int) -> tuple[float, d
     if family == "phi3" and kind in ("su", "yarn"):
         kind = "longrope"  # earlier names of it
     known = ROPE_KEYS.get(kind, set()) | ROPE_OPTIONS.get(kind, set())
-    inside = {key: value for key, value in rope.items() if key not in ROPE_CHANGES_NOTHING and value is not None}
+    idle = ROPE_CHANGES_NOTHING | (OF_PICTURES if family == "qwen3_5_text" else set())
+    inside = {key: value for key, value in rope.items() if key not in idle and value is not None}
     if kind != "default" and kind not in ROPE_KEYS:
         raise ValueError(f"unknown rope_type {kind!r} in rope_scaling; known: {', '.join(ROPE_KEYS)}, or null for none")
     if unknown := inside.keys() - known - {"original_max_position_embeddings"}:

@@ -21,6 +21,14 @@ NORMED_TWICE = {
     "mlp_norm": ["pre_feedforward_layernorm"],
     "mlp_out_norm": ["post_feedforward_layernorm"],
 }
+DELTANET = {  # of the layers that are gated DeltaNets; whole names where there is no .weight
+    "attention.qkv": [f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")],
+    "attention.out": ["linear_attn.out_proj"],
+    "attention.conv": ["linear_attn.conv1d.weight"],
+    "attention.A_log": ["linear_attn.A_log"],
+    "attention.dt_bias": ["linear_attn.dt_bias"],
+    "attention.norm": ["linear_attn.norm.weight"],
+}
 PER_EXPERT = {"gate_up": ["gate_proj", "up_proj"], "down": ["down_proj"]}  # of each expert, one below the other
 MIXTRAL = {"gate_up": ["w1", "w3"], "down": ["w2"]}
 OWN = {  # family -> where its names differ from Llama's
@@ -71,7 +79,8 @@ def parts_of(name: str, config: ModelConfig) -> list[str]:
     if name in top:
         return [top[name]]
     _, _, layer, inner = name.split(".", 3)  # transformer.layers.<layer>.<module>.<weight | bias>
-    place, own = f"{'gpt_neox' if neox else 'model'}.layers.{layer}", OWN.get(config.family, {})
+    place = f"{'gpt_neox' if neox else 'model'}.layers.{layer}"
+    own = DELTANET if config.kind(int(layer)) == "linear" else OWN.get(config.family, {})
     if inner in own:
         return [f"{place}.{part}" for part in own[inner]]
     module, leaf = inner.rsplit(".", 1)
@@ -89,11 +98,13 @@ def shape_of(part: str, config: ModelConfig) -> tuple[int, ...]:
     wide = config.facts.qk_norm == "width"
     if part in ("score.gain", "score.shift"):
         return ()
+    if ".linear_attn." in part:
+        return deltanet_shape(part.split(".linear_attn.")[1], config)
     shapes = {
         "embed_tokens": (V, D),
         "lm_head": (V, D),
         "score": (1, D),
-        "q_proj": (queries, D),
+        "q_proj": (queries * (2 if config.facts.gated_attention else 1), D),
         "k_proj": (keys, D),
         "v_proj": (keys, D),
         "qkv_proj": (queries + 2 * keys, D),
@@ -115,3 +126,19 @@ def shape_of(part: str, config: ModelConfig) -> tuple[int, ...]:
         return stacked[leaf]
     shape = shapes.get(module, (D,))  # the rest are norms over the width
     return shape[:1] if leaf == "bias" else shape
+
+
+def deltanet_shape(part: str, config: ModelConfig) -> tuple[int, ...]:
+    """The same of a gated DeltaNet's weights."""
+    D, heads = config.hidden_size, config.linear_value_heads
+    values = heads * config.linear_value_dim
+    mixed = 2 * config.linear_key_heads * config.linear_key_dim + values
+    return {
+        "in_proj_qkv.weight": (mixed, D),
+        "in_proj_z.weight": (values, D),
+        "in_proj_b.weight": (heads, D),
+        "in_proj_a.weight": (heads, D),
+        "out_proj.weight": (D, values),
+        "conv1d.weight": (mixed, 1, config.conv_size),
+        "norm.weight": (config.linear_value_dim,),
+    }.get(part, (heads,))

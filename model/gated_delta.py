@@ -1,0 +1,161 @@
+"""Gated DeltaNet: attention's place taken by a state of fixed size. Yang et al. 2024 (arXiv:2412.06464).
+
+Of each value head a matrix S (Dk, Dv), zero at first, which at every token forgets, corrects and is read:
+
+    S = exp(g) S;   S = S + k (beta (v - S^T k))^T;   o = S^T q                                            (Eq. 10)
+
+q, k and v have gone through a short convolution over the tokens before. Where answers share a prompt its state is
+computed once and forked (`model/chunks.py`).
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from model.attention import Blocks
+from model.chunks import SIZE, Chunks
+from model.config import ModelConfig
+from model.functions import rms_norm
+from model.linear import Linear
+
+
+class GatedDeltaNet(nn.Module):
+    """Of x (N, D) the N outputs (N, D); q, k, v, the output's gate z, beta and g come out of one product."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer, self.eps = layer, config.norm_eps
+        self.key_heads, self.value_heads = config.linear_key_heads, config.linear_value_heads
+        self.key_dim, self.value_dim = config.linear_key_dim, config.linear_value_dim
+        keys, values = self.key_heads * self.key_dim, self.value_heads * self.value_dim
+        self.widths = (2 * keys + values, values, self.value_heads, self.value_heads)
+        self.qkv = Linear(config.hidden_size, sum(self.widths), bias=False)
+        self.conv = nn.Parameter(torch.empty(self.widths[0], 1, config.conv_size))  # its last column is of the token
+        self.A_log = nn.Parameter(torch.empty(self.value_heads))
+        self.dt_bias = nn.Parameter(torch.empty(self.value_heads))
+        self.norm = nn.Parameter(torch.empty(self.value_dim))
+        self.out = Linear(values, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, rope, blocks: Blocks, cache, adapted: bool, picks: Tensor | None) -> Tensor:
+        convolve, recur = (convolve_stream, recur_stream) if cache is None else (cache.convolve, cache.recur)
+        mixed, z, beta, a = self.qkv(x, adapted).split(self.widths, dim=-1)
+        mixed = F.silu(convolve(self.layer, mixed, self.conv, blocks))  # (N, 2 Hk Dk + Hv Dv) float32 at least
+        keys = self.key_heads * self.key_dim
+        q, k, v = mixed.split((keys, keys, mixed.shape[-1] - 2 * keys), dim=-1)
+        q, k = (unit(rearrange(x, "n (h d) -> n h d", d=self.key_dim)) for x in (q, k))
+        v = rearrange(v, "n (h d) -> n h d", d=self.value_dim)
+        g = -self.A_log.to(v.dtype).exp() * F.softplus(a.to(v.dtype) + self.dt_bias)  # (N, Hv), below 0
+        mixed = recur(self.layer, q * self.key_dim**-0.5, k, v, g, beta.to(v.dtype).sigmoid(), blocks)  # (N, Hv, Dv)
+        if picks is not None:
+            mixed, z = mixed[picks], z[picks]
+        mixed = rms_norm(mixed, self.norm, self.eps, mixed.dtype) * F.silu(z.to(mixed.dtype)).view_as(mixed)
+        return self.out(mixed.flatten(1).to(x.dtype), adapted)
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """Forgetting rates A ~ U(0.01, 16), as published; the convolution's weights as torch's Conv1d draws them."""
+        self.A_log.uniform_(0.01, 16, generator=generator).log_()
+        self.dt_bias.fill_(1.0)
+        self.norm.fill_(1.0)
+        bound = self.conv.shape[-1] ** -0.5
+        self.conv.uniform_(-bound, bound, generator=generator)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1 along the last dimension, up to 1e-6 under the root."""
+    return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def convolve_stream(layer: int, x: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
+    """The convolution over a packed stream; `layer` says whose, to those that keep what it read."""
+    return ShortConvolution.apply(x, weight, blocks.chunks().before)
+
+
+def recur_stream(layer: int, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, blocks: Blocks) -> Tensor:
+    """The recurrence over a packed stream."""
+    return gated_delta(q, k, v, g, beta, blocks.chunks())[0]
+
+
+class ShortConvolution(torch.autograd.Function):
+    """(N, C) float32 at least: y_t = sum over j of weight[:, 0, -1 - j] x_(t - j), j counted back in the token's row.
+
+    before (N + 1,): the token before each, N where there is none.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, before: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, before)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        padded = torch.cat((x, x.new_zeros(1, x.shape[1])))
+        columns, at = weight.to(wide).squeeze(1).t(), torch.arange(len(x), device=x.device)  # (K, C)
+        out = x * columns[-1]
+        for column in columns[:-1].flip(0):
+            at = before[at]
+            out.addcmul_(padded[at].to(wide), column)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight, before = ctx.saved_tensors
+        padded, columns = torch.cat((x, x.new_zeros(1, x.shape[1]))), weight.to(grad.dtype).squeeze(1).t()
+        at, grad_x, grad_columns = torch.arange(len(x), device=x.device), grad.new_zeros(padded.shape), []
+        for column in columns.flip(0):
+            grad_x.index_add_(0, at, grad * column)
+            grad_columns.append((grad * padded[at]).sum(0))
+            at = before[at]
+        grad_weight = torch.stack(grad_columns[::-1], dim=-1).view(weight.shape)
+        return grad_x[:-1].to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+def gated_delta(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunks: Chunks
+) -> tuple[Tensor, list[Tensor]]:
+    """(N, Hv, Dv) outputs, and of each level the states (n, Hk, G, Dk, Dv) behind its chunks.
+
+    The chunkwise form, section 3.3: with G = cumsum(g) within a chunk and A_ij = beta_i exp(G_i - G_j) k_i k_j for
+    j < i, the corrections of a chunk are the solution of (I + A) X = beta (v - exp(G) k S), S the state before it.
+
+    q, k: (N, Hk, Dk). v: (N, Hv, Dv). g, beta: (N, Hv). A key's head serves G = Hv / Hk values' heads in a row.
+    """
+    groups = v.shape[1] // k.shape[1]
+    q, k = (rearrange(chunks.split(x), "n c h d -> n h 1 c d") for x in (q, k))
+    v = rearrange(chunks.split(v), "n c (h g) d -> n h g c d", g=groups)
+    g, beta = (
+        chunks.split(x).masked_fill(chunks.idle[..., None], 0) for x in (g, beta)
+    )  # a short chunk's rest is still
+    g, beta = (rearrange(x, "n c (h g) -> n h g c", g=groups) for x in (g, beta))
+    total = g.cumsum(-1)
+    later = torch.ones(SIZE, SIZE, dtype=torch.bool, device=q.device).triu(1)
+    kept = (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()  # exp(G_i - G_j), j <= i
+    known = total.exp()[..., None]  # what is left, at each token, of the state before the chunk
+    system = (k @ k.mT) * kept * beta[..., None]
+    right = torch.cat((v, k * known), dim=-1) * beta[..., None]
+    right = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    written, read = right.split((v.shape[-1], k.shape[-1]), dim=-1)
+    scores, q = (q @ k.mT) * kept, q * known
+    k, left = k * (total[..., -1:] - total).exp()[..., None], known[..., -1:, :]
+
+    outs, states = [], []
+    parts = zip(*(x.split(chunks.sizes) for x in (q, k, scores, written, read, left)), chunks.parents, strict=True)
+    for q, k, scores, written, read, left, parents in parts:
+        if not states:  # the first chunks begin at zero
+            outs.append(scores @ written)
+            states.append(k.mT @ written)
+            continue
+        state = states[-1][parents]
+        written = written - read @ state
+        outs.append(q @ state + scores @ written)
+        states.append(left * state + k.mT @ written)
+    return chunks.join(rearrange(torch.cat(outs), "n h g c d -> n c (h g) d")), states
+
+
+def gated_delta_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, Hv, Dv) outputs at one further token of B rows, and their states (B, Hv, Dk, Dv) behind it: Eq. 10."""
+    groups = v.shape[1] // k.shape[1]
+    q, k = (x.repeat_interleave(groups, dim=1)[..., None] for x in (q, k))  # (B, Hv, Dk, 1)
+    state = state * g.exp()[..., None, None]
+    state = state + k * ((v - (k * state).sum(2)) * beta[..., None])[:, :, None]
+    return (q * state).sum(2), state
