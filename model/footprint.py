@@ -5,6 +5,7 @@ meta device, which has shapes but no memory.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from kernels.backend import kernels_as
 from model.attention import Blocks
 from model.chunks import SIZE
 from model.config import ModelConfig, resized
-from model.gated_delta import convolve_stream, recur_stream
+from model.gated_delta import GatedDeltaNet, convolve_stream, recur_stream
 from model.linear import Linear
 from model.lora import TARGETS
 from model.transformer import Layer, Transformer
@@ -114,7 +115,7 @@ class Kept:
     """Bytes that a forward over a batch keeps for its backward."""
 
     layer: int  # by each layer, on average
-    rest: int  # by the embedding, the last norm and the casts outside layers
+    rest: int  # by the embedding, the last norm and the casts outside layers, and by one recurrence computed again
 
 
 def kept_bytes(
@@ -131,8 +132,9 @@ def kept_bytes(
     layers = {}
     for kind in kinds:  # gated DeltaNets keep other things than attention
         alone = config if kind is None else resized(config, layer_kinds=(kind,))
-        one, two = (_saved(alone, layers, rows, length, dtype, master, fused_attention) for layers in (1, 2))
+        one, two = (_saved(alone, count, rows, length, dtype, master, fused_attention) for count in (1, 2))
         layers[kind], rest = two - one, 2 * one - two
+    rest += _recomputed(config, rows, length, dtype) if "linear" in kinds else 0
     if checkpointing:  # a layer keeps its input alone; one layer at a time is computed again
         entry = rows * length * config.hidden_size * max(4, dtype.itemsize)  # the residual stream is float32
         return Kept(layer=entry, rest=rest + max(layers.values()))
@@ -150,11 +152,34 @@ def _saved_by_a_forward(config, layers: int, rows: int, length: int, dtype, mast
         net = Transformer(resized(config, num_layers=layers), None if dtype == master else dtype).to(master)
         tokens = torch.zeros(rows * length, dtype=torch.int64)
         positions = torch.zeros(rows * length, dtype=torch.int64)
-        cuts = [[row * length, (row + 1) * length] for row in range(rows)]
-        blocks = Blocks(cuts, torch.zeros_like(tokens), positions, length)
+        blocks = _blocks(rows, length)
         for rope in net.ropes.values():
             rope.frequencies = rope.frequencies.to("meta")
-    own, kept = {p.untyped_storage()._cdata for p in net.parameters()}, {}
+    own = {p.untyped_storage()._cdata for p in net.parameters()}
+    with torch.no_grad():  # makes the copies of weights in the dtype of products: they stay, whatever is trained
+        net(tokens, positions, blocks, FusedAttention())
+    own |= {part.kept[0].untyped_storage()._cdata for part in net.modules() if getattr(part, "kept", None)}
+    return _kept_by(lambda: net(tokens, positions, blocks, FusedAttention() if fused_attention else None), own)
+
+
+def _recomputed(config: ModelConfig, rows: int, length: int, dtype: torch.dtype) -> int:
+    """Bytes that a gated DeltaNet keeps in its backward pass, where it computes its recurrence again."""
+    with torch.device("meta"):
+        layer = GatedDeltaNet(config, 0)
+        made = torch.zeros(rows * length, sum(layer.widths), dtype=dtype, requires_grad=True)
+        blocks = _blocks(rows, length)
+    weights = layer.conv, layer.A_log, layer.dt_bias, layer.norm
+    return _kept_by(lambda: layer.mix(convolve_stream, recur_stream, blocks, None, made, *weights), set())
+
+
+def _blocks(rows: int, length: int) -> Blocks:
+    nothing = torch.zeros(rows * length, dtype=torch.int64)
+    return Blocks([[row * length, (row + 1) * length] for row in range(rows)], nothing, nothing, length)
+
+
+def _kept_by(run: Callable[[], Tensor], own: set[int]) -> int:
+    """Bytes that running it keeps for the backward pass, but for storages of its own weights."""
+    kept = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -162,9 +187,6 @@ def _saved_by_a_forward(config, layers: int, rows: int, length: int, dtype, mast
             kept[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other gets its address
         return tensor
 
-    with torch.no_grad():  # makes the copies of weights in the dtype of products: they stay, whatever is trained
-        net(tokens, positions, blocks, FusedAttention())
-    own |= {part.kept[0].untyped_storage()._cdata for part in net.modules() if getattr(part, "kept", None)}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        net(tokens, positions, blocks, FusedAttention() if fused_attention else None)
+        run()
     return sum(size for size, _ in kept.values())

@@ -8,6 +8,9 @@ q, k and v have gone through a short convolution over the tokens before. Where a
 computed once and forked (`model/chunks.py`).
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -39,19 +42,29 @@ class GatedDeltaNet(nn.Module):
         self.out = Linear(values, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, rope, blocks: Blocks, cache, adapted: bool, picks: Tensor | None) -> Tensor:
-        convolve, recur = (convolve_stream, recur_stream) if cache is None else (cache.convolve, cache.recur)
-        mixed, z, beta, a = self.qkv(x, adapted).split(self.widths, dim=-1)
-        mixed = F.silu(convolve(self.layer, mixed, self.conv, blocks))  # (N, 2 Hk Dk + Hv Dv) float32 at least
+        how = (convolve_stream, recur_stream) if cache is None else (cache.convolve, cache.recur)
+        mix = partial(self.mix, *how, blocks, picks)
+        given = self.qkv(x, adapted), self.conv, self.A_log, self.dt_bias, self.norm
+        mixed = Recomputed.apply(mix, *given) if torch.is_grad_enabled() else mix(*given)
+        return self.out(mixed, adapted)
+
+    def mix(
+        self, convolve: Callable, recur: Callable, blocks: Blocks, picks: Tensor | None,
+        made: Tensor, conv: Tensor, A_log: Tensor, dt_bias: Tensor, norm: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """(N, Hv Dv) what the last product reads, in the dtype of `made`, the first product's output."""
+        mixed, z, beta, a = made.split(self.widths, dim=-1)
+        mixed = F.silu(convolve(self.layer, mixed, conv, blocks))  # (N, 2 Hk Dk + Hv Dv) float32 at least
         keys = self.key_heads * self.key_dim
         q, k, v = mixed.split((keys, keys, mixed.shape[-1] - 2 * keys), dim=-1)
         q, k = (unit(rearrange(x, "n (h d) -> n h d", d=self.key_dim)) for x in (q, k))
         v = rearrange(v, "n (h d) -> n h d", d=self.value_dim)
-        g = -self.A_log.to(v.dtype).exp() * F.softplus(a.to(v.dtype) + self.dt_bias)  # (N, Hv), below 0
+        g = -A_log.to(v.dtype).exp() * F.softplus(a.to(v.dtype) + dt_bias)  # (N, Hv), below 0
         mixed = recur(self.layer, q * self.key_dim**-0.5, k, v, g, beta.to(v.dtype).sigmoid(), blocks)  # (N, Hv, Dv)
         if picks is not None:
             mixed, z = mixed[picks], z[picks]
-        mixed = rms_norm(mixed, self.norm, self.eps, mixed.dtype) * F.silu(z.to(mixed.dtype)).view_as(mixed)
-        return self.out(mixed.flatten(1).to(x.dtype), adapted)
+        mixed = rms_norm(mixed, norm, self.eps, mixed.dtype) * F.silu(z.to(mixed.dtype)).view_as(mixed)
+        return mixed.flatten(1).to(made.dtype)
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
@@ -61,6 +74,29 @@ class GatedDeltaNet(nn.Module):
         self.norm.fill_(1.0)
         bound = self.conv.shape[-1] ** -0.5
         self.conv.uniform_(-bound, bound, generator=generator)
+
+
+class Recomputed(torch.autograd.Function):
+    """function(*inputs), of which only the inputs are kept: it is computed again in the backward pass.
+
+    What the recurrence alone would keep is three times what the rest of a layer keeps.
+    """
+
+    @staticmethod
+    def forward(ctx, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        ctx.function = function
+        ctx.save_for_backward(*inputs)
+        return function(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        wanted = ctx.needs_input_grad[1:]
+        inputs = [x.detach().requires_grad_(need) for x, need in zip(ctx.saved_tensors, wanted, strict=True)]
+        with torch.enable_grad():
+            out = ctx.function(*inputs)
+        grads = iter(torch.autograd.grad(out, [x for x in inputs if x.requires_grad], grad))
+        return None, *(next(grads) if need else None for need in wanted)
 
 
 def unit(x: Tensor) -> Tensor:
