@@ -30,7 +30,8 @@ PUBLISHED = {  # parameters, from the model cards' weight files; Qwen3.5: of tra
     "qwen3_30b_a3b": 30_532_122_624, "mixtral_8x7b": 46_702_792_704, "gpt_oss_20b": 20_914_757_184,
     "pythia_1b": 1_011_781_632, "pythia_6_9b": 6_857_302_016,
     "qwen3_5_0_8b": 752_393_024, "qwen3_5_4b": 4_205_751_296, "qwen3_5_9b": 8_953_803_264,
-    "qwen3_5_27b": 26_895_998_464, "phi3_mini": 3_821_079_552, "phi4": 14_659_507_200, "phi4_mini": 3_836_021_760, "granite3_8b": 8_170_848_256,
+    "qwen3_5_27b": 26_895_998_464, "phi3_mini": 3_821_079_552, "phi4": 14_659_507_200,
+    "phi4_mini": 3_836_021_760, "granite3_8b": 8_170_848_256,
 }  # fmt: skip
 
 
