@@ -34,7 +34,7 @@ class GatedDeltaNet(nn.Module):
         self.key_dim, self.value_dim = config.linear_key_dim, config.linear_value_dim
         keys, values = self.key_heads * self.key_dim, self.value_heads * self.value_dim
         self.widths = (2 * keys + values, values, self.value_heads, self.value_heads)
-        self.qkv = Linear(config.hidden_size, sum(self.widths), bias=False)
+        self.qkv = Linear(config.hidden_size, sum(self.widths), bias=False, parts=self.widths)
         self.conv = nn.Parameter(torch.empty(self.widths[0], 1, config.conv_size))  # its last column is of the token
         self.A_log = nn.Parameter(torch.empty(self.value_heads))
         self.dt_bias = nn.Parameter(torch.empty(self.value_heads))
