@@ -80,7 +80,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     ranks = {"rank": run.rank, "world_size": run.world_size}
     batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
     held_out = eval_elements(cfg.data, tokenizer, batches)
-    check_elements(cfg, batches.items + held_out)
+    check_elements(cfg, batches.items, held_out)
     check_margins(cfg.margin_coef, cfg.data, batches.items)
     sets = (batches.items, held_out) if cfg.loss == "kto" else ()
     partners = {k: v for items in sets for k, v in mismatched(items, max_length=cfg.data.max_length).items()}
@@ -296,9 +296,9 @@ def check_dpo(cfg: DictConfig, world_size: int) -> None:
         raise ValueError(f"loss={cfg.loss} is defined on log-probs per token; leave average_logprobs=true")
 
 
-def check_elements(cfg: DictConfig, elements: list[Element]) -> None:
-    """Every element fits the loss."""
-    for element in elements:
+def check_elements(cfg: DictConfig, elements: list[Element], held_out: list[Element]) -> None:
+    """Every element fits the loss, and KTO learns from both kinds."""
+    for element in elements + held_out:
         K, rated = len(element.rows), element.reward is not None
         if cfg.loss == "plackett_luce":
             fits, wants = K > 1, "rankings or pairs"

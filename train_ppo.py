@@ -291,7 +291,8 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
     counts = (*counts, "value_pretraining_steps", "overlong_tokens", "dynamic_sampling")
     check_whole(0, **{key: cfg[key] for key in counts})  # 0 = never, or none
     check_batch(cfg.minibatch_size, cfg.micro_batch_size, world_size, "minibatch_size")
-    check_batch(cfg.batch_size * cfg.samples_per_prompt, cfg.minibatch_size, 1, "batch_size * samples_per_prompt")
+    rows = "batch_size * samples_per_prompt"
+    check_batch(cfg.batch_size * cfg.samples_per_prompt, cfg.minibatch_size, 1, rows, "minibatch_size")
     check_positive(optim__lr=cfg.optim.lr, optim__value_lr=cfg.optim.value_lr, clip_range=cfg.clip_range)
     check_positive(reward_timeout=cfg.reward_timeout)
     clips = ("value_clip_range", "clip_range_high", "reward_clip", "dual_clip", "gae_lambda_alpha")

@@ -139,13 +139,13 @@ class ChatTemplate:
 
     def _spell(self, messages, tools, targets: list[int] | None, *, tagged=False, unchanged=False) -> Spelled:
         """The first way of writing the messages that loses nothing. Without targets the assistant's turn is to come."""
-        problem = None
+        problems = []
         for taken in ways_to_write([for_template(message) for message in messages]):
             try:
                 return self._write(taken, tools, targets, tagged, unchanged)
             except ValueError as error:
-                problem = problem or error
-        raise problem
+                problems.append(error)
+        raise min(problems, key=lambda error: _REFUSED in str(error))  # what it lost says more than that it failed
 
     def _write(self, messages, tools, targets: list[int] | None, tagged: bool, unchanged: bool) -> Spelled:
         kind = json.dumps([shape(messages), shape(tools), targets, tagged])
@@ -176,7 +176,7 @@ class ChatTemplate:
         whole, *others = self.render(messages, tools, views)
         for rendering, (end, _) in zip((whole, *others), views, strict=True):
             if rendering.error and end:
-                raise ValueError(f"the model's chat template refuses this conversation: {rendering.error}")
+                raise ValueError(f"{_REFUSED}: {rendering.error}")
         if tagged:
             spans = [span for span in whole.spans if span[0] < span[1]]
         else:
@@ -248,6 +248,7 @@ class ChatTemplate:
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _OTHER = "give data.template another template"
+_REFUSED = "the model's chat template refuses this conversation"
 
 
 def targets_of(messages: list[Message]) -> list[int]:

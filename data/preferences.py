@@ -82,7 +82,7 @@ def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Enco
             empty.append(record.where)  # somebody rated it all the same: kept, and reported
         return [_encode_element(record, data, tokenizer)]
 
-    regroup = regroup_by_prompt if data.kwise else None
+    regroup = regroup_all if data.kwise else None
     how = {"on_bad_row": data.on_bad_row, "layout": Layout.of(data), "regroup": regroup}
     encoded = encode_files(name, files, formats.preferences, encode, **how)
     if empty:
@@ -93,6 +93,26 @@ def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Enco
 def preference_texts(data) -> Iterator[str]:
     """Every message and answer of `data.train`, to train a tokenizer on."""
     return training_texts(data, formats.preferences)
+
+
+def regroup_all(records: list) -> list:
+    """`regroup_by_prompt`, which says how many prompts have a ranking now; raises ValueError where none has."""
+    texts: dict[str, set[str]] = {}
+    for record in records:
+        if isinstance(record, Comparison):
+            texts.setdefault(str((record.prompt, record.tools)), set()).update((record.chosen, record.rejected))
+    several = sum(len(completions) > 2 for completions in texts.values())
+    kept = regroup_by_prompt(records)
+    made = sum(isinstance(record, Ranking) for record in kept) - sum(isinstance(r, Ranking) for r in records)
+    if several and not made:
+        raise ValueError(
+            f"{records[0].where.rpartition(':')[0]}: data.kwise=true makes rankings of pairs, but of none of the "
+            f"{several} prompts with three completions or more are all pairs there and of one order (method.min_margin "
+            "of make_data.py leaves close pairs out); set data.kwise=false to learn them as pairs"
+        )
+    if several:
+        log.info("the pairs of %d of %d prompts with three completions or more are one ranking each", made, several)
+    return kept
 
 
 def regroup_by_prompt(records: list) -> list:

@@ -105,17 +105,17 @@ def check_files(key: str, files: object) -> None:
         raise ValueError(f"{key}={files} must list files: {key}=[a.jsonl,b.jsonl]")
 
 
-def check_batch(whole: int, micro_batch_size: int, world_size: int, key: str = "batch_size") -> None:
-    """Fail in the first second, not at the first gradient step: `whole` rows split evenly over ranks and forwards."""
-    check_whole(1, **{key: whole, "micro_batch_size": micro_batch_size})
-    chunk = micro_batch_size * world_size
+def check_batch(
+    whole: int, part: int, world_size: int, key: str = "batch_size", part_key: str = "micro_batch_size"
+) -> None:
+    """Fail in the first second, not at the first gradient step: `whole` rows split evenly over ranks and parts."""
+    check_whole(1, **{key: whole, part_key: part})
+    chunk = part * world_size
     if whole % chunk:
         low = whole // chunk * chunk
         fits = " or ".join(str(n) for n in (low, low + chunk) if n)
-        raise ValueError(
-            f"{key}={whole} is not a multiple of micro_batch_size={micro_batch_size} "
-            f"x {world_size} ranks = {chunk}; use {fits}"
-        )
+        ranks = f" x {world_size} ranks = {chunk}" if world_size > 1 else ""
+        raise ValueError(f"{key}={whole} is not a multiple of {part_key}={part}{ranks}; use {fits}")
 
 
 def check_training(cfg: DictConfig, world_size: int) -> None:

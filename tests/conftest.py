@@ -9,12 +9,24 @@ import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus
 
 from runtime import devices
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # the suite's processes share the cores
 devices.native_bf16 = lambda device_type: False  # precision=auto is fp32 in tests, whatever the machine has
+
+
+def outcome_of(job: JobReturn):
+    """What the job returned or raised. Hydra's own repeats the command line on stderr, where a test that looks for a
+    key of it in an error message would always find it."""
+    if job.status != JobStatus.COMPLETED:
+        raise job._return_value
+    return job._return_value
+
+
+JobReturn.return_value = property(outcome_of, JobReturn.return_value.fset)
 
 
 @pytest.fixture

@@ -108,7 +108,8 @@ def test_pairs_that_spell_no_order_stay_pairs():
     incomplete = pairs_of("abcd")[:-1]
     circle = [Comparison(PROMPT, *sides) for sides in ("ab", "bc", "ca")]
     contradiction = [*pairs_of("abc"), Comparison(PROMPT, "b", "a")]
-    for pairs in (incomplete, circle, contradiction, pairs_of("ab")):
+    equal_to_both = pairs_of("abc", ties=[{"a", "b"}, {"a", "c"}])  # a as good as b and as c, but b over c
+    for pairs in (incomplete, circle, contradiction, equal_to_both, pairs_of("ab")):
         assert regroup_by_prompt(pairs) == pairs
 
 

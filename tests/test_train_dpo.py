@@ -296,6 +296,36 @@ def test_rows_with_a_label_are_rated_rows(dpo, house, tmp_path, read_metrics):
     assert read_metrics(tmp_path / "reward") == read_metrics(tmp_path / "label")
 
 
+def test_ranks_that_begin_at_1_spell_the_same_ranking(dpo, house, tmp_path, read_metrics):
+    rows = read_lines(house / "ranked.jsonl")
+    from_one = [row | {"ranks": [rank + 1 for rank in row["ranks"]]} for row in rows]
+    for name, written in (("zero", rows), ("one", from_one)):
+        file = write(tmp_path / f"{name}.jsonl", written)
+        assert dpo("loss=plackett_luce", "nll_coef=1", "num_steps=1", f"data.train=[{file}]", run=name) == 0
+    assert read_metrics(tmp_path / "one") == read_metrics(tmp_path / "zero")
+
+
+def test_a_held_out_row_of_the_other_kind_does_not_make_one_class_two(dpo, house, tmp_path, capsys):
+    rated = read_lines(house / "rated.jsonl")
+    good = write(tmp_path / "good.jsonl", [row | {"reward": 1.0} for row in rated])
+    assert dpo("loss=kto", f"data.train=[{good}]", f"data.eval=[{house / 'rated.jsonl'}]") == 2
+    assert "all 16 are rated good" in capsys.readouterr().err
+
+
+def test_pairs_of_which_none_spells_a_ranking_are_refused_where_rankings_are_asked_for(dpo, tmp_path, capsys):
+    """As make_data.py leaves them where method.min_margin drops the close ones: A over B and A over C, nothing of B and C."""
+    rows = [
+        {"prompt": f"Name {i}.", "chosen": "Good.", "rejected": text} for i in range(4) for text in ("Bad.", "So so.")
+    ]
+    file = write(tmp_path / "pairs.jsonl", rows)
+    assert dpo("loss=plackett_luce", f"data.train=[{file}]", "num_steps=1") == 2
+    assert (
+        "pairs.jsonl: data.kwise=true makes rankings of pairs, but of none of the 4 prompts" in capsys.readouterr().err
+    )
+    rows.append({"prompt": "Name 0.", "chosen": "So so.", "rejected": "Bad."})
+    assert dpo("loss=plackett_luce", f"data.train=[{write(file, rows)}]", "num_steps=1") == 0
+
+
 def test_kto_refuses_one_class_and_ratings_that_say_neither(dpo, house, tmp_path, capsys):
     rated = read_lines(house / "rated.jsonl")
     for reward, says in (
@@ -310,7 +340,10 @@ def test_kto_refuses_one_class_and_ratings_that_say_neither(dpo, house, tmp_path
 
 @pytest.mark.parametrize(
     "words, says",
-    [(["margin_coef=1"], "no row of data.train has a margin"), (["margin_coef=1", "data.kwise=true"], "data.kwise")],
+    [
+        (["margin_coef=1"], "no row of data.train has a margin"),
+        (["margin_coef=1", "data.kwise=true"], "makes rankings of pairs"),
+    ],
 )
 def test_margins_that_are_not_there_are_not_learned_in_silence(dpo, words, says, capsys):
     assert dpo(*words) == 2
