@@ -1,4 +1,4 @@
-"""Every seed that a config accepts works in every script, and what lies beyond is refused by name (PPO: test_ppo_values)."""
+"""Every seed that a config accepts works in every script (PPO: test_ppo_values.py); what lies beyond is refused."""
 
 from importlib import import_module
 from types import SimpleNamespace

@@ -313,7 +313,7 @@ def test_a_held_out_row_of_the_other_kind_does_not_make_one_class_two(dpo, house
 
 
 def test_pairs_of_which_none_spells_a_ranking_are_refused_where_rankings_are_asked_for(dpo, tmp_path, capsys):
-    """As make_data.py leaves them where method.min_margin drops the close ones: A over B and A over C, nothing of B and C."""
+    """As make_data.py leaves them where method.min_margin drops close ones: A over B and over C, nothing of B and C."""
     rows = [
         {"prompt": f"Name {i}.", "chosen": "Good.", "rejected": text} for i in range(4) for text in ("Bad.", "So so.")
     ]
