@@ -147,7 +147,7 @@ def fill(kind: type, reader: Reader, precision: str, frozen: bool) -> nn.Module:
             shape, expected = reader.shape(part), shape_of(part, reader.config)
             if shape != expected:
                 raise ValueError(f"{reader.path}: {part} has shape {shape}, but its config asks for {expected}")
-    model.source = reader  # export_model reads again what was rounded
+    model.source = reader if precision == "bf16" and frozen else None  # export_model reads again what was rounded
     large = [name for name, tensor in tensors(model) if tensor.is_meta]
     read_into(model, reader, wanted.keys() - set(large))
     if large:

@@ -25,7 +25,7 @@ WORDS = {
     "generate": ["policy=HOME/policy", "data.prompts=[HOME/talks.jsonl]", "sampling.max_new_tokens=3"],
     "make_data": [
         "method=best_of", "client=local", "client.policy=HOME/policy", "client.cache=null", "method.num=4",
-        "method.prompts=[HOME/talks.jsonl]", "method.reward_fn=HOME/reward.py:gold", "method.max_tokens=8",
+        "method.prompts=[HOME/talks.jsonl]", "method.reward_fn=HOME/reward.py:gold", "method.max_tokens=80",
     ],
     "check_data": ["check=pilot", "check.input=[HOME/talks.jsonl]"],
     "evaluate": [

@@ -158,6 +158,15 @@ def test_bf16_halves_a_frozen_models_matrices_and_leaves_a_trained_one_its_maste
     assert (policy.lm_head.weight is policy.transformer.embed.weight) == tied
 
 
+def test_a_model_in_float32_leaves_no_file_mapped_into_memory(tmp_path):
+    """The pages of a mapped file count as the process's: a whole model more, for as long as it trains."""
+    export_model(new_policy(tiny_config(), seed=0), tmp_path / "model", Words())
+    policy = load_policy(tmp_path / "model")
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text() and policy.source is None
+    frozen = load_policy(tmp_path / "model", precision="bf16", frozen=True)
+    assert frozen.source.path == tmp_path / "model"  # its export reads again what was rounded
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_frozen_reference_in_bf16_is_the_model_that_it_was_copied_from_bit_for_bit(tied, tmp_path):
     for family in ("llama", "qwen2", "qwen3"):
