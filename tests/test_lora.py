@@ -12,7 +12,8 @@ import train_rm
 import train_sft
 from data.tokenizer import load_tokenizer
 from model.build import export_model, load_policy, load_reward_model, load_value_model, new_policy
-from model.lora import Reference, adapters, add_lora, export_adapter, merge_noise, value_on
+from model.linear import Linear
+from model.lora import Lora, Reference, adapters, add_lora, export_adapter, merge_noise, value_on
 from model.packing import make_rows, pack
 from model.sampling import decoding, generate
 from tests.test_scale import house, job  # noqa: F401 - fixtures
@@ -186,6 +187,26 @@ def test_what_samples_in_bf16_is_what_was_trained(house):  # noqa: F811
         plain = Reference(policy).logprobs(*make_rows([row], 0)).sum()
     assert sampled[0, 5].item() == pytest.approx(trained.item(), abs=1e-6)
     assert trained != plain
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", [1e-2, 1e-3, 1e-4])
+def test_a_young_adapter_is_seen_whole_in_bf16(size, bias):
+    """The mean effect on the outputs, learning and sampling, is what the adapter adds: none is lost to rounding."""
+    torch.manual_seed(0)
+    linear = Linear(64, 96, bias=bias).to(torch.bfloat16)
+    linear.lora = Lora(linear, rank=4, alpha=4, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2000, 64).bfloat16()
+    with torch.no_grad():
+        linear.weight.normal_(0, 1 / 8)
+        linear.lora.B.normal_(0, size)
+        exact = torch.nn.functional.linear(*(None if t is None else t.float() for t in (x, linear.weight, linear.bias)))
+        adds = linear.lora(x).float()
+        seen = [linear(x)]
+        linear.prepare(torch.bfloat16, len(x), adapted=True)
+        seen.append(linear(x))
+    for y in seen:
+        assert ((y.float() - exact) * adds).sum() / adds.square().sum() == pytest.approx(1, abs=0.15)
 
 
 def test_the_export_of_a_bf16_training_is_the_fp32_file_with_the_adapter_merged_in_float32(house, tmp_path):  # noqa: F811
