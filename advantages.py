@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.gae import gae
+from runtime.metrics import wide
 
 MAX_LOG_RATIO = 20.0  # nats
 
@@ -91,8 +92,8 @@ def kl_loss(
 
     It charges every state its own KL, but not an early token for leading to states of more KL: see docs/ppo.md.
     """
-    estimate = kl_estimate((logprobs - ref_logprobs)[completion_mask], kind)
-    return (estimate if weights is None else estimate * weights.expand_as(logprobs)[completion_mask]).sum()
+    estimate = kl_estimate(torch.where(completion_mask, logprobs - ref_logprobs, 0.0), kind)  # (B, T), 0 at 0
+    return (estimate if weights is None else estimate * weights).sum()
 
 
 class FixedKL:
@@ -296,7 +297,7 @@ def explained_variance(returns: Tensor, values: Tensor, value_mask: Tensor, mean
     Args:
         mean: averages a scalar tensor over ranks (`run.mean`).
     """
-    returns, errors = returns[value_mask].double(), (returns - values)[value_mask].double()
-    count = mean(torch.tensor(float(len(returns)), device=returns.device))
+    errors, returns = (wide(torch.where(value_mask, x, 0.0)) for x in (returns - values, returns))  # (B, T)
+    count = mean(wide(value_mask.sum()))
     variances = [mean(x.square().sum()) / count - (mean(x.sum()) / count).square() for x in (errors, returns)]
     return 1 - variances[0] / variances[1].clamp_min(1e-12)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import check_agreement, use_triton
+from runtime.devices import any_on_host
+from runtime.metrics import Mean, masked
 
 # ---- supervised fine-tuning
 
@@ -22,11 +24,11 @@ def sft_loss(
     logprobs: (B, T) nats; num_tokens: targets of the whole step. Raises ValueError where a row has no target.
     """
     _check_mask(completion_mask, logprobs=logprobs)
-    if not completion_mask.any(1).all():
+    if any_on_host(~completion_mask.any(1)):
         rows = (~completion_mask.any(1)).nonzero().flatten().tolist()
         raise ValueError(f"rows {rows} have no target token; drop them, or raise data.max_length")
-    nll = -logprobs[completion_mask]  # (M,)
-    return nll.sum() / num_tokens, {"objective/loss": nll.detach()}
+    nll = torch.where(completion_mask, -logprobs, 0.0)  # (B, T)
+    return nll.sum() / num_tokens, {"objective/loss": masked(nll, completion_mask)}
 
 
 # ---- reward model
@@ -49,7 +51,7 @@ def reward_loss(
         margins: (P,) in score units. ties: (P,) bool.
         num_elements: prompts of the whole optimizer step.
     Returns:
-        loss: (); metrics: (P,) tensors, accuracy over the pairs that are not ties.
+        loss: (); metrics: margins (P,), and the mean accuracy of the pairs that are not ties.
     Raises:
         ValueError: shapes differ or center_coef < 0.
     """
@@ -63,8 +65,9 @@ def reward_loss(
     tied = -0.5 * (F.logsigmoid(difference) + F.logsigmoid(-difference))
     nll = torch.where(ties, tied, decided)
     loss = (weights * (nll + center_coef * (chosen_scores + rejected_scores).square())).sum() / num_elements
-    metrics = {"rewards/margin": difference, "rewards/accuracy": (difference > 0).float()[~ties]}
-    return loss, {name: value.detach() for name, value in metrics.items()}
+    return loss, {
+        "rewards/margin": difference.detach(), "rewards/accuracy": masked((difference > 0).float(), ~ties)
+    }  # fmt: skip
 
 
 def pointwise_reward_loss(
@@ -79,12 +82,12 @@ def pointwise_reward_loss(
     """
     if scores.shape != labels.shape or scores.ndim != 1:
         raise ValueError(f"pointwise_reward_loss wants two (B,) tensors, got {scores.shape}, {labels.shape}")
-    if ((labels < 0) | (labels > 1)).any():
+    if any_on_host((labels < 0) | (labels > 1)):
         raise ValueError(f"labels must lie in [0, 1], got {labels.min():.3g} to {labels.max():.3g}")
     nll = F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none")
     loss = (nll + center_coef * scores.square()).sum() / num_elements
     decided = labels != 0.5  # a rating of 1/2 says neither good nor bad
-    return loss, {"rewards/accuracy": ((scores > 0) == (labels > 0.5))[decided].float().detach()}
+    return loss, {"rewards/accuracy": masked(((scores > 0) == (labels > 0.5)).float(), decided)}
 
 
 # ---- preferences: log-probs of whole completions in (stop token included), the mean over pairs or rows out
@@ -192,7 +195,7 @@ def kto_loss(
     rewards = beta * (logprobs - ref_logprobs)
     gain = (rewards - beta * kl.detach()) * torch.where(desirable, 1.0, -1.0)
     weights = torch.where(desirable, desirable_weight, undesirable_weight)
-    metrics = {"rewards/chosen": rewards[desirable].detach(), "rewards/rejected": rewards[~desirable].detach()}
+    metrics = {"rewards/chosen": masked(rewards, desirable), "rewards/rejected": masked(rewards, ~desirable)}
     return (weights * torch.sigmoid(-gain)).mean(), metrics
 
 
@@ -211,8 +214,9 @@ def plackett_luce_loss(
     same = elements[:, None] == elements
     above = ranks[:, None] < ranks  # (B, B): row k is ranked above column j
     rivals = torch.where(same & ~above.T, rewards, float("-inf")).logsumexp(1)
-    better, worse = (same & above).nonzero(as_tuple=True)
-    return (rivals - rewards).sum() / elements.unique().numel(), _reward_metrics(rewards[better], rewards[worse])
+    num_elements = 1 + (elements.sort().values.diff() != 0).sum()
+    pairs = _reward_metrics(rewards[:, None].expand_as(same), rewards[None, :].expand_as(same))
+    return (rivals - rewards).sum() / num_elements, {name: masked(x, same & above) for name, x in pairs.items()}
 
 
 # ---- PPO
@@ -233,7 +237,7 @@ def token_rewards(scores: Tensor, kl: Tensor, completion_mask: Tensor, score_mas
     B, T = kl.shape
     columns = torch.arange(T, device=kl.device).expand(B, T)
     last = columns.masked_fill(~score_mask, -1).amax(1, keepdim=True)  # (B, 1)
-    if (last < 0).any():
+    if any_on_host(last < 0):
         raise ValueError(f"rows {(last < 0).flatten().nonzero().flatten().tolist()} have an empty completion")
     rewards = torch.where(completion_mask, -kl_coef * kl, 0.0)
     return rewards + torch.where(columns == last, scores.to(rewards.dtype)[:, None], 0.0)
@@ -255,21 +259,21 @@ def ppo_policy_loss(
         logprobs, old_logprobs: (B, T) nats. advantages: (B, T). completion_mask: (B, T) bool.
         num_tokens: completion tokens of the whole optimizer step, or what `aggregation` counts.
     Returns:
-        loss: (); metrics: (M,) tensors over the masked tokens. approx_kl is (log ratio)^2 / 2.
+        loss: (); metrics: their means over the masked tokens. approx_kl is (log ratio)^2 / 2.
     """
     _check_mask(completion_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     low, high = _clips(clip_range, clip_range_high)
     if dual_clip is not None and dual_clip <= 1:
         raise ValueError(f"dual_clip={dual_clip} must be null or > 1")
-    log_ratio = (logprobs - old_logprobs)[completion_mask]  # (M,)
-    advantages = advantages[completion_mask]
+    log_ratio = torch.where(completion_mask, logprobs - old_logprobs, 0.0)  # (B, T)
+    advantages = torch.where(completion_mask, advantages, 0.0)
     bounded = log_ratio.clamp(max=80.0)  # exp of more is inf, whose gradient is nan even where a clip discards it
     ratio = (torch.where(advantages < 0, log_ratio, bounded) if dual_clip is None else bounded).exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(low, high)
     loss = torch.maximum(unclipped, clipped)
     if dual_clip is not None:
         loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)
-    return loss.sum() / num_tokens, _policy_metrics(loss, log_ratio, clipped > unclipped, ratio)
+    return loss.sum() / num_tokens, _policy_metrics(loss, log_ratio, clipped > unclipped, ratio, completion_mask)
 
 
 def gspo_loss(
@@ -286,11 +290,12 @@ def gspo_loss(
     low, high = _clips(clip_range, clip_range_high)
     log_ratio = torch.where(completion_mask, logprobs - old_logprobs, 0.0)  # (B, T)
     mean = log_ratio.sum(1, keepdim=True) / completion_mask.sum(1, keepdim=True).clamp_min(1)
-    mean, advantages = mean.expand_as(log_ratio)[completion_mask], advantages[completion_mask]  # (M,)
+    mean = torch.where(completion_mask, mean.expand_as(log_ratio), 0.0)  # (B, T)
+    advantages = torch.where(completion_mask, advantages, 0.0)
     ratio = torch.where(advantages < 0, mean, mean.clamp(max=80.0)).exp()  # as in ppo_policy_loss: inf * 0 is nan
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(low, high)
     loss = torch.maximum(unclipped, clipped)
-    return loss.sum() / num_tokens, _policy_metrics(loss, log_ratio[completion_mask], clipped > unclipped, ratio)
+    return loss.sum() / num_tokens, _policy_metrics(loss, log_ratio, clipped > unclipped, ratio, completion_mask)
 
 
 def cispo_loss(
@@ -305,12 +310,12 @@ def cispo_loss(
     """
     _check_mask(completion_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     low, high = _clips(clip_range, clip_range_high)
-    logprobs, advantages = logprobs[completion_mask], advantages[completion_mask]
-    log_ratio = logprobs.detach() - old_logprobs[completion_mask]
+    logprobs, advantages = (torch.where(completion_mask, x, 0.0) for x in (logprobs, advantages))  # (B, T)
+    log_ratio = torch.where(completion_mask, logprobs.detach() - old_logprobs, 0.0)
     ratio = log_ratio.exp()
     loss = -ratio.clamp(low, high) * advantages * logprobs
     clipped = (ratio < low) | (ratio > high)
-    return loss.sum() / num_tokens, _policy_metrics(loss, log_ratio, clipped, ratio)
+    return loss.sum() / num_tokens, _policy_metrics(loss, log_ratio, clipped, ratio, completion_mask)
 
 
 def aggregation(completion_mask: Tensor, kind: str, *, max_new_tokens: int) -> tuple[Tensor, Tensor]:
@@ -344,7 +349,7 @@ def ppo_value_loss(
     _check_mask(value_mask, values=values, old_values=old_values, returns=returns)
     if clip_range is not None and clip_range <= 0:
         raise ValueError(f"value_clip_range={clip_range} must be null or > 0")
-    values, old_values, returns = values[value_mask], old_values[value_mask], returns[value_mask]  # (M,)
+    values, old_values, returns = (torch.where(value_mask, x, 0.0) for x in (values, old_values, returns))  # (B, T)
     error = (values - returns).square()
     if clip_range is None:
         loss, was_clipped = 0.5 * error, torch.zeros_like(error)
@@ -352,7 +357,7 @@ def ppo_value_loss(
         clipped = (old_values + (values - old_values).clamp(-clip_range, clip_range) - returns).square()
         loss, was_clipped = 0.5 * torch.maximum(error, clipped), (clipped > error).float()
     metrics = {"value/loss": loss, "value/clip_fraction": was_clipped}
-    return loss.sum() / num_tokens, {name: value.detach() for name, value in metrics.items()}
+    return loss.sum() / num_tokens, {name: masked(value, value_mask) for name, value in metrics.items()}
 
 
 POLICY_LOSSES = {"clip": ppo_policy_loss, "gspo": gspo_loss, "cispo": cispo_loss}
@@ -390,7 +395,7 @@ def ppo_loss(
 
         check_agreement("losses.py", lambda: _pairs(by_kernel, by_definition, actions, states))
         loss, sums = by_kernel(actions, states)
-        return loss, {name: (total / count).expand(int(count)) for name, (total, count) in sums.items()}
+        return loss, {name: Mean(total, count) for name, (total, count) in sums.items()}
     return by_definition(actions, states)
 
 
@@ -423,17 +428,19 @@ def _clips(clip_range: float, clip_range_high: float | None) -> tuple[float, flo
     return 1 - clip_range, 1 + high
 
 
-def _policy_metrics(loss: Tensor, log_ratio: Tensor, clipped: Tensor, ratio: Tensor) -> dict[str, Tensor]:
-    """What every policy loss logs: (M,) tensors over the masked tokens."""
+def _policy_metrics(
+    loss: Tensor, log_ratio: Tensor, clipped: Tensor, ratio: Tensor, completion_mask: Tensor
+) -> dict[str, Mean]:  # fmt: skip
+    """What every policy loss logs, over the completion tokens of (B, T) tensors."""
     figures = {"loss": loss, "approx_kl": 0.5 * log_ratio.square(), "clip_fraction": clipped.float(), "ratio": ratio}
-    return {f"policy/{name}": value.detach() for name, value in figures.items()}
+    return {f"policy/{name}": masked(value, completion_mask) for name, value in figures.items()}
 
 
 def _margin(chosen, rejected, ref_chosen, ref_rejected, *, beta, label_smoothing=0.0) -> tuple[Tensor, dict]:
     shapes = [tuple(x.shape) for x in (chosen, rejected, ref_chosen, ref_rejected)]
     if len(set(shapes)) != 1 or len(shapes[0]) != 1:
         raise ValueError(f"preference losses want four (B,) tensors of sequence log-probs, got {shapes}")
-    if not torch.as_tensor(beta > 0).all() or not 0 <= label_smoothing < 0.5:
+    if any_on_host(torch.as_tensor(beta) <= 0) or not 0 <= label_smoothing < 0.5:
         raise ValueError(f"need beta > 0 and 0 <= label_smoothing < 0.5, got {beta=}, {label_smoothing=}")
     chosen_rewards = beta * (chosen - ref_chosen)  # (B,) implicit reward, Rafailov et al. Eq. 5 up to a constant
     rejected_rewards = beta * (rejected - ref_rejected)

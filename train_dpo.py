@@ -44,7 +44,9 @@ from model.lora import Reference, add_lora, export_adapter
 from model.packing import Rows, make_rows
 from model.ref_cache import cached_logprobs, row_key, weights_digest
 from runtime.config import check_choice, check_number, check_positive, check_training
+from runtime.devices import send
 from runtime.distributed import gathered
+from runtime.metrics import masked
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
 
@@ -134,7 +136,7 @@ def train(cfg: DictConfig, run: Run) -> float:
         optimizer.zero_grad()
         run.metrics.add({"objective/loss": step_loss, "optim/lr": lr, "optim/grad_norm": grad_norm})
         look(step=run.step + 1)
-        run.end_step(num_tokens=sum(int(part.rows.attention_mask.sum()) for part in parts))
+        run.end_step(num_tokens=sum(part.num_tokens for part in parts))
 
     export_model(policy, run.dir / "model", tokenizer)
     export_adapter(policy, run.dir / "adapter", cfg.policy)
@@ -177,7 +179,7 @@ def load_reference(
             compute, rows, directory=Path(cfg.ref_cache), weights=weights_digest(path), precision=cfg.precision,
             rank=run.rank, world_size=run.world_size,
         )  # fmt: skip
-    return lambda examples, batch: torch.tensor([table[row_key(row)] for row in examples], device=run.device), []
+    return lambda examples, batch: send(torch.tensor([table[row_key(row)] for row in examples]), run.device), []
 
 
 @torch.no_grad()
@@ -207,8 +209,8 @@ def reference_point(run: Run, policy: Policy, parts: list[Batch]) -> Tensor:
 def count(run: Run, parts: list[Batch]) -> dict[str, Tensor]:
     """What the objective divides by: elements, and tokens of good completions, of all parts; means over ranks."""
     elements = sum(len(part.margins) for part in parts)
-    tokens = sum(int(part.rows.completion_mask[part.good].sum()) for part in parts)
-    num_elements, num_tokens = run.mean(torch.tensor([float(elements), float(tokens)], device=run.device))
+    tokens = sum(part.num_targets for part in parts)
+    num_elements, num_tokens = run.mean(torch.tensor([float(elements), float(tokens)]))
     return {"num_elements": num_elements, "num_tokens": num_tokens.clamp(min=1)}
 
 
@@ -221,7 +223,7 @@ def objective(
         logprobs: (b, T) of the part's rows. num_elements, num_tokens: of the whole step, so that its parts add up.
     """
     loss, metrics = preference_loss(cfg, part, logprobs.sum(1), kl)
-    nll, _ = sft_loss(logprobs[part.good], part.rows.completion_mask[part.good], num_tokens=num_tokens)
+    nll, _ = sft_loss(logprobs[part.good_rows], part.rows.completion_mask[part.good_rows], num_tokens=num_tokens)
     return loss * len(part.margins) / num_elements + cfg.nll_coef * nll, metrics
 
 
@@ -232,7 +234,7 @@ def unit(cfg: DictConfig, rows: Rows) -> Tensor | int:
 
 def preference_loss(cfg: DictConfig, part: Batch, logprobs: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss named in the config, over the b rows' total log-probs; and what is logged beside it."""
-    metrics = {"logprobs/chosen": logprobs[part.good].detach(), "logprobs/rejected": logprobs[~part.good].detach()}
+    metrics = {"logprobs/chosen": masked(logprobs, part.good), "logprobs/rejected": masked(logprobs, ~part.good)}
     logprobs, ref_logprobs = (x / unit(cfg, part.rows) for x in (logprobs, part.ref_logprobs))
     if cfg.loss == "kto":
         weights = {"desirable_weight": cfg.desirable_weight, "undesirable_weight": cfg.undesirable_weight}

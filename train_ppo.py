@@ -56,7 +56,8 @@ from rollouts.sampling import draw
 from rollouts.trajectory import Part, Trajectory
 from rollouts.viewer import credit_samples, print_credit, warn_about
 from runtime.config import check_batch, check_choice, check_number, check_positive, check_whole
-from runtime.devices import PRECISIONS
+from runtime.devices import PRECISIONS, send
+from runtime.metrics import masked
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
 
@@ -120,12 +121,13 @@ def train(cfg: DictConfig, run: Run) -> float:
         weights, counts = aggregation(mask, cfg.aggregation, max_new_tokens=cfg.sampling.max_new_tokens)
         shares = {"epochs": cfg.ppo_epochs, "size": cfg.minibatch_size, "samples_per_prompt": K}
         for index, minibatch in enumerate(run.minibatches(len(mask), **shares)):
-            num_tokens, num_states = (run.mean(n[minibatch].sum().float()).clamp_min(1) for n in (counts, value_mask))
             minibatch, row_sums, ratios = minibatch.sort().values, [], []  # siblings stay neighbours: one prompt
-            for rows in minibatch.split(size):
-                part, weight = rollout.part(rows), weights[rows]
+            some = send(minibatch, run.device)
+            num_tokens, num_states = (run.mean(n[some].sum().float()).clamp_min(1) for n in (counts, value_mask))
+            for part in map(rollout.part, minibatch.split(size)):
+                rows, weight = part.index, weights[part.index]
                 logprobs, entropy = read_policy(policy, part, cfg)  # (b, T)
-                values = value_model(*part.states, stream=part.states_stream)  # (b, T)
+                values = value_model(*part.states)  # (b, T)
                 loss, metrics = ppo_loss(
                     logprobs, old_logprobs[rows], weight * advantages[rows], mask[rows],
                     values, old_values[rows], returns[rows], value_mask[rows], policy_loss=cfg.policy_loss,
@@ -138,7 +140,7 @@ def train(cfg: DictConfig, run: Run) -> float:
                 router, routed = router_loss(policy, value_model, share=len(rows) / len(minibatch), **cfg.router)
                 (loss + kl_coefs["loss"] * kl_penalty - bonus + router).backward()
                 run.metrics.add(metrics | routed)
-                ratios.append((logprobs.detach() - old_logprobs[rows])[mask[rows]].exp())
+                ratios.append(torch.where(mask[rows], logprobs.detach() - old_logprobs[rows], 0.0).exp().flatten())
                 row_sums.append(logprobs.detach().sum(1) + values.detach().sum(1))
             pretraining.add_gradients(policy)
             hold_still(policy, run.step < cfg.value_pretraining_steps)
@@ -168,7 +170,7 @@ def shape_rewards(paid: Tensor, kl: Tensor, rollout: Trajectory, cfg: DictConfig
     What is paid at the end of an episode is clipped, loses the penalty of an overlong completion, and follows the rule
     for missing stop tokens; missing_eos=replace also takes back what was paid before.
     """
-    ends, finished = paid[rollout.done], rollout.finished  # (B,)
+    ends, finished = paid.masked_fill(~rollout.done, 0.0).sum(1), rollout.finished  # (B,)
     before = paid.masked_fill(rollout.done, 0.0)
     limit = {"max_new_tokens": cfg.sampling.max_new_tokens, "overlong_tokens": cfg.overlong_tokens}
     last = (rollout.turn == rollout.turn.amax(1, keepdim=True)) & rollout.action_mask
@@ -203,7 +205,7 @@ def whitens(cfg: DictConfig) -> bool:
 
 def read_policy(policy: Policy, part: Part, cfg: DictConfig) -> tuple[Tensor, Tensor]:
     """(b, T) log-probs of the actions and the entropy of what each was drawn from; 0 where entropy_coef is."""
-    settings = {"temperature": cfg.sampling.temperature, "stream": part.stream}
+    settings = {"temperature": cfg.sampling.temperature}
     if cfg.entropy_coef:
         return policy.logprobs_and_entropy(*part.rows, **settings)
     logprobs = policy.logprobs(*part.rows, **settings)
@@ -217,7 +219,7 @@ def penalty(
     """() the KL to the reference as a loss term, summed: an estimate from what was sampled, or over the vocabulary."""
     if cfg.kl_in != "loss" or cfg.kl_estimator != "exact":
         return kl_loss(logprobs, ref_logprobs, part.rows.completion_mask, cfg.kl_estimator, weight)
-    settings = {"temperature": cfg.sampling.temperature, "stream": part.stream}
+    settings = {"temperature": cfg.sampling.temperature}
     return (weight * policy.exact_kl(ref_policy, *part.rows, **settings)).sum()
 
 
@@ -229,8 +231,10 @@ def hold_still(policy: Policy, held: bool) -> None:
 
 def first_ratio(ratios: list[Tensor], index: int) -> dict[str, Tensor]:
     """The ratio farthest from 1 on a rollout's first minibatch, where nothing has been learned yet: it must be 1."""
-    ratio = torch.cat([*ratios, ratios[0].new_ones(1)])  # 1 where the minibatch has no row to learn from
-    return {"policy/ratio_first": ratio[(ratio - 1).abs().argmax()]} if index == 0 else {}
+    if index:
+        return {}
+    ratio = torch.cat(ratios)
+    return {"policy/ratio_first": ratio[(ratio - 1).abs().argmax()]}
 
 
 def rollout_figures(
@@ -239,8 +243,9 @@ def rollout_figures(
     """What is logged of every rollout: score and rewards of the rows that were judged, the rest of all rows."""
     mask, judged = rollout.action_mask, rollout.judged
     return {
-        "objective/score": paid.sum(1)[judged], "objective/rewards": rewards.sum(1)[judged], "objective/kl": kl.sum(1),
-        "objective/entropy": entropy[mask], "objective/length": mask.sum(1), "objective/truncated": ~rollout.finished,
+        "objective/score": masked(paid.sum(1), judged), "objective/rewards": masked(rewards.sum(1), judged),
+        "objective/kl": kl.sum(1), "objective/entropy": masked(entropy, mask), "objective/length": mask.sum(1),
+        "objective/truncated": ~rollout.finished,
     }  # fmt: skip
 
 
@@ -380,7 +385,7 @@ class NoValues(nn.Module):
     """The value model of an advantage without one (not in WITH_VALUES): 0 everywhere, nothing to learn."""
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, stream: Stream | None = None
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, stream: Stream | None = None
     ) -> Tensor:
         return torch.zeros(input_ids.shape, device=input_ids.device)
 

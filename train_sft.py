@@ -60,10 +60,10 @@ def train(cfg: DictConfig, run: Run) -> float:
         lr = set_lr(optimizer, run.step, cfg.optim)
         parts = micro_batches(next(batches), cfg.micro_batch_size)
         targets = torch.tensor(float(sum(row["completion_mask"].sum() for part in parts for row in part)))
-        num_tokens = run.mean(targets.to(run.device))  # mean over ranks, because FSDP2 averages gradients
+        num_tokens = run.mean(targets)  # mean over ranks, because FSDP2 averages gradients
 
         # ---- gradients, a few rows at a time
-        row_losses, read = [], 0
+        row_losses = []
         for part in parts:
             rows = make_rows(part, tokenizer.pad_id).to(run.device)
             logprobs = policy.logprobs(*rows)  # (b, T)
@@ -72,7 +72,6 @@ def train(cfg: DictConfig, run: Run) -> float:
             (loss + router).backward()
             run.metrics.add(metrics | routed)
             row_losses.append(-logprobs.detach().sum(1))  # (b,)
-            read += int(rows.attention_mask.sum())
 
         # ---- the step
         grad_norm = clip_grads(policy, cfg.optim.max_grad_norm)
@@ -81,7 +80,7 @@ def train(cfg: DictConfig, run: Run) -> float:
         optimizer.zero_grad()
         run.metrics.add({"objective/tokens": num_tokens * run.world_size, "optim/lr": lr, "optim/grad_norm": grad_norm})
         look(cfg, run, policy, tokenizer, held_out, shown, step=run.step + 1)
-        run.end_step(num_tokens=read)
+        run.end_step(num_tokens=sum(len(row["input_ids"]) for part in parts for row in part))
 
     export_model(policy, run.dir / "model", tokenizer)
     export_adapter(policy, run.dir / "adapter", cfg.policy)

@@ -9,6 +9,7 @@ from torch import Tensor
 from data.preferences import Element
 from model.packing import Rows, make_rows
 from model.ref_cache import row_key
+from runtime.devices import send
 
 Reference = Callable[[list[dict], Rows], Tensor]  # encoded rows, and the same as tensors -> (b,) nats
 
@@ -20,11 +21,14 @@ class Batch(NamedTuple):
     elements: Tensor  # (b,) which element
     ranks: Tensor  # (b,) lower is better
     good: Tensor  # (b,) bool: as good as the best of its element, or rated good
+    good_rows: Tensor  # (g,) which rows are
     margins: Tensor  # (e,) how much better the better side is, as far as the data tell
     ref_logprobs: Tensor  # (b,) nats
     mismatched: Rows | None  # KTO: each row's prompt with another prompt's completion
     mismatched_ref_logprobs: Tensor | None
     where: list[str]  # FILE:LINE of each row
+    num_tokens: int  # real ones of all rows
+    num_targets: int  # completion tokens of the good rows
 
 
 def collate(elements: list[Element], reference: Reference, partners: dict[bytes, dict], pad_id: int, device) -> Batch:
@@ -37,14 +41,19 @@ def collate(elements: list[Element], reference: Reference, partners: dict[bytes,
     mismatched = make_rows(others, pad_id).to(device) if partners else None
     return Batch(
         rows=rows,
-        elements=torch.repeat_interleave(counts).to(device),
-        ranks=torch.tensor([rank for element in elements for rank in element.ranks], device=device),
-        good=torch.tensor(good, device=device),
-        margins=torch.tensor([element.margin for element in elements], device=device),
+        elements=send(torch.repeat_interleave(counts), device),
+        ranks=send(torch.tensor([rank for element in elements for rank in element.ranks]), device),
+        good=send(torch.tensor(good), device),
+        good_rows=send(torch.tensor(good).nonzero().flatten(), device),
+        margins=send(torch.tensor([element.margin for element in elements]), device),
         ref_logprobs=reference(examples, rows),
         mismatched=mismatched,
         mismatched_ref_logprobs=reference(others, mismatched) if partners else None,
         where=[element.where for element in elements for _ in element.rows],
+        num_tokens=sum(len(row["input_ids"]) for row in examples),
+        num_targets=sum(
+            int(sum(row["completion_mask"])) for row, is_good in zip(examples, good, strict=True) if is_good
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from model.chunks import Chunks
+from runtime.devices import send
 
 CHUNK = 256  # queries of one product: a longer block is cut, so that little is computed above the diagonal
 SMALLEST_HEAD = 16  # flex_attention compiles for no narrower ones
@@ -19,13 +20,18 @@ class Blocks:
     Masks are made once and shared by all layers of a forward.
     """
 
-    def __init__(self, cuts: list[list[int]], answers: Tensor, positions: Tensor, longest: int):
+    def __init__(self, cuts: list[list[int]], numbers: Tensor, answers: Tensor, positions: Tensor, longest: int):
         self.cuts = cuts  # of each block, where its prompt begins, where that ends, and where each answer ends
         self.spans = [(cut[0], cut[-1]) for cut in cuts]  # stream slice of each block
+        self.numbers = numbers  # (N,) int64, which block a token is of
         self.answers = answers  # (N,) int64: 0 = the block's prompt, k = its k-th answer
         self.positions = positions  # (N,) int64
         self.longest = longest  # tokens of the longest row
         self.masks = {}
+
+    def to(self, device) -> "Blocks":
+        tensors = (send(x, device) for x in (self.numbers, self.answers, self.positions))
+        return Blocks(self.cuts, *tensors, self.longest)
 
     def chunks(self) -> Chunks:
         """The stream as a recurrence goes through it."""
@@ -62,9 +68,7 @@ class Blocks:
         """
         if window in self.masks:
             return self.masks[window]
-        size, device = len(self.answers), self.answers.device
-        sizes = torch.tensor([stop - start for start, stop in self.spans], device=device)
-        block = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes, output_size=size)  # (N,)
+        size, device, block = len(self.answers), self.answers.device, self.numbers
         first = block[::TILE]  # (tiles,) block of each tile's first token
         last = torch.cat((block[TILE - 1 :: TILE], block[-1:]))[: len(first)]  # and of its last one
         tile = torch.arange(len(first), device=device)

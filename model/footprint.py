@@ -174,7 +174,7 @@ def _recomputed(config: ModelConfig, rows: int, length: int, dtype: torch.dtype)
 
 def _blocks(rows: int, length: int) -> Blocks:
     nothing = torch.zeros(rows * length, dtype=torch.int64)
-    return Blocks([[row * length, (row + 1) * length] for row in range(rows)], nothing, nothing, length)
+    return Blocks([[row * length, (row + 1) * length] for row in range(rows)], nothing, nothing, nothing, length)
 
 
 def _kept_by(run: Callable[[], Tensor], own: set[int]) -> int:

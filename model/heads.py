@@ -47,26 +47,26 @@ class Policy(nn.Module):
         )
 
     def logprobs(
-        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor,
-        *, temperature: float = 1.0, stream: Stream | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, stream: Stream | None = None,
+        *, temperature: float = 1.0,
     ) -> Tensor:  # fmt: skip
         """(B, T) float32: column t is log pi(token t | tokens before t), 0 where completion_mask is False.
 
         The transformer sees N real tokens and no padding; only the M positions that predict a completion token reach
-        the vocabulary product, and the kernel never stores the (M, V) logits. `stream` is the rows packed, where the
-        caller has packed them for several networks.
+        the vocabulary product, and the kernel never stores the (M, V) logits. `stream` is the rows packed, where that
+        is done (`Rows.stream`).
         """
-        stream = stream or pack(input_ids, attention_mask, completion_mask)
+        stream = pack(input_ids, attention_mask, completion_mask, stream)
         how = self.logit_settings(temperature)
         picked = linear_logprob(self._states(stream), self.lm_head.weight, stream.targets, **how)
         return spread(picked, completion_mask)
 
     def logprobs_and_entropy(
-        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor,
-        *, temperature: float = 1.0, stream: Stream | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, stream: Stream | None = None,
+        *, temperature: float = 1.0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """`logprobs`, and beside it (B, T) float32 entropy in nats of the distribution that token t was drawn from."""
-        stream = stream or pack(input_ids, attention_mask, completion_mask)
+        stream = pack(input_ids, attention_mask, completion_mask, stream)
         picked, entropy = linear_logprob(
             self._states(stream), self.lm_head.weight, stream.targets, **self.logit_settings(temperature), entropy=True
         )
@@ -74,7 +74,7 @@ class Policy(nn.Module):
 
     def exact_kl(
         self, ref_policy: "Policy", input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor,
-        *, temperature: float = 1.0, stream: Stream | None = None,
+        stream: Stream | None = None, *, temperature: float = 1.0,
     ) -> Tensor:  # fmt: skip
         """(B, T) float32 nats: KL(self || ref_policy) over the whole vocabulary at each completion position.
 
@@ -83,7 +83,7 @@ class Policy(nn.Module):
         theirs, ours = ((c.logit_divisor, c.logit_softcap) for c in (ref_policy.config, self.config))
         if theirs != ours:
             raise ValueError(f"the reference scales and caps its logits by {theirs}, the policy by {ours}: no exact KL")
-        stream = stream or pack(input_ids, attention_mask, completion_mask)
+        stream = pack(input_ids, attention_mask, completion_mask, stream)
         ref = (ref_policy.states(stream), ref_policy.lm_head.weight)
         kl = linear_kl(self._states(stream), self.lm_head.weight, *ref, **self.logit_settings(temperature))
         return spread(kl, completion_mask)
@@ -112,10 +112,10 @@ class RewardModel(nn.Module):
         self.register_buffer("shift", torch.zeros(()))
 
     def score(
-        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, stream: Stream | None = None
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, stream: Stream | None = None
     ) -> Tensor:
         """(B,) float32 scores. The last token is found by the mask, so pad and eos may share an id."""
-        stream = stream or pack(input_ids, attention_mask, completion_mask)
+        stream = pack(input_ids, attention_mask, completion_mask, stream)
         hidden = self.transformer(stream.tokens, stream.positions, stream.blocks, picks=stream.last)  # (B, D)
         return scalar(self.head, hidden) * self.gain + self.shift
 
@@ -135,10 +135,10 @@ class ValueModel(nn.Module):
         self.head = nn.Linear(config.hidden_size, 1)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, *, stream: Stream | None = None
+        self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, stream: Stream | None = None
     ) -> Tensor:
         """(B, T) float32: column t is V of the state before token t is emitted, 0 where completion_mask is False."""
-        stream = stream or pack(input_ids, attention_mask, completion_mask)
+        stream = pack(input_ids, attention_mask, completion_mask, stream)
         hidden = self.transformer(stream.tokens, stream.positions, stream.blocks, picks=stream.predicts)  # (M, D)
         return spread(scalar(self.head, hidden), completion_mask)
 

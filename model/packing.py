@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.attention import Blocks
+from runtime.devices import send
 
 # One token through a layer's products costs about as much as this many query-key pairs (~5 x hidden size at 576-1024).
 PAIRS_PER_TOKEN = 4096
@@ -17,13 +18,15 @@ class Rows(NamedTuple):
     input_ids: Tensor  # (B, T) int64
     attention_mask: Tensor  # (B, T) bool, real tokens
     completion_mask: Tensor  # (B, T) bool, tokens that the model produced or must learn to produce
+    stream: "Stream | None" = None  # the batch packed, where that is done: the host packs what the device will read
 
     def select(self, rows) -> "Rows":
         """The rows at `rows` (indices, slice or mask); the columns stay, so that (B, T) tensors beside still fit."""
-        return Rows(*(x[rows] for x in self))
+        return Rows(*(x[rows] for x in self[:3]))
 
     def to(self, device) -> "Rows":
-        return Rows(*(x.to(device) for x in self))
+        """The rows on `device`, packed. Rows of the host are packed there, so that nobody waits for a device."""
+        return Rows(*(send(x, device) for x in self[:3]), pack(*self).to(device))
 
 
 class Stream(NamedTuple):
@@ -35,6 +38,9 @@ class Stream(NamedTuple):
     predicts: Tensor  # (M,) int64, stream index of the token before each target
     targets: Tensor  # (M,) int64, the completion tokens of the batch, row-major
     last: Tensor  # (B,) int64, stream index of each row's last real token
+
+    def to(self, device) -> "Stream":
+        return Stream(*(x.to(device) if isinstance(x, Blocks) else send(x, device) for x in self))
 
 
 def make_rows(examples: list[dict], pad_id: int) -> Rows:
@@ -55,14 +61,19 @@ def make_rows(examples: list[dict], pad_id: int) -> Rows:
     return Rows(input_ids, attention_mask, completion_mask)
 
 
-def pack(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> Stream:
+def pack(
+    input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, stream: Stream | None = None
+) -> Stream:  # fmt: skip
     """The batch as one stream. Padding may be anywhere; consecutive rows with equal prompts share one copy of it.
 
-    A row's prompt is what comes before its first completion token. Raises ValueError on masks that contradict.
+    A row's prompt is what comes before its first completion token. `stream` is the answer, where it is known. Works on
+    the host: rows of a device are copied. Raises ValueError on masks that contradict.
     """
-    check_masks(input_ids, attention_mask, completion_mask)
+    if stream is not None:
+        return stream
     device = input_ids.device
     ids, real, completion = input_ids.cpu(), attention_mask.cpu(), completion_mask.cpu()
+    check_masks(ids, real, completion)
     order = real.cumsum(1) - 1  # (B, T) a token's number within its row
     lengths = real.sum(1)  # (B,)
     first = order.gather(1, completion.int().argmax(1, keepdim=True)).squeeze(1)  # (B,)
@@ -78,11 +89,10 @@ def pack(input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor) -> 
     answer = torch.where(order < prompts[:, None], 0, torch.tensor(layout.answers)[:, None])
     answers[index[real]] = answer[real]
     last = index[:, -1]  # (B,) a padding column repeats the number of the real token before it
-    moved = (x.to(device) for x in (tokens, positions, answers, before[completion], ids[completion], last))
-    tokens, positions, answers, predicts, targets, last = moved
-    return Stream(
-        tokens, positions, Blocks(layout.cuts, answers, positions, lengths.max().item()), predicts, targets, last
-    )
+    sizes = torch.tensor([cut[-1] - cut[0] for cut in layout.cuts])
+    numbers = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    blocks = Blocks(layout.cuts, numbers, answers, positions, lengths.max().item())
+    return Stream(tokens, positions, blocks, before[completion], ids[completion], last).to(device)
 
 
 class Layout(NamedTuple):

@@ -18,7 +18,7 @@ from model.heads import Policy
 from model.kv_cache import KVCache
 from model.linear import Linear
 from model.next_token import next_token, uniforms
-from model.packing import Rows, make_rows, pack
+from model.packing import Rows, make_rows
 
 # Prompt tokens of one forward: on a CPU the activations of more fall out of its cache, and products lose 15 %.
 PREFILL = {"cpu": 1024, "cuda": 16384}
@@ -137,7 +137,7 @@ def prefill(policy: Policy, rows: list[Row], cache: KVCache, first: int) -> Tens
 def after_prompts(policy: Policy, prompts: list[list[int]], slots: list[list[int]], cache: KVCache) -> Tensor:
     """(P, V) float32 logits after each of P prompts, as one packed stream."""
     batch = make_rows([{"input_ids": p, "completion_mask": [False] * len(p)} for p in prompts], pad_id=0)
-    stream = pack(*batch.to(policy.lm_head.weight.device))
+    stream = batch.to(policy.lm_head.weight.device).stream
     return policy(stream.tokens, stream.positions, stream.blocks, stream.last, cache.prefill(slots))
 
 

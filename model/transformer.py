@@ -17,6 +17,7 @@ from model.functions import add_rms_norm, fused, fused_heads, geglu, rms_norm, r
 from model.gated_delta import GatedDeltaNet
 from model.linear import Linear
 from model.rope import Rope
+from runtime.devices import send
 
 
 class RMSNorm(nn.Module):
@@ -270,6 +271,6 @@ def neftune_noise(x: Tensor, blocks: Blocks, alpha: float) -> Tensor:
 
     L is the token's own block length, without padding: the noise of a row does not depend on its batch.
     """
-    sizes = torch.tensor([stop - start for start, stop in blocks.spans], device=x.device)
+    sizes = send(torch.tensor([stop - start for start, stop in blocks.spans]), x.device)
     scale = alpha / (sizes.float() * x.shape[1]).sqrt()  # one per block
-    return torch.empty_like(x).uniform_(-1, 1) * scale.repeat_interleave(sizes)[:, None].to(x.dtype)
+    return torch.empty_like(x).uniform_(-1, 1) * scale[blocks.numbers][:, None].to(x.dtype)

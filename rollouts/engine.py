@@ -14,6 +14,7 @@ from rollouts.environment import SingleTurn
 from rollouts.server import Server
 from rollouts.trajectory import Trajectory, Turn, make_trajectory
 from runtime.distributed import gathered
+from runtime.metrics import masked
 from runtime.seeds import seed_of
 from runtime.shares import number_of
 
@@ -86,7 +87,8 @@ class Local:
             policy, prompts, **self.sampling, stop_ids=self.tokenizer.stop_ids, seeds=seeds,
             pad_id=self.tokenizer.pad_id,
         )  # fmt: skip
-        said = [ids[mask].tolist() for ids, mask in zip(made.rows.input_ids, made.rows.completion_mask, strict=True)]
+        rows = zip(made.rows.input_ids.cpu(), made.rows.completion_mask.cpu(), strict=True)
+        said = [ids[mask].tolist() for ids, mask in rows]
         return [
             Turn(ids, logprobs, reason == "stop")
             for ids, logprobs, reason in zip(said, made.logprobs, made.finish_reasons, strict=True)
@@ -104,8 +106,8 @@ def correct_for_sampler(
     mask, sampled = rollout.action_mask, rollout.sampler_logprobs
     if sampled is None:
         return advantages, {}
-    figures = {"policy/sampler_kl": (sampled - logprobs)[mask]}
+    figures = {"policy/sampler_kl": masked(sampled - logprobs, mask)}
     if cfg.kind == "local":
         return advantages, figures
     weights = importance_weights(logprobs, sampled, max_weight=cfg.max_weight)
-    return advantages * weights, figures | {"policy/sampler_weight": weights[mask]}
+    return advantages * weights, figures | {"policy/sampler_weight": masked(weights, mask)}

@@ -9,13 +9,13 @@ from rollouts.trajectory import Part
 
 
 def of_actions(function: Callable, parts: list[Part], **settings) -> Tensor | tuple[Tensor, ...]:
-    """function(*rows, stream=..., **settings) of all parts, joined: one tensor, or a tuple where it returns several."""
-    return joined([function(*part.rows, stream=part.stream, **settings) for part in parts])
+    """function(*rows, **settings) of all parts, joined: one tensor, or a tuple where it returns several."""
+    return joined([function(*part.rows, **settings) for part in parts])
 
 
 def of_states(function: Callable, parts: list[Part], **settings) -> Tensor:
     """The same on the states that have a value."""
-    return joined([function(*part.states, stream=part.states_stream, **settings) for part in parts])
+    return joined([function(*part.states, **settings) for part in parts])
 
 
 def joined(outputs: list) -> Tensor | tuple[Tensor, ...]:

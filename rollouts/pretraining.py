@@ -33,7 +33,7 @@ class PretrainingMix:
             return
         parts = micro_batches(next(self.loader), self.cfg.micro_batch_size)
         targets = torch.tensor(float(sum(row["completion_mask"].sum() for part in parts for row in part)))
-        num_tokens = self.run.mean(targets.to(self.run.device))
+        num_tokens = self.run.mean(targets)
         for part in parts:
             rows = make_rows(part, self.pad_id).to(self.run.device)
             loss, metrics = sft_loss(policy.logprobs(*rows), rows.completion_mask, num_tokens=num_tokens)

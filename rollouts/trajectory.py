@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.packing import Rows, Stream, pack
+from model.packing import Rows
+from runtime.devices import send
 
 
 @dataclass
@@ -41,6 +42,7 @@ class Trajectory:
     prompts: list[dict]
     rewards: dict[str, Tensor] = field(default_factory=dict)
     packed: dict[int, list["Part"]] = field(default_factory=dict, repr=False)  # what `parts` has packed already
+    on_host: tuple[Rows, Rows] | None = field(default=None, repr=False)  # copies of `rows` and `states`, to pack from
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -63,16 +65,18 @@ class Trajectory:
     def parts(self, size: int) -> list["Part"]:
         """The episodes `size` at a time, packed once for all networks that read them."""
         if size not in self.packed:
-            rows = torch.arange(len(self), device=self.tokens.device)
-            self.packed[size] = [self.part(some) for some in rows.split(size)]
+            self.packed[size] = [self.part(some) for some in torch.arange(len(self)).split(size)]
         return self.packed[size]
 
     def part(self, rows: Tensor) -> "Part":
-        """The episodes at `rows`, packed."""
-        actions, states = self.rows.select(rows), self.states.select(rows)
-        stream = pack(*actions)
-        same = torch.equal(actions.completion_mask, states.completion_mask)
-        return Part(actions, stream, states, stream if same else pack(*states))
+        """The episodes at `rows` (indices of the host), packed there."""
+        device = self.tokens.device
+        if self.on_host is None:
+            self.on_host = tuple(Rows(*(x.cpu() for x in some[:3])) for some in (self.rows, self.states))
+        actions, states = (some.select(rows) for some in self.on_host)
+        same, index = torch.equal(actions.completion_mask, states.completion_mask), send(rows, device)
+        actions = actions.to(device)
+        return Part(index, actions, actions if same else states.to(device))
 
     def select(self, rows: Tensor) -> "Trajectory":
         """The episodes at `rows` (indices)."""
@@ -84,19 +88,18 @@ class Trajectory:
 
     def leave_out(self, rows: Tensor) -> None:
         """Nothing is learned from the episodes where `rows` (B,) is True: they keep their tokens and have no action."""
-        keep, self.packed = ~rows[:, None], {}
+        keep, self.packed, self.on_host = ~rows[:, None], {}, None
         self.action_mask, self.value_mask, self.done = (
             m & keep for m in (self.action_mask, self.value_mask, self.done)
         )
 
 
 class Part(NamedTuple):
-    """Some episodes and their streams (`model/packing.py`)."""
+    """Some episodes, packed (`model/packing.py`)."""
 
+    index: Tensor  # (b,) which of the trajectory's
     rows: Rows
-    stream: Stream
     states: Rows
-    states_stream: Stream
 
 
 class Turn(NamedTuple):
@@ -136,7 +139,7 @@ def make_trajectory(
     done = columns == columns.masked_fill(~value_mask, -1).amax(1, keepdim=True)
     tensors = (tokens, attention_mask, action_mask, value_mask, done, turn, stopped, torch.ones_like(stopped))
     tensors = (*tensors, sampler_logprobs)
-    return Trajectory(*(x if x is None else x.to(device) for x in tensors), prompts)
+    return Trajectory(*(x if x is None else send(x, device) for x in tensors), prompts)
 
 
 def from_rows(rows: Rows, finished: list[bool], prompts: list[dict]) -> Trajectory:

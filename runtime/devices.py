@@ -61,6 +61,19 @@ def _warn(device_type: str) -> None:
     )  # fmt: skip
 
 
+def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A tensor of the host on `device`. To a GPU it goes from pinned memory: the host does not wait for it."""
+    device = torch.device(device)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def any_on_host(flags: torch.Tensor) -> bool:
+    """Whether a check of values fails. A GPU is not asked: each check would hold the host up."""
+    return flags.device.type == "cpu" and bool(flags.any())
+
+
 def product_gflops(device_type: str, dtype: torch.dtype, size: int = 256) -> float:
     """GFLOP/s of products of square matrices, the best of three after one."""
     a, seconds = torch.ones(size, size, dtype=dtype, device=device_type), []

@@ -55,7 +55,8 @@ def _prepared(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         try:
             return job(cfg)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+            short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+            if not short:
                 raise
             given = [(key, OmegaConf.select(cfg, key)) for key in MEMORY_KEYS]
             there = [f"{key}={value}" for key, value in given if value is not None]

@@ -5,6 +5,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,22 +14,45 @@ from torch import Tensor
 from runtime.files import sync
 
 
+class Mean(NamedTuple):
+    """A mean that stays on the device: what a mask leaves of (B, T) values, without asking how many there are."""
+
+    total: Tensor  # () float64
+    count: Tensor  # ()
+
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+
+def masked(values: Tensor, mask: Tensor) -> Mean:
+    """The mean of the values where the mask is True. An index by a mask would make the host wait for a GPU."""
+    return Mean(wide(torch.where(mask, values.detach(), 0)).sum(), mask.sum())
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float64, which sums of many values need; Apple's GPUs have float32 at most."""
+    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+
+
 class Metrics:
     """Exact means over every element on every rank; `flush` is one exchange of ranks and one host read."""
 
     def __init__(self):
         self.sums: dict[str, Tensor | float] = defaultdict(float)
-        self.counts: dict[str, int] = defaultdict(int)
+        self.counts: dict[str, Tensor | int] = defaultdict(int)
 
-    def add(self, values: dict[str, Tensor | float]) -> None:
+    def add(self, values: dict[str, Tensor | Mean | float]) -> None:
         """A tensor weighs as much as it has elements: pass per-token or per-sequence values, not means.
 
-        A plain number weighs one, on each rank.
+        A `Mean` weighs as much as its count, a plain number one, on each rank.
         """
         for name, value in values.items():
-            value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
-            self.sums[name] = self.sums[name] + value.double().sum()
-            self.counts[name] += value.numel()
+            if isinstance(value, Tensor):
+                value = Mean(wide(value.detach()).sum(), value.numel())
+            elif not isinstance(value, Mean):
+                value = Mean(float(value), 1)
+            self.sums[name] = self.sums[name] + value.total
+            self.counts[name] = self.counts[name] + value.count
 
     def flush(self) -> dict[str, float]:
         """Every mean since the last flush, by name; a name without any element on any rank has none."""
@@ -39,14 +63,23 @@ class Metrics:
             names = sorted({name for of_rank in known for name in of_rank})
         if not names:
             return {}
-        device = next((s.device for s in self.sums.values() if s.device.type != "cpu"), torch.device("cpu"))
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        sums = torch.stack([self.sums.pop(name, zero).to(device) for name in names])  # (M,)
-        table = torch.stack([sums, sums.new_tensor([self.counts.pop(name, 0) for name in names])])  # (2, M)
-        if dist.is_initialized():
-            dist.all_reduce(table)
-        rows = zip(names, *table.tolist(), strict=True)
+        cells = [column.pop(name, 0) for column in (self.sums, self.counts) for name in names]
+        rows = zip(names, *read_once(cells).view(2, -1).tolist(), strict=True)
         return {name: total / count for name, total, count in rows if count}
+
+
+def read_once(cells: list[Tensor | float]) -> Tensor:
+    """The numbers, summed over ranks, as float64 of the host; those of the device are read together."""
+    known = torch.tensor([0.0 if isinstance(x, Tensor) else float(x) for x in cells], dtype=torch.float64)
+    places = defaultdict(list)  # by device: that of the run, and the host's own tensors
+    for place, x in enumerate(cells):
+        if isinstance(x, Tensor):
+            places[x.device].append(place)
+    for some in places.values():
+        known[some] = torch.stack([wide(cells[place]) for place in some]).cpu().double()
+    if dist.is_initialized():
+        dist.all_reduce(known)
+    return known
 
 
 def append_row(path: Path, row: dict) -> None:

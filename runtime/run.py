@@ -209,7 +209,7 @@ class Run:
         """
         seconds = time.perf_counter() - self._clock - self._paused
         if num_tokens is not None:
-            total = round(float(self.mean(torch.tensor(float(num_tokens), device=self.device))) * self.world_size)
+            total = round(float(self.mean(torch.tensor(float(num_tokens)))) * self.world_size)
             self.tokens_seen += total
             self.metrics.add({"perf/tokens_per_second": total / seconds})
         self.metrics.add({"perf/peak_memory_gb": host.peak_memory_gb(self.device), "perf/step_seconds": seconds})

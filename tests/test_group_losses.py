@@ -46,7 +46,7 @@ def test_gspo_has_one_ratio_for_a_completion():
     inputs, total = loop(row)
     loss, metrics = gspo_loss(*inputs, **HIGH, num_tokens=7)
     assert loss.item() == pytest.approx(total / 7)
-    assert metrics["policy/ratio"].numel() == inputs[3].sum()
+    assert metrics["policy/ratio"].count == inputs[3].sum()
 
 
 def test_cispo_clips_the_weight_and_keeps_the_gradient():

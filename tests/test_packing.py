@@ -17,7 +17,7 @@ def test_make_rows_pads_on_the_right_and_masks_decide():
     assert rows.input_ids.tolist() == [[5, 6, 7], [8, 9, 7]]
     assert rows.attention_mask.tolist() == [[True, True, True], [True, True, False]]  # the pad id inside a row is real
     assert rows.completion_mask.tolist() == [[False, True, True], [False, True, False]]
-    assert [x.tolist() for x in rows.select([1])] == [[x[1].tolist()] for x in rows]
+    assert [x.tolist() for x in rows.select([1])[:3]] == [[x[1].tolist()] for x in rows[:3]]
 
 
 def test_the_stream_holds_each_row_in_order_and_its_targets_row_major():
@@ -65,7 +65,7 @@ def test_rows_without_any_completion_pack_whole():
 
 def bad(name: str) -> Rows:
     rows = Rows(
-        *(x.clone() for x in batch_of([(random_ids(3, 0), random_ids(2, 1)), (random_ids(4, 2), [5])], "right"))
+        *(x.clone() for x in batch_of([(random_ids(3, 0), random_ids(2, 1)), (random_ids(4, 2), [5])], "right")[:3])
     )
     if name == "empty row":
         rows.attention_mask[1] = rows.completion_mask[1] = False
