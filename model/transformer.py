@@ -184,7 +184,8 @@ class Layer(nn.Module):
     def leaving(self, norm: RMSNorm | None, y: Tensor) -> Tensor:
         """What a sublayer's output adds to the residual stream."""
         y = y if norm is None else norm(y, torch.promote_types(y.dtype, torch.float32))
-        y = F.dropout(y, self.dropout, self.training and torch.is_grad_enabled())
+        if self.dropout:
+            y = F.dropout(y, self.dropout, self.training and torch.is_grad_enabled())
         return y if self.scale == 1 else y * self.scale
 
 
