@@ -89,7 +89,7 @@ def attention(device: torch.device, tiny: bool, result: dict) -> list[dict]:
     spans = [(n * length, (n + 1) * length) for n in range(count)]
     numbers = torch.arange(count, device=device).repeat_interleave(length)
     answers, positions = torch.zeros_like(numbers), torch.arange(length, device=device).repeat(count)
-    blocks = Blocks(spans, numbers, answers, positions, length)
+    blocks = Blocks(list(map(list, spans)), numbers, answers, positions, length)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     q = torch.randn(tokens, heads, width, device=device, dtype=dtype, requires_grad=True)
     k, v = (torch.randn(tokens, kv_heads, width, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
