@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from runtime.devices import send
+
 SIZE = 64  # tokens of a chunk, as in the published kernels: longer ones compute more, shorter ones wait more often
 
 
@@ -38,9 +40,9 @@ class Chunks:
         before[-1] = size
         for start, last in segments:
             before[start] = size if last is None else last
-        self.index, self.idle, self.places, self.before = (x.to(device) for x in (index, ~real, places, before))
+        self.index, self.idle, self.places, self.before = (send(x, device) for x in (index, ~real, places, before))
         self.sizes = [len(level) for level in levels]
-        self.parents = [torch.tensor([chunk[2] for chunk in level], device=device) for level in levels]
+        self.parents = [send(torch.tensor([chunk[2] for chunk in level]), device) for level in levels]
 
     def split(self, x: Tensor) -> Tensor:
         """(n, SIZE, ...) the rows of x (N, ...) chunk by chunk."""
