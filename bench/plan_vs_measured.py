@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -50,7 +51,11 @@ def words_of(door: str, rank: int, home: Path) -> list[str]:
 
 
 def make_inputs(home: Path) -> None:
-    """A policy and a reward model with random weights, and rows that fill their windows to the last token."""
+    """A policy and a reward model with random weights, and rows that fill their windows to the last token.
+
+    No two rows share a prompt: a batch would lay it out once, and hold less than one of real data.
+    """
+    from data.chat import encode_prompt
     from data.tokenizer import train_sentencepiece
 
     text = " ".join(f"{word} {number}" for number in range(80) for word in ("order", "coffee", "please"))
@@ -58,15 +63,22 @@ def make_inputs(home: Path) -> None:
     config = ModelConfig(**SHAPE)
     export_model(new_policy(config, seed=0), home / "policy", tokenizer)
     export_model(new_reward_model(config, seed=0, precision="fp32"), home / "reward", tokenizer)
-    asked, said = {"role": "user", "content": text}, {"role": "assistant", "content": text}
-    short = {"role": "user", "content": text[: 2 * PROMPT]}
+    said = {"role": "assistant", "content": text}
+    num_tokens = lambda messages: len(encode_prompt(messages, tokenizer, max_length=9999))  # noqa: E731
+    short = [whole_prompt(text[20 * row :], num_tokens) for row in range(32)]
     rows = {
-        "chats": {"messages": [short, said]},
-        "pairs": {"prompt": [asked], "chosen": text, "rejected": text[::-1]},
-        "prompts": {"prompt": [short]},
+        "chats": [{"messages": [*prompt, said]} for prompt in short],
+        "pairs": [{"prompt": prompt, "chosen": text, "rejected": text[::-1]} for prompt in short],
+        "prompts": [{"prompt": prompt} for prompt in short],
     }
-    for name, row in rows.items():
-        (home / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * 32)
+    for name, of_kind in rows.items():
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_kind))
+
+
+def whole_prompt(text: str, num_tokens: Callable[[list[dict]], int]) -> list[dict]:
+    """The longest beginning of the text that makes a prompt of at most PROMPT tokens."""
+    asked = ([{"role": "user", "content": text[:end]}] for end in range(6 * PROMPT, 0, -1))
+    return next(messages for messages in asked if num_tokens(messages) <= PROMPT)
 
 
 def planned(door: str, rank: int, home: Path) -> float:

@@ -296,6 +296,16 @@ def test_rows_with_a_label_are_rated_rows(dpo, house, tmp_path, read_metrics):
     assert read_metrics(tmp_path / "reward") == read_metrics(tmp_path / "label")
 
 
+def test_margins_of_the_pairs_are_the_target(dpo, house, tmp_path, read_metrics):
+    """Before anything is learned a pair's loss is -log sigmoid(-(target_margin + margin_coef * its margin))."""
+    rows = [row | {"margin": float(i % 3)} for i, row in enumerate(read_lines(house / "train.jsonl"))]
+    file = write(tmp_path / "margins.jsonl", rows)
+    words = ["margin_coef=0.5", "target_margin=0.25", f"data.train=[{file}]", "batch_size=16", "num_steps=1"]
+    assert dpo(*words) == 0
+    expected = sum(math.log1p(math.exp(0.25 + 0.5 * row["margin"])) for row in rows) / len(rows)
+    assert read_metrics(tmp_path / "run")[0]["objective/loss"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_ranks_that_begin_at_1_spell_the_same_ranking(dpo, house, tmp_path, read_metrics):
     rows = read_lines(house / "ranked.jsonl")
     from_one = [row | {"ranks": [rank + 1 for rank in row["ranks"]]} for row in rows]
