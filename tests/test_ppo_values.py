@@ -205,6 +205,12 @@ def test_tokens_and_states_are_counted_each_by_its_own_mask(ppo, stopping, monke
     assert any(tokens != states for tokens, _, states, _ in seen)
 
 
+def test_the_warm_up_begins_at_its_first_rate(ppo, tmp_path, read_metrics):
+    assert ppo("num_steps=2", "optim.lr=1e-3", "optim.warmup_steps=4") == 0
+    rows = [row for row in read_metrics(tmp_path / "run") if "optim/lr" in row]
+    assert [row["optim/lr"] for row in rows] == pytest.approx([2.5e-4, 5e-4])
+
+
 def test_the_seed_decides_what_is_sampled_and_may_be_large(ppo, tmp_path):
     drawn = {}
     for seed in (0, 1, 2**23, 2**32 - 1):

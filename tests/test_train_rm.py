@@ -71,6 +71,11 @@ def rm(door, house, tmp_path, monkeypatch):
     return rm
 
 
+def test_the_warm_up_begins_at_its_first_rate(rm, tmp_path, read_metrics):
+    assert rm("num_steps=2", "optim.warmup_steps=4", "eval_every=0", "normalise=none") == 0
+    assert [row["optim/lr"] for row in read_metrics(tmp_path / "run")] == pytest.approx([2.5e-4, 5e-4])
+
+
 def element(ranks, margin=0.0, reward=None, tokens=3):
     mask = torch.tensor([False] + [True] * tokens).numpy()
     row = {"input_ids": torch.arange(1, tokens + 2).numpy(), "completion_mask": mask}

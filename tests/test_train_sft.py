@@ -159,6 +159,12 @@ def test_a_run_logs_what_it_promises(sft, tmp_path):
     assert {"prompt", "completion", "reference", "finish_reason"} < samples[0].keys()
 
 
+def test_the_warm_up_begins_at_its_first_rate(sft, tmp_path):
+    assert sft(tmp_path, "num_steps=2", "optim.warmup_steps=4", "sample_every=0", "eval_every=0", "save_every=0") == 0
+    rates = [row["optim/lr"] for row in read_rows(tmp_path / "metrics.jsonl")]
+    assert rates == pytest.approx([2.5e-3, 5e-3])
+
+
 def test_held_out_loss_is_the_mean_over_all_targets(sft, coffee, compose, sft_words, tmp_path):
     assert sft(tmp_path / "a") == 0
     tokenizer, policy = load_tokenizer(tmp_path / "a" / "model"), load_policy(tmp_path / "a" / "model")
