@@ -46,6 +46,7 @@ PAIRS = [
     ("Maybe [[A]]? Let me see.</think>\nB is right. [[B]]", "b"),
     ("<think>\n[[A]]\n</think>\n\n**Final verdict: [[A]]**", "a"),
     ("<think>I would say [[A]] but", "error"),
+    ("A first.</think> So [[A]] is my guess.</think>\nI have no view of these two.", "error"),
     ("[THINK]so [[B]][/THINK]The winner is A.", "a"),
     ("◁think▷[[B]]◁/think▷[[A]]", "a"),
     ("<|channel|>analysis<|message|>[[A]] perhaps<|end|><|start|>assistant<|channel|>final<|message|>[[B]]", "b"),
