@@ -164,6 +164,9 @@ def test_builtin_templates_refuse_what_they_have_no_place_for(name, tmp_path):
                  {"reasoning_content": "Hm."}):  # fmt: skip
         with pytest.raises(ValueError, match=f"drops or rewrites the {next(iter(more))}"):
             encode_chat([*said("a"), {"role": "assistant", "content": "b", **more}], tokenizer, max_length=LONG)
+    called = parse_messages([{"role": "assistant", "content": None, "tool_calls": CALLS}])
+    with pytest.raises(ValueError, match="drops or rewrites the tool_calls"):  # not that it failed on a lack of content
+        encode_chat([*said("a"), *called], tokenizer, max_length=LONG)
     with pytest.raises(ValueError, match="does not write the name of tools"):
         encode_chat(said("a", "b"), tokenizer, max_length=LONG, tools=[TOOL])
     developer, system = ([{"role": role, "content": "Be kind."}, *said("a", "b")] for role in ("developer", "system"))
