@@ -127,9 +127,11 @@ def test_dates_decimals_and_bytes_of_a_table_are_text_and_numbers(tmp_path):
 
     day = datetime.datetime(2026, 11, 28, 9, 30)
     row = {"at": day, "cost": decimal.Decimal("1.50"), "raw": b"ok", "image": b"\xff\xd8", "in": {"on": [day.date()]}}
+    row["took"] = datetime.timedelta(days=2, seconds=1)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
     ((_, found),) = read_rows(str(tmp_path / "a.parquet"))
     expected = {"at": "2026-11-28T09:30:00", "cost": 1.5, "raw": "ok", "image": "/9g=", "in": {"on": ["2026-11-28"]}}
+    expected["took"] = 172_801.0
     assert json.loads(json.dumps(found)) == expected
 
 
@@ -137,6 +139,7 @@ def test_dates_decimals_and_bytes_of_a_table_are_text_and_numbers(tmp_path):
     "name, content, problem",
     [
         ("a.csv", b"a,b\n1,2\n1,2,3\n", "a.csv:3: 3 cells under 2 columns"),
+        ("a.csv", b"a,b\n1,2\n1\n", "a.csv:3: 1 cells under 2 columns"),
         ("a.csv", b"a,a\n1,2\n", "two columns have one name"),
         ("a.csv", b'messages,b\n"[{",2\n', "a.csv:2: a cell that begins a list is not JSON"),
         ("a.json", b'[{"a": 1}, {"a": ]', r"a.json: element 2 of the array is not JSON"),
@@ -158,6 +161,11 @@ def test_what_is_wrong_is_named_with_its_place(name, content, problem, tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=problem):
         list(read_rows(str(tmp_path / name)))
+
+
+def test_an_empty_cell_of_a_table_is_null(tmp_path):
+    (tmp_path / "a.tsv").write_text("a\tb\n\t2\n")
+    assert [row for _, row in read_rows(str(tmp_path / "a.tsv"))] == [{"a": None, "b": "2"}]
 
 
 def test_a_workbook_of_several_sheets_asks_which(tmp_path):
