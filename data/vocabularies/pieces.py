@@ -35,7 +35,12 @@ def from_sentencepiece(proto: bytes) -> Vocabulary:
     ):
         if value != wanted:
             raise ValueError(f"a SentencePiece model with {name}={str(value).lower()} is not read: ids would differ")
-    pieces = [(p.piece, p.score, p.type) for p in spec.pieces]
+    if normalizer.add_dummy_prefix and any(p.type == USER_DEFINED for p in spec.pieces):
+        raise ValueError(
+            "a SentencePiece model with add_dummy_prefix=true and pieces that a user defined is not read: ids would "
+            "differ; write a tokenizer.json with transformers"
+        )
+    pieces = [(p.piece.replace("▁", " ") if p.type == USER_DEFINED else p.piece, p.score, p.type) for p in spec.pieces]
     check_pieces([piece for piece, *_ in pieces])
     names = {p.type: p.piece for p in reversed(spec.pieces)}
     known = {name for name, _, kind in pieces if kind == CONTROL}
@@ -55,7 +60,7 @@ def byte_fallback_bpe(
     pieces: list[tuple[str, float, int]], unk: str | None, *, space_first: bool
 ) -> tokenizers.Tokenizer:
     vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
-    text = {piece for piece, _, kind in pieces if kind in (NORMAL, USER_DEFINED)}
+    text = {piece for piece, _, kind in pieces if kind == NORMAL}  # a user's pieces are found in the text as they are
     merges = []
     for piece, score, kind in pieces:
         if kind != NORMAL:
