@@ -23,7 +23,7 @@ from data.message_texts import (
     with_described,
     with_said,
 )
-from data.sandbox import Rendering, render
+from data.sandbox import Rendering, Stopped, render
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # noncharacters: no text may hold them
 FIXED_DATE = "2026-01-01"  # what a template that asks for today's date is told where no config does
@@ -54,7 +54,10 @@ class ChatTemplate:
         self.control: set[str] = set()
         self.stops: list[str] = []
         self.header = ""  # what the assistant's turn begins with
-        self.checked: dict[str, list[int]] = {}  # kinds of conversation that lose nothing -> whose each span is
+        self.rendered = [], None, {}  # the last request: messages, tools, what came of each view
+        self.checked: dict[
+            str, list[int] | ValueError
+        ] = {}  # kind of conversation -> whose each span is, or what is lost
         self.tagged = {name: bool(_GENERATION.search(text)) for name, text in jinja.items()}
 
     def prompt(self, messages: list[Message], tools: list[dict] | None = None) -> str:
@@ -132,7 +135,12 @@ class ChatTemplate:
 
     def render(self, messages, tools: list[dict] | None, views: list[tuple[int, bool]]) -> list[Rendering]:
         """One Rendering per (number of messages, whether the assistant's header follows)."""
-        return render(self.jinja[self._name(tools)], messages, tools, views, tokens=self.tokens, date=self.date)
+        before, beside, known = self.rendered
+        if tools != beside or before[: len(messages)] != messages or not known.keys() >= set(views):
+            how = {"tokens": self.tokens, "date": self.date}
+            known = dict(zip(views, render(self.jinja[self._name(tools)], messages, tools, views, **how), strict=True))
+            self.rendered = messages, tools, known
+        return [known[view] for view in views]
 
     def _name(self, tools: list[dict] | None) -> str:
         return "tool_use" if tools and "tool_use" in self.jinja else "default"
@@ -150,7 +158,14 @@ class ChatTemplate:
     def _write(self, messages, tools, targets: list[int] | None, tagged: bool, unchanged: bool) -> Spelled:
         kind = json.dumps([shape(messages), shape(tools), targets, tagged])
         if kind not in self.checked:
-            self.checked[kind] = self._check_nothing_is_lost(messages, tools, targets, tagged)
+            try:
+                self.checked[kind] = self._check_nothing_is_lost(messages, tools, targets, tagged)
+            except Stopped:
+                raise
+            except ValueError as error:
+                self.checked[kind] = str(error)
+        if isinstance(self.checked[kind], str):
+            raise ValueError(self.checked[kind])
         marked, marked_tools = change_texts(messages, self.mark), change_texts(tools, self.mark)
         spelled = self._spans(marked, marked_tools, targets, tagged, unchanged)
         if len(spelled.targets) != len(self.checked[kind]):

@@ -16,6 +16,10 @@ MOST_BYTES = 1 << 28  # of one reply
 _PROGRAM = Path(__file__).with_name("template_process.py")
 
 
+class Stopped(ValueError):
+    """The template did not end in time, answers too much, or took its process with it."""
+
+
 class Rendering(NamedTuple):
     """`text` is None where the template failed with `error`; `spans` (start, end) are those of its generation tags."""
 
@@ -31,7 +35,7 @@ class _Process:
         self.lock, self.child, self.owner = threading.Lock(), None, None
 
     def ask(self, request: dict) -> list[Rendering]:
-        """Raises ValueError where the template does not end in time or answers too much."""
+        """Raises Stopped where the template does not end in time or answers too much."""
         body = json.dumps(request).encode()
         with self.lock:
             if self.child is None or self.owner != os.getpid():  # a forked process needs one of its own
@@ -44,7 +48,7 @@ class _Process:
                 replies = json.loads(self._exchange(struct.pack("<Q", len(body)) + body))
             except (TimeoutError, EOFError, BrokenPipeError) as error:
                 self.stop()
-                raise ValueError(f"the chat template was stopped: {error or 'its process ended'}") from None
+                raise Stopped(f"the chat template was stopped: {error or 'its process ended'}") from None
             except BaseException:  # an interrupt halfway leaves a reply that nobody reads
                 self.stop()
                 raise
@@ -62,7 +66,7 @@ class _Process:
         ends = time.monotonic() + SECONDS
         sink, source = self.child.stdin.fileno(), self.child.stdout.fileno()
         left, reply, size = memoryview(message), bytearray(), 8
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:
             selector.register(sink, selectors.EVENT_WRITE)
             selector.register(source, selectors.EVENT_READ)
             while len(reply) < size:
@@ -101,7 +105,7 @@ def render(
     """Renderings of the first n messages, with or without the assistant's header after them, for (n, asks) of `views`.
 
     `tokens` are the special tokens that the template may name (bos_token, ...), `date` the day (YYYY-MM-DD) that it is
-    told. Raises ValueError where the template had to be stopped.
+    told. Raises Stopped where the template had to be stopped.
     """
     request = {"template": template, "messages": messages, "tools": tools, "views": views}
     return _process.ask(request | {"tokens": tokens, "date": date})
