@@ -7,9 +7,10 @@ Rafailov et al. 2023 (arXiv:2305.18290), Algorithm box of section 4. What the pa
 The reference costs one forward per row once and for all: its log-probs lie on disk (model/ref_cache.py).
 """
 
+import itertools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -87,11 +88,10 @@ def train(cfg: DictConfig, run: Run) -> float:
     sets = (batches.items, held_out) if cfg.loss == "kto" else ()
     partners = {k: v for items in sets for k, v in mismatched(items, max_length=cfg.data.max_length).items()}
     survey = Survey(cfg, run, tokenizer, held_out or batches.items, policy.config.max_length)
-    check_window([*batches.items, *held_out, *partners.values()], policy.config.max_length)
-    read = batches.first(cfg.num_steps * cfg.batch_size) + (
-        held_out if cfg.eval_every else []
-    )  # of a file, maybe a part
-    reference, ref_models = load_reference(cfg, run, policy, tokenizer, all_rows(read, partners))
+    check_window(policy.config.max_length, batches.items, held_out, list(partners.values()))
+    trained = batches.first(cfg.num_steps * cfg.batch_size)  # of a file, maybe a part
+    read = all_rows(itertools.chain(trained, held_out if cfg.eval_every else []), partners)
+    reference, ref_models = load_reference(cfg, run, policy, tokenizer, read)
     optimizer = build_optimizer(policy, cfg.optim)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
     show_first_batch(cfg.view, run, tokenizer, batches)
@@ -147,7 +147,7 @@ def train(cfg: DictConfig, run: Run) -> float:
 
 
 def load_reference(
-    cfg: DictConfig, run: Run, policy: Policy, tokenizer, rows: list[dict]
+    cfg: DictConfig, run: Run, policy: Policy, tokenizer, rows: Iterable[dict]
 ) -> tuple[Callable, list[Policy]]:
     """A function (rows as encoded, the same as Rows) -> (b,) nats: from disk, from a second model, or zeros.
 
@@ -298,9 +298,10 @@ def check_dpo(cfg: DictConfig, world_size: int) -> None:
         raise ValueError(f"loss={cfg.loss} is defined on log-probs per token; leave average_logprobs=true")
 
 
-def check_elements(cfg: DictConfig, elements: list[Element], held_out: list[Element]) -> None:
+def check_elements(cfg: DictConfig, elements: Sequence[Element], held_out: Sequence[Element]) -> None:
     """Every element fits the loss, and KTO learns from both kinds."""
-    for element in elements + held_out:
+    ratings = set()  # of those that are learned: True, False: rated good, bad; None: not rated
+    for number, element in enumerate(itertools.chain(elements, held_out)):
         K, rated = len(element.rows), element.reward is not None
         if cfg.loss == "plackett_luce":
             fits, wants = K > 1, "rankings or pairs"
@@ -313,9 +314,10 @@ def check_elements(cfg: DictConfig, elements: list[Element], held_out: list[Elem
             kind = "a tie" if element.is_tie else f"{K} completions"
             kind = f"a rated completion ({element.reward:g})" if rated else kind
             raise ValueError(f"{element.where}: loss={cfg.loss} wants {wants}, this is {kind}")
-    one_class = cfg.loss == "kto" and len({element.is_good for element in elements if element.reward is not None}) == 1
-    if one_class and all(element.reward is not None for element in elements):
-        kind = "good" if elements[0].is_good else "bad"
+        if number < len(elements):
+            ratings.add(element.is_good if rated else None)
+    if cfg.loss == "kto" and ratings in ({True}, {False}):
+        kind = "good" if True in ratings else "bad"
         raise ValueError(
             f"loss=kto tells good completions from bad ones, but all {len(elements)} are rated {kind}: "
             f"it would only {'raise' if kind == 'good' else 'lower'} every probability; add rows of the other kind"

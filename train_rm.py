@@ -8,6 +8,7 @@ it at once, with K forwards on a prompt that is laid out once. Settings: conf/tr
 """
 
 import itertools
+from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -55,7 +56,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     check_kinds(batches.items, held_out)
     check_liked(cfg, batches.items)
     check_margins(cfg.margin_coef, cfg.data, batches.items)
-    check_window(batches.items + held_out, reward_model.config.max_length)
+    check_window(reward_model.config.max_length, batches.items, held_out)
     run.resume(reward_model=reward_model, optimizer=optimizer, batches=batches)
     show_first_batch(cfg.view, run, tokenizer, batches)
     if note is not None:
@@ -147,7 +148,7 @@ def check_policy_can_answer(cfg: DictConfig) -> None:
         )
 
 
-def check_kinds(training: list[Element], held_out: list[Element]) -> None:
+def check_kinds(training: Sequence[Element], held_out: Sequence[Element]) -> None:
     """Ratings are judged by AUC, comparisons by accuracy: both sets are of one kind, with something to tell apart."""
     if held_out and (training[0].reward is None) != (held_out[0].reward is None):
         raise ValueError("data.train and data.eval differ in kind (comparisons, rated completions); give files of one")
@@ -155,9 +156,9 @@ def check_kinds(training: list[Element], held_out: list[Element]) -> None:
         check_measurable(held_out)
 
 
-def check_liked(cfg: DictConfig, elements: list[Element]) -> None:
+def check_liked(cfg: DictConfig, elements: Sequence[Element]) -> None:
     """normalise=reference_mean reads completions that people liked when the training is over: there must be some."""
-    if cfg.normalise == "reference_mean" and not liked(elements):
+    if cfg.normalise == "reference_mean" and not any(map(is_liked, elements)):
         kind = "ratings is above 0.5" if elements[0].reward is not None else "comparisons has a better side"
         raise ValueError(
             f"normalise=reference_mean sets the mean score of completions that people liked to 0, but none of the "
@@ -218,7 +219,7 @@ def look(
 
 @torch.no_grad()
 def normalise(
-    cfg: DictConfig, run: Run, reward_model: RewardModel, tokenizer: Tokenizer, elements: list[Element]
+    cfg: DictConfig, run: Run, reward_model: RewardModel, tokenizer: Tokenizer, elements: Sequence[Element]
 ) -> bool:
     """Set the model's gain and shift, so that kl_coef means the same for every reward model. Whether it did.
 
@@ -228,7 +229,8 @@ def normalise(
     if cfg.normalise == "none":
         return False
     if cfg.normalise == "reference_mean":
-        rows = [element.rows[0] for element in spread(liked(elements), cfg.normalise_samples)]
+        numbers = [number for number, element in enumerate(elements) if is_liked(element)]
+        rows = [elements[number].rows[0] for number in spread(numbers, cfg.normalise_samples)]
     else:
         rows = policy_samples(cfg, run, tokenizer, elements)
     parts = [
@@ -245,17 +247,17 @@ def normalise(
     return True
 
 
-def liked(elements: list[Element]) -> list[Element]:
-    """Those whose first completion people preferred or rated good; of a tie nobody preferred one."""
-    return [element for element in elements if (not element.is_tie if element.reward is None else element.is_good)]
+def is_liked(element: Element) -> bool:
+    """Whether people preferred its first completion or rated it good; of a tie nobody preferred one."""
+    return not element.is_tie if element.reward is None else bool(element.is_good)
 
 
-def spread(elements: list[Element], count: int) -> list[Element]:
-    """At most `count` of the elements, from the first to the last: files are not in random order."""
-    return elements[:: max(1, len(elements) // count)][:count]
+def spread(things: Sequence, count: int) -> Sequence:
+    """At most `count` of them, from the first to the last: files are not in random order."""
+    return things[:: max(1, len(things) // count)][:count]
 
 
-def policy_samples(cfg: DictConfig, run: Run, tokenizer: Tokenizer, elements: list[Element]) -> list[dict]:
+def policy_samples(cfg: DictConfig, run: Run, tokenizer: Tokenizer, elements: Sequence[Element]) -> list[dict]:
     """Completions that the policy gives to the prompts of the training set, as rows."""
     policy = run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
     room = policy.config.max_length - cfg.sampling.max_new_tokens

@@ -48,7 +48,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     ranks = {"rank": run.rank, "world_size": run.world_size}
     batches = sft_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
     held_out = eval_examples(cfg.data, tokenizer, batches)
-    check_window(batches.items + held_out, policy.config.max_length)
+    check_window(policy.config.max_length, batches.items, held_out)
     shown = sample_prompts(held_out or batches.items, tokenizer, policy, cfg)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
     show_first_batch(cfg.view, run, tokenizer, batches)

@@ -13,6 +13,7 @@ import random
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -62,23 +63,25 @@ def measure(command: str, home: Path) -> tuple[float, float]:
     return time.monotonic() - start, used.ru_maxrss / 1024
 
 
-def write_files(out: Path, draw: random.Random) -> None:
-    """Every input; `difficulty.json` and `annotations.json` last."""
+def talks(draw: random.Random, count: int) -> Iterator[dict]:
+    """Conversations put together from sentences of the embedded sets."""
     asked, answered = [], []
     for row in (row for file in SETS for row in read_jsonl(ROOT / file)):
         for message in row["messages"]:
             parts = [part for part in re.split(r"(?<=[.!?])\s+|\n+", message["content"]) if part.strip()]
             (asked if message["role"] == "user" else answered).extend(parts)
-
-    def talk(i: int) -> dict:
+    for i in range(count):
         messages = []
         for _ in range(1 if draw.random() < 0.8 else draw.randint(2, 3)):
             messages.append({"role": "user", "content": " ".join(draw.choices(asked, k=draw.randint(1, 6)))})
             messages.append({"role": "assistant", "content": " ".join(draw.choices(answered, k=draw.randint(1, 8)))})
-        return {"id": i, "messages": messages}
+        yield {"id": i, "messages": messages}
 
-    write_jsonl(out / "train.jsonl", map(talk, range(ROWS)))
-    write_jsonl(out / "eval.jsonl", map(talk, range(ROWS // 20)))
+
+def write_files(out: Path, draw: random.Random) -> None:
+    """Every input; `difficulty.json` and `annotations.json` last."""
+    write_jsonl(out / "train.jsonl", talks(draw, ROWS))
+    write_jsonl(out / "eval.jsonl", talks(draw, ROWS // 20))
     write_jsonl(out / "votes.jsonl", votes(draw))
     skills = [draw.gauss(0, 1) for _ in range(60)]
     write_jsonl(out / "battles.jsonl", (battle(draw, skills) for _ in range(10 * ROWS)))

@@ -1,7 +1,7 @@
 """The order of rows: shuffled by seed, the same for every number of ranks, and resumable at any step."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,6 @@ class Loader:
         self.rank, self.world_size = rank, world_size
         self.file_sizes = list(file_sizes or [len(items)])
         self.weights = _check_weights(weights, self.file_sizes)
-        self.openings: set[int] = set()  # how the items begin, see data/encoded.py
         self.taken = 0  # items of the endless row that all ranks together have taken
         self._epoch, self._order = 0, self._permutation(0)
 
@@ -58,10 +57,10 @@ class Loader:
         self.taken += self.batch_size
         return batch
 
-    def first(self, count: int) -> list[Any]:
+    def first(self, count: int) -> Iterator[Any]:
         """The items among the first `count` of the endless row, each once, in the order of the files."""
         places = range(min(count, self.epoch_size)) if self._repeats() else range(count)
-        return [self.items[i] for i in sorted({self._index(place) for place in places})]
+        return (self.items[i] for i in sorted({self._index(place) for place in places}))
 
     def _repeats(self) -> bool:
         """Whether every epoch has the same items: no share of a file is drawn anew."""
@@ -95,8 +94,8 @@ class Loader:
         self.taken = int(state["taken"])
 
     def _fingerprint(self) -> str:
-        lengths = [num_tokens(item) for item in self.items]  # stands for the content: files, tokenizer, max_length
-        told = (self.seed, self.shuffle, self.file_sizes, self.weights, lengths)
+        content = getattr(self.items, "digest", None) or [num_tokens(item) for item in self.items]
+        told = (self.seed, self.shuffle, self.file_sizes, self.weights, content)
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def _index(self, place: int) -> int:

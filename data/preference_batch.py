@@ -1,6 +1,6 @@
 """Elements -> the tensors of one forward of a preference loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -88,7 +88,9 @@ def prompt_ids(row: dict) -> list[int]:
     return row["input_ids"][: int(row["completion_mask"].argmax())].tolist()
 
 
-def all_rows(elements: list[Element], partners: dict[bytes, dict]) -> list[dict]:
+def all_rows(elements: Iterable[Element], partners: dict[bytes, dict]) -> Iterator[dict]:
     """Every row whose reference log-prob training on these elements will ask for."""
-    rows = [row for element in elements for row in element.rows]
-    return rows + ([partners[row_key(row)] for row in rows] if partners else [])
+    for row in (row for element in elements for row in element.rows):
+        yield row
+        if partners:
+            yield partners[row_key(row)]

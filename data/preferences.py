@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import formats
-from data.adapters import Layout
 from data.chat import encode_completions
-from data.encoded import Encoded, compact, encode_files, make_loader, training_texts, warn_of_overlap
+from data.encoded import Encoded, encode_files, make_loader, training_texts, warn_of_overlap
+from data.encoder import Encoder, Encoding
 from data.loader import Loader
-from data.records import Comparison, Ranking, Rated, split_name
+from data.records import Comparison, Ranking, Rated, Record
+from data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def preference_loader(data, tokenizer, *, batch_size: int, seed: int, rank: int,
     return make_loader(encoded, **mixture, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
 
 
-def eval_elements(data, tokenizer, train: Loader | None = None) -> list[Element]:
+def eval_elements(data, tokenizer, train: Loader | None = None) -> Sequence[Element]:
     """Every element of `data.eval`, in file order; none where it names no file. Warns of overlap with `train`."""
     if not data.eval:
         return []
@@ -68,26 +69,57 @@ def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Enco
     Raises:
         ValueError: as `formats.preferences`; comparisons and rated completions in one set.
     """
-    kinds: dict[bool, str] = {}  # rated or compared -> where the first was seen
-    empty = []
-
-    def encode(record: Comparison | Ranking | Rated) -> list[Element]:
-        rated = isinstance(record, Rated)
-        if kinds.setdefault(rated, record.where) and len(kinds) == 2:
-            raise ValueError(
-                f"rated completions ({kinds[True]}) and comparisons ({kinds[False]}) need different losses; "
-                f"give {name} one kind of file"
-            )
-        if rated and not record.completion.strip():
-            empty.append(record.where)  # somebody rated it all the same: kept, and reported
-        return [_encode_element(record, data, tokenizer)]
-
-    regroup = regroup_all if data.kwise else None
-    how = {"on_bad_row": data.on_bad_row, "layout": Layout.of(data), "regroup": regroup}
-    encoded = encode_files(name, files, formats.preferences, encode, **how)
-    if empty:
-        log.warning("%s: %d rated completions are empty: %s", name, len(empty), ", ".join(empty[:20]))
+    encoded = encode_files(
+        name, files, data, Preferences(tokenizer, data.max_length, data.max_prompt_length, data.kwise)
+    )
+    (_, rated), (_, compared) = (encoded.marked(kind) for kind in ("rated", "compared"))
+    if rated and compared:
+        raise ValueError(
+            f"rated completions ({rated[0]}) and comparisons ({compared[0]}) need different losses; give {name} one "
+            "kind of file"
+        )
+    count, empty = encoded.marked("empty")
+    if count:
+        log.warning("%s: %d rated completions are empty: %s", name, count, ", ".join(empty))
     return encoded
+
+
+@dataclass(frozen=True)
+class Preferences(Encoder):
+    """Comparisons, rankings and rated completions: a row for each completion, better ones first."""
+
+    tokenizer: Tokenizer
+    max_length: int
+    max_prompt_length: int
+    kwise: bool
+
+    @property
+    def regroup(self):
+        return regroup_all if self.kwise else None
+
+    def parse(self, row: dict) -> list[Record]:
+        return formats.preferences(row)
+
+    def encode(self, record: Comparison | Ranking | Rated) -> list[Encoding]:
+        completions, note = _ordered(record)
+        rows = encode_completions(
+            record.prompt,
+            completions,
+            self.tokenizer,
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
+            tools=record.tools,
+        )
+        _check_rows(rows, note["ranks"])
+        rated = isinstance(record, Rated)
+        empty = rated and not record.completion.strip()  # somebody rated it all the same: kept, and reported
+        return [Encoding(rows, note, ("rated" if rated else "compared", *(["empty"] if empty else [])))]
+
+    def item(self, rows: list[dict], note: dict, where: str) -> Element:
+        return Element(rows, **note, source=Path(where.rpartition(":")[0]).name.split(".")[0], where=where)
+
+    def settings(self) -> dict:
+        return {"max_length": self.max_length, "max_prompt_length": self.max_prompt_length, "kwise": self.kwise}
 
 
 def preference_texts(data) -> Iterator[str]:
@@ -167,28 +199,16 @@ def check_margins(margin_coef: float, data, elements: Sequence[Element]) -> None
         raise ValueError(f"margin_coef={margin_coef}, but no row of data.train has a margin; set margin_coef=0")
 
 
-def _encode_element(record: Comparison | Ranking | Rated, data, tokenizer) -> Element:
-    margin, reward = 0.0, None
+def _ordered(record: Comparison | Ranking | Rated) -> tuple[list[str], dict]:
+    """The completions, better ones first, and what else an Element has: ranks, margin, reward."""
     if isinstance(record, Comparison):
-        completions, ranks = [record.chosen, record.rejected], [0.0, 0.0 if record.tie else 1.0]
-        margin = record.margin
-    elif isinstance(record, Ranking):
+        ranks = [0.0, 0.0 if record.tie else 1.0]
+        return [record.chosen, record.rejected], {"ranks": ranks, "margin": record.margin, "reward": None}
+    if isinstance(record, Ranking):
         order = sorted(range(len(record.ranks)), key=record.ranks.__getitem__)
-        completions, ranks = [record.completions[i] for i in order], [record.ranks[i] for i in order]
-    else:
-        completions, ranks, reward = [record.completion], [0.0], record.reward
-    rows = encode_completions(
-        record.prompt,
-        completions,
-        tokenizer,
-        max_length=data.max_length,
-        max_prompt_length=data.max_prompt_length,
-        tools=record.tools,
-    )
-    _check_rows(rows, ranks)
-    path, _ = split_name(record.where.rpartition(":")[0])
-    source = Path(path).name.split(".")[0]
-    return Element([compact(row) for row in rows], ranks, margin, reward, source, record.where)
+        ranks = [record.ranks[i] for i in order]
+        return [record.completions[i] for i in order], {"ranks": ranks, "margin": 0.0, "reward": None}
+    return [record.completion], {"ranks": [0.0], "margin": 0.0, "reward": record.reward}
 
 
 def _check_rows(rows: list[dict], ranks: list[float]) -> None:

@@ -1,12 +1,15 @@
 """Rollout prompts: what the policy is asked, and the columns that a reward function may want."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from data import formats
-from data.adapters import Layout
 from data.chat import encode_prompt
 from data.encoded import Encoded, encode_files, make_loader
+from data.encoder import Encoder, Encoding
 from data.loader import Loader
+from data.records import Prompt, Record
+from data.tokenizer import Tokenizer
 
 WHOLE = 1 << 30  # tokens: a rollout prompt is never cut
 
@@ -26,16 +29,32 @@ def encode_prompts(name: str, files: Sequence[str], data, tokenizer, *, max_leng
     `columns` are the record's further fields, for reward functions; `where` is its FILE:LINE. A prompt of more than
     `max_length` tokens (the window less the tokens to sample) is a bad row: cut, it would ask something else.
     """
+    return encode_files(name, files, data, Prompts(tokenizer, max_length))
 
-    def encode(record) -> list[dict]:
-        ids = encode_prompt(record.prompt, tokenizer, max_length=WHOLE, tools=record.tools)
-        if len(ids) > max_length:
+
+@dataclass(frozen=True)
+class Prompts(Encoder):
+    """A prompt is one row without a target; its note is what reward functions are given."""
+
+    tokenizer: Tokenizer
+    max_length: int
+
+    def parse(self, row: dict) -> list[Record]:
+        return formats.prompts(row)
+
+    def encode(self, record: Prompt) -> list[Encoding]:
+        ids = encode_prompt(record.prompt, self.tokenizer, max_length=WHOLE, tools=record.tools)
+        if len(ids) > self.max_length:
             raise ValueError(
-                f"the prompt takes {len(ids)} tokens, but the window leaves {max_length} for it; lower "
+                f"the prompt takes {len(ids)} tokens, but the window leaves {self.max_length} for it; lower "
                 "sampling.max_new_tokens, or leave such rows out with data.on_bad_row=skip"
             )
-        mask = [False] * len(ids)
-        row = {"input_ids": ids, "completion_mask": mask, "num_cut": 0}
-        return [row | {"messages": record.prompt, "columns": record.columns, "where": record.where}]
+        row = {"input_ids": ids, "completion_mask": [False] * len(ids), "num_cut": 0}
+        return [Encoding([row], {"messages": record.prompt, "columns": record.columns})]
 
-    return encode_files(name, files, formats.prompts, encode, on_bad_row=data.on_bad_row, layout=Layout.of(data))
+    def item(self, rows: list[dict], note: dict, where: str) -> dict:
+        (row,) = rows
+        return row | {"input_ids": row["input_ids"].tolist()} | note | {"where": where}
+
+    def settings(self) -> dict:
+        return {"max_length": self.max_length}

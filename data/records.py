@@ -122,7 +122,12 @@ class BadRows:
         if on_bad_row not in ("error", "skip"):
             raise ValueError(f"data.on_bad_row is 'error' or 'skip', got {on_bad_row!r}")
         self.on_bad_row = on_bad_row
-        self.skipped: list[str] = []
+        self.problems: list[tuple[str, str]] = []  # (FILE:LINE, what is wrong) of what was skipped
+
+    @property
+    def skipped(self) -> list[str]:
+        """FILE:LINE: what is wrong."""
+        return [f"{where}: {problem}" for where, problem in self.problems]
 
     @contextlib.contextmanager
     def at(self, where: str) -> Iterator[None]:
@@ -131,7 +136,7 @@ class BadRows:
         except ValueError as error:
             if self.on_bad_row == "error":
                 raise ValueError(f"{where}: {error}") from error
-            self.skipped.append(f"{where}: {error}")
+            self.problems.append((where, str(error)))
 
 
 def read_records(
@@ -146,16 +151,33 @@ def read_records(
         ValueError: the file is missing, empty or damaged; a row is bad and `bad_rows` does not skip.
     """
     path, part = split_name(str(file))
-    records: list[Record] = []
-    num_rows = 0
-    for where, row in adapted_rows(each_row(path), layout or Layout(), bad_rows.at):
-        num_rows += 1
+    rows = counted(each_row(path), path)
+    return list(parse_rows(rows, parse, bad_rows, layout or Layout(), part))
+
+
+def parse_rows(
+    rows: Iterator[tuple[str, Any]], parse: Callable[[dict], list[Record]], bad_rows: BadRows, layout: Layout,
+    part: str | None, *, join: bool = True,
+) -> Iterator[Record]:  # fmt: skip
+    """The records of rows as `each_row` gives them, one after the other; of `part` alone where one is named.
+
+    Raises Unjoined unless `join`, at the first message that only other rows make a conversation.
+    """
+    for where, row in adapted_rows(rows, layout, bad_rows.at, join=join):
+        records: list[Record] = []
         with bad_rows.at(where):
             found = parse(row) if row is not None else []
-            records += [replace(r, where=where) for r in found if part in (None, split_of(r, row))]
-    if not num_rows:
+            records = [replace(r, where=where) for r in found if part in (None, split_of(r, row))]
+        yield from records
+
+
+def counted(rows: Iterator[tuple[str, Any]], path: str) -> Iterator[tuple[str, Any]]:
+    """The rows; raises ValueError where there is none."""
+    first = next(rows, None)
+    if first is None:
         raise ValueError(f"{path} is empty: expected one record a row")
-    return records
+    yield first
+    yield from rows
 
 
 def read_jsonl(path: str | Path) -> list[dict]:

@@ -1,12 +1,15 @@
 """Demonstrations: files -> encoded conversations -> batches."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from data import formats
-from data.adapters import Layout
 from data.chat import encode_rows
-from data.encoded import Encoded, compact, encode_files, make_loader, training_texts, warn_of_overlap
+from data.encoded import Encoded, encode_files, make_loader, training_texts, warn_of_overlap
+from data.encoder import Encoder, Encoding
 from data.loader import Loader
+from data.records import Example, Record
+from data.tokenizer import Tokenizer
 
 
 def sft_loader(data, tokenizer, *, batch_size: int, seed: int, rank: int, world_size: int) -> Loader:
@@ -19,7 +22,7 @@ def sft_loader(data, tokenizer, *, batch_size: int, seed: int, rank: int, world_
     return make_loader(encoded, **mixture, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
 
 
-def eval_examples(data, tokenizer, train: Loader | None = None) -> list[dict]:
+def eval_examples(data, tokenizer, train: Loader | None = None) -> Sequence[dict]:
     """Every conversation of `data.eval`, encoded, in file order; none where it names no file. Warns of overlap."""
     if not data.eval:
         return []
@@ -30,13 +33,29 @@ def eval_examples(data, tokenizer, train: Loader | None = None) -> list[dict]:
 
 
 def encode_demonstrations(name: str, files: Sequence[str], data, tokenizer) -> Encoded:
-    """Demonstrations of `files`, the value of the config key `name`; a conversation may be several rows."""
+    """Demonstrations of `files`, the value of the config key `name`; a conversation may be several items."""
+    return encode_files(name, files, data, Demonstrations(tokenizer, data.max_length))
 
-    def encode(record) -> list[dict]:
-        rows = encode_rows(record.messages, tokenizer, max_length=data.max_length, tools=record.tools)
-        return [compact(row) | {"where": record.where} for row in rows]
 
-    return encode_files(name, files, formats.examples, encode, on_bad_row=data.on_bad_row, layout=Layout.of(data))
+@dataclass(frozen=True)
+class Demonstrations(Encoder):
+    """An item is one row: a conversation, or what leads to one of its answers. Tokens beyond `max_length` are cut."""
+
+    tokenizer: Tokenizer
+    max_length: int
+
+    def parse(self, row: dict) -> list[Record]:
+        return formats.examples(row)
+
+    def encode(self, record: Example) -> list[Encoding]:
+        rows = encode_rows(record.messages, self.tokenizer, max_length=self.max_length, tools=record.tools)
+        return [Encoding([row]) for row in rows]
+
+    def item(self, rows: list[dict], note: dict, where: str) -> dict:
+        return rows[0] | {"where": where}
+
+    def settings(self) -> dict:
+        return {"max_length": self.max_length}
 
 
 def demonstration_texts(data) -> Iterator[str]:

@@ -1,5 +1,8 @@
 """What a policy says to held-out prompts: samples to read, KL to where it started, a reward model's opinion."""
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -27,7 +30,7 @@ class Survey:
         eval/win_rate_before  the same against the reference's sample
     """
 
-    def __init__(self, cfg: DictConfig, run: Run, tokenizer, elements: list[Element], window: int):
+    def __init__(self, cfg: DictConfig, run: Run, tokenizer, elements: Sequence[Element], window: int):
         self.cfg, self.run, self.tokenizer = cfg, run, tokenizer
         room = window - cfg.sampling.max_new_tokens
         if cfg.sample_every and room < 1:
@@ -36,9 +39,7 @@ class Survey:
                 f"{window}; lower it, or say sample_every=0"
             )
         if cfg.data.prompts is None:
-            answered = [e for e in elements if e.reward is None or e.is_good]
-            by_prompt = {prompt_of(e): e.rows[0] for e in reversed(answered)}  # each prompt once, its first element
-            asked = list(reversed(by_prompt.items()))
+            asked = list(islice(each_prompt(elements), cfg.num_prompts))
         else:
             encoded = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room)
             asked = [(list(row["input_ids"]), None) for row in encoded.items]
@@ -116,6 +117,16 @@ class Survey:
                 sample["score"] = round(scores[i].item(), 3)
             samples.append(sample)
         return samples
+
+
+def each_prompt(elements: Iterable[Element]) -> Iterator[tuple[tuple[int, ...], dict]]:
+    """Each prompt once, in the order in which they come, with the first completion of it that is not rated bad."""
+    seen = set()
+    for element in elements:
+        prompt = prompt_of(element)
+        if prompt not in seen and (element.reward is None or element.is_good):
+            seen.add(prompt)
+            yield prompt, element.rows[0]
 
 
 def prompt_of(element: Element) -> tuple[int, ...]:

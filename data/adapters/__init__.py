@@ -264,13 +264,17 @@ class Layout:
         return language in self.languages
 
 
+class Unjoined(Exception):
+    """A row is one message of a tree: it takes all rows of the file to read it."""
+
+
 def adapted_rows(
-    rows: Iterator[tuple[str, Any]], layout: Layout, at: Callable[[str], AbstractContextManager]
+    rows: Iterator[tuple[str, Any]], layout: Layout, at: Callable[[str], AbstractContextManager], *, join: bool = True
 ) -> Iterator[tuple[str, dict | None]]:
     """(FILE:LINE, row of ours) of what `each_row` gives; None stands for a row that is bad or left out.
 
     `at(where)` is a context that deals with a ValueError. OpenAssistant's flat messages are kept until the end and
-    joined to trees.
+    joined to trees; unless `join`, they raise Unjoined.
     """
     messages: list[tuple[str, dict]] = []
     for where, raw in rows:
@@ -278,6 +282,8 @@ def adapted_rows(
         with at(where):
             row = as_object(raw)
             if "parent_id" in row and layout.name_of(row) == "oasst":
+                if not join:
+                    raise Unjoined
                 messages.append((where, row))
                 continue
             ours = layout.adapt(row)
