@@ -12,9 +12,10 @@ from runtime.door import CONF
 from runtime.files import write_whole
 
 # Settings that may differ between a run and its continuation: they change what is shown and kept, not what is computed.
+# A name stands for all keys under it.
 FREE_TO_CHANGE = (
     "name", "run_dir", "resume", "resume_anyway", "overwrite", "save_every", "eval_every", "sample_every", "keep_last",
-    "keep_best", "log", "dist", "view", "reward_timeout",
+    "keep_best", "log", "dist", "view", "reward_timeout", "ref_cache", "data.cache",
 )  # fmt: skip
 
 OPTIONAL = {  # settings whose default is null or ???: what they are otherwise
@@ -148,7 +149,8 @@ def changed_keys(before: DictConfig, now: DictConfig) -> list[str]:
     elif old.get("optim.num_steps") == new.get("optim.num_steps"):
         free = {"num_steps"}  # the schedule's own length is named, and stays
     differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    named = [key for key in differ if key.split(".")[0] not in FREE_TO_CHANGE and key not in free]
+    free |= set(FREE_TO_CHANGE)
+    named = [key for key in differ if not {key, key.split(".")[0]} & free]
     told = [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in named]
     if "optim.num_steps" in named and "num_steps" in named:
         told[-1] += f" (to prolong the run under its schedule, say optim.num_steps={old['optim.num_steps']})"
