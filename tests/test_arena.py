@@ -135,6 +135,16 @@ def test_pairs_are_chosen_where_the_interval_is_widest_and_sides_by_a_coin(store
     assert tally(store, models)["x", "y"] == {"battles": 12, "votes": 12, "wins": 6.0, "left": 12}
 
 
+def test_battles_that_wait_for_their_vote_count_as_half(store):
+    for n in range(4):
+        store.begin_battle(f"{n}", "v", "x", "y")
+    rng = random.Random(0)
+    assert {frozenset(choose_pair(store, ["x", "y", "z"], rng)) for _ in range(20)} == {
+        frozenset("xz"),
+        frozenset("yz"),
+    }
+
+
 def test_votes_of_people_with_known_tastes_recover_the_order(store):
     strength, rng = {"poor": 0.0, "fair": 1.0, "good": 2.0, "best": 3.0}, random.Random(1)
     arena = arena_of(store, *strength)

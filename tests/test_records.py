@@ -7,7 +7,7 @@ import pytest
 from text_samples import EMBEDDED, said, write_rows
 
 from data import formats
-from data.records import BadRows, Comparison, Ranking, Rated, read_jsonl, read_records, write_jsonl
+from data.records import BadRows, Comparison, Ranking, Rated, read_jsonl, read_records, split_of, write_jsonl
 
 GOOD = {"messages": said("a", "b"), "license": "MIT"}
 PROMPT = said("a")
@@ -230,6 +230,9 @@ def test_one_row_in_ten_is_for_evaluation_and_no_context_is_in_both(tmp_path):
     train, held_out = (read(f"{path}@{part}", formats.preferences)[0] for part in ("train", "eval"))
     assert len(train) + len(held_out) == 2541 and 0.07 < len(held_out) / 2541 < 0.13
     assert not {str(r.prompt) for r in train} & {str(r.prompt) for r in held_out}
+    asked = [formats.prompts({"prompt": f"Question {i}?"})[0] for i in range(60)]
+    chosen = [i for i, prompt in enumerate(asked) if split_of(prompt, {}) == "eval"]
+    assert chosen == [16, 20, 24, 35, 40, 53]  # another rule would put rows that models were trained on among these
     odd = write_rows(tmp_path / "name@2024.jsonl", GOOD)
     assert len(read(odd)[0]) == 1  # an @ that names no part belongs to the name
 
