@@ -128,7 +128,7 @@ def preference_texts(data) -> Iterator[str]:
 
 
 def regroup_all(records: list) -> list:
-    """`regroup_by_prompt`, which says how many prompts have a ranking now; raises ValueError where none has."""
+    """`regroup_by_prompt`, which says how many prompts have a ranking now; raises ValueError where none has and most could."""
     texts: dict[str, set[str]] = {}
     for record in records:
         if isinstance(record, Comparison):
@@ -136,7 +136,7 @@ def regroup_all(records: list) -> list:
     several = sum(len(completions) > 2 for completions in texts.values())
     kept = regroup_by_prompt(records)
     made = sum(isinstance(record, Ranking) for record in kept) - sum(isinstance(r, Ranking) for r in records)
-    if several and not made:
+    if 2 * several > len(texts) and not made:
         raise ValueError(
             f"{records[0].where.rpartition(':')[0]}: data.kwise=true makes rankings of pairs, but of none of the "
             f"{several} prompts with three completions or more are all pairs there and of one order (method.min_margin "
