@@ -128,7 +128,7 @@ def preference_texts(data) -> Iterator[str]:
 
 
 def regroup_all(records: list) -> list:
-    """`regroup_by_prompt`, which says how many prompts have a ranking now; raises ValueError where none has and most could."""
+    """`regroup_by_prompt`, and how many prompts have a ranking now; raises ValueError where none has and most could."""
     texts: dict[str, set[str]] = {}
     for record in records:
         if isinstance(record, Comparison):

@@ -164,13 +164,16 @@ def test_what_is_exported_reads_back_as_comparisons_rankings_and_labels(store, t
     two_turns = list(arena.say("two", first, "ann"))[-1]
     arena.vote(two_turns, "ann", "b")
     play(arena, "bob", "both_bad")
+    store.begin_battle("alike", "cy", "x", "y")
+    store.add_turn("alike", 1, "p", "one and the same", "one and the same ")
+    store.vote("alike", "cy", "a")  # a verdict, and no comparison: there is nothing to prefer
     store.add_items(
         [{"id": "i", "prompt": [{"role": "user", "content": "q"}], "answers": ["p", "q", "r"], "readers": 2}]
     )
     store.annotate("i", "ann", ranks=[2, 1, 2], acceptable=True, reason="", shown=[0, 1, 2])
     store.annotate("i", "bob", ranks=[1, 2, 3], acceptable=False, reason="bad", shown=[2, 1, 0])
     assert export(store, tmp_path) == {
-        "verdicts.jsonl": 2, "comparisons.jsonl": 1, "rankings.jsonl": 1, "labels.jsonl": 6
+        "verdicts.jsonl": 3, "comparisons.jsonl": 1, "rankings.jsonl": 1, "labels.jsonl": 6
     }  # fmt: skip
     (pair,) = read_records(tmp_path / "comparisons.jsonl", formats.preferences, BadRows("error"))
     winner, loser = two_turns.models[1], two_turns.models[0]  # the vote was "b"
