@@ -182,7 +182,11 @@ def test_what_is_exported_reads_back_as_comparisons_rankings_and_labels(store, t
     (rank,) = read_records(tmp_path / "rankings.jsonl", formats.preferences, BadRows("error"))
     assert list(rank.ranks) == [2, 1, 2] and rank.completions == ["p", "q", "r"]
     verdicts = read_votes([str(tmp_path / "verdicts.jsonl")], "verdicts").to_dict("records")
-    assert [(v["verdict"], v["both_bad"], v["turn"]) for v in verdicts] == [("b", False, 2), ("tie", True, 1)]
+    assert [(v["verdict"], v["both_bad"], v["turn"]) for v in verdicts] == [
+        ("b", False, 2),
+        ("tie", True, 1),
+        ("a", False, 1),
+    ]
     labels = [json.loads(line)["label"] for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
     assert labels == ["second", "tie", "first", "first", "first", "first"]
 
