@@ -135,6 +135,20 @@ def test_pairs_are_chosen_where_the_interval_is_widest_and_sides_by_a_coin(store
     assert tally(store, models)["x", "y"] == {"battles": 12, "votes": 12, "wins": 6.0, "left": 12}
 
 
+def test_a_win_is_the_winners_on_whichever_side_it_stood(store):
+    for n, (left, right) in enumerate((("x", "y"), ("y", "x"), ("y", "x"))):
+        store.begin_battle(f"{n}", "v", left, right)
+        store.add_turn(f"{n}", 1, "p", "a", "b")
+        store.vote(f"{n}", "v", "a")
+    assert tally(store, ["x", "y"])["x", "y"] == {"battles": 3, "votes": 3, "wins": 1.0, "left": 1}
+
+
+def test_an_item_that_somebody_began_is_read_before_a_new_one(store):
+    store.add_items([{"id": n, "prompt": [], "answers": ["p", "q"], "readers": 2} for n in ("new", "begun")])
+    store.annotate("begun", "ann", ranks=[1, 2], acceptable=True, reason="", shown=[0, 1])
+    assert store.next_item("bob", {})["id"] == "begun" and store.next_item("ann", {})["id"] == "new"
+
+
 def test_battles_that_wait_for_their_vote_count_as_half(store):
     for n in range(4):
         store.begin_battle(f"{n}", "v", "x", "y")
