@@ -19,7 +19,7 @@ run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smol
 	touch $@
 
 .venv/dev: .venv/core
-	$(BIN)/python -m pip install --quiet -e ".[eval,arena,scale,dev]"
+	$(BIN)/python -m pip install --quiet -e ".[eval,math,arena,scale,dev]"
 	$(BIN)/python -m pip install --quiet --no-deps mistral-common==1.13.1 trl==1.16.0 axolotl==0.19.0
 	touch $@
 

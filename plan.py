@@ -77,7 +77,7 @@ def read_job(cfg: DictConfig) -> Job:
     check_whole(0, lora__rank=own.lora.rank)
     check_choice("precision", own.precision, PRECISIONS)
     lora = own.lora.rank > 0  # then the reference is the policy with its adapters off
-    frozen = {"train_ppo": (not lora) + (own.get("reward_fn") is None)}
+    frozen = {"train_ppo": (not lora) + (own.get("reward") is None)}
     frozen["train_dpo"] = int(own.get("ref") == "live" and not lora)
     shared = not rollout or (own.value_start == "policy" and cfg.num_gpus == 1)  # FSDP2 cannot share a weight
     if batch % cfg.num_gpus:

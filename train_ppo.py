@@ -1,7 +1,8 @@
 """PPO: a policy from a reward, with the KL to where it started as the price.
 
     python train_ppo.py policy=SFT_DIR reward_model=RM_DIR data.prompts=[FILES]
-    python train_ppo.py policy=SFT_DIR reward_fn=my_rewards.py:exact_match data.prompts=[FILES]
+    python train_ppo.py policy=SFT_DIR reward=math data.prompts=[FILES]
+    python train_ppo.py policy=SFT_DIR reward=[my_rewards.py:kind,{name:length,weight:0.1}] data.prompts=[FILES]
 
 Ziegler et al. 2019 (arXiv:1909.08593), Stiennon et al. 2020 (arXiv:2009.01325), Ouyang et al. 2022 (arXiv:2203.02155).
 Every variant is a setting of conf/train_ppo.yaml, explained in docs/ppo.md; it lives in a function that the loop calls.
@@ -34,7 +35,6 @@ from advantages import (
 from data.encoded import warn_of_overlap
 from data.loader import Loader
 from data.prompts import encode_prompts, prompt_loader
-from data.reward_process import RewardProcess
 from data.tokenizer import Tokenizer, check_same_tokenizer, load_tokenizer
 from data.view import show_first_batch
 from kernels.backend import set_kernels
@@ -49,10 +49,12 @@ from model.packing import Stream
 from rollouts.engine import Engine, correct_for_sampler
 from rollouts.environment import load_environment
 from rollouts.evaluate import evaluate_policy
+from rollouts.monitor import Monitor
 from rollouts.parts import of_actions, of_states
 from rollouts.pretraining import PretrainingMix
 from rollouts.rewards import Scorer
 from rollouts.sampling import draw
+from rollouts.sources import Source, check_columns, read_sources
 from rollouts.trajectory import Part, Trajectory
 from rollouts.viewer import credit_samples, print_credit, warn_about
 from runtime.config import check_batch, check_choice, check_number, check_positive, check_whole
@@ -76,14 +78,14 @@ def train(cfg: DictConfig, run: Run) -> float:
     lr_scales = [1.0, cfg.optim.value_lr / cfg.optim.lr][: len(learners)]
     optimizer = build_optimizer(learners.values(), cfg.optim, lr_scales=lr_scales)
     pretraining, average = PretrainingMix(cfg, run, tokenizer, policy.config), WeightAverage(policy, cfg.ema_decay)
-    controller = kl_controller(cfg)
-    prompts, held_out = load_prompts(cfg, run, tokenizer, policy, score)
-    state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts}
-    run.resume(**state, pretraining=pretraining, average=average, controller=controller)
+    controller, monitor = kl_controller(cfg), load_monitor(cfg, run, tokenizer)
+    prompts, held_out = load_prompts(cfg, run, tokenizer, policy, score, monitor)
+    state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts, "score": score}
+    run.resume(**state, pretraining=pretraining, average=average, controller=controller, monitor=monitor)
     show_first_batch(cfg.view, run, tokenizer, prompts, pretraining.loader)
 
     if run.step == 0:
-        evaluate_policy(cfg, run, policy, ref_policy, engine, score, held_out, step=0)
+        evaluate_policy(cfg, run, policy, ref_policy, engine, score, monitor, held_out, step=0)
     while run.step < cfg.num_steps:
         lr, started = set_lr(optimizer, run.step, cfg.optim), time.perf_counter()
         kl_coefs = {place: controller.kl_coef if cfg.kl_in == place else 0.0 for place in ("reward", "loss")}
@@ -100,7 +102,8 @@ def train(cfg: DictConfig, run: Run) -> float:
         # ---- 2. reward: what was paid, minus kl_coef * KL on every token; then who deserves it
         kl = kl_estimate(old_logprobs - ref_logprobs, "k1")  # (B, T) nats
         rewards = shape_rewards(paid, kl, rollout, cfg, kl_coef=kl_coefs["reward"])  # (B, T)
-        run.metrics.add(rollout_figures(rollout, paid, rewards, kl, entropy) | score.figures(rollout, run.mean))
+        run.metrics.add(rollout_figures(rollout, paid, rewards, kl, entropy) | score.figures(rollout))
+        run.metrics.add(monitor.figures(rollout))
         warn_about(rollout, paid.sum(1), cfg, run)
         rollout.leave_out(unlearnable(rollout, cfg))
         mask, value_mask = rollout.action_mask, rollout.value_mask  # (B, T) bool
@@ -153,7 +156,7 @@ def train(cfg: DictConfig, run: Run) -> float:
             run.metrics.add({f"{name}/grad_norm": norm for name, norm in norms.items()} | first_ratio(ratios, index))
         run.metrics.add(speeds(cfg, run, rollout, rolled_out - started, time.perf_counter() - learning))
         with average.swapped_in(policy):  # what is exported is what is evaluated
-            evaluate_policy(cfg, run, policy, ref_policy, engine, score, held_out, step=run.step + 1)
+            evaluate_policy(cfg, run, policy, ref_policy, engine, score, monitor, held_out, step=run.step + 1)
         run.end_step(num_tokens=int(rollout.attention_mask.sum()))
 
     with average.swapped_in(policy):  # the average is the result where ema_decay asks for one
@@ -291,6 +294,7 @@ def export(cfg: DictConfig, run: Run, policy: Policy, value_model: nn.Module, to
 def check_ppo(cfg: DictConfig, world_size: int) -> None:
     """Settings that cannot be meant, before anything is loaded."""
     counts = ("num_steps", "batch_size", "samples_per_prompt", "ppo_epochs", "num_prompts", "keep_last", "max_turns")
+    counts = (*counts, "watch_patience")
     check_whole(1, **{key: cfg[key] for key in counts})
     counts = ("seed", "save_every", "eval_every", "sample_every", "kl_exact_every", "num_samples")
     counts = (*counts, "value_pretraining_steps", "overlong_tokens", "dynamic_sampling")
@@ -437,14 +441,22 @@ def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy)
     if cfg.reward_model is not None:
         check_same_tokenizer(cfg.reward_model, tokenizer)
         reward_model = run.shard(load_reward_model(cfg.reward_model, precision=cfg.precision, frozen=True))
-    specs = [cfg.reward_fn] if isinstance(cfg.reward_fn, str) else list(cfg.reward_fn or [])
-    functions = [RewardProcess(spec, seconds=cfg.reward_timeout) for spec in specs]
-    if cfg.reward_model is None and not functions and cfg.env is None and cfg.ref_policy and cfg.kl_coef:
-        functions = [nothing]  # distillation: all that is wanted is to be near ref_policy
-    settings = {"clips": cfg.reward_clips, "micro_batch_size": cfg.micro_batch_size}
-    return Scorer(
-        reward_model, functions, cfg.reward_weights, tokenizer, from_environment=cfg.env is not None, **settings
-    )
+    known = {"reward_model": reward_model is not None, "environment": cfg.env is not None}
+    sources = read_sources("reward", cfg.reward, run.dir / "rewards", cfg.reward_timeout, **known)
+    if not sources and cfg.ref_policy and cfg.kl_coef:
+        sources = [Source("nothing", nothing)]  # distillation: all that is wanted is to be near ref_policy
+    return Scorer(reward_model, sources, tokenizer, micro_batch_size=cfg.micro_batch_size, mean=run.mean)
+
+
+def load_monitor(cfg: DictConfig, run: Run, tokenizer: Tokenizer) -> Monitor:
+    """What is watched beside the reward."""
+    sources = read_sources("watch", cfg.watch, run.dir / "watched", cfg.reward_timeout)
+    if sources and not (cfg.data.eval and cfg.eval_every):
+        raise ValueError(
+            "watch is asked about the answers to data.eval, every eval_every steps; give data.eval=[FILES]"
+        )
+    picture = run.dir / "hacking.png"
+    return Monitor(sources, tokenizer, patience=cfg.watch_patience, mean=run.mean, picture=picture)
 
 
 def load_engine(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Engine:
@@ -453,17 +465,19 @@ def load_engine(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy)
 
 
 def load_prompts(
-    cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy, score: Scorer
+    cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy, score: Scorer, monitor: Monitor
 ) -> tuple[Loader, list[dict]]:
     """Rollout prompts and held-out ones, which leave room for max_new_tokens in the smallest window."""
     windows = [model.config.max_length for model in (policy, score.reward_model) if model is not None]
     room = min(windows) - cfg.sampling.max_new_tokens
     settings = {"batch_size": cfg.batch_size, "seed": cfg.seed, "rank": run.rank, "world_size": run.world_size}
     prompts = prompt_loader(cfg.data, tokenizer, max_length=room, **settings)
+    check_columns("reward", score.sources.values(), prompts.items)
     if not cfg.data.eval:
         return prompts, []
     held_out = encode_prompts("data.eval", cfg.data.eval, cfg.data, tokenizer, max_length=room)
     warn_of_overlap(prompts, held_out)
+    check_columns("watch", monitor.sources, held_out.items)
     return prompts, held_out.items[: cfg.num_prompts]
 
 

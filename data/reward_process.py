@@ -29,15 +29,18 @@ class RewardProcess:
     """The function that `spec` names, called as `function(prompts, completions, **columns)` as it would be here.
 
     Args:
-        spec, key: as load_reward_function takes them. seconds: for loading it, and for each call.
+        spec, key, settings, directory: as make_reward takes them. seconds: for loading it, and for each call.
     Raises:
         ValueError: it cannot be loaded. RewardFailed: a call failed, or did not end in time and was killed.
     """
 
-    def __init__(self, spec: str, *, seconds: float, key: str = "reward_fn"):
+    def __init__(
+        self, spec: str, *, seconds: float, key: str = "reward_fn", settings: dict | None = None, directory: Path = ROOT
+    ):
         self.__name__, self.seconds = spec.rpartition(":")[2], seconds
         self.channel, end = socket.socketpair()
-        command = [sys.executable, "-c", START, str(ROOT), spec, key, str(end.fileno()), str(os.getpid())]
+        command = [sys.executable, "-c", START, str(ROOT), spec, key, json.dumps(settings or {}), str(directory)]
+        command += [str(end.fileno()), str(os.getpid())]
         with end:
             self.child = subprocess.Popen(command, pass_fds=[end.fileno()], start_new_session=True)
         weakref.finalize(self, stop, self.child, self.channel)
@@ -45,6 +48,7 @@ class RewardProcess:
         if "refused" in loaded:
             raise ValueError(loaded["refused"])
         also_runs(loaded["modules"])
+        self.columns = loaded["columns"]  # those that it cannot be called without
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list) -> list:
         """What the function returned, a number of NumPy or torch as Python's, a tuple as a list."""

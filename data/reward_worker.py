@@ -12,21 +12,22 @@ import socket
 import struct
 import sys
 
-from data.rewards import call_function, first_bad_row, load_reward_function
+from data.rewards import call_function, columns_read, first_bad_row, make_reward
 
 KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
-def serve(spec: str, key: str, descriptor: str, parent: str) -> None:
-    """Load the function and answer calls until the other end is closed."""
+def serve(spec: str, key: str, settings: str, directory: str, descriptor: str, parent: str) -> None:
+    """Load the function with its settings (JSON) and answer calls until the other end is closed."""
     end_with(int(parent))
     with socket.socket(fileno=int(descriptor)) as channel, channel.makefile("rwb") as pipe:
         try:
-            function = load_reward_function(spec, key)
+            function = make_reward(spec, key, json.loads(settings), directory)
         except ValueError as error:
             write(pipe, {"refused": str(error)})
             return
-        write(pipe, {"modules": [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]})
+        modules = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+        write(pipe, {"modules": modules, "columns": columns_read(function)})
         while head := pipe.read(8):
             request = json.loads(pipe.read(*struct.unpack("<Q", head)))
             seed_all(request["seed"])

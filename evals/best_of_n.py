@@ -16,6 +16,7 @@ from data.tokenizer import check_same_tokenizer, load_tokenizer
 from model.reading import read_policy, read_reward_model
 from model.sampling import generate
 from rollouts.rewards import Scorer
+from rollouts.sources import REWARD_MODEL, Source
 from rollouts.trajectory import from_rows
 from runtime.config import check_positive
 from runtime.report import print_table
@@ -50,12 +51,12 @@ def sample_scores(cfg: DictConfig) -> dict[str, np.ndarray]:
     """{"gold" or a proxy's name: (P, N) scores} of num_completions samples of every prompt."""
     task, tokenizer = cfg.task, load_tokenizer(cfg.task.policy, template=cfg.task.template, date=cfg.task.date)
     policy = read_policy(task.policy, precision=task.precision)
-    gold = RewardProcess(task.reward_fn, seconds=task.reward_timeout, key="task.reward_fn")
-    scorers = {"gold": Scorer(None, [gold], None, tokenizer, micro_batch_size=1)}
+    gold = Source("gold", RewardProcess(task.reward_fn, seconds=task.reward_timeout, key="task.reward_fn"))
+    scorers = {"gold": Scorer(None, [gold], tokenizer, micro_batch_size=1)}
     for path in task.reward_models:
         check_same_tokenizer(path, tokenizer)
         model = read_reward_model(path, precision=task.precision)
-        scorers[proxy_name(path)] = Scorer(model, [], None, tokenizer, micro_batch_size=task.batch_size)
+        scorers[proxy_name(path)] = Scorer(model, [Source(REWARD_MODEL)], tokenizer, micro_batch_size=task.batch_size)
     room = policy.config.max_length - task.sampling.max_new_tokens
     encoded = encode_prompts("task.input", task.input, task, tokenizer, max_length=room)
     prompts, num = encoded.items[: task.num_prompts], task.num_completions

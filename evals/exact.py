@@ -1,6 +1,5 @@
 """task=exact: answers that need no judge: numbers (GSM8K), instructions that can be verified (IFEval), tested code."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,9 +10,8 @@ from data.files import read_rows
 from evals.answers import load_samples
 from evals.benchmarks.gsm8k import harness_matches, last_number, majority, pass_at_k
 from evals.benchmarks.ifeval import check_answer
-from evals.benchmarks.sandbox import passes_tests
+from evals.benchmarks.sandbox import passes_tests, program_of
 from evals.intervals import mean_estimate, share_estimate
-from evals.judge_output import without_thinking
 from runtime.plots import plot_intervals
 from runtime.report import print_table
 
@@ -40,12 +38,7 @@ def check_code(question: dict, answer: str, task: DictConfig) -> dict[str, bool]
     """HumanEval's shape: the answer's code (after the prompt, where it does not repeat it) passes the tests."""
     if not task.run_code:
         raise ValueError("this set runs code that a model wrote; say task.run_code=true, in a machine you can lose")
-    answer = without_thinking(answer) or ""
-    blocks = re.findall(r"```(?:python)?\n(.*?)```", answer, flags=re.DOTALL)
-    code = "\n".join(blocks) if blocks else answer
-    if f"def {question['entry_point']}" not in code:
-        code = question["prompt"] + code
-    program = f"{code}\n{question['test']}\ncheck({question['entry_point']})\n"
+    program = program_of(question["prompt"], answer, question["test"], question["entry_point"])
     return {"passed": passes_tests(program, seconds=task.seconds, megabytes=task.megabytes)}
 
 

@@ -120,15 +120,21 @@ def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict,
     said, usage = ask_judge(client, items, cfg)
     grades, errors = [], Counter()
     for item, (answer, parser) in zip(items, said, strict=True):
-        reading = read_answer(answer, lambda text, parser=parser: _graded(parser(text)))
+        reading = read_answer(answer, grade_of(parser))
         errors.update([reading.why] if reading.verdict == "error" else [])
         grade = reading.weight if reading.verdict == "grade" else None
         grades.append(_grade(item, client.model, grade, answer.text or answer.error))
     return grades, usage, errors
 
 
-def _graded(grade: float | None) -> Reading:
-    return Reading("error", why="no grade from 1 to 10") if grade is None else Reading("grade", grade)
+def grade_of(parser: Callable) -> Callable[[str], Reading]:
+    """A parser of grades as one of readings."""
+
+    def read(text: str) -> Reading:
+        grade = parser(text)
+        return Reading("error", why="no grade from 1 to 10") if grade is None else Reading("grade", grade)
+
+    return read
 
 
 def _grade(item: Item, judge: str, grade: float | None, text: str | None) -> dict:

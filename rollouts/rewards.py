@@ -7,80 +7,71 @@ A function is called as `function(prompts, completions, **columns)` (`data/rewar
     None                    nothing: the row is left out of the loss and of the means, and counted
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from data.rewards import RewardFailed, RewardFunction, call_rows, gather_columns, is_number, prompt_text
+from data.rewards import RewardFailed, call_rows, gather_columns, is_number, prompt_text
 from rollouts.parts import of_actions
+from rollouts.sources import REWARD_MODEL, Source
 from rollouts.trajectory import Part, Trajectory
-
-ENVIRONMENT = "environment"
 
 
 class Scorer:
     """Pays rollouts.
 
     Args:
-        reward_model: frozen, or None. functions: each called once per rollout.
-        weights, clips: one per source, the reward model first, then the functions, then the environment where it pays;
-            None = a weight of 1 each, and no clip. A clip holds for each of the source's rewards.
+        reward_model: frozen, or None. sources: what pays (`rollouts/sources.py`), the reward model where there is one.
         tokenizer: decodes what the functions read. micro_batch_size: rows of a forward.
-        from_environment: whether the environment pays.
+        mean: averages a scalar tensor over ranks (`run.mean`).
     """
 
     def __init__(
-        self, reward_model, functions: list[RewardFunction], weights: Sequence[float] | None, tokenizer,
-        *, micro_batch_size: int, clips: Sequence[float | None] | None = None, from_environment: bool = False,
+        self, reward_model, sources: list[Source], tokenizer,
+        *, micro_batch_size: int, mean: Callable[[Tensor], Tensor] = lambda value: value,
     ):  # fmt: skip
-        self.reward_model, self.tokenizer, self.micro_batch_size = reward_model, tokenizer, micro_batch_size
-        self.functions = dict(zip(names_of(functions), functions, strict=True))
-        sources = ["reward_model"] * (reward_model is not None) + list(self.functions)
-        sources += [ENVIRONMENT] * from_environment
         if not sources:
-            raise ValueError("nothing gives a reward: set reward_model=PATH, reward_fn=MODULE:FUNCTION, or both")
-        for key, given in (("reward_weights", weights), ("reward_clips", clips)):
-            if given is not None and len(given) != len(sources):
-                raise ValueError(f"{key} has {len(given)} entries for {len(sources)} sources of reward")
-        self.weights = dict(zip(sources, [1.0] * len(sources) if weights is None else map(float, weights), strict=True))
-        self.clips = dict(zip(sources, [None] * len(sources) if clips is None else clips, strict=True))
+            raise ValueError("nothing gives a reward: set reward_model=PATH, reward=NAME (docs/rewards.md), or both")
+        self.reward_model, self.tokenizer, self.micro_batch_size = reward_model, tokenizer, micro_batch_size
+        self.sources, self.mean = {source.name: source for source in sources}, mean
 
     @torch.no_grad()
-    def __call__(self, rollout: Trajectory, parts: list[Part] | None = None) -> Tensor:
+    def __call__(self, rollout: Trajectory, parts: list[Part] | None = None, *, learned_from: bool = False) -> Tensor:
         """(B, T) what the sources pay together, weighed; what each pays is left in rollout.rewards.
 
         Args:
             parts: the rollout packed, where the caller has it.
+            learned_from: whether the policy learns from it: then running scales move on, and normalised rewards are.
+                Otherwise nothing is normalised, so that evaluations are on one scale.
         Raises:
             ValueError: a function says something else, or a reward is not finite; it names the row.
         """
         if self.reward_model is not None:
             parts = parts or rollout.parts(self.micro_batch_size)
             scores = of_actions(self.reward_model.score, parts).float()
-            rollout.rewards["reward_model"] = torch.where(rollout.done, scores[:, None], 0.0)
-        if self.functions:
-            texts = completion_texts(rollout, self.tokenizer)
-            prompts, columns = [prompt_text(prompt) for prompt in rollout.prompts], gather_columns(rollout.prompts)
-            columns["tokens"] = [
-                ids[mask].tolist() for ids, mask in zip(rollout.tokens, rollout.action_mask, strict=True)
-            ]
-            for name, function in self.functions.items():
-                said = call_rows(function, prompts, texts, columns)
-                rollout.rewards[name] = self.on_tokens(name, said, rollout, texts)
+            rollout.rewards[REWARD_MODEL] = torch.where(rollout.done, scores[:, None], 0.0)
+        functions = [source for source in self.sources.values() if source.function]
+        for source, said, texts in asked(functions, rollout, self.tokenizer):
+            rollout.rewards[source.name] = self.on_tokens(source, said, rollout, texts)
         self.check(rollout)
         total = torch.zeros(rollout.tokens.shape, device=rollout.tokens.device)
-        for name, weight in self.weights.items():
-            clip, rewards = self.clips[name], rollout.rewards[name]
-            total = total + weight * (rewards if clip is None else rewards.clamp(-clip, clip))
+        for source in self.sources.values():
+            rewards = rollout.rewards[source.name]
+            if source.normalise and learned_from:
+                source.scale.update(rewards.sum(1)[rollout.judged], self.mean)
+                rewards = (rewards - source.scale.center * rollout.done) / source.scale.deviation
+            rewards = rewards if source.clip is None else rewards.clamp(-source.clip, source.clip)
+            total = total + source.weight * rewards
         return total
 
-    def on_tokens(self, name: str, said: list, rollout: Trajectory, texts: list[str]) -> Tensor:
+    def on_tokens(self, source: Source, said: list, rollout: Trajectory, texts: list[str]) -> Tensor:
         """(B, T) float32 what a function said, each reward on the token that it is for."""
-        rewards = torch.zeros(rollout.tokens.shape, dtype=torch.float32)
+        name, rewards = source.name, torch.zeros(rollout.tokens.shape, dtype=torch.float32)
         masks, last = rollout.action_mask.cpu(), rollout.done.int().argmax(1).tolist()
         for row, value in enumerate(said):
             value = value.tolist() if hasattr(value, "tolist") else value
+            value = source.unjudged if value is None else value
             if value is None:
                 rollout.judged[row] = False
             elif is_number(value):
@@ -120,19 +111,39 @@ class Scorer:
                     "policy has diverged: lower optim.lr, or look at the last samples"
                 )
 
-    def figures(self, rollout: Trajectory, mean: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """What is logged of the sources: what each pays a row, before weights, and how they go together.
-
-        mean: averages a scalar tensor over ranks (`run.mean`).
-        """
+    def figures(self, rollout: Trajectory) -> dict[str, Tensor]:
+        """What is logged of the sources: what each pays a row, before scales and weights, and how they go together."""
         figures = {"objective/unjudged": ~rollout.judged}
-        if len(self.weights) < 2:
+        if len(self.sources) < 2:
             return figures
-        totals = {name: rollout.rewards[name].sum(1)[rollout.judged] for name in self.weights}
+        totals = {name: rollout.rewards[name].sum(1)[rollout.judged] for name in self.sources}
         names = list(totals)
         pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
         figures |= {f"objective/reward/{name}": total for name, total in totals.items()}
-        return figures | {f"objective/correlation/{a}/{b}": correlation(totals[a], totals[b], mean) for a, b in pairs}
+        return figures | {
+            f"objective/correlation/{a}/{b}": correlation(totals[a], totals[b], self.mean) for a, b in pairs
+        }
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """The running scales."""
+        scales = {name: source.scale for name, source in self.sources.items() if source.normalise}
+        return {name: [scale.count, scale.center, scale.squares] for name, scale in scales.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        for name, (count, center, squares) in state.items():
+            scale = self.sources[name].scale
+            scale.count, scale.center, scale.squares = count, center, squares
+
+
+def asked(sources: list[Source], rollout: Trajectory, tokenizer) -> Iterator[tuple[Source, list, list[str]]]:
+    """Each source with what it says of every row, and the completions' texts."""
+    if not sources:
+        return
+    texts = completion_texts(rollout, tokenizer)
+    prompts, columns = [prompt_text(prompt) for prompt in rollout.prompts], gather_columns(rollout.prompts)
+    columns["tokens"] = [ids[mask].tolist() for ids, mask in zip(rollout.tokens, rollout.action_mask, strict=True)]
+    for source in sources:
+        yield source, call_rows(source.function, prompts, texts, columns), texts
 
 
 def correlation(a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
@@ -145,12 +156,6 @@ def correlation(a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor]) -> Tenso
     ]
     spread = (moments[1] * moments[2]).sqrt()
     return torch.where(spread > 1e-12, moments[0] / spread.clamp_min(1e-12), 0.0)
-
-
-def names_of(functions: list[RewardFunction]) -> list[str]:
-    """The functions' names, numbered where two are alike."""
-    names = [getattr(function, "__name__", "reward_fn") for function in functions]
-    return [name if names.count(name) == 1 else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)]
 
 
 def is_stretch(value) -> bool:

@@ -24,7 +24,7 @@ def draw(
     K, batches, kept = cfg.samples_per_prompt, [], None
     for number in range(max(1, cfg.dynamic_sampling)):
         rollout = engine.rollout(policy, next(prompts), step=run.step, batch=number, samples_per_prompt=K)
-        paid = score(rollout)
+        paid = score(rollout, learned_from=True)
         if not cfg.dynamic_sampling:
             return rollout, paid
         batches.append((rollout, paid))

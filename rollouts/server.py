@@ -96,17 +96,26 @@ class Server:
         return Turn(ids, logprobs, stopped)
 
     def _post(self, url: str, body: dict) -> Any:
-        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        for attempt in range(1, self.cfg.max_tries + 1):
-            try:
-                with urllib.request.urlopen(request, timeout=self.cfg.timeout) as response:
-                    return json.loads(response.read() or b"{}")
-            except urllib.error.HTTPError as error:
-                problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
-                if error.code not in SERVER_DOWN:
-                    raise ValueError(f"engine: {url} refuses ({problem})") from None
-            except (OSError, ValueError) as error:  # refused, timed out, cut; or no JSON
-                problem = f"{type(error).__name__}: {error}"
-            if attempt < self.cfg.max_tries:
-                time.sleep(min(30.0, 2.0 ** (attempt - 1)))
-        raise ConnectionError(f"engine: {url} failed after {attempt} tries ({problem})")
+        return post(url, body, timeout=self.cfg.timeout, max_tries=self.cfg.max_tries, who="engine")
+
+
+def post(url: str, body: dict, *, timeout: float, max_tries: int, who: str) -> Any:
+    """The JSON that a server answers to JSON; asked again while it is down or busy.
+
+    Raises:
+        ValueError: it refuses. ConnectionError: it stays down. Both begin with `who`.
+    """
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    for attempt in range(1, max_tries + 1):
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                return json.loads(response.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
+            if error.code not in SERVER_DOWN:
+                raise ValueError(f"{who}: {url} refuses ({problem})") from None
+        except (OSError, ValueError) as error:  # refused, timed out, cut; or no JSON
+            problem = f"{type(error).__name__}: {error}"
+        if attempt < max_tries:
+            time.sleep(min(30.0, 2.0 ** (attempt - 1)))
+    raise ConnectionError(f"{who}: {url} failed after {max_tries} tries ({problem})")

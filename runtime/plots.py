@@ -52,6 +52,22 @@ def plot_intervals(path: Path, title: str, rows: Sequence[tuple], *, null: float
     save_figure(figure, path)
 
 
+def plot_against_kl(path: Path, rows: Sequence[dict], watched: Sequence[str]) -> None:
+    """A panel for each watched reward: it and the score over the KL, each with its scale and its 95 % intervals.
+
+    rows: of each evaluation (mean, half of the interval) under "kl", "score" and every watched name.
+    """
+    figure, axes = pyplot().subplots(1, len(watched), figsize=(5 * len(watched), 3.6), squeeze=False)
+    for axis, name in zip(axes.flat, watched, strict=True):
+        for side, of, color in ((axis, "score", "tab:blue"), (axis.twinx(), name, "tab:red")):
+            kl, values, errors = ([row["kl"][0] for row in rows], *zip(*(row[of] for row in rows), strict=True))
+            side.errorbar(kl, values, yerr=errors, color=color, marker=".", capsize=2, linewidth=1)
+            side.set_ylabel(of, color=color)
+        axis.set_xlabel("KL to the reference, nats")
+        axis.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
 def save_figure(figure, path: Path) -> None:
     """Written aside and renamed, then closed."""
     aside = path.with_name(f".{path.name}.tmp")

@@ -70,6 +70,19 @@ ROWS: dict[str, tuple] = {
         [{"id": "niv.1", "system_prompt": "Be brief.", "question": ASK, "response": GOOD}],
         {"messages": [{"role": "system", "content": "Be brief."}, *TALK]}, "openorca",
     ),
+    "gsm8k": ([{"question": ASK, "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}], {"answer": "2 + 2 = <<2+2=4>>4\n#### 4"}, "gsm8k"),
+    "math": (
+        [{"problem": ASK, "level": "Level 1", "type": "Algebra", "solution": "It is $\\boxed{4}$."}],
+        {"answer": "It is $\\boxed{4}$."}, "math",
+    ),
+    "math_500": (
+        [{"problem": ASK, "solution": "It is $\\boxed{4}$.", "answer": "4", "subject": "Algebra", "level": 1, "unique_id": "u"}],
+        {"answer": "4"}, "math",
+    ),
+    "mbpp": (
+        [{"task_id": 11, "text": "Write a function.", "code": "def f(): pass", "test_list": ["assert f() is None"],
+          "test_setup_code": "", "challenge_test_list": []}], {"test_list": ["assert f() is None"]}, "mbpp",
+    ),
     "mt_bench": (
         [{"question_id": 81, "category": "writing", "turns": [ASK, "Another."]}],
         {"prompt": [USER], "later_turns": ["Another."]}, "questions",

@@ -74,7 +74,12 @@ def test_values_and_gae_run_over_the_whole_dialogue(ppo, stopping, env, tmp_path
 def test_a_reward_function_and_the_environment_are_added_and_logged_apart(
     ppo, house, stopping, env, tmp_path, read_metrics
 ):
-    words = [stopping, *ALONE, env("Twice"), f"reward_fn={house}/rewards.py:length", "reward_weights=[0.1,10]"]
+    words = [
+        stopping,
+        *ALONE,
+        env("Twice"),
+        f"reward=[{{name:'{house}/rewards.py:length',weight:0.1}},{{name:environment,weight:10}}]",
+    ]
     assert ppo(*words, f"data.eval=[{house}/rows.jsonl]", "num_prompts=3", "eval_every=1") == 0
     before, row = read_metrics(tmp_path / "run")
     expected = 0.1 * row["objective/reward/length"] + 10 * row["objective/reward/environment"]

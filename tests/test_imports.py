@@ -1,4 +1,4 @@
-"""Imports point downward: scripts -> evals -> data -> model -> losses -> kernels, runtime."""
+"""Imports point downward: scripts -> rewards -> evals -> rollouts -> data -> model -> losses -> kernels, runtime."""
 
 import ast
 import sys
@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BELOW = {
+    "rewards": {"rewards", "evals", "rollouts", "data", "model", "losses", "advantages", "kernels", "runtime"},
     "evals": {"evals", "rollouts", "data", "model", "losses", "advantages", "kernels", "runtime"},
     "rollouts": {"rollouts", "data", "model", "losses", "advantages", "kernels", "runtime"},
     "data": {"data", "model", "losses", "advantages", "kernels", "runtime"},
@@ -20,7 +21,7 @@ BELOW = {
 EXTRAS = {  # distributions that only some doors need -> the module that they are imported as
     "scipy", "sklearn", "statsmodels", "krippendorff", "evalica", "openai", "tenacity", "httpx", "pyarrow",
     "openpyxl", "rouge_score", "datasketch", "nltk", "punkt", "langdetect", "gradio", "optuna", "submitit", "joblib",
-    "transformers", "peft", "hypothesis",
+    "transformers", "peft", "hypothesis", "math_verify",
 }  # fmt: skip
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for room in BELOW for path in (ROOT / room).rglob("*.py"))])
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}

@@ -49,7 +49,7 @@ def run(door, house, tmp_path, monkeypatch, read_metrics):
 @pytest.mark.parametrize("words", [[], ["advantage=rloo", "samples_per_prompt=4", "batch_size=8"]], ids=["gae", "rloo"])
 def test_ppo_raises_a_toy_reward(run, house, words):
     rows = run(
-        train_ppo, f"data.prompts=[{house}/asked.jsonl]", f"reward_fn={house}/rewards.py:share_of_a", "num_steps=25",
+        train_ppo, f"data.prompts=[{house}/asked.jsonl]", f"reward={house}/rewards.py:share_of_a", "num_steps=25",
         "batch_size=32", "minibatch_size=16", "micro_batch_size=16", "sampling.max_new_tokens=8", "missing_eos=none",
         "kl_coef=0.01", "optim.lr=1e-2", "optim.value_lr=1e-2", "sample_every=0", "kl_exact_every=0", *words,
     )  # fmt: skip

@@ -117,7 +117,16 @@ def test_every_kind_runs_alike_on_micro_batches_of_any_size(ppo, stopping, tmp_p
         (["ref_policy={home}/other_rm"], "another tokenizer"),
         (["clip_range_high=0"], "clip_range_high=0"),
         (["max_turns=0"], "max_turns=0"),
-        (["reward_clips=[1,2]"], "reward_clips has 2 entries for 1 sources"),
+        (["reward=[{{name:length,clip:0}}]"], "reward.length.clip=0 must be a number above 0"),
+        (["reward=[{{name:length,weight:much}}]"], "reward.length.weight=much must be a finite number"),
+        (["reward=[{{name:length,normalise:1}}]"], "reward.length.normalise=1 must be true or false"),
+        (["reward=[{{name:length,least:1,longest:9}}]"], "length has no setting longest; its own are least, most"),
+        (["reward=maths"], "reward=maths is no ready reward (code, exact,"),
+        (["reward=[3]"], "reward: 3 names no reward"),
+        (["reward=exact"], "exact reads the column answer, which no prompt has"),
+        (["reward=environment"], "reward: environment asks for env=FILE.py:CLASS"),
+        (["watch=repetition"], "watch is asked about the answers to data.eval"),
+        (["watch_patience=0"], "watch_patience=0"),
     ],
 )
 def test_settings_that_mean_nothing_are_named(ppo, house, capsys, words, message):

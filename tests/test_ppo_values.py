@@ -169,7 +169,7 @@ def test_group_advantages_are_not_whitened_again(ppo, stopping, tmp_path):
             "missing_eos=none",
             "num_samples=16",
         ]
-        words += [f"reward_fn={tmp_path}/fn.py:by_prompt", "reward_model=null", "num_steps=1", "data.shuffle=false"]
+        words += [f"reward={tmp_path}/fn.py:by_prompt", "reward_model=null", "num_steps=1", "data.shuffle=false"]
         assert ppo(*words, run=kind) == 0
         rows = samples_of(tmp_path / kind)
         lengths = {len(row["tokens"]) for row in rows}
@@ -221,10 +221,10 @@ def test_the_seed_decides_what_is_sampled_and_may_be_large(ppo, tmp_path):
 
 def test_each_network_is_clipped_by_its_own_norm(ppo, house, tmp_path, read_metrics):
     """Scores a hundred times larger move the value model's gradient, not the policy's whitened one."""
-    words = [f"reward_fn={house}/rewards.py:length", "reward_model=null", "value_clip_range=null", "num_steps=1"]
+    words = ["reward_model=null", "value_clip_range=null", "num_steps=1"]
     words += ["ppo_epochs=1", "minibatch_size=8", "kl_coef=0", "missing_eos=none", "gae_lambda=1", "sample_every=0"]
     for weight in (1, 100):
-        assert ppo(*words, f"reward_weights=[{weight}]", run=str(weight)) == 0
+        assert ppo(*words, f"reward={{name:'{house}/rewards.py:length',weight:{weight}}}", run=str(weight)) == 0
     (one,), (hundred,) = (read_metrics(tmp_path / run) for run in ("1", "100"))
     assert hundred["value/grad_norm"] == pytest.approx(100 * one["value/grad_norm"], rel=0.05)
     assert hundred["policy/grad_norm"] == pytest.approx(one["policy/grad_norm"], rel=1e-3)
@@ -232,7 +232,7 @@ def test_each_network_is_clipped_by_its_own_norm(ppo, house, tmp_path, read_metr
 
 def test_truncation_that_pays_is_said_with_both_figures(ppo, house, capsys):
     (house / "low.py").write_text("def low(prompts, completions):\n    return [-5.0] * len(prompts)\n")
-    words = [f"reward_fn={house}/low.py:low", "reward_model=null", "num_steps=1", "sampling.max_new_tokens=2"]
+    words = [f"reward={house}/low.py:low", "reward_model=null", "num_steps=1", "sampling.max_new_tokens=2"]
     assert ppo(*words, "missing_eos=replace") == 0
     assert "missing_eos_value=-1, more than the mean score of -5" in capsys.readouterr().out
     assert ppo(*words, "missing_eos=subtract", run="subtract") == 0

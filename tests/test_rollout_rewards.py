@@ -34,7 +34,7 @@ ALONE = ["reward_model=null", "kl_coef=0", "missing_eos=none", "num_steps=1", "n
 @pytest.fixture
 def fn(tmp_path):
     (tmp_path / "fn.py").write_text(REWARDS)
-    return lambda *names: f"reward_fn=[{','.join(f'{tmp_path}/fn.py:{name}' for name in names)}]"
+    return lambda *names: f"reward=[{','.join(f'{tmp_path}/fn.py:{name}' for name in names)}]"
 
 
 def test_stretches_of_text_are_paid_on_the_tokens_that_end_them(ppo, stopping, fn, tmp_path):
@@ -76,8 +76,12 @@ def test_what_nobody_can_judge_teaches_nothing_and_is_counted(ppo, stopping, fn,
 
 
 def test_sources_are_weighed_clipped_and_logged_apart(ppo, stopping, fn, tmp_path, read_metrics):
-    words = ["reward_weights=[2,1]", "reward_clips=[3,null]"]
-    assert ppo(stopping, *ALONE, fn("long", "short"), *words) == 0
+    long, short = (
+        f"{{name:'{tmp_path}/fn.py:{name}',{own}}}"
+        for name, own in (("long", "weight:2,clip:3"), ("short", "weight:1"))
+    )
+    fn("long")
+    assert ppo(stopping, *ALONE, f"reward=[{long},{short}]") == 0
     (row,) = read_metrics(tmp_path / "run")
     lengths = [len(sample["completion"]) for sample in samples_of(tmp_path / "run")]
     assert row["objective/reward/long"] == pytest.approx(sum(lengths) / len(lengths))
@@ -91,7 +95,7 @@ def test_dynamic_sampling_refills_groups_whose_scores_are_equal(ppo, stopping, t
         "def half(prompts, completions, id):\n"
         "    return [1.0 if sum(map(ord, i)) % 2 else float(len(c)) for i, c in zip(id, completions)]\n"
     )
-    words = [stopping, *ALONE, f"reward_fn={tmp_path}/half.py:half", "advantage=grpo", "samples_per_prompt=2"]
+    words = [stopping, *ALONE, f"reward={tmp_path}/half.py:half", "advantage=grpo", "samples_per_prompt=2"]
     words += ["batch_size=4", "minibatch_size=4"]
     shares = {}
     for most in (0, 6):
@@ -107,7 +111,7 @@ def test_dynamic_sampling_refills_groups_whose_scores_are_equal(ppo, stopping, t
 
 def test_overlong_completions_lose_reward_or_are_left_out(ppo, stopping, tmp_path, read_metrics):
     (tmp_path / "one.py").write_text("def one(prompts, completions):\n    return [1.0] * len(prompts)\n")
-    words = [stopping, *ALONE, f"reward_fn={tmp_path}/one.py:one", "whiten_advantages=false"]
+    words = [stopping, *ALONE, f"reward={tmp_path}/one.py:one", "whiten_advantages=false"]
     assert ppo(*words, "overlong_tokens=4", run="soft") == 0
     for row in samples_of(tmp_path / "soft"):
         expected = 1 + max(-1, min(0, (8 - 4 - len(row["tokens"])) / 4))  # Yu et al. 2025, Eq. 13

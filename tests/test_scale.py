@@ -284,7 +284,7 @@ def test_a_killed_rank_stops_all_and_is_named(job, tmp_path):
 def test_an_error_on_one_rank_stops_all_with_its_message(job, tmp_path):
     code = ["import os", "def score(prompts, completions):", "    return [0.0 / (os.environ['RANK'] != '1')]"]
     (tmp_path / "reward.py").write_text("\n".join(code))
-    words = ["reward_model=null", f"reward_fn={tmp_path}/reward.py:score", "value_start=policy"]
+    words = ["reward_model=null", f"reward={tmp_path}/reward.py:score", "value_start=policy"]
     process = start(2, [job("train_ppo", "run", *words)], tmp_path)
     output, _ = process.communicate(timeout=300)
     assert process.returncode not in (0, None)

@@ -157,10 +157,10 @@ def test_every_variant_runs_and_begins_at_ratio_one(ppo, tmp_path, read_metrics,
 
 
 def test_rewards_are_summed_with_their_weights(ppo, house, tmp_path, read_metrics):
-    one = f"reward_fn={house}/rewards.py:length"
+    one, weighed = f"reward={house}/rewards.py:length", f"{{name:'{house}/rewards.py:length',weight:0.1}}"
     assert ppo(one, "reward_model=null", run="fn") == 0
     assert ppo(run="rm") == 0
-    assert ppo(one, "reward_weights=[2,0.1]", run="both") == 0
+    assert ppo(f"reward=[{{name:reward_model,weight:2}},{weighed}]", run="both") == 0
     fn, rm, both = (read_metrics(tmp_path / run)[0]["objective/score"] for run in ("fn", "rm", "both"))
     assert both == pytest.approx(2 * rm + 0.1 * fn, rel=1e-4)  # the first rollout is the same: same policy and seeds
 
@@ -193,7 +193,7 @@ def test_the_viewer_shows_every_token_of_the_first_rollout(ppo, capsys):
 
 
 def test_signs_of_a_run_that_cannot_learn_are_said_with_figures(ppo, house, capsys):
-    assert ppo(f"reward_fn={house}/rewards.py:constant", "reward_model=null", "sampling.max_new_tokens=1") == 0
+    assert ppo(f"reward={house}/rewards.py:constant", "reward_model=null", "sampling.max_new_tokens=1") == 0
     said = capsys.readouterr().out
     assert "step 1: all 8 scores are 0.5" in said
     assert "step 1: 0 of 8 completions ended with a stop token" in said
@@ -206,10 +206,9 @@ def test_signs_of_a_run_that_cannot_learn_are_said_with_figures(ppo, house, caps
         (["reward_model={home}/policy"], "holds a policy, not a reward model"),
         (["sampling.max_new_tokens=126"], "the prompt takes"),
         (["reward_model={home}/nan_rm"], "the score of row 0 is nan"),
-        (["reward_fn={home}/rewards.py:raises"], "raised RuntimeError: no verdict"),
-        (["reward_fn={home}/rewards.py:short"], "returned 7 rewards for 8 completions"),
+        (["reward={home}/rewards.py:raises"], "raised RuntimeError: no verdict"),
+        (["reward={home}/rewards.py:short"], "returned 7 rewards for 8 completions"),
         (["reward_model=null"], "nothing gives a reward"),
-        (["reward_weights=[1,2]"], "reward_weights has 2 entries for 1 sources"),
         (["sampling.top_p=0.9"], "PPO samples from the policy itself"),
         (["kl_in=loss"], "use k2 or k3 or exact"),
         (["advantage=rloo"], "samples_per_prompt"),

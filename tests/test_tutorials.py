@@ -19,7 +19,7 @@ def blocks_of(page):
 def test_every_sentence_is_rewarded_as_the_page_says(ppo, stopping, tmp_path):
     (code,) = blocks_of("tutorial_rewards.md")
     (tmp_path / "sentences.py").write_text(code)
-    words = [f"reward_fn={tmp_path}/sentences.py:every_sentence", "reward_model=null", "kl_coef=0", "missing_eos=none"]
+    words = [f"reward={tmp_path}/sentences.py:every_sentence", "reward_model=null", "kl_coef=0", "missing_eos=none"]
     assert ppo(stopping, *words, "num_steps=1", "num_samples=8") == 0
     exec(compile(code, "tutorial", "exec"), scope := {})
     for row in samples_of(tmp_path / "run"):

@@ -84,6 +84,18 @@ FORMATS: dict[str, Format] = {
     "openorca": Format(
         demonstrations.openorca, ("system_prompt", "question", "response"), HUB + "Open-Orca/OpenOrca", "MIT"
     ),
+    "gsm8k": Format(
+        demonstrations.gsm8k, ("question", "answer"), HUB + "openai/gsm8k", "MIT",
+        _without("prompt", "messages", "context", "system_prompt", "response", "chosen", "question_id", "answers"),
+    ),
+    "math": Format(
+        demonstrations.competition_math, ("problem", "solution"), HUB + "EleutherAI/hendrycks_math", "MIT",
+        _without("prompt", "messages"),
+    ),
+    "mbpp": Format(
+        demonstrations.mbpp, ("text", "test_list"), HUB + "google-research-datasets/mbpp", "CC-BY-4.0",
+        _without("prompt", "messages"),
+    ),
     "questions": Format(
         demonstrations.questions, ("question_id", "turns"), HUB + "HuggingFaceH4/mt_bench_prompts", "Apache-2.0",
         _without("choices", "conversation_a", "messages"),

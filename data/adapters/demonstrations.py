@@ -105,6 +105,26 @@ def openorca(row: dict) -> dict:
     return asked | rest(row, "system_prompt", "question", "response")
 
 
+def gsm8k(row: dict) -> dict:
+    """A question and its worked answer, which is a demonstration, or what reward=math compares with."""
+    return {"prompt": text(row, "question"), "answer": text(row, "answer")} | rest(row, "question", "answer")
+
+
+def competition_math(row: dict) -> dict:
+    """Hendrycks' MATH: a problem and its solution with the answer in \\boxed{}; MATH-500 has the answer by itself."""
+    answer = row["answer"] if isinstance(row.get("answer"), str) else text(row, "solution")
+    return {"prompt": text(row, "problem"), "answer": answer} | rest(row, "problem", "answer")
+
+
+def mbpp(row: dict) -> dict:
+    """A task in words, and the asserts that its code must pass; the first is shown, as it says what to call it."""
+    if not isinstance(row["test_list"], list) or not row["test_list"]:
+        raise ValueError("test_list holds no test")
+    return {"prompt": f"{text(row, 'text')}\nYour code should pass this test:\n{row['test_list'][0]}"} | rest(
+        row, "text"
+    )
+
+
 def questions(row: dict) -> dict:
     """FastChat's questions (MT-Bench, Vicuna, Arena-Hard): what the user asks turn by turn; the prompt is the first."""
     turns = row["turns"]

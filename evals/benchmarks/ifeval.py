@@ -40,7 +40,7 @@ def _tokens(text: str) -> list[str]:
     return [token for sentence in _punkt().tokenize(text) for token in NLTKWordTokenizer().tokenize(sentence)]
 
 
-def _is_in(text: str, language: str) -> bool:
+def is_in(text: str, language: str) -> bool:
     """Whether langdetect guesses this language; True where there is nothing to guess by, as in the official code."""
     import langdetect
 
@@ -115,8 +115,8 @@ CHECKS: dict[str, Callable[[str, dict], bool]] = {
     "change_case:capital_word_frequency": lambda text, given: _holds(
         sum(token.isupper() for token in _tokens(text)), given, "capital_frequency", "capital_relation"
     ),
-    "change_case:english_capital": lambda text, given: text.isupper() and _is_in(text, "en"),
-    "change_case:english_lowercase": lambda text, given: text.islower() and _is_in(text, "en"),
+    "change_case:english_capital": lambda text, given: text.isupper() and is_in(text, "en"),
+    "change_case:english_lowercase": lambda text, given: text.islower() and is_in(text, "en"),
     "combination:repeat_prompt": lambda text, given: (
         text.strip().lower().startswith(given["prompt_to_repeat"].strip().lower())
     ),
@@ -143,7 +143,7 @@ CHECKS: dict[str, Callable[[str, dict], bool]] = {
     "keywords:letter_frequency": lambda text, given: _holds(
         text.lower().count(given["letter"].lower()), given, "let_frequency", "let_relation"
     ),
-    "language:response_language": lambda text, given: _is_in(text, given["language"]),
+    "language:response_language": lambda text, given: is_in(text, given["language"]),
     "length_constraints:nth_paragraph_first_word": _nth_paragraph,
     "length_constraints:number_paragraphs": _paragraphs,
     "length_constraints:number_sentences": lambda text, given: _holds(

@@ -2,11 +2,32 @@
 
 import contextlib
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import tempfile
+
+from evals.judge_output import without_thinking
+
+
+def program_of(
+    prompt: str, answer: str, test: str | None = None, entry_point: str | None = None, test_list: list | None = None
+) -> str | None:
+    """The answer's code with its tests: HumanEval's `test` and `entry_point`, or MBPP's list of asserts. None without.
+
+    The prompt's code stands before an answer that does not repeat the function's head.
+    """
+    if test_list is None and (test is None or entry_point is None):
+        return None
+    answer = without_thinking(answer) or ""
+    blocks = re.findall(r"```(?:python)?\n(.*?)```", answer, flags=re.DOTALL)
+    code = "\n".join(blocks) if blocks else answer
+    if test_list is not None:
+        return "\n".join([code, *test_list])
+    code = code if f"def {entry_point}" in code else prompt + code
+    return f"{code}\n{test}\ncheck({entry_point})\n"
 
 
 def passes_tests(program: str, *, seconds: float, megabytes: int) -> bool:

@@ -67,7 +67,7 @@ def words_of(script: str, place: Path) -> list[str]:
         "train_dpo": [policy, f"ref_policy={place}/reference", f"data.train=[{place}/pairs.jsonl]",
                       f"ref_cache={place}/cache"],
         "train_ppo": [policy, f"data.prompts=[{place}/talks.jsonl]", f"reward_model={place}/rewards",
-                      f"reward_fn={place}/rate.py:rate", "minibatch_size=2", "sampling.max_new_tokens=4"],
+                      f"reward={place}/rate.py:rate", "minibatch_size=2", "sampling.max_new_tokens=4"],
     }[script]  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def edit_reward(place: Path) -> None:
         (train_dpo, swap_labels, "data.train: {}/pairs.jsonl has other content"),
         (train_dpo, replace_weights("reference", "policy"), "ref_policy: {}/reference/model.safetensors has other"),
         (train_ppo, replace_weights("rewards", "other_rewards"), "reward_model: {}/rewards/model.safetensors has"),
-        (train_ppo, edit_reward, "reward_fn: {}/rate.py has other content"),
+        (train_ppo, edit_reward, "reward: {}/rate.py has other content"),
     ],
     ids=["answers", "policy", "labels", "reference", "reward model", "reward function"],
 )

@@ -1,0 +1,37 @@
+"""reward=code: do the unit tests pass?"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from evals.benchmarks.sandbox import passes_tests, program_of
+
+
+class Code:
+    """1.0 where a completion's code passes the tests, else 0.0; None where the record has none.
+
+    Columns: `test` and `entry_point` (HumanEval; the prompt's text is put before a body), or `test_list`, the asserts
+    of MBPP.
+
+    Args:
+        run_code: must be true: what a model wrote is run, in a process with limits, which is not a jail.
+        seconds, megabytes: limits of one program. max_parallel: programs at once.
+    """
+
+    def __init__(self, run_code: bool = False, seconds: float = 5.0, megabytes: int = 1024, max_parallel: int = 4):
+        if run_code is not True:
+            raise ValueError("reward=code runs what the policy writes; say run_code: true, in a machine you can lose")
+        self.limits, self.max_parallel = {"seconds": float(seconds), "megabytes": int(megabytes)}, max_parallel
+
+    def __call__(
+        self, prompts: list[str], completions: list[str],
+        test: list | None = None, entry_point: list | None = None, test_list: list | None = None,
+    ) -> list[float | None]:  # fmt: skip
+        if test_list is None and (test is None or entry_point is None):
+            raise ValueError("no prompt has the columns test and entry_point (HumanEval), or test_list (MBPP)")
+
+        def passes(row: int) -> float | None:
+            tests = (column and column[row] for column in (test, entry_point, test_list))
+            program = program_of(prompts[row], completions[row], *tests)
+            return None if program is None else float(passes_tests(program, **self.limits))
+
+        with ThreadPoolExecutor(self.max_parallel) as pool:
+            return list(pool.map(passes, range(len(completions))))

@@ -1,0 +1,24 @@
+"""reward=ifeval: are the instructions of the prompt that a program can verify followed?"""
+
+from evals.benchmarks.ifeval import check_answer
+
+
+def ifeval(
+    prompts: list[str], completions: list[str], instruction_id_list: list, kwargs: list,
+    *, strict: bool = True, partial: bool = False,
+) -> list[float | None]:  # fmt: skip
+    """1.0 where every instruction is followed, else 0.0; None where the record has none.
+
+    Args:
+        instruction_id_list, kwargs: IFEval's columns (Zhou et al. 2023, arXiv:2311.07911).
+        strict: the official strict accuracy; False: the loose one.
+        partial: True pays the share of the instructions that are followed.
+    """
+    rewards = []
+    for said, names, given in zip(completions, instruction_id_list, kwargs, strict=True):
+        if not names:
+            rewards.append(None)
+            continue
+        hits = check_answer(names, given, said)[0 if strict else 1]
+        rewards.append(sum(hits) / len(hits) if partial else float(all(hits)))
+    return rewards

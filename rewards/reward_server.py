@@ -1,0 +1,64 @@
+"""reward={name: reward_server, url: ...}: a reward model that a server holds."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+from rollouts.server import post
+from runtime.config import check_choice, check_positive, check_whole
+
+
+class RewardServer:
+    """The server's score of each completion.
+
+    Args:
+        url: of the endpoint itself, http://HOST:PORT/classify, say.
+        api: classify or pooling (vLLM's, one request a completion: the server renders its own chat template, and gives
+            the score before any sigmoid), or plain: {"prompts": [MESSAGES, ...], "completions": [TEXT, ...]} for the
+            whole rollout, answered by {"rewards": [NUMBER, ...]}.
+        model: what the server calls it. timeout: seconds of a request. max_parallel: requests at once.
+    """
+
+    def __init__(
+        self, url: str, api: str = "classify", model: str | None = None, timeout: float = 60.0, max_tries: int = 6,
+        max_parallel: int = 16,
+    ):  # fmt: skip
+        check_choice("reward_server.api", api, ("classify", "pooling", "plain"))
+        check_positive(reward_server__timeout=timeout)
+        check_whole(1, reward_server__max_tries=max_tries, reward_server__max_parallel=max_parallel)
+        self.url, self.api, self.model, self.max_parallel = url, api, model, max_parallel
+        self.settings = {"timeout": timeout, "max_tries": max_tries, "who": "reward_server"}
+
+    def __call__(self, prompts: list[str], completions: list[str], messages: list) -> list[float]:
+        if self.api == "plain":
+            rewards = self.read(post(self.url, {"prompts": messages, "completions": completions}, **self.settings))
+            if len(rewards) != len(completions):
+                raise ValueError(f"{self.url} gave {len(rewards)} rewards for {len(completions)} completions")
+            return rewards
+        with ThreadPoolExecutor(self.max_parallel) as pool:
+            return list(pool.map(self.ask, messages, completions))
+
+    def ask(self, prompt: list[dict], completion: str) -> float:
+        """One completion's score by vLLM."""
+        talk = [*prompt, {"role": "assistant", "content": completion}]
+        body = {"messages": talk, "use_activation": False} | ({"model": self.model} if self.model else {})
+        (reward,) = self.read(post(self.url, body, **self.settings))
+        return reward
+
+    def read(self, answer: dict) -> list[float]:
+        """The numbers of an answer. Raises ValueError where it has another shape."""
+        try:
+            if self.api == "plain":
+                rewards = answer["rewards"]
+            else:
+                (data,) = answer["data"]
+                rewards = data["probs"] if self.api == "classify" else data["data"]
+                if self.api == "pooling" and isinstance(rewards[0], list):  # a score for each token: the last one's
+                    rewards = rewards[-1]
+            if self.api != "plain" and len(rewards) != 1:
+                raise ValueError(f"{self.url} gives {len(rewards)} numbers for a completion: it is no reward model")
+            fits = all(isinstance(reward, int | float) and math.isfinite(reward) for reward in rewards)
+        except (KeyError, IndexError, TypeError):
+            fits = False
+        if not fits:
+            raise ValueError(f"{self.url} answered {str(answer)[:200]}; wanted what api={self.api} gives")
+        return [float(reward) for reward in rewards]
