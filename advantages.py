@@ -12,6 +12,7 @@ from kernels.gae import gae
 from runtime.metrics import wide
 
 MAX_LOG_RATIO = 20.0  # nats
+CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
 
 # ---- scores
 
@@ -52,13 +53,26 @@ def overlong_penalty(lengths: Tensor, *, max_new_tokens: int, overlong_tokens: i
     return ((max_new_tokens - overlong_tokens - lengths) / overlong_tokens).clamp(-1.0, 0.0)
 
 
-def importance_weights(logprobs: Tensor, sampled_logprobs: Tensor, *, max_weight: float) -> Tensor:
-    """min(pi(token) / mu(token), max_weight) of tokens that another program, mu, sampled; no gradient.
+def importance_weights(
+    logprobs: Tensor, sampled_logprobs: Tensor, action_mask: Tensor, *, correction: str, max_weight: float
+) -> Tensor:
+    """(B, T) what a token counts that another program, or an older policy, mu sampled: pi / mu, bounded; no gradient.
 
-    Truncated importance sampling, Ionides 2008; for rollouts of an engine whose log-probs are not quite the trainer's.
-    Multiplied to the advantages, E_mu[weight * A] = E_pi[A] but for what is cut.
+        token_truncate:     min(w, max_weight),           w = pi(token) / mu(token)
+        token_mask:         w, and 0 where it is above max_weight
+        sequence_truncate, sequence_mask: the same with the completion's ratio, the product of w over its tokens
+
+    Truncated importance sampling, Ionides 2008. Multiplied to the advantages, E_mu[weight * A] = E_pi[A] but for what
+    is cut: exactly with the sequence's ratio, whose variance grows with the length; to first order with the token's.
     """
-    return (logprobs - sampled_logprobs).exp().clamp(max=max_weight).detach()
+    if correction not in CORRECTIONS:
+        raise ValueError(f"off_policy.correction={correction!r} is unknown; use {', '.join(CORRECTIONS)}")
+    log_ratio = torch.where(action_mask, logprobs - sampled_logprobs, 0.0).detach()
+    of, how = correction.split("_")
+    log_ratio = log_ratio.sum(1, keepdim=True).expand_as(log_ratio) if of == "sequence" else log_ratio
+    weights = log_ratio.clamp(max=80.0).exp()  # e^89 passes float32
+    bounded = weights.clamp(max=max_weight) if how == "truncate" else weights * (weights <= max_weight)
+    return torch.where(action_mask, bounded, 0.0)
 
 
 # ---- KL
@@ -226,6 +240,45 @@ def reinforce_pp(rewards: Tensor, action_mask: Tensor, *, mean: Callable[[Tensor
     return whiten(to_go, action_mask, mean, shift_mean=True)
 
 
+def raft(rewards: Tensor, action_mask: Tensor, *, samples_per_prompt: int) -> Tensor:
+    """(B, T) advantages: 1 for the best of each prompt's samples, 0 for the others: Dong et al. 2023 (2304.06767).
+
+    On samples of the policy itself the gradient is that of SFT on the best: best-of-n SFT, a rollout at a time.
+    A group whose returns are all equal teaches nothing.
+    """
+    returns, _ = _groups(rewards, action_mask, samples_per_prompt)  # (P, K)
+    returns = returns.nan_to_num(nan=-torch.inf)
+    best = torch.zeros_like(returns).scatter(1, returns.argmax(1, keepdim=True), 1.0)
+    return _spread(torch.where(_differ(returns), best, 0.0), action_mask)
+
+
+def online_dpo(rewards: Tensor, action_mask: Tensor, penalty: Tensor, *, samples_per_prompt: int) -> Tensor:
+    """(B, T) advantages of DPO on the best and the worst of each prompt's samples: Guo et al. 2024 (arXiv:2402.04792).
+
+        A = sigmoid(-m) for the best, -sigmoid(-m) for the worst, 0 for the others;   m = penalty(best) - penalty(worst)
+
+    with penalty = beta (log pi - log ref) of a completion. The gradient of -log sigmoid(m) is -beta sigmoid(-m) (grad
+    log pi(best) - grad log pi(worst)), so on the policy that sampled this is DPO's gradient over beta.
+
+    Args:
+        penalty: (B, T) kl_coef * (log pi - log ref), which `rewards` have lost; the best is chosen by the score alone.
+    """
+    scores, _ = _groups(rewards + penalty, action_mask, samples_per_prompt)  # (P, K)
+    paid, _ = _groups(penalty, action_mask, samples_per_prompt)
+    best = scores.nan_to_num(nan=-torch.inf).argmax(1, keepdim=True)
+    worst = scores.nan_to_num(nan=torch.inf).argmin(1, keepdim=True)
+    weight = torch.sigmoid(paid.gather(1, worst) - paid.gather(1, best))  # (P, 1)
+    signs = torch.zeros_like(scores).scatter(1, best, 1.0).scatter(1, worst, -1.0)
+    return _spread(torch.where(_differ(scores), weight * signs, 0.0), action_mask)
+
+
+def _differ(returns: Tensor) -> Tensor:
+    """(P, 1) whether two rows of a group, those left out aside, have different returns."""
+    known = returns.isfinite()
+    most, least = (returns.masked_fill(~known, fill) for fill in (-torch.inf, torch.inf))
+    return most.amax(1, keepdim=True) > least.amin(1, keepdim=True)
+
+
 def _groups(rewards: Tensor, action_mask: Tensor, samples_per_prompt: int) -> tuple[Tensor, Tensor]:
     """(P, K) returns, nan where a row is left out, and (P, 1) how many are not."""
     if samples_per_prompt < 2 or len(rewards) % samples_per_prompt:
@@ -265,19 +318,21 @@ def whiten(x: Tensor, mask: Tensor, mean: Callable[[Tensor], Tensor], *, shift_m
 
 
 WITH_VALUES = {"gae": gae_advantages}  # a value model is trained for these
-OF_GROUPS = {"rloo": rloo, "grpo": grpo, "dr_grpo": dr_grpo}
+OF_GROUPS = {"rloo": rloo, "grpo": grpo, "dr_grpo": dr_grpo, "raft": raft}
+OF_PAIRS = {"online_dpo": online_dpo}
 OF_ROLLOUTS = {"reinforce_pp": reinforce_pp}
-ADVANTAGES = (*WITH_VALUES, *OF_GROUPS, *OF_ROLLOUTS)
+ADVANTAGES = (*WITH_VALUES, *OF_GROUPS, *OF_PAIRS, *OF_ROLLOUTS)
 
 
 def estimate_advantages(
     rewards: Tensor, values: Tensor, action_mask: Tensor, value_mask: Tensor, done: Tensor | None = None,
     *, kind: str, gamma: float, gae_lambda: float, samples_per_prompt: int, lambda_alpha: float | None = None,
-    mean: Callable[[Tensor], Tensor] = lambda x: x,
+    mean: Callable[[Tensor], Tensor] = lambda x: x, penalty: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """(B, T) advantages of the named kind.
 
     Args:
+        penalty: (B, T) kl_coef * KL, which the rewards have lost; None: nothing.
         done: (B, T) bool, the last state of each episode; None: a row is one episode.
         mean: averages a scalar tensor over ranks (`run.mean`).
     """
@@ -286,6 +341,9 @@ def estimate_advantages(
         return WITH_VALUES[kind](rewards, values, value_mask, done, **discounts)
     if kind in OF_GROUPS:
         return OF_GROUPS[kind](rewards, action_mask, samples_per_prompt=samples_per_prompt)
+    if kind in OF_PAIRS:
+        penalty = torch.zeros_like(rewards) if penalty is None else penalty
+        return OF_PAIRS[kind](rewards, action_mask, penalty, samples_per_prompt=samples_per_prompt)
     if kind in OF_ROLLOUTS:
         return OF_ROLLOUTS[kind](rewards, action_mask, mean=mean)
     raise ValueError(f"advantage={kind!r} is unknown; use {', '.join(ADVANTAGES)}")

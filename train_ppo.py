@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from advantages import (
     ADVANTAGES,
+    CORRECTIONS,
     OF_GROUPS,
+    OF_PAIRS,
     WITH_VALUES,
     AdaptiveKL,
     FixedKL,
@@ -56,6 +58,7 @@ from rollouts.rewards import Scorer
 from rollouts.sampling import draw
 from rollouts.sources import Source, check_columns, read_sources
 from rollouts.trajectory import Part, Trajectory
+from rollouts.values import teach_values
 from rollouts.viewer import credit_samples, print_credit, warn_about
 from runtime.config import check_batch, check_choice, check_number, check_positive, check_whole
 from runtime.devices import PRECISIONS, send
@@ -75,15 +78,13 @@ def train(cfg: DictConfig, run: Run) -> float:
     value_model = load_values(cfg, run, policy)  # starts as the reward model
     score, engine = load_scorer(cfg, run, tokenizer, policy), load_engine(cfg, run, tokenizer, policy)
     learners = {"policy": policy} | ({"value": value_model} if cfg.advantage in WITH_VALUES else {})
-    lr_scales = [1.0, cfg.optim.value_lr / cfg.optim.lr][: len(learners)]
-    optimizer = build_optimizer(learners.values(), cfg.optim, lr_scales=lr_scales)
+    optimizer = build_optimizer([policy, value_model], cfg.optim, lr_scales=[1.0, cfg.optim.value_lr / cfg.optim.lr])
     pretraining, average = PretrainingMix(cfg, run, tokenizer, policy.config), WeightAverage(policy, cfg.ema_decay)
     controller, monitor = kl_controller(cfg), load_monitor(cfg, run, tokenizer)
     prompts, held_out = load_prompts(cfg, run, tokenizer, policy, score, monitor)
     state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts, "score": score}
     run.resume(**state, pretraining=pretraining, average=average, controller=controller, monitor=monitor)
     show_first_batch(cfg.view, run, tokenizer, prompts, pretraining.loader)
-
     if run.step == 0:
         evaluate_policy(cfg, run, policy, ref_policy, engine, score, monitor, held_out, step=0)
     while run.step < cfg.num_steps:
@@ -103,27 +104,26 @@ def train(cfg: DictConfig, run: Run) -> float:
         kl = kl_estimate(old_logprobs - ref_logprobs, "k1")  # (B, T) nats
         rewards = shape_rewards(paid, kl, rollout, cfg, kl_coef=kl_coefs["reward"])  # (B, T)
         run.metrics.add(rollout_figures(rollout, paid, rewards, kl, entropy) | score.figures(rollout))
-        run.metrics.add(monitor.figures(rollout))
         warn_about(rollout, paid.sum(1), cfg, run)
         rollout.leave_out(unlearnable(rollout, cfg))
         mask, value_mask = rollout.action_mask, rollout.value_mask  # (B, T) bool
-        advantages = give_credit(rewards, old_values, rollout, cfg, run.mean)  # (B, T)
+        advantages = give_credit(rewards, old_values, kl_coefs["reward"] * kl, rollout, cfg, run.mean)  # (B, T)
         returns = advantages + old_values  # (B, T)
         advantages = whiten(advantages, mask, run.mean, shift_mean=True) if whitens(cfg) else advantages
-        advantages, sampler_figures = correct_for_sampler(advantages, old_logprobs, rollout, cfg.engine)
+        advantages, old_logprobs, sampled = correct_for_sampler(advantages, old_logprobs, rollout, cfg, run.step)
 
         # ---- 3. what a person would want to know of it
         run.metrics.add({"value/explained_variance": explained_variance(returns, old_values, value_mask, run.mean)})
-        run.metrics.add({"optim/lr": lr, "objective/kl_coef": controller.kl_coef} | sampler_figures)
+        run.metrics.add({"optim/lr": lr, "objective/kl_coef": controller.kl_coef} | sampled | monitor.figures(rollout))
         credit = {"reward": rewards, "kl": kl, "value": old_values, "advantage": advantages}
         show(cfg, run, policy, ref_policy, tokenizer, rollout, parts, paid.sum(1), credit)
         controller.update(run.mean(kl.sum(1).mean()).item(), num_sequences=cfg.batch_size * K)
 
         # ---- 4. a few epochs of clipped updates on the same rollout
         learning = time.perf_counter()
+        teach_values(cfg, run, value_model, optimizer, rollout, old_values, returns)  # where it has epochs of its own
         weights, counts = aggregation(mask, cfg.aggregation, max_new_tokens=cfg.sampling.max_new_tokens)
-        shares = {"epochs": cfg.ppo_epochs, "size": cfg.minibatch_size, "samples_per_prompt": K}
-        for index, minibatch in enumerate(run.minibatches(len(mask), **shares)):
+        for index, minibatch in enumerate(run.minibatches(len(mask), cfg.ppo_epochs, cfg.minibatch_size, K)):
             minibatch, row_sums, ratios = minibatch.sort().values, [], []  # siblings stay neighbours: one prompt
             some = send(minibatch, run.device)
             num_tokens, num_states = (run.mean(n[some].sum().float()).clamp_min(1) for n in (counts, value_mask))
@@ -146,7 +146,7 @@ def train(cfg: DictConfig, run: Run) -> float:
                 ratios.append(torch.where(mask[rows], logprobs.detach() - old_logprobs[rows], 0.0).exp().flatten())
                 row_sums.append(logprobs.detach().sum(1) + values.detach().sum(1))
             pretraining.add_gradients(policy)
-            hold_still(policy, run.step < cfg.value_pretraining_steps)
+            hold_still(policy, value_model, cfg, run.step)
             norms = {name: clip_grads(model, cfg.optim.max_grad_norm) for name, model in learners.items()}
             norm = torch.stack(list(norms.values())).sum()  # not finite where one is not
             run.stop_if_not_finite(norm, torch.cat(row_sums), [rollout.where[i] for i in minibatch.tolist()])
@@ -189,15 +189,16 @@ def unlearnable(rollout: Trajectory, cfg: DictConfig) -> Tensor:
 
 
 def give_credit(
-    rewards: Tensor, old_values: Tensor, rollout: Trajectory, cfg: DictConfig, mean: Callable[[Tensor], Tensor]
-) -> Tensor:
+    rewards: Tensor, old_values: Tensor, penalty: Tensor, rollout: Trajectory, cfg: DictConfig,
+    mean: Callable[[Tensor], Tensor],
+) -> Tensor:  # fmt: skip
     """(B, T) advantages of the actions (with a value model: of the states) before they are whitened."""
     if cfg.whiten_rewards:
         rewards = whiten(rewards, rollout.value_mask, mean, shift_mean=False)
     return estimate_advantages(
         rewards, old_values, rollout.action_mask, rollout.value_mask, rollout.done, kind=cfg.advantage,
         gamma=cfg.gamma, gae_lambda=cfg.gae_lambda, lambda_alpha=cfg.gae_lambda_alpha,
-        samples_per_prompt=cfg.samples_per_prompt, mean=mean,
+        samples_per_prompt=cfg.samples_per_prompt, mean=mean, penalty=penalty,
     )  # fmt: skip
 
 
@@ -226,10 +227,12 @@ def penalty(
     return (weight * policy.exact_kl(ref_policy, *part.rows, **settings)).sum()
 
 
-def hold_still(policy: Policy, held: bool) -> None:
-    """The policy learns nothing in this step where it is `held`: the value model learns alone."""
-    if held:
+def hold_still(policy: Policy, value_model: nn.Module, cfg: DictConfig, step: int) -> None:
+    """The policy learns nothing while the value model is pretrained, and that nothing here where it has own epochs."""
+    if step < cfg.value_pretraining_steps:
         policy.zero_grad(set_to_none=True)
+    if cfg.value_epochs is not None:
+        value_model.zero_grad(set_to_none=True)
 
 
 def first_ratio(ratios: list[Tensor], index: int) -> dict[str, Tensor]:
@@ -325,7 +328,7 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
             f"kl_estimator={cfg.kl_estimator} with kl_in={cfg.kl_in}: as a reward only k1 has the gradient of the KL, "
             f"as a loss k1 has none and k2 the right one; use {' or '.join(allowed)}"
         )
-    if cfg.advantage in OF_GROUPS and cfg.samples_per_prompt < 2:
+    if cfg.advantage in (*OF_GROUPS, *OF_PAIRS) and cfg.samples_per_prompt < 2:
         raise ValueError(f"advantage={cfg.advantage} compares samples of a prompt; set samples_per_prompt to 2 or more")
     if cfg.sampling.temperature <= 0 or cfg.sampling.top_k or cfg.sampling.top_p != 1:
         raise ValueError(
@@ -340,6 +343,7 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
     if cfg.dual_clip is not None and not cfg.dual_clip > 1:
         raise ValueError(f"dual_clip={cfg.dual_clip} must be null or above 1: it bounds the ratio where A < 0")
     check_fits(cfg)
+    check_off_policy(cfg, world_size)
     if cfg.data.ptx and not cfg.ptx_coef:
         raise ValueError("data.ptx would not be read, as ptx_coef=0; give it a weight (InstructGPT 27.8) or no files")
     if cfg.gamma > 1 or cfg.gae_lambda > 1:
@@ -363,9 +367,37 @@ def check_fits(cfg: DictConfig) -> None:
         needless = {
             "value_model": cfg.value_model, "export_value_model": cfg.export_value_model,
             "value_pretraining_steps": cfg.value_pretraining_steps, "gae_lambda_alpha": cfg.gae_lambda_alpha,
+            "value_epochs": cfg.value_epochs,
         }  # fmt: skip
         if asked := [f"{key}={value}" for key, value in needless.items() if value]:
             raise ValueError(f"{', '.join(asked)}: advantage={cfg.advantage} has no value model")
+
+
+def check_off_policy(cfg: DictConfig, world_size: int) -> None:
+    """Settings of rollouts that are not the policy's own, and of losses that want them to be."""
+    check_choice("off_policy.correction", cfg.off_policy.correction, CORRECTIONS)
+    check_choice("off_policy.old_logprobs", cfg.off_policy.old_logprobs, ("trainer", "sampler"))
+    check_positive(off_policy__max_weight=cfg.off_policy.max_weight)
+    rows = cfg.batch_size * cfg.samples_per_prompt
+    if cfg.advantage in OF_PAIRS:
+        wanted = {"ppo_epochs": 1, "minibatch_size": rows, "kl_in": "reward", "policy_loss": "clip"}
+        if wrong := [f"{key}={value}" for key, value in wanted.items() if cfg[key] != value]:
+            raise ValueError(
+                f"advantage={cfg.advantage} is DPO's gradient on the policy that sampled: one step a rollout, beta = "
+                f"kl_coef; set {' '.join(wrong)}"
+            )
+        if cfg.aggregation == "sequence_mean" or not cfg.kl_coef:
+            raise ValueError(
+                f"advantage={cfg.advantage} sums log-probs over a completion and multiplies them by kl_coef: "
+                "aggregation=sequence_sum (or token), kl_coef > 0"
+            )
+    if cfg.value_epochs is not None:
+        size = cfg.value_minibatch_size or cfg.minibatch_size
+        check_whole(1, value_epochs=cfg.value_epochs)
+        check_batch(size, cfg.micro_batch_size, world_size, "value_minibatch_size")
+        check_batch(rows, size, 1, "batch_size * samples_per_prompt")
+    elif cfg.value_minibatch_size is not None:
+        raise ValueError("value_minibatch_size is that of value_epochs, which is null; set both")
 
 
 def kl_controller(cfg: DictConfig) -> FixedKL:

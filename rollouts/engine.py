@@ -66,6 +66,7 @@ class Engine:
             score_position=self.cfg.score_position, max_new_tokens=self.cfg.sampling.max_new_tokens,
         )  # fmt: skip
         trajectory.rewards |= self.environment.rewards(episodes, trajectory)
+        trajectory.step = step
         return trajectory
 
 
@@ -96,18 +97,28 @@ class Local:
 
 
 def correct_for_sampler(
-    advantages: Tensor, logprobs: Tensor, rollout: Trajectory, cfg: DictConfig
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """(B, T) advantages, those of a server's samples weighed by pi(token) / pi_server(token); and what is logged of it.
+    advantages: Tensor, logprobs: Tensor, rollout: Trajectory, cfg: DictConfig, step: int
+) -> tuple[Tensor, Tensor, dict[str, Tensor | float]]:
+    """(B, T) advantages and old log-probs for what another program, or an older policy, sampled; and what is logged.
 
-    A weight is at most engine.max_weight. The policy's own sampler computes in the same precision, so its samples are
-    weighed by 1; how far its log-probs are from those of training is logged as policy/sampler_kl all the same.
+    off_policy.old_logprobs=trainer: ratios are counted from the policy as it is before its updates, and a token's
+    advantage is weighed by how much likelier that policy draws it than the sampler did (decoupled PPO, Hilton et al.
+    2021, arXiv:2110.00641); =sampler: ratios are counted from the sampler, and clipping alone bounds them. The policy's
+    own sampler computes in the same precision, so its samples of this very policy are taken as they are. How far its
+    log-probs are from those of training is logged as policy/sampler_kl all the same.
+
+    Args:
+        logprobs: (B, T) of the policy before this step's updates.
     """
-    mask, sampled = rollout.action_mask, rollout.sampler_logprobs
+    mask, sampled, stale = rollout.action_mask, rollout.sampler_logprobs, step - rollout.step
+    figures: dict[str, Tensor | float] = {"policy/staleness": float(stale)}
     if sampled is None:
-        return advantages, {}
-    figures = {"policy/sampler_kl": masked(sampled - logprobs, mask)}
-    if cfg.kind == "local":
-        return advantages, figures
-    weights = importance_weights(logprobs, sampled, max_weight=cfg.max_weight)
-    return advantages * weights, figures | {"policy/sampler_weight": masked(weights, mask)}
+        return advantages, logprobs, figures
+    figures |= {"policy/sampler_kl": masked(sampled - logprobs, mask)}
+    if cfg.engine.kind == "local" and not stale:
+        return advantages, logprobs, figures
+    if cfg.off_policy.old_logprobs == "sampler":
+        return advantages, sampled, figures
+    limits = {"correction": cfg.off_policy.correction, "max_weight": cfg.off_policy.max_weight}
+    weights = importance_weights(logprobs, sampled, mask, **limits)
+    return advantages * weights, logprobs, figures | {"policy/sampler_weight": masked(weights, mask)}

@@ -102,8 +102,8 @@ class Monitor:
             log.warning(
                 "step %d: in %d evaluations in a row the score rose (%.3g to %.3g, +- %.2g) while %s fell (%.3g to "
                 "%.3g, +- %.2g): the policy may be exploiting its reward. Stop at an earlier checkpoint, raise "
-                "kl_coef, or mend the reward; %s shows both", last[-1]["step"], self.patience, a[0], b[0], b[1], source.name,
-                c[0], d[0], d[1], self.picture.name,
+                "kl_coef, or mend the reward; %s shows both", last[-1]["step"], self.patience, a[0], b[0], b[1],
+                source.name, c[0], d[0], d[1], self.picture.name,
             )  # fmt: skip
         return bool(exploited)
 

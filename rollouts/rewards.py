@@ -166,5 +166,7 @@ def is_stretch(value) -> bool:
 
 def completion_texts(rollout: Trajectory, tokenizer) -> list[str]:
     """What the policy said, without its stop tokens."""
-    said = zip(rollout.tokens, rollout.action_mask, strict=True)
+    said = zip(
+        rollout.tokens, rollout.turn >= 0, strict=True
+    )  # not action_mask: what is left out was said all the same
     return [tokenizer.decode(ids[mask].tolist()) for ids, mask in said]

@@ -60,5 +60,6 @@ def joined(rollouts: list[Trajectory], pad_id: int) -> Trajectory:
         judged=torch.cat([r.judged for r in rollouts]),
         sampler_logprobs=stacked(lambda r: r.sampler_logprobs, 0.0) if known else None,
         prompts=[prompt for r in rollouts for prompt in r.prompts],
+        step=rollouts[0].step,
         rewards={name: stacked(lambda r, name=name: r.rewards[name], 0.0) for name in rollouts[0].rewards},
     )

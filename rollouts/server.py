@@ -36,8 +36,8 @@ class Server:
     """
 
     def __init__(self, cfg: DictConfig, sampling: DictConfig, tokenizer, directory: Path):
-        if cfg.max_parallel < 1 or cfg.max_tries < 1 or cfg.timeout <= 0 or cfg.max_weight <= 0:
-            raise ValueError("need engine.max_parallel, max_tries >= 1 and engine.timeout, max_weight > 0")
+        if cfg.max_parallel < 1 or cfg.max_tries < 1 or cfg.timeout <= 0:
+            raise ValueError("need engine.max_parallel, max_tries >= 1 and engine.timeout > 0")
         self.cfg, self.tokenizer, self.directory = cfg, tokenizer, directory.resolve()
         self.url, self.reload_url = cfg.url.rstrip("/") + "/completions", cfg.reload_url  # both must be given
         self.settings = {

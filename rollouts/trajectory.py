@@ -27,6 +27,7 @@ class Trajectory:
     judged            (B,) every reward source could judge the episode; what it could not judge is not learned from
     sampler_logprobs  (B, T) float32 nats, what the sampler drew each action with; 0 elsewhere, None where unknown
     rewards           {name: (B, T) float32} what each source pays on each token, before weights
+    step              of the policy that sampled: steps completed before
     prompts           B encoded prompts with `messages`, `columns` and `where`, the record's FILE:LINE
     """
 
@@ -40,6 +41,7 @@ class Trajectory:
     judged: Tensor
     sampler_logprobs: Tensor | None
     prompts: list[dict]
+    step: int = 0
     rewards: dict[str, Tensor] = field(default_factory=dict)
     packed: dict[int, list["Part"]] = field(default_factory=dict, repr=False)  # what `parts` has packed already
     on_host: tuple[Rows, Rows] | None = field(default=None, repr=False)  # copies of `rows` and `states`, to pack from
@@ -84,7 +86,7 @@ class Trajectory:
         prompts = [self.prompts[row] for row in rows.tolist()]
         rewards = {name: x[rows] for name, x in self.rewards.items()}
         known = {"sampler_logprobs": None} | tensors
-        return Trajectory(**known, prompts=prompts, rewards=rewards)
+        return Trajectory(**known, prompts=prompts, step=self.step, rewards=rewards)
 
     def leave_out(self, rows: Tensor) -> None:
         """Nothing is learned from the episodes where `rows` (B,) is True: they keep their tokens and have no action."""

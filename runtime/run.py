@@ -103,7 +103,7 @@ class Run:
         """The mean over ranks."""
         return distributed.mean_over_ranks(value)
 
-    def minibatches(self, num_rows: int, *, epochs: int, size: int, samples_per_prompt: int = 1) -> Iterator[Tensor]:
+    def minibatches(self, num_rows: int, epochs: int, size: int, samples_per_prompt: int = 1) -> Iterator[Tensor]:
         """Indices of this rank's share of each minibatch: the same minibatches on any number of ranks.
 
         All ranks' rows, all prompts' first samples first, are a table of `size` columns; each epoch permutes every

@@ -3,12 +3,13 @@
 Both take `look(step, policy)`, called before the first step and after every one; bench/exact_optimum.py draws with it.
 """
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from advantages import estimate_advantages, kl_estimate, kl_loss, whiten
+from advantages import estimate_advantages, importance_weights, kl_estimate, kl_loss, whiten
 from losses import (
     POLICY_LOSSES,
     aggregation,
@@ -27,23 +28,30 @@ Look = Callable[[int, TabularPolicy], None]
 
 def train_ppo(
     seed: int, *, kl_coef: float, kind="gae", kl_in="reward", kl_estimator="k2", samples_per_prompt=1, score=None,
-    policy_loss="clip", clip_range=0.2, clip_range_high=None, aggregate="token", gaps=False,
+    policy_loss="clip", clip_range=0.2, clip_range_high=None, aggregate="token", gaps=False, updates=4, steps=PPO_STEPS,
+    teacher: TabularPolicy | None = None, stale=0, correction: str | None = "sequence_truncate", max_weight=2.0,
     look: Look = lambda step, policy: None,
 ) -> TabularPolicy:  # fmt: skip
-    """train_ppo.py's order of events; the task's reward goes through score(scores, completions) first."""
+    """train_ppo.py's order of events; the task's reward goes through score(scores, completions) first.
+
+    teacher: what the KL is counted from in place of the policy's beginning. stale: the rollouts are those of the policy
+    so many steps ago, corrected as off_policy says (None: ratios are counted from the sampler).
+    """
     logits, rewards_of_all = make_task(seed)
-    policy, reference = TabularPolicy(logits), TabularPolicy(logits)
+    policy, reference = TabularPolicy(logits), teacher or TabularPolicy(logits)
+    samplers = [copy.deepcopy(policy)] * (stale + 1)
     value_table = torch.nn.Parameter(torch.zeros(NUM_STATES))
     optimizer = torch.optim.Adam([{"params": policy.parameters()}, {"params": [value_table]}], lr=0.05, eps=1e-5)
     generator = torch.Generator().manual_seed(seed)
     clip = {"clip_range": clip_range, "clip_range_high": clip_range_high}
     clip |= {"dual_clip": None} if policy_loss == "clip" else {}
     look(0, policy)
-    for step in range(PPO_STEPS):
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 0.05 * (1 - step / PPO_STEPS)
+            group["lr"] = 0.05 * (1 - step / steps)
         with torch.no_grad():
-            completions = policy.sample(BATCH, generator)
+            sampler = samplers[0] if stale else policy
+            completions = sampler.sample(BATCH, generator)
             old_logprobs, ref_logprobs = policy.logprobs(completions), reference.logprobs(completions)
             old_values = value_table[states(completions)]
         mask = mask_of(completions)
@@ -53,13 +61,22 @@ def train_ppo(
         rewards = token_rewards(scores, kl, mask, mask, kl_coef=kl_coef if kl_in == "reward" else 0.0)
         inputs = (rewards, old_values, mask, mask)
         settings = {"gamma": 1.0, "gae_lambda": 0.95, "samples_per_prompt": samples_per_prompt}
+        settings |= {"penalty": kl_coef * kl}
         advantages = estimate_advantages(*(map(widen, inputs) if gaps else inputs), kind=kind, **settings)
         advantages = advantages[:, ::2] if gaps else advantages
         returns = advantages + old_values
         if kind == "gae" and kl_in == "reward":
             advantages = whiten(advantages, mask, lambda x: x, shift_mean=True)
+        if stale:
+            with torch.no_grad():
+                sampled = sampler.logprobs(completions)
+            if correction is None:
+                old_logprobs = sampled
+            else:
+                limits = {"correction": correction, "max_weight": max_weight}
+                advantages = advantages * importance_weights(old_logprobs, sampled, mask, **limits)
         weights, counts = aggregation(mask, aggregate, max_new_tokens=3)
-        for rows in torch.randperm(BATCH, generator=generator).split(BATCH // 4):
+        for rows in torch.randperm(BATCH, generator=generator).split(BATCH // updates):
             logprobs = policy.logprobs(completions[rows])
             m, old, weight, num_tokens = mask[rows], old_logprobs[rows], weights[rows], counts[rows].sum()
             loss, _ = POLICY_LOSSES[policy_loss](
@@ -73,6 +90,7 @@ def train_ppo(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        samplers = [*samplers[1:], copy.deepcopy(policy)] if stale else samplers
         look(step + 1, policy)
     return policy
 

@@ -112,7 +112,7 @@ def test_a_server_with_our_sampler_gives_the_local_curve(door, job, loopback, tm
 
 def test_another_distribution_is_weighed_and_the_weights_are_cut(door, job, loopback, tmp_path, read_metrics):  # noqa: F811
     server = loopback(sharpness=1.5)
-    words = [*words_for(server), "num_steps=2", "engine.max_weight=1.2", *ALONE]
+    words = [*words_for(server), "num_steps=2", "off_policy.max_weight=1.2", *ALONE]
     assert door(train_ppo, *job("train_ppo", "run", *words)[1:]) == 0
     for row in read_metrics(tmp_path / "run"):
         assert row["policy/sampler_kl"] > 0.01 and 0.2 < row["policy/sampler_weight"] <= 1.2
@@ -122,7 +122,7 @@ def test_another_distribution_is_weighed_and_the_weights_are_cut(door, job, loop
 def test_the_weights_reach_the_advantages_and_the_directory_is_the_one_asked_for(door, job, loopback, tmp_path):  # noqa: F811
     server = loopback(sharpness=1.5)
     words = ["advantage=rloo", "samples_per_prompt=2", "kl_coef=0", "missing_eos=none", "sample_every=1", "num_steps=1"]
-    words += ["num_samples=99", "engine.max_weight=1.2", f"engine.directory={tmp_path}/shared", "eval_every=0"]
+    words += ["num_samples=99", "off_policy.max_weight=1.2", f"engine.directory={tmp_path}/shared", "eval_every=0"]
     assert door(train_ppo, *job("train_ppo", "run", *words_for(server), *words)[1:]) == 0
     assert server.loaded_from == str(tmp_path / "shared") and not (tmp_path / "run" / "engine").exists()
     rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
@@ -138,9 +138,25 @@ def test_the_weights_reach_the_advantages_and_the_directory_is_the_one_asked_for
 def test_weighted_samples_of_another_distribution_have_the_policys_mean():
     p, q = torch.tensor([0.5, 0.3, 0.15, 0.05]).double(), torch.tensor([0.25, 0.25, 0.25, 0.25]).double()
     values = torch.tensor([1.0, -2.0, 3.0, 0.5]).double()
-    weights = importance_weights(p.log(), q.log(), max_weight=10.0)
+    rows = {"action_mask": torch.ones(1, 4, dtype=torch.bool), "correction": "token_truncate"}
+    weights = importance_weights(p.log()[None], q.log()[None], **rows, max_weight=10.0)[0]
     assert (q * weights * values).sum() == pytest.approx((p * values).sum().item(), abs=1e-12)
-    assert torch.allclose(importance_weights(p.log(), q.log(), max_weight=1.5), (p / q).clamp(max=1.5))
+    cut = importance_weights(p.log()[None], q.log()[None], **rows, max_weight=1.5)[0]
+    assert torch.allclose(cut, (p / q).clamp(max=1.5))
+
+
+def test_weights_of_sequences_are_products_and_a_mask_drops_what_is_above_the_bound():
+    logprobs = torch.tensor([[1.0, 2.0, 5.0], [0.3, 0.6, 9.0]]).log()
+    sampled = torch.tensor([[0.5, 0.5, 5.0], [0.6, 0.6, 1.0]]).log()
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+
+    def weights(correction):
+        return importance_weights(logprobs, sampled, mask, correction=correction, max_weight=3.0)
+
+    assert torch.allclose(weights("token_truncate"), torch.tensor([[2.0, 3.0, 1.0], [0.5, 1.0, 0.0]]))
+    assert torch.allclose(weights("token_mask"), torch.tensor([[2.0, 0.0, 1.0], [0.5, 1.0, 0.0]]))
+    assert torch.allclose(weights("sequence_truncate"), torch.tensor([[3.0] * 3, [0.5, 0.5, 0.0]]))
+    assert torch.allclose(weights("sequence_mask"), torch.tensor([[0.0] * 3, [0.5, 0.5, 0.0]]))
 
 
 def test_a_server_that_is_down_for_a_moment_is_asked_again(door, job, loopback, tmp_path, monkeypatch):  # noqa: F811
@@ -169,7 +185,7 @@ ONE_TOKEN = {"token_ids": [7], "finish_reason": "length", "logprobs": {"token_lo
         ({"answer": ONE_TOKEN | {"logprobs": {"token_logprobs": [None]}}}, [], "finite log-probs"),
         ({"answer": {"finish_reason": "stop", "token_ids": [7], "logprobs": {"token_logprobs": [-1.0]}}}, [], "stop"),
         ({"answer": {"logprobs": None}}, [], "return_token_ids"),
-        ({}, ["engine.max_weight=0"], "max_weight"),
+        ({}, ["off_policy.max_weight=0"], "max_weight"),
     ],
     ids=["no ids", "no such id", "ids as text", "log-prob of none", "no stop token", "no logprobs", "setting"],
 )
