@@ -139,7 +139,9 @@ def _ultrafeedback(clients: dict[str, Client], settings: dict, begin, **common) 
 def _preferences(clients: dict[str, Client], settings: dict, begin, **common) -> Made:
     from data.methods.preferences import preferences, reward_function_scorer, reward_model_scorer
 
+    files = settings["prompts"]
     prompts = _prompts(settings)
+    columns = _columns(files)
     path, function, seconds = (settings.pop(key) for key in ("reward_model", "reward_fn", "reward_timeout"))
     reading = {key: settings.pop(key) for key in ("precision", "batch_size")}
     if path and function:
@@ -148,7 +150,8 @@ def _preferences(clients: dict[str, Client], settings: dict, begin, **common) ->
     check_whole(1, method__batch_size=reading["batch_size"])
     check_positive(method__reward_timeout=seconds)
     scorer = reward_model_scorer(path, **reading) if path else None
-    scorer = reward_function_scorer(function, seconds=seconds) if function else scorer
+    read = {"seconds": seconds, "columns": lambda messages: columns[json.dumps(messages)]}
+    scorer = reward_function_scorer(function, **read) if function else scorer
     begin()
     judge = clients.get("judge")
     return preferences(_answering(clients), prompts, judge=judge, reward_model=scorer, **settings, **common)
@@ -167,6 +170,12 @@ def _prompts(settings: dict) -> list[tuple[str, list]]:
     check_files("method.prompts", files)
     found = [p for file in files for p in read_records(file, formats.prompts, bad_rows)]
     return [(str(p.columns.get("id") or p.where), p.prompt) for p in found[:num]]
+
+
+def _columns(files: list[str]) -> dict[str, dict]:
+    """{messages as JSON: the record's further fields} of the prompts, for reward functions."""
+    found = (p for file in files for p in read_records(file, formats.prompts, BadRows("error")))
+    return {json.dumps(p.prompt): p.columns for p in found}
 
 
 def _token_counter(settings: dict):

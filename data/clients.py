@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data.answer_store import AnswerStore
 from runtime.config import check_choice, check_types, check_whole
+from runtime.door import CONF
 
 Conversation = list[
     dict[str, str]
@@ -326,6 +327,18 @@ def build_client(cfg: DictConfig) -> Client:
         own = ("batch_size", "top_k", "top_p", "precision", "thinking_tokens")
         return LocalClient(cfg.policy, **{key: cfg[key] for key in own}, **settings)
     return ScriptedClient(scripted_replies(cfg.script), model=f"scripted:{cfg.script}", **settings)
+
+
+def client_of(given: dict, directory: Path) -> Client:
+    """The client that {kind: openai, model: ...} describes: conf/client/KIND.yaml has the other settings' defaults.
+
+    Its answers are kept in directory/answers, so a run that goes on asks nothing twice.
+    """
+    if not isinstance(given, dict) or given.get("kind") not in ("openai", "local", "scripted"):
+        raise ValueError(f"client: {given} must be {{kind: openai | local | scripted, ...}}, as conf/client/ has them")
+    defaults = OmegaConf.load(CONF / "client" / f"{given['kind']}.yaml")
+    directory.mkdir(parents=True, exist_ok=True)
+    return build_client(OmegaConf.merge(defaults, {"cache": str(directory / "answers")}, given))
 
 
 def tidy(answer: Answer) -> Answer:

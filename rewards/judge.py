@@ -3,30 +3,15 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from data.clients import Client, build_client
+from data.clients import client_of
 from evals.judge import grade_of, read_answer
 from evals.judge_items import Item, choose_template, item_messages, pair_verdict
 from evals.prompts import load_templates, parser_of
 from evals.verdicts import text_hash
 from runtime.config import check_choice
-from runtime.door import CONF
 from runtime.metrics import append_row
 
 POINTS = {"a": 0.0, "tie": 0.5, "b": 1.0}
-
-
-def client_of(given: dict, directory: Path) -> Client:
-    """The client that {kind: openai, model: ...} describes: conf/client/KIND.yaml has the other settings' defaults.
-
-    Its answers are kept in directory/answers, so a run that goes on asks nothing twice.
-    """
-    if not isinstance(given, dict) or given.get("kind") not in ("openai", "local", "scripted"):
-        raise ValueError(f"client: {given} must be {{kind: openai | local | scripted, ...}}, as conf/client/ has them")
-    defaults = OmegaConf.load(CONF / "client" / f"{given['kind']}.yaml")
-    directory.mkdir(parents=True, exist_ok=True)
-    return build_client(OmegaConf.merge(defaults, {"cache": str(directory / "answers")}, given))
 
 
 class Judge:

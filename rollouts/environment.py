@@ -4,15 +4,19 @@
         def reset(self, record): ...      a list of messages: what the policy is asked; record: the prompt's columns
         def step(self, messages): ...     (messages, reward, done): what is said next, [] at the end
 
-`env=path/to/file.py:Mine` makes an object for every episode. The dialogue so far is a list of {"role", "content"}.
+`env=path/to/file.py:Mine` makes an object for every episode, `env={name:path/to/file.py:Mine,SETTING:VALUE}` with
+arguments; those called `directory` and `max_turns` are given. The dialogue so far is a list of {"role", "content"}.
 """
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.chat import ROLES, encode_chat, encode_prompt
@@ -71,13 +75,13 @@ class Dialogue:
     """Several turns with an environment of the user's.
 
     Args:
-        make: the user's class. window: tokens of an episode at most. max_new_tokens: of a turn. max_turns: of the
-            policy.
+        make: the user's class, with its settings. name: of the class. window: tokens of an episode at most.
+            max_new_tokens: of a turn. max_turns: of the policy.
     """
 
-    def __init__(self, make: Callable, tokenizer, *, window: int, max_new_tokens: int, max_turns: int):
+    def __init__(self, make: Callable, tokenizer, *, name: str, window: int, max_new_tokens: int, max_turns: int):
         self.make, self.tokenizer, self.longest, self.max_turns = make, tokenizer, window - max_new_tokens, max_turns
-        self.name = make.__name__
+        self.name = name
 
     def begin(self, prompts: list[dict]) -> list[Episode]:
         """Raises ValueError where the environment's first messages are none, or leave no room for an answer."""
@@ -162,7 +166,24 @@ def load_environment(cfg: DictConfig, tokenizer, window: int) -> SingleTurn | Di
     """What `env` names. Raises ValueError where it is no class with reset and step."""
     if cfg.env is None:
         return SingleTurn()
-    make = load_reward_function(cfg.env, "env")
+    given = {"name": cfg.env} if isinstance(cfg.env, str) else OmegaConf.to_container(cfg.env, resolve=True)
+    settings = {key: value for key, value in given.items() if key != "name"}
+    make = load_reward_function(str(given.get("name")), "env")
     if not isinstance(make, type) or not all(callable(getattr(make, name, None)) for name in ("reset", "step")):
-        raise ValueError(f"env={cfg.env} must name a class with reset(record) and step(messages)")
-    return Dialogue(make, tokenizer, window=window, max_new_tokens=cfg.sampling.max_new_tokens, max_turns=cfg.max_turns)
+        raise ValueError(f"env={given.get('name')} must name a class with reset(record) and step(messages)")
+    known = {"directory": Path(cfg.run_dir) / "env", "max_turns": cfg.max_turns}
+    settings |= {key: value for key, value in known.items() if key in inspect.signature(make).parameters}
+    try:
+        inspect.signature(make).bind(**settings)
+    except TypeError as error:
+        raise ValueError(
+            f"env={make.__name__}: {error}; write {{name: FILE.py:{make.__name__}, SETTING: ...}}"
+        ) from None
+    return Dialogue(
+        functools.partial(make, **settings),
+        tokenizer,
+        name=make.__name__,
+        window=window,
+        max_new_tokens=cfg.sampling.max_new_tokens,
+        max_turns=cfg.max_turns,
+    )

@@ -1,6 +1,8 @@
 """Several turns: what an environment says is no action, what it pays reaches the turns before it."""
 # ruff: noqa: F811 - fixtures of another test file
 
+import json
+
 import pytest
 
 from data.chat import encode_chat
@@ -116,7 +118,7 @@ def test_the_tokens_of_a_dialogue_are_those_of_its_template(tokenizers, template
         def step(self, messages):
             return [{"role": "user", "content": "more"}], 0.0, len(messages) > 3
 
-    dialogue = Dialogue(Echo, tokenizer, window=512, max_new_tokens=8, max_turns=4)
+    dialogue = Dialogue(Echo, tokenizer, name="Echo", window=512, max_new_tokens=8, max_turns=4)
     (episode,) = dialogue.begin([{"messages": [], "columns": {}, "where": "f:1"}])
     answers, said = ["one coffee", "two teas"], []
     while not episode.over:
@@ -157,7 +159,7 @@ def test_a_dialogue_stops_at_the_window_and_counts_as_cut(house):
         def step(self, messages):
             return [{"role": "user", "content": "more " * 10}], 0.0, False
 
-    dialogue = Dialogue(Chatty, tokenizer, window=40, max_new_tokens=8, max_turns=9)
+    dialogue = Dialogue(Chatty, tokenizer, name="Chatty", window=40, max_new_tokens=8, max_turns=9)
     (episode,) = dialogue.begin([{"messages": [], "columns": {}, "where": "f:1"}])
     while not episode.over:
         episode.add(Turn([tokenizer.stop_ids[0]], [0.0], True))
@@ -165,3 +167,36 @@ def test_a_dialogue_stops_at_the_window_and_counts_as_cut(house):
         assert len(episode.ids) <= 40 - 8 or episode.over
     assert not episode.finished and len(episode.ids) <= 40
     assert begin({"messages": []}, [1, 2]).turns == [-1, -1]
+
+
+def test_a_second_model_as_the_user_talks_and_rates(ppo, house, stopping, tmp_path, read_metrics):
+    """The scripted user goes on twice at most, ends some talks with <done>, and rates what it saw."""
+    rules = [("The talk is over", "Rating: [[4]]"), ("Your goal: a latte", "<done>"), ("", "And the milk?")]
+    script = "".join(json.dumps({"contains": text, "answers": [answer]}) + "\n" for text, answer in rules)
+    (tmp_path / "user.jsonl").write_text(script)
+    rows = [json.loads(line) for line in (house / "rows.jsonl").read_text().splitlines()]
+    rows = [row | {"goal": "a latte" if i % 2 else "oat milk"} for i, row in enumerate(rows)]
+    (tmp_path / "goals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    client = f"client:{{kind:scripted,script:'{tmp_path}/user.jsonl'}}"
+    words = [stopping, *ALONE, f"env={{name:rollouts/simulated_user.py:SimulatedUser,{client}}}", "num_samples=8"]
+    words += [
+        f"data.prompts=[{tmp_path}/goals.jsonl]",
+        "sampling.max_new_tokens=12",
+        "max_turns=2",
+        "data.shuffle=false",
+    ]
+    assert ppo(*words) == 0
+    rows, talks = samples_of(tmp_path / "run"), 0
+    for i, row in enumerate(rows):
+        if row["finish_reason"] == "length":
+            assert row["score"] == 0  # a turn that is cut ends the talk
+            continue
+        assert row["score"] == 0.75
+        talks += ("And the milk?" in row["completion"]) == (i % 2 == 0)
+    assert talks == sum(row["finish_reason"] == "stop" for row in rows) > 0
+    assert (tmp_path / "run" / "env" / "answers").exists()
+
+
+def test_what_an_environment_needs_is_named(ppo, capsys):
+    assert ppo("env=rollouts/simulated_user.py:SimulatedUser", "reward_model=null") == 2
+    assert "missing a required argument: 'client'; write {name: FILE.py:SimulatedUser" in capsys.readouterr().err

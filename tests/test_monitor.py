@@ -90,7 +90,9 @@ def test_running_scales_and_what_was_seen_go_on_after_a_resume(ppo, words, house
 def test_a_scorer_keeps_its_scales(tmp_path):
     (tmp_path / "fn.py").write_text(REWARDS)
     entry = {"name": f"{tmp_path}/fn.py:size", "normalise": True}
-    one, other = (Scorer(None, read_sources("reward", entry, tmp_path), None, micro_batch_size=1) for _ in range(2))
+    one, other = (
+        Scorer(None, read_sources("reward", entry, tmp_path, seconds=60), None, micro_batch_size=1) for _ in range(2)
+    )
     one.sources["size"].scale.count, one.sources["size"].scale.center, one.sources["size"].scale.squares = 4, 2.5, 16
     other.load_state_dict(json.loads(json.dumps(one.state_dict())))
     assert other.sources["size"].scale.deviation == 2 and other.sources["size"].scale.center == 2.5

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data.rewards import call_rows, load_reward_function
+from data.rewards import call_rows, load_reward_function, make_reward
 from rollouts.monitor import repeated_share, unique_share
-from rollouts.sources import read_sources
 from tests.published_votes import DOOR
 from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
 
@@ -20,9 +19,11 @@ FIB = "def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)"
 
 
 def paid(entry, completions, prompts=None, directory=None, **columns):
-    """What one entry of `reward` says of the completions."""
-    (source,) = read_sources("reward", entry, directory)
-    return call_rows(source.function, prompts or ["?"] * len(completions), completions, columns)
+    """What a ready reward, or {name, its settings}, says of the completions."""
+    entry = {"name": entry} if isinstance(entry, str) else entry
+    settings = {name: value for name, value in entry.items() if name != "name"}
+    function = make_reward(entry["name"], "reward", settings, directory and directory / entry["name"])
+    return call_rows(function, prompts or ["?"] * len(completions), completions, columns)
 
 
 def test_math_reads_the_number_as_gsm8k_asks():

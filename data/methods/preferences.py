@@ -15,7 +15,7 @@ from data.clients import Answer, Client, Conversation
 from data.methods.progress import Progress
 from data.methods.rows import Drops, Made, answer_fault, provenance, row_id
 from data.reward_process import RewardProcess
-from data.rewards import call_reward, prompt_text
+from data.rewards import call_reward, gather_columns, prompt_text
 
 ASPECTS = {
     "instruction_following": "Does the answer do what was asked, all of it and in the asked form?",
@@ -32,11 +32,12 @@ def preferences(
     num_completions: int, pairs: str, aspects: Sequence[str], min_margin: float, seed: int,
     temperature: float | None, max_tokens: int, progress: Progress | None = None,
 ) -> Made:  # fmt: skip
-    """Comparison rows, the better completion chosen.
+    """Comparison rows, the better completion chosen; with pairs=best demonstrations, the best of each prompt alone.
 
     Args:
         clients: who answers, by name; `num_completions` answers of each.
-        pairs: "best_worst" (one pair a prompt) or "all" (every pair that is ordered).
+        pairs: "best_worst" (one pair a prompt), "all" (every pair that is ordered) or "best" (a demonstration a prompt
+            whose best and worst are ordered: RAFT, Dong et al. 2023, arXiv:2304.06767, and expert iteration).
         min_margin: difference of scores from which a pair is ordered, in points of the judge (or of the reward model
             where there is no judge).
     """
@@ -77,14 +78,14 @@ def preferences(
         scored[p].append(entry)
 
     # ---- 3. pairs
-    rows = []
+    rows, make = [], _demonstration if pairs == "best" else _row
     for (prompt_id, messages), entries in zip(prompts, scored, strict=True):
         for chosen, rejected in _pairs(entries, pairs):
             fault = _pair_fault(chosen, rejected, min_margin)
             if fault:
                 drops.add(fault, chosen["text"], prompt=messages, other=rejected["text"])
             else:
-                rows.append(_row(prompt_id, messages, chosen, rejected, judge, seed))
+                rows.append(make(prompt_id, messages, chosen, rejected, judge, seed))
         if len(entries) < 2:
             drops.add("fewer_than_two_completions", prompt=messages)
     return Made(rows, drops, {"prompts": len(prompts), "completions": len(flat)})
@@ -96,8 +97,8 @@ def check_settings(judge, reward_model, num_completions: int, pairs: str, aspect
         raise ValueError("nobody ranks: give client@judge_client=openai (a judge), method.reward_model=PATH, or both")
     if num_completions < 2:
         raise ValueError(f"{num_completions} completion a prompt gives no pair; set method.num_completions=4, say")
-    if pairs not in ("best_worst", "all"):
-        raise ValueError(f"method.pairs={pairs!r}; known: best_worst, all")
+    if pairs not in ("best_worst", "all", "best"):
+        raise ValueError(f"method.pairs={pairs!r}; known: best_worst, all, best")
     if not aspects or set(aspects) - set(ASPECTS):
         raise ValueError(f"method.aspects={list(aspects)} must name one or more of: {', '.join(ASPECTS)}")
 
@@ -156,13 +157,19 @@ def reward_model_scorer(path: str, *, precision: str, batch_size: int) -> Scorer
     return score
 
 
-def reward_function_scorer(spec: str, *, seconds: float) -> Scorer:
-    """What a Python function says of a completion: a gold reward that is known exactly, say."""
+def reward_function_scorer(
+    spec: str, *, seconds: float, columns: Callable[[Conversation], dict] = lambda messages: {}
+) -> Scorer:
+    """What a reward function says of a completion: a ready one (docs/rewards.md), or a gold reward that is known.
+
+    columns: of a prompt, the fields of its record that the function may read.
+    """
     function = RewardProcess(spec, seconds=seconds, key="method.reward_fn")
 
     def score(answered: Sequence[tuple[Conversation, str]]) -> list[float]:
         prompts = [prompt_text({"messages": messages}) for messages, _ in answered]
-        return call_reward(function, prompts, [completion for _, completion in answered], {})
+        given = gather_columns([{"messages": messages, "columns": columns(messages)} for messages, _ in answered])
+        return call_reward(function, prompts, [completion for _, completion in answered], given)
 
     return score
 
@@ -181,6 +188,17 @@ def _pair_fault(chosen: dict, rejected: dict, min_margin: float) -> str | None:
     if chosen["aspects"] and chosen["reward"] is not None and chosen["reward"] <= rejected["reward"]:
         return "judge_and_reward_model_disagree"
     return None
+
+
+def _demonstration(prompt_id: str, messages: Conversation, chosen: dict, rejected: dict, judge, seed: int) -> dict:
+    return {
+        "id": row_id("best_of", [messages, chosen["text"]]),
+        "prompt": messages,
+        "completion": chosen["text"],
+        "score": chosen["score"],
+        "judge": judge.model if judge else None,
+        "provenance": provenance("best_of", [messages], [chosen["model"]], seed, [prompt_id]),
+    }
 
 
 def _row(prompt_id: str, messages: Conversation, chosen: dict, rejected: dict, judge: Client | None, seed: int) -> dict:

@@ -1,0 +1,74 @@
+"""A second model as the user: it has a goal that the policy does not see, speaks between its turns, and says at the end
+how well it was served.
+
+    python train_ppo.py data.prompts=[FILES] ... \\
+        'env={name:rollouts/simulated_user.py:SimulatedUser,client:{kind:openai,model:M,base_url:URL}}'
+
+A record has a `prompt`, the user's first message, and may have a `goal`; without one the user wants what it asked for.
+The user ends the talk with <done>; then, or at the policy's last turn, it is asked for a rating from 1 to 5, which pays
+0 to 1. A policy's turn that is cut ends the talk, and is paid nothing.
+"""
+
+from pathlib import Path
+
+from data.clients import Client, client_of
+from data.methods.preferences import read_rating
+
+DONE = "<done>"
+
+
+class SimulatedUser:
+    """One episode; all episodes of a run share the client.
+
+    Args:
+        client: who plays the user (conf/client/). max_turns: of the policy (the setting), after which it is rated.
+        max_tokens: of a message of the user. directory: for the client's answers.
+    """
+
+    clients: dict[str, Client] = {}
+
+    def __init__(self, directory: Path, client: dict, max_turns: int = 4, max_tokens: int = 128):
+        key = repr((client, directory))
+        if key not in self.clients:
+            self.clients[key] = client_of(client, directory)
+        self.client, self.max_turns, self.max_tokens = self.clients[key], max_turns, max_tokens
+
+    def reset(self, record: dict) -> list[dict]:
+        """The record's own messages."""
+        self.goal, self.turns = record.get("goal") or "what your first message asks for", 0
+        return record["messages"]
+
+    def step(self, messages: list[dict]) -> tuple[list[dict], float, bool]:
+        """The user's next message; or its rating, and the end."""
+        self.turns += 1
+        said = self.ask(messages, f"Write your next message, or {DONE} alone if you have what you want.")
+        if DONE in said or not said or self.turns == self.max_turns:
+            return [], self.rate(messages), True
+        return [{"role": "user", "content": said}], 0.0, False
+
+    def rate(self, messages: list[dict]) -> float:
+        """0 to 1. Raises ValueError where the client gives no rating: an episode without one would be paid 0."""
+        asked = "The talk is over. How well did the assistant serve your goal? 5: fully, 1: not at all. "
+        asked += "Reply `Rating: [[N]]`."
+        (answer,) = self.client.ask([self.conversation(messages, asked)], temperature=0.0, max_tokens=64, seed=0)
+        rating = None if answer.missing else read_rating(answer)
+        if rating is None:
+            raise ValueError(f"the simulated user gave no rating from 1 to 5: {(answer.text or answer.error)[:200]!r}")
+        return (rating - 1) / 4
+
+    def ask(self, messages: list[dict], asked: str) -> str:
+        """What the user says next. Raises ValueError where the client does not answer."""
+        talk = self.conversation(messages, asked)
+        (answer,) = self.client.ask([talk], temperature=0.0, max_tokens=self.max_tokens, seed=0)
+        if answer.missing:
+            raise ValueError(f"the simulated user does not answer: {answer.error[:200]}")
+        return answer.text.strip()
+
+    def conversation(self, messages: list[dict], asked: str) -> list[dict]:
+        """The dialogue so far as one text, so that no server's template minds whose turn it is."""
+        talk = "\n\n".join(f"{'you' if m['role'] == 'user' else m['role']}: {m['content']}" for m in messages)
+        text = (
+            f"You play the user of an assistant. Your goal: {self.goal}.\n\n--- so far ---\n{talk}\n\n--- end ---\n\n"
+        )
+        text += asked
+        return [{"role": "user", "content": text}]
