@@ -44,7 +44,7 @@ def missing_eos(scores: Tensor, finished: Tensor, *, mode: str, value: float) ->
 
 
 def overlong_penalty(lengths: Tensor, *, max_new_tokens: int, overlong_tokens: int) -> Tensor:
-    """(B,) what a completion loses as it nears the limit: Yu et al. 2025 (arXiv:2503.14476, DAPO), Eq. 13.
+    """(B,) what a completion loses as it nears the limit: Yu et al. 2025 (arXiv:2503.14476, DAPO): soft overlong punishment.
 
     0 up to L = max_new_tokens - overlong_tokens, then (L - length) / overlong_tokens, -1 at the limit
     """
@@ -187,7 +187,7 @@ def gae_advantages(
     """(B, T) GAE over the states that have a value, so that advantages + values = returns there.
 
     lambda_alpha: each row's lambda is 1 - 1 / (alpha length), at least 0: Yue et al. 2025 (arXiv:2504.05118, VAPO),
-    section 4.2, so that a long completion's end still reaches its beginning. None: gae_lambda for all.
+    so that a long completion's end still reaches its beginning. None: gae_lambda for all.
     """
     if lambda_alpha is not None:
         gae_lambda = (1 - 1 / (lambda_alpha * value_mask.sum(1).clamp_min(1))).clamp_min(0.0)
@@ -222,7 +222,7 @@ def grpo(rewards: Tensor, action_mask: Tensor, *, samples_per_prompt: int) -> Te
 
 
 def dr_grpo(rewards: Tensor, action_mask: Tensor, *, samples_per_prompt: int) -> Tensor:
-    """(B, T) advantages: returns minus their group's mean. Liu et al. 2025 (arXiv:2503.20783), section 3.2.
+    """(B, T) advantages: returns minus their group's mean. Liu et al. 2025 (arXiv:2503.20783), Dr. GRPO.
 
     Dividing by the deviation, as GRPO does, weighs questions by how hard they are; dividing by the length prefers short
     right answers and long wrong ones. The paper does neither (aggregation=sequence_sum). It is (K - 1) / K of RLOO.
@@ -232,7 +232,7 @@ def dr_grpo(rewards: Tensor, action_mask: Tensor, *, samples_per_prompt: int) ->
 
 
 def reinforce_pp(rewards: Tensor, action_mask: Tensor, *, mean: Callable[[Tensor], Tensor]) -> Tensor:
-    """(B, T) advantages: returns to go, whitened over the rollout of all ranks. Hu 2025 (arXiv:2501.03262), section 3.
+    """(B, T) advantages: returns to go, whitened over the rollout of all ranks. Hu 2025 (arXiv:2501.03262).
 
     REINFORCE++ compares with the whole rollout, so one sample of a prompt is enough, and its KL is in the reward.
     """

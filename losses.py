@@ -280,7 +280,7 @@ def gspo_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
     *, clip_range: float, num_tokens: Tensor | float, clip_range_high: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """GSPO: Zheng et al. 2025 (arXiv:2507.18071), Eq. 5 and 7: one ratio for a whole completion, clipped as PPO's.
+    """GSPO: Zheng et al. 2025 (arXiv:2507.18071): one ratio for a whole completion, clipped as PPO's.
 
         s = exp(mean over t of log pi - log pi_old),   loss = sum_t max(-A s, -A clip(s, 1 - eps, 1 + eps)) / num_tokens
 
@@ -302,7 +302,7 @@ def cispo_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
     *, clip_range: float, num_tokens: Tensor | float, clip_range_high: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """CISPO: MiniMax 2025 (arXiv:2506.13585), Eq. 4 and 5: REINFORCE with a clipped weight; every token has a gradient.
+    """CISPO: MiniMax 2025 (arXiv:2506.13585): REINFORCE with a clipped weight; every token has a gradient.
 
         loss = -sum_t stop_gradient(clip(ratio, 1 - eps, 1 + eps)) A log pi / num_tokens
 

@@ -19,7 +19,7 @@ def draw(
     """The step's rollout, and (B, T) what it is paid.
 
     dynamic_sampling=n: groups whose scores are all equal teach nothing, and others are drawn in their place, up to n
-    batches in all (Yu et al. 2025, arXiv:2503.14476, Eq. 11); what is still missing then is filled with such groups.
+    batches in all (DAPO, Yu et al. 2025, arXiv:2503.14476); what is still missing then is filled with such groups.
     """
     K, batches, kept = cfg.samples_per_prompt, [], None
     for number in range(max(1, cfg.dynamic_sampling)):

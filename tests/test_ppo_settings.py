@@ -66,7 +66,7 @@ def test_an_entropy_bonus_keeps_the_policy_open(ppo, tmp_path, read_metrics):
 
 
 def test_lambda_grows_with_the_length(ppo, stopping, tmp_path):
-    """VAPO, section 4.2: 1 - 1 / (alpha length); with V = old values and rewards known, the advantages follow."""
+    """VAPO: 1 - 1 / (alpha length); with V = old values and rewards known, the advantages follow."""
     words = [stopping, "gae_lambda_alpha=0.5", "whiten_advantages=false", "num_samples=8", "num_steps=1"]
     assert ppo(*words) == 0
     lengths = set()

@@ -114,7 +114,7 @@ def test_overlong_completions_lose_reward_or_are_left_out(ppo, stopping, tmp_pat
     words = [stopping, *ALONE, f"reward={tmp_path}/one.py:one", "whiten_advantages=false"]
     assert ppo(*words, "overlong_tokens=4", run="soft") == 0
     for row in samples_of(tmp_path / "soft"):
-        expected = 1 + max(-1, min(0, (8 - 4 - len(row["tokens"])) / 4))  # Yu et al. 2025, Eq. 13
+        expected = 1 + max(-1, min(0, (8 - 4 - len(row["tokens"])) / 4))  # DAPO's soft overlong punishment
         assert column(row, "reward").sum().item() == pytest.approx(expected)
     assert ppo(*words, "missing_eos=mask", run="mask") == 0
     rows = samples_of(tmp_path / "mask")
