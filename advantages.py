@@ -44,7 +44,7 @@ def missing_eos(scores: Tensor, finished: Tensor, *, mode: str, value: float) ->
 
 
 def overlong_penalty(lengths: Tensor, *, max_new_tokens: int, overlong_tokens: int) -> Tensor:
-    """(B,) what a completion loses as it nears the limit: Yu et al. 2025 (arXiv:2503.14476, DAPO): soft overlong punishment.
+    """(B,) what a completion loses as it nears the limit: Yu et al. 2025 (arXiv:2503.14476), DAPO.
 
     0 up to L = max_new_tokens - overlong_tokens, then (L - length) / overlong_tokens, -1 at the limit
     """

@@ -32,6 +32,7 @@ TASKS = {
     "sweep": "evals.sweep",
     "best_of_n": "evals.best_of_n",
     "overoptimization": "evals.overoptimization",
+    "plane": "evals.plane",
 }
 
 

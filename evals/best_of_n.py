@@ -86,8 +86,6 @@ def check(task: DictConfig) -> None:
             f"task.num_completions={task.num_completions} and task.num_prompts={task.num_prompts} must be 2 or more"
         )
     check_positive(task__reward_timeout=task.reward_timeout)
-    if not task.reward_models:
-        raise ValueError("task.reward_models is empty; give the model/ folders of train_rm.py")
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
@@ -97,7 +95,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     np.savez_compressed(out / "scores.npz", **{name: values.astype(np.float32) for name, values in scores.items()})
     sizes = 2 ** np.arange(int(np.log2(cfg.task.num_completions)) + 1)
     kl, curves, rows = best_of_n_kl(sizes), {}, []
-    for name in scores.keys() - {"gold"}:
+    for name in scores.keys() - {"gold"} or ["gold"]:
         proxy, gold = (expected_best(scores[name], scores[by], sizes).mean(0) for by in (name, "gold"))
         curves[name] = {"n": sizes, "kl": kl, "proxy": proxy, "gold": gold}
         rows += [(name, int(n), *point) for n, *point in zip(sizes, kl, proxy, gold, strict=True)]

@@ -72,7 +72,14 @@ def peak(alpha: float, beta: float, form: str) -> float:
 
 
 def read_run(directory: str, reward_fn) -> dict:
-    """{"steps": (S,), "kl", "proxy", "gold": (P, S)} of the held-out answers in a run's samples.jsonl.
+    """{"steps": (S,), "kl", "proxy", "gold": (P, S)} of the held-out answers in a run's samples.jsonl."""
+    found = read_gold(directory, reward_fn)
+    score = np.array([[row["score"] for row in part] for part in found.pop("answered")]).T
+    return found | {"proxy": (score - score[:, 0].mean()) / max(score[:, 0].std(), 1e-9)}  # sd of its start
+
+
+def read_gold(directory: str, reward_fn) -> dict:
+    """{"steps": (S,), "kl", "gold": (P, S), "answered": S lists of rows} of the held-out answers in samples.jsonl.
 
     Raises:
         ValueError: a step that answers other prompts than the first: num_samples must be num_prompts.
@@ -87,9 +94,8 @@ def read_run(directory: str, reward_fn) -> dict:
             "num_samples=num_prompts, train_dpo.py with num_samples=num_prompts"
         )
     gold = [call_reward(reward_fn, prompts[0], [row["completion"] for row in part], {}) for part in answered]
-    found = {key: np.array([[row[key] for row in part] for part in answered]).T for key in ("kl", "score")}
-    proxy = (found["score"] - found["score"][:, 0].mean()) / max(found["score"][:, 0].std(), 1e-9)  # sd of its start
-    return {"steps": np.array(steps), "kl": found["kl"], "proxy": proxy, "gold": np.array(gold).T}
+    kl = np.array([[row["kl"] for row in part] for part in answered]).T
+    return {"steps": np.array(steps), "kl": kl, "gold": np.array(gold).T, "answered": answered}
 
 
 def best_of_n_curves(directory: str) -> tuple[dict[str, dict], float, float]:

@@ -11,6 +11,7 @@ from evals.barista import gold, score
 from evals.best_of_n import best_of_n_kl, expected_best
 from evals.overoptimization import fit, fit_prompts, peak, read_run
 from evals.sweep import over_seeds, usual_settings
+from tests.published_votes import DOOR
 
 
 def test_best_of_n_is_the_mean_over_all_subsets():
@@ -86,3 +87,26 @@ def test_jobs_of_a_sweep_are_told_over_seeds():
     assert other["settings"] == "lr=3.0" and other["difference"] == pytest.approx(2.0)
     assert other["difference_lower"] == pytest.approx(2.0)  # seed by seed there is no noise in the difference
     assert other["lower"] == pytest.approx(3 - 12.7062 * 0.1, abs=1e-3)  # t with one degree of freedom
+
+
+def test_methods_share_a_plane_with_the_best_of_n(door, tmp_path):
+    """Two seeds of one method and one of another; best of n is chosen by the gold reward itself."""
+    (tmp_path / "gold.py").write_text(
+        "def gold(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
+    )
+    for name, more in (("rloo_0", 1), ("rloo_1", 2), ("dpo", 3)):
+        (tmp_path / name).mkdir()
+        rows = [{"step": step, "prompt": p, "completion": "x" * (1 + more * step), "kl": 0.5 * step, "score": None}
+                for step in (0, 2) for p in "ab"]  # fmt: skip
+        (tmp_path / name / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "best").mkdir()
+    np.savez_compressed(tmp_path / "best" / "scores.npz", gold=np.array([[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 2.0, 2.0]]))
+    runs = ",".join(f"{tmp_path}/{name}" for name in ("rloo_0", "rloo_1", "dpo"))
+    words = [f"task.input=[{runs}]", f"task.best_of_n={tmp_path}/best", f"task.reward_fn={tmp_path}/gold.py:gold"]
+    assert door(DOOR, "task=plane", *words, f"hydra.run.dir={tmp_path}/out") == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [end["gold"] for end in result["ends"]["rloo"]] == [3, 5] and result["ends"]["dpo"][0]["kl"] == 1
+    assert result["best_of_n"]["gold"] == pytest.approx(
+        [2.25, (20 / 6 + 2) / 2, 3.0]
+    )  # of the pairs of 1, 2, 3, 4 the best is 20 / 6
+    assert (tmp_path / "out" / "plane.png").stat().st_size > 5000

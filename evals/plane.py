@@ -1,0 +1,64 @@
+"""task=plane: trainings by several methods on one picture, the gold reward over the exact KL, beside best of n.
+
+A run is a directory whose samples.jsonl answers the same held-out prompts at every look; runs called METHOD_0,
+METHOD_1, ... are seeds of one method. Best of n comes from the samples of task=best_of_n, chosen by the gold reward.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from data.reward_process import RewardProcess
+from evals.best_of_n import best_of_n_kl, expected_best
+from evals.overoptimization import read_gold
+from runtime.config import check_positive
+from runtime.plots import pyplot, save_figure
+from runtime.report import print_table
+
+
+def run(cfg: DictConfig, out: Path) -> dict:
+    """task=plane: plane.png, and result.json with where each run ends and what best of n gives at that KL."""
+    task = cfg.task
+    check_positive(task__reward_timeout=task.reward_timeout)
+    reward_fn = RewardProcess(task.reward_fn, seconds=task.reward_timeout, key="task.reward_fn")
+    best, methods = best_of_n(task.best_of_n), {}
+    for directory in task.input:
+        name = Path(directory).name
+        found = read_gold(directory, reward_fn)
+        methods.setdefault(re.sub(r"_\d+$", "", name), []).append((found["kl"].mean(0), found["gold"].mean(0)))
+    rows, ends = [], {}
+    for name, seeds in methods.items():
+        ends[name] = [
+            {"kl": kl[-1], "gold": gold[-1], "best_of_n": float(np.interp(kl[-1], *best))} for kl, gold in seeds
+        ]
+        means = [np.mean([end[key] for end in ends[name]]) for key in ("kl", "gold", "best_of_n")]
+        rows.append((name, len(seeds), *means))
+    print_table("where each ends", ("method", "seeds", "KL, nats", "gold", "best of n there"), rows)
+    draw(out / "plane.png", methods, best)
+    return {"ends": ends, "best_of_n": {"kl": best[0], "gold": best[1]}}
+
+
+def best_of_n(directory: str) -> tuple[np.ndarray, np.ndarray]:
+    """KL and mean gold reward of the best of n = 1, 2, 4, ... by the gold reward, from a best_of_n run's scores.npz."""
+    with np.load(Path(directory) / "scores.npz") as file:
+        gold = file["gold"].astype(float)
+    sizes = 2 ** np.arange(int(np.log2(gold.shape[1])) + 1)
+    return best_of_n_kl(sizes), expected_best(gold, gold, sizes).mean(0)
+
+
+def draw(path: Path, methods: dict[str, list], best: tuple[np.ndarray, np.ndarray]) -> None:
+    """A thin line along each training, a dot at its end; a colour a method."""
+    figure, axes = pyplot().subplots(figsize=(8, 5))
+    axes.plot(*best, color="gray", linestyle="--", marker=".", label="best of n")
+    for number, (name, seeds) in enumerate(methods.items()):
+        for seed, (kl, gold) in enumerate(seeds):
+            axes.plot(kl, gold, color=f"C{number % 10}", linewidth=0.7, alpha=0.6)
+            axes.plot(
+                kl[-1], gold[-1], "os^vD"[number // 10 % 5], color=f"C{number % 10}", label=None if seed else name
+            )
+    axes.set(xlabel="exact KL to the initial policy, nats", ylabel="gold reward")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_figure(figure, path)
