@@ -6,7 +6,7 @@ how well it was served.
 
 A record has a `prompt`, the user's first message, and may have a `goal`; without one the user wants what it asked for.
 The user ends the talk with <done>; then, or at the policy's last turn, it is asked for a rating from 1 to 5, which pays
-0 to 1. A policy's turn that is cut ends the talk, and is paid nothing.
+0 to 1. A policy's turn that is cut ends the talk, unpaid unless the user ends it there too.
 """
 
 from pathlib import Path

@@ -189,7 +189,7 @@ def test_a_second_model_as_the_user_talks_and_rates(ppo, house, stopping, tmp_pa
     rows, talks = samples_of(tmp_path / "run"), 0
     for i, row in enumerate(rows):
         if row["finish_reason"] == "length":
-            assert row["score"] == 0  # a turn that is cut ends the talk
+            assert row["score"] in (0, 0.75)  # a turn that is cut ends the talk, rated if the user ends it too
             continue
         assert row["score"] == 0.75
         talks += ("And the milk?" in row["completion"]) == (i % 2 == 0)
