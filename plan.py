@@ -39,7 +39,7 @@ class Job:
     epochs: int  # passes over a batch
     num_steps: int
     dtype: torch.dtype
-    checkpointing: bool
+    checkpointing: bool | str  # offload: layers' inputs in host memory
     lora_rank: int  # 0: every weight learns
     learners: int  # networks that learn
     frozen: int  # networks in memory that never learn
@@ -150,7 +150,7 @@ def seconds(config: ModelConfig, job: Job, cfg: DictConfig) -> dict[str, float]:
     )  # bytes that reach a rank when all are gathered
     travel = forwards * (2 * weights + 4 * trained * (shards - 1) / shards) / within
     travel += forwards * 2 * 4 * trained / shards * (1 - shards / n) / between
-    backward = 2.0 + job.checkpointing
+    backward = 2.0 + bool(job.checkpointing)
     passes = job.learners * job.epochs
     parts = {"updates": passes * max(flops * (1 + backward) / speed, travel)}
     once = P * item * (shards - 1) / shards / within * forwards  # a forward without gradients

@@ -60,7 +60,7 @@ from rollouts.sources import Source, check_columns, read_sources
 from rollouts.trajectory import Part, Trajectory
 from rollouts.values import teach_values
 from rollouts.viewer import credit_samples, print_credit, warn_about
-from runtime.config import check_batch, check_choice, check_number, check_positive, check_whole
+from runtime.config import RECOMPUTE, check_batch, check_choice, check_number, check_positive, check_whole
 from runtime.devices import PRECISIONS, send
 from runtime.metrics import masked
 from runtime.optim import build_optimizer, clip_grads, set_lr
@@ -314,6 +314,7 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
     check_number(0, **{f"router__{key}": value for key, value in cfg.router.items()})
     check_number(-math.inf, missing_eos_value=cfg.missing_eos_value, sampling__temperature=cfg.sampling.temperature)
     check_choice("precision", cfg.precision, PRECISIONS)
+    check_choice("activation_checkpointing", cfg.activation_checkpointing, RECOMPUTE)
     check_choice("score_position", cfg.score_position, ("eos", "after_eos"))
     check_choice("missing_eos", cfg.missing_eos, ("replace", "subtract", "none", "mask"))
     check_choice("kl_in", cfg.kl_in, ("reward", "loss"))

@@ -120,7 +120,7 @@ class Kept:
 
 def kept_bytes(
     config: ModelConfig, *, rows: int, length: int, dtype: torch.dtype, master: torch.dtype, fused_attention: bool,
-    checkpointing: bool,
+    checkpointing: bool | str,
 ) -> Kept:  # fmt: skip
     """What `rows` rows of `length` tokens leave for the backward pass, counted on one layer and on two.
 
@@ -137,6 +137,7 @@ def kept_bytes(
     rest += _recomputed(config, rows, length, dtype) if "linear" in kinds else 0
     if checkpointing:  # a layer keeps its input alone; one layer at a time is computed again
         entry = rows * length * config.hidden_size * max(4, dtype.itemsize)  # the residual stream is float32
+        entry = 0 if checkpointing == "offload" else entry
         return Kept(layer=entry, rest=rest + max(layers.values()))
     mean = sum(layers[kind] * count for kind, count in kinds.items()) / sum(kinds.values())
     return Kept(layer=round(mean), rest=rest)

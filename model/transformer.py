@@ -3,6 +3,7 @@
 A family differs from Llama by the facts of its row in model/config.py, which are read here.
 """
 
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ from model.experts import Experts
 from model.functions import add_rms_norm, fused, fused_heads, geglu, rms_norm, rotate, swiglu
 from model.gated_delta import GatedDeltaNet
 from model.linear import Linear
+from model.offload import on_host
 from model.rope import Rope
 from runtime.devices import send
 
@@ -202,7 +204,8 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
         self.norm = (LayerNorm if config.facts.layer_norm else RMSNorm)(config.hidden_size, config)
-        self.checkpointing = False  # recompute each layer in the backward pass: less memory, a third more time
+        self.checkpointing: bool | str = False  # True: recompute each layer in the backward pass; offload: and its
+        # input waits in host memory
         self.neftune_alpha = 0.0
         self.embed_scale = config.hidden_size**0.5 if config.facts.embed_by_width else config.embed_scale
         self.ropes = {"full": Rope(config), "window": Rope(config, of_windows=True)}
@@ -250,7 +253,8 @@ class Transformer(nn.Module):
                 picks if layer is self.layers[-1] else None,
             )
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, *given, use_reentrant=False)
+                with on_host() if self.checkpointing == "offload" else nullcontext():
+                    x = checkpoint(layer, *given, use_reentrant=False)
             else:
                 x = layer(*given)
         return self.norm.add(x, None, dtype)[1]

@@ -43,6 +43,9 @@ def check_number(least: float, **values: int | float) -> None:
             raise ValueError(f"{key.replace('__', '.')}={value} must be a finite number{at_least}")
 
 
+RECOMPUTE = (False, True, "offload")  # values of activation_checkpointing
+
+
 def check_whole(least: int, **values: int) -> None:
     """Each value is a whole number of at least `least`."""
     for key, value in values.items():
@@ -124,6 +127,7 @@ def check_training(cfg: DictConfig, world_size: int) -> None:
     check_whole(1, num_steps=cfg.num_steps, keep_last=cfg.keep_last)
     check_batch(cfg.batch_size, cfg.micro_batch_size, world_size)
     check_choice("precision", cfg.precision, PRECISIONS)
+    check_choice("activation_checkpointing", cfg.activation_checkpointing, RECOMPUTE)
     check_number(0, **{f"router__{key}": value for key, value in cfg.router.items()})
     check_whole(0, seed=cfg.seed, save_every=cfg.save_every, eval_every=cfg.eval_every, sample_every=cfg.sample_every)
 

@@ -245,7 +245,8 @@ def test_activation_checkpointing_changes_no_number(ppo, tmp_path, read_metrics,
 
     real = transformer.checkpoint
     monkeypatch.setattr(transformer, "checkpoint", lambda *args, **kw: calls.append(1) or real(*args, **kw))
-    for flag in ("false", "true"):
+    for flag in ("false", "true", "offload"):
         assert ppo(f"activation_checkpointing={flag}", run=flag) == 0
-        assert bool(calls) == (flag == "true")
-    assert read_metrics(tmp_path / "false") == read_metrics(tmp_path / "true")
+        assert bool(calls) == (flag != "false")
+        assert read_metrics(tmp_path / "false") == read_metrics(tmp_path / flag)
+    assert ppo("activation_checkpointing=some", run="some") == 2

@@ -4,6 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from model import offload
 from model.attention import attend_blocks, attend_flex
 from model.build import load_policy, new_policy
 from model.config import ModelConfig, make_config
@@ -148,17 +149,21 @@ def test_both_attention_backends_have_equal_gradients(window):
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=5e-3)
 
 
-def test_checkpointing_changes_memory_and_not_one_bit_of_the_gradients():
+def test_checkpointing_changes_memory_and_not_one_bit_of_the_gradients(monkeypatch):
     rows = batch_of([(random_ids(5, 0), random_ids(9, 1)), (random_ids(5, 0), random_ids(4, 2))], "right")
-    grads = []
-    for checkpointing in (False, True):
+    grads, waiting = [], []
+    leave = offload._leave
+    monkeypatch.setattr(offload, "_leave", lambda tensor: waiting.append(tensor.shape) or leave(tensor))
+    for checkpointing in (False, True, "offload"):
         policy = new_policy(tiny_config("qwen3"), seed=0)
         policy.transformer.checkpointing = checkpointing
         policy.transformer.regularise(residual_dropout=(0.0, 0.3), neftune_alpha=5.0)
         torch.manual_seed(3)
         policy.logprobs(*rows).sum().backward()
         grads.append([weight.grad for weight in policy.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+        inputs = [(18, 48)] * len(policy.transformer.layers) + [(13,)]  # of each layer, and the picks, which stay
+        assert sorted(waiting) == sorted(inputs if checkpointing == "offload" else [])
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*grads, strict=True))
 
 
 def test_residual_dropout_grows_with_depth_and_noise_stops_without_gradients():
