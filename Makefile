@@ -5,7 +5,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TWO := --numprocesses=2
 CPU := not gpu and not interpreter and not aot and not servers
 
-.PHONY: run test test-servers test-all test-gpu check lint fmt bench bench-gpu bench-peers mutants test-rest test-interpreter test-aot
+.PHONY: run test test-servers test-all test-gpu check lint fmt bench bench-gpu published bench-peers mutants test-rest test-interpreter test-aot
 
 run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smollm2 for the pretrained one)
 	$(BIN)/python run_recipe.py $(ARGS)
@@ -80,6 +80,9 @@ bench: .venv/core
 
 bench-gpu: .venv/core  ## what this machine's GPU gives, beside its limits: ten minutes, writes runs/gpu
 	$(BIN)/python -m bench.gpu $(ARGS)
+
+published: .venv/dev  ## published numbers beside ours, from the data on this disk: writes runs/published
+	$(BIN)/python -m bench.published $(ARGS)
 
 # The peers' environments stand apart from ours; they too get torch first and by its exact pin.
 .venv-bench/done: bench/requirements.txt
