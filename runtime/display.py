@@ -1,22 +1,18 @@
-"""Where a run's figures go besides metrics.jsonl: the terminal and wandb."""
+"""What a run shows in the terminal: progress, its main figures, complaints."""
 
 import logging
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger(__name__)
 SHOWN = ("objective/loss", "objective/score", "objective/kl", "rewards/accuracy", "eval/loss", "eval/accuracy")
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # but for tab and line feed
-WANDB_MODES = ("online", "offline", "disabled")
 
 
 class Terminal:
@@ -99,60 +95,6 @@ class RowProgress:
                 "%s: %s of %s rows, %s tokens/s, %d s left", self.what, f"{self.rows:,}", f"{self.total:,}",
                 f"{per_second:,.0f}", left,
             )  # fmt: skip
-
-
-class Wandb:
-    """One wandb run. Whatever fails in it is said once, and never stops a training."""
-
-    def __init__(self, cfg: DictConfig, directory: Path, *, job: str, run_id: str | None, say: Callable[[str], None]):
-        self.say, self.run = say, None
-        self.id = run_id  # what a resumed run goes on with, also when wandb was off or failed meanwhile
-        if cfg.log.wandb != "disabled":
-            self._try(lambda: self._start(cfg, directory, job, run_id))
-
-    def log(self, step: int, row: dict[str, float]) -> None:
-        """One row of metrics."""
-        if self.run is not None:
-            self._try(lambda: self.run.log(row, step=step))
-
-    def log_samples(self, step: int, samples: list[dict]) -> None:
-        """A table of sample texts."""
-        if self.run is not None:
-            self._try(lambda: self.run.log({"samples": _table(samples)}, step=step))
-
-    def close(self, exit_code: int) -> None:
-        """Hand everything over."""
-        if self.run is not None:
-            self._try(lambda: self.run.finish(exit_code=exit_code))
-        self.run = None
-
-    def _start(self, cfg: DictConfig, directory: Path, job: str, run_id: str | None) -> None:
-        import wandb  # half a second, and only where it is wanted
-
-        mode = cfg.log.wandb
-        if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
-            mode = "offline"
-            self.say(f"wandb: nobody is logged in, so the run stays in {directory / 'wandb'} (`wandb sync` sends it)")
-        self.run = wandb.init(
-            project=cfg.log.project, group=cfg.name, name=job, id=run_id, resume="allow" if run_id else None,
-            dir=directory, config=OmegaConf.to_container(cfg, resolve=True), mode=mode,
-            settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
-        )  # fmt: skip
-        self.id = self.run.id
-
-    def _try(self, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except Exception as error:  # noqa: BLE001 - a dashboard may fail in any way; the training must not
-            self.say(f"wandb failed and is off for the rest of the run: {type(error).__name__}: {error}")
-            self.run = None
-
-
-def _table(samples: list[dict]):
-    import wandb
-
-    names = list(dict.fromkeys(name for sample in samples for name in sample))
-    return wandb.Table(columns=names, data=[[str(sample.get(name, "")) for name in names] for sample in samples])
 
 
 def complain(text: str) -> None:

@@ -21,17 +21,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from runtime import checkpoint, directory, distributed, host, optim
+from runtime.board import Board, check_board
 from runtime.config import (
     changed_keys,
     check_at_most,
-    check_choice,
     check_flags,
     check_whole,
     read_config,
     write_config,
 )
 from runtime.devices import choose_precision
-from runtime.display import WANDB_MODES, Terminal, Wandb, complain
+from runtime.display import Terminal, complain
 from runtime.door import INTERRUPTED, RunFailed, enter
 from runtime.files import sync
 from runtime.inputs import changed_inputs, code_digests, input_digests
@@ -48,7 +48,7 @@ class Run:
     """One run in one directory, on one rank."""
 
     def __init__(self, cfg: DictConfig):
-        check_choice("log.wandb", cfg.log.wandb, WANDB_MODES)
+        check_board(cfg)
         check_flags(cfg)
         check_whole(0, seed=cfg.seed)
         check_at_most(LARGEST, seed=cfg.seed)
@@ -58,8 +58,8 @@ class Run:
         self._state: dict[str, Any] = {}  # what a checkpoint holds, by name
         self._origin: dict[str, Any] = {}  # what decides the numbers, for the checkpoints
         self._saved_step, self._begun, self._signals = -1, False, StopSignals()
-        self._wandb: Wandb | None = None
-        self._wandb_id: str | None = None  # of the run that this one goes on with
+        self._board: Board | None = None
+        self._board_id: str | None = None  # of the run that this one goes on with
 
     def __enter__(self) -> "Run":
         host.tune_allocator()
@@ -78,8 +78,8 @@ class Run:
         """Leave nothing behind in the process: the next job of a sweep starts in it."""
         self._signals.close()
         self.terminal.close()
-        if self._wandb is not None:
-            self._wandb.close(0 if kind is None else 1)
+        if self._board is not None:
+            self._board.close(0 if kind is None else 1)
         self._state.clear()
         distributed.stop_ranks()
         if self._lock is not None:
@@ -139,7 +139,7 @@ class Run:
                 directory.clear(self.dir)
             write_config(self.cfg, self.dir / "config.yaml")
             host.write_origin(self.cfg, self.dir)
-            self._wandb = Wandb(self.cfg, self.dir, job=host.job_name(), run_id=self._wandb_id, say=self.terminal.say)
+            self._board = Board(self.cfg, self.dir, job=host.job_name(), run_id=self._board_id, say=self.terminal.say)
         self._paused, self._clock = 0.0, time.perf_counter()
 
     def resume(self, **state: Any) -> None:
@@ -181,7 +181,7 @@ class Run:
             self._paused += time.perf_counter() - start
 
     def log_samples(self, samples: list[dict], step: int | None = None) -> None:
-        """Texts to read: samples.jsonl, terminal, wandb. They belong to the step under way (or `step`)."""
+        """Texts to read: samples.jsonl, terminal, board. They belong to the step under way (or `step`)."""
         step = self.step + 1 if step is None else step
         if not self.is_main:
             return
@@ -190,7 +190,7 @@ class Run:
         for sample in samples[:2]:
             texts = [f"    {name}: {value}" for name, value in sample.items() if not isinstance(value, list)]
             self.terminal.say("\n".join(texts))  # lists hold a number per token: for the file
-        self._wandb.log_samples(step, samples)
+        self._board.log_samples(step, samples)
 
     def log_metrics(self, step: int) -> None:
         """Write what was added since the last row as the row of `step`."""
@@ -199,7 +199,7 @@ class Run:
             return
         append_row(self.dir / "metrics.jsonl", {"step": step} | figures)
         self.terminal.show(step, figures)
-        self._wandb.log(step, figures)
+        self._board.log(step, figures)
 
     def end_step(self, num_tokens: int | None = None) -> None:
         """Complete a step: its row of metrics, its checkpoint when due. Stops here (exit 75) when told to.
@@ -300,7 +300,7 @@ class Run:
             "random": host.random_state(self.rng, self.device),
             "tokens_seen": self.tokens_seen,
             "world_size": self.world_size,
-            "wandb_id": self._wandb.id if self._wandb else self._wandb_id,
+            "board_id": self._board.id if self._board else self._board_id,
         }
 
     def _check_unchanged(self, path: Path | None, meta: dict[str, Any] | None) -> None:
@@ -353,7 +353,7 @@ class Run:
             checkpoint.point_latest(path)  # a kill may have come between the two, or the newest is damaged
             for name in LOGS:
                 drop_rows_after(self.dir / name, self.step)
-        self._wandb_id = saved["wandb_id"]
+        self._board_id = saved["board_id"]
         self.terminal.say(f"resumed from {path}")
 
 

@@ -27,7 +27,9 @@ def settings(tmp_path):
             name="test", run_dir=str(tmp_path / "run"), seed=0, resume=False, resume_anyway=False, overwrite=False
         )
         cfg |= dict(num_steps=4, save_every=2, keep_last=2, dist={"strategy": "single"})
-        return OmegaConf.create(cfg | dict(log={"wandb": "disabled", "project": "helpful"}) | changes)
+        return OmegaConf.create(
+            cfg | dict(log={"backend": "wandb", "wandb": "disabled", "project": "helpful"}) | changes
+        )
 
     return settings
 
@@ -229,7 +231,7 @@ def test_a_dashboard_that_fails_never_stops_a_run(settings, monkeypatch, capsys)
         raise RuntimeError("no such host")
 
     monkeypatch.setattr(wandb, "init", fail)
-    assert len(count_to_four(settings(log={"wandb": "offline", "project": "helpful"}))) == 4
+    assert len(count_to_four(settings(log={"backend": "wandb", "wandb": "offline", "project": "helpful"}))) == 4
     assert "wandb failed" in capsys.readouterr().out
 
 
@@ -249,6 +251,7 @@ BAD = {  # words -> what the message must say
     "optim.schedule=step": "linear, cosine",
     "optim.lr=-1": "optim.lr",
     "log.wandb=on": "offline",
+    "log.backend=mlflow": "wandb, trackio, tensorboard",
     "dist=fsdp": "launch.py",
     "model.vocab_size=null": "tokenizer=PATH",
     "policy=some/model": "exactly one",

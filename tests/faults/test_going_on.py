@@ -104,7 +104,7 @@ def test_a_resumed_run_goes_on_with_its_wandb_run(how, tmp_path, monkeypatch, ca
             while run.step < steps:
                 run.metrics.add({"x": 1.0})
                 run.end_step(num_tokens=1)
-            return run._snapshot()["wandb_id"]
+            return run._snapshot()["board_id"]
 
     first = go(1, "offline", noted)
     assert go(2, "disabled" if how == "disabled" else "offline", fail if how == "failing" else noted) == first

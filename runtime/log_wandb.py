@@ -1,0 +1,45 @@
+"""A run in Weights & Biases (log.backend=wandb)."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import wandb
+from omegaconf import DictConfig, OmegaConf
+
+from runtime.config import check_choice
+
+MODES = ("online", "offline", "disabled")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises ValueError where log.wandb is none of MODES."""
+    check_choice("log.wandb", cfg.log.wandb, MODES)
+
+
+class Log:
+    """One wandb run; `id` is what a resumed run goes on with."""
+
+    def __init__(self, cfg: DictConfig, directory: Path, *, job: str, run_id: str | None, say: Callable[[str], None]):
+        mode = cfg.log.wandb
+        if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+            mode = "offline"
+            say(f"wandb: nobody is logged in, so the run stays in {directory / 'wandb'} (`wandb sync` sends it)")
+        self.run = wandb.init(
+            project=cfg.log.project, group=cfg.name, name=job, id=run_id, resume="allow" if run_id else None,
+            dir=directory, config=OmegaConf.to_container(cfg, resolve=True), mode=mode,
+            settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
+        )  # fmt: skip
+        self.id = self.run.id
+
+    def log(self, step: int, row: dict[str, float]) -> None:
+        """One row of metrics."""
+        self.run.log(row, step=step)
+
+    def log_samples(self, step: int, columns: list[str], rows: list[list[str]]) -> None:
+        """A table of sample texts."""
+        self.run.log({"samples": wandb.Table(columns=columns, data=rows)}, step=step)
+
+    def close(self, exit_code: int) -> None:
+        """Hand everything over."""
+        self.run.finish(exit_code=exit_code)
