@@ -10,7 +10,7 @@ from data.tokenizer import find_tokenizer
 from model.build import export_model, load_policy, load_reward_model, load_value_model
 from model.lora import adapters, add_lora, export_adapter
 from model.ref_cache import weights_digest
-from tests.family_checkpoints import LONGROPE, YARN, checkpoint
+from tests.family_checkpoints import CASES, LONGROPE, SIZES, YARN, checkpoint, shake
 from tests.test_families import ROWS, Words, our_logprobs, their_logprobs
 from tests.tiny_models import batch_of
 
@@ -243,3 +243,98 @@ def test_what_is_more_than_lora_is_refused_by_name(name, tmp_path):
     change(tmp_path / "adapter")
     with pytest.raises(ValueError, match=message):
         load_policy(tmp_path / "adapter")
+
+
+# ---- text and pictures in one checkpoint
+
+
+def pictures(name, directory, **text):
+    """A tiny checkpoint that reads pictures too, saved as transformers saves it; the model."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "patch_size": 4}
+    if name == "qwen3_5":
+        vision = sizes | {"depth": 1, "num_heads": 2, "out_hidden_size": 48, "num_position_embeddings": 16}
+    else:
+        vision = sizes | {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16}
+    text = {k: v for k, v in (SIZES | CASES[name][1]).items() if k != "attn_implementation"} | text
+    config = transformers.AutoConfig.for_model(name, text_config=text, vision_config=vision)
+    config.text_config.tie_word_embeddings = config.tie_word_embeddings = name == "gemma3"
+    kind = {"qwen3_5": "Qwen3_5", "gemma3": "Gemma3"}[name] + "ForConditionalGeneration"
+    config._attn_implementation = "eager"
+    model = shake(getattr(transformers, kind)(config).eval())
+    model.save_pretrained(directory)
+    return model
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "gemma3"])
+def test_the_text_part_of_a_checkpoint_with_pictures_is_read_and_exported_as_a_text_model(name, tmp_path, caplog):
+    model = pictures(name, tmp_path / "theirs")
+    edit(tmp_path / "theirs", eos_token_id=2)
+    weights = load_file(tmp_path / "theirs" / "model.safetensors")
+    mtp = {"mtp.fc.weight": torch.zeros(4, 8)} if name == "qwen3_5" else {}
+    save_file(weights | mtp, tmp_path / "theirs" / "model.safetensors")
+    with caplog.at_level("INFO"):
+        policy = load_policy(tmp_path / "theirs")
+    assert "the text part is read" in caplog.text and ("multi-token" in caplog.text) == bool(mtp)
+    with torch.no_grad():
+        ours, theirs = our_logprobs(policy), their_logprobs(model)
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+        export_model(policy, tmp_path / "ours", Words())
+        again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
+        assert (their_logprobs(again) - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_an_adapter_to_a_checkpoint_with_pictures_is_read_on_its_text_part(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = pictures("qwen3_5", tmp_path / "base")
+    config = peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["q_proj", "in_proj_qkv", "in_proj_b", "out_proj", "qkv"]
+    )
+    model = peft.get_peft_model(model, config)
+    model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    with torch.no_grad():
+        for number, (name, weight) in enumerate(model.named_parameters()):
+            if "lora_" in name:
+                weight.normal_(0, 0.2, generator=torch.Generator().manual_seed(number))
+        model.save_pretrained(tmp_path / "adapter")
+        ours, theirs = our_logprobs(load_policy(tmp_path / "adapter")), their_logprobs(model)
+        assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+        assert (ours - our_logprobs(load_policy(tmp_path / "base"))).abs().max() > 0.1
+
+
+def test_gemma3s_published_names_and_sparse_text_config_are_read(tmp_path):
+    """Its files write language_model.model.*, and its text_config leaves out what transformers takes by itself."""
+    model = pictures("gemma3", tmp_path, num_attention_heads=8, num_key_value_heads=4, head_dim=256)
+    weights = load_file(tmp_path / "model.safetensors")
+    older = {"model.language_model.": "language_model.model.", "model.": ""}
+    renamed = {}
+    for key, weight in weights.items():
+        prefix = next((prefix for prefix in older if key.startswith(prefix)), "")
+        renamed[older.get(prefix, "") + key.removeprefix(prefix)] = weight
+    save_file(renamed, tmp_path / "model.safetensors")
+    raw = json.loads((tmp_path / "config.json").read_text())
+    for key in ("num_attention_heads", "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings"):
+        raw["text_config"].pop(key, None)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with torch.no_grad():
+        ours, theirs = our_logprobs(load_policy(tmp_path)), their_logprobs(model)
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+WRAPPED = {  # what is done to its config.json -> what is said
+    "no text_config": (lambda raw: raw.pop("text_config"), "needs a text_config"),
+    "another text": (lambda raw: raw["text_config"].update(model_type="llama"), "text_config.model_type='llama'"),
+    "two ties": (lambda raw: raw["text_config"].update(tie_word_embeddings=True), "tie_word_embeddings differs"),
+    "an unknown key": (lambda raw: raw.update(new_router=3), "new_router=3 of a qwen3_5_text model, which this code"),
+    "another gate": (lambda raw: raw["text_config"].update(attn_output_gate=False), "only True is computed"),
+}
+
+
+@pytest.mark.parametrize("what", WRAPPED)
+def test_a_checkpoint_with_pictures_that_contradicts_itself_is_refused(what, tmp_path):
+    pictures("qwen3_5", tmp_path)
+    change, message = WRAPPED[what]
+    raw = json.loads((tmp_path / "config.json").read_text())
+    change(raw)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=message):
+        load_policy(tmp_path)

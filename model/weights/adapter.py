@@ -8,6 +8,7 @@ from torch import Tensor
 from model.weights.gguf import GGUFReader
 from model.weights.hf import NEUTRAL, HFReader, open_safetensors, read_json
 from model.weights.paths import find_model
+from model.weights.text_part import has_other_parts, text_names
 from runtime.files import check_sums
 
 PREFIX = "base_model.model."
@@ -44,6 +45,8 @@ class AdapterReader:
         self.path, self.base, self.config, self.kind = directory, base, base.config, KINDS[raw.get("task_type")]
         self.alpha, self.root = raw["lora_alpha"], bool(raw.get("use_rslora"))
         self.stored = open_files(directory)  # name without peft's prefix -> (open file, its key there)
+        if has_other_parts(base.config):
+            self.stored = {name: self.stored[there] for name, there in text_names(self.stored, directory).items()}
         places = {name.partition(".lora_")[0] for name in self.stored if ".lora_" in name}
         self.adapted = {f"{place}.weight" for place in places}
         self.saved = {name for name in self.stored if ".lora_" not in name}

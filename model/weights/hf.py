@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.weights.hf_config import parse_config
 from model.weights.mxfp4 import dequantise
+from model.weights.text_part import has_other_parts, text_config, text_names
 from runtime.files import check_sums
 
 MAX_JSON = 1 << 26  # bytes: the largest index of a model that we know has 5 MB
@@ -31,14 +32,16 @@ class HFReader:
         if not dist.is_initialized() or dist.get_rank() == 0:  # one reader of it all is enough
             weights = [path.name for path in directory.glob("*.safetensors")]
             check_sums(directory, ["config.json", "model.safetensors", "model.safetensors.index.json", *weights])
-        self.raw = read_json(directory / "config.json")
+        self.raw = text_config(read_json(directory / "config.json"), directory)
         self.config, self.kind = parse_config(self.raw, directory)
         self.absent = {} if self.kind == "policy" else NEUTRAL
-        self.files = {}  # name -> open file
         self.packed = set()  # names whose tensors are stored as MXFP4 blocks
+        stored = {}
         for path in weight_files(directory):
             file = open_safetensors(path)
-            self.files.update(dict.fromkeys(file.keys(), file))
+            stored.update(dict.fromkeys(file.keys(), file))
+        names = text_names(stored, directory) if has_other_parts(self.config) else {name: name for name in stored}
+        self.files = {name: (stored[there], there) for name, there in names.items()}  # open file, its name there
         if (self.raw.get("quantization_config") or {}).get("quant_method") == "mxfp4":
             self.packed = {name.removesuffix("_blocks") for name in self.files if name.endswith("_blocks")}
 
@@ -50,7 +53,10 @@ class HFReader:
         if name in self.packed:
             count, out, groups, _ = self.shape(name + "_blocks")
             return count, 32 * groups, out
-        return tuple(self.files[name].get_slice(name).get_shape() if name in self.files else self.absent[name].shape)
+        if name not in self.files:
+            return tuple(self.absent[name].shape)
+        file, there = self.files[name]
+        return tuple(file.get_slice(there).get_shape())
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """The tensor, or these rows of it, of which only they are read."""
@@ -58,8 +64,9 @@ class HFReader:
             return dequantise(self.read(name + "_blocks", rows), self.read(name + "_scales", rows))
         if name not in self.files:
             return self.absent[name]
+        file, there = self.files[name]
         whole = rows is None or not self.shape(name)
-        return self.files[name].get_tensor(name) if whole else self.files[name].get_slice(name)[rows]
+        return file.get_tensor(there) if whole else file.get_slice(there)[rows]
 
 
 def save_tensors(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

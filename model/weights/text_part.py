@@ -1,0 +1,85 @@
+"""The text part of a checkpoint that also reads pictures: its config.json, and its weights by a text model's names."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from model.config import ModelConfig
+
+log = logging.getLogger(__name__)
+
+TEXT = {  # architecture with pictures -> its model_type, the text part's, the text model's architecture
+    "Qwen3_5ForConditionalGeneration": ("qwen3_5", "qwen3_5_text", "Qwen3_5ForCausalLM"),
+    "Gemma3ForConditionalGeneration": ("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
+}
+OF_PICTURES = {  # keys beside text_config that a text never meets
+    "vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
+    "image_token_index", "boi_token_index", "eoi_token_index", "boi_token_id", "eoi_token_id", "mm_tokens_per_image",
+}  # fmt: skip
+GEMMA3 = {  # what transformers takes where Gemma 3's text_config leaves it out, as the published ones do
+    "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+}  # fmt: skip
+# Names of the text part's weights as older and newer files write them -> the text model's.
+PREFIXES = {
+    "model.language_model.": "model.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+LEFT_OUT = {  # the other parts
+    "model.visual.": "vision", "visual.": "vision", "model.vision_tower.": "vision", "vision_tower.": "vision",
+    "model.multi_modal_projector.": "vision", "multi_modal_projector.": "vision",
+    "mtp.": "multi-token prediction",
+}  # fmt: skip
+
+
+def has_other_parts(config: ModelConfig) -> bool:
+    """Whether files of this family may hold other parts beside the text."""
+    return any(config.family == family for _, family, _ in TEXT.values())
+
+
+def text_config(raw: dict, directory: Path) -> dict:
+    """The config.json of the text part; where there is no other part, `raw` as it is.
+
+    Raises:
+        ValueError: the text part is of another kind than the architecture says, or the two parts contradict.
+    """
+    names = raw.get("architectures")
+    name = names[0] if isinstance(names, list) and names else names
+    if not isinstance(name, str) or name not in TEXT:
+        return raw
+    whole_type, text_type, architecture = TEXT[name]
+    text = raw.get("text_config")
+    if not isinstance(text, dict):
+        raise ValueError(f"{directory}/config.json: {name} needs a text_config, got {text!r}")
+    for key, found, meant in (("model_type", raw.get("model_type"), whole_type),
+                              ("text_config.model_type", text.get("model_type"), text_type)):  # fmt: skip
+        if found not in (None, meant):
+            raise ValueError(f"{directory}/config.json contradicts itself: {name} with {key}={found!r}")
+    ties = {part["tie_word_embeddings"] for part in (raw, text) if part.get("tie_word_embeddings") is not None}
+    if len(ties) > 1:
+        raise ValueError(
+            f"{directory}/config.json contradicts itself: tie_word_embeddings differs in text_config and outside of "
+            "it; correct the one that is wrong"
+        )
+    outer = {key: value for key, value in raw.items() if key not in OF_PICTURES | {"text_config"}}
+    defaults = GEMMA3 if text_type == "gemma3_text" else {}
+    return defaults | outer | text | {"architectures": [architecture], "model_type": text_type}
+
+
+def text_names(names: Iterable[str], directory: Path) -> dict[str, str]:
+    """The text model's name -> the file's, of its weights; what else the file holds is left out, and logged."""
+    found, left = {}, Counter()
+    for name in names:
+        other = next((part for prefix, part in LEFT_OUT.items() if name.startswith(prefix)), None)
+        if other is not None:
+            left[other] += 1
+            continue
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+        found[PREFIXES.get(prefix, "") + name.removeprefix(prefix)] = name
+    if left:
+        parts = " and ".join(f"{count} weights of its {part} part" for part, count in left.items())
+        log.info("%s: the text part is read; %s are left out, here and in what is exported", directory, parts)
+    return found
