@@ -54,14 +54,17 @@ class Stack(Linear):
         shape = (count, in_features, out_features) if bias else (count * out_features, in_features)
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(count, out_features)) if bias else None
-        self.parts, self.prepared = {"weight": (out_features // halves,) * (halves * count)}, None
+        self.parts = {"weight": (out_features // halves,) * (halves * count)}
+        self.prepared = self.kept = None
 
     def grouped(self, x: Tensor, owners: Tensor, ends: Tensor) -> Tensor:
         """(M, out) each row of x (M, in) times the matrix of its owner (M,); expert e's rows end at ends[e]."""
         weight = self.weight if self.prepared is None else self.prepared
+        copy = weight if weight.dtype == x.dtype else self.cast(x)
         if self.bias is None:
-            weight = weight.view(self.count, self.out_features, self.in_features).transpose(1, 2)
-        y = GroupedProduct.apply(x, weight, ends)
+            shape = self.count, self.out_features, self.in_features
+            weight, copy = (w.view(shape).transpose(1, 2) for w in (weight, copy))
+        y = GroupedProduct.apply(x, weight, copy, ends)
         return y if self.bias is None else y + self.bias.to(y.dtype)[owners]
 
     def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
@@ -70,22 +73,22 @@ class Stack(Linear):
 
 
 class GroupedProduct(torch.autograd.Function):
-    """x (M, in) times the matrices (E, in, out) of the rows' owners; a master weight is cast to x's dtype, twice, as in
-    CastLinear."""
+    """x (M, in) times the matrices (E, in, out) of the rows' owners, given their copy in x's dtype (see CastLinear)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, ends)
-        return grouped_mm(x, weight.to(x.dtype), ends)
+    def forward(ctx, x: Tensor, weight: Tensor, copy: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(x, copy, ends)
+        ctx.dtype = weight.dtype
+        return grouped_mm(x, copy, ends)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        x, weight, ends = ctx.saved_tensors
-        grad, (need_x, need_weight, _) = grad.contiguous(), ctx.needs_input_grad
-        grad_x = grouped_mm(grad, weight.to(grad.dtype).transpose(1, 2), ends) if need_x else None
-        grad_weight = grouped_mm(x.t(), grad, ends).to(weight.dtype) if need_weight else None
-        return grad_x, grad_weight, None
+        x, copy, ends = ctx.saved_tensors
+        grad, (need_x, need_weight, *_) = grad.contiguous(), ctx.needs_input_grad
+        grad_x = grouped_mm(grad, copy.transpose(1, 2), ends) if need_x else None
+        grad_weight = grouped_mm(x.t(), grad, ends).to(ctx.dtype) if need_weight else None
+        return grad_x, grad_weight, None, None
 
 
 def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import train_rm
 import train_sft
 from data.tokenizer import load_tokenizer
 from model.build import export_model, load_policy, new_policy
-from model.experts import GroupedProduct, grouped_mm, router_loss
+from model.experts import GroupedProduct, Stack, grouped_mm, router_loss
 from model.packing import pack
 from model.weights.mxfp4 import dequantise
 from tests.family_checkpoints import checkpoint
@@ -33,7 +33,7 @@ def test_the_grouped_product_and_its_gradients_are_one_product_per_expert(sizes,
     weight = weight.to(torch.promote_types(dtype, torch.float32)).requires_grad_()
     owners = torch.searchsorted(stops, torch.arange(11, dtype=torch.int32), right=True)
     mix = torch.randn(11, f, dtype=dtype)
-    ours = torch.autograd.grad(GroupedProduct.apply(x, weight, stops), (x, weight), mix)
+    ours = torch.autograd.grad(GroupedProduct.apply(x, weight, weight.detach().to(dtype), stops), (x, weight), mix)
     wide = [t.detach().double().requires_grad_() for t in (x, weight)]
     truth = torch.autograd.grad((wide[0][:, None] @ wide[1][owners])[:, 0], wide, mix.double())
     for got, want in zip(ours, truth, strict=True):
@@ -68,6 +68,20 @@ def test_the_balance_loss_teaches_the_router_to_share(checkpointing):
         optimizer.step()
         optimizer.zero_grad()
     assert balances[-1] < balances[0] - 0.02 and min(balances) >= 0.99
+
+
+def test_experts_are_cast_once_for_each_value_of_their_weights():
+    policy = shaken(new_policy(tiny_config("olmoe"), seed=0, precision="bf16"))
+    stacks = [module for module in policy.modules() if isinstance(module, Stack)]
+    optimizer, copies = torch.optim.SGD(policy.parameters(), lr=0.3), []
+    for _ in range(2):
+        policy.logprobs(*ROWS).sum().backward()
+        copies.append([stack.kept[0] for stack in stacks])
+    assert len(stacks) == 4 and all(a is b for a, b in zip(*copies, strict=True))
+    optimizer.step()
+    policy.logprobs(*ROWS)
+    for stack, before in zip(stacks, copies[0], strict=True):
+        assert stack.kept[0] is not before and torch.equal(stack.kept[0], stack.weight.bfloat16())
 
 
 def test_without_experts_nothing_is_added_and_frozen_forwards_leave_nothing():

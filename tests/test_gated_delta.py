@@ -2,13 +2,20 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from model.build import new_policy
+import train_dpo
+import train_ppo
+import train_rm
+import train_sft
+from data.tokenizer import load_tokenizer
+from model.build import export_model, new_policy
 from model.chunks import Chunks
 from model.gated_delta import ShortConvolution, gated_delta, gated_delta_step
 from model.packing import pack
 from model.sampling import generate
+from tests.test_scale import house, job  # noqa: F401 - fixtures
 from tests.tiny_models import random_ids, shaken, tiny_config
 
 CUTS = [[0, 130, 194, 200, 301], [301, 310], [310, 311, 311, 400]]  # blocks: a prompt's ends, and its answers' ends
@@ -92,3 +99,31 @@ def test_states_move_with_their_rows_while_decoding(slots):
             with torch.no_grad():
                 text.append(policy(stream.tokens, stream.positions, stream.blocks)[-1].argmax().item())
         assert ids[mask].tolist() == text[len(prompt) :]
+
+
+@pytest.fixture
+def hybrid(house, tmp_path):  # noqa: F811
+    """The directory of a tiny policy with gated DeltaNets and a real tokenizer."""
+    config = tiny_config("qwen3_5_text", vocab_size=400, max_length=1024, num_layers=3)
+    export_model(shaken(new_policy(config, seed=0)), tmp_path / "hybrid", load_tokenizer(house / "policy"))
+    return tmp_path / "hybrid"
+
+
+SLOW = (pytest.param(script, marks=pytest.mark.slow) for script in (train_rm, train_sft))
+
+
+@pytest.mark.parametrize("script", [train_dpo, train_ppo, *SLOW])
+def test_every_training_script_learns_with_gated_delta_nets(script, door, job, hybrid, tmp_path):  # noqa: F811
+    """Also with its layers computed again, which changes nothing, and with products in bf16."""
+    name, ends = script.__name__, {}
+    runs = {"plain": [], "again": ["activation_checkpointing=true"], "bf16": ["precision=bf16"]}
+    for run, words in runs.items():
+        words = [f"policy={hybrid}", "num_steps=2", "save_every=0", "precision=fp32", *words]
+        assert door(script, *job(name, run, *words)[1:]) == 0
+        ends[run] = load_file(tmp_path / run / "model" / "model.safetensors")
+    start = load_file(hybrid / "model.safetensors")
+    for key, weight in ends["plain"].items():
+        assert torch.equal(weight, ends["again"][key]), key
+        if "linear_attn" in key:
+            assert (weight - start[key]).abs().max() > 0, key
+            assert (weight - ends["bf16"][key]).abs().max() < 0.01, key

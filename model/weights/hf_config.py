@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from model.config import FAMILIES, ROPE_KEYS, ROPE_OPTIONS, Family, ModelConfig
+from model.config import FAMILIES, Family, ModelConfig
+from model.weights.hf_rope import read_rope
 
 KINDS = {"ForCausalLM": "policy", "ForSequenceClassification": "reward", "ForTokenClassification": "value"}
 
@@ -49,8 +50,6 @@ OTHER_NAMES = {  # keys of some files -> of others, for the same
     "num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok", "rotary_emb_base": "rope_theta",
     "rotary_pct": "partial_rotary_factor",
 }  # fmt: skip
-ROPE_CHANGES_NOTHING = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
-OF_PICTURES = {"mrope_section", "mrope_interleaved"}  # where text alone has one position, all its sections turn alike
 
 
 def parse_config(raw: dict, directory: Path) -> tuple[ModelConfig, str]:
@@ -206,54 +205,6 @@ def kinds_of(types: list[str], num_layers: int) -> list[str]:
     if len(types) != num_layers:
         raise ValueError(f"layer_types names {len(types)} layers, num_hidden_layers={num_layers}")
     return [LAYER_TYPES[name] for name in types]
-
-
-def read_rope(left: dict, facts, family: str, max_length: int) -> tuple[float, dict | None, float | None, float]:
-    """rope_theta, its scaling, the windowed layers' own base, and the share of a head that turns.
-
-    As transformers 5 reads them: rope_scaling goes before rope_parameters, `original_max_position_embeddings` beside
-    them before the one inside.
-    """
-    new, old = left.pop("rope_parameters", None) or {}, left.pop("rope_scaling", None) or {}
-    outer = {key: left.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in left}
-    original = left.pop("original_max_position_embeddings", None)
-    rope, window_theta = dict(old or new), None
-    if family == "gpt_oss" and not rope:
-        raise ValueError("neither rope_scaling nor rope_parameters: transformers would take YaRN; say which")
-    if facts.window_theta is not None:
-        nested = isinstance(new.get("full_attention"), dict) or isinstance(new.get("sliding_attention"), dict)
-        local = dict(new.get("sliding_attention") or {}) if nested else {}
-        rope = ((new.get("full_attention") or {}) if nested else {}) | old
-        window_theta = float(local.pop("rope_theta", left.pop("rope_local_base_freq", facts.window_theta)))
-        if local.pop("rope_type", local.pop("type", "default")) != "default" or any(
-            v is not None for v in local.values()
-        ):
-            raise ValueError(f"rope_parameters of sliding_attention, {new['sliding_attention']}, must be unscaled")
-    theta = float(rope.get("rope_theta") or outer.get("rope_theta", facts.theta))
-    share = rope.get("partial_rotary_factor", outer.get("partial_rotary_factor"))
-    share = facts.share if share is None else float(share)
-    if not facts.partial_rotary and share != 1.0:
-        raise ValueError(f"partial_rotary_factor={share} is not computed for family={family}, only 1")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if family == "phi3" and kind in ("su", "yarn"):
-        kind = "longrope"  # earlier names of it
-    known = ROPE_KEYS.get(kind, set()) | ROPE_OPTIONS.get(kind, set())
-    idle = ROPE_CHANGES_NOTHING | (OF_PICTURES if family == "qwen3_5_text" else set())
-    inside = {key: value for key, value in rope.items() if key not in idle and value is not None}
-    if kind != "default" and kind not in ROPE_KEYS:
-        raise ValueError(f"unknown rope_type {kind!r} in rope_scaling; known: {', '.join(ROPE_KEYS)}, or null for none")
-    if unknown := inside.keys() - known - {"original_max_position_embeddings"}:
-        raise ValueError(
-            f"rope_scaling of type {kind} holds {', '.join(sorted(unknown))}, which this code does not know"
-        )
-    if kind == "default":
-        return theta, None, window_theta, share
-    if "original_max_position_embeddings" in known:
-        default = 4096 if family == "phi3" else inside.get("original_max_position_embeddings") or max_length
-        inside["original_max_position_embeddings"] = original or default
-    if kind == "longrope":
-        inside.setdefault("factor", max_length / inside["original_max_position_embeddings"])
-    return theta, {"rope_type": kind} | inside, window_theta, share
 
 
 def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_id, pad_id) -> dict:
