@@ -109,21 +109,19 @@ def hybrid(house, tmp_path):  # noqa: F811
     return tmp_path / "hybrid"
 
 
-SLOW = (pytest.param(script, marks=pytest.mark.slow) for script in (train_rm, train_sft))
+SLOW = (pytest.param(script, marks=pytest.mark.slow) for script in (train_sft, train_rm, train_ppo))
 
 
-@pytest.mark.parametrize("script", [train_dpo, train_ppo, *SLOW])
+@pytest.mark.parametrize("script", [train_dpo, *SLOW])
 def test_every_training_script_learns_with_gated_delta_nets(script, door, job, hybrid, tmp_path):  # noqa: F811
-    """Also with its layers computed again, which changes nothing, and with products in bf16."""
-    name, ends = script.__name__, {}
-    runs = {"plain": [], "again": ["activation_checkpointing=true"], "bf16": ["precision=bf16"]}
-    for run, words in runs.items():
-        words = [f"policy={hybrid}", "num_steps=2", "save_every=0", "precision=fp32", *words]
-        assert door(script, *job(name, run, *words)[1:]) == 0
-        ends[run] = load_file(tmp_path / run / "model" / "model.safetensors")
+    """Also with its layers computed again, which changes nothing."""
+    ends = {}
+    for again in ("false", "true"):
+        words = [f"policy={hybrid}", "num_steps=2", "save_every=0", f"activation_checkpointing={again}"]
+        assert door(script, *job(script.__name__, again, *words)[1:]) == 0
+        ends[again] = load_file(tmp_path / again / "model" / "model.safetensors")
     start = load_file(hybrid / "model.safetensors")
-    for key, weight in ends["plain"].items():
-        assert torch.equal(weight, ends["again"][key]), key
-        if "linear_attn" in key:
-            assert (weight - start[key]).abs().max() > 0, key
-            assert (weight - ends["bf16"][key]).abs().max() < 0.01, key
+    for name, weight in ends["false"].items():
+        assert torch.equal(weight, ends["true"][name]), name
+        if "linear_attn" in name:
+            assert (weight - start[name]).abs().max() > 0, name
