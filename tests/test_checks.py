@@ -376,6 +376,23 @@ def test_every_training_row_that_matches_a_benchmark_goes_and_fastchats_question
     assert ours["eval_rows"] == 80
 
 
+@pytest.mark.parametrize("kind", ["fastchat", "messages"])
+def test_a_benchmarks_later_turns_are_found_too(kind, tmp_path):
+    later = "Rewrite your previous response and start every sentence with the letter A."
+    benchmark = {"question_id": 81, "turns": ["Compose a travel blog post about Hawaii.", later, "Thanks."]}
+    if kind == "messages":
+        talk = [turn for text in benchmark["turns"] for turn in chat(text, "So be it.")["messages"]]
+        benchmark = {"messages": talk}
+    train = [chat(later), chat(later.replace("every sentence", "each sentence")), chat("Thanks."), chat("Who is it?")]
+    files = [write(tmp_path / "train.jsonl", train)], [write(tmp_path / "bench.jsonl", [benchmark])]
+    result = check_decontaminate(*files, tmp_path / "out", **COPIES)
+    assert (result["kept"], result["exact"], result["near"]) == (2, 1, 1)  # a short turn is no question
+    pairs = [json.loads(line) for line in (tmp_path / "out/pairs.jsonl").read_text().splitlines()]
+    assert [pair["of"] for pair in pairs] == [later, later]
+    matches = check_contamination(*files, tmp_path, **COPIES)["matches"]
+    assert [(match["kind"], match["text"]) for match in matches] == [("exact", later)]
+
+
 @pytest.mark.parametrize("level, published", [("nominal", 0.743), ("ordinal", 0.815), ("interval", 0.849)])
 def test_alpha_of_each_level_is_krippendorffs_own(level, published, tmp_path):
     """Krippendorff 2011, "Computing Krippendorff's alpha-reliability": four observers, twelve units."""

@@ -129,9 +129,9 @@ def questions(row: dict) -> dict:
     """FastChat's questions (MT-Bench, Vicuna, Arena-Hard): what the user asks turn by turn; the prompt is the first."""
     turns = row["turns"]
     turns = [turns] if isinstance(turns, str) else turns
-    first = turns[0]["content"] if turns and isinstance(turns[0], dict) else turns[0] if turns else None
-    later = [turn["content"] if isinstance(turn, dict) else turn for turn in turns[1:]]
-    return {"prompt": join_text(first, "turns[0]"), "later_turns": later} | rest(row, "turns")
+    contents = [turn["content"] if isinstance(turn, dict) else turn for turn in turns]
+    first, *later = (join_text(content, f"turns[{i}]") for i, content in enumerate(contents))
+    return {"prompt": first, "later_turns": later} | rest(row, "turns")
 
 
 def taskmaster(row: dict) -> dict:

@@ -1,7 +1,7 @@
 """Which evaluation rows the training data has already shown: the same prompt, nearly the same, or a shared long span.
 
-Prompts are compared: the user's messages of a row together, and of a training row each longer one alone, so that an
-evaluation prompt inside a conversation is found. Spans of n words are looked for in everything that a row says.
+Prompts are compared: the user's messages of a row together, and each longer one alone, so that a question inside a
+conversation and the later turns of a benchmark are found. Spans of n words are looked for in all that a row says.
 """
 
 from collections import Counter
@@ -31,7 +31,7 @@ def check_contamination(
     Args:
         threshold: Jaccard similarity of words and word pairs from which prompts are near duplicates.
         span_words: words in a row that must be the same; 0 = don't look for spans.
-        min_words: of a later user message that is compared alone.
+        min_words: of a user message that is compared alone.
     """
     check_whole(0, check__span_words=span_words, check__min_words=min_words)
     bad_rows = BadRows(on_bad_row)
@@ -63,8 +63,11 @@ def check_contamination(
 def find_copies(train: Sequence[Row], evaluation: Sequence[Row], *, threshold: float, min_words: int) -> list[dict]:
     """Exact and near matches, at most `LISTED` of a kind for an evaluation row; an exact one hides its near ones."""
     places: dict[str, list[int]] = {}
+    written: dict[str, str] = {}
     for e, row in enumerate(evaluation):
-        places.setdefault(normal(row.prompt), []).append(e)
+        for text in row.questions(min_words):
+            places.setdefault(normal(text), []).append(e)
+            written.setdefault(normal(text), text)
     index, indexed = NearIndex(threshold), list(places)
     for sketch in sketches(indexed):
         index.add(sketch)
@@ -72,7 +75,7 @@ def find_copies(train: Sequence[Row], evaluation: Sequence[Row], *, threshold: f
     open_rows = {"exact": places, "near": {text: list(rows) for text, rows in places.items()}}
     listed, matches = Counter(), {}
     for t, row in enumerate(train):
-        texts = dict.fromkeys([normal(row.prompt), *(normal(m) for m in row.asked if len(m.split()) >= min_words)])
+        texts = dict.fromkeys(map(normal, row.questions(min_words)))
         for text, sketch in zip(texts, sketches(list(texts)), strict=True):
             found = [("exact", text, 1.0)] if text in places else []
             found = found or [("near", indexed[i], similarity) for i, similarity in index.near(sketch)]
@@ -80,7 +83,7 @@ def find_copies(train: Sequence[Row], evaluation: Sequence[Row], *, threshold: f
                 rows = open_rows[kind][other]
                 for e in rows:
                     if similarity > matches.get((t, e), {"similarity": 0.0})["similarity"]:
-                        matches[t, e] = _match(kind, similarity, row, evaluation[e], evaluation[e].prompt)
+                        matches[t, e] = _match(kind, similarity, row, evaluation[e], written[other])
                         listed[kind, e] += 1
                 rows[:] = [e for e in rows if listed[kind, e] < LISTED]  # or a common prompt costs rows x rows
     exact = {match["eval"] for match in matches.values() if match["kind"] == "exact"}
@@ -115,7 +118,7 @@ def _match(kind: str, similarity: float | None, train: Row, evaluation: Row, tex
 
 
 def _texts(row: Row) -> list[list[str]]:
-    return [words(message["content"]) for message in row.messages]
+    return [words(text) for text in (*(message["content"] for message in row.messages), *row.later_turns)]
 
 
 def windows(rows: Sequence[Row], n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

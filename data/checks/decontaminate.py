@@ -29,9 +29,10 @@ def check_decontaminate(
     check_whole(0, check__span_words=span_words, check__min_words=min_words)
     bad_rows, counts, names = BadRows(on_bad_row), Counter(), output_names(files)
     evaluation = read_rows(against, bad_rows)
-    prompts: dict[str, Row] = {}
+    prompts: dict[str, tuple[Row, str]] = {}  # what an evaluation row asks -> the row, and its own words
     for row in evaluation:
-        prompts.setdefault(normal(row.prompt), row)
+        for text in row.questions(min_words):
+            prompts.setdefault(normal(text), (row, text))
     asked, index = list(prompts.values()), NearIndex(threshold)
     for sketch in sketches(prompts):
         index.add(sketch)
@@ -70,17 +71,17 @@ def check_decontaminate(
     return result
 
 
-def _copied(row: Row, prompts: dict[str, Row], asked: list[Row], index: NearIndex, min_words: int) -> tuple | None:
+def _copied(
+    row: Row, prompts: dict[str, tuple[Row, str]], asked: list[tuple[Row, str]], index: NearIndex, min_words: int
+) -> tuple | None:
     """(kind, similarity, text, evaluation row, its text) of the strongest match of what a row asks."""
-    said = [row.prompt, *(message for message in row.asked if len(message.split()) >= min_words)]
-    best = None
+    said, best = row.questions(min_words), None
     for text, sketch in zip(said, sketches(map(normal, said)), strict=True):
         if sketch.text in prompts:
-            other = prompts[sketch.text]
-            return "exact", 1.0, text, other, other.prompt
+            return "exact", 1.0, text, *prompts[sketch.text]
         for at, similarity in index.near(sketch)[:1]:
             if best is None or similarity > best[1]:
-                best = "near", similarity, text, asked[at], asked[at].prompt
+                best = "near", similarity, text, *asked[at]
     return best
 
 

@@ -31,6 +31,16 @@ class Row(Record):
         """All that the user says, as one text."""
         return "\n".join(self.asked)
 
+    @property
+    def later_turns(self) -> list[str]:
+        """What a benchmark's question asks once it was answered (MT-Bench's second turn)."""
+        return self.raw.get("later_turns") or []
+
+    def questions(self, min_words: int) -> list[str]:
+        """What copies are looked for by: the prompt, and each user message or later turn of `min_words` alone."""
+        alone = [text for text in (*self.asked, *self.later_turns) if len(text.split()) >= min_words]
+        return list(dict.fromkeys([self.prompt, *alone]))
+
 
 def parse_row(row: dict) -> list[Row]:
     """Any row that the trainers or generate.py read; of a comparison the better side, of a ranking the best."""
