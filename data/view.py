@@ -22,7 +22,8 @@ from runtime.report import bullets, heading, paragraph, write_page
 
 WHOLE = 1 << 30  # tokens: no cut
 STYLE = """<style>
-body { max-width: 80rem } .row { display: flex; gap: 1rem; align-items: flex-start } .side { flex: 1; min-width: 0 }
+body { max-width: 80rem } .row { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: flex-start }
+.side { flex: 1 1 20rem; min-width: 0 }
 .tokens { font: 14px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere }
 .tokens { border: 1px solid #ddd; border-radius: 4px; padding: .4rem .6rem; margin: .3rem 0 1rem }
 .t { border-right: 1px solid #0002; padding: .1rem 0 } .target { background: #c9efd0 } .break { color: #999 }

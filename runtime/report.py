@@ -22,6 +22,7 @@ from runtime.files import write_whole
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+h1, h2, p, li { overflow-wrap: anywhere } .scrolls { overflow-x: auto }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; text-align: right }
 .text, td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
 .bad { background: #fde8e6 } .unknown { color: #888 } img { max-width: 100% }
@@ -66,7 +67,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence]) ->
 
 def write_page(path: Path, title: str, *blocks: str) -> None:
     """The page: its title, then the blocks."""
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    head = (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    )
     write_whole(path, "\n".join([head, f"<h1>{escape(title)}</h1>", *blocks, "</html>\n"]))
 
 
@@ -92,7 +96,7 @@ def table(rows: Sequence[Sequence], *, kinds: Sequence[str] | None = None) -> st
     columns = ["text" if i in texts else "" for i in range(len(header))]  # read from the left, figures from the right
     lines = [_tr("", "th", header, columns)]
     lines += [_tr(kind, "td", row, columns) for row, kind in zip(body, kinds or [""] * len(body), strict=True)]
-    return "<table>" + "".join(lines) + "</table>"
+    return '<div class="scrolls"><table>' + "".join(lines) + "</table></div>"
 
 
 def picture(path: Path) -> str:
