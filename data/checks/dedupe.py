@@ -72,8 +72,10 @@ def output_names(files: Sequence[str]) -> dict[str, str]:
 
 def show_pairs(directory: Path, title: str, result: dict, counts: list[list], pairs: Sequence[dict]) -> None:
     """result.json, and a page with the counts and the first matches, text beside text."""
-    rows = [["kind", "similarity", "row", "text", "of", "its text"]]
-    rows += [[p["kind"], p["similarity"], p["row"], p["text"][:200], p["repeats"], p["of"][:200]] for p in pairs[:100]]
+    rows = [["kind", "similarity", "row", "what it repeats"]]
+    for pair in pairs[:100]:
+        texts = (f"{pair[place]}: {pair[name][:200]}" for place, name in (("row", "text"), ("repeats", "of")))
+        rows.append([pair["kind"], pair["similarity"], *texts])
     blocks = [bullets(result["verdicts"]), table(counts), heading("Matches (the first 100)"), table(rows)]
     write_page(directory / "report.html", title, *blocks)
     write_result(directory, result)
