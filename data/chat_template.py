@@ -86,6 +86,23 @@ class ChatTemplate:
         """The conversation with one target, its last turn, which begins where `prompt` of the others ends."""
         return self._spell(messages, tools, [len(messages) - 1])
 
+    def after_answer(self, messages: list[Message], more: list[Message]) -> Spelled:
+        """The prompt of `messages`, whose last is the assistant's, and `more`; its target goes from where that turn has
+        ended to the end, whatever the template makes of the turn itself.
+        """
+        said = [*messages[:-1], {"role": "assistant", "content": "x"}]
+        self.prompt([*said, *more])  # or it says what is lost
+        for taken in ways_to_write([for_template(message) for message in [*said, *more]]):
+            marked = change_texts(taken, self.mark)
+            marked[len(said) - 1]["content"] = f"{OPEN}x{CLOSE}"
+            (whole,) = self.render(marked, None, [(len(marked), True)])
+            if whole.error or f"{OPEN}x{CLOSE}" not in whole.text:
+                continue
+            text = whole.text.replace(f"{OPEN}x{CLOSE}", "x")
+            end = self._end_of_turn(text, whole.text.index(f"{OPEN}x{CLOSE}"), len(said) - 1)
+            return Spelled(text, [(end, len(text))])
+        raise ValueError(f"the chat template does not write an assistant turn before other messages; {_OTHER}")
+
     def mark(self, text: str) -> str:
         """The text with every control token in it between OPEN and CLOSE."""
         if OPEN in text or CLOSE in text:
@@ -214,14 +231,18 @@ class ChatTemplate:
                 f"generation {_shown(head.text or '', same)} stands where the whole conversation has "
                 f"{_shown(whole.text, same)}; {_OTHER}"
             )
-        end = next((m.end() for m in self._stop.finditer(whole.text, start) if m.lastindex), None)
+        return start, self._end_of_turn(whole.text, start, i)
+
+    def _end_of_turn(self, text: str, start: int, i: int) -> int:
+        """Where the first stop token from `start` on ends, which the template wrote."""
+        end = next((m.end() for m in self._stop.finditer(text, start) if m.lastindex), None)
         if end is None:
             stops = ", ".join(self.stops) or "none is known"
             raise ValueError(
                 f"the chat template ends messages[{i}] without a stop token ({stops}): a model that learns from it "
                 f"would never stop; {_OTHER}"
             )
-        return start, end
+        return end
 
     def _check_nothing_is_lost(self, messages, tools, targets: list[int] | None, tagged: bool) -> list[int]:
         """The message that each span belongs to. Raises ValueError unless every text is written, those to learn inside.

@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from data.chat import ROLES, encode_chat, encode_prompt
+from data.chat import ROLES, encode_prompt
 from data.prompts import WHOLE
 from data.rewards import load_reward_function
 from rollouts.trajectory import Trajectory, Turn
@@ -133,11 +133,9 @@ class Dialogue:
 
         What the policy sampled stays as it is: its text might be tokenised otherwise, so only what follows is encoded.
         """
-        placed = [*before[:-1], {"role": "assistant", "content": "x"}]
-        row = encode_chat(placed, self.tokenizer, max_length=WHOLE)
-        mask = torch.as_tensor(row["completion_mask"])
-        upto = int(mask.nonzero().max()) + 1  # past the stop token
-        return encode_prompt([*placed, *messages], self.tokenizer, max_length=WHOLE)[upto:]
+        spelled = self.tokenizer.chat_template.after_answer(before, messages)
+        ids, follows = self.tokenizer.encode_spelled(spelled)
+        return [token for token, after in zip(ids, follows, strict=True) if after]
 
     def check(self, messages, prompt: dict) -> list[dict]:
         """The messages. Raises ValueError where they are none."""

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from data.builtin_templates import TEMPLATES
 from data.chat import encode_chat
 from data.tokenizer import load_tokenizer
 from rollouts.calculator import Calculator, calculate
@@ -12,6 +13,7 @@ from rollouts.environment import Dialogue, begin
 from rollouts.trajectory import Turn
 from tests.test_chat import tokenizers  # noqa: F401 - fixtures
 from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
+from tests.test_tokenizer import byte_level_file
 from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
 
 ENVIRONMENTS = """
@@ -132,6 +134,35 @@ def test_the_tokens_of_a_dialogue_are_those_of_its_template(tokenizers, template
     whole = encode_chat(episode.messages, tokenizer, max_length=512)
     assert episode.ids == list(map(int, whole["input_ids"]))[: len(episode.ids)]
     assert [turn >= 0 for turn in episode.turns] == list(map(bool, whole["completion_mask"]))[: len(episode.ids)]
+
+
+def test_what_follows_a_turn_is_the_same_where_the_template_rewrites_it(tmp_path):
+    """As Qwen3's: the last answer has a thinking block, which goes once more was said, so that the rest moves."""
+    jinja = TEMPLATES["chatml"].replace(
+        "message['content'] +",
+        "('<think></think>' if loop.last and message['role'] == 'assistant' else '') + message['content'] +",
+    )
+    byte_level_file(tmp_path, ["<|im_start|>", "<|im_end|>"], eos_token="<|im_end|>", chat_template=jinja)
+    tokenizer = load_tokenizer(tmp_path)
+
+    class Two:
+        def reset(self, record):
+            return [{"role": "user", "content": "a latte"}]
+
+        def step(self, messages):
+            return [{"role": "user", "content": "more <|im_end|>"}], 0.0, len(messages) > 3
+
+    dialogue = Dialogue(Two, tokenizer, window=512, max_new_tokens=8, max_turns=4)
+    (episode,) = dialogue.begin([{"messages": [], "columns": {}, "where": "f:1"}])
+    for answer in ("one coffee", "two"):
+        before = len(episode.ids)
+        ids = [*tokenizer.encode(answer), tokenizer.stop_id]
+        episode.add(Turn(ids, [0.0] * len(ids), True))
+        dialogue.speak([episode])
+        said = tokenizer.decode(episode.ids[before + len(ids) :], specials=True)
+        more = "\n<|im_start|>user\nmore <|im_end|><|im_end|>\n<|im_start|>assistant\n"
+        assert said == ("" if episode.over else more)
+    assert episode.ids.count(tokenizer.stop_id) == 4  # of two users and two answers
 
 
 def test_the_calculator_calculates_and_executes_nothing():

