@@ -87,7 +87,7 @@ def compose(step: DictConfig, cfg: DictConfig) -> DictConfig:
 def launcher(step: DictConfig) -> list[str]:
     """What starts the ranks of a step that asks for several `processes`."""
     processes = step.get("processes", 1)
-    return [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [] if processes == 1 else ["launch.py", "--standalone", f"--nproc-per-node={processes}"]
 
 
 def fingerprint(step: DictConfig, cfg: DictConfig, home: Path) -> str:

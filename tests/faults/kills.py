@@ -10,6 +10,8 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shutil
 import signal
 import sys
 import time
@@ -23,6 +25,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch.distributed.checkpoint", *DOORS, "tests.faults.kills"])
 LIMIT = 300  # seconds in which a tiny training is through on any machine
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink")  # as Python's audit events call them
+OLD_RUN = re.compile("seed: 1 -> 0|holds a finished run without checkpoints")  # what a killed overwriting may leave
 SAVING, EXPORTING = "checkpoints/.step_*.tmp", "model.writing"  # what is there only meanwhile
 
 
@@ -56,7 +59,7 @@ def is_called(name: str) -> bool:
 def run_door(door: str, words: list[str], log: Path, change: int | None) -> None:
     """`python DOOR.py WORDS` in this process, its output added to `log`. Pictures are left out: a second each.
 
-    With `change` it dies before its `change`-th change of the disk inside saves.
+    With `change` it dies before its `change`-th change of the disk.
     """
     import torch
 
@@ -69,8 +72,12 @@ def run_door(door: str, words: list[str], log: Path, change: int | None) -> None
     runtime.run.plot_metrics = lambda rows, path: None
     sys.argv = [f"{door}.py", *words]
     if change is not None:
-        die_before(change, inside="save_checkpoint")
+        die_before(change)
     runtime.run.main(import_module(door).train, door)
+
+
+class Refused(Exception):
+    """A training that would not begin, and its last words."""
 
 
 class Training:
@@ -105,20 +112,25 @@ class Training:
         return time.monotonic() - start
 
     def kill_once(self, moment: Callable[[], bool], *more: str, change: int | None = None) -> str | None:
-        """Start, kill at the moment or before a change of the disk inside saves, and say where that was.
+        """Start, kill at the moment or before a change of the disk, and say where that was.
 
         None where the training was done before.
+
+        Raises:
+            Refused: it ended with exit code 2.
         """
         process = self.start(*more, change=change)
         while process.is_alive() and not moment():
             time.sleep(0.0005)
         process.kill()
         process.join()
+        if process.exitcode == 2:
+            raise Refused(self.log.read_text()[-2000:])
         assert process.exitcode in (0, -9), f"exit code {process.exitcode}: {self.log.read_text()[-2000:]}"
         if process.exitcode == 0:
             return None
         if change is not None:
-            return "inside a save, at a change of the disk"  # by itself, and only there
+            return "at a change of the disk"  # by itself, and only there
         if self.saves_under_way():
             return "inside a save, at some time"  # what this start put there is neither renamed nor gone
         if (self.directory / EXPORTING).exists():
@@ -142,37 +154,51 @@ class Training:
         }  # fmt: skip
 
 
-def kill_until(training: Training, kills: int, *, seconds: float, seed: int) -> Counter:
+def kill_until(training: Training, kills: int, *, old: Path, seconds: float, seed: int) -> Counter:
     """Kill the training `kills` times at moments drawn from `seed`, resuming after each, and see it to the end.
 
     A third of the kills falls at a random time of what is left to do, a third some milliseconds into a save, a third
-    before one of the changes that a save makes to the disk. A training that is done before its kill must have the
-    uninterrupted result; it begins again, from nothing.
+    before one of the process's first 60 changes of the disk: overwriting, or resuming, and some saves. A training that
+    is done before its kill must have the uninterrupted result; it begins again, by overwriting `old`. A resume that is
+    refused (the killed overwriting left the old run) begins again as well.
 
     Args:
+        old: a finished run of another seed, which is what overwrite=true finds.
         seconds: of an uninterrupted training; kills at random times fall into as long a stretch.
     Returns:
         How many kills struck where.
     Raises:
         AssertionError: a door failed.
     """
-    chance, places, results = random.Random(seed), Counter(), []
-    start = "overwrite=true"
+    chance, places, results, resume = random.Random(seed), Counter(), [], False
     while places.total() < kills:
-        if kind := chance.randrange(3):
-            moment = (at_a_time if kind == 1 else in_a_save)(training, chance, seconds)
-            place = training.kill_once(moment, start)
-        else:
-            place = training.kill_once(lambda: False, start, change=chance.randint(1, 30))
+        start = begin_again(training, old) if not resume else "resume=true"
+        try:
+            if kind := chance.randrange(3):
+                moment = (at_a_time if kind == 1 else in_a_save)(training, chance, seconds)
+                place = training.kill_once(moment, start)
+            else:
+                place = training.kill_once(lambda: False, start, change=chance.randint(1, 60))
+        except Refused as refused:
+            assert resume and OLD_RUN.search(str(refused)), refused
+            resume = False
+            continue
         if place is None:
             results.append(training.result())
         else:
             places[place] += 1
-        start = "resume=true" if place else "overwrite=true"
-    training.finish(start)
+        resume = place is not None
+    training.finish("resume=true" if resume else begin_again(training, old))
     results.append(training.result())
     assert all(result == results[-1] for result in results), "two trainings with kills differ"
     return places
+
+
+def begin_again(training: Training, old: Path) -> str:
+    """Put the old run where the training will be; returns the word that overwrites it."""
+    shutil.rmtree(training.directory, ignore_errors=True)
+    shutil.copytree(old, training.directory, symlinks=True)
+    return "overwrite=true"
 
 
 def at_a_time(training: Training, chance: random.Random, seconds: float) -> Callable[[], bool]:
