@@ -1,11 +1,15 @@
 """What needs no judge: numbers, verifiable instructions, tested code in a process with limits."""
 
 import json
+import os
+import socket
+import time
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+from evals.benchmarks import sandbox
 from evals.benchmarks.gsm8k import harness_matches, last_number, majority, pass_at_k
 from evals.benchmarks.ifeval import follows
 from evals.benchmarks.sandbox import passes_tests
@@ -86,10 +90,53 @@ LIMITS = {"seconds": 1, "megabytes": 256}
         ("open('big', 'w').write('a' * 10**7)", False),
         ("import os\nassert not os.environ.get('HOME') and not os.listdir('.')", True),
         ("import torch", False),
+        ("import os\nos._exit(0)", False),
+        ("raise SystemExit(0)", False),
+        (
+            "import os\nfor n in range(32):\n    try: os.write(n, b'0' * 64)\n    except OSError: pass\nos._exit(0)",
+            False,
+        ),
+        ("import sys\nassert sys.stdin.read() == '' and __name__ == '__main__'", True),
+        ("assert '\u2028' != '' and '\0' != ''", False),  # a NUL is no source
+        ("assert '\ud800' != ''", False),  # nor is half a surrogate
     ],
 )
-def test_programs_run_within_limits(program, passes):
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_programs_run_within_limits(program, passes, namespaces, monkeypatch):
+    if not namespaces:
+        monkeypatch.setattr(sandbox, "namespaces", list)
     assert passes_tests(program, **LIMITS) is passes
+
+
+@pytest.mark.skipif(not sandbox.namespaces(), reason="this machine has no namespaces for its users")
+def test_a_program_in_namespaces_leaves_no_process_and_sees_no_other_and_no_network(tmp_path):
+    """Its child has a session of its own, and would write for ever."""
+    program = f"""
+import os, socket, time
+assert [name for name in os.listdir("/proc") if name.isdigit()] == [str(os.getpid())]
+try:
+    socket.create_connection(("127.0.0.1", {free_port()}), timeout=1)
+except OSError as error:
+    assert error.errno == 101, error  # no network, not even this machine's
+if os.fork() == 0:
+    os.setsid()
+    while True:
+        open("{tmp_path}/beat", "w").write(str(time.monotonic_ns()))
+while not os.path.exists("{tmp_path}/beat"):
+    time.sleep(0.01)
+"""
+    passed = passes_tests(program, **LIMITS)
+    if passed:  # only root may start the child
+        before = (tmp_path / "beat").read_text()
+        time.sleep(0.1)
+        assert (tmp_path / "beat").read_text() == before
+    assert passed == (os.getuid() == 0)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def run_door(door, tmp_path, questions, completions, *words):

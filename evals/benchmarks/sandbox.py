@@ -1,15 +1,35 @@
-"""Run a program that a model wrote, with limits on time, memory, files and processes. Limits are not a jail."""
+"""Run a program that a model wrote, with limits on time, memory, files and processes. Limits are not a jail.
+
+On Linux, where the machine lets its users make namespaces, the program also sees no network and no process but its own,
+and none of its children outlives it. It reads and writes what its user may read and write: run it in a machine that
+you can lose (docs/resilience.md).
+"""
 
 import contextlib
+import functools
+import json
 import os
 import re
 import resource
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 
 from evals.judge_output import without_thinking
+
+NAMESPACES = ["unshare", "--user", "--map-current-user", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--mount"]
+NAMESPACES += ["--mount-proc", "--"]
+# Runs the program as __main__, and only after its last line says the word: neither exit code 0 nor os._exit passes.
+DRIVER = """
+import json, os, resource, sys
+word, program = json.load(sys.stdin)
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+exec(compile(program, "program", "exec"), {"__name__": "__main__"})
+os.write(int(sys.argv[1]), word.encode())
+"""
 
 
 def program_of(
@@ -31,10 +51,10 @@ def program_of(
 
 
 def passes_tests(program: str, *, seconds: float, megabytes: int) -> bool:
-    """Whether the Python program ends with exit code 0 within its limits.
+    """Whether the Python program runs to its last line within its limits.
 
-    It runs in an empty folder, with an empty environment, isolated from site packages, without stdin. It can still read
-    what its user can read: run it in a machine that you can lose.
+    It runs in an empty folder, with an empty environment, isolated from site packages, without stdin; it starts no
+    processes and no threads (unless it is root's, whom Linux lets).
     """
 
     def limit() -> None:
@@ -45,22 +65,38 @@ def passes_tests(program: str, *, seconds: float, megabytes: int) -> bool:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
 
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", program],
-            cwd=folder,
-            env={},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=limit,
-        )
+    word, (source, sink) = secrets.token_hex(), os.pipe()
+    with tempfile.TemporaryDirectory() as folder, open(source, "rb") as said:
+        with open(sink, "wb"):
+            process = subprocess.Popen(
+                [*namespaces(), sys.executable, "-I", "-S", "-c", DRIVER, str(sink)],
+                cwd=folder,
+                env={},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[sink],
+                start_new_session=True,
+                preexec_fn=limit,
+            )
         try:
-            return process.wait(timeout=4 * seconds + 5) == 0  # wall time: the machine may be busy
+            message = json.dumps([word, program]).encode()
+            process.communicate(message, timeout=4 * seconds + 5)  # wall time: the machine may be busy
         except subprocess.TimeoutExpired:
             return False
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
             process.wait()
+        os.set_blocking(source, False)  # who inherited the other end may still hold it
+        return process.returncode == 0 and said.read(len(word)) == word.encode()
+
+
+@functools.cache
+def namespaces() -> list[str]:
+    """The command that starts another in namespaces of its own; nothing where this machine has none for its users."""
+    try:
+        works = subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode == 0
+    except OSError:
+        works = False
+    return NAMESPACES if works else []
