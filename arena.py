@@ -8,6 +8,8 @@ Votes are kept in DIR/arena.sqlite. Closing the page (Ctrl-C) exports too; resum
 
 import ipaddress
 import os
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from evals.arena.annotate import SHORTCUTS, Desk, annotate_room, load_items  # n
 from evals.arena.battle import Arena, battle_room  # noqa: E402
 from evals.arena.board import board_room  # noqa: E402
 from evals.arena.export import export  # noqa: E402
+from evals.arena.guard import Guard  # noqa: E402
 from evals.arena.limits import Limits  # noqa: E402
 from evals.arena.speakers import load_speakers  # noqa: E402
 from evals.arena.store import Store  # noqa: E402
@@ -51,6 +54,8 @@ def serve(cfg: DictConfig, run: Run) -> float:
 def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts: list | None) -> None:
     """Serves the three rooms until the process is told to stop."""
     import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI
 
     limits = Limits(messages_per_minute=cfg.messages_per_minute, max_characters=cfg.max_characters)
     plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # nothing is fetched
@@ -65,14 +70,20 @@ def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts:
         with gr.Tab("Board"):
             board_room(store, list(speakers), page, refresh_seconds=cfg.refresh_seconds)
     page.queue(max_size=cfg.max_waiting, default_concurrency_limit=cfg.parallel)
-    _, url, _ = page.launch(
-        server_name=cfg.host, server_port=cfg.port, auth=accounts, prevent_thread_lock=True, quiet=True, share=False,
-        theme=plain, head=SHORTCUTS, footer_links=[], ssr_mode=False, max_file_size=1,
+    app = gr.mount_gradio_app(
+        FastAPI(openapi_url=None), page, path="", server_name=cfg.host, server_port=cfg.port, auth=accounts,
+        theme=plain, head=SHORTCUTS, footer_links=[], ssr_mode=False, max_file_size=1, show_error=False,
     )  # fmt: skip
-    run.terminal.say(f"the arena is open at {url} (Ctrl-C closes it)")
-    while not run.stopping:
+    guard = Guard(app, hosts=names_of(cfg), max_characters=cfg.max_characters)
+    listening = socket.create_server((cfg.host, cfg.port))
+    server = uvicorn.Server(uvicorn.Config(guard, log_level="warning"))
+    serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    serving.start()
+    run.terminal.say(f"the arena is open at http://{cfg.host}:{cfg.port} (Ctrl-C closes it)")
+    while not run.stopping and serving.is_alive():
         time.sleep(0.2)
-    page.close()
+    server.should_exit = True
+    serving.join(timeout=5)
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]] | None:
@@ -89,14 +100,23 @@ def check(cfg: DictConfig) -> list[tuple[str, str]] | None:
     if cfg.port > 65535:
         raise ValueError(f"port={cfg.port} must be at most 65535")
     check_number(0, double_share=cfg.double_share)
+    if cfg.hosts:
+        check_files("hosts", OmegaConf.to_container(cfg)["hosts"])
     if cfg.auth is not None:
         return read_accounts(Path(str(cfg.auth)))
-    if not is_loopback(cfg.host):
+    if not is_loopback(cfg.host) or cfg.hosts:
         raise ValueError(
-            f"host={cfg.host} opens the page to other machines without a login; give auth=FILE (name:password a line), "
-            "or keep host=127.0.0.1"
+            f"host={cfg.host} hosts={cfg.hosts} opens the page to other machines without a login; give auth=FILE "
+            "(name:password a line), or keep host=127.0.0.1 hosts=[]"
         )
     return None
+
+
+def names_of(cfg: DictConfig) -> list[str]:
+    """The names under which the page answers: this machine's and those of hosts; any, where the host is open to all."""
+    if not is_loopback(cfg.host) and not cfg.hosts:
+        return []
+    return ["localhost", "127.0.0.1", "::1", cfg.host, *cfg.hosts]
 
 
 def is_loopback(host: str) -> bool:
@@ -111,6 +131,8 @@ def read_accounts(path: Path) -> list[tuple[str, str]]:
     """(name, password) of every line of the file that auth= names."""
     if not path.is_file():
         raise ValueError(f"auth={path} is no file; write one name:password a line into it")
+    if path.stat().st_mode & 0o077:
+        raise ValueError(f"auth={path} holds passwords that others of this machine may read; say chmod 600 {path}")
     accounts = [tuple(line.split(":", 1)) for line in path.read_text().splitlines() if line.strip()]
     if not accounts or any(len(account) != 2 or not all(account) for account in accounts):
         raise ValueError(f"auth={path} must hold one name:password a line")  # the lines themselves are secret

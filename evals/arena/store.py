@@ -1,6 +1,7 @@
 """Battles, votes and annotations in SQLite: one writer, on disk before anyone is thanked."""
 
 import json
+import os
 import queue
 import sqlite3
 import threading
@@ -187,6 +188,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(path: Path) -> None:
+    os.close(
+        os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    )  # people's words: for this user alone, as SQLite's side files
     try:
         connection = _connect(path)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
