@@ -89,6 +89,9 @@ class AnswerStore:
                 if not connection.execute("SELECT 1 FROM sqlite_schema").fetchone():
                     connection.execute(SCHEMA.replace("TABLE", "TABLE IF NOT EXISTS", 1))
             self._check(connection)
+        except sqlite3.OperationalError as error:
+            connection.close()
+            raise OSError(f"cannot open {self.path}: {error}") from error
         except (sqlite3.DatabaseError, UnicodeError) as error:
             connection.close()
             raise self._damaged(error) from error

@@ -13,6 +13,7 @@ from typing import Any
 from data.adapters import Layout, adapted_rows
 from data.chat_template import Message
 from data.files import each_row, read_rows
+from runtime.files import named_in_errors
 
 SPLITS = ("train", "eval")
 
@@ -217,7 +218,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
     aside = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(aside, "wb") as raw:
+        with named_in_errors(path), open(aside, "wb") as raw:
             packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
             with packed or contextlib.nullcontext(raw) as file:  # no name and no time inside: same rows, same bytes
                 for row in rows:

@@ -18,6 +18,7 @@ from data.vocabularies import read_vocabulary
 from data.vocabularies.pieces import from_sentencepiece
 from data.vocabularies.vocabulary import Vocabulary, panics_named, reading_on, with_special
 from model.weights.adapter import find_tokenizer
+from runtime.files import named_in_errors
 
 PLAIN_ROLES = ("system", "user", "assistant", "tool")
 
@@ -277,7 +278,8 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, directory: str | 
 
 def _write(path: Path, content: bytes) -> None:
     aside = path.with_name(path.name + ".tmp")
-    aside.write_bytes(content)
+    with named_in_errors(path):
+        aside.write_bytes(content)
     os.replace(aside, path)
 
 

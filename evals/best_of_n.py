@@ -19,6 +19,7 @@ from rollouts.rewards import Scorer
 from rollouts.sources import REWARD_MODEL, Source
 from rollouts.trajectory import from_rows
 from runtime.config import check_positive
+from runtime.files import named_in_errors
 from runtime.report import print_table
 
 
@@ -92,7 +93,8 @@ def run(cfg: DictConfig, out: Path) -> dict:
     """task=best_of_n: scores.npz with what every sample got, result.json with the means at every n."""
     check(cfg.task)
     scores = sample_scores(cfg)
-    np.savez_compressed(out / "scores.npz", **{name: values.astype(np.float32) for name, values in scores.items()})
+    with named_in_errors(out / "scores.npz"):
+        np.savez_compressed(out / "scores.npz", **{name: values.astype(np.float32) for name, values in scores.items()})
     sizes = 2 ** np.arange(int(np.log2(cfg.task.num_completions)) + 1)
     kl, curves, rows = best_of_n_kl(sizes), {}, []
     for name in scores.keys() - {"gold"} or ["gold"]:

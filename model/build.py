@@ -25,7 +25,7 @@ from model.weights.hf_config import make_config_json
 from model.weights.names import parts_of, shape_of
 from model.weights.paths import find_model
 from runtime.distributed import own_rows, split, whole
-from runtime.files import remove, sync, write_sums
+from runtime.files import named_in_errors, remove, sync, write_sums
 
 Reader = HFReader | GGUFReader | AdapterReader
 LARGE = ("transformer", "lm_head")  # what is read after it is split
@@ -250,7 +250,9 @@ def reset_head(head: nn.Linear, seed: int) -> None:
     head.bias.zero_()
 
 
-def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path, tokenizer) -> None:
+def export_model(
+    model: Policy | RewardModel | ValueModel, directory: str | Path, tokenizer, *, durable: bool = True
+) -> None:
     """Write a Hugging Face directory that transformers loads with the same logits, beside and then renamed.
 
     Every weight is float32; adapters are merged in float32 onto the weights as their file has them.
@@ -258,6 +260,9 @@ def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path
     A reward model is `...ForSequenceClassification` (score.weight is its head; score.bias, score.gain and score.shift
     lie beside it, which transformers ignores), a value model `...ForTokenClassification`. With sharded weights every
     rank must call this; rank 0 writes.
+
+    Args:
+        durable: with checksums, and on the disk when this returns. A server that reads the files at once needs neither.
     """
     writes = not dist.is_initialized() or dist.get_rank() == 0
     with split(model):  # gathered weights are rounded
@@ -272,10 +277,12 @@ def export_model(model: Policy | RewardModel | ValueModel, directory: str | Path
     remove(aside)
     aside.mkdir(parents=True)
     save_tensors(weights, aside / "model.safetensors", {"format": "pt"})
-    (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (aside / "generation_config.json").write_text(json.dumps(tokenizer.generation_config, indent=2) + "\n")
+    with named_in_errors(aside):
+        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (aside / "generation_config.json").write_text(json.dumps(tokenizer.generation_config, indent=2) + "\n")
     tokenizer.save(aside)
-    write_sums(aside)
+    if durable:
+        write_sums(aside)
     replace_directory(aside, directory)
 
 

@@ -21,7 +21,7 @@ from model.packing import Stream
 from model.weights.hf import save_tensors
 from model.weights.names import parts_of, shape_of
 from runtime.distributed import whole
-from runtime.files import remove, sync, write_sums
+from runtime.files import named_in_errors, remove, sync, write_sums
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,8 @@ def write(directory: Path, weights: dict[str, Tensor], head: dict[str, Tensor], 
     save_tensors(weights, aside / "adapter_model.safetensors", {"format": "pt"})
     if head:
         save_tensors(head, aside / "head.safetensors", {"format": "pt"})
-    (aside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    with named_in_errors(aside):
+        (aside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     write_sums(aside)
     remove(directory)
     aside.rename(directory)

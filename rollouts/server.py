@@ -49,7 +49,7 @@ class Server:
     @contextmanager
     def ready(self, policy: Policy) -> Iterator[None]:
         """Export the policy and have the server load it. All ranks call it; rank 0 writes and asks."""
-        export_model(policy, self.directory, self.tokenizer)
+        export_model(policy, self.directory, self.tokenizer, durable=False)
         if not dist.is_initialized() or dist.get_rank() == 0:
             body = json.dumps(OmegaConf.to_container(self.cfg.reload_body))
             self._post(self.reload_url, json.loads(body.replace("{path}", str(self.directory))))

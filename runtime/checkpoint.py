@@ -25,7 +25,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from runtime.files import remove, sha256_of, sync
+from runtime.files import named_in_errors, remove, sha256_of, sync
 from runtime.tensor_store import TensorReader, TensorWriter
 
 CHECKSUMS = "checksums"
@@ -50,12 +50,15 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str
         with _single_process_is_meant():
             dcp.save(tensors, storage_writer=TensorWriter(aside), no_dist=not dist.is_initialized())
     except CheckpointException as error:  # no Exception: it would pass every handler
-        raise next(iter(error.failures.values()))[0] from None
-    (aside / f"rank_{rank}.json").write_text(json.dumps(tree), encoding="utf-8")
+        with named_in_errors(aside):
+            raise next(iter(error.failures.values()))[0] from None
+    with named_in_errors(aside):
+        (aside / f"rank_{rank}.json").write_text(json.dumps(tree), encoding="utf-8")
     _wait()
     if rank == 0:
-        (aside / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        (aside / CHECKSUMS).write_text(_checksums(aside), encoding="utf-8")
+        with named_in_errors(aside):
+            (aside / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+            (aside / CHECKSUMS).write_text(_checksums(aside), encoding="utf-8")
         for path in [*aside.iterdir(), aside]:
             sync(path)
         remove(target)  # only a damaged one can be there

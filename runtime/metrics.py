@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from runtime.files import sync
+from runtime.files import named_in_errors, sync
 
 
 class Mean(NamedTuple):
@@ -84,7 +84,7 @@ def read_once(cells: list[Tensor | float]) -> Tensor:
 
 def append_row(path: Path, row: dict) -> None:
     """Add one JSON line. Readers never see half a line: it is one write."""
-    with open(path, "a", encoding="utf-8") as file:
+    with named_in_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -121,7 +121,7 @@ def drop_rows_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     aside = path.with_suffix(".tmp")
-    with open(aside, "w", encoding="utf-8") as file:
+    with named_in_errors(path), open(aside, "w", encoding="utf-8") as file:
         for row in each_row(path):
             if row["step"] <= step:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -188,9 +188,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(path: Path) -> None:
-    os.close(
-        os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    )  # people's words: for this user alone, as SQLite's side files
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # people's words are for this user alone
     try:
         connection = _connect(path)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
