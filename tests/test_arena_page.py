@@ -46,9 +46,13 @@ def arena(models, tmp_path):
     ]  # fmt: skip
     root = os.path.dirname(train_sft.__file__)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
+    said = []
     for line in process.stdout:
+        said.append(line)
         if "the arena is open" in line:
             break
+    else:
+        raise AssertionError("".join(said))
     yield f"http://127.0.0.1:{port}", tmp_path / "arena", process
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
