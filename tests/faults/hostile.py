@@ -10,11 +10,13 @@ import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from data import sandbox
 from data.formats import examples
 from data.records import BadRows, read_records
 from data.tokenizer import load_tokenizer
@@ -203,6 +205,18 @@ def read_gguf_tokenizer(directory: Path) -> None:
     load_tokenizer(directory / "model.gguf")
 
 
+def template(text: str) -> Callable:
+    return lambda directory: (directory / "chat_template.jinja").write_text(text)
+
+
+def read_template(directory: Path) -> None:
+    text, said = (directory / "chat_template.jinja").read_text(), [{"role": "user", "content": "a"}]
+    with mock.patch.object(sandbox, "SECONDS", 2.0):  # 20 without a test
+        written = sandbox.render(text, said, None, [(1, True)], tokens={"bos_token": "<s>"}, date="2026-01-01")
+    if written[0].error:
+        raise ValueError(written[0].error)
+
+
 def read_rows(directory: Path) -> None:
     read_records(next(directory.iterdir()), examples, BadRows("error"))
 
@@ -290,6 +304,20 @@ HOSTILE: dict[str, tuple[Callable, Callable]] = {
     "tokenizer: settings cut": (beside_tokenizer("tokenizer_config.json", '{"bos_token": '), load_tokenizer),
     "tokenizer: bos is a list": (beside_tokenizer("tokenizer_config.json", '{"bos_token": [1]}'), load_tokenizer),
     "tokenizer: special tokens are a list": (beside_tokenizer("special_tokens_map.json", "[]"), load_tokenizer),
+    "template: loops in loops": (
+        template("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"), read_template,
+    ),
+    "template: 4 GB of spaces": (template("{{ 'a'.ljust(4000000000) }}"), read_template),
+    "template: a list of 10^9": (template("{{ range(10 ** 9) | list }}"), read_template),
+    "template: a text that doubles": (
+        template("{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}"),
+        read_template,
+    ),
+    "template: a number of 10^9 digits": (template("{{ 10 ** (10 ** 9) }}"), read_template),
+    "template: calls itself": (template("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"), read_template),
+    "template: into the interpreter": (template("{{ ''.__class__.__mro__[1].__subclasses__() }}"), read_template),
+    "template: a file": (template("{% include '/etc/passwd' %}"), read_template),
+    "template: nested brackets": (template("{{ " + "(" * 10**5 + ")" * 10**5 + " }}"), read_template),
     "data: nested": (rows(DEEP.encode()), read_rows),
     "data: a row of a gigabyte in 5 MB": (one_row_of_a_gigabyte, read_rows),
     "data: half a surrogate": (rows(b'{"prompt": "\\ud800", "completion": "a"}\n'), read_rows),

@@ -16,8 +16,8 @@ from runtime import report
 from runtime.run import main
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("data", "evals", "kernels", "model", "runtime")
-CODE = [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
+PACKAGES = [path.parent for path in ROOT.glob("*/__init__.py")]
+CODE = [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in package.rglob("*.py"))]
 RUNS_CODE = {
     "pickle",
     "dill",
@@ -28,6 +28,29 @@ RUNS_CODE = {
     "diskcache",
 }  # formats that run code when they are read
 NASTY = "</td></table><script>alert(1)</script><img src=x onerror=alert(1)> [/bold] & \"'"
+
+
+def test_every_package_is_searched():
+    assert {path.name for path in PACKAGES} >= {"data", "evals", "model", "rollouts", "runtime"}
+
+
+def test_every_refusal_is_a_sentence():
+    """docs/errors.md shows one row a kind; the rest says by itself what is wrong: a ValueError without words, or with
+    a value alone, tells nobody anything."""
+    bare = []
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            call = node.exc if isinstance(node, ast.Raise) else None
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in ("ValueError", "RunFailed", "RewardFailed"):
+                texts = [n.value for n in ast.walk(call) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+                given = call.args and isinstance(
+                    call.args[0], ast.Name | ast.Attribute | ast.Call | ast.Subscript
+                )  # made elsewhere
+                if not given and not "".join(texts).strip():
+                    bare.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+            elif isinstance(node, ast.Raise) and isinstance(call, ast.Name) and call.id == "ValueError":
+                bare.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert bare == []
 
 
 def test_no_code_reads_a_format_that_can_run_code():
