@@ -235,6 +235,13 @@ ROWS: dict[str, tuple] = {
             ANNOTATION | {"result": [{"id": "r", "type": "pairwise", "from_name": "pw", "to_name": ["answer1", "answer2"],
                                       "value": {"selected": "right"}, "origin": "manual"}]}]}], PAIR, "label_studio",
     ),
+    "label_studio_template": (  # as its own template names the fields, and its tests the tag
+        [{"id": 7, "data": {"prompt": ASK, "text1": BAD, "text2": GOOD}, "annotations": [
+            ANNOTATION | {"result": [{"from_name": "pw", "to_name": "text1,text2", "type": "pairwise",
+                                      "value": {"selected": "right"}}]},
+            ANNOTATION | {"result": [{"from_name": "pw", "to_name": "text", "type": "pairwise",
+                                      "value": {"selected": "right"}}]}]}], PAIR, "label_studio",
+    ),
     "label_studio_text": (
         [{"id": 7, "data": {"prompt": ASK}, "project": 1, "predictions": [], "annotations": [
             ANNOTATION | {"result": [{"id": "r", "type": "textarea", "from_name": "answer", "to_name": "prompt",

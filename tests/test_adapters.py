@@ -111,7 +111,7 @@ def test_languages_keep_their_rows_and_a_row_without_one_is_named(tmp_path):
         (ROWS["helpsteer3"][0][0] | {"overall_preference": 4}, "overall_preference is one of -3"),
         (ROWS["arena_55k"][0][0] | {"winner_tie": 1}, "one of winner_model_a"),
         (ROWS["nectar"][0][0] | {"answers": [{"rank": 1}]}, "answer must be text"),
-        (ROWS["label_studio"][0][0] | {"data": {"prompt": "x"}}, "answer1 must be text"),
+        (ROWS["label_studio"][0][0] | {"data": {"prompt": "x"}}, "answer1 and answer2, text1 and text2"),
         (ROWS["taskmaster_1"][0][0] | {"utterances": [{"speaker": "bot", "text": "x"}]}, "got speaker 'bot'"),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 from data.adapters.comparisons import pair
 from data.adapters.demonstrations import rest, said, text
 
+SIDES = (("answer1", "answer2"), ("text1", "text2"))  # of Label Studio's templates
 PROMPTS = ("prompt", "instruction", "question", "context", "conversation", "messages")
 
 
@@ -73,15 +74,23 @@ def _in_order(value: Any) -> Any:
 
 
 def label_studio(row: dict) -> dict:
-    """Label Studio's JSON with a Pairwise tag: `selected` left or right, one vote for each annotation."""
-    data, votes, names = row["data"], Counter(), ("answer1", "answer2")
+    """Label Studio's JSON with a Pairwise tag: `selected` left or right, one vote for each annotation.
+
+    `to_name` holds names of tags, in a list or as one text; they are the data's fields in some projects only.
+    """
+    data, votes, told = row["data"], Counter(), []
     for annotation in row["annotations"]:
         for result in [] if annotation.get("was_cancelled") else annotation["result"]:
             if result.get("type") == "pairwise":
                 votes[result["value"]["selected"]] += 1
-                names = result["to_name"] if set(result["to_name"]) <= set(data) else names
+                told = result["to_name"]
     if not votes:
         raise ValueError("no annotation has a result of type pairwise")
+    told = told.split(",") if isinstance(told, str) else told
+    names = next((n for n in (told, *SIDES) if len(n) == 2 and set(n) <= set(data)), None)
+    if names is None:
+        known = ", ".join(" and ".join(n) for n in SIDES)
+        raise ValueError(f"data has {', '.join(data)}; the two sides are read from {known}: rename them there")
     prompt = next((data[name] for name in PROMPTS if name in data), None)
     sides = [text(data, name) for name in names]
     return pair(prompt, *sides, votes["left"] - votes["right"], rest(row, "data", "annotations", "predictions"))
