@@ -112,5 +112,6 @@ def test_bad_input_gets_its_message_exit_code_2_and_writes_nothing(
     told = capsys.readouterr().err
     assert told.count("error:") == 1 and "Traceback" not in told
     assert message in told.partition("error:")[2]  # before it Hydra repeats the words
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["metrics.jsonl"]
+    written = (path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert [str(path) for path in written if path.parts[0] != "artifacts"] == ["run/metrics.jsonl"]  # tokens are kept
     assert old.read_text() == '{"step": 1}\n'
