@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.tokenizer import find_tokenizer
-from model.build import export_model, load_policy, load_reward_model, load_value_model
+from model.build import export_model, load_policy, load_reward_model, load_value_model, open_weights
 from model.lora import adapters, add_lora, export_adapter
 from model.ref_cache import weights_digest
 from tests.family_checkpoints import CASES, LONGROPE, SIZES, YARN, checkpoint, shake
@@ -181,6 +181,8 @@ def test_an_adapter_of_peft_is_read_as_the_merged_model(settings, tmp_path):
         ours, theirs = our_logprobs(load_policy(tmp_path / "adapter")), their_logprobs(model)
         assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
         assert (ours - our_logprobs(load_policy(tmp_path / "base"))).abs().max() > 0.1
+    reader = open_weights(tmp_path / "adapter")
+    assert all(torch.equal(reader.read(name, slice(1, 3)), reader.read(name)[1:3]) for name in reader.adapted)
     assert find_tokenizer(tmp_path / "adapter") == tmp_path / "base"
     before = weights_digest(tmp_path / "adapter")
     edit(tmp_path / "base", max_position_embeddings=128)
