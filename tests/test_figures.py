@@ -9,6 +9,7 @@ import pytest
 from scipy.special import expit
 
 from data.methods.preferences import _pairs
+from evals import perplexity, rm_accuracy
 from evals.agreement import alpha, human_pairs, judge_pairs, vote_tables
 from evals.ratings import ranks, sandwich_bradley_terry
 from evals.winrate import length_controlled
@@ -19,6 +20,20 @@ COLUMNS = ["question", "turn", "model_a", "model_b", "category", "judge", "verdi
 def votes(*rows):
     """(question, judge, verdict) of one pair of models."""
     return pd.DataFrame([(q, 1, "a", "b", "all", judge, verdict) for q, judge, verdict in rows], columns=COLUMNS)
+
+
+def test_equal_scores_are_half_right_and_a_label_of_a_half_is_of_neither_class():
+    assert rm_accuracy.accuracy_report(np.array([2.0, 1.0, 1.0, 0.0]), np.ones(4))["accuracy"] == 0.5
+    scores, labels = np.array([3.0, 0.0, 2.0, 9.0, 1.0]), np.array([1.0, 0.0, 1.0, 0.5, 0.0])
+    assert rm_accuracy.auc_report(scores, labels)["auc"] == 1.0
+    assert rm_accuracy.auc_report(np.array([3.0, 4.0, 2.0, 0.0, 1.0]), labels)["auc"] == 0.5
+
+
+def test_the_interval_of_a_loss_is_the_ratio_estimators():
+    """Cochran 1977, section 2.11, by hand: residuals 1, -1, 0 of three conversations, 8 tokens."""
+    figures = perplexity.perplexity(np.array([[3.0, 2.0], [1.0, 2.0], [4.0, 4.0]]))
+    assert figures["loss"] == 1.0
+    assert figures["loss_upper"] - 1 == pytest.approx(1.96 * math.sqrt(3 / 2 * 2) / 8)
 
 
 def test_a_battle_of_weight_3_has_the_robust_error_of_three_that_are_one_battle():

@@ -359,7 +359,7 @@ def test_with_a_judge_and_a_reward_model_only_pairs_that_both_order_alike_stay()
         {"c": client}, prompts, reward_model=lambda rows: [float(text[-1]) for _, text in rows], **settings
     )
     oppose = preferences(
-        {"c": client}, prompts, reward_model=lambda rows: [-float(text[-1]) for _, text in rows], **settings
+        {"c": client}, prompts, reward_model=lambda rows: [9 - float(text[-1]) for _, text in rows], **settings
     )
     assert len(agree.rows) == 3 and oppose.rows == [] and oppose.drops.counts["judge_and_reward_model_disagree"] == 3
 
