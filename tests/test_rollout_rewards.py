@@ -1,8 +1,12 @@
 """Rewards per token and per stretch of text, rows that nobody can judge, several sources: through the whole command."""
 # ruff: noqa: F811 - fixtures of another test file
 
-import pytest
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from rollouts.rewards import Scorer
 from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
 from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
 
@@ -126,3 +130,11 @@ def test_overlong_completions_lose_reward_or_are_left_out(ppo, stopping, tmp_pat
 def test_rewards_that_fit_no_text_are_named(ppo, stopping, fn, capsys, name, message):
     assert ppo(stopping, *ALONE, fn(name)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_a_source_pays_is_averaged_over_the_rows_that_were_judged():
+    scorer = Scorer(None, [lambda: None, lambda: None], None, None, micro_batch_size=1)
+    rewards = {name: torch.tensor([[1.0, 1.0], [9.0, 9.0], [0.0, 3.0]]) for name in scorer.weights}
+    rollout = SimpleNamespace(judged=torch.tensor([True, False, True]), rewards=rewards)
+    figures = scorer.figures(rollout, lambda value: value)
+    assert [figures[f"objective/reward/{name}"].tolist() for name in scorer.weights] == [[2.0, 3.0]] * 2
