@@ -170,7 +170,7 @@ def draw(out: Path, curves: dict) -> None:
                     axis.plot(*points[-1], marks[name], color=color, markersize=6, label=label)
         axis.set_xlabel("exact KL to the reference, nats")
         axis.set_title(f"task {seed}", fontsize=10)
-        axis.set_xlim(0, 8)
+        axis.set_xlim(0, 5)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("gold reward, exact")
     axes[-1].legend(fontsize=8, loc="lower right")
