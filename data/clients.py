@@ -44,6 +44,7 @@ class Answer:
     reasoning: str = ""  # what the model thought before it answered; no part of `text`
     model: str = ""  # what the server called the model
     counted_by_us: bool = False  # the server named no token counts: these are the most that the texts can have
+    top_logprobs: str = ""  # JSON of {token: log-probability} of the likely first tokens, where they were asked for
 
     @property
     def missing(self) -> bool:
@@ -124,10 +125,12 @@ class Client:
         seed: int | Sequence[int],
         stop: Sequence[str] = (),
         schema: dict | None = None,
+        top_logprobs: int = 0,
     ) -> list[Answer]:
         """One answer per conversation, in order. `seed` is one for all or one each; equal questions share an answer.
 
         `schema` asks for JSON that fits it, where the server can hold a model to that: the text may still be anything.
+        `top_logprobs` asks an endpoint for the log-probabilities of so many likely first tokens.
 
         Raises:
             ValueError: a bad setting, the cost limit, or an endpoint that stays unreachable; what was answered is kept.
@@ -137,8 +140,9 @@ class Client:
         seeds = [seed] * len(conversations) if isinstance(seed, int) else seed
         temperature = None if temperature is None else float(temperature)
         budget = int(max_tokens) + self.thinking_tokens
+        options = self.options | ({"top_logprobs": int(top_logprobs)} if top_logprobs else {})
         requests = [
-            Request(self.model, list(messages), temperature, budget, int(own), tuple(stop), schema, self.options)
+            Request(self.model, list(messages), temperature, budget, int(own), tuple(stop), schema, options)
             for messages, own in zip(conversations, seeds, strict=True)
         ]
         keys = [request.key for request in requests]
@@ -374,12 +378,14 @@ def _is_answer(row: object) -> bool:
     kinds = {one.name: one.type for one in fields(Answer)}
     return (
         isinstance(row, dict)
-        and row.keys() == kinds.keys()
-        and all(type(row[name]) is kind for name, kind in kinds.items())
+        and row.keys() | {"top_logprobs"} == kinds.keys()  # answers that were kept without being asked for them
+        and all(type(value) is kinds[name] for name, value in row.items())
         and row["finish_reason"] in FINISH_REASONS
         and min(row["prompt_tokens"], row["completion_tokens"]) >= 0
         and max(row["prompt_tokens"], row["completion_tokens"]) < MOST_TOKENS
-        and not any(re.search("[\ud800-\udfff]", row[name]) for name, kind in kinds.items() if kind is str)
+        and not any(
+            re.search("[\ud800-\udfff]", row[name]) for name, kind in kinds.items() if kind is str and name in row
+        )
     )
 
 

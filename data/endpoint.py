@@ -237,6 +237,8 @@ class OpenAIClient(Client):
             "response_format": request.schema and {
                 "type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": request.schema},
             },
+            **({"logprobs": True, "top_logprobs": request.options["top_logprobs"]}
+               if "top_logprobs" in request.options else {}),
             **request.options["extra"],
         }  # fmt: skip
         return {k: value for k, value in payload.items() if value is not None and k not in self.usage.left_out}
@@ -288,10 +290,13 @@ class OpenAIClient(Client):
             raise TryAgain(f"the message has no text: {self._clean(str(message)[:200])}")
         if not isinstance(reason, str) or reason not in FINISH_REASONS:
             raise TryAgain(f"the reply does not say whether the text is whole: finish_reason={str(reason)[:50]!r}")
+        likely = first_logprobs(choice) if "top_logprobs" in request.options else ""
+        if "top_logprobs" in request.options and text and not likely:
+            raise GiveUp("the reply names no log-probabilities, which were asked for (logprobs, top_logprobs)")
         prompt_tokens, completion_tokens, counted = count_tokens(reply.get("usage"), request, text + thought)
         return Answer(
             text, FINISH_REASONS[reason], prompt_tokens, completion_tokens, reasoning=thought, model=self._clean(said),
-            counted_by_us=counted,
+            counted_by_us=counted, top_logprobs=likely,
         )  # fmt: skip
 
     async def _turn(self) -> None:
@@ -312,6 +317,17 @@ class OpenAIClient(Client):
             f"{self.base_url} gave no answer for model {self.model}{tries} ({self._clean(error)}); "
             "answers so far are kept: mend it and run again with resume=true"
         )
+
+
+def first_logprobs(choice: dict) -> str:
+    """JSON of {token: log-probability} of the likely first tokens of a choice; empty where the server tells none."""
+    try:
+        told = {row["token"]: float(row["logprob"]) for row in choice["logprobs"]["content"][0]["top_logprobs"]}
+        text = json.dumps({token: value for token, value in told.items() if value <= 0})
+        text.encode()
+    except (LookupError, TypeError, ValueError):
+        return ""
+    return text if told else ""
 
 
 def count_tokens(usage: object, request: Request, text: str) -> tuple[int, int, bool]:

@@ -22,9 +22,10 @@ from evals.judge_items import Item, check_fits, choose_template, item_messages, 
 from evals.judge_output import Reading
 from evals.logprob_judge import LogprobJudge
 from evals.paired import paired_differences, print_differences
-from evals.prompts import load_templates, parser_of
+from evals.prompts import Template, check_identifiers, load_templates, parser_of
 from evals.questions import load_questions, load_references
 from evals.reward_judge import RewardJudge
+from evals.top_logprobs import share_verdicts
 from evals.verdicts import fold_orders, points, votes_table
 from evals.winrate import detectable_effect, win_rate
 from runtime.plots import plot_intervals
@@ -34,15 +35,22 @@ from runtime.report import print_table
 def ask_judge(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list[tuple[Answer, Callable]], dict]:
     """What the client said to every item with the parser that reads it, and what that cost.
 
-    The bound on the cost is shown before the first request.
-
     Raises:
         ValueError: a template, rule or prompt that the judge cannot serve; nothing was asked then.
     """
-    task, judge = cfg.task, cfg.judge
-    templates = load_templates(judge.template, task.mode)
-    parsers = parser_of(judge.rule, templates)
+    templates = load_templates(cfg.judge.template, cfg.task.mode)
+    parsers = parser_of(cfg.judge.rule, templates)
     chosen = [choose_template(item, templates) for item in items]
+    answers, usage = ask_items(client, items, chosen, cfg)
+    read = [parsers[template.output_format] for template in chosen]
+    return list(zip(answers, read, strict=True)), usage
+
+
+def ask_items(
+    client: Client, items: Sequence[Item], chosen: Sequence[Template], cfg: DictConfig, *, top_logprobs: int = 0
+) -> tuple[list[Answer], dict]:
+    """The client's answer to every item, and what that cost; the bound on the cost is shown before that."""
+    task, judge = cfg.task, cfg.judge
     conversations = [item_messages(item, template) for item, template in zip(items, chosen, strict=True)]
     check_window(client, items, conversations, judge.max_tokens)
     bound = client.cost_bound(conversations, max_tokens=judge.max_tokens)
@@ -50,9 +58,8 @@ def ask_judge(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[l
         f"{len(items)} questions to {client.model}, at most {bound:.4f} in currency units (client.*_price)", flush=True
     )
     settings = {"temperature": judge.temperature, "max_tokens": judge.max_tokens, "seed": task.seed}
-    answers = client.ask(conversations, **settings)
-    read = [parsers[template.output_format] for template in chosen]
-    return list(zip(answers, read, strict=True)), asdict(client.usage) | {"cost_bound": bound}
+    answers = client.ask(conversations, **settings, top_logprobs=top_logprobs)
+    return answers, asdict(client.usage) | {"cost_bound": bound}
 
 
 def check_window(client: Client, items: Sequence[Item], conversations: Sequence[list[dict]], max_tokens: int) -> None:
@@ -75,6 +82,8 @@ def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict
     if cfg.judge.kind == "logprobs":
         return LogprobJudge(cfg.judge).compare(items), {}, Counter()
     client = _client(cfg)
+    if cfg.judge.kind == "top_logprobs":
+        return judge_by_top_logprobs(client, items, cfg)
     said, usage = ask_judge(client, items, cfg)
     readings = [read_answer(answer, parser) for answer, parser in said]
     verdicts = [
@@ -82,6 +91,21 @@ def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict
         for item, (answer, _), reading in zip(items, said, readings, strict=True)
     ]
     return verdicts, usage, Counter(reading.why for reading in readings if reading.verdict == "error")
+
+
+def judge_by_top_logprobs(client: Client, items: list[Item], cfg: DictConfig) -> tuple[list[Verdict], dict, Counter]:
+    """As `judge_pairs`: AlpacaEval 2's verdict by the log-probabilities that an endpoint gives."""
+    if cfg.client.kind != "openai":
+        raise ValueError(
+            f"judge.kind=top_logprobs asks an endpoint for log-probabilities, client={cfg.client.kind} has none; "
+            "use client=openai, or judge=logprobs for a local policy"
+        )
+    templates = load_templates(cfg.judge.template, "pairwise")
+    check_identifiers(templates, cfg.judge.template, cfg.judge.kind)
+    chosen = [choose_template(item, templates) for item in items]
+    answers, usage = ask_items(client, items, chosen, cfg, top_logprobs=cfg.judge.top_logprobs)
+    verdicts, errors = share_verdicts(items, answers, client.model)
+    return verdicts, usage, errors
 
 
 def _one_order(items: list[Item]) -> list[Item]:
@@ -114,8 +138,10 @@ def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict,
         judge = RewardJudge(cfg.judge)
         grades = [_grade(item, judge.name, score, None) for item, score in zip(items, judge.grade(items), strict=True)]
         return grades, {}, Counter()
-    if cfg.judge.kind == "logprobs":
-        raise ValueError("judge=logprobs chooses between two answers; for grades use judge=llm or judge=reward_model")
+    if cfg.judge.kind in ("logprobs", "top_logprobs"):
+        raise ValueError(
+            f"judge.kind={cfg.judge.kind} chooses between two answers; for grades use judge=llm or judge=reward_model"
+        )
     client = _client(cfg)
     said, usage = ask_judge(client, items, cfg)
     grades, errors = [], Counter()

@@ -4,7 +4,6 @@ AlpacaEval 2 reads its judge so (Dubois et al. 2024, arXiv:2404.04475): the shar
 much the second answer is preferred. Nothing is sampled, so nothing is unreadable; both orders are asked all the same.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -14,8 +13,9 @@ from omegaconf import DictConfig
 from data.chat import encode_completions
 from data.records import Verdict
 from data.tokenizer import load_tokenizer
-from evals.judge_items import Item, check_fits, choose_template, item_messages, pair_verdict
-from evals.prompts import load_templates
+from evals.judge_items import Item, check_fits, choose_template, item_messages
+from evals.prompts import check_identifiers, load_templates
+from evals.top_logprobs import share_verdict
 from model.reading import in_batches, read_policy
 from runtime.devices import own_device
 
@@ -34,12 +34,7 @@ class LogprobJudge:
     def __init__(self, settings: DictConfig):
         self.settings, self.name = settings, f"logprobs:{settings.path}"
         self.templates = load_templates(settings.template, "pairwise")
-        formats = {template.output_format for template in self.templates.values()}
-        if formats != {"m"}:
-            raise ValueError(
-                f"judge=logprobs compares two identifiers, so judge.template needs output_format m; "
-                f"{settings.template} has {', '.join(sorted(formats))}; use alpaca_eval_clf"
-            )
+        check_identifiers(self.templates, settings.template, "logprobs")
         self.tokenizer = load_tokenizer(settings.path)
         self.policy = read_policy(settings.path, precision=settings.precision)
         self.window = min(settings.max_length, self.policy.config.max_length)
@@ -74,6 +69,4 @@ class LogprobJudge:
 
     def verdict(self, item: Item, share: float) -> Verdict:
         """What that share says of the two models."""
-        winner = "tie" if share == 0.5 else "b" if share > 0.5 else "a"
-        verdict = pair_verdict(item, self.name, f"P(M) {share:.4f}", (winner, 1.0), item.shown)
-        return dataclasses.replace(verdict, preference=share if item.shown == "a" else 1 - share)
+        return share_verdict(item, self.name, share, f"P(M) {share:.4f}")

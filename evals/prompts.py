@@ -130,6 +130,16 @@ def parser_of(rule: str, templates: dict) -> dict[str, Callable]:
     return PARSERS[rule]
 
 
+def check_identifiers(templates: dict, name: str, kind: str) -> None:
+    """Raises ValueError where a template's verdict is not one of the two identifiers m and M."""
+    formats = {template.output_format for template in templates.values()}
+    if formats != {"m"}:
+        raise ValueError(
+            f"judge.kind={kind} compares two identifiers, so judge.template needs output_format m; "
+            f"{name} has {', '.join(sorted(formats))}; use alpaca_eval_clf"
+        )
+
+
 def pair_fields(question: list[str], answer_a: list[str], answer_b: list[str], reference: list[str] | None) -> dict:
     """What a pairwise template of any turn may ask for; lists hold one text a turn."""
     fields = {"question": question[0], "answer_a": answer_a[0], "answer_b": answer_b[0]}

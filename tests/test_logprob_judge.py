@@ -97,4 +97,4 @@ def test_the_door_asks_both_orders_and_refuses_grades(policy, tmp_path, door, ca
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["unreadable"] == 0 and result["models"]["y"]["x"]["n_total"] == 5
     assert door(DOOR, *words, "task.mode=single", "overwrite=true") == 2
-    assert "judge=logprobs chooses between two answers" in capsys.readouterr().err
+    assert "judge.kind=logprobs chooses between two answers" in capsys.readouterr().err
