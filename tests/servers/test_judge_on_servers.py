@@ -8,11 +8,16 @@ from tests.published_votes import DOOR, write_lines
 
 def test_log_probabilities_of_a_real_server_become_preferences(served, tmp_path, door):
     questions = [{"question_id": str(i), "category": "a", "turns": [f"What is {i} and {i}?"]} for i in range(3)]
-    answers = [{"question_id": str(i), "model_id": m, "choices": [{"turns": [said]}]}
-               for i in range(3) for m, said in (("right", f"{i} and {i} is {2 * i}."), ("odd", "Bananas."))]  # fmt: skip
+    said = {"right": "The sum is {}.", "odd": "Bananas, {}."}
+    answers = [
+        {"question_id": str(i), "model_id": model, "choices": [{"turns": [text.format(2 * i)]}]}
+        for i in range(3)
+        for model, text in said.items()
+    ]
     files = [write_lines(tmp_path / f"{name}.jsonl", rows) for name, rows in (("q", questions), ("a", answers))]
-    words = ["task=judge", "judge=alpaca_eval2", "judge.top_logprobs=20", "task.turns=1", f"task.questions={files[0]}",
-             f"task.answers=[{files[1]}]", "client=openai", f"client.base_url={served.url}", f"client.model={served.model}"]  # fmt: skip
+    words = ["task=judge", "judge=alpaca_eval2", "judge.top_logprobs=20", "task.turns=1", "client=openai"]
+    words += [f"task.questions={files[0]}", f"task.answers=[{files[1]}]"]
+    words += [f"client.base_url={served.url}", f"client.model={served.model}"]
     assert door(DOOR, *words, f"hydra.run.dir={tmp_path}/out") == 0
     rows = [json.loads(line) for line in (tmp_path / "out/verdicts.jsonl").read_text().splitlines()]
     known = [row["preference"] for row in rows if row["preference"] is not None]
