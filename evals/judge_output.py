@@ -56,6 +56,17 @@ def _blank(pattern: str, text: str) -> str:
     return re.sub(pattern, lambda found: re.sub(r"[^\n]", " ", found[0]), text, flags=flags)
 
 
+def _own_words(text: str) -> tuple[str, str]:
+    """The text without the prompt's blocks and a fence around all of it, and the same with code and quotes blanked."""
+    seen = _blank(_ECHO, text)
+    inside = re.fullmatch(r"\s*(```|~~~)\w*\n(.*?)\n?\s*\1\s*", seen, re.DOTALL)
+    seen = inside[2] if inside else seen
+    blanked = _blank(_FENCE, seen)
+    for quote in _QUOTES:
+        blanked = _blank(quote, blanked)
+    return seen, blanked
+
+
 def _plain(text: str) -> str:
     """One spelling of brackets, letters and signs: full-width ones become ASCII."""
     text = unicodedata.normalize(
@@ -212,12 +223,7 @@ def read_pair(text: str, *, identifiers: bool = False) -> Reading:
         return Reading("error", why="cut while thinking")
     if not seen.strip():
         return Reading("error", why="empty")
-    seen = _blank(_ECHO, seen)
-    inside = re.fullmatch(r"\s*(```|~~~)\w*\n(.*?)\n?\s*\1\s*", seen, re.DOTALL)
-    seen = inside[2] if inside else seen
-    blanked = _blank(_FENCE, seen)
-    for quote in _QUOTES:
-        blanked = _blank(quote, blanked)
+    seen, blanked = _own_words(seen)
     stated = _stated(seen, [*_marks(seen, blanked, meaning, names)])
     if stated:
         return Reading(*stated[-1][1])
@@ -275,12 +281,7 @@ def read_grade(text: str, *, low: float = 1, high: float = 10) -> float | None:
     seen = without_thinking(_plain(text))
     if seen is None:
         return None
-    seen = _blank(_ECHO, seen)
-    inside = re.fullmatch(r"\s*(```|~~~)\w*\n(.*?)\n?\s*\1\s*", seen, re.DOTALL)
-    seen = inside[2] if inside else seen
-    blanked = _blank(_FENCE, seen)
-    for quote in _QUOTES:
-        blanked = _blank(quote, blanked)
+    seen, blanked = _own_words(seen)
     blanked = _blank(r"\bscale\b[^.\n]{0,12}?\b\d+\s*(?:to|-|–|through)\s*\d+\b|\(\s*1\s*[-–]\s*10\s*\)", blanked)
     grades = _marked_grades(seen, blanked)
     if not grades:

@@ -1,5 +1,7 @@
 """What judges write, in the styles of many models, and the verdict that a person would read in it."""
 
+from pathlib import Path
+
 import pytest
 
 from evals.judge_output import read_grade, read_pair, read_ranking
@@ -110,6 +112,20 @@ PAIRS = [
 ]  # fmt: skip
 
 
+OTHER_WORDINGS = [
+    ("**Verdict**\n\n**B**\n\nReason: B is complete.", "b"),
+    ("The final verdict is [[A]], because [[B]] has errors.", "a"),
+    ("Assistant A > Assistant B", "a"), ("Better: B", "b"), ("Tie: both good", "tie"), ("[[Assistant B]]", "b"),
+    ("[[A is better]]", "a"), ("While Assistant A is better at style, Assistant B is better overall.", "b"),
+    ("**A**: concise.\n**B**: verbose.", "error"), ("- A: concise.\n- B: verbose.\n\n**B**", "b"),
+    ('{"A": 8, "B": 6}', "a"), ('Final verdict: "[[B]]"', "b"), ("The answer is A, not B.", "a"),
+    ("[[D]]", "error"),
+    ("final verdict: b", "b"), ("assistant a is better", "a"), ("Verdict=A", "a"), ("$\\boxed{\\textbf{B}}$", "b"),
+    ("A: 8/10, B: 7/10", "a"), ("Judge: [[A]].\n\n```\n[[B]]\n```", "a"),
+]  # fmt: skip
+PAGE = Path(__file__).parents[1] / "docs" / "verdicts.md"
+
+
 @pytest.mark.parametrize("text, verdict", PAIRS)
 def test_the_verdict_is_the_one_that_a_person_reads(text, verdict):
     reading = read_pair(text)
@@ -187,19 +203,27 @@ def test_the_published_parsers_are_theirs():
     assert [alpaca_eval_identifier(t).verdict for t in ("m", "M", "**M**")] == ["a", "b", "error"]
 
 
-@pytest.mark.parametrize(
-    "text, verdict",
-    [
-        ("**Verdict**\n\n**B**\n\nReason: B is complete.", "b"),
-        ("The final verdict is [[A]], because [[B]] has errors.", "a"),
-        ("Assistant A > Assistant B", "a"), ("Better: B", "b"), ("Tie: both good", "tie"), ("[[Assistant B]]", "b"),
-        ("[[A is better]]", "a"), ("While Assistant A is better at style, Assistant B is better overall.", "b"),
-        ("**A**: concise.\n**B**: verbose.", "error"), ("- A: concise.\n- B: verbose.\n\n**B**", "b"),
-        ('{"A": 8, "B": 6}', "a"), ('Final verdict: "[[B]]"', "b"), ("The answer is A, not B.", "a"),
-        ("[[D]]", "error"),
-        ("final verdict: b", "b"), ("assistant a is better", "a"), ("Verdict=A", "a"), ("$\\boxed{\\textbf{B}}$", "b"),
-        ("A: 8/10, B: 7/10", "a"), ("Judge: [[A]].\n\n```\n[[B]]\n```", "a"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("text, verdict", OTHER_WORDINGS)
 def test_other_wordings_are_read_by_the_same_rules(text, verdict):
     assert read_pair(text).verdict == verdict
+
+
+def verdict_page() -> str:
+    """docs/verdicts.md: what a judge writes and what is read, from the tables above."""
+    lines = ["# What a judge writes, and the verdict that is read", "",
+             "Written by `python -m tests.test_judge_output` from the tables of that test, which checks the page.",
+             "The answer shown first is A. An error is no vote: it is counted, with its reason.", "",
+             "| judge's text | verdict | why not |", "| --- | --- | --- |"]  # fmt: skip
+    for text, _ in [*PAIRS, *OTHER_WORDINGS]:
+        reading = read_pair(text)
+        shown = text.replace("|", "\\|").replace("\n", "⏎").replace("`", "'") or " "
+        lines.append(f"| `{shown}` | {reading.verdict} | {reading.why} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_of_verdicts_is_this_table():
+    assert PAGE.read_text(encoding="utf-8") == verdict_page()
+
+
+if __name__ == "__main__":
+    PAGE.write_text(verdict_page(), encoding="utf-8")
