@@ -135,16 +135,8 @@ class Client:
         Raises:
             ValueError: a bad setting, the cost limit, or an endpoint that stays unreachable; what was answered is kept.
         """
-        if (temperature is not None and temperature < 0) or max_tokens < 1:
-            raise ValueError(f"need temperature >= 0 and max_tokens >= 1, got {temperature=}, {max_tokens=}")
-        seeds = [seed] * len(conversations) if isinstance(seed, int) else seed
-        temperature = None if temperature is None else float(temperature)
-        budget = int(max_tokens) + self.thinking_tokens
-        options = self.options | ({"top_logprobs": int(top_logprobs)} if top_logprobs else {})
-        requests = [
-            Request(self.model, list(messages), temperature, budget, int(own), tuple(stop), schema, options)
-            for messages, own in zip(conversations, seeds, strict=True)
-        ]
+        settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed, "stop": stop}
+        requests = self._requests(conversations, **settings, schema=schema, top_logprobs=top_logprobs)
         keys = [request.key for request in requests]
         answers = {key: answer for key in dict.fromkeys(keys) if (answer := self._recall(key)) is not None}
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in answers}
@@ -157,6 +149,26 @@ class Client:
             self._count(key, answer, fresh=True)
             self.on_answer(len(answers), len(set(keys)))
         return [answers[key] for key in keys]
+
+    def not_answered(self, conversations: Sequence[Conversation], **settings) -> list[Conversation]:
+        """The conversations, equal ones once, that `ask` with these settings would pay for: no answer is on disk."""
+        requests = {request.key: request for request in self._requests(conversations, **settings)}
+        return [request.messages for key, request in requests.items() if self._recall(key) is None]
+
+    def _requests(
+        self, conversations: Sequence[Conversation], *, temperature: float | None, max_tokens: int,
+        seed: int | Sequence[int], stop: Sequence[str] = (), schema: dict | None = None, top_logprobs: int = 0,
+    ) -> list[Request]:  # fmt: skip
+        if (temperature is not None and temperature < 0) or max_tokens < 1:
+            raise ValueError(f"need temperature >= 0 and max_tokens >= 1, got {temperature=}, {max_tokens=}")
+        seeds = [seed] * len(conversations) if isinstance(seed, int) else seed
+        temperature = None if temperature is None else float(temperature)
+        budget = int(max_tokens) + self.thinking_tokens
+        options = self.options | ({"top_logprobs": int(top_logprobs)} if top_logprobs else {})
+        return [
+            Request(self.model, list(messages), temperature, budget, int(own), tuple(stop), schema, options)
+            for messages, own in zip(conversations, seeds, strict=True)
+        ]
 
     def cost_bound(self, conversations: Sequence[Conversation], *, max_tokens: int) -> float:
         """The most that asking these once can cost: a token is at least one byte. To show before a run."""

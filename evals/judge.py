@@ -1,9 +1,8 @@
 """Let a model judge answers: pairs in both orders, or grades from 1 to 10, over one or two turns of a conversation."""
 
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,18 +10,18 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from data.chat import encode_prompt
-from data.clients import Answer, Client, LocalClient, build_client
+from data.clients import Answer, Client
 from data.records import Verdict, write_jsonl
 from evals.answers import load_answers
+from evals.asking import ask_items, ask_judge, judge_client, plan_judge
 from evals.biases import position, position_by_category
 from evals.families import family_warnings
 from evals.intervals import mean_estimate, percent, share_estimate
-from evals.judge_items import Item, check_fits, choose_template, item_messages, make_items, pair_verdict
+from evals.judge_items import Item, make_items, pair_verdict
 from evals.judge_output import Reading
 from evals.logprob_judge import LogprobJudge
 from evals.paired import paired_differences, print_differences
-from evals.prompts import Template, check_identifiers, load_templates, parser_of
+from evals.prompts import check_identifiers, load_templates
 from evals.questions import load_questions, load_references
 from evals.reward_judge import RewardJudge
 from evals.top_logprobs import share_verdicts
@@ -32,48 +31,6 @@ from runtime.plots import plot_intervals
 from runtime.report import print_table
 
 
-def ask_judge(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list[tuple[Answer, Callable]], dict]:
-    """What the client said to every item with the parser that reads it, and what that cost.
-
-    Raises:
-        ValueError: a template, rule or prompt that the judge cannot serve; nothing was asked then.
-    """
-    templates = load_templates(cfg.judge.template, cfg.task.mode)
-    parsers = parser_of(cfg.judge.rule, templates)
-    chosen = [choose_template(item, templates) for item in items]
-    answers, usage = ask_items(client, items, chosen, cfg)
-    read = [parsers[template.output_format] for template in chosen]
-    return list(zip(answers, read, strict=True)), usage
-
-
-def ask_items(
-    client: Client, items: Sequence[Item], chosen: Sequence[Template], cfg: DictConfig, *, top_logprobs: int = 0
-) -> tuple[list[Answer], dict]:
-    """The client's answer to every item, and what that cost; the bound on the cost is shown before that."""
-    task, judge = cfg.task, cfg.judge
-    conversations = [item_messages(item, template) for item, template in zip(items, chosen, strict=True)]
-    check_window(client, items, conversations, judge.max_tokens)
-    bound = client.cost_bound(conversations, max_tokens=judge.max_tokens)
-    print(
-        f"{len(items)} questions to {client.model}, at most {bound:.4f} in currency units (client.*_price)", flush=True
-    )
-    settings = {"temperature": judge.temperature, "max_tokens": judge.max_tokens, "seed": task.seed}
-    answers = client.ask(conversations, **settings, top_logprobs=top_logprobs)
-    return answers, asdict(client.usage) | {"cost_bound": bound}
-
-
-def check_window(client: Client, items: Sequence[Item], conversations: Sequence[list[dict]], max_tokens: int) -> None:
-    """Raises ValueError where prompts do not fit a local judge's window: it must read all of both answers.
-
-    What a server's window is, only the server knows: it refuses such a request, which is counted.
-    """
-    if not isinstance(client, LocalClient):
-        return
-    window = client.policy.config.max_length - max_tokens
-    lengths = [len(encode_prompt(talk, client.tokenizer, max_length=sys.maxsize)) for talk in conversations]
-    check_fits([item.name for item in items], lengths, window, "the judge's window (judge.max_tokens is part of it)")
-
-
 def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict, Counter]:
     """A verdict for every item, the usage, and why there are errors: {reason: count}."""
     if cfg.judge.kind == "reward_model":
@@ -81,7 +38,7 @@ def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict
         return judge.compare(_one_order(items), pair_verdict), {}, Counter()
     if cfg.judge.kind == "logprobs":
         return LogprobJudge(cfg.judge).compare(items), {}, Counter()
-    client = _client(cfg)
+    client = judge_client(cfg)
     if cfg.judge.kind == "top_logprobs":
         return judge_by_top_logprobs(client, items, cfg)
     said, usage = ask_judge(client, items, cfg)
@@ -100,10 +57,8 @@ def judge_by_top_logprobs(client: Client, items: list[Item], cfg: DictConfig) ->
             f"judge.kind=top_logprobs asks an endpoint for log-probabilities, client={cfg.client.kind} has none; "
             "use client=openai, or judge=logprobs for a local policy"
         )
-    templates = load_templates(cfg.judge.template, "pairwise")
-    check_identifiers(templates, cfg.judge.template, cfg.judge.kind)
-    chosen = [choose_template(item, templates) for item in items]
-    answers, usage = ask_items(client, items, chosen, cfg, top_logprobs=cfg.judge.top_logprobs)
+    check_identifiers(load_templates(cfg.judge.template, "pairwise"), cfg.judge.template, cfg.judge.kind)
+    answers, usage = ask_items(client, items, cfg)
     verdicts, errors = share_verdicts(items, answers, client.model)
     return verdicts, usage, errors
 
@@ -114,14 +69,6 @@ def _one_order(items: list[Item]) -> list[Item]:
     for item in items:
         seen.setdefault((item.question["question_id"], item.turn, item.models), item)
     return list(seen.values())
-
-
-def _client(cfg: DictConfig) -> Client:
-    if cfg.get("client") is None:
-        raise ValueError(
-            "task=judge asks a model: give client=openai | local | scripted, or judge=reward_model | logprobs"
-        )
-    return build_client(cfg.client)
 
 
 def read_answer(answer: Answer, parser: Callable) -> Reading:
@@ -142,7 +89,7 @@ def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict,
         raise ValueError(
             f"judge.kind={cfg.judge.kind} chooses between two answers; for grades use judge=llm or judge=reward_model"
         )
-    client = _client(cfg)
+    client = judge_client(cfg)
     said, usage = ask_judge(client, items, cfg)
     grades, errors = [], Counter()
     for item, (answer, parser) in zip(items, said, strict=True):
@@ -209,13 +156,23 @@ def summarise_grades(grades: pd.DataFrame) -> dict:
     results = {}
     for model, rows in grades.groupby("model", sort=False):
         known = rows[rows["grade"].notna()]
-        result = mean_estimate(known["grade"].to_numpy(float), known["question"], null=5.5, level=0.95, spread=4.5)
-        result.pop("p_value", None)
+        result = _mean_grade(known)
         result["n_errors"] = len(rows) - len(known)
         for name, column in (("turns", "turn"), ("categories", "category")):
-            result[name] = {str(key): float(part["grade"].mean()) for key, part in known.groupby(column)}
+            result[name] = {str(key): _mean_grade(part) for key, part in known.groupby(column)}
         results[model] = result
     return results
+
+
+def _mean_grade(known: pd.DataFrame) -> dict:
+    """The mean of grades from 1 to 10 with its interval over questions."""
+    result = mean_estimate(known["grade"].to_numpy(float), known["question"], null=5.5, level=0.95, spread=4.5)
+    result.pop("p_value", None)
+    if result["lower"] is not None:
+        result |= {"lower": max(result["lower"], 1.0), "upper": min(result["upper"], 10.0)}
+    elif len(known):
+        result["value"] = float(known["grade"].mean())
+    return result
 
 
 def judge_warnings(
@@ -243,6 +200,8 @@ def run(cfg: DictConfig, out: Path) -> dict:
     files = {model: file for file in task.answers for model in load_answers([file])}
     questions, references = load_questions(task.questions), load_references(task.questions, task.references)
     items = make_items(questions, answers, references, task)
+    if task.plan:
+        return plan_judge(cfg, items)
     ask, name = (judge_pairs, "verdicts.jsonl") if task.mode == "pairwise" else (grade_answers, "grades.jsonl")
     rows, usage, errors = ask(cfg, items)
     rows = [row if isinstance(row, dict) else asdict(row) for row in rows]

@@ -1,5 +1,7 @@
 """task=jury: several judges on the same pairs: how they agree, their majority, and ratings by all of them together."""
 
+import json
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -64,6 +66,14 @@ def interval_cell(figure: dict | None) -> str:
     return f"{cell(figure['value'])} ({cell(figure['lower'])} to {cell(figure['upper'])})"
 
 
+def spent(files: Sequence[str]) -> dict:
+    """What the verdicts cost: money, seconds and requests of the runs whose result.json lies beside the files."""
+    results = [Path(file).parent / "result.json" for file in files]
+    usages = [json.loads(path.read_text(encoding="utf-8")).get("usage") or {} for path in results if path.is_file()]
+    total = {name: sum(usage.get(name, 0) for usage in usages) for name in ("cost", "seconds", "asked", "from_cache")}
+    return total | {"runs": len(usages)}
+
+
 def run(cfg: DictConfig, out: Path) -> dict:
     """task=jury: agreement between judges, the majority's ratings, and Bradley-Terry over all judges' votes."""
     task = cfg.task
@@ -92,6 +102,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
         "shares": share_matrix(known, task.baseline, level=task.level),
         "ties_of_the_majority": float((decided["verdict"] == "tie").mean()),
         "n": len(decided),
+        "spent": spent(task.input),
     }
     rows = [(" and ".join(row["judges"]), row["agreement"], *row["agreement_interval"], row["kappa"], row["n"])
             for row in result["agreement"]]  # fmt: skip
@@ -100,6 +111,12 @@ def run(cfg: DictConfig, out: Path) -> dict:
     rows = [(judge, *(interval_cell(own.get(model)) for model in models)) for judge, own in result["shares"].items()]
     against = task.baseline or "all others"
     print_table(f"percent of points against {against}, by judge", ("judge", *models), rows)
+    cost = result["spent"]
+    if cost["runs"]:
+        print(
+            f"the verdicts took {cost['asked']} requests ({cost['from_cache']} answers from disk), "
+            f"{cost['cost']:.4f} in currency units and {cost['seconds'] / 60:.1f} minutes"
+        )
     for name in ("majority", "all_judges"):
         rows = [(model, row["rating"], row["lower"], row["upper"], row["n"]) for model, row in result[name].items()]
         print_table(f"ratings by {name.replace('_', ' ')}", ("model", "rating", "lower", "upper", "n"), rows)

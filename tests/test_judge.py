@@ -161,7 +161,8 @@ def test_the_door_grades_single_answers(tmp_path, door):
     assert door(DOOR, *judge_words(tmp_path, script, "task.mode=single")) == 0
     models = json.loads(Path(tmp_path / "out/result.json").read_text())["models"]
     assert json.loads(Path(tmp_path / "out/result.json").read_text())["paired"][0]["value"] == 5
-    assert (models["x"]["value"], models["y"]["value"]) == (8, 3) and models["x"]["turns"] == {"1": 8, "2": 8}
+    assert (models["x"]["value"], models["y"]["value"]) == (8, 3) and models["x"]["turns"]["2"]["value"] == 8
+    assert models["x"]["turns"]["1"]["n"] == 2
 
 
 def test_a_killed_run_asks_nothing_twice(tmp_path):

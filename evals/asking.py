@@ -1,0 +1,101 @@
+"""Put items to a judge that is asked: what it will cost, what is on disk already, and its answers."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from omegaconf import DictConfig
+
+from data.chat import encode_prompt
+from data.clients import Answer, Client, LocalClient, build_client
+from evals.judge_items import Item, check_fits, choose_template, item_messages
+from evals.prompts import load_templates, parser_of
+
+
+def judge_client(cfg: DictConfig) -> Client:
+    """The client of `judge=llm` and its like.
+
+    Raises:
+        ValueError: no client is given.
+    """
+    if cfg.get("client") is None:
+        raise ValueError(
+            "task=judge asks a model: give client=openai | local | scripted, or judge=reward_model | logprobs"
+        )
+    return build_client(cfg.client)
+
+
+def ask_judge(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list[tuple[Answer, Callable]], dict]:
+    """What the client said to every item with the parser that reads it, and what that cost.
+
+    Raises:
+        ValueError: a template, rule or prompt that the judge cannot serve; nothing was asked then.
+    """
+    templates = load_templates(cfg.judge.template, cfg.task.mode)
+    parsers = parser_of(cfg.judge.rule, templates)
+    answers, usage = ask_items(client, items, cfg)
+    read = [parsers[choose_template(item, templates).output_format] for item in items]
+    return list(zip(answers, read, strict=True)), usage
+
+
+def ask_items(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list[Answer], dict]:
+    """The client's answer to every item, and what that cost in money and time; the bound is shown before that."""
+    conversations, settings = _questions(client, items, cfg)
+    plan = _plan(client, conversations, settings, cfg)
+    print(plan_sentence(client.model, plan), flush=True)
+    begun = time.monotonic()
+    answers = client.ask(conversations, **settings)
+    return answers, asdict(client.usage) | plan | {"seconds": time.monotonic() - begun}
+
+
+def plan_judge(cfg: DictConfig, items: Sequence[Item]) -> dict:
+    """task.plan=true: how many questions there are, how many are answered, and what the rest can cost; asks nothing."""
+    if cfg.judge.kind in ("reward_model", "logprobs"):
+        print(f"{len(items)} pairs or answers, read by {cfg.judge.path}: no request, no cost")
+        return {"questions": len(items), "to_ask": 0, "cost_bound": 0.0}
+    client = judge_client(cfg)
+    plan = _plan(client, *_questions(client, items, cfg), cfg)
+    print(plan_sentence(client.model, plan))
+    return plan
+
+
+def plan_sentence(model: str, plan: dict) -> str:
+    """The plan on one line."""
+    pace = "" if plan["minutes_at_least"] is None else f", {plan['minutes_at_least']:.1f} minutes or more"
+    return (
+        f"{plan['questions']} questions to {model}: {plan['to_ask']} are asked, the others are answered or equal; "
+        f"at most {plan['cost_bound']:.4f} in currency units (client.*_price){pace}"
+    )
+
+
+def _questions(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list, dict]:
+    """The conversations, and the settings that they are asked with."""
+    judge, templates = cfg.judge, load_templates(cfg.judge.template, cfg.task.mode)
+    conversations = [item_messages(item, choose_template(item, templates)) for item in items]
+    check_window(client, items, conversations, judge.max_tokens)
+    settings = {"temperature": judge.temperature, "max_tokens": judge.max_tokens, "seed": cfg.task.seed}
+    return conversations, settings | {"top_logprobs": judge.get("top_logprobs", 0)}
+
+
+def _plan(client: Client, conversations: list, settings: dict, cfg: DictConfig) -> dict:
+    todo = client.not_answered(conversations, **settings)
+    pace = cfg.client.get("requests_per_minute")
+    return {
+        "questions": len(conversations),
+        "to_ask": len(todo),
+        "cost_bound": client.cost_bound(todo, max_tokens=settings["max_tokens"]),
+        "minutes_at_least": len(todo) / pace if pace else None,
+    }
+
+
+def check_window(client: Client, items: Sequence[Item], conversations: Sequence[list[dict]], max_tokens: int) -> None:
+    """Raises ValueError where prompts do not fit a local judge's window: it must read all of both answers.
+
+    What a server's window is, only the server knows: it refuses such a request, which is counted.
+    """
+    if not isinstance(client, LocalClient):
+        return
+    window = client.policy.config.max_length - max_tokens
+    lengths = [len(encode_prompt(talk, client.tokenizer, max_length=sys.maxsize)) for talk in conversations]
+    check_fits([item.name for item in items], lengths, window, "the judge's window (judge.max_tokens is part of it)")
