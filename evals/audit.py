@@ -158,7 +158,7 @@ def _unreadable_verdict(figure: dict, task: DictConfig) -> str:
     if figure["value"] is None:
         return f"not known: {figure['reason']}"
     share = f"{100 * figure['value']:.1f} % of its verdicts cannot be read"
-    return f"BIAS: {share}" if figure["value"] > task.max_unreadable else f"{share}; they count neither as tie nor loss"
+    return f"BIAS: {share}" if figure["value"] > task.max_unreadable else f"{share}, and count neither as tie nor loss"
 
 
 def _low_entropy_verdict(figure: dict, task: DictConfig) -> str:

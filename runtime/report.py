@@ -22,7 +22,7 @@ from runtime.files import write_whole
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1, h2, p, li, td.text { overflow-wrap: anywhere } .scrolls { overflow-x: auto }
+h1, h2, p, li, td.text { overflow-wrap: anywhere } .scrolls { overflow-x: auto } .text:last-child { min-width: 14rem }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; text-align: right }
 .text, td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
 .bad { background: #fde8e6 } .unknown { color: #888 } img { max-width: 100% }

@@ -42,6 +42,8 @@ def test_the_pages_show_every_figure_with_its_interval_and_n(tmp_path, door, run
     assert {figure["model"] for figure in result["figures"]} == {"old", "new"}
     assert page.count("data:image/png;base64") == 2 and "Grades by category" in page
     assert "Where judges disagree" in page and "scripted" in page.split("Where judges disagree")[1]
+    for text in (page, board):  # on a phone, a wide table scrolls by itself and the page does not
+        assert "width=device-width" in text and text.count('<div class="scrolls"><table>') == text.count("<table>") > 0
     assert "<td" in board and "n 12" in board and "<script" not in page + board
     assert door(DOOR, "task=report", f"task.input=[{tmp_path}]", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "holds no result.json" in capsys.readouterr().err

@@ -110,7 +110,8 @@ def _agreement(result: dict, run: str) -> Iterator[Figure]:
 
 
 def _audit(result: dict, run: str) -> Iterator[Figure]:
-    for name in ("position", "length", "unique_tokens", "self_preference", "agreement", "unreadable"):
+    names = ("position", "length", "unique_tokens", "self_preference", "agreement", "unreadable", "left_share")
+    for name in names:
         yield _figure(f"audit: {name}", result["judge"], result[name], note=result[name]["verdict"])
 
 
@@ -124,6 +125,24 @@ def _lm_eval(result: dict, run: str) -> Iterator[Figure]:
         yield _figure(f"{row['benchmark']}: {row['measure']}", result["model"], row)
 
 
+def _both_orders(result: dict, run: str) -> Iterator[Figure]:
+    for judge, groups in result["judges"].items():
+        for name, row in groups.items():
+            yield _figure(f"judge right in both orders: {name}", judge, row["acc_both"])
+
+
+def _lc_weights(result: dict, run: str) -> Iterator[Figure]:
+    against = result["baseline"] or "the baseline of the fits"
+    for model, row in result["models"].items():
+        name = f"length-controlled win rate against {against}, from weights"
+        yield _figure(name, model, row, "length_controlled_win_rate")
+
+
+def _rank_correlation(result: dict, run: str) -> Iterator[Figure]:
+    for name in ("spearman", "kendall", "pearson"):
+        yield _figure(f"rank correlation: {name}", run, result[name])
+
+
 def _jury(result: dict, run: str) -> Iterator[Figure]:
     for model, row in result["majority"].items():
         yield _figure("rating by the jury's majority", model, row, "rating")
@@ -132,5 +151,6 @@ def _jury(result: dict, run: str) -> Iterator[Figure]:
 READERS = {
     "exact": _exact, "winrate": _winrate, "judge": _judge, "ratings": _ratings, "rm_accuracy": _rm_accuracy,
     "arena_hard": _arena_hard, "agreement": _agreement, "audit": _audit, "perplexity": _perplexity,
-    "lm_eval": _lm_eval, "jury": _jury,
+    "lm_eval": _lm_eval, "jury": _jury, "both_orders": _both_orders, "lc_weights": _lc_weights,
+    "rank_correlation": _rank_correlation,
 }  # fmt: skip
