@@ -1,6 +1,6 @@
 """One command that tells what this project does on the GPU that is here: is it right, how fast, beside which limit.
 
-    python -m bench.gpu [--out runs/gpu] [--tiny]
+    python -m bench.gpu
 
 In under ten minutes: the tests of `make test-gpu` that decide (kernels, attention, the four scripts), the limits of the
 card (a large product, a large copy), SFT, reward model, DPO and PPO steps, decoding of 1 to 256 rows for three sizes,

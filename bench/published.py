@@ -1,6 +1,6 @@
 """Published numbers beside ours, from data that lie on this disk, in one table.
 
-    python -m bench.published [--reference DIR] [--out runs/published] [--fast]
+    python -m bench.published
 
 Each row has its source, the published value, ours, the largest difference and the bound that it must keep. Where many
 values belong to one row (all models of a leaderboard), the table shows one of them and the number of all. Some of the
