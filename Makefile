@@ -20,7 +20,7 @@ run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smol
 
 .venv/dev: .venv/core
 	$(BIN)/python -m pip install --quiet -e ".[eval,math,arena,scale,dev]"
-	$(BIN)/python -m pip install --quiet --no-deps mistral-common==1.13.1 trl==1.16.0 axolotl==0.19.0
+	$(BIN)/python -m pip install --quiet --no-deps bitsandbytes==0.50.2 mistral-common==1.13.1 trl==1.16.0 axolotl==0.19.0
 	touch $@
 
 test: lint test-rest test-interpreter test-aot  ## everything that runs on a CPU in minutes, two processes at a time

@@ -174,9 +174,11 @@ def load_reference(
         parts = [examples[start : start + size] for start in range(0, len(examples), size)]
         return torch.cat([total_logprobs(model, make_rows(p, tokenizer.pad_id).to(run.device)) for p in parts])
 
+    in_nf4 = model is policy and cfg.lora.base == "nf4"  # so is the reference
+    precision = f"{cfg.precision} on nf4" if in_nf4 else cfg.precision
     with gathered(model):  # each rank computes its share of what is missing
         table = cached_logprobs(
-            compute, rows, directory=Path(cfg.ref_cache), weights=weights_digest(path), precision=cfg.precision,
+            compute, rows, directory=Path(cfg.ref_cache), weights=weights_digest(path), precision=precision,
             rank=run.rank, world_size=run.world_size,
         )  # fmt: skip
     return lambda examples, batch: send(torch.tensor([table[row_key(row)] for row in examples]), run.device), []

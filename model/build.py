@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from model.gated_delta import GatedDeltaNet
 from model.heads import Policy, RewardModel, ValueModel
 from model.linear import Linear
+from model.quantized import NF4Linear
 from model.weights.adapter import AdapterReader, find_base, is_adapter
 from model.weights.gguf import GGUFReader
 from model.weights.hf import HFReader, save_tensors
@@ -255,7 +256,8 @@ def export_model(
 ) -> None:
     """Write a Hugging Face directory that transformers loads with the same logits, beside and then renamed.
 
-    Every weight is float32; adapters are merged in float32 onto the weights as their file has them.
+    Every weight is float32; adapters are merged in float32 onto the weights as their file has them, or onto what a base
+    in NF4 stands for.
 
     A reward model is `...ForSequenceClassification` (score.weight is its head; score.bias, score.gain and score.shift
     lie beside it, which transformers ignores), a value model `...ForTokenClassification`. With sharded weights every
@@ -289,12 +291,13 @@ def export_model(
 @torch.no_grad()
 def merged_weights(model: nn.Module, writes: bool) -> dict[str, Tensor]:
     """Every weight by its name in a file, in float32, on the CPU; none on a rank that does not write."""
-    weights = {}
-    adapters = {f"{name}.weight": m.lora for name, m in model.named_modules() if getattr(m, "lora", None) is not None}
-    for name, tensor in tensors(model):
-        if ".lora." in name:
-            continue
-        tensor = whole(tensor.detach())
+    weights, modules = {}, dict(model.named_modules())
+    adapters = {f"{name}.weight": m.lora for name, m in modules.items() if getattr(m, "lora", None) is not None}
+    quantized = {name: m for name, m in modules.items() if isinstance(m, NF4Linear)}
+    codes = {f"{name}.{buffer}" for name, m in quantized.items() for buffer, _ in m.named_buffers(recurse=False)}
+    stored = ((name, tensor) for name, tensor in tensors(model) if ".lora." not in name and name not in codes)
+    for name, tensor in (*stored, *((f"{name}.weight", m) for name, m in quantized.items())):
+        tensor = tensor.weight if isinstance(tensor, NF4Linear) else whole(tensor.detach())
         delta = adapters[name].delta().detach() if name in adapters else None
         if not writes:  # it took part in the gathering
             continue

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from model.heads import Policy, ValueModel
 from model.linear import Linear
 from model.packing import Stream
+from model.quantized import BASES, NF4Linear, quantize_layers
 from model.weights.hf import save_tensors
 from model.weights.names import parts_of, shape_of
 from runtime.distributed import whole
@@ -50,12 +51,20 @@ class Lora(nn.Module):
         return whole(self.B) @ whole(self.A) * self.scale
 
 
-def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: list[str], seed: int) -> nn.Module:
+def add_lora(
+    model: nn.Module, *, rank: int, alpha: float, targets: list[str], seed: int, base: str = "file"
+) -> nn.Module:
     """The model, frozen, with adapters drawn from `seed` on the products named; its head learns too. rank=0: as it is.
+
+    base: of the frozen weights: `file`, as they were read, or `nf4`, the layers' products in 4 bits.
 
     Raises:
         ValueError: a setting is out of range.
     """
+    if base not in BASES:
+        raise ValueError(f"lora.base={base!r} is unknown; use {' or '.join(BASES)}")
+    if rank == 0 and base != "file":
+        raise ValueError(f"lora.base={base} wants adapters, as weights in 4 bits do not learn; set lora.rank, 16 say")
     if rank == 0:
         return model
     if rank < 0 or not alpha > 0:
@@ -66,6 +75,8 @@ def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: list[str], s
         raise ValueError(f"lora.targets={list(targets)}: experts take no adapters; say lora.targets=[qkv,out]")
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
+    if base == "nf4":
+        quantize_layers(model)
     for name, module in model.transformer.named_modules():
         if name.rpartition(".")[2] in targets:
             module.lora = Lora(module, rank=rank, alpha=alpha, generator=generator)
@@ -78,6 +89,9 @@ def value_on(policy: Policy) -> ValueModel:
     """A value model that shares every weight of the policy's transformer; its head is 0. The policy must be frozen."""
     with torch.device("meta"):
         model = ValueModel(policy.config, policy.transformer.compute_dtype)
+    for name, module in policy.transformer.named_modules():
+        if isinstance(module, NF4Linear):
+            model.transformer.set_submodule(name, module.twin())
     theirs = dict(policy.transformer.named_parameters())
     for name, _ in list(model.transformer.named_parameters()):
         place, _, leaf = name.rpartition(".")
@@ -130,6 +144,8 @@ def export_adapter(model: nn.Module, directory: Path, base: str) -> None:
     found = adapters(model)
     if not found:
         return
+    if any(isinstance(module, NF4Linear) for module in model.modules()):
+        log.info("adapter/ belongs on the base in NF4, as peft loads it in 4 bits; model/ has it merged onto that base")
     log.info(
         "adapter/ is exact, and model/ has it merged in float32; rounded to bf16, as servers read it, the merge moves "
         "weights by %.2f times what the adapter adds: serve base and adapter apart where that is much",
@@ -149,7 +165,7 @@ def export_adapter(model: nn.Module, directory: Path, base: str) -> None:
         weights["base_model.model.score.weight"] = whole(model.head.weight).detach().cpu().clone()
         if model.kind == "value":  # a token classifier of transformers has a bias, a sequence classifier none
             weights["base_model.model.score.bias"] = whole(model.head.bias).detach().cpu().clone()
-        rest = {"bias": model.head.bias} | dict(model.named_buffers())
+        rest = {"bias": model.head.bias} | dict(model.named_buffers(recurse=False))
         head = {f"score.{name}": whole(tensor).detach().cpu().clone() for name, tensor in rest.items()}
     if dist.is_initialized() and dist.get_rank() != 0:
         return

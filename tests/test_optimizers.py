@@ -181,8 +181,7 @@ def test_a_split_weight_takes_the_steps_of_a_whole_one(kind, group_of_one):  # n
         stop_ranks()
 
 
-@pytest.mark.parametrize("kind", ["muon", "adamw8bit"])
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("kind, rank", [("muon", 0), ("muon", 4), ("adamw8bit", 0), ("adamw8bit", 4)])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(door, sft_words, tmp_path, monkeypatch, kind, rank):
     monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
     quiet = ["eval_every=0", "sample_every=0", f"optim={kind}", "optim.lr=1e-3"]
@@ -192,7 +191,7 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(door, sft_words, t
         sft_words = [word for word in sft_words if not word.startswith("model")]
         start = [f"policy={tmp_path}/base/model", f"lora.rank={rank}"]
     monkeypatch.setattr("runtime.adamw8bit.LEAST", 64)  # adapters of so small a model would stay whole
-    for name, steps in (("whole", 6), ("parts", 4), ("parts", 6)):
+    for name, steps in (("whole", 3), ("parts", 2), ("parts", 3)):
         words = [*sft_words, *quiet, *start, f"num_steps={steps}", "optim.schedule=constant", "resume=true"]
         assert door(train_sft, *words, "resume_anyway=true", f"hydra.run.dir={tmp_path}/{name}") == 0
     hashes = [

@@ -1,0 +1,114 @@
+"""QLoRA's base: the products of layers in 4 bits (NF4), computed in the dtype of products. Dettmers et al. 2023
+(arXiv:2305.14314), sections 3 and 4: blocks of 64 weights, whose scales are kept in 8 bits in blocks of 256 themselves.
+
+Codes and values are bitsandbytes'. 0.516 bytes a weight: they are buffers, whole on every rank.
+"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from model.linear import Linear
+from model.weights.names import parts_of
+
+BASES = ("file", "nf4")
+BLOCK, SCALES = 64, 256  # weights that share a scale, scales that share one
+
+
+def library():
+    """bitsandbytes.functional. Raises ValueError where it is not installed."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for Hugging Face's `kernels`, and finds ours
+    try:
+        from bitsandbytes import functional
+    except ImportError:
+        raise ValueError("lora.base=nf4 needs bitsandbytes; pip install -e .[quantized]") from None
+    return functional
+
+
+class NF4Linear(Linear):
+    """A frozen product whose `weight` is made anew whenever it is asked for.
+
+    Buffers: codes (n / 2, 1) uint8, two weights a byte; scales (n / 64,) uint8, which stand for values[scales] times
+    wide[block of 256] plus shift; wide (n / 64 / 256,) float32.
+    """
+
+    def __init__(self, linear: Linear, weight: Tensor):
+        """Of a weight (out, in), float32 or bfloat16; bias and shape are the linear layer's."""
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.parts = linear.in_features, linear.out_features, linear.parts
+        self.bias, self.lora, self.prepared = linear.bias, None, None
+        codes, state = library().quantize_4bit(weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
+        found = {"codes": codes, "scales": state.absmax, "shift": state.offset, "levels": state.code}
+        found |= {"wide": state.state2.absmax, "values": state.state2.code}
+        for name, tensor in found.items():
+            self.register_buffer(name, tensor)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """(out, in) the weight."""
+        functional, shape = library(), (self.out_features, self.in_features)
+        nested = functional.QuantState(self.wide, code=self.values, blocksize=SCALES, dtype=torch.float32)
+        state = functional.QuantState(
+            self.scales, shape, self.levels, BLOCK, "nf4", dtype, offset=self.shift, state2=nested
+        )
+        return functional.dequantize_4bit(self.codes, state)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.dequantized(torch.float32)
+
+    def forward(self, x: Tensor, adapted: bool = True) -> Tensor:
+        y = QuantizedProduct.apply(x, self)
+        y = y if self.bias is None else y + self.bias.to(x.dtype)
+        return y + self.lora(x) if adapted and self.lora is not None else y
+
+    def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
+        """Nothing: a copy of every weight in `dtype` is what there is no memory for."""
+
+    def twin(self) -> "NF4Linear":
+        """Another layer on the same weight, without its adapter."""
+        other = NF4Linear.__new__(NF4Linear)
+        nn.Module.__init__(other)
+        other.in_features, other.out_features, other.parts = self.in_features, self.out_features, self.parts
+        other.bias, other.lora, other.prepared = self.bias, None, None
+        for name, tensor in self.named_buffers(recurse=False):
+            other.register_buffer(name, tensor)
+        return other
+
+
+class QuantizedProduct(torch.autograd.Function):
+    """x (N, in) times the weight of `layer`, which is made anew for the backward pass and has no gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: NF4Linear) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.dequantized(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return grad @ ctx.layer.dequantized(grad.dtype), None
+
+
+@torch.no_grad()
+def quantize_layers(model: nn.Module) -> None:
+    """Put NF4Linear in the place of every product of the layers; embeddings, output and heads stay as they are.
+
+    Where a model is shapes so far (in a process group) its products are read here, one at a time, by every rank.
+
+    Raises:
+        ValueError: the model has experts, or bitsandbytes is absent.
+    """
+    if model.config.num_experts:
+        raise ValueError("lora.base=nf4 does not take experts, which are most of this model; say lora.base=file")
+    layers = model.transformer.layers
+    for name, linear in [(n, m) for n, m in layers.named_modules() if isinstance(m, Linear)]:
+        if isinstance(linear, NF4Linear):
+            continue
+        weight = linear.weight.detach()
+        if weight.is_meta:
+            pieces = [model.source.read(part) for part in parts_of(f"transformer.layers.{name}.weight", model.config)]
+            weight = torch.cat(pieces).to(weight.dtype)
+        layers.set_submodule(name, NF4Linear(linear, weight))
