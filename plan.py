@@ -15,7 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from model.config import ModelConfig
-from model.footprint import adapter_parameters, cache_bytes, count_parameters, forward_flops, kept_bytes
+from model.footprint import (
+    Footprint,
+    adapter_parameters,
+    cache_bytes,
+    count_parameters,
+    forward_flops,
+    kept_bytes,
+)
 from runtime.config import check_batch, check_choice, check_positive, check_whole
 from runtime.devices import PRECISIONS
 from runtime.door import enter
@@ -23,6 +30,22 @@ from runtime.door import enter
 DOORS = ("train_sft", "train_rm", "train_ppo", "train_dpo")
 TILE = 4096  # columns of the vocabulary that the log-prob works on at a time
 GB = 1e9
+NF4_BYTES = 0.5 + (1 + 4 / 256) / 64  # of a weight: its code, its share of a scale and of the scale's
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Some of one size, of which some have an output matrix: policies have, reward and value models have not."""
+
+    count: int
+    outputs: int
+
+    def parameters(self, P: Footprint) -> int:
+        return self.count * (P.body + P.embedding) + self.outputs * P.output
+
+    def ends(self, P: Footprint) -> int:
+        """Those of embeddings and output matrices."""
+        return self.count * P.embedding + self.outputs * P.output
 
 
 @dataclass(frozen=True)
@@ -41,9 +64,11 @@ class Job:
     dtype: torch.dtype
     checkpointing: bool | str  # offload: layers' inputs in host memory
     lora_rank: int  # 0: every weight learns
-    learners: int  # networks that learn
-    frozen: int  # networks in memory that never learn
-    bases: int  # frozen weights under adapters; 0 without LoRA
+    nf4: bool  # the layers of the bases in 4 bits
+    optim: str
+    learners: "Networks"  # that learn
+    frozen: "Networks"  # in memory, and never learn
+    bases: "Networks"  # frozen weights under adapters; none without LoRA
     slots: int  # rows that a rank decodes together; 0 where nothing is sampled
 
     @property
@@ -77,8 +102,10 @@ def read_job(cfg: DictConfig) -> Job:
     check_whole(0, lora__rank=own.lora.rank)
     check_choice("precision", own.precision, PRECISIONS)
     lora = own.lora.rank > 0  # then the reference is the policy with its adapters off
-    frozen = {"train_ppo": (not lora) + (own.get("reward") is None)}
-    frozen["train_dpo"] = int(own.get("ref") == "live" and not lora)
+    references = int(not lora and (rollout or own.get("ref") == "live"))
+    scorers = int(rollout and own.get("reward") is None)
+    outputs = int(cfg.door != "train_rm")
+    learners = 2 if rollout and own.advantage == "gae" else 1
     shared = not rollout or (own.value_start == "policy" and cfg.num_gpus == 1)  # FSDP2 cannot share a weight
     if batch % cfg.num_gpus:
         raise ValueError(f"{batch} rows of a step do not divide over num_gpus={cfg.num_gpus}; change batch_size")
@@ -89,46 +116,67 @@ def read_job(cfg: DictConfig) -> Job:
         blocks=micro, block=cfg.prompt_tokens + sides * completion, length=cfg.prompt_tokens + completion,
         targets=micro * sides * completion, epochs=own.get("ppo_epochs", 1), num_steps=own.num_steps,
         dtype=torch.float32 if own.precision == "fp32" else torch.bfloat16,  # auto: every GPU of the table has bf16
-        checkpointing=own.activation_checkpointing, lora_rank=own.lora.rank,
-        learners=2 if rollout and own.advantage == "gae" else 1, frozen=frozen.get(cfg.door, 0),
-        bases=lora * (1 if shared else 2), slots=min(own.sampling.slots, batch // cfg.num_gpus) if rollout else 0,
+        checkpointing=own.activation_checkpointing, lora_rank=own.lora.rank, nf4=own.lora.base == "nf4",
+        optim=own.optim.kind, learners=Networks(learners, outputs), frozen=Networks(references + scorers, references),
+        bases=Networks(lora * (1 if shared else learners), lora * outputs),
+        slots=min(own.sampling.slots, batch // cfg.num_gpus) if rollout else 0,
     )  # fmt: skip
 
 
 def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: bool = True) -> dict[str, float]:
     """Bytes per rank of each part, at the moment when most is alive: the end of the last forward of a step."""
     shards, P = cfg.shards or cfg.num_gpus, count_parameters(config)
-    learners, item = job.learners, job.dtype.itemsize
-    trained = adapter_parameters(config, job.lora_rank) if job.lora_rank else P.total
-    layer, sharded = P.body / config.num_layers, shards > 1
-    copies = not (sharded or job.lora_rank or job.dtype == torch.float32)  # of float32 weights, for the products
+    item, lora, sharded = job.dtype.itemsize, job.lora_rank > 0, shards > 1
+    learners = job.learners.count
+    trained = learners * adapter_parameters(config, job.lora_rank) if lora else job.learners.parameters(P)
+    copies = not (sharded or lora or job.dtype == torch.float32)  # of float32 weights, for the products
     kept = kept_bytes(
         config, rows=job.blocks, length=job.block, dtype=job.dtype, master=torch.float32 if copies else job.dtype,
         fused_attention=fused_attention, checkpointing=job.checkpointing,
     )  # fmt: skip
-    stored = item if job.lora_rank else 4  # bytes of a weight as it lies on a rank and travels between them
-    ends = P.embedding + P.output  # whole on every rank once used; of the layers two are, one at work and the next
-    gradients, activations = learners * trained * 4 / shards, learners * (config.num_layers * kept.layer + kept.rest)
+    gradients, activations = trained * 4 / shards, learners * (config.num_layers * kept.layer + kept.rest)
     if job.rows <= job.micro_rows * cfg.num_gpus:  # one forward a step: they grow while the activations go
         gradients = max(0.0, gradients - activations)
-    gathered = sharded * (2 * layer * stored + learners * ends * stored + job.frozen * ends * item)
+    # Embeddings and outputs are whole on every rank once used; of the layers two are, one at work and the next.
+    ends = job.learners.ends(P) + job.frozen.ends(P)
+    of_layers = adapter_parameters(config, job.lora_rank) if job.nf4 else P.body
+    gathered = sharded * item * (2 * of_layers / config.num_layers + ends)
+    largest = 2 * config.hidden_size * config.intermediate_size * item  # gate and up, out of 4 bits
     tiles = job.targets * (TILE * 4 * 2 + config.hidden_size * item)
     parts = {
-        "weights": learners * trained * 4 / shards + job.bases * P.total * item / shards,
-        "weights in the dtype of products": learners * P.body * item if copies else 0.0,
+        "weights": trained * 4 / shards + resting(job.bases, P, item, shards, nf4=job.nf4),
+        "weights in the dtype of products": learners * P.body * item if copies else largest if job.nf4 else 0.0,
         "gradients": gradients,
-        "optimizer": learners * trained * 8 / shards,
-        "frozen networks": job.frozen * P.total * item / shards,
+        "optimizer": trained / shards * moment_bytes(job, P),
+        "frozen networks": resting(job.frozen, P, item, shards),
         "gathered weights": gathered,
         "activations": activations,
         "log-prob tiles": tiles,
     }
     if job.slots:  # rollout and updates take turns: it counts by what it needs beyond the updates
-        casts = P.total * item if item != stored or job.lora_rank else 0  # the weights as decoding reads them
+        casts = P.total * item if lora and job.dtype == torch.float32 and not job.nf4 else 0  # merged weights
+        casts += (P.output or P.embedding) * item if copies else 0  # the layers' copies are there
+        whole = sharded * item * (of_layers + Networks(1, 1).ends(P))
         cache = cache_bytes(config, rows=job.slots, length=job.length, itemsize=item)
-        rollout = P.total * stored * sharded + casts + cache
+        rollout = whole + casts + cache
         parts["rollout beyond that"] = max(0.0, rollout - gathered - activations - gradients - tiles)
     return parts
+
+
+def resting(networks: Networks, P: Footprint, item: int, shards: int, *, nf4: bool = False) -> float:
+    """Bytes per rank of frozen networks: embeddings in float32, layers in bf16, or in 4 bits and whole on each rank."""
+    ends = networks.count * P.embedding * 4 + networks.outputs * P.output * item
+    return ends / shards + networks.count * P.body * (NF4_BYTES if nf4 else item / shards)
+
+
+def moment_bytes(job: Job, P: Footprint) -> float:
+    """Bytes of the optimizer's state by weight that learns."""
+    if job.optim == "adamw8bit":
+        return 2 + 8 / 256
+    if job.optim == "muon":
+        matrices = 1.0 if job.lora_rank else job.learners.count * P.body / job.learners.parameters(P)
+        return 8 - 4 * matrices
+    return 8.0
 
 
 def seconds(config: ModelConfig, job: Job, cfg: DictConfig) -> dict[str, float]:
@@ -145,17 +193,16 @@ def seconds(config: ModelConfig, job: Job, cfg: DictConfig) -> dict[str, float]:
     near, far = (gb * 1e9 * cfg.link_efficiency for gb in (gpu.link_gb_per_second, cfg.node_gb_per_second))
     within, between = near if shards <= 8 else far, near if n <= 8 else far
     trained = adapter_parameters(config, job.lora_rank) if job.lora_rank else P
-    weights = (
-        P * (item if job.lora_rank else 4) * (shards - 1) / shards
-    )  # bytes that reach a rank when all are gathered
+    of_base = count_parameters(config).ends if job.nf4 else P  # a base in 4 bits stays where it is
+    weights = of_base * item * (shards - 1) / shards  # bytes that reach a rank when all are gathered
     travel = forwards * (2 * weights + 4 * trained * (shards - 1) / shards) / within
     travel += forwards * 2 * 4 * trained / shards * (1 - shards / n) / between
     backward = 2.0 + bool(job.checkpointing)
-    passes = job.learners * job.epochs
+    passes = job.learners.count * job.epochs
     parts = {"updates": passes * max(flops * (1 + backward) / speed, travel)}
     once = P * item * (shards - 1) / shards / within * forwards  # a forward without gradients
-    if job.frozen:
-        parts["frozen networks"] = job.frozen * max(flops / speed, once)
+    if job.frozen.count:
+        parts["frozen networks"] = job.frozen.count * max(flops / speed, once)
     if job.slots:
         new, rows = job.targets // job.micro_rows, job.rows / n
         read = P * item + cache_bytes(config, rows=1, length=job.length - new // 2, itemsize=item) * job.slots

@@ -30,6 +30,10 @@ class Footprint:
     output: int
 
     @property
+    def ends(self) -> int:
+        return self.embedding + self.output
+
+    @property
     def total(self) -> int:
         return self.body + self.embedding + self.output
 

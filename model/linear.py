@@ -26,16 +26,17 @@ class Linear(nn.Linear):
         added = self.lora(x) if adapted and self.lora is not None else None
         if self.weight.dtype == x.dtype:
             return linear_plus(x, self.weight, self.bias, added)
-        y = CastLinear.apply(x, self.weight, self.cast(x), self.bias)
+        y = CastLinear.apply(x, self.weight, self.cast(x.dtype), self.bias)
         return y if added is None else y + added
 
-    def cast(self, x: Tensor) -> Tensor:
-        """(out, in) the weight in x's dtype, made again only when the weight has changed (autograd counts changes)."""
-        if torch.is_inference_mode_enabled():
-            return self.weight.detach().to(x.dtype)
-        value = self.weight._version, self.weight.device, x.dtype
+    def cast(self, dtype: torch.dtype) -> Tensor:
+        """(out, in) the weight in `dtype`, made again only when the weight has changed (autograd counts changes)."""
+        if self.weight.dtype == dtype:
+            return self.weight.detach()
+        value = self.weight._version, self.weight.device, dtype
         if self.kept is None or self.kept[1] != value:
-            self.kept = self.weight.detach().to(x.dtype), value
+            with torch.inference_mode(False), torch.no_grad():  # a later backward pass reads what sampling has cast
+                self.kept = self.weight.to(dtype), value
         return self.kept[0]
 
     def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
@@ -46,10 +47,10 @@ class Linear(nn.Linear):
         products stay apart, as they are while learning: what samples is what was trained.
         """
         lora = self.lora if adapted else None
-        weight = self.weight.detach()
         if lora is not None and dtype == torch.float32:
-            weight, lora = whole(weight).float() + lora.delta().detach(), None
-        weight = weight.to(dtype)
+            weight, lora = whole(self.weight.detach()).float() + lora.delta().detach(), None
+        else:
+            weight = self.cast(dtype)
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         if dtype == torch.bfloat16 and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, batch)

@@ -12,13 +12,16 @@ from tiny_models import tiny_config
 
 import model.transformer
 import plan
+from model.build import empty, init_weights
 from model.chunks import Chunks
 from model.config import ModelConfig
 from model.footprint import _recomputed, cache_bytes, count_parameters, delta_flops, forward_flops, kept_bytes
 from model.gated_delta import gated_delta
 from model.heads import Policy
 from model.kv_cache import KVCache
+from model.lora import add_lora
 from model.packing import make_rows, pack
+from runtime.optim import build_optimizer, init_state
 from tests.test_train_rm import house, rm  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[1]
@@ -165,6 +168,67 @@ def test_a_plan_is_of_the_scripts_own_settings(script):
     )  # fmt: skip
     _, job, _ = compose_all(script, ['overrides=["activation_checkpointing=true","lora.rank=3","precision=fp32"]'])
     assert (job.checkpointing, job.lora_rank, job.dtype) == (True, 3, torch.float32)
+
+
+ROLLOUTS = '"minibatch_size=128","sampling.max_new_tokens=512"'
+FITS = {  # a row of docs/scaling.md: words of the plan, GB per GPU at most
+    "8B PPO on eight": (["door=train_ppo", "model=llama3_8b", "num_gpus=8",
+                         f'overrides=["scale=8b","batch_size=512",{ROLLOUTS}]'], 60),
+    "1.7B PPO": (["door=train_ppo", "model=smollm2_1_7b", "num_gpus=1",
+                  f'overrides=["scale=1b","batch_size=128",{ROLLOUTS}]'], 0.92 * 80),
+    "8B PPO with LoRA": (["door=train_ppo", "model=llama3_8b", "num_gpus=1",
+                          f'overrides=["scale=8b","lora.rank=8","value_start=policy","batch_size=128",{ROLLOUTS}]'], 60),
+    "8B SFT on 24 GB": (["door=train_sft", "model=llama3_8b", "gpu=rtx4090", "num_gpus=1",
+                         'overrides=["scale=8b","lora.rank=16","lora.base=nf4"]'], 0.92 * 24),
+    "8B DPO on 24 GB": (["door=train_dpo", "model=llama3_8b", "gpu=rtx4090", "num_gpus=1",
+                         'overrides=["scale=8b","lora.rank=16","lora.base=nf4"]'], 0.92 * 24),
+    "70B DPO on two": (["door=train_dpo", "model=llama3_70b", "num_gpus=2",
+                        'overrides=["scale=70b","lora.rank=16","lora.base=nf4"]'], 0.92 * 80),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", FITS)
+def test_what_a_person_has_is_enough(row):
+    """Rows of 1,024 tokens; every setting is composed by the script."""
+    words, limit = FITS[row]
+    cfg, job, own = compose_all(words[0].removeprefix("door="), [*words, "prompt_tokens=512", "completion_tokens=512"])
+    config = ModelConfig(**OmegaConf.to_container(cfg.model))
+    assert job.checkpointing and own.precision == "auto"
+    assert sum(plan.memory(config, job, cfg).values()) / plan.GB <= limit
+
+
+@pytest.mark.parametrize("base", ["file", "nf4"])
+def test_a_frozen_base_rests_in_as_many_bytes_as_planned(base):
+    if base == "nf4":
+        pytest.importorskip("bitsandbytes")
+    config = tiny_config(vocab_size=300, hidden_size=256, intermediate_size=512, num_heads=8, head_dim=32)
+    policy = add_lora(
+        load_frozen(config), rank=4, alpha=4, targets=["qkv", "out", "gate_up", "down"], seed=0, base=base
+    )
+    stored = [*policy.named_parameters(), *policy.named_buffers()]
+    tables = ("levels", "values", "shift")  # of NF4: the same 1 KB for each product, whatever its size
+    real = sum(x.nbytes for name, x in stored if ".lora." not in name and not name.endswith(tables))
+    counted = plan.resting(plan.Networks(1, 1), count_parameters(config), 2, 1, nf4=base == "nf4")
+    assert counted == pytest.approx(real, rel=0.01)
+    adapters = sum(x.numel() for name, x in stored if ".lora." in name)
+    assert plan.adapter_parameters(config, 4) == adapters
+
+
+def load_frozen(config):
+    """A policy as load_policy(precision="bf16", frozen=True) leaves it."""
+    return init_weights(empty(Policy, config, "bf16", True), 0).requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "muon"])
+def test_moments_take_as_many_bytes_as_planned(kind):
+    config = tiny_config(vocab_size=300, hidden_size=256, intermediate_size=512, num_heads=8, head_dim=32)
+    policy = Policy(config)
+    _, job, own = compose_all("train_sft", [f'overrides=["optim={kind}"]'])
+    optimizer = build_optimizer(policy, own.optim)
+    init_state(optimizer)
+    tensors = [x for state in optimizer.state.values() for x in state.values() if isinstance(x, torch.Tensor)]
+    real, P = sum(x.nbytes for x in tensors), count_parameters(config)
+    assert plan.moment_bytes(job, P) * P.total == pytest.approx(real, rel=0.01)
 
 
 def test_a_group_baseline_has_no_value_model():
