@@ -176,8 +176,8 @@ FITS = {  # a row of docs/scaling.md: words of the plan, GB per GPU at most
                          f'overrides=["scale=8b","batch_size=512",{ROLLOUTS}]'], 60),
     "1.7B PPO": (["door=train_ppo", "model=smollm2_1_7b", "num_gpus=1",
                   f'overrides=["scale=1b","batch_size=128",{ROLLOUTS}]'], 0.92 * 80),
-    "8B PPO with LoRA": (["door=train_ppo", "model=llama3_8b", "num_gpus=1",
-                          f'overrides=["scale=8b","lora.rank=8","value_start=policy","batch_size=128",{ROLLOUTS}]'], 60),
+    "8B PPO with LoRA": (["door=train_ppo", "model=llama3_8b", "num_gpus=1", 'overrides=["scale=8b","batch_size=128",'
+                          f'"lora.rank=16","value_start=policy",{ROLLOUTS}]'], 60),
     "8B SFT on 24 GB": (["door=train_sft", "model=llama3_8b", "gpu=rtx4090", "num_gpus=1",
                          'overrides=["scale=8b","lora.rank=16","lora.base=nf4"]'], 0.92 * 24),
     "8B DPO on 24 GB": (["door=train_dpo", "model=llama3_8b", "gpu=rtx4090", "num_gpus=1",
