@@ -9,9 +9,8 @@ import logging
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from model.linear import Linear
+from model.linear import Linear, linear_plus
 from model.weights.names import parts_of
 
 BASES = ("file", "nf4")
@@ -60,9 +59,7 @@ class NF4Linear(Linear):
         return self.dequantized(torch.float32)
 
     def forward(self, x: Tensor, adapted: bool = True) -> Tensor:
-        y = QuantizedProduct.apply(x, self)
-        y = y if self.bias is None else y + self.bias.to(x.dtype)
-        return y + self.lora(x) if adapted and self.lora is not None else y
+        return QuantizedProduct.apply(x, self, self.lora(x) if adapted and self.lora is not None else None)
 
     def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
         """Nothing: a copy of every weight in `dtype` is what there is no memory for."""
@@ -79,17 +76,19 @@ class NF4Linear(Linear):
 
 
 class QuantizedProduct(torch.autograd.Function):
-    """x (N, in) times the weight of `layer`, which is made anew for the backward pass and has no gradient."""
+    """linear_plus of x (N, in) with the weight of `layer`, which is made anew for the backward pass and has no gradient;
+    neither has the bias."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, layer: NF4Linear) -> Tensor:
+    def forward(ctx, x: Tensor, layer: NF4Linear, added: Tensor | None) -> Tensor:
         ctx.layer = layer
-        return F.linear(x, layer.dequantized(x.dtype))
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        return linear_plus(x, layer.dequantized(x.dtype), bias, added)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        return grad @ ctx.layer.dequantized(grad.dtype), None
+        return grad @ ctx.layer.dequantized(grad.dtype), None, grad if ctx.needs_input_grad[2] else None
 
 
 @torch.no_grad()
