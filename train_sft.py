@@ -28,6 +28,7 @@ from model.packing import make_rows
 from model.sampling import check as check_sampling
 from model.sampling import generate
 from runtime.config import check_policy_or_model, check_training, check_whole
+from runtime.devices import widest
 from runtime.distributed import gathered
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
@@ -132,10 +133,10 @@ def look(
 
 def evaluate(cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, held_out: list[dict]) -> dict:
     """Mean negative log-likelihood per assistant token over all of `held_out`, and its exponential."""
-    totals = torch.zeros(2, dtype=torch.float64, device=run.device)  # nats, tokens
+    totals = torch.zeros(2, dtype=widest(run.device), device=run.device)  # nats, tokens
     for part in micro_batches(held_out[run.rank :: run.world_size], cfg.micro_batch_size):
         rows = make_rows(part, tokenizer.pad_id).to(run.device)
-        totals += torch.stack([-policy.logprobs(*rows).double().sum(), rows.completion_mask.sum()])
+        totals += torch.stack([-policy.logprobs(*rows).sum(dtype=totals.dtype), rows.completion_mask.sum()])
     nats, tokens = run.mean(totals)
     return {"eval/loss": nats / tokens, "eval/perplexity": (nats / tokens).exp()}
 

@@ -17,7 +17,7 @@ from runtime.report import print_table
 def conversation_losses(policy, examples: list[dict], *, pad_id: int, batch_size: int) -> np.ndarray:
     """(n, 2) float64: nats and tokens of the assistant's turns of each conversation, which may be several rows."""
     settings = {"pad_id": pad_id, "batch_size": batch_size, "device": own_device()}
-    nats = in_batches(lambda *rows: -policy.logprobs(*rows).double().sum(1), examples, **settings)
+    nats = in_batches(lambda *rows: -policy.logprobs(*rows).cpu().double().sum(1), examples, **settings)
     rows = np.stack([nats.numpy(), [float(sum(example["completion_mask"])) for example in examples]], axis=1)
     _, owners = np.unique([example["where"] for example in examples], return_inverse=True)
     table = np.zeros((owners.max() + 1, 2))

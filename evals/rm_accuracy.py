@@ -35,7 +35,7 @@ def score_elements(
         part = order[start : start + micro_batch_size]
         rows: Rows = make_rows([row for i in part for row in elements[i].rows], pad_id).to(device)
         sizes = [len(elements[i].rows) for i in part]
-        for i, values in zip(part, score(*rows).double().cpu().split(sizes), strict=True):
+        for i, values in zip(part, score(*rows).cpu().double().split(sizes), strict=True):
             scores[i] = values.numpy()
     return scores
 

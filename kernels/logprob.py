@@ -179,7 +179,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b, accumulated in total's dtype."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
-    elif a.device.type != "cpu":
+    elif a.is_cuda:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total += a @ b
@@ -189,7 +189,7 @@ def _write_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     """out = a @ b, rounded once, to out's dtype."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
-    elif a.device.type != "cpu" and out.dtype == torch.float32:
+    elif a.is_cuda and out.dtype == torch.float32:
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         out.copy_(a @ b)

@@ -92,9 +92,9 @@ class GroupedProduct(torch.autograd.Function):
 
 
 def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """torch._grouped_mm; where it cannot run (float64, rows that are no multiple of 16 bytes) what it is defined as."""
+    """torch._grouped_mm; its definition where it cannot run (Apple's GPU, float64, rows of no multiple of 16 B)."""
     aligned = all(side * a.element_size() % 16 == 0 for side in (a.shape[0 if b.ndim == 2 else 1], b.shape[-1]))
-    if a.dtype != torch.float64 and aligned:
+    if a.dtype != torch.float64 and a.device.type != "mps" and aligned:
         return torch._grouped_mm(a, b, offs=ends)
     starts = [0, *ends.tolist()]
     if b.ndim == 2:  # a (in, M), b (M, out): one product per expert

@@ -21,6 +21,7 @@ from model.packing import Stream
 from model.quantized import BASES, NF4Linear, quantize_layers
 from model.weights.hf import save_tensors
 from model.weights.names import parts_of, shape_of
+from runtime.devices import widest
 from runtime.distributed import whole
 from runtime.files import named_in_errors, remove, sync, write_sums
 
@@ -188,10 +189,9 @@ def merge_noise(model: nn.Module) -> float:
     for module in model.modules():
         if isinstance(module, Linear) and module.lora is not None:
             base, delta = whole(module.weight).float(), module.lora.delta()
-            added += delta.double().square().sum().item()
-            moved += (
-                ((base + delta).bfloat16().float() - base.bfloat16().float() - delta).double().square().sum().item()
-            )
+            added += delta.square().sum(dtype=widest(delta.device)).item()
+            error = (base + delta).bfloat16().float() - base.bfloat16().float() - delta
+            moved += error.square().sum(dtype=widest(delta.device)).item()
     return math.sqrt(moved / added) if added else 0.0
 
 

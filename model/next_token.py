@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from runtime.devices import widest
+
 CHUNK = 256  # inverse CDF in two levels: pick a chunk of the vocabulary, then a token inside it
 
 
 def uniforms(seeds: Tensor, steps: Tensor) -> Tensor:
-    """(B,) float64 in [0, 1): the number that row seed `seeds` draws at its step `steps`; both (B,) int64.
+    """(B,) `widest` floats in [0, 1): the number that row seed `seeds` draws at its step `steps`; both (B,) int64.
 
     A counter-based generator (splitmix64 finaliser, Steele et al. 2014): a row's draws depend on nothing but its own
     seed and step, so neither the neighbours in the batch nor an interruption changes its text.
@@ -16,7 +18,9 @@ def uniforms(seeds: Tensor, steps: Tensor) -> Tensor:
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         x = (x ^ _shift_right(x, shift)) * factor
     x = x ^ _shift_right(x, 31)
-    return _shift_right(x, 11).double() * 2.0**-53
+    dtype = widest(x.device)
+    bits = 53 if dtype == torch.float64 else 24
+    return _shift_right(x, 64 - bits).to(dtype) * 2.0**-bits
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -45,8 +49,9 @@ def _from_shortlist(logits: Tensor, u: Tensor, top_k: int, top_p: float) -> Tens
     logits, ids = torch.topk(logits, min(top_k, V)) if top_k else torch.sort(logits, descending=True, stable=True)
     weights = torch.exp(logits - logits[:, :1])  # (B, k), falling
     if top_p < 1:
-        before = weights.double().cumsum(-1) - weights  # what the more likely tokens hold already
-        weights = weights.masked_fill(before >= top_p * weights.double().sum(-1, keepdim=True), 0.0)
+        wide = weights.to(widest(weights.device))
+        before = wide.cumsum(-1) - weights  # what the more likely tokens hold already
+        weights = weights.masked_fill(before >= top_p * wide.sum(-1, keepdim=True), 0.0)
     return ids.gather(-1, _inverse_cdf(weights, u)[:, None])[:, 0]
 
 
@@ -56,11 +61,11 @@ def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
     if V % CHUNK:
         weights = torch.nn.functional.pad(weights, (0, -V % CHUNK))
     chunks = weights.view(B, -1, CHUNK)  # (B, C, CHUNK)
-    by_chunk = chunks.sum(-1, dtype=torch.float64).cumsum(-1)  # (B, C)
+    by_chunk = chunks.sum(-1, dtype=u.dtype).cumsum(-1)  # (B, C)
     target = u * by_chunk[:, -1]  # (B,)
     chunk = _first_above(by_chunk, target)  # (B,)
     start = torch.where(chunk > 0, by_chunk.gather(-1, (chunk - 1).clamp_min(0)[:, None])[:, 0], 0.0)
-    inside = chunks[torch.arange(B, device=weights.device), chunk].double().cumsum(-1)  # (B, CHUNK)
+    inside = chunks[torch.arange(B, device=weights.device), chunk].to(u.dtype).cumsum(-1)  # (B, CHUNK)
     return chunk * CHUNK + _first_above(inside, target - start)
 
 

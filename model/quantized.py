@@ -76,8 +76,8 @@ class NF4Linear(Linear):
 
 
 class QuantizedProduct(torch.autograd.Function):
-    """linear_plus of x (N, in) with the weight of `layer`, which is made anew for the backward pass and has no gradient;
-    neither has the bias."""
+    """linear_plus of x (N, in) and the weight of `layer`, made anew for the backward pass. Neither it nor the bias
+    has a gradient."""
 
     @staticmethod
     def forward(ctx, x: Tensor, layer: NF4Linear, added: Tensor | None) -> Tensor:

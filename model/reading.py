@@ -42,7 +42,7 @@ def in_batches(
     size, told = max(1, batch_size // together) * together, []
     for start in range(0, len(order), size):
         batch = make_rows([rows[i] for i in order[start : start + size]], pad_id).to(device)
-        told.append(function(*batch).double().cpu())
+        told.append(function(*batch).cpu().double())
     places = torch.empty(len(order), dtype=torch.int64)
     places[order] = torch.arange(len(order))
     return torch.cat(told)[places]

@@ -19,9 +19,10 @@ from model.kv_cache import KVCache
 from model.linear import Linear
 from model.next_token import next_token, uniforms
 from model.packing import Rows, make_rows
+from runtime.devices import widest
 
 # Prompt tokens of one forward: on a CPU the activations of more fall out of its cache, and products lose 15 %.
-PREFILL = {"cpu": 1024, "cuda": 16384}
+PREFILL = {"cpu": 1024, "gpu": 16384}
 
 
 class Generation(NamedTuple):
@@ -121,7 +122,7 @@ def prefill(policy: Policy, rows: list[Row], cache: KVCache, first: int) -> Tens
         else:
             prompts.append(row.prompt)
             slots.append([slot])
-    most = PREFILL[policy.lm_head.weight.device.type]
+    most = PREFILL["cpu" if policy.lm_head.weight.device.type == "cpu" else "gpu"]
     pieces, tokens = [], most
     for prompt, wanted in zip(prompts, slots, strict=True):
         tokens += len(prompt)
@@ -163,15 +164,15 @@ def state(rows: list[Row], device: torch.device) -> Tensor:
 
 
 def draw_tokens(logits: Tensor, columns: Tensor, **choice) -> Tensor:
-    """(B, 2) float64, the next token of each row and its log-prob, from (B, V) logits and the rows' `state`.
+    """(B, 2) `widest` floats, the next token of each row and its log-prob, from (B, V) logits and the rows' `state`.
 
-    One tensor, so that the host reads once. Token ids are whole numbers far below 2^53.
+    One tensor, so that the host reads once. Token ids are whole numbers far below 2^24.
     """
     _, _, seeds, steps = columns
     tokens = next_token(logits, uniforms(seeds, steps), **choice)
     scaled = logits.float() / (choice["temperature"] or 1.0)  # at temperature 0 the most likely token has what it has
     logprobs = scaled.gather(1, tokens[:, None])[:, 0] - scaled.logsumexp(1)
-    return torch.stack([tokens.double(), logprobs.double()], dim=1)
+    return torch.stack([tokens.to(widest(logits.device)), logprobs.to(widest(logits.device))], dim=1)
 
 
 def retire(active: list[Row], cache: KVCache) -> list[Row]:

@@ -16,6 +16,7 @@ from data.rewards import RewardFailed, call_rows, gather_columns, is_number, pro
 from rollouts.parts import of_actions
 from rollouts.sources import REWARD_MODEL, Source
 from rollouts.trajectory import Part, Trajectory
+from runtime.devices import widest
 
 
 class Scorer:
@@ -148,7 +149,7 @@ def asked(sources: list[Source], rollout: Trajectory, tokenizer) -> Iterator[tup
 
 def correlation(a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
     """() Pearson's correlation over the rows of all ranks; 0 where one of the two does not vary."""
-    a, b = a.double(), b.double()
+    a, b = a.to(widest(a.device)), b.to(widest(b.device))
     count = mean(torch.tensor(float(len(a)), device=a.device)).clamp_min(1e-12)
     center_a, center_b = (mean(x.sum()) / count for x in (a, b))
     moments = [

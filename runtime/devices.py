@@ -14,8 +14,15 @@ BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # as torch 
 
 
 def own_device() -> torch.device:
-    """The GPU of this rank, or the CPU where there is none."""
-    return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+    """The GPU of this rank, an Apple GPU, or the CPU where there is neither."""
+    if torch.cuda.is_available():
+        return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The dtype of sums that should not round: float64, which Apple's GPUs have not."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @functools.cache
@@ -23,6 +30,8 @@ def native_bf16(device_type: str) -> bool:
     """Whether products in bf16 are the device's own instructions, not emulated."""
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device_type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
     return device_type == "cpu" and bool(bf16_instructions())
 
 

@@ -41,6 +41,8 @@ def start_ranks(strategy: str) -> tuple[int, int, torch.device]:
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
+    if strategy != "single" and device.type == "mps":
+        raise ValueError(f"dist={strategy} joins CUDA GPUs or CPUs, not Apple's GPU; say dist=single")
     if strategy != "single" and not dist.is_initialized():
         if "RANK" not in os.environ:
             raise ValueError(

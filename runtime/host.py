@@ -63,8 +63,8 @@ def random_state(rng: torch.Generator, device: torch.device) -> dict[str, Any]:
     """Every source of chance in the process, as JSON values."""
     name, keys, *rest = np.random.get_state()
     states = {"torch": torch.get_rng_state(), "run": rng.get_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        states[device.type] = torch.mps.get_rng_state() if device.type == "mps" else torch.cuda.get_rng_state(device)
     hexes = {key: state.numpy().tobytes().hex() for key, state in states.items()}
     return hexes | {"numpy": [name, keys.tolist(), *rest], "python": random.getstate()}
 
@@ -74,8 +74,9 @@ def set_random_state(saved: dict[str, Any], rng: torch.Generator, device: torch.
     states = {key: torch.frombuffer(bytearray.fromhex(saved[key]), dtype=torch.uint8) for key in ("torch", "run")}
     torch.set_rng_state(states["torch"])
     rng.set_state(states["run"])
-    if device.type == "cuda" and "cuda" in saved:
-        torch.cuda.set_rng_state(torch.frombuffer(bytearray.fromhex(saved["cuda"]), dtype=torch.uint8), device)
+    if device.type in saved:
+        state = torch.frombuffer(bytearray.fromhex(saved[device.type]), dtype=torch.uint8)
+        torch.mps.set_rng_state(state) if device.type == "mps" else torch.cuda.set_rng_state(state, device)
     name, keys, *rest = saved["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     version, numbers, gauss = saved["python"]

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from runtime.devices import widest
 from runtime.files import named_in_errors, sync
 
 
@@ -31,7 +32,7 @@ def masked(values: Tensor, mask: Tensor) -> Mean:
 
 def wide(values: Tensor) -> Tensor:
     """In float64, which sums of many values need; Apple's GPUs have float32 at most."""
-    return values.to(torch.float32 if values.device.type == "mps" else torch.float64)
+    return values.to(widest(values.device))
 
 
 class Metrics:
