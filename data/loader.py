@@ -94,8 +94,9 @@ class Loader:
         self.taken = int(state["taken"])
 
     def _fingerprint(self) -> str:
-        content = getattr(self.items, "digest", None) or [num_tokens(item) for item in self.items]
-        told = (self.seed, self.shuffle, self.file_sizes, self.weights, content)
+        lengths = getattr(self.items, "num_tokens", None)  # of a store they are known without reading an item
+        lengths = [num_tokens(item) for item in self.items] if lengths is None else lengths.tolist()
+        told = (self.seed, self.shuffle, self.file_sizes, self.weights, lengths)
         return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
     def _index(self, place: int) -> int:

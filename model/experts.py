@@ -60,7 +60,7 @@ class Stack(Linear):
     def grouped(self, x: Tensor, owners: Tensor, ends: Tensor) -> Tensor:
         """(M, out) each row of x (M, in) times the matrix of its owner (M,); expert e's rows end at ends[e]."""
         weight = self.weight if self.prepared is None else self.prepared
-        copy = weight if weight.dtype == x.dtype else self.cast(x)
+        copy = weight if weight.dtype == x.dtype else self.cast(x.dtype)
         if self.bias is None:
             shape = self.count, self.out_features, self.in_features
             weight, copy = (w.view(shape).transpose(1, 2) for w in (weight, copy))

@@ -10,6 +10,7 @@ from torch import Tensor
 from rollouts.rewards import asked, completion_texts
 from rollouts.sources import Source
 from rollouts.trajectory import Trajectory
+from runtime.metrics import wide
 from runtime.plots import plot_against_kl
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ class Monitor:
 
     def interval(self, values: Tensor) -> tuple[float, float]:
         """The mean over all ranks' rows and half of its 95 % interval; nan without a row."""
-        values = values.double()
+        values = wide(values)
         count = self.mean(values.new_tensor(float(len(values))))
         center = self.mean(values.sum()) / count
         squares = self.mean((values - center).square().sum())

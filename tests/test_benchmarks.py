@@ -64,7 +64,8 @@ def test_perplexity_does_not_depend_on_the_batch_and_is_the_exponential_of_the_m
     policy = new_policy(tiny_config(), seed=0).eval()
     lengths = (5, 9, 14)
     examples = [
-        {"input_ids": random_ids(n, seed=n), "completion_mask": [False] * 3 + [True] * (n - 3)} for n in lengths
+        {"input_ids": random_ids(n, seed=n), "completion_mask": [False] * 3 + [True] * (n - 3), "where": f"f:{n:02}"}
+        for n in lengths
     ]
     one, three = (conversation_losses(policy, examples, pad_id=0, batch_size=size) for size in (1, 3))
     assert one == pytest.approx(three, rel=1e-5) and one[:, 1].tolist() == [2, 6, 11]

@@ -152,7 +152,7 @@ def test_what_follows_a_turn_is_the_same_where_the_template_rewrites_it(tmp_path
         def step(self, messages):
             return [{"role": "user", "content": "more <|im_end|>"}], 0.0, len(messages) > 3
 
-    dialogue = Dialogue(Two, tokenizer, window=512, max_new_tokens=8, max_turns=4)
+    dialogue = Dialogue(Two, tokenizer, name="Two", window=512, max_new_tokens=8, max_turns=4)
     (episode,) = dialogue.begin([{"messages": [], "columns": {}, "where": "f:1"}])
     for answer in ("one coffee", "two"):
         before = len(episode.ids)

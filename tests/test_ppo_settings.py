@@ -109,7 +109,7 @@ def test_every_kind_runs_alike_on_micro_batches_of_any_size(ppo, stopping, tmp_p
     [
         (["policy_loss=ppo"], "policy_loss='ppo' is unknown"),
         (["aggregation=mean"], "aggregation='mean' is unknown"),
-        (["advantage=remax"], "use one of gae, rloo, grpo, dr_grpo, reinforce_pp"),
+        (["advantage=remax"], "use one of gae, rloo, grpo, dr_grpo"),
         (["policy_loss=gspo", "dual_clip=3"], "dual_clip=3 belongs to policy_loss=clip"),
         (["overlong_tokens=8"], "overlong_tokens=8 must be below"),
         (["dynamic_sampling=2"], "set samples_per_prompt to 2 or more"),

@@ -42,11 +42,11 @@ def test_rows_come_back_in_their_order_whatever_the_batches(batch_size, together
 def test_rows_that_belong_together_share_a_forward_and_the_longest_come_first():
     seen = []
 
-    def spy(input_ids, attention_mask, completion_mask):
+    def spy(input_ids, attention_mask, completion_mask, stream):
         seen.append(attention_mask.sum(1).tolist())
         return attention_mask.sum(1)
 
-    rows = [{"input_ids": [1] * n, "completion_mask": [True] * n} for n in (2, 3, 8, 9, 5, 6)]
+    rows = [{"input_ids": [1] * n, "completion_mask": [False] + [True] * (n - 1)} for n in (2, 3, 8, 9, 5, 6)]
     told = in_batches(spy, rows, pad_id=0, batch_size=2, device=torch.device("cpu"), together=2)
     assert told.tolist() == [2, 3, 8, 9, 5, 6]
     assert seen == [[8, 9], [5, 6], [2, 3]]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rollouts.rewards import Scorer
+from rollouts.sources import Source
 from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
 from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
 
@@ -133,8 +134,8 @@ def test_rewards_that_fit_no_text_are_named(ppo, stopping, fn, capsys, name, mes
 
 
 def test_what_a_source_pays_is_averaged_over_the_rows_that_were_judged():
-    scorer = Scorer(None, [lambda: None, lambda: None], None, None, micro_batch_size=1)
-    rewards = {name: torch.tensor([[1.0, 1.0], [9.0, 9.0], [0.0, 3.0]]) for name in scorer.weights}
+    scorer = Scorer(None, [Source("one"), Source("two")], None, micro_batch_size=1)
+    rewards = {name: torch.tensor([[1.0, 1.0], [9.0, 9.0], [0.0, 3.0]]) for name in scorer.sources}
     rollout = SimpleNamespace(judged=torch.tensor([True, False, True]), rewards=rewards)
-    figures = scorer.figures(rollout, lambda value: value)
-    assert [figures[f"objective/reward/{name}"].tolist() for name in scorer.weights] == [[2.0, 3.0]] * 2
+    figures = scorer.figures(rollout)
+    assert [figures[f"objective/reward/{name}"].tolist() for name in scorer.sources] == [[2.0, 3.0]] * 2

@@ -174,7 +174,11 @@ def test_no_thread_of_gloo_outlives_the_process_group(group_of_one):
 
     train()
     stop_ranks()
-    assert not any("gloo" in name for name in threads())
+    for _ in range(100):  # a thread that was told to end may need a moment
+        if not any("gloo" in name for name in threads()):
+            return
+        time.sleep(0.1)
+    raise AssertionError(threads())
 
 
 def test_weights_in_bf16_products_travel_in_bf16_and_are_exported_whole(house, tmp_path, group_of_one):

@@ -206,7 +206,7 @@ def test_master_weights_multiply_as_their_copy_does_which_is_made_once_for_each_
     optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
     for change in (optimizer.step, lambda: layer.load_state_dict({k: -v for k, v in layer.state_dict().items()})):
         out, again = layer(x), layer(x)
-        assert layer.kept[0] is layer.cast(x) and torch.equal(out, again)
+        assert layer.kept[0] is layer.cast(x.dtype) and torch.equal(out, again)
         plain = torch.nn.functional.linear(x, layer.weight.bfloat16(), layer.bias.bfloat16())
         assert torch.equal(out, plain)
         mix = torch.randn(7, 40).bfloat16()
@@ -217,7 +217,7 @@ def test_master_weights_multiply_as_their_copy_does_which_is_made_once_for_each_
         layer(x).sum().backward()
         before = layer.kept[0]
         change()
-        assert layer.cast(x) is not before and torch.equal(layer.cast(x), layer.weight.bfloat16())
+        assert layer.cast(x.dtype) is not before and torch.equal(layer.cast(x.dtype), layer.weight.bfloat16())
 
 
 @pytest.mark.parametrize(

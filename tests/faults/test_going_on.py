@@ -97,14 +97,14 @@ def test_a_resumed_run_goes_on_with_its_wandb_run(how, tmp_path, monkeypatch, ca
 
     def go(steps: int, mode: str, start) -> str:
         monkeypatch.setattr(wandb, "init", start)
-        log = {"wandb": mode, "project": "helpful"}
+        log = {"backend": "wandb", "wandb": mode, "project": "helpful"}
         optim = {"schedule": "constant"}
         with Run(OmegaConf.create(cfg | {"num_steps": steps, "resume": steps > 1, "log": log, "optim": optim})) as run:
             run.resume()
             while run.step < steps:
                 run.metrics.add({"x": 1.0})
                 run.end_step(num_tokens=1)
-            return run._snapshot()["board_id"]
+            return run._snapshot()["board_id"].removeprefix("wandb:")
 
     first = go(1, "offline", noted)
     assert go(2, "disabled" if how == "disabled" else "offline", fail if how == "failing" else noted) == first

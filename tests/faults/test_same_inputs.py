@@ -172,7 +172,8 @@ def draw(home: Path, *, seed: int, **changes) -> list[float]:
     cfg = {"name": "draw", "run_dir": str(home), "seed": seed, "resume": False, "resume_anyway": False}
     cfg |= {"overwrite": False, "num_steps": 2, "save_every": 1, "keep_last": 2, "dist": {"strategy": "single"}}
     model = nn.Linear(1, 1, bias=False)
-    with Run(OmegaConf.create(cfg | {"log": {"wandb": "disabled", "project": "x"}} | changes)) as run:
+    cfg["log"] = {"backend": "wandb", "wandb": "disabled", "project": "x"}
+    with Run(OmegaConf.create(cfg | changes)) as run:
         nn.init.zeros_(model.weight)
         run.resume(model=model)
         while run.step < 2:

@@ -76,7 +76,8 @@ def test_no_code_reads_a_format_that_can_run_code():
     "place", ["os:system", "..losses:dpo_loss", "data..rewards:call_reward", "/etc/passwd:x", ":f"]
 )
 def test_a_reward_outside_the_project_must_be_named_as_a_file(place):
-    with pytest.raises(ValueError, match="no module of this project|must read package.module:function"):
+    told = "no module of this project|must read package.module:function|is no ready reward"
+    with pytest.raises(ValueError, match=told):
         load_reward_function(place)
 
 
