@@ -101,7 +101,7 @@ def attention(device: torch.device, tiny: bool, result: dict) -> list[dict]:
     rows = []
     for name, run in ways.items():
         try:
-            seconds, _ = work.time_step(lambda run=run: run().sum().backward(), device, 2 if tiny else 10)
+            seconds, _ = work.time_step(lambda run=run: run().sum().backward(), device, 1 if tiny else 10)
             rows.append({"name": name, "seconds": seconds, "tflops": flops / seconds / 1e12})
         except (RuntimeError, ImportError) as error:
             rows.append({"name": name, "error": str(error).splitlines()[0]})
@@ -119,8 +119,8 @@ def training(device: torch.device, tiny: bool, result: dict) -> list[dict]:
     rows = []
     for shape in work.TINY if tiny else work.SHAPES:
         for name in ("sft", "rm", "dpo"):
-            rows.append(row(shape, name, lambda s=shape, n=name: work.training(n, s, device, 2 if tiny else 5), result))
-        other = guarded(lambda s=shape: work.transformers_sft(s, device, 2 if tiny else 5))
+            rows.append(row(shape, name, lambda s=shape, n=name: work.training(n, s, device, 1 if tiny else 5), result))
+        other = guarded(lambda s=shape: work.transformers_sft(s, device, 1 if tiny else 5))
         if isinstance(other, tuple):
             rows.append(row(shape, f"sft by {other[0]}", lambda o=other: o[1], result))
         elif other is not None:

@@ -61,8 +61,8 @@ class Timed(NamedTuple):
 
 
 def time_step(step: Callable[[], None], device: torch.device, rounds: int) -> tuple[float, float]:
-    """(median seconds, peak GB) of `rounds` steps after two."""
-    for _ in range(2):
+    """(median seconds, peak GB) of `rounds` steps after two, or one."""
+    for _ in range(min(2, rounds)):
         step()
     wait(device)
     if device.type == "cuda":

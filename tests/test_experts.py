@@ -94,10 +94,10 @@ def test_without_experts_nothing_is_added_and_frozen_forwards_leave_nothing():
     assert router_loss(policy, share=1.0, balance_coef=1.0, z_coef=1.0) == (0.0, {})
 
 
-SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in ("train_rm", "train_dpo"))
+SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in ("train_rm", "train_dpo", "train_ppo"))
 
 
-@pytest.mark.parametrize("name", ["train_sft", "train_ppo", *SLOW])
+@pytest.mark.parametrize("name", ["train_sft", *SLOW])
 def test_the_router_losses_reach_every_training_script(name, door, job, house, tmp_path, read_metrics):  # noqa: F811
     """The same run with and without them: experts are measured in both, and the weights come out otherwise."""
     tokenizer = load_tokenizer(house / "policy")
