@@ -1,7 +1,8 @@
 # Two commands: `make run` and `make test`. Both set up .venv first where it is missing.
 PYTHON ?= python3.11
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Many tests start scripts in processes of their own: modules are compiled once, also where the environment forbids it.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TWO := --numprocesses=2
 CPU := not gpu and not interpreter and not aot and not servers
 
@@ -19,8 +20,8 @@ run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smol
 	touch $@
 
 .venv/dev: .venv/core
-	$(BIN)/python -m pip install --quiet -e ".[eval,math,arena,scale,dev]"
-	$(BIN)/python -m pip install --quiet --no-deps bitsandbytes==0.50.2 mistral-common==1.13.1 trl==1.16.0 axolotl==0.19.0
+	$(BIN)/python -m pip install --quiet --no-compile -e ".[eval,math,arena,scale,dev]"
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps bitsandbytes==0.50.2 mistral-common==1.13.1 trl==1.16.0 axolotl==0.19.0
 	touch $@
 
 test: lint test-rest test-interpreter test-aot  ## everything that runs on a CPU in minutes, two processes at a time
