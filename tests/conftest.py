@@ -29,6 +29,16 @@ def outcome_of(job: JobReturn):
 JobReturn.return_value = property(outcome_of, JobReturn.return_value.fset)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m reads the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of tests/slow.txt are slow tests: a line is one test, or all variants of one."""
+    lines = (ROOT / "tests" / "slow.txt").read_text(encoding="utf-8").splitlines()
+    slow = {line for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid in slow or item.nodeid.partition("[")[0] in slow:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def compose(tmp_path):
     """compose(door, *overrides) -> the config that the door would get, its run directory under tmp_path."""

@@ -163,8 +163,11 @@ def group_of_one(monkeypatch):
 
 
 def test_no_thread_of_gloo_outlives_the_process_group(group_of_one):
+    before = set(os.listdir("/proc/self/task"))  # other tests' threads are not this one's matter
+
     def threads():
-        return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+        new = set(os.listdir("/proc/self/task")) - before
+        return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm") if path.parts[-2] in new]
 
     def train():
         _, _, device = start_ranks("fsdp")
