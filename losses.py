@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.backend import check_agreement, use_triton
 from runtime.devices import any_on_host
-from runtime.metrics import Mean, masked
+from runtime.metrics import Mean, masked, wide
 
 # ---- supervised fine-tuning
 
@@ -395,7 +395,7 @@ def ppo_loss(
 
         check_agreement("losses.py", lambda: _pairs(by_kernel, by_definition, actions, states))
         loss, sums = by_kernel(actions, states)
-        return loss, {name: Mean(total, count) for name, (total, count) in sums.items()}
+        return loss, {name: Mean(wide(total), count) for name, (total, count) in sums.items()}
     return by_definition(actions, states)
 
 
