@@ -98,8 +98,8 @@ class Training:
     def saves_under_way(self) -> set[str]:
         """Temporary directories of this start; those that an earlier kill left are older."""
         found = set()
-        for path in self.directory.glob(SAVING):
-            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+        with contextlib.suppress(FileNotFoundError):  # its directory was deleted, or it was renamed, meanwhile
+            for path in self.directory.glob(SAVING):
                 found |= {path.name} if path.stat().st_mtime > self.started else set()
         return found
 
@@ -188,10 +188,20 @@ def kill_until(training: Training, kills: int, *, old: Path, seconds: float, see
         else:
             places[place] += 1
         resume = place is not None
-    training.finish("resume=true" if resume else begin_again(training, old))
+    if not (resume and resumes(training)):
+        training.finish(begin_again(training, old))
     results.append(training.result())
     assert all(result == results[-1] for result in results), "two trainings with kills differ"
     return places
+
+
+def resumes(training: Training) -> bool:
+    """Whether the training goes on to its end; False where the killed overwriting left the old run."""
+    process = training.start("resume=true")
+    process.join(LIMIT)
+    said = training.log.read_text()[-2000:]
+    assert process.exitcode == 0 or (process.exitcode == 2 and OLD_RUN.search(said)), said
+    return process.exitcode == 0
 
 
 def begin_again(training: Training, old: Path) -> str:

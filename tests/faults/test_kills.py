@@ -121,8 +121,12 @@ def test_ten_kills_lose_nothing(name, trainings, tmp_path):
         (tmp_path / "rate.py").write_text(
             "import random\ndef rate(prompts, completions):\n    return [random.random() for _ in prompts]\n"
         )
-        more = [*more, f"reward_fn={tmp_path}/rate.py:rate"]
-    survives(door, [*trainings[door], *more], tmp_path, kills=10, seed=sorted(CONFIGURATIONS).index(name))
+        more = [*more, f"reward={tmp_path}/rate.py:rate"]
+    words = trainings[door]
+    if name in ("sft adapters", "rm adapters"):  # they adapt a trained model, and name no sizes of one
+        sft = next(word for word in trainings["train_dpo"] if word.startswith("policy="))
+        words = [sft, *(word for word in words if not word.startswith("model"))]
+    survives(door, [*words, *more], tmp_path, kills=10, seed=sorted(CONFIGURATIONS).index(name))
 
 
 @pytest.mark.slow
