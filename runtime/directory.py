@@ -13,15 +13,15 @@ from runtime.files import remove, sync
 # what says whose it is goes last. A directory with any of these holds a run.
 LEAVES = (
     "checkpoints", "nonfinite", "model", "model.writing", "model.old", "adapter", "adapter.writing", "engine",
-    "engine.writing", "engine.old", "metrics.jsonl", "samples.jsonl", "bad_rows.jsonl", "curves.png", "git.diff",
-    "wandb", "config.yaml", "run.json",
+    "engine.writing", "engine.old", "metrics.jsonl", "samples.jsonl", "bad_rows.jsonl", "curves.png", "hacking.png",
+    "calibration.png", "git.diff", "wandb", "config.yaml", "run.json",
 )  # fmt: skip
 DELETING = ".deleting"  # where each of them goes at once before it is deleted piece by piece
 LOCK = ".lock"
 
 
 def claim(directory: Path, cfg: DictConfig) -> TextIO:
-    """Hold the directory for this process until the returned file is closed. Writes nothing else.
+    """Hold the directory for this process until the returned file is closed. Deletes unfinished files of a killed run.
 
     Raises:
         ValueError: another process holds it, it cannot be written, a part of it is a link, or it holds a run and
@@ -48,6 +48,9 @@ def claim(directory: Path, cfg: DictConfig) -> TextIO:
             f"{directory} holds a run ({', '.join(held)}); say resume=true to go on, overwrite=true to replace it, or "
             "choose another hydra.run.dir"
         )
+    for name in LEAVES:
+        for unfinished in directory.glob(f".{name}.*tmp"):  # of a run that was killed while it wrote the file
+            remove(unfinished)
     return lock
 
 

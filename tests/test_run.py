@@ -90,6 +90,16 @@ def test_overwrite_deletes_what_the_run_left_and_nothing_else(settings, tmp_path
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_what_a_kill_left_half_written_is_gone_after_the_next_start(settings, tmp_path, how):
+    count_to_four(settings())
+    for name in (".git.diff.4711.tmp", ".curves.png.tmp", ".run.json.4711.tmp"):
+        (tmp_path / "run" / name).write_text("half of")
+    (tmp_path / "run" / ".notes.tmp").write_text("somebody's own")
+    count_to_four(settings(**{how: True}))
+    assert [path.name for path in (tmp_path / "run").glob(".*tmp")] == [".notes.tmp"]
+
+
 def test_a_refused_input_leaves_the_old_run_even_with_overwrite(settings, tmp_path):
     count_to_four(settings())
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
