@@ -1,32 +1,33 @@
 """Official scorers and ours on the same outputs: the table of docs/evaluation.md.
 
     pip download --no-deps alpaca_eval==0.6.6 fschat==0.2.36 rewardbench==0.1.4 -d WHEELS
-    python bench/official.py WHEELS ../shared/reference/evaluation
+    git clone https://github.com/lmarena/arena-hard-auto ARENA_HARD
+    python bench/official.py WHEELS ARENA_HARD ../shared/reference
 
-The scoring functions are taken from the wheels by name: the packages themselves ask for servers, keys and other
-versions of what is installed here. Rows without a wheel compare with the value that a benchmark published for the file.
+The scoring functions are taken from the wheels and the clone by name: the packages themselves ask for servers, keys and
+other versions of what is installed here. lm-eval (the dev extra) is imported. Other rows compare with the value that a
+benchmark published for the file.
 """
 
-import ast
 import csv
 import gzip
 import json
-import math
-import re
 import sys
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from scipy.special import logsumexp
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bench.official_arena_hard import arena_hard  # noqa: E402
+from bench.official_code import in_wheel, largest, taken  # noqa: E402
 from data.clients import Answer  # noqa: E402
 from evals.agreement import by_group, judge_pairs, split_judge  # noqa: E402
 from evals.benchmarks.both_orders import order_accuracy  # noqa: E402
+from evals.benchmarks.gsm8k import harness_matches  # noqa: E402
 from evals.benchmarks.reward_accuracy import SECTIONS, accuracy_table  # noqa: E402
 from evals.benchmarks.rewardbench2 import ties_score  # noqa: E402
 from evals.lc_weights import predicted_rates, read_weights  # noqa: E402
@@ -34,23 +35,6 @@ from evals.ratings import rate  # noqa: E402
 from evals.readers import read_votes  # noqa: E402
 from evals.top_logprobs import second_share  # noqa: E402
 from evals.winrate import win_rate  # noqa: E402
-
-
-def taken(wheels: Path, package: str, module: str, names: tuple[str, ...], **needs) -> dict:
-    """The functions and constants of these names in a wheel's module, with what they need of others."""
-    (wheel,) = wheels.glob(f"{package}-*.whl")
-    tree = ast.parse(zipfile.ZipFile(wheel).read(module).decode())
-    wanted = [node for node in tree.body if _name(node) in names]
-    space = {"np": np, "pd": pd, "math": math, "re": re, "logsumexp": logsumexp, **needs}
-    source = "from __future__ import annotations\n" + "\n".join(map(ast.unparse, wanted))
-    exec(compile(source, module, "exec"), space)
-    return space
-
-
-def _name(node: ast.stmt) -> str | None:
-    if isinstance(node, ast.Assign):
-        return getattr(node.targets[0], "id", None)
-    return getattr(node, "name", None)
 
 
 def given_values(folder: Path, section: str) -> dict:
@@ -75,8 +59,8 @@ def alpaca_eval(wheels: Path, folder: Path) -> list[tuple]:
         controlled.append((official["lc"], ours))
     rows.append(largest("AlpacaEval 2 win rate, %", "leaderboard", raw))
     rows.append(largest("AlpacaEval 2 length-controlled, % (published weights)", "alpaca_eval 0.6.6", controlled))
-    module = "alpaca_eval/completion_parsers.py"
-    parse = taken(wheels, "alpaca_eval", module, ("logprob_parser",))["logprob_parser"]
+    source = in_wheel(wheels, "alpaca_eval", "alpaca_eval/completion_parsers.py")
+    parse = taken(source, ("logprob_parser",))["logprob_parser"]
     rng, shares = np.random.default_rng(0), []
     for _ in range(200):
         likely = {name: float(-rng.exponential(3)) for name in rng.choice(["m", "M", "The", "A"], 3, replace=False)}
@@ -98,7 +82,7 @@ def mt_bench(wheels: Path, folder: Path) -> list[tuple]:
         "equalvote",
         "get_mt_bench_agreement",
     )
-    official = taken(wheels, "fschat", "fastchat/llm_judge/compute_agreement.py", names)
+    official = taken(in_wheel(wheels, "fschat", "fastchat/llm_judge/compute_agreement.py"), names)
     files = [folder / f"mtbench/{name}.jsonl" for name in ("human", "gpt4_pair")]
     raw = [[json.loads(row) for row in file.read_text().splitlines()] for file in files]
     raw[1] = [row | {"judge": ["gpt-4", "pair-v2"]} for row in raw[1]]  # the name that FastChat looks for
@@ -116,11 +100,12 @@ def mt_bench(wheels: Path, folder: Path) -> list[tuple]:
 
 def reward_bench(wheels: Path) -> list[tuple]:
     """Sections of version 1 and Ties of version 2, on scores that are drawn."""
-    constants = taken(wheels, "rewardbench", "rewardbench/constants.py", ("EXAMPLE_COUNTS", "SUBSET_MAPPING"))
+    source = in_wheel(wheels, "rewardbench", "rewardbench/constants.py")
+    constants = taken(source, ("EXAMPLE_COUNTS", "SUBSET_MAPPING"))
     names = ("calculate_scores_per_section", "sample_stats", "process_single_model")
     # the last wants a Dataset to return its rows with their scores, which are not looked at here
     rows_of = SimpleNamespace(from_dict=lambda columns: columns)
-    official = taken(wheels, "rewardbench", "rewardbench/utils.py", names, Dataset=rows_of)
+    official = taken(in_wheel(wheels, "rewardbench", "rewardbench/utils.py"), names, Dataset=rows_of)
     rng = np.random.default_rng(0)
     subsets = [subset for own in SECTIONS.values() for subset in own for _ in range(7)]
     scores = rng.normal(size=(len(subsets), 2)) + [0.7, 0]
@@ -138,6 +123,56 @@ def reward_bench(wheels: Path) -> list[tuple]:
             groups.append({"id": f"{kind}:{number}", "num_correct": right, "scores": drawn.tolist()})
     _, overall = official["process_single_model"](groups)
     return [*rows, ("RewardBench 2 Ties", "rewardbench 0.1.4", overall, ties_score(groups)["score"])]
+
+
+def gsm8k(folder: Path) -> list[tuple]:
+    """lm-eval's two string matches on the test problems, answered by their solutions in several wordings."""
+    import lm_eval
+    from lm_eval.api.metrics import exact_match_hf_evaluate
+    from lm_eval.filters.extraction import RegexFilter
+
+    config = yaml.safe_load(Path(lm_eval.__file__).with_name("tasks").joinpath("gsm8k/gsm8k.yaml").read_text())
+    (metric,) = config["metric_list"]
+    ignored = {key: metric[key] for key in ("regexes_to_ignore", "ignore_case", "ignore_punctuation")}
+    with gzip.open(folder / "gsm8k/test.jsonl.gz", "rt", encoding="utf-8") as file:
+        solutions = [json.loads(line)["answer"] for line in file]
+    answers = said_otherwise(solutions)
+    official = []
+    for chain in config["filter_list"]:
+        words = {key: value for key, value in chain["filter"][0].items() if key != "function"}
+        found = RegexFilter(**words).apply([[answer] for answer in answers], [{}] * len(answers))
+        official.append([
+            exact_match_hf_evaluate(predictions=[first], references=[solution], **ignored)["exact_match"]
+            for (first,), solution in zip(found, solutions, strict=True)
+        ])  # fmt: skip
+    ours = np.array([harness_matches(*pair) for pair in zip(answers, solutions, strict=True)], float).T
+    apart = int((np.array(official, float) != ours).sum())
+    label = f"{len(answers)} answers, {apart} read differently"
+    return [
+        (f"GSM8K {chain['name']} ({label})", "lm-eval 0.4.13", np.mean(theirs), own.mean())
+        for chain, theirs, own in zip(config["filter_list"], official, ours, strict=True)
+    ]
+
+
+ENDINGS = (
+    "\n#### {}",
+    "\n#### ${}.",
+    "\nThe answer is {}.",
+    "\nSo it is **${}**",
+    "\n#### {}\nDone in 2 steps.",
+    "\n\\boxed{{{}}}",
+    " ####{}",
+)
+
+
+def said_otherwise(solutions: list[str]) -> list[str]:
+    """The solutions as models write them: with a wrong number, without ####, in dollars, with a full stop."""
+    rng, answers = np.random.default_rng(0), []
+    for solution in solutions:
+        steps, _, number = solution.partition("\n#### ")
+        number = number if rng.random() < 0.7 else str(int(rng.integers(1, 2000)))
+        answers.append(steps + str(rng.choice(ENDINGS)).format(number))
+    return answers
 
 
 def published(folder: Path) -> list[tuple]:
@@ -163,17 +198,10 @@ def published(folder: Path) -> list[tuple]:
     return [*rows, largest("Bradley-Terry of MT-Bench's people, points", "fschat", pairs)]
 
 
-def largest(benchmark: str, source: str, pairs: list[tuple]) -> tuple:
-    """The row with the largest difference of many."""
-    values = np.array(pairs, float)
-    values = values[~np.isnan(values).all(axis=1)]  # no verdict on both sides
-    worst = int(np.abs(values[:, 0] - values[:, 1]).argmax())
-    return f"{benchmark} ({len(values)} values, the farthest)", source, *values[worst]
-
-
 if __name__ == "__main__":
-    wheels, folder = map(Path, sys.argv[1:3])
+    wheels, clone, reference = map(Path, sys.argv[1:4])
+    folder = reference / "evaluation"
     print("| benchmark | official scorer | official value | ours | difference |\n| --- | --- | --- | --- | --- |")
-    for row in [*alpaca_eval(wheels, folder), *mt_bench(wheels, folder), *reward_bench(wheels), *published(folder)]:
-        benchmark, source, theirs, ours = row
+    rows = [*alpaca_eval(wheels, folder), *mt_bench(wheels, folder), *reward_bench(wheels), *published(folder)]
+    for benchmark, source, theirs, ours in [*rows, *arena_hard(clone), *gsm8k(reference)]:
         print(f"| {benchmark} | {source} | {theirs:.6f} | {ours:.6f} | {abs(theirs - ours):.1e} |")

@@ -112,28 +112,32 @@ class Bench:
         items = next(loader(data, self.tokenizer, batch_size=8, seed=0, rank=0, world_size=1))
         return items if file == "SFT" else [row for element in items for row in element.rows]
 
-    def run(self, command: list[str]) -> tuple[float, float]:
-        """(seconds of a step: median without the first, peak memory in GB)."""
+    def run(self, command: list[str], root: Path = ROOT) -> float:
+        """Peak memory in GB of a process in the directory of the code."""
         self.count += 1
         log = self.directory / f"{self.count:03d}.log"
         with open(log, "w") as file:
-            process = subprocess.Popen([str(c) for c in command], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT)
+            process = subprocess.Popen([str(c) for c in command], stdout=file, stderr=subprocess.STDOUT, cwd=root)
             _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise SystemExit(f"{' '.join(map(str, command))} failed; see {log}")
         return usage.ru_maxrss / 1e6
 
-    def ours(self, words: list[str]) -> tuple[float, float]:
-        """Seconds a step and peak GB of one of our doors, or of our sampler."""
+    def ours(self, words: list[str], root: Path = ROOT) -> tuple[float, float]:
+        """Seconds a step (median without the first) and peak GB of one of our scripts, or of our sampler.
+
+        Args:
+            root: directory of the code: ours, or another commit's.
+        """
         if words[0] == "generate":
             fixed = ["--precision", "bf16"]
-            return self.timed([sys.executable, "bench/own_generate.py", *fixed, *words[1:]])
+            return self.timed([sys.executable, "bench/own_generate.py", *fixed, *words[1:]], root)
         out = self.directory / f"run{self.count}"
         files = {name: str(self.directory / f"{name}.jsonl") for name in self.files} | {"RM": str(self.scorer)}
         for name, path in files.items():
             words = [word.replace(f"[{name}]", f"[{path}]").replace(f"={name}", f"={path}") for word in words]
         door, *rest = words
-        memory = self.run([sys.executable, door, f"policy={self.model}", f"hydra.run.dir={out}", *rest])
+        memory = self.run([sys.executable, door, f"policy={self.model}", f"hydra.run.dir={out}", *rest], root)
         steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         memory = max(step["perf/peak_memory_gb"] for step in steps) if torch.cuda.is_available() else memory
         return statistics.median([s["perf/step_seconds"] for s in steps if s["step"] > 1]), memory
@@ -155,10 +159,12 @@ class Bench:
         config = open_weights(self.model).config
         return 3 * forward_flops(config, tokens=len(stream.tokens), length=0, targets=len(stream.targets))
 
-    def timed(self, command: list) -> tuple[float, float]:
+    def timed(self, command: list, root: Path = ROOT) -> tuple[float, float]:
         out = self.directory / "seconds.json"
         rows = "PROMPTS" if "--lengths" in command else "TARGETS" if "sft" in command else "PAIRS"
-        memory = self.run([*command, "--model", self.model, "--rows", self.directory / f"{rows}.jsonl", "--out", out])
+        memory = self.run(
+            [*command, "--model", self.model, "--rows", self.directory / f"{rows}.jsonl", "--out", out], root
+        )
         told = json.loads(out.read_text())
         return statistics.median(told["seconds"][1:] or told["seconds"]), told.get("peak_gb", memory)
 

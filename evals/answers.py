@@ -110,7 +110,7 @@ def style_features(turns: Sequence[str]) -> dict[str, float]:
         "tokens": len(re.findall(r"\w+|[^\w\s]", "\n".join(turns))),
         "headers": len(re.findall(r"^#{1,6}\s", text, flags=re.MULTILINE)),
         "lists": len(re.findall(r"^\s*(?:\d+\.|[-*+])\s", text, flags=re.MULTILINE)),
-        "bold": len(re.findall(r"\*\*[^*\n]+\*\*", text)),
+        "bold": len(re.findall(r"\*\*[^*\n]+\*\*|__[^_\n]+__", text)),
     }
 
 

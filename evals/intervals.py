@@ -1,7 +1,8 @@
 """Intervals for votes that share questions: several votes on one question are not several independent votes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import stdev
 
 import numpy as np
 from scipy.stats import norm, t
@@ -70,6 +71,17 @@ def share_estimate(hits, clusters, *, null: float, level: float) -> dict:
     z = (share - null) / math.sqrt(null * (1 - null) / effective)
     lower, upper = (round(min(max(bound, 0.0), 1.0), 12) for bound in (lower, upper))  # Wilson at 0 is 3e-17
     return _estimate(share, lower, upper, len(hits), groups, 2 * norm.sf(abs(z)))
+
+
+def t_interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Mean and 95 % t interval; None for what so few values do not tell."""
+    if not values:
+        return None, None, None
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return mean, None, None
+    half = t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
 
 
 def percent(estimate: dict) -> dict:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from data.reward_process import RewardProcess
 from evals.best_of_n import best_of_n_kl, expected_best
+from evals.intervals import t_interval
 from evals.overoptimization import read_gold
 from runtime.config import check_positive
 from runtime.plots import pyplot, save_figure
@@ -33,11 +34,18 @@ def run(cfg: DictConfig, out: Path) -> dict:
         ends[name] = [
             {"kl": kl[-1], "gold": gold[-1], "best_of_n": float(np.interp(kl[-1], *best))} for kl, gold in seeds
         ]
-        means = [np.mean([end[key] for end in ends[name]]) for key in ("kl", "gold", "best_of_n")]
-        rows.append((name, len(seeds), *means))
-    print_table("where each ends", ("method", "seeds", "KL, nats", "gold", "best of n there"), rows)
+        (kl, *_), gold, beyond = (t_interval(column) for column in zip(*(_end(end) for end in ends[name]), strict=True))
+        rows.append((name, len(seeds), kl, *gold, *beyond))
+    head = ("method", "seeds", "KL, nats", "gold", "lower", "upper", "minus best of n", "lower", "upper")
+    print_table("where each ends, with t intervals over seeds", head, rows)
     draw(out / "plane.png", methods, best)
-    return {"ends": ends, "best_of_n": {"kl": best[0], "gold": best[1]}}
+    columns = ("seeds", "kl", "gold", "lower", "upper", "minus_best_of_n", "minus_lower", "minus_upper")
+    means = {name: dict(zip(columns, row, strict=True)) for name, *row in rows}
+    return {"ends": ends, "means": means, "best_of_n": {"kl": best[0], "gold": best[1]}}
+
+
+def _end(end: dict[str, float]) -> tuple[float, float, float]:
+    return end["kl"], end["gold"], end["gold"] - end["best_of_n"]
 
 
 def best_of_n(directory: str) -> tuple[np.ndarray, np.ndarray]:

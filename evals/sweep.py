@@ -2,11 +2,10 @@
 
 import math
 from pathlib import Path
-from statistics import stdev
 
 from omegaconf import DictConfig, OmegaConf
-from scipy.stats import t
 
+from evals.intervals import t_interval
 from runtime.config import flat
 from runtime.metrics import read_rows
 from runtime.plots import pyplot, save_figure
@@ -88,17 +87,6 @@ def over_seeds(jobs: list[dict], usual: dict) -> list[dict]:
         rows.append({"settings": label, "runs": len(values)} | dict(zip(("mean", "lower", "upper"), mean, strict=True)))
         rows[-1] |= dict(zip(("difference", "difference_lower", "difference_upper"), difference, strict=True))
     return rows
-
-
-def t_interval(values: list[float]) -> tuple[float | None, float | None, float | None]:
-    """Mean and 95 % t interval; None for what so few values do not tell."""
-    if not values:
-        return None, None, None
-    mean = sum(values) / len(values)
-    if len(values) < 2:
-        return mean, None, None
-    half = t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
 
 
 def plot_jobs(path: Path, jobs: list[dict], key: str) -> None:

@@ -106,6 +106,9 @@ def test_methods_share_a_plane_with_the_best_of_n(door, tmp_path):
     assert door(DOOR, "task=plane", *words, f"hydra.run.dir={tmp_path}/out") == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert [end["gold"] for end in result["ends"]["rloo"]] == [3, 5] and result["ends"]["dpo"][0]["kl"] == 1
+    mean = result["means"]["rloo"]  # two values that differ by 2: 12.706 standard errors of 1
+    assert [mean[key] for key in ("seeds", "gold", "lower")] == pytest.approx([2, 4, 4 - 12.706], abs=1e-3)
+    assert result["means"]["dpo"]["gold"] == 7 and result["means"]["dpo"]["lower"] is None
     assert result["best_of_n"]["gold"] == pytest.approx(
         [2.25, (20 / 6 + 2) / 2, 3.0]
     )  # of the pairs of 1, 2, 3, 4 the best is 20 / 6

@@ -182,3 +182,24 @@ def test_the_door_rates_battles_in_file_order(method, tmp_path, door, capsys):
     assert set(result["ratings"]["x"]) >= {"rating", "lower", "upper", "rank"}
     assert result["errors"] == 1 and result["n"] == 15 and result["n_ties"] == 3
     assert (tmp_path / "out/ratings.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "choice, code, n", [(None, 2, 0), ("all", 0, 9), ("people", 0, 3), ("j1", 0, 3), ("nobody", 2, 0)]
+)
+def test_votes_of_people_and_judges_are_not_pooled_without_a_word(choice, code, n, tmp_path, door, capsys):
+    who = [(f"p{i}", True) for i in range(3)] + [("j1", False)] * 3 + [("j2", False)] * 3
+    rows = [
+        {"question": f"q{i}", "model_a": a, "model_b": b, "judge": judge, "human": human, "verdict": verdict}
+        for i, ((judge, human), (a, b, verdict)) in enumerate(zip(who, TRIANGLE[:3] * 3, strict=True))
+    ]
+    file = write_lines(tmp_path / "votes.jsonl", rows)
+    words = ["task=ratings", "task.format=verdicts", f"task.input=[{file}]", f"hydra.run.dir={tmp_path / 'out'}"]
+    assert door(DOOR, *words, *([f"task.judge={choice}"] if choice else [])) == code
+    said = capsys.readouterr().err
+    if code == 0:
+        assert json.loads((tmp_path / "out/result.json").read_text())["n"] == n
+    elif choice:
+        assert "no vote of task.judge=nobody; the files hold j1, j2" in said
+    else:
+        assert "the files hold votes of j1, j2, people; choose with task.judge=NAME | people | all" in said

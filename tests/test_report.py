@@ -2,8 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from evals.intervals import mean_estimate, t_interval
+from evals.pages.figures import Figure, over_seeds
+from evals.pages.report import names_of
 from tests.published_votes import DOOR, write_lines
 
 MODELS = ("old", "new")
@@ -47,3 +51,40 @@ def test_the_pages_show_every_figure_with_its_interval_and_n(tmp_path, door, run
     assert "<td" in board and "n 12" in board and "<script" not in page + board
     assert door(DOOR, "task=report", f"task.input=[{tmp_path}]", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "holds no result.json" in capsys.readouterr().err
+
+
+def test_results_of_the_same_models_do_not_hide_each_other(tmp_path, door, runs):
+    words = ("task=report", f"task.input=[{','.join(runs)}]")
+    assert door(DOOR, *words, f"hydra.run.dir={tmp_path}/out") == 0
+    figures = json.loads((tmp_path / "out/result.json").read_text())["figures"]
+    assert len({(figure["model"], figure["benchmark"]) for figure in figures}) == len(figures)
+    board = (tmp_path / "out/leaderboard.html").read_text()
+    assert all(f"judge scripted (run {name})" in board for name in ("one", "two", "three"))
+    assert str(tmp_path) not in board + (tmp_path / "out/report.html").read_text()
+    assert names_of(["x/a/out", "x/b/out", "x/c"]) == {"x/a/out": "a/out", "x/b/out": "b/out", "x/c": "c"}
+
+
+def test_means_over_seeds_hold_for_other_seeds_and_other_questions():
+    """Three seeds, 40 questions that all answer: intervals over seeds alone leave out what other questions change."""
+    rng, held, alone = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        question, figures = rng.normal(0, 1, 40), []
+        for seed, luck in enumerate(rng.normal(0, 0.1, 3)):
+            row = mean_estimate(luck + question + rng.normal(0, 0.3, 40), range(40), null=0, level=0.95, spread=3)
+            figures.append(Figure("b", f"m_{seed}", row["value"], row["lower"], row["upper"], 40))
+        (mean,) = over_seeds(figures, ["m"])
+        _, low, high = t_interval([figure.value for figure in figures])
+        held += mean.lower <= 0 <= mean.upper
+        alone += low <= 0 <= high
+    assert held / 300 >= 0.94 and alone / 300 < 0.9, (held, alone)
+
+
+def test_a_mean_over_seeds_stays_a_share_and_wants_two_seeds(tmp_path, door, runs, capsys):
+    seeds = [Figure("b", f"m_{i}", value, value - 0.1, 1.0, 20, "", 0.0, 1.0) for i, value in enumerate((0.99, 0.9))]
+    (mean,) = over_seeds([*seeds, Figure("b", "m_x", 0.0, 0.0, 0.1, 20)], ["m"])
+    assert (mean.model, mean.n, mean.upper) == ("m, mean of 2 seeds", 20, 1.0) and mean.lower < 0.84
+    words = ("task=report", f"task.input=[{','.join(runs)}]", "task.seeds=[new]")
+    assert door(DOOR, *words, f"hydra.run.dir={tmp_path}/out") == 2
+    assert "task.seeds=new wants results of two or more models called new_0, new_1, ...; there are none" in (
+        capsys.readouterr().err
+    )

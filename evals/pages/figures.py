@@ -1,8 +1,12 @@
 """What the results of evaluations say of each model, as rows of one table whatever the task."""
 
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from evals.intervals import t_interval
 
 
 class Figure(NamedTuple):
@@ -15,12 +19,17 @@ class Figure(NamedTuple):
     upper: float | None
     n: int | None
     note: str = ""
+    least: float = -math.inf  # the figure cannot be less than this
+    most: float = math.inf
 
 
 def short(name: str) -> str:
     """A judge's name without the folders of a path in it."""
     kind, colon, path = name.partition(":")
     return f"{kind}:{Path(path).name}" if colon and "/" in path else name
+
+
+SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)
 
 
 def figures_of(result: dict, run: str) -> list[Figure]:
@@ -37,15 +46,64 @@ def figures_of(result: dict, run: str) -> list[Figure]:
     return [figure for figure in read(result, run) if figure.value is not None]
 
 
-def _figure(benchmark: str, model: str, row: dict, key: str = "value", note: str = "") -> Figure:
+def seeds_of(model: str, trainings: Sequence[str]) -> str | None:
+    """The training whose seed a model is, NAME for NAME_0, NAME_1, ...; None where it is none of them."""
+    return next((name for name in trainings if re.fullmatch(rf"{re.escape(name)}_\d+", model)), None)
+
+
+def over_seeds(figures: Sequence[Figure], trainings: Sequence[str]) -> list[Figure]:
+    """The mean over the seeds of each training in each benchmark.
+
+    Its interval says both what other seeds and what other questions would change. Seeds answer the same questions, so
+    their luck with the questions is common and more seeds do not average it away:
+
+        (mean - lower)^2 = (half width of the t interval over seeds)^2 + (mean of the seeds' own value - lower)^2
+
+    (MOVER: Zou & Donner 2008, for a sum of two parts), and the same above. One seed has no interval over seeds.
+
+    Raises:
+        ValueError: a training with fewer than two seeds among the models.
+    """
+    groups: dict[tuple[str, str], list[Figure]] = {}
+    for figure in figures:
+        name = seeds_of(figure.model, trainings)
+        if name is not None:
+            groups.setdefault((name, figure.benchmark), []).append(figure)
+    for name in trainings:
+        models = sorted({f.model for (training, _), own in groups.items() if training == name for f in own})
+        if len(models) < 2:
+            raise ValueError(
+                f"task.seeds={name} wants results of two or more models called {name}_0, {name}_1, ...; there are "
+                f"{', '.join(models) or 'none'}"
+            )
+    return [_mean_of_seeds(name, own) for (name, _), own in groups.items()]
+
+
+def _mean_of_seeds(name: str, own: list[Figure]) -> Figure:
+    mean, low, high = t_interval([figure.value for figure in own])
+    first, sizes = own[0], [figure.n for figure in own if figure.n is not None]
+    row = {"model": f"{name}, mean of {len(own)} seeds", "value": mean, "n": min(sizes, default=None)}
+    if low is None or any(figure.lower is None for figure in own):
+        return first._replace(**row, lower=None, upper=None, note="too few seeds, or a seed without an interval")
+    below = math.hypot(mean - low, sum(figure.value - figure.lower for figure in own) / len(own))
+    above = math.hypot(high - mean, sum(figure.upper - figure.value for figure in own) / len(own))
+    bounds = {"lower": max(mean - below, first.least), "upper": min(mean + above, first.most)}
+    notes = "; ".join(dict.fromkeys(note for figure in own for note in figure.note.split("; ") if note))
+    return first._replace(**row, **bounds, note=notes)
+
+
+def _figure(
+    benchmark: str, model: str, row: dict, key: str = "value", note: str = "", within: tuple = (-math.inf, math.inf)
+) -> Figure:
     lower, upper = row.get("lower"), row.get("upper")
     why = row.get("reason") or ("" if lower is not None else "no interval in the result")
-    return Figure(benchmark, model, row.get(key), lower, upper, row.get("n"), "; ".join(filter(None, (note, why))))
+    note = "; ".join(filter(None, (note, why)))
+    return Figure(benchmark, model, row.get(key), lower, upper, row.get("n"), note, *within)
 
 
 def _exact(result: dict, run: str) -> Iterator[Figure]:
     for model, row in result["models"].items():
-        yield _figure(f"exact: {row['measure']}", model, row)
+        yield _figure(f"exact: {row['measure']}", model, row, within=SHARE)
         for name in (
             "all_followed_loose",
             "instruction_level",
@@ -54,9 +112,9 @@ def _exact(result: dict, run: str) -> Iterator[Figure]:
             "majority",
         ):
             if name in row:
-                yield _figure(f"exact: {name}", model, row[name])
+                yield _figure(f"exact: {name}", model, row[name], within=SHARE)
         for k, figure in row.get("pass_at_k", {}).items():
-            yield _figure(f"exact: pass@{k}", model, figure)
+            yield _figure(f"exact: pass@{k}", model, figure, within=SHARE)
 
 
 def _winrate(result: dict, run: str) -> Iterator[Figure]:
@@ -64,21 +122,21 @@ def _winrate(result: dict, run: str) -> Iterator[Figure]:
     for row in flat:
         against = f"against {row['baseline']}"
         note = "; ".join(row.get("warnings", []))
-        yield _figure(f"win rate {against}", row["model"], row | {"n": row["n_total"]}, "win_rate", note)
+        yield _figure(f"win rate {against}", row["model"], row | {"n": row["n_total"]}, "win_rate", note, PERCENT)
         controlled = {"lower": row.get("length_controlled_lower"), "upper": row.get("length_controlled_upper")}
         controlled |= {"value": row["length_controlled_win_rate"], "n": row["n_total"]}
-        yield _figure(f"length-controlled win rate {against}", row["model"], controlled, note=note)
+        yield _figure(f"length-controlled win rate {against}", row["model"], controlled, note=note, within=PERCENT)
 
 
 def _judge(result: dict, run: str) -> Iterator[Figure]:
     note = "; ".join(result.get("warnings", []))
     for model, row in result["models"].items():
         if "value" in row:
-            yield _figure(f"grade by {short(result['judge'])}", model, row, note=note)
+            yield _figure(f"grade by {short(result['judge'])}", model, row, note=note, within=(1.0, 10.0))
             continue
         for baseline, own in row.items():
             name = f"win rate against {baseline}, judge {short(result['judge'])}"
-            yield _figure(name, model, own | {"n": own["n_total"]}, "win_rate", note)
+            yield _figure(name, model, own | {"n": own["n_total"]}, "win_rate", note, PERCENT)
 
 
 def _ratings(result: dict, run: str) -> Iterator[Figure]:
@@ -88,21 +146,21 @@ def _ratings(result: dict, run: str) -> Iterator[Figure]:
 
 def _rm_accuracy(result: dict, run: str) -> Iterator[Figure]:
     for name, row in (result.get("sections") or result["subsets"]).items():
-        yield _figure(f"reward accuracy: {name}", run, row, "accuracy" if "accuracy" in row else "score")
+        yield _figure(f"reward accuracy: {name}", run, row, "accuracy" if "accuracy" in row else "score", within=SHARE)
 
 
 def _arena_hard(result: dict, run: str) -> Iterator[Figure]:
     for category, table in result["categories"].items():
         for model, row in table["models"].items():
-            yield _figure(f"Arena-Hard {category}", model, row)
+            yield _figure(f"Arena-Hard {category}", model, row, within=PERCENT)
         for model, row in table.get("style_controlled", {}).get("models", {}).items():
-            yield _figure(f"Arena-Hard {category}, style controlled", model, row)
+            yield _figure(f"Arena-Hard {category}, style controlled", model, row, within=PERCENT)
 
 
 def _agreement(result: dict, run: str) -> Iterator[Figure]:
     lower, upper = result["agreement_interval"]
     row = {"value": result["agreement"], "lower": lower, "upper": upper, "n": result["n"]}
-    yield _figure("agreement with people", run, row)
+    yield _figure("agreement with people", run, row, within=SHARE)
     people = result["human_human"]
     lower, upper = people["agreement_interval"]
     row = {"value": people["agreement"], "lower": lower, "upper": upper, "n": people["n"]}
@@ -128,19 +186,19 @@ def _lm_eval(result: dict, run: str) -> Iterator[Figure]:
 def _both_orders(result: dict, run: str) -> Iterator[Figure]:
     for judge, groups in result["judges"].items():
         for name, row in groups.items():
-            yield _figure(f"judge right in both orders: {name}", judge, row["acc_both"])
+            yield _figure(f"judge right in both orders: {name}", judge, row["acc_both"], within=SHARE)
 
 
 def _lc_weights(result: dict, run: str) -> Iterator[Figure]:
     against = result["baseline"] or "the baseline of the fits"
     for model, row in result["models"].items():
         name = f"length-controlled win rate against {against}, from weights"
-        yield _figure(name, model, row, "length_controlled_win_rate")
+        yield _figure(name, model, row, "length_controlled_win_rate", within=PERCENT)
 
 
 def _rank_correlation(result: dict, run: str) -> Iterator[Figure]:
     for name in ("spearman", "kendall", "pearson"):
-        yield _figure(f"rank correlation: {name}", run, result[name])
+        yield _figure(f"rank correlation: {name}", run, result[name], within=(-1.0, 1.0))
 
 
 def _jury(result: dict, run: str) -> Iterator[Figure]:

@@ -1,6 +1,7 @@
 """task=report: many results on two pages that need no other file: report.html (a comparison) and leaderboard.html."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from omegaconf import DictConfig
 
 from data.records import read_jsonl
 from evals.intervals import mean_estimate, share_estimate
-from evals.pages.figures import Figure, figures_of, short
+from evals.pages.figures import Figure, figures_of, over_seeds, seeds_of, short
 from evals.readers import read_votes
 from evals.verdicts import PAIR, fold_orders, points
 from runtime.plots import plot_intervals, pyplot, save_figure
@@ -31,35 +32,60 @@ def load_runs(folders: list[str]) -> dict[str, dict]:
     return results
 
 
+def names_of(folders: Sequence[str]) -> dict[str, str]:
+    """{folder: what the pages call it}: its name, with as many of its parents as tell it from the others."""
+    parts = {folder: Path(folder).absolute().parts for folder in folders}
+    names = {}
+    for folder, own in parts.items():
+        size = next(n for n in range(1, len(own) + 1)
+                    if n == len(own) or sum(other[-n:] == own[-n:] for other in parts.values()) == 1)  # fmt: skip
+        names[folder] = "/".join(own[-size:])
+    return names
+
+
+def told_apart(figures: list[tuple[str, Figure]]) -> list[Figure]:
+    """The figures of (run, figure); of runs that measured the same of one model, each benchmark names its run."""
+    runs: dict[tuple[str, str], set[str]] = {}
+    for run, figure in figures:
+        runs.setdefault((figure.model, figure.benchmark), set()).add(run)
+    return [
+        figure if len(runs[figure.model, figure.benchmark]) == 1
+        else figure._replace(benchmark=f"{figure.benchmark} (run {run})")
+        for run, figure in figures
+    ]  # fmt: skip
+
+
 def interval(figure: Figure) -> str:
     """The interval in words, or why there is none."""
     return figure.note if figure.lower is None else f"{cell(figure.lower)} to {cell(figure.upper)}"
 
 
-def grades_by_category(folders: list[str]) -> pd.DataFrame:
-    """model, category, mean grade with its 95 % interval, and n, of every grades.jsonl."""
+def grades_by_category(folders: Sequence[str]) -> list[Figure]:
+    """The mean grade of each model in each category (`benchmark`) of every grades.jsonl; judges are told apart."""
     rows = [row for folder in folders if (Path(folder) / "grades.jsonl").is_file()
             for row in read_jsonl(Path(folder) / "grades.jsonl")]  # fmt: skip
     known = pd.DataFrame([row for row in rows if row["grade"] is not None and row["category"]])
-    columns = ["model", "category", "grade", "lower", "upper", "n"]
-    rows = []
-    for (model, category), own in known.groupby(["model", "category"], sort=True) if len(known) else ():
+    figures, several = [], len(known) and known["judge"].nunique() > 1
+    for (model, judge, category), own in known.groupby(["model", "judge", "category"]) if len(known) else ():
         found = mean_estimate(own["grade"], own["question"], null=5.5, level=0.95, spread=4.5)
         low, high = found["lower"], found["upper"]  # a grade is from 1 to 10, whatever few questions allow
         bounds = (None, None) if low is None else (max(low, 1.0), min(high, 10.0))
-        rows.append((model, category, own["grade"].mean(), *bounds, len(own)))
-    return pd.DataFrame(rows, columns=columns)
+        name = f"{model} by {short(judge)}" if several else model
+        why = found.get("reason", "")
+        figures.append(Figure(category, name, own["grade"].mean(), *bounds, len(own), why, 1.0, 10.0))
+    return figures
 
 
-def plot_radar(path: Path, grades: pd.DataFrame) -> bool:
+def plot_radar(path: Path, grades: Sequence[Figure]) -> bool:
     """MT-Bench's radar: a spoke a category, a line a model; False where fewer than three categories have grades."""
-    categories = sorted(grades["category"].unique())
+    categories = sorted({figure.benchmark for figure in grades})
     if len(categories) < 3:
         return False
     angles = np.linspace(0, 2 * np.pi, len(categories), endpoint=False)
     figure, axes = pyplot().subplots(figsize=(6, 5), subplot_kw={"projection": "polar"})
-    for model, own in grades.groupby("model", sort=False):
-        values = own.set_index("category")["grade"].reindex(categories).to_numpy()
+    for model in dict.fromkeys(grade.model for grade in grades):
+        found = {grade.benchmark: grade.value for grade in grades if grade.model == model}
+        values = np.array([found.get(category, np.nan) for category in categories])
         axes.plot(np.r_[angles, angles[0]], np.r_[values, values[0]], marker="o", label=model)
     axes.set_xticks(angles, categories)
     axes.set_ylim(0, 10)
@@ -75,17 +101,19 @@ def votes_of(folders: list[str]) -> pd.DataFrame | None:
 
 
 def wins_by_length(votes: pd.DataFrame) -> list[tuple]:
-    """(bin, share, lower, upper, n): how often the longer of two answers wins, by how much longer it is."""
+    """(bin, share, lower, upper, n): how often the longer of two answers wins, by judge and by gap."""
     known = votes[(votes["verdict"] != "error") & votes["length_a"].notna() & votes["length_b"].notna()]
-    gap = known["length_a"] - known["length_b"]
-    longer = points(known["verdict"]).where(gap > 0, 1 - points(known["verdict"]))
     rows = []
-    for low, high in ((1, 100), (100, 300), (300, 1000), (1000, np.inf)):
-        part = (gap.abs() >= low) & (gap.abs() < high)
-        if part.sum() > 1:
-            estimate = share_estimate(longer[part], known["question"][part], null=0.5, level=0.95)
-            name = f"{low} to {high:.0f} characters longer" if high < np.inf else f"{low} characters longer or more"
-            rows.append((name, *(estimate[key] for key in ("value", "lower", "upper", "n"))))
+    for judge, own in known.groupby("judge", sort=True):
+        gap = own["length_a"] - own["length_b"]
+        longer = points(own["verdict"]).where(gap > 0, 1 - points(own["verdict"]))
+        by = f"{short(judge)}: " if known["judge"].nunique() > 1 else ""
+        for low, high in ((1, 100), (100, 300), (300, 1000), (1000, np.inf)):
+            part = (gap.abs() >= low) & (gap.abs() < high)
+            if part.sum() > 1:
+                estimate = share_estimate(longer[part], own["question"][part], null=0.5, level=0.95)
+                name = f"{low} to {high:.0f} characters longer" if high < np.inf else f"{low} characters longer or more"
+                rows.append((by + name, *(estimate[key] for key in ("value", "lower", "upper", "n"))))
     return rows
 
 
@@ -124,24 +152,38 @@ def notes_of(figures: list[Figure]) -> list[str]:
     return [f"{', '.join(dict.fromkeys(benchmarks))}: {note}" for note, benchmarks in notes.items()]
 
 
+def figure_table(kind: str, figures: Sequence[Figure]) -> str:
+    """A row a figure: what was measured, of which model, the value, its interval and n."""
+    rows = [(f.benchmark, f.model, f.value, interval(f), f.n) for f in figures]
+    return table([(kind, "model", "value", "interval", "n"), *rows])
+
+
+def without_seeds(means: list[Figure], figures: list[Figure], trainings: Sequence[str]) -> list[Figure]:
+    """The means over seeds, and the figures of models that are no seed of any of these trainings."""
+    return means + [figure for figure in figures if seeds_of(figure.model, trainings) is None]
+
+
 def run(cfg: DictConfig, out: Path) -> dict:
     """task=report: report.html, leaderboard.html and the pictures in them."""
     task = cfg.task
     results = load_runs(list(task.input))
-    figures = [f for folder, result in results.items() for f in figures_of(result, Path(folder).name)]
+    names, seeds = names_of(list(results)), list(task.seeds)
+    figures = told_apart(
+        [(names[f], figure) for f, result in results.items() for figure in figures_of(result, names[f])]
+    )
+    means = over_seeds(figures, seeds)
     out.mkdir(parents=True, exist_ok=True)
     blocks = [
         paragraph(f"{len(results)} runs. Intervals are at 95 % unless a run's config.yaml says otherwise; "
                   "where there is none, its place says why."),
-        table([("benchmark", "model", "value", "interval", "n")]
-              + [(f.benchmark, f.model, f.value, interval(f), f.n) for f in figures]),
+        figure_table("benchmark", means + figures),
         bullets(notes_of(figures)),
     ]  # fmt: skip
     grades = grades_by_category(list(results))
-    if plot_radar(out / "radar.png", grades):
-        rows = [tuple(row) for row in grades.itertuples(index=False)]
+    of_seeds = over_seeds(grades, seeds) if seeds and grades else []
+    if plot_radar(out / "radar.png", without_seeds(of_seeds, grades, seeds)):
         blocks += [heading("Grades by category"), picture(out / "radar.png")]
-        blocks += [table([tuple(grades.columns), *rows])]
+        blocks += [figure_table("category", of_seeds + grades)]
     votes = votes_of(list(results))
     if votes is not None:
         by_length = wins_by_length(votes)
@@ -162,7 +204,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
             bullets(f"{f.model}, {f.benchmark}: {f.note}" for f in people if f.note),
         ]
     write_page(out / "report.html", task.title, *blocks)
-    board = [table(leaderboard(figures)), bullets(notes_of(figures))]
+    board = [table(leaderboard(without_seeds(means, figures, seeds))), bullets(notes_of(figures))]
     write_page(out / "leaderboard.html", f"{task.title}: leaderboard", *board)
     print(f"{len(figures)} figures of {len({f.model for f in figures})} models: {out / 'report.html'}")
-    return {"num_figures": len(figures), "figures": [f._asdict() for f in figures]}
+    return {"num_figures": len(figures), "figures": [f._asdict() for f in means + figures]}
