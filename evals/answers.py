@@ -105,12 +105,12 @@ def text_features(turns: Sequence[str]) -> dict[str, float]:
 
 def style_features(turns: Sequence[str]) -> dict[str, float]:
     """What style control looks at: words, headers, list items and bold spans of a Markdown answer."""
-    text = re.sub(r"```.*?```", "", "\n".join(turns), flags=re.DOTALL)
+    text = re.sub(r"```[^`]*```", "", "\n".join(turns))  # as published: a fence with a backtick in it stays
     return {
         "tokens": len(re.findall(r"\w+|[^\w\s]", "\n".join(turns))),
         "headers": len(re.findall(r"^#{1,6}\s", text, flags=re.MULTILINE)),
         "lists": len(re.findall(r"^\s*(?:\d+\.|[-*+])\s", text, flags=re.MULTILINE)),
-        "bold": len(re.findall(r"\*\*[^*\n]+\*\*|__[^_\n]+__", text)),
+        "bold": sum(len(re.findall(mark, text)) for mark in (r"\*\*[^*\n]+\*\*", r"__[^_\n]+__")),
     }
 
 

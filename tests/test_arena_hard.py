@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from evals.benchmarks.arena_hard import controlled, games_of, score
+from evals.benchmarks.arena_hard import FEATURES, controlled, games_of, score, style_gaps
 from evals.questions import load_questions
 from evals.readers import read_votes
 from tests.published_votes import DOOR, write_lines
@@ -63,6 +64,17 @@ def test_what_style_explains_is_taken_out(tmp_path):
     assert abs(found["weights"]["bold"]) < 0.3
     few = controlled(games[:20], style, level=0.9, rounds=5)
     assert few["estimator"].startswith("ridge: 20 battles are few")
+
+
+def test_a_strong_verdict_is_three_battles_for_the_style_too():
+    rng = np.random.default_rng(2)
+    games = pd.DataFrame({"question": [f"u{i}" for i in range(40)], "model": "m", "baseline": "base"})
+    games = games.assign(won=rng.choice([0.0, 0.5, 1.0], 40), weight=rng.choice([1.0, 3.0], 40))
+    style = {(model, f"u{i}"): dict(zip(FEATURES, map(int, rng.integers(1, 99, 4)), strict=True))
+             for model in ("m", "base") for i in range(40)}  # fmt: skip
+    repeated = games.loc[games.index.repeat(games["weight"].astype(int))].assign(weight=1.0)
+    once, thrice = (style_gaps(rows, style) for rows in (games, repeated))
+    assert thrice == pytest.approx(np.repeat(once, games["weight"].astype(int), axis=0))
 
 
 def test_the_official_questions_are_read_and_categories_have_their_prompts_and_baselines(tmp_path):

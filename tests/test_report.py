@@ -1,6 +1,7 @@
 """One page of many results: every figure with its interval and n, and the pictures that a reader looks for."""
 
 import json
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -49,18 +50,17 @@ def test_the_pages_show_every_figure_with_its_interval_and_n(tmp_path, door, run
     for text in (page, board):  # on a phone, a wide table scrolls by itself and the page does not
         assert "width=device-width" in text and text.count('<div class="scrolls"><table>') == text.count("<table>") > 0
     assert "<td" in board and "n 12" in board and "<script" not in page + board
+    words = ("task=report", f"task.input=[{','.join([*runs, str(copytree(runs[0], tmp_path / 'again' / 'one'))])}]")
+    assert door(DOOR, *words, f"hydra.run.dir={tmp_path}/both") == 0
+    figures = json.loads((tmp_path / "both/result.json").read_text())["figures"]
+    assert len({(figure["model"], figure["benchmark"]) for figure in figures}) == len(figures)  # none hides another
+    board = (tmp_path / "both/leaderboard.html").read_text()
+    assert "judge scripted:one.jsonl (run again/one)" in board and str(tmp_path) not in page + board
     assert door(DOOR, "task=report", f"task.input=[{tmp_path}]", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "holds no result.json" in capsys.readouterr().err
 
 
-def test_results_of_the_same_models_do_not_hide_each_other(tmp_path, door, runs):
-    words = ("task=report", f"task.input=[{','.join(runs)}]")
-    assert door(DOOR, *words, f"hydra.run.dir={tmp_path}/out") == 0
-    figures = json.loads((tmp_path / "out/result.json").read_text())["figures"]
-    assert len({(figure["model"], figure["benchmark"]) for figure in figures}) == len(figures)
-    board = (tmp_path / "out/leaderboard.html").read_text()
-    assert all(f"judge scripted (run {name})" in board for name in ("one", "two", "three"))
-    assert str(tmp_path) not in board + (tmp_path / "out/report.html").read_text()
+def test_folders_are_called_by_what_tells_them_apart():
     assert names_of(["x/a/out", "x/b/out", "x/c"]) == {"x/a/out": "a/out", "x/b/out": "b/out", "x/c": "c"}
 
 
@@ -79,12 +79,9 @@ def test_means_over_seeds_hold_for_other_seeds_and_other_questions():
     assert held / 300 >= 0.94 and alone / 300 < 0.9, (held, alone)
 
 
-def test_a_mean_over_seeds_stays_a_share_and_wants_two_seeds(tmp_path, door, runs, capsys):
+def test_a_mean_over_seeds_stays_a_share_and_wants_two_seeds():
     seeds = [Figure("b", f"m_{i}", value, value - 0.1, 1.0, 20, "", 0.0, 1.0) for i, value in enumerate((0.99, 0.9))]
     (mean,) = over_seeds([*seeds, Figure("b", "m_x", 0.0, 0.0, 0.1, 20)], ["m"])
     assert (mean.model, mean.n, mean.upper) == ("m, mean of 2 seeds", 20, 1.0) and mean.lower < 0.84
-    words = ("task=report", f"task.input=[{','.join(runs)}]", "task.seeds=[new]")
-    assert door(DOOR, *words, f"hydra.run.dir={tmp_path}/out") == 2
-    assert "task.seeds=new wants results of two or more models called new_0, new_1, ...; there are none" in (
-        capsys.readouterr().err
-    )
+    with pytest.raises(ValueError, match="two or more models called m_0, m_1, ...; there are m_0$"):
+        over_seeds(seeds[:1], ["m"])

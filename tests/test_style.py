@@ -18,6 +18,7 @@ PLAIN, RICH = "Paris.", "# Answer\n\n- **Paris** is the capital\n- It lies on th
 def test_style_counts_markdown_and_not_what_stands_in_code():
     assert style_features([RICH]) | {"tokens": 0} == {"tokens": 0, "headers": 1, "lists": 3, "bold": 1}
     assert style_features(["```\n# no header\n- no item\n```"])["headers"] == 0
+    assert style_features(["**both** and __both__\n```\n__init__ ** x ** y\n```"])["bold"] == 2
     assert style_features([PLAIN]) == {"tokens": 2, "headers": 0, "lists": 0, "bold": 0}
 
 
