@@ -8,6 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from absl.logging import get_absl_handler
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 
@@ -15,6 +16,8 @@ from runtime import devices
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # the suite's processes share the cores
+# TensorBoard's handler closes its stream when Hydra closes all handlers, unless that is stderr: pytest's file would be.
+get_absl_handler().python_handler.stream = sys.__stderr__
 devices.native_bf16 = lambda device_type: False  # precision=auto is fp32 in tests, whatever the machine has
 
 

@@ -1,6 +1,9 @@
 """A run's figures and samples in TensorBoard and Trackio, read back by their own readers."""
 
+import logging.config
+
 import pytest
+from absl.logging import get_absl_handler
 from omegaconf import OmegaConf
 
 from runtime.board import Board
@@ -52,3 +55,10 @@ def test_trackio_goes_on_with_the_run_that_it_had(tmp_path, monkeypatch):
 
 def test_an_id_of_another_backend_is_no_run_to_go_on_with(tmp_path):
     assert write("tensorboard", tmp_path, {}, run_id="wandb:abc").startswith("tensorboard:")
+
+
+def test_the_file_into_which_pytest_captures_outlives_a_script(capfd):
+    """Hydra closes every handler at its start, and TensorBoard's closes a stream that is not the stderr of now."""
+    stream = get_absl_handler().python_handler.stream
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
+    assert not stream.closed
