@@ -9,6 +9,7 @@ import sys
 from omegaconf import DictConfig
 
 from data.chat import encode_prompt
+from data.chat_template import TextMarkerSaid
 from data.prompts import encode_prompts
 from data.records import write_jsonl
 from data.tokenizer import load_tokenizer
@@ -65,8 +66,13 @@ def talk(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
     room, turns = policy.config.max_length - cfg.sampling.max_new_tokens, 0
     print("an empty line ends the talk")
     while text := read_line("you> "):
-        messages.append({"role": "user", "content": text})
-        prompt = encode_prompt(messages, tokenizer, max_length=room)
+        said = [*messages, {"role": "user", "content": text}]
+        try:
+            prompt = encode_prompt(said, tokenizer, max_length=room)
+        except TextMarkerSaid as error:
+            print(f"not said: {error}")
+            continue
+        messages = said
         print("model> ", end="", flush=True)
         stream = Stream(tokenizer)
         rows, _, _ = generate(

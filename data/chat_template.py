@@ -31,6 +31,10 @@ MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")  # what
 _MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
 
 
+class TextMarkerSaid(ValueError):
+    """Somebody wrote what the template tells turns apart by, and it is no token that text could be kept from being."""
+
+
 class Spelled(NamedTuple):
     """A conversation as text. `targets` are (start, end) of what is to be learned.
 
@@ -54,6 +58,7 @@ class ChatTemplate:
         self.control: set[str] = set()
         self.stops: list[str] = []
         self.header = ""  # what the assistant's turn begins with
+        self.text_markers: dict[bool, re.Pattern] = {}  # no text of the assistant's (True), of others (False), has them
         self.rendered = [], None, {}  # the last request: messages, tools, what came of each view
         self.checked: dict[
             str, list[int] | ValueError
@@ -124,6 +129,7 @@ class ChatTemplate:
         self._first = re.compile("[" + "".join(map(re.escape, sorted({token[0] for token in control}))) + "]")
         marked = f"{OPEN}[^{OPEN}{CLOSE}]*{CLOSE}"
         self._stop = re.compile("|".join([marked, *(f"({re.escape(s)})" for s in sorted(stops, key=len)[::-1])]))
+        self.text_markers = self._find_text_markers()
 
     def probe(self, added: list[str]) -> tuple[str | None, set[str]]:
         """(the token that ends an assistant turn, the tokens that open and close turns), of the added ones.
@@ -150,6 +156,45 @@ class ChatTemplate:
         found = [*token.findall(before)[-1:], *token.findall(after)[:1], *token.findall(self.header)[:1]]
         return stop, {*found, *([stop] if stop else [])}
 
+    def _find_text_markers(self) -> dict[bool, re.Pattern]:
+        """What ends a turn without any special token, as `[/INST]` and `### Response:` may: each line of it.
+
+        And what a system message begins with where the first user turn could begin so too, as with `<<SYS>>`.
+        """
+        found: dict[bool, set[str]] = {False: set(), True: set()}
+        starts = []
+        for roles in (("user", "assistant", "user"), ("system", "user", "assistant", "user")):
+            said = [{"role": role, "content": f"{OPEN}{i}{CLOSE}"} for i, role in enumerate(roles)]
+            (whole,) = self.render(said, None, [(len(said), True)])
+            if whole.error:
+                continue
+            marks = list(_MARK.finditer(whole.text))
+            for mark, following in zip(marks, [*marks[1:], None], strict=True):
+                between = whole.text[mark.end() : following.start() if following else None]
+                if not any(token in between for token in self.control):
+                    found[roles[int(mark[1])] == "assistant"] |= set(map(_as_pattern, _lines_after_text(between)))
+            starts.append(self._without_tokens(whole.text[: marks[0].start()]) if marks else "")
+        if len(starts) == 2 and starts[1].startswith(starts[0]) and (first := starts[1][len(starts[0]) :].strip()):
+            found[False] |= set(map(_as_pattern, first.splitlines()))
+        return {who: re.compile("|".join(sorted(patterns))) for who, patterns in found.items() if patterns}
+
+    def _without_tokens(self, text: str) -> str:
+        for token in self.control:
+            text = text.replace(token, "")
+        return text.strip()
+
+    def _check_text_markers(self, messages: list[Message]) -> None:
+        """Raises TextMarkerSaid where a text would end its turn, or begin another."""
+        for i, message in enumerate(messages):
+            pattern = self.text_markers.get(message["role"] == "assistant")
+            for _, text in texts_said(message) if pattern else ():
+                if found := pattern.search(text):
+                    raise TextMarkerSaid(
+                        f"messages[{i}] ({message['role']}) holds {found[0]!r}, which the chat template writes between "
+                        f"turns as plain text: a turn would end there. Take it out, or {_OTHER}, whose marks are "
+                        "special tokens"
+                    )
+
     def render(self, messages, tools: list[dict] | None, views: list[tuple[int, bool]]) -> list[Rendering]:
         """One Rendering per (number of messages, whether the assistant's header follows)."""
         before, beside, known = self.rendered
@@ -164,6 +209,7 @@ class ChatTemplate:
 
     def _spell(self, messages, tools, targets: list[int] | None, *, tagged=False, unchanged=False) -> Spelled:
         """The first way of writing the messages that loses nothing. Without targets the assistant's turn is to come."""
+        self._check_text_markers([for_template(message) for message in messages])
         problems = []
         for taken in ways_to_write([for_template(message) for message in messages]):
             try:
@@ -285,6 +331,21 @@ class ChatTemplate:
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _OTHER = "give data.template another template"
 _REFUSED = "the model's chat template refuses this conversation"
+
+
+def _lines_after_text(between: str) -> list[str]:
+    """The lines, but for blank ones; each that begins a line has its line break before it."""
+    first, *others = between.split("\n")
+    return [line for line in (first.strip(), *("\n" + other.strip() for other in others)) if line.strip()]
+
+
+def _as_pattern(line: str) -> str:
+    """Matches the marker: in brackets anywhere; else whole words, and at a line's beginning where it has that."""
+    word = line.strip()
+    if word[0] in "<[{|":
+        return re.escape(word)
+    before = r"(?m:^[^\S\n]*)" if line.startswith("\n") else r"(?<!\w)" if word[0].isalnum() else ""
+    return before + re.escape(word) + (r"(?!\w)" if word[-1].isalnum() else "")
 
 
 def targets_of(messages: list[Message]) -> list[int]:

@@ -251,6 +251,7 @@ class LocalClient(Client):
 
     def _batch(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
         from data.chat import encode_prompt
+        from data.chat_template import TextMarkerSaid
         from model.sampling import generate
 
         settings = next(iter(requests.values()))  # one call of ask, so one temperature, length and stop for all
@@ -261,10 +262,17 @@ class LocalClient(Client):
                 f"{self.policy.config.max_length} tokens; ask for fewer"
             )
         encode = partial(encode_prompt, tokenizer=self.tokenizer, max_length=room)
-        prompts = [
-            encode(r.messages) if r.messages[-1]["content"] is not None else before_user(r.messages, encode)
-            for r in requests.values()
-        ]
+        prompts, asked = [], {}
+        for key, r in requests.items():
+            try:
+                ids = encode(r.messages) if r.messages[-1]["content"] is not None else before_user(r.messages, encode)
+            except TextMarkerSaid as error:  # one text costs one answer
+                yield key, Answer("", "refused", 0, 0, error=str(error))
+                continue
+            prompts.append(ids)
+            asked[key] = r
+        if not asked:
+            return
         made = generate(
             self.policy,
             prompts,
@@ -274,10 +282,10 @@ class LocalClient(Client):
             top_p=self.top_p,
             slots=self.batch_size,
             stop_ids=self.tokenizer.stop_ids,
-            seeds=[draws_from(request) for request in requests.values()],
+            seeds=[draws_from(request) for request in asked.values()],
             pad_id=self.tokenizer.pad_id,
         )
-        rows = zip(requests, prompts, made.rows.input_ids, made.rows.completion_mask, made.finish_reasons, strict=True)
+        rows = zip(asked, prompts, made.rows.input_ids, made.rows.completion_mask, made.finish_reasons, strict=True)
         for key, prompt, ids, mask, finish_reason in rows:
             tokens = ids[mask].tolist()
             text = self.tokenizer.decode([i for i in tokens if i not in self.tokenizer.stop_ids]).strip()

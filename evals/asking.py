@@ -8,6 +8,7 @@ from dataclasses import asdict
 from omegaconf import DictConfig
 
 from data.chat import encode_prompt
+from data.chat_template import TextMarkerSaid
 from data.clients import Answer, Client, LocalClient, build_client
 from evals.judge_items import Item, check_fits, choose_template, item_messages
 from evals.prompts import load_templates, parser_of
@@ -97,5 +98,10 @@ def check_window(client: Client, items: Sequence[Item], conversations: Sequence[
     if not isinstance(client, LocalClient):
         return
     window = client.policy.config.max_length - max_tokens
-    lengths = [len(encode_prompt(talk, client.tokenizer, max_length=sys.maxsize)) for talk in conversations]
+    lengths = []
+    for talk in conversations:
+        try:
+            lengths.append(len(encode_prompt(talk, client.tokenizer, max_length=sys.maxsize)))
+        except TextMarkerSaid:  # refused and counted when it is asked
+            lengths.append(0)
     check_fits([item.name for item in items], lengths, window, "the judge's window (judge.max_tokens is part of it)")

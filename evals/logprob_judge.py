@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from data.chat import encode_completions
+from data.chat_template import TextMarkerSaid
 from data.records import Verdict
 from data.tokenizer import load_tokenizer
 from evals.judge_items import Item, check_fits, choose_template, item_messages
@@ -65,7 +66,10 @@ class LogprobJudge:
         """Two rows, whole: the judge's prompt, answered with either identifier."""
         messages = item_messages(item, choose_template(item, self.templates))
         limits = {"max_length": sys.maxsize, "max_prompt_length": sys.maxsize}
-        return encode_completions(messages, IDENTIFIERS, self.tokenizer, **limits)
+        try:
+            return encode_completions(messages, IDENTIFIERS, self.tokenizer, **limits)
+        except TextMarkerSaid as error:
+            raise ValueError(f"{item.name}: {error}") from None
 
     def verdict(self, item: Item, share: float) -> Verdict:
         """What that share says of the two models."""
