@@ -1,4 +1,4 @@
-"""Accuracy, margin and both implicit rewards of DPO runs over their steps, held-out ones as dots: for docs/dpo.md.
+"""Accuracy, margin and both implicit rewards of DPO runs over their steps, held-out ones as dots: for docs/findings.md.
 
 python bench/dpo_curves.py docs/dpo_smollm2.png RUN_DIR ...
 """

@@ -1,4 +1,4 @@
-"""Score and KL of PPO runs over their steps, and one against the other, held-out prompts as dots: for docs/ppo.md.
+"""Score and KL of PPO runs over their steps, and one against the other, held-out prompts as dots: for docs/findings.md.
 
 python bench/ppo_curves.py docs/ppo_coffee.png RUN_DIR RUN_DIR ...
 """
