@@ -11,7 +11,7 @@ from importlib import import_module
 from omegaconf import DictConfig, OmegaConf
 
 from data.adapters import Layout
-from data.clients import build_client
+from data.build_client import build_client
 from data.tokenizer import load_tokenizer
 from runtime.config import check_choice, check_files, check_types
 from runtime.run import Run, main

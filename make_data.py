@@ -15,7 +15,8 @@ import signal
 from omegaconf import DictConfig, OmegaConf
 
 from data import formats
-from data.clients import Client, build_client
+from data.build_client import build_client
+from data.clients import Client
 from data.methods.progress import Progress
 from data.methods.rows import Made, manifest
 from data.records import BadRows, read_records, write_jsonl

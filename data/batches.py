@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import httpx
 
-from data.clients import Answer, Request
-from data.endpoint import GiveUp, OpenAIClient, TryAgain
+from data.clients import Answer, Client, Request
+from data.endpoint_errors import GiveUp, TryAgain
 
 MOST_REQUESTS = 50_000  # of one batch, by OpenAI's rules
 MOST_BYTES = 150 * 2**20  # of one file; they allow 200 MB
@@ -20,7 +20,7 @@ OVER = ("completed", "failed", "expired", "cancelled")
 FIRST_PAUSE = 5.0  # seconds until a batch is asked about again; later ones are longer
 
 
-def answer_batch(client: OpenAIClient, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
+def answer_batch(client: Client, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
     """(key, answer) of every request, a batch at a time.
 
     Raises:
@@ -54,7 +54,7 @@ def answer_batch(client: OpenAIClient, requests: dict[str, Request]) -> Iterator
             yield key, _read(client, found.get(key), requests[key])
 
 
-def _parts(client: OpenAIClient, requests: dict[str, Request]) -> Iterator[dict[str, str]]:
+def _parts(client: Client, requests: dict[str, Request]) -> Iterator[dict[str, str]]:
     """{key: line} of each batch."""
     part: dict[str, str] = {}
     size = 0
@@ -70,7 +70,7 @@ def _parts(client: OpenAIClient, requests: dict[str, Request]) -> Iterator[dict[
         yield part
 
 
-def _read(client: OpenAIClient, row: dict | None, request: Request) -> Answer:
+def _read(client: Client, row: dict | None, request: Request) -> Answer:
     if row is None:
         return Answer("", "failed", 0, 0, error="the batch came back without this request")
     response = row.get("response")
@@ -89,7 +89,7 @@ def _read(client: OpenAIClient, row: dict | None, request: Request) -> Answer:
 class _Server:
     """`/files` and `/batches` of one endpoint."""
 
-    def __init__(self, client: OpenAIClient):
+    def __init__(self, client: Client):
         self.client = client
         self.http = httpx.Client(headers={"Authorization": f"Bearer {client._key}"}, timeout=client.timeout)
 

@@ -1,4 +1,4 @@
-"""Ask a language model: an OpenAI-compatible endpoint, a local checkpoint, or a script. Every answer is kept on disk.
+"""Ask a language model: requests, answers and the client that keeps every answer on disk.
 
 An answer is a function of (model, conversation, settings, seed). The cache is keyed by the hash of exactly that, and
 each answer is stored the moment it arrives: a run that was killed goes on where it stopped and asks nothing twice.
@@ -9,14 +9,9 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
-from pathlib import Path
-
-from omegaconf import DictConfig, OmegaConf
 
 from data.answer_store import AnswerStore
-from runtime.config import check_choice, check_types, check_whole
-from runtime.door import CONF
+from runtime.config import check_whole
 
 Conversation = list[
     dict[str, str]
@@ -224,147 +219,6 @@ class Client:
         return most_tokens(messages) * self.prices[0] + max_tokens * self.prices[1]
 
 
-class LocalClient(Client):
-    """Our own sampler on a checkpoint. A row's text depends on its request, not on the batch it shares.
-
-    Args:
-        policy: path of the checkpoint.
-    """
-
-    def __init__(self, policy: str, *, batch_size: int, top_k: int, top_p: float, precision: str, **limits):
-        from data.tokenizer import load_tokenizer
-        from model.reading import read_policy
-        from runtime.devices import PRECISIONS, choose_precision, own_device
-
-        check_whole(1, client__batch_size=batch_size)
-        check_choice("client.precision", precision, PRECISIONS)
-        precision = choose_precision(precision, own_device())
-        self.tokenizer = load_tokenizer(policy)
-        self.policy = read_policy(policy, precision=precision)
-        self.batch_size, self.top_k, self.top_p = batch_size, top_k, top_p
-        super().__init__(f"{policy}@{_fingerprint(policy)} {precision} top_k={top_k} top_p={top_p}", **limits)
-
-    def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
-        keys = sorted(requests, key=lambda key: sum(len(m["content"] or "") for m in requests[key].messages))
-        for start in range(0, len(keys), self.batch_size):
-            yield from self._batch({key: requests[key] for key in keys[start : start + self.batch_size]})
-
-    def _batch(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
-        from data.chat import encode_prompt
-        from data.chat_template import TextMarkerSaid
-        from model.sampling import generate
-
-        settings = next(iter(requests.values()))  # one call of ask, so one temperature, length and stop for all
-        room = self.policy.config.max_length - settings.max_tokens
-        if room < 1:
-            raise ValueError(
-                f"max_tokens={settings.max_tokens} leaves no room for a prompt in a window of "
-                f"{self.policy.config.max_length} tokens; ask for fewer"
-            )
-        encode = partial(encode_prompt, tokenizer=self.tokenizer, max_length=room)
-        prompts, asked = [], {}
-        for key, r in requests.items():
-            try:
-                ids = encode(r.messages) if r.messages[-1]["content"] is not None else before_user(r.messages, encode)
-            except TextMarkerSaid as error:  # one text costs one answer
-                yield key, Answer("", "refused", 0, 0, error=str(error))
-                continue
-            prompts.append(ids)
-            asked[key] = r
-        if not asked:
-            return
-        made = generate(
-            self.policy,
-            prompts,
-            max_new_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            slots=self.batch_size,
-            stop_ids=self.tokenizer.stop_ids,
-            seeds=[draws_from(request) for request in asked.values()],
-            pad_id=self.tokenizer.pad_id,
-        )
-        rows = zip(asked, prompts, made.rows.input_ids, made.rows.completion_mask, made.finish_reasons, strict=True)
-        for key, prompt, ids, mask, finish_reason in rows:
-            tokens = ids[mask].tolist()
-            text = self.tokenizer.decode([i for i in tokens if i not in self.tokenizer.stop_ids]).strip()
-            cut = min((at for s in settings.stop if (at := text.find(s)) >= 0), default=None)
-            finish_reason = finish_reason if cut is None else "stop"
-            yield key, Answer(text[:cut], finish_reason, len(prompt), len(tokens))
-
-
-def before_user(messages: Conversation, encode: Callable[[Conversation], list[int]]) -> list[int]:
-    """Ids up to where the content of the last user message begins: what two prompts that differ in it alone share."""
-    one, other = (encode([*messages[:-1], {"role": "user", "content": text}]) for text in ("apple", "Zebra!"))
-    return one[: next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)]
-
-
-class ScriptedClient(Client):
-    """For tests and dry runs: `reply(request) -> text`."""
-
-    def __init__(self, reply: Callable[[Request], str], *, model: str = "scripted", cache: str | None = None, **limits):
-        super().__init__(model, cache=cache, **limits)
-        self.reply = reply
-
-    def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
-        for key, request in requests.items():
-            text = self.reply(request)
-            words = sum(len((m["content"] or "").split()) for m in request.messages)
-            yield key, Answer(text, "stop", words, len(text.split()))
-
-
-def scripted_replies(path: str) -> Callable[[Request], str]:
-    """Replies from JSONL rows `{"contains": TEXT, "answers": [..]}`: the first row whose text is in the conversation.
-
-    Which of its answers is a function of the request's hash, so the same seed gives the same set.
-    """
-    from data.records import read_jsonl
-
-    rules = read_jsonl(path)
-    if any(not {"contains", "answers"} <= set(rule) or not rule["answers"] for rule in rules) or not rules:
-        raise ValueError(f'{path}: each line must be {{"contains": TEXT, "answers": [TEXT, ..]}} with an answer')
-
-    def reply(request: Request) -> str:
-        text = "\n".join(message["content"] or "" for message in request.messages)
-        rule = next((rule for rule in rules if rule["contains"] in text), None)
-        if rule is None:
-            raise ValueError(f'{path} has no line whose "contains" is in: {text[-200:]!r}; end it with "contains": ""')
-        return rule["answers"][int(request.key[:12], 16) % len(rule["answers"])]
-
-    return reply
-
-
-def build_client(cfg: DictConfig) -> Client:
-    """The client that `conf/client/*.yaml` describes."""
-    check_choice("client.kind", cfg.get("kind"), ("openai", "local", "scripted"))
-    check_types(cfg, f"client/{cfg.kind}", "client", nullable=("cache",))
-    settings = {key: cfg[key] for key in ("cache", "prompt_price", "completion_price", "max_cost")}
-    if cfg.kind == "openai":
-        from data.endpoint import OpenAIClient
-
-        own = ("base_url", "api_key_env", "max_parallel", "requests_per_minute", "timeout", "max_tries")
-        own += ("served_as", "thinking_tokens", "reasoning_effort", "extra_body", "pre_query", "batch")
-        given = OmegaConf.to_container(cfg, resolve=True)
-        return OpenAIClient(cfg.model, **{key: given[key] for key in own}, **settings)
-    if cfg.kind == "local":
-        own = ("batch_size", "top_k", "top_p", "precision", "thinking_tokens")
-        return LocalClient(cfg.policy, **{key: cfg[key] for key in own}, **settings)
-    return ScriptedClient(scripted_replies(cfg.script), model=f"scripted:{cfg.script}", **settings)
-
-
-def client_of(given: dict, directory: Path) -> Client:
-    """The client that {kind: openai, model: ...} describes: conf/client/KIND.yaml has the other settings' defaults.
-
-    Its answers are kept in directory/answers, so a run that goes on asks nothing twice.
-    """
-    if not isinstance(given, dict) or given.get("kind") not in ("openai", "local", "scripted"):
-        raise ValueError(f"client: {given} must be {{kind: openai | local | scripted, ...}}, as conf/client/ has them")
-    defaults = OmegaConf.load(CONF / "client" / f"{given['kind']}.yaml")
-    directory.mkdir(parents=True, exist_ok=True)
-    return build_client(OmegaConf.merge(defaults, {"cache": str(directory / "answers")}, given))
-
-
 def tidy(answer: Answer) -> Answer:
     """The answer without its thinking, which goes into `reasoning`; `failed` where its text cannot be written."""
     try:
@@ -412,16 +266,3 @@ def _is_answer(row: object) -> bool:
 def hash_json(value) -> str:
     """sha256 of the canonical JSON of a value: the same on every machine and in every run."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def draws_from(request: Request) -> int:
-    """The seed of a sampled answer: of what was asked, not of whom, so that a repeated recipe repeats its answers."""
-    asked = {name: getattr(request, name) for name in ("messages", "temperature", "max_tokens", "seed", "stop")}
-    return int(hash_json(asked | {"model": ""})[:12], 16)
-
-
-def _fingerprint(policy: str) -> str:
-    """Tells a retrained checkpoint at the same path from the old one, without reading gigabytes."""
-    path = Path(policy)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
-    return hash_json([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files])[:8]

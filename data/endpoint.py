@@ -27,7 +27,9 @@ from urllib.parse import urlsplit
 import httpx
 import tenacity
 
+from data.batches import answer_batch
 from data.clients import MOST_TOKENS, Answer, Client, Conversation, Request, most_tokens
+from data.endpoint_errors import GiveUp, TryAgain
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
 OPENAI = "https://api.openai.com/v1"
@@ -46,18 +48,6 @@ UNKNOWN = re.compile(
 MAX_FAILURES = 3  # requests in a row that failed for good
 MAX_REPLY = 16 * 2**20  # bytes
 LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
-
-
-class TryAgain(Exception):
-    """This try gave no answer, another may. `wait`: seconds that the server asked for."""
-
-    def __init__(self, what: str, wait: float | None = None):
-        super().__init__(what)
-        self.wait = wait
-
-
-class GiveUp(Exception):
-    """The endpoint will not serve us, whatever is asked."""
 
 
 class OpenAIClient(Client):
@@ -102,8 +92,6 @@ class OpenAIClient(Client):
         if self.pre_query is None and any(r.messages[-1]["content"] is None for r in requests.values()):
             raise ValueError("a model behind an endpoint writes a user's message only after client.pre_query")
         if self.batch:
-            from data.batches import answer_batch
-
             yield from answer_batch(self, requests)
             return
         done: queue.SimpleQueue = queue.SimpleQueue()

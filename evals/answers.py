@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from data.clients import Client, build_client
+from data.build_client import build_client
+from data.clients import Client
 from data.files import read_rows
 from data.records import write_jsonl
 from evals.questions import load_questions

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from data.clients import client_of
+from data.build_client import client_of
 from evals.judge import grade_of, read_answer
 from evals.judge_items import Item, choose_template, item_messages, pair_verdict
 from evals.prompts import load_templates, parser_of

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from data.clients import client_of
+from data.build_client import client_of
 
 SCHEMA = {
     "type": "object",

@@ -11,7 +11,8 @@ The user ends the talk with <done>; then, or at the policy's last turn, it is as
 
 from pathlib import Path
 
-from data.clients import Client, client_of
+from data.build_client import client_of
+from data.clients import Client
 from data.methods.preferences import read_rating
 
 DONE = "<done>"

@@ -8,7 +8,8 @@ import sqlite3
 import pytest
 
 from data.answer_store import FILE, AnswerStore, _digest
-from data.clients import Answer, ScriptedClient
+from data.clients import Answer
+from data.scripted_client import ScriptedClient
 
 ASK = {"temperature": 0.0, "max_tokens": 9, "seed": 0}
 QUESTIONS = [[{"role": "user", "content": f"q{i}"}] for i in range(40)]

@@ -24,8 +24,8 @@ from data.checks.quality import check_quality, k_center, score_parts  # noqa: E4
 from data.checks.task_classifier import _threshold  # noqa: E402
 from data.checks.task_mix import check_task_mix, classify, compare, draw_to_mix, read_kind  # noqa: E402
 from data.checks.texts import Row, parse_row, read_rows  # noqa: E402
-from data.clients import ScriptedClient  # noqa: E402
 from data.records import BadRows  # noqa: E402
+from data.scripted_client import ScriptedClient  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT.parent / "shared/reference/evaluation"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from data.clients import LocalClient, ScriptedClient, scripted_replies
+from data.local_client import LocalClient
+from data.scripted_client import ScriptedClient, scripted_replies
 
 pytest.importorskip("httpx")
 from data import endpoint  # noqa: E402

@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("httpx")
 from data import batches  # noqa: E402
-from data.clients import ScriptedClient, split_reasoning  # noqa: E402
+from data.clients import split_reasoning  # noqa: E402
 from data.endpoint import OpenAIClient, same_model, unknown_parameter  # noqa: E402
+from data.scripted_client import ScriptedClient  # noqa: E402
 
 ASK = {"temperature": 0.5, "max_tokens": 20, "seed": 0}
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2}

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from data.clients import Answer, ScriptedClient
+from data.clients import Answer
 from data.records import Verdict
+from data.scripted_client import ScriptedClient
 from evals.answers import answer_questions, load_answers
 from evals.families import family_warnings
 from evals.judge_items import choose_template, item_messages, make_items, pair_verdict

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from data import formats
-from data.clients import Answer, Client, Request, ScriptedClient, hash_json
+from data.clients import Answer, Client, Request, hash_json
 from data.methods.camel import DONE, Session, as_assistant, camel, flip_fault
 from data.methods.camel import as_user as as_user_agent
 from data.methods.constitutional import constitutional
@@ -22,6 +22,7 @@ from data.methods.rows import Drops, Made, manifest
 from data.methods.self_instruct import Task, read_instances, read_seeds, self_instruct
 from data.methods.ultrachat import as_user, read_list, ultrachat, user_fault
 from data.methods.ultrafeedback import PRINCIPLES, read_ratings, ultrafeedback, under_principle
+from data.scripted_client import ScriptedClient
 
 ROOT = Path(__file__).parents[1]
 SEEDS = [str(ROOT / "data/embedded/self_instruct_seed_tasks.jsonl.gz")]
