@@ -210,10 +210,10 @@ def test_other_wordings_are_read_by_the_same_rules(text, verdict):
 
 def verdict_page() -> str:
     """docs/verdicts.md: what a judge writes and what is read, from the tables above."""
-    lines = ["# What a judge writes, and the verdict that is read", "",
-             "Written by `python -m tests.test_judge_output` from the tables of that test, which checks the page.",
-             "The answer shown first is A. An error is no vote: it is counted, with its reason.", "",
-             "| judge's text | verdict | why not |", "| --- | --- | --- |"]  # fmt: skip
+    lines = ["# Verdicts: a judge's text and what is read from it", "",
+             "`python -m tests.test_judge_output` writes this page from the tables of that test; the test checks the page.",
+             "The answer shown first is A. An error is counted with its reason and is no vote.", "",
+             "| judge's text | verdict | reason of an error |", "| --- | --- | --- |"]  # fmt: skip
     for text, _ in [*PAIRS, *OTHER_WORDINGS]:
         reading = read_pair(text)
         shown = text.replace("|", "\\|").replace("\n", "⏎").replace("`", "'") or " "
