@@ -1,4 +1,4 @@
-"""The process in which a reward function runs: `data/reward_process.py` starts it, talks to it, and kills it in time.
+"""The process in which a reward function runs: `data/own_process.py` starts it, talks to it, and kills it in time.
 
 Torch is not loaded here unless the function loads it.
 """
@@ -11,6 +11,9 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 from data.rewards import call_function, columns_read, first_bad_row, make_reward
 
@@ -19,19 +22,36 @@ KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 def serve(spec: str, key: str, settings: str, directory: str, descriptor: str, parent: str) -> None:
     """Load the function with its settings (JSON) and answer calls until the other end is closed."""
-    end_with(int(parent))
-    with socket.socket(fileno=int(descriptor)) as channel, channel.makefile("rwb") as pipe:
+    with connected(descriptor, parent) as pipe:
         try:
             function = make_reward(spec, key, json.loads(settings), directory)
         except ValueError as error:
             write(pipe, {"refused": str(error)})
             return
-        modules = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
-        write(pipe, {"modules": modules, "columns": columns_read(function)})
-        while head := pipe.read(8):
-            request = json.loads(pipe.read(*struct.unpack("<Q", head)))
-            seed_all(request["seed"])
+        write(pipe, {"modules": loaded_modules(), "columns": columns_read(function)})
+        for request in requests(pipe):
             answer(function, pipe, request["prompts"], request["completions"], request["columns"])
+
+
+@contextmanager
+def connected(descriptor: str, parent: str) -> Iterator[BinaryIO]:
+    """This end of the channel, in a process that ends with its parent."""
+    end_with(int(parent))
+    with socket.socket(fileno=int(descriptor)) as channel, channel.makefile("rwb") as pipe:
+        yield pipe
+
+
+def loaded_modules() -> list[str]:
+    """The files of this process's modules."""
+    return [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+
+
+def requests(pipe: BinaryIO) -> Iterator[dict]:
+    """What is asked, until the other end is closed; everything that draws is seeded as the request says."""
+    while head := pipe.read(8):
+        request = json.loads(pipe.read(*struct.unpack("<Q", head)))
+        seed_all(request["seed"])
+        yield request
 
 
 def answer(function, pipe, prompts: list[str], completions: list[str], columns: dict[str, list]) -> None:
@@ -52,7 +72,7 @@ def write(pipe, reply: dict) -> None:
 def plain(value):
     """A tensor's or an array's numbers."""
     if not hasattr(value, "tolist"):
-        raise TypeError(f"it returned {str(value)[:80]} ({type(value).__name__}), which is no number")
+        raise TypeError(f"it returned {str(value)[:80]} ({type(value).__name__}), neither a number nor text")
     return value.tolist()
 
 

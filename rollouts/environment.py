@@ -6,12 +6,14 @@
 
 `env=path/to/file.py:Mine` makes an object for every episode, `env={name:path/to/file.py:Mine,SETTING:VALUE}` with
 arguments; those called `directory` and `max_turns` are given. The dialogue so far is a list of {"role", "content"}.
+All objects live in a process of their own (`rollouts/environment_worker.py`), which is killed where it hangs.
 """
 
-import functools
-import inspect
+import json
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.chat import ROLES, encode_prompt
+from data.own_process import OwnProcess
 from data.prompts import WHOLE
-from data.rewards import load_reward_function
+from data.rewards import RewardFailed
+from rollouts.environment_worker import Environments
 from rollouts.trajectory import Trajectory, Turn
 
 
@@ -38,7 +42,7 @@ class Episode:
     num_turns: int = 0
     finished: bool = False  # the last turn ended with a stop token
     over: bool = False
-    environment: object = None  # the user's, where there is one
+    number: int = 0  # in its rollout
 
     def add(self, turn: Turn) -> None:
         """The policy has spoken."""
@@ -75,28 +79,31 @@ class Dialogue:
     """Several turns with an environment of the user's.
 
     Args:
-        make: the user's class, with its settings. name: of the class. window: tokens of an episode at most.
-            max_new_tokens: of a turn. max_turns: of the policy.
+        environments: the user's objects, or the process that has them. name: of their class.
+        window: tokens of an episode at most. max_new_tokens: of a turn. max_turns: of the policy.
     """
 
-    def __init__(self, make: Callable, tokenizer, *, name: str, window: int, max_new_tokens: int, max_turns: int):
-        self.make, self.tokenizer, self.longest, self.max_turns = make, tokenizer, window - max_new_tokens, max_turns
-        self.name = name
+    def __init__(
+        self, environments: "Environments | EnvironmentProcess", tokenizer,
+        *, name: str, window: int, max_new_tokens: int, max_turns: int,
+    ):  # fmt: skip
+        self.environments, self.tokenizer, self.name = environments, tokenizer, name
+        self.longest, self.max_turns = window - max_new_tokens, max_turns
 
     def begin(self, prompts: list[dict]) -> list[Episode]:
         """Raises ValueError where the environment's first messages are none, or leave no room for an answer."""
-        episodes = []
-        for prompt in prompts:
-            environment = self.make()
-            messages = self.check(environment.reset(prompt["columns"] | {"messages": prompt["messages"]}), prompt)
-            ids = encode_prompt(messages, self.tokenizer, max_length=WHOLE)
+        episodes, records = [], [prompt["columns"] | {"messages": prompt["messages"]} for prompt in prompts]
+        for number, (prompt, asked) in enumerate(zip(prompts, self.environments.reset(records), strict=True)):
+            messages = self.check(asked, prompt)
+            with self.named(prompt):
+                ids = encode_prompt(messages, self.tokenizer, max_length=WHOLE)
             if not messages or len(ids) > self.longest:
                 raise ValueError(
                     f"env={self.name}: reset() of {prompt['where']} gives {len(messages)} messages, {len(ids)} tokens; "
                     f"wanted at least one message, and at most {self.longest} tokens so that an answer fits the window"
                 )
             episode = begin(prompt | {"messages": messages}, ids)
-            episode.environment = environment
+            episode.number = number
             episodes.append(episode)
         return episodes
 
@@ -106,8 +113,9 @@ class Dialogue:
             turn = [i for i, number in zip(episode.ids, episode.turns, strict=True) if number == episode.num_turns - 1]
             said = {"role": "assistant", "content": self.tokenizer.decode(turn)}
             episode.messages = [*episode.messages, said]
-            given = episode.environment.step(episode.messages)
-            if not isinstance(given, tuple) or len(given) != 3:
+        answers = self.environments.step([(episode.number, episode.messages) for episode in episodes])
+        for episode, given in zip(episodes, answers, strict=True):
+            if not isinstance(given, tuple | list) or len(given) != 3:
                 raise ValueError(f"env={self.name}: step() returned {str(given)[:80]}; wanted (messages, reward, done)")
             messages, reward, done = given
             if not isinstance(reward, int | float) or not math.isfinite(reward):
@@ -119,7 +127,8 @@ class Dialogue:
             messages = self.check(messages, episode.prompt)
             if not messages:
                 raise ValueError(f"env={self.name}: step() says nothing and is not done; say something, or done=True")
-            ids = self.observation(episode.messages, messages)
+            with self.named(episode.prompt):
+                ids = self.observation(episode.messages, messages)
             if len(episode.ids) + len(ids) > self.longest:  # as a completion at its limit: it did not come to its end
                 episode.over, episode.finished = True, False
                 continue
@@ -136,6 +145,14 @@ class Dialogue:
         spelled = self.tokenizer.chat_template.after_answer(before, messages)
         ids, follows = self.tokenizer.encode_spelled(spelled)
         return [token for token, after in zip(ids, follows, strict=True) if after]
+
+    @contextmanager
+    def named(self, prompt: dict) -> Iterator[None]:
+        """What cannot be encoded is this environment's, in an episode of this prompt."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"env={self.name}, {prompt['where']}: {error}") from None
 
     def check(self, messages, prompt: dict) -> list[dict]:
         """The messages. Raises ValueError where they are none."""
@@ -160,27 +177,49 @@ class Dialogue:
         return {"environment": rewards.to(trajectory.tokens.device)}
 
 
+class EnvironmentProcess(OwnProcess):
+    """`Environments` in a process of its own.
+
+    Args:
+        spec, settings, known: as make_environment takes them. seconds: for loading, and for a turn of all episodes.
+    """
+
+    def __init__(self, spec: str, settings: dict, known: dict, *, seconds: float):
+        words = (spec, json.dumps(settings), json.dumps(known))
+        name = f"env={spec.rpartition(':')[2]}"
+        super().__init__(name, "rollouts.environment_worker", *words, seconds=seconds)
+
+    def reset(self, records: list[dict]) -> list:
+        """What the environments of new episodes ask first."""
+        return self.ask("reset", records)
+
+    def step(self, talks: list[tuple[int, list[dict]]]) -> list:
+        """What the environments of these episodes say next."""
+        return self.ask("step", talks)
+
+    def ask(self, method: str, given: list) -> list:
+        """Raises RewardFailed where an environment fails, hangs or ends its process."""
+        seed = random.getrandbits(32)  # of the run's own state: a resumed run draws the same
+        self.send({"seed": seed, "method": method, "given": given})
+        reply = self.reply("")
+        if "failed" in reply:
+            at = "" if reply["number"] is None else f" (episode {reply['number']} of the rollout)"
+            raise RewardFailed(f"{self.called}: {reply['failed']}{at}")
+        return reply["said"]
+
+
 def load_environment(cfg: DictConfig, tokenizer, window: int) -> SingleTurn | Dialogue:
     """What `env` names. Raises ValueError where it is no class with reset and step."""
     if cfg.env is None:
         return SingleTurn()
     given = {"name": cfg.env} if isinstance(cfg.env, str) else OmegaConf.to_container(cfg.env, resolve=True)
     settings = {key: value for key, value in given.items() if key != "name"}
-    make = load_reward_function(str(given.get("name")), "env")
-    if not isinstance(make, type) or not all(callable(getattr(make, name, None)) for name in ("reset", "step")):
-        raise ValueError(f"env={given.get('name')} must name a class with reset(record) and step(messages)")
-    known = {"directory": Path(cfg.run_dir) / "env", "max_turns": cfg.max_turns}
-    settings |= {key: value for key, value in known.items() if key in inspect.signature(make).parameters}
-    try:
-        inspect.signature(make).bind(**settings)
-    except TypeError as error:
-        raise ValueError(
-            f"env={make.__name__}: {error}; write {{name: FILE.py:{make.__name__}, SETTING: ...}}"
-        ) from None
+    known = {"directory": str(Path(cfg.run_dir) / "env"), "max_turns": cfg.max_turns}
+    environments = EnvironmentProcess(str(given.get("name")), settings, known, seconds=cfg.reward_timeout)
     return Dialogue(
-        functools.partial(make, **settings),
+        environments,
         tokenizer,
-        name=make.__name__,
+        name=environments.called.removeprefix("env="),
         window=window,
         max_new_tokens=cfg.sampling.max_new_tokens,
         max_turns=cfg.max_turns,

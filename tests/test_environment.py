@@ -10,6 +10,7 @@ from data.chat import encode_chat
 from data.tokenizer import load_tokenizer
 from rollouts.calculator import Calculator, calculate
 from rollouts.environment import Dialogue, begin
+from rollouts.environment_worker import Environments
 from rollouts.trajectory import Turn
 from tests.test_chat import tokenizers  # noqa: F401 - fixtures
 from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
@@ -120,7 +121,7 @@ def test_the_tokens_of_a_dialogue_are_those_of_its_template(tokenizers, template
         def step(self, messages):
             return [{"role": "user", "content": "more"}], 0.0, len(messages) > 3
 
-    dialogue = Dialogue(Echo, tokenizer, name="Echo", window=512, max_new_tokens=8, max_turns=4)
+    dialogue = Dialogue(Environments(Echo), tokenizer, name="Echo", window=512, max_new_tokens=8, max_turns=4)
     (episode,) = dialogue.begin([{"messages": [], "columns": {}, "where": "f:1"}])
     answers, said = ["one coffee", "two teas"], []
     while not episode.over:
@@ -152,7 +153,7 @@ def test_what_follows_a_turn_is_the_same_where_the_template_rewrites_it(tmp_path
         def step(self, messages):
             return [{"role": "user", "content": "more <|im_end|>"}], 0.0, len(messages) > 3
 
-    dialogue = Dialogue(Two, tokenizer, name="Two", window=512, max_new_tokens=8, max_turns=4)
+    dialogue = Dialogue(Environments(Two), tokenizer, name="Two", window=512, max_new_tokens=8, max_turns=4)
     (episode,) = dialogue.begin([{"messages": [], "columns": {}, "where": "f:1"}])
     for answer in ("one coffee", "two"):
         before = len(episode.ids)
@@ -190,7 +191,7 @@ def test_a_dialogue_stops_at_the_window_and_counts_as_cut(house):
         def step(self, messages):
             return [{"role": "user", "content": "more " * 10}], 0.0, False
 
-    dialogue = Dialogue(Chatty, tokenizer, name="Chatty", window=40, max_new_tokens=8, max_turns=9)
+    dialogue = Dialogue(Environments(Chatty), tokenizer, name="Chatty", window=40, max_new_tokens=8, max_turns=9)
     (episode,) = dialogue.begin([{"messages": [], "columns": {}, "where": "f:1"}])
     while not episode.over:
         episode.add(Turn([tokenizer.stop_ids[0]], [0.0], True))

@@ -1,0 +1,74 @@
+"""The process in which environments run: `rollouts/environment.py` talks to it through `data/own_process.py`."""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from data.reward_worker import connected, loaded_modules, requests, write
+from data.rewards import load_reward_function
+
+
+class Environments:
+    """One object of the user's class for each episode of a rollout."""
+
+    def __init__(self, make: Callable):
+        self.make, self.episodes = make, []
+
+    def reset(self, records: list[dict]) -> list:
+        """What each new episode's environment asks first. Those of the rollout before are forgotten."""
+        self.episodes = [None] * len(records)
+        return [self.call(i, "reset", record) for i, record in enumerate(records)]
+
+    def step(self, talks: list[tuple[int, list[dict]]]) -> list:
+        """What the environments of these episodes say to their dialogues."""
+        return [self.call(i, "step", messages) for i, messages in talks]
+
+    def call(self, i: int, method: str, given):
+        """Raises Failed where the user's code raises."""
+        try:
+            if method == "reset":
+                self.episodes[i] = self.make()
+            return getattr(self.episodes[i], method)(given)
+        except (Exception, SystemExit) as error:
+            raise Failed(i, f"{method}() raised {type(error).__name__}: {error}") from error
+
+
+class Failed(Exception):
+    """(the episode's number, what its environment did)."""
+
+
+def serve(spec: str, settings: str, known: str, descriptor: str, parent: str) -> None:
+    """Load the class with its settings (JSON) and answer until the other end is closed."""
+    with connected(descriptor, parent) as pipe:
+        try:
+            environments = Environments(make_environment(spec, json.loads(settings), json.loads(known)))
+        except ValueError as error:
+            write(pipe, {"refused": str(error)})
+            return
+        write(pipe, {"modules": loaded_modules()})
+        for request in requests(pipe):
+            try:
+                write(pipe, {"said": getattr(environments, request["method"])(request["given"])})
+            except Failed as failed:
+                number, what = failed.args
+                write(pipe, {"number": number, "failed": what})
+            except (TypeError, ValueError) as error:  # what it says is no JSON
+                write(pipe, {"number": None, "failed": f"{request['method']}(): {error}"})
+
+
+def make_environment(spec: str, settings: dict, known: dict) -> Callable:
+    """The class with its settings, those of `known` that it has among them. Raises ValueError where it does not fit."""
+    make = load_reward_function(spec, "env")
+    if not isinstance(make, type) or not all(callable(getattr(make, name, None)) for name in ("reset", "step")):
+        raise ValueError(f"env={spec} must name a class with reset(record) and step(messages)")
+    known = known | {"directory": Path(known["directory"])}
+    settings |= {key: value for key, value in known.items() if key in inspect.signature(make).parameters}
+    try:
+        inspect.signature(make).bind(**settings)
+    except TypeError as error:
+        raise ValueError(
+            f"env={make.__name__}: {error}; write {{name: FILE.py:{make.__name__}, SETTING: ...}}"
+        ) from None
+    return functools.partial(make, **settings)
