@@ -1,6 +1,7 @@
 """Do intervals hold what they promise? Simulated studies with planted biases, and with a fair judge.
 
-    python bench/coverage.py [studies] [questions] > table
+    python bench/coverage.py --studies 200 --questions 60
+    python bench/coverage.py --only "figures: fair" audits power       some lines
 
 Each study has its own questions, answers, people and judge. People see the quality of an answer, which grows with its
 length; the judge sees the same, is sharper or not, and has the planted bias. The rows:
@@ -12,10 +13,13 @@ length; the judge sees the same, is sharper or not, and has the planted bias. Th
     sequence  share of confidence sequences that ever leave out the truth
 """
 
+import argparse
 import gc
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -171,21 +175,36 @@ def sequences(win_rate: float, ties: float, *, studies: int, votes: int) -> floa
     return out / studies
 
 
-if __name__ == "__main__":
-    studies, questions = (int(word) for word in (sys.argv[1:] + ["200", "60"][len(sys.argv) - 1 :])[:2])
-    gc.freeze()  # statsmodels collects garbage at every correction
-    for name, plan in PLANS.items():
-        print(name, json.dumps(coverage(plan, studies=studies, questions=questions, people=2)), flush=True)
+def blocks(studies: int, questions: int) -> dict[str, Callable]:
+    """{name of a line of the table: what measures it}."""
+    found: dict[str, Callable] = {
+        f"figures: {name}": partial(coverage, plan, studies=studies, questions=questions, people=2)
+        for name, plan in PLANS.items()
+    }
     for sharpness in (1.0, 3.0):
-        alarms = audits(studies=studies, questions=questions, people=2, sharpness=sharpness)
-        print(f"audits of a fair judge, sharpness {sharpness}:", json.dumps(alarms), flush=True)
+        found[f"audits of a fair judge, sharpness {sharpness}"] = partial(
+            audits, studies=studies, questions=questions, people=2, sharpness=sharpness
+        )
     for size in (20, questions):
         for interval in ("bootstrap", "clustered"):
-            held = bradley_terry(studies=studies, questions=size, interval=interval)
-            print(f"Bradley-Terry, {size} questions, {interval}: {held:.3f}", flush=True)
+            found[f"Bradley-Terry, {size} questions, {interval}"] = partial(
+                bradley_terry, studies=studies, questions=size, interval=interval
+            )
     for win_rate, ties, per_question, icc in ((0.6, 0.0, 1, 0.0), (0.6, 0.3, 1, 0.0), (0.6, 0.0, 3, 0.3)):
-        found = power_of_sizes(win_rate, ties, per_question, icc, studies=10 * studies)
-        print(f"power {win_rate} ties {ties} votes a question {per_question} icc {icc}:", json.dumps(found), flush=True)
+        name = f"power {win_rate}, ties {ties}, votes a question {per_question}, icc {icc}"
+        found[name] = partial(power_of_sizes, win_rate, ties, per_question, icc, studies=10 * studies)
     for win_rate, ties in ((0.5, 0.0), (0.5, 0.4), (0.6, 0.0)):
-        left_out = sequences(win_rate, ties, studies=studies, votes=500)
-        print(f"sequence {win_rate} ties {ties}: {left_out:.3f}", flush=True)
+        found[f"sequence {win_rate}, ties {ties}"] = partial(sequences, win_rate, ties, studies=studies, votes=500)
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=200)
+    parser.add_argument("--questions", type=int, default=60)
+    parser.add_argument("--only", nargs="*", default=[""], help="beginnings of the names of lines")
+    given = parser.parse_args()
+    gc.freeze()  # statsmodels collects garbage at every correction
+    for name, measure in blocks(given.studies, given.questions).items():
+        if name.startswith(tuple(given.only)):
+            print(f"{name}: {json.dumps(measure())}", flush=True)

@@ -9,14 +9,14 @@ from scipy.stats import norm
 from evals import biases
 from evals.agreement import only_judge, split_judge
 from evals.answers import add_answers, load_answers
-from evals.audit_page import write_audit
-from evals.families import shared_families
+from evals.audit_page import TITLES, write_audit
+from evals.families import shared_families, short
 from evals.intervals import holm, unknown
 from evals.questions import add_categories
 from evals.readers import read_votes
 from evals.verdicts import fold_orders, sort_pairs
 from runtime.plots import plot_intervals
-from runtime.report import cell, print_table
+from runtime.report import print_table
 
 # the figures that are tested together: intervals are at 1 - alpha / 7, p values are Holm's
 TESTED = ("position", "length", "unique_tokens", "self_preference", "agreement", "unreadable", "low_entropy")
@@ -211,11 +211,8 @@ def run(cfg: DictConfig, out: Path) -> dict:
     figures = {name: result[name] for name in VERDICTS}
     print_table(
         f"audit of {result['judge']}",
-        ("figure", "value", "interval", "n"),
-        [
-            (name, figure["value"], f"{cell(figure['lower'])} to {cell(figure['upper'])}", figure["n"])
-            for name, figure in figures.items()
-        ],
+        ("figure", "value", "lower", "upper", "n"),
+        [(name, *(figure[key] for key in ("value", "lower", "upper", "n"))) for name, figure in figures.items()],
     )
     print("\n".join(f"{name}: {figure['verdict']}" for name, figure in figures.items()))
     plot_shares(out / "audit.png", result)
@@ -232,5 +229,5 @@ def plot_shares(path: Path, result: dict) -> None:
     for name, null in (("position", 0.5), ("length", 0.0), ("unique_tokens", 0.0), ("low_entropy", 0.0)):
         figure = result[name]
         if figure["value"] is not None:
-            rows.append((name, *(figure[k] - null for k in ("value", "lower", "upper"))))
-    plot_intervals(path, f"{result['judge']}: departure from no bias", rows, null=0.0)
+            rows.append((TITLES[name].lower(), *(figure[k] - null for k in ("value", "lower", "upper"))))
+    plot_intervals(path, f"{short(result['judge'])}: departure from no bias", rows, null=0.0)

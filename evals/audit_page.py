@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from evals.families import short
 from runtime.report import bullets, cell, heading, paragraph, picture, table, write_page
 
 TITLES = {
@@ -34,7 +35,7 @@ def write_audit(path: Path, result: dict, names: list[str]) -> None:
     orders = _orders(result["position_by_category"])
     if len(orders) > 1:
         blocks += [heading("Order by category"), table(orders)]
-    write_page(path, f"Audit of {result['judge']}", *blocks)
+    write_page(path, f"Audit of {short(result['judge'])}", *blocks)
 
 
 def _row(name: str, figure: dict) -> tuple:

@@ -153,4 +153,4 @@ def run(cfg: DictConfig, out: Path) -> dict:
     if further:
         print_table("beside it", ("", "share", "lower", "upper"), further)
     plot_intervals(out / "exact.png", f"{task.format}: share right", [row[:4] for row in rows], null=None)
-    return {"models": results}
+    return {"benchmark": task.format, "models": results}

@@ -16,6 +16,12 @@ def families_of(name: str, families: Mapping) -> set[str]:
     return {family for family, globs in families.items() if any(fnmatch(n, glob) for n in names for glob in globs)}
 
 
+def short(judge: str) -> str:
+    """A judge's name without the folders of a path in it."""
+    kind, colon, path = judge.partition(":")
+    return f"{kind}:{Path(path).name}" if colon and "/" in path else judge
+
+
 def shared_families(judge: str, model: str, families: Mapping) -> set[str]:
     """The families that a judge and a model share by their names."""
     return families_of(judge, families) & families_of(model, families)
@@ -70,8 +76,8 @@ def family_warnings(judge: str, files: Mapping[str, str], families: Mapping) -> 
         named = families_of(model, families) & own
         ancestors = {family: name for family, name in ancestry_families(file, families).items() if family in own}
         if named:
-            warnings.append(f"judge {judge} and {model} are of one family ({', '.join(sorted(named))})")
+            warnings.append(f"judge {short(judge)} and {model} are of one family ({', '.join(sorted(named))})")
         elif ancestors:
             told = ", ".join(f"{family}: {name}" for family, name in sorted(ancestors.items()))
-            warnings.append(f"{model} descends from the judge's family ({told}); judge {judge} may favour it")
+            warnings.append(f"{model} descends from the judge's family ({told}); judge {short(judge)} may favour it")
     return warnings

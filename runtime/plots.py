@@ -39,7 +39,8 @@ def plot_metrics(rows: Iterable[dict], path: Path) -> None:
 def plot_intervals(path: Path, title: str, rows: Sequence[tuple], *, null: float | None) -> None:
     """One line a row (name, value, lower, upper): a dot and its interval; `null` is drawn as a vertical line."""
     rows = [row for row in rows if row[1] is not None][::-1]
-    figure, axes = pyplot().subplots(figsize=(7, 1 + 0.28 * max(len(rows), 2)))
+    width = min(12.0, 5.5 + 0.07 * max((len(str(row[0])) for row in rows), default=0))
+    figure, axes = pyplot().subplots(figsize=(width, 1 + 0.28 * max(len(rows), 2)))
     for y, (_, value, lower, upper) in enumerate(rows):
         if lower is not None:
             axes.plot([lower, upper], [y, y], color="tab:blue", linewidth=2)
@@ -47,7 +48,7 @@ def plot_intervals(path: Path, title: str, rows: Sequence[tuple], *, null: float
     if null is not None:
         axes.axvline(null, color="gray", linewidth=1, linestyle="--")
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-    axes.set_title(title)
+    figure.suptitle(title, fontsize=12)
     axes.grid(axis="x", alpha=0.3)
     save_figure(figure, path)
 

@@ -7,6 +7,7 @@ A page is a title and blocks, each made (and escaped) by `heading`, `paragraph`,
 
 import json
 import math
+import sys
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -22,11 +23,15 @@ from runtime.files import write_whole
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1, h2, p, li, td.text { overflow-wrap: anywhere } .scrolls { overflow-x: auto } .text:last-child { min-width: 14rem }
+h1, h2, p, li, td.text { overflow-wrap: anywhere } .scrolls { overflow-x: auto }
+.text { min-width: 9rem } .text:last-child { min-width: 14rem } .text.short { white-space: pre; min-width: 0 }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; text-align: right }
 .text, td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
 .bad { background: #fde8e6 } .unknown { color: #888 } img { max-width: 100% }
 """
+
+
+SHORT = 24  # characters of a line that is not broken
 
 
 def write_result(directory: Path, result: dict) -> None:
@@ -62,7 +67,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence]) ->
         shown.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
         shown.add_row(*(Text(printable(cell(value))) for value in row))  # a name's brackets are no markup
-    Console().print(shown)
+    Console(width=None if sys.stdout.isatty() else 250).print(shown)  # a log has no edge that would cut figures off
 
 
 def write_page(path: Path, title: str, *blocks: str) -> None:
@@ -90,10 +95,14 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def table(rows: Sequence[Sequence], *, kinds: Sequence[str] | None = None) -> str:
-    """The first row is the header. `kinds`: "bad", "unknown" or "" of each other row, which colours it."""
+    """The first row is the header; texts are read from the left, figures from the right.
+
+    kinds: "bad", "unknown" or "" of each other row, which colours it.
+    """
     header, *body = rows
     texts = {i for row in body for i, value in enumerate(row) if isinstance(value, str) and " " in value}
-    columns = ["text" if i in texts else "" for i in range(len(header))]  # read from the left, figures from the right
+    long = {i for row in body for i, value in enumerate(row) if max(map(len, cell(value).split("\n"))) > SHORT}
+    columns = ["" if i not in texts else "text" if i in long else "text short" for i in range(len(header))]
     lines = [_tr("", "th", header, columns)]
     lines += [_tr(kind, "td", row, columns) for row, kind in zip(body, kinds or [""] * len(body), strict=True)]
     return '<div class="scrolls"><table>' + "".join(lines) + "</table></div>"

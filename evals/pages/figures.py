@@ -3,9 +3,10 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
+from evals.audit_page import TITLES
+from evals.families import short
 from evals.intervals import t_interval
 
 
@@ -21,12 +22,6 @@ class Figure(NamedTuple):
     note: str = ""
     least: float = -math.inf  # the figure cannot be less than this
     most: float = math.inf
-
-
-def short(name: str) -> str:
-    """A judge's name without the folders of a path in it."""
-    kind, colon, path = name.partition(":")
-    return f"{kind}:{Path(path).name}" if colon and "/" in path else name
 
 
 SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)
@@ -102,8 +97,9 @@ def _figure(
 
 
 def _exact(result: dict, run: str) -> Iterator[Figure]:
+    benchmark = result["benchmark"]
     for model, row in result["models"].items():
-        yield _figure(f"exact: {row['measure']}", model, row, within=SHARE)
+        yield _figure(f"{benchmark}: {row['measure']}", model, row, within=SHARE)
         for name in (
             "all_followed_loose",
             "instruction_level",
@@ -112,9 +108,9 @@ def _exact(result: dict, run: str) -> Iterator[Figure]:
             "majority",
         ):
             if name in row:
-                yield _figure(f"exact: {name}", model, row[name], within=SHARE)
+                yield _figure(f"{benchmark}: {name}", model, row[name], within=SHARE)
         for k, figure in row.get("pass_at_k", {}).items():
-            yield _figure(f"exact: pass@{k}", model, figure, within=SHARE)
+            yield _figure(f"{benchmark}: pass@{k}", model, figure, within=SHARE)
 
 
 def _winrate(result: dict, run: str) -> Iterator[Figure]:
@@ -170,7 +166,8 @@ def _agreement(result: dict, run: str) -> Iterator[Figure]:
 def _audit(result: dict, run: str) -> Iterator[Figure]:
     names = ("position", "length", "unique_tokens", "self_preference", "agreement", "unreadable", "left_share")
     for name in names:
-        yield _figure(f"audit: {name}", result["judge"], result[name], note=result[name]["verdict"])
+        row = result[name]
+        yield _figure(f"audit: {TITLES[name].lower()}", short(result["judge"]), row, note=row["verdict"])
 
 
 def _perplexity(result: dict, run: str) -> Iterator[Figure]:

@@ -9,8 +9,9 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from data.records import read_jsonl
+from evals.families import short
 from evals.intervals import mean_estimate, share_estimate
-from evals.pages.figures import Figure, figures_of, over_seeds, seeds_of, short
+from evals.pages.figures import Figure, figures_of, over_seeds, seeds_of
 from evals.readers import read_votes
 from evals.verdicts import PAIR, fold_orders, points
 from runtime.plots import plot_intervals, pyplot, save_figure
@@ -129,18 +130,28 @@ def disagreements(votes: pd.DataFrame, limit: int) -> list[tuple]:
     return rows[:limit]
 
 
-def leaderboard(figures: list[Figure]) -> list[tuple]:
-    """A row a benchmark, a column a model; a cell is the value with its interval and n."""
-    benchmarks = list(dict.fromkeys(figure.benchmark for figure in figures))
+def leaderboard(figures: Sequence[Figure]) -> list[str]:
+    """Tables with a row a benchmark and a column a model; models that share no benchmark have tables of their own."""
+    models: dict[str, set[str]] = {}
+    for figure in figures:
+        models.setdefault(figure.benchmark, set()).add(figure.model)
+    groups: list[tuple[list[str], set[str]]] = []  # (benchmarks, models)
+    for benchmark, own in models.items():
+        near = [group for group in groups if group[1] & own]
+        groups = [group for group in groups if group not in near]
+        groups.append((sum((names for names, _ in near), []) + [benchmark], own.union(*(group[1] for group in near))))
     cells = {(figure.model, figure.benchmark): figure for figure in figures}
-    models = sorted(
-        {figure.model for figure in figures}, key=lambda model: (-sum((model, b) in cells for b in benchmarks), model)
-    )
-    rows = [("benchmark", *models)]
-    for name in benchmarks:
-        shown = (cells.get((model, name)) for model in models)
-        rows.append((name, *("-" if f is None else f"{cell(f.value)} ({interval(f)}; n {cell(f.n)})" for f in shown)))
-    return rows
+    tables = []
+    for benchmarks, own in groups:
+        order = sorted(own, key=lambda model: (-sum((model, name) in cells for name in benchmarks), model))
+        rows = [(name, *(board_cell(cells.get((model, name))) for model in order)) for name in benchmarks]
+        tables.append(table([("", *order), *rows]))
+    return tables
+
+
+def board_cell(figure: Figure | None) -> str:
+    """The value, its interval and n, a line each."""
+    return "-" if figure is None else f"{cell(figure.value)}\n{interval(figure)}\nn {cell(figure.n)}"
 
 
 def notes_of(figures: list[Figure]) -> list[str]:
@@ -152,10 +163,13 @@ def notes_of(figures: list[Figure]) -> list[str]:
     return [f"{', '.join(dict.fromkeys(benchmarks))}: {note}" for note, benchmarks in notes.items()]
 
 
-def figure_table(kind: str, figures: Sequence[Figure]) -> str:
-    """A row a figure: what was measured, of which model, the value, its interval and n."""
-    rows = [(f.benchmark, f.model, f.value, interval(f), f.n) for f in figures]
-    return table([(kind, "model", "value", "interval", "n"), *rows])
+def figure_table(figures: Sequence[Figure]) -> str:
+    """A row a figure: what was measured, said once for all models, then the model, the value, its interval and n."""
+    rows = [("benchmark", "model", "value", "interval", "n")]
+    for benchmark in dict.fromkeys(figure.benchmark for figure in figures):
+        own = [(f.model, f.value, interval(f), f.n) for f in figures if f.benchmark == benchmark]
+        rows += [(name, *row) for name, row in zip([benchmark] + [""] * len(own), own, strict=False)]
+    return table(rows)
 
 
 def without_seeds(means: list[Figure], figures: list[Figure], trainings: Sequence[str]) -> list[Figure]:
@@ -176,14 +190,13 @@ def run(cfg: DictConfig, out: Path) -> dict:
     blocks = [
         paragraph(f"{len(results)} runs. Intervals are at 95 % unless a run's config.yaml says otherwise; "
                   "where there is none, its place says why."),
-        figure_table("benchmark", means + figures),
+        figure_table(means + figures),
         bullets(notes_of(figures)),
     ]  # fmt: skip
     grades = grades_by_category(list(results))
     of_seeds = over_seeds(grades, seeds) if seeds and grades else []
     if plot_radar(out / "radar.png", without_seeds(of_seeds, grades, seeds)):
-        blocks += [heading("Grades by category"), picture(out / "radar.png")]
-        blocks += [figure_table("category", of_seeds + grades)]
+        blocks += [heading("Grades by category"), picture(out / "radar.png"), *leaderboard(of_seeds + grades)]
     votes = votes_of(list(results))
     if votes is not None:
         by_length = wins_by_length(votes)
@@ -204,7 +217,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
             bullets(f"{f.model}, {f.benchmark}: {f.note}" for f in people if f.note),
         ]
     write_page(out / "report.html", task.title, *blocks)
-    board = [table(leaderboard(without_seeds(means, figures, seeds))), bullets(notes_of(figures))]
+    board = [*leaderboard(without_seeds(means, figures, seeds)), bullets(notes_of(figures))]
     write_page(out / "leaderboard.html", f"{task.title}: leaderboard", *board)
     print(f"{len(figures)} figures of {len({f.model for f in figures})} models: {out / 'report.html'}")
     return {"num_figures": len(figures), "figures": [f._asdict() for f in means + figures]}
