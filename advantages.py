@@ -1,6 +1,6 @@
-"""What lies between a rollout and its loss: score rules, KL estimators and controllers, group baselines.
+"""From the scores of a rollout to advantages: score rules, KL estimators, KL controllers, advantage estimators.
 
-Each is a named variant that `train_ppo.py` picks by a setting; the loop itself has no branches.
+Each variant has a name, and a setting of `train_ppo.py` chooses it. So the training loop has no branches.
 """
 
 from collections.abc import Callable
@@ -18,19 +18,23 @@ CORRECTIONS = ("token_truncate", "token_mask", "sequence_truncate", "sequence_ma
 
 
 def clip_scores(scores: Tensor, limit: float | None) -> Tensor:
-    """(B,) scores within [-limit, limit]; null leaves them alone."""
+    """(B,) scores clamped to [-limit, limit]. None changes nothing."""
     return scores if limit is None else scores.clamp(-limit, limit)
 
 
 def missing_eos(scores: Tensor, finished: Tensor, *, mode: str, value: float) -> Tensor:
-    """(B,) scores with the rule for completions that never emitted a stop token.
+    """(B,) scores after the rule for completions without a stop token.
 
-    replace: the score becomes `value` (Ziegler et al. 2019's and Huang et al. 2024's code: -1); subtract: it loses
-    abs(value) (TRL); none and mask: it stays (mask leaves such rows out of the loss, as DAPO may).
+        replace     the score becomes `value` (-1 in the code of Ziegler et al. 2019 and Huang et al. 2024)
+        subtract    the score loses abs(value) (TRL)
+        none        the score stays
+        mask        the score stays, and the row is left out of the loss (an option of DAPO)
 
     Args:
-        finished: (B,) bool, the sampler's finish reason for the completion itself; the prompt's own stop tokens do not
-        count.
+        finished: (B,) bool, whether the sampler ended the completion at a stop token. Stop tokens in the prompt do not
+            count.
+    Raises:
+        ValueError: the mode is unknown.
     """
     rules = {
         "replace": lambda: torch.full_like(scores, value),
@@ -44,9 +48,9 @@ def missing_eos(scores: Tensor, finished: Tensor, *, mode: str, value: float) ->
 
 
 def overlong_penalty(lengths: Tensor, *, max_new_tokens: int, overlong_tokens: int) -> Tensor:
-    """(B,) what a completion loses as it nears the limit: Yu et al. 2025 (arXiv:2503.14476), DAPO.
+    """(B,) penalty in [-1, 0] of long completions: Yu et al. 2025 (arXiv:2503.14476), DAPO's soft overlong punishment.
 
-    0 up to L = max_new_tokens - overlong_tokens, then (L - length) / overlong_tokens, -1 at the limit
+    0 up to L = max_new_tokens - overlong_tokens, then (L - length) / overlong_tokens, so -1 at max_new_tokens
     """
     if overlong_tokens == 0:
         return torch.zeros(lengths.shape, device=lengths.device)
@@ -56,22 +60,28 @@ def overlong_penalty(lengths: Tensor, *, max_new_tokens: int, overlong_tokens: i
 def importance_weights(
     logprobs: Tensor, sampled_logprobs: Tensor, action_mask: Tensor, *, correction: str, max_weight: float
 ) -> Tensor:
-    """(B, T) what a token counts that another program, or an older policy, mu sampled: pi / mu, bounded; no gradient.
+    """(B, T) importance weights, without gradient, of tokens that another program or an older policy sampled.
 
-        token_truncate:     min(w, max_weight),           w = pi(token) / mu(token)
-        token_mask:         w, and 0 where it is above max_weight
-        sequence_truncate, sequence_mask: the same with the completion's ratio, the product of w over its tokens
+        token_truncate      min(w, max_weight),   w = pi(token) / mu(token), mu is the sampler
+        token_mask          w, or 0 where w > max_weight
+        sequence_truncate, sequence_mask    the same with the product of w over the completion
 
-    Truncated importance sampling, Ionides 2008. Multiplied to the advantages, E_mu[weight * A] = E_pi[A] but for what
-    is cut: exactly with the sequence's ratio, whose variance grows with the length; to first order with the token's.
+    This is truncated importance sampling (Ionides 2008). The weights multiply the advantages. Without a bound,
+    E_mu[w A] = E_pi[A] holds exactly for the sequence's ratio, whose variance grows with the length. For the token's
+    ratio it holds to first order.
+
+    Args:
+        logprobs, sampled_logprobs: (B, T) nats under pi and under mu. max_weight: > 0.
+    Raises:
+        ValueError: the correction is unknown.
     """
     if correction not in CORRECTIONS:
         raise ValueError(f"off_policy.correction={correction!r} is unknown; use {', '.join(CORRECTIONS)}")
     log_ratio = torch.where(action_mask, logprobs - sampled_logprobs, 0.0).detach()
-    of, how = correction.split("_")
-    log_ratio = log_ratio.sum(1, keepdim=True).expand_as(log_ratio) if of == "sequence" else log_ratio
-    weights = log_ratio.clamp(max=80.0).exp()  # e^89 passes float32
-    bounded = weights.clamp(max=max_weight) if how == "truncate" else weights * (weights <= max_weight)
+    unit, bound = correction.split("_")
+    log_ratio = log_ratio.sum(1, keepdim=True).expand_as(log_ratio) if unit == "sequence" else log_ratio
+    weights = log_ratio.clamp(max=80.0).exp()  # e^89 overflows float32
+    bounded = weights.clamp(max=max_weight) if bound == "truncate" else weights * (weights <= max_weight)
     return torch.where(action_mask, bounded, 0.0)
 
 
@@ -83,9 +93,12 @@ def kl_estimate(log_ratio: Tensor, kind: str) -> Tensor:
 
         k1 = log_ratio;   k2 = log_ratio^2 / 2;   k3 = exp(-log_ratio) - 1 + log_ratio
 
-    As a reward k1 is the right one: its policy gradient is that of the KL. As a loss term k2 has the KL's gradient on
-    samples of the current policy; k3's is biased; k1's has mean zero, so it is no loss. k3 grows no further where the
-    reference gives a token e^20 times the policy's probability: float32 overflows at e^88.
+    In the reward k1 is right: its policy gradient is the gradient of the KL. In the loss k2 is right: on samples of the
+    current policy it has the gradient of the KL. The gradient of k3 is biased, and that of k1 has mean 0. k3 is
+    constant where ref / pi > e^20, because float32 overflows at e^88.
+
+    Raises:
+        ValueError: the kind is unknown.
     """
     if kind == "k1":
         return log_ratio
@@ -102,36 +115,40 @@ def kl_loss(
 ) -> Tensor:
     """() sum over completion tokens of the KL estimate: the penalty as a loss term (kl_in=loss).
 
-    weights: (B, 1) what a token of each row counts; None: 1.
+    Its gradient penalises the KL of each state. It does not penalise an early token for leading to states with a
+    larger KL, see docs/ppo.md.
 
-    It charges every state its own KL, but not an early token for leading to states of more KL: see docs/ppo.md.
+    Args:
+        weights: (B, 1) weight of each row's tokens. None means 1.
     """
     estimate = kl_estimate(torch.where(completion_mask, logprobs - ref_logprobs, 0.0), kind)  # (B, T), 0 at 0
     return (estimate if weights is None else estimate * weights).sum()
 
 
 class FixedKL:
-    """A KL coefficient that stays."""
+    """A constant KL coefficient."""
 
     def __init__(self, kl_coef: float):
         self.kl_coef = kl_coef
 
     def update(self, kl_per_sequence: float, num_sequences: int) -> None:
-        """Nothing to adapt."""
+        """Does nothing."""
 
     def state_dict(self) -> dict[str, float]:
-        return {}  # the setting rules
+        return {}  # a resumed run takes the coefficient from its config
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Nothing to go on with."""
+        """Does nothing."""
 
 
 class AdaptiveKL(FixedKL):
-    """A coefficient that steers the KL to a target: Ziegler et al. 2019 (arXiv:1909.08593), section 2.2.
+    """A KL coefficient that steers the KL to a target: Ziegler et al. 2019 (arXiv:1909.08593), section 2.2.
 
         error = clip(KL / target - 1, -0.2, 0.2);   kl_coef *= 1 + error * num_sequences / horizon
 
-    The unit is nats per sequence (a sum over tokens), not per token: the paper's target of 6 means 6 nats a completion.
+    The target is in nats per sequence, a sum over tokens: the paper's 6 means 6 nats per completion.
+
+    Raises ValueError where the target or the horizon is not positive.
     """
 
     def __init__(self, kl_coef: float, *, target_nats_per_sequence: float, horizon: int):
@@ -150,18 +167,18 @@ class AdaptiveKL(FixedKL):
         return {"kl_coef": self.kl_coef}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.kl_coef = state.get("kl_coef", self.kl_coef)  # none where the coefficient was fixed so far
+        self.kl_coef = state.get("kl_coef", self.kl_coef)  # absent where the run had a fixed coefficient before
 
 
 class LinearKL(FixedKL):
-    """A coefficient that goes from kl_coef to kl_coef_end along a line, in num_steps rollouts, and stays there."""
+    """A KL coefficient that changes linearly from kl_coef to kl_coef_end in num_steps rollouts, then stays constant."""
 
     def __init__(self, kl_coef: float, *, kl_coef_end: float, num_steps: int):
         super().__init__(kl_coef)
         self.start, self.end, self.num_steps, self.taken = kl_coef, kl_coef_end, num_steps, 0
 
     def update(self, kl_per_sequence: float, num_sequences: int) -> None:
-        """A rollout is over."""
+        """Take one step along the line, after a rollout."""
         self.taken += 1
         self._set()
 
@@ -181,60 +198,69 @@ class LinearKL(FixedKL):
 
 
 def gae_advantages(
-    rewards: Tensor, values: Tensor, value_mask: Tensor, done: Tensor | None,
-    *, gamma: float, gae_lambda: float, lambda_alpha: float | None,
-) -> Tensor:  # fmt: skip
-    """(B, T) GAE over the states that have a value, so that advantages + values = returns there.
+    rewards: Tensor,
+    values: Tensor,
+    value_mask: Tensor,
+    done: Tensor | None,
+    *,
+    gamma: float,
+    gae_lambda: float,
+    lambda_alpha: float | None,
+) -> Tensor:
+    """(B, T) GAE over the states that have a value. There, advantages + values = returns.
 
-    lambda_alpha: each row's lambda is 1 - 1 / (alpha length), at least 0: Yue et al. 2025 (arXiv:2504.05118, VAPO),
-    so that a long completion's end still reaches its beginning. None: gae_lambda for all.
+    lambda_alpha: each row gets lambda = max(0, 1 - 1 / (alpha length)), so that in a long completion the reward at the
+    end still reaches the first tokens: Yue et al. 2025 (arXiv:2504.05118), VAPO. None: all rows get gae_lambda.
     """
     if lambda_alpha is not None:
         gae_lambda = (1 - 1 / (lambda_alpha * value_mask.sum(1).clamp_min(1))).clamp_min(0.0)
     return gae(rewards, values, value_mask, gamma=gamma, gae_lambda=gae_lambda, done=done)
 
 
-# ---- advantages without one: every completion is compared with the others of its prompt, or with the whole rollout
+# ---- advantages without a value model: a completion is compared with others of its prompt, or with the whole rollout
 
 
 def rloo(rewards: Tensor, action_mask: Tensor, *, samples_per_prompt: int) -> Tensor:
-    """(B, T) advantages: a sequence's return minus its siblings' mean. Ahmadian et al. 2024 (arXiv:2402.14740), Eq. 7.
+    """(B, T) advantages: a row's return minus the mean return of the prompt's other rows.
+
+    Ahmadian et al. 2024 (arXiv:2402.14740), Eq. 7.
 
     Args:
-        rewards: (B, T), KL penalty included, 0 off-mask. Rows of one prompt are consecutive. A row without an action
-        is nobody's sibling.
+        rewards: (B, T), KL penalty included, 0 off-mask. Rows of one prompt are consecutive. Rows without an action
+            are left out of all means.
     """
     returns, count = _groups(rewards, action_mask, samples_per_prompt)  # (P, K), (P, 1)
     baseline = (returns.nansum(1, keepdim=True) - returns) / (count - 1).clamp_min(1)
-    return _spread(torch.where(count > 1, returns - baseline, 0.0), action_mask)
+    return _per_token(torch.where(count > 1, returns - baseline, 0.0), action_mask)
 
 
 def grpo(rewards: Tensor, action_mask: Tensor, *, samples_per_prompt: int) -> Tensor:
     """(B, T) advantages: returns standardised within each prompt. Shao et al. 2024 (arXiv:2402.03300), section 4.1.2.
 
-    The paper scores without the KL and adds the KL to the loss: kl_in=loss with kl_estimator=k3. A group whose returns
-    are all equal teaches nothing: its advantages are 0.
+    In the paper the KL penalty is in the loss: set kl_in=loss and kl_estimator=k3. Where all returns of a group are
+    equal, its advantages are 0.
     """
     returns, count = _groups(rewards, action_mask, samples_per_prompt)  # (P, K), (P, 1)
     centered = returns - returns.nanmean(1, keepdim=True)
     std = (centered.square().nansum(1, keepdim=True) / (count - 1).clamp_min(1)).sqrt()
-    return _spread(centered / (std + 1e-6), action_mask)
+    return _per_token(centered / (std + 1e-6), action_mask)
 
 
 def dr_grpo(rewards: Tensor, action_mask: Tensor, *, samples_per_prompt: int) -> Tensor:
     """(B, T) advantages: returns minus their group's mean. Liu et al. 2025 (arXiv:2503.20783), Dr. GRPO.
 
-    Dividing by the deviation, as GRPO does, weighs questions by how hard they are; dividing by the length prefers short
-    right answers and long wrong ones. The paper does neither (aggregation=sequence_sum). It is (K - 1) / K of RLOO.
+    GRPO divides by the standard deviation, so the weight of a prompt depends on its difficulty. It also divides by the
+    length, which favours short right answers and long wrong ones. Dr. GRPO does neither (aggregation=sequence_sum).
+    The advantages are (K - 1) / K of RLOO's.
     """
     returns, _ = _groups(rewards, action_mask, samples_per_prompt)  # (P, K)
-    return _spread(returns - returns.nanmean(1, keepdim=True), action_mask)
+    return _per_token(returns - returns.nanmean(1, keepdim=True), action_mask)
 
 
 def reinforce_pp(rewards: Tensor, action_mask: Tensor, *, mean: Callable[[Tensor], Tensor]) -> Tensor:
     """(B, T) advantages: returns to go, whitened over the rollout of all ranks. Hu 2025 (arXiv:2501.03262).
 
-    REINFORCE++ compares with the whole rollout, so one sample of a prompt is enough, and its KL is in the reward.
+    REINFORCE++ needs only one sample per prompt. In the paper the KL penalty is in the reward.
     """
     to_go = torch.where(action_mask, rewards, 0.0).flip(1).cumsum(1).flip(1)
     return whiten(to_go, action_mask, mean, shift_mean=True)
@@ -243,13 +269,13 @@ def reinforce_pp(rewards: Tensor, action_mask: Tensor, *, mean: Callable[[Tensor
 def raft(rewards: Tensor, action_mask: Tensor, *, samples_per_prompt: int) -> Tensor:
     """(B, T) advantages: 1 for the best of each prompt's samples, 0 for the others: Dong et al. 2023 (2304.06767).
 
-    On samples of the policy itself the gradient is that of SFT on the best: best-of-n SFT, a rollout at a time.
-    A group whose returns are all equal teaches nothing.
+    On samples of the current policy the gradient is that of SFT on the best sample (best-of-n SFT). Where all returns
+    of a group are equal, its advantages are 0.
     """
     returns, _ = _groups(rewards, action_mask, samples_per_prompt)  # (P, K)
     returns = returns.nan_to_num(nan=-torch.inf)
     best = torch.zeros_like(returns).scatter(1, returns.argmax(1, keepdim=True), 1.0)
-    return _spread(torch.where(_differ(returns), best, 0.0), action_mask)
+    return _per_token(torch.where(_differ(returns), best, 0.0), action_mask)
 
 
 def online_dpo(rewards: Tensor, action_mask: Tensor, penalty: Tensor, *, samples_per_prompt: int) -> Tensor:
@@ -258,29 +284,30 @@ def online_dpo(rewards: Tensor, action_mask: Tensor, penalty: Tensor, *, samples
         A = sigmoid(-m) for the best, -sigmoid(-m) for the worst, 0 for the others;   m = penalty(best) - penalty(worst)
 
     with penalty = beta (log pi - log ref) of a completion. The gradient of -log sigmoid(m) is -beta sigmoid(-m) (grad
-    log pi(best) - grad log pi(worst)), so on the policy that sampled this is DPO's gradient over beta.
+    log pi(best) - grad log pi(worst)). So at the policy that sampled, the policy gradient is DPO's divided by beta.
 
     Args:
-        penalty: (B, T) kl_coef * (log pi - log ref), which `rewards` have lost; the best is chosen by the score alone.
+        penalty: (B, T) kl_coef * (log pi - log ref). `rewards` already contain -penalty. It is added back, so that the
+            score alone decides which sample is best and which is worst.
     """
     scores, _ = _groups(rewards + penalty, action_mask, samples_per_prompt)  # (P, K)
-    paid, _ = _groups(penalty, action_mask, samples_per_prompt)
+    penalties, _ = _groups(penalty, action_mask, samples_per_prompt)  # (P, K)
     best = scores.nan_to_num(nan=-torch.inf).argmax(1, keepdim=True)
     worst = scores.nan_to_num(nan=torch.inf).argmin(1, keepdim=True)
-    weight = torch.sigmoid(paid.gather(1, worst) - paid.gather(1, best))  # (P, 1)
+    weight = torch.sigmoid(penalties.gather(1, worst) - penalties.gather(1, best))  # (P, 1)
     signs = torch.zeros_like(scores).scatter(1, best, 1.0).scatter(1, worst, -1.0)
-    return _spread(torch.where(_differ(scores), weight * signs, 0.0), action_mask)
+    return _per_token(torch.where(_differ(scores), weight * signs, 0.0), action_mask)
 
 
 def _differ(returns: Tensor) -> Tensor:
-    """(P, 1) whether two rows of a group, those left out aside, have different returns."""
+    """(P, 1) whether two rows of a group have different returns. nan marks rows that are left out."""
     known = returns.isfinite()
     most, least = (returns.masked_fill(~known, fill) for fill in (-torch.inf, torch.inf))
     return most.amax(1, keepdim=True) > least.amin(1, keepdim=True)
 
 
 def _groups(rewards: Tensor, action_mask: Tensor, samples_per_prompt: int) -> tuple[Tensor, Tensor]:
-    """(P, K) returns, nan where a row is left out, and (P, 1) how many are not."""
+    """(P, K) returns, nan where a row has no action, and (P, 1) the number of the other rows."""
     if samples_per_prompt < 2 or len(rewards) % samples_per_prompt:
         raise ValueError(
             f"advantages of a group compare the samples of a prompt: {len(rewards)} rows with samples_per_prompt="
@@ -291,20 +318,21 @@ def _groups(rewards: Tensor, action_mask: Tensor, samples_per_prompt: int) -> tu
     return returns, kept.view(-1, samples_per_prompt).sum(1, keepdim=True)
 
 
-def _spread(advantages: Tensor, action_mask: Tensor) -> Tensor:
+def _per_token(advantages: Tensor, action_mask: Tensor) -> Tensor:
+    """(B, T) each row's advantage at all of its actions, 0 elsewhere. advantages: (P, K)."""
     return torch.where(action_mask, advantages.reshape(-1, 1), 0.0)
 
 
-# ---- the choice, and its scale
+# ---- whitening, and the choice of an estimator
 
 
 def whiten(x: Tensor, mask: Tensor, mean: Callable[[Tensor], Tensor], *, shift_mean: bool) -> Tensor:
     """(B, T): x with variance 1 over the masked entries of all ranks, 0 off-mask.
 
-    shift_mean=True also moves the mean to 0 (advantages); False keeps it (rewards), as in Ziegler et al. 2019's code:
-    (x - mean) * rsqrt(var + 1e-8) [+ mean]. The variance is the biased one.
+        (x - mean) * rsqrt(var + 1e-8) [+ mean],   as in the code of Ziegler et al. 2019; var divides by n
 
     Args:
+        shift_mean: True moves the mean to 0 (for advantages). False keeps the mean (for rewards).
         mean: averages a scalar tensor over ranks (`run.mean`).
     """
     if mask.dtype != torch.bool or mask.shape != x.shape:
@@ -317,7 +345,7 @@ def whiten(x: Tensor, mask: Tensor, mean: Callable[[Tensor], Tensor], *, shift_m
     return torch.where(mask, whitened if shift_mean else whitened + center, 0.0)
 
 
-WITH_VALUES = {"gae": gae_advantages}  # a value model is trained for these
+WITH_VALUES = {"gae": gae_advantages}  # these train a value model
 OF_GROUPS = {"rloo": rloo, "grpo": grpo, "dr_grpo": dr_grpo, "raft": raft}
 OF_PAIRS = {"online_dpo": online_dpo}
 OF_ROLLOUTS = {"reinforce_pp": reinforce_pp}
@@ -329,12 +357,14 @@ def estimate_advantages(
     *, kind: str, gamma: float, gae_lambda: float, samples_per_prompt: int, lambda_alpha: float | None = None,
     mean: Callable[[Tensor], Tensor] = lambda x: x, penalty: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """(B, T) advantages of the named kind.
+    """(B, T) advantages by the estimator named `kind`.
 
     Args:
-        penalty: (B, T) kl_coef * KL, which the rewards have lost; None: nothing.
-        done: (B, T) bool, the last state of each episode; None: a row is one episode.
+        penalty: (B, T) kl_coef * KL, already subtracted from the rewards. None means 0.
+        done: (B, T) bool, the last state of each episode. None: a row is one episode.
         mean: averages a scalar tensor over ranks (`run.mean`).
+    Raises:
+        ValueError: the kind is unknown, or samples_per_prompt does not fit it.
     """
     if kind in WITH_VALUES:
         discounts = {"gamma": gamma, "gae_lambda": gae_lambda, "lambda_alpha": lambda_alpha}
@@ -350,7 +380,9 @@ def estimate_advantages(
 
 
 def explained_variance(returns: Tensor, values: Tensor, value_mask: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
-    """() 1 - var(returns - values) / var(returns) over the states of all ranks: 1 = a perfect value model, <= 0 = none.
+    """() 1 - var(returns - values) / var(returns) over the states of all ranks.
+
+    1 is a perfect value model. A constant prediction gets 0.
 
     Args:
         mean: averages a scalar tensor over ranks (`run.mean`).

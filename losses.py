@@ -1,8 +1,10 @@
-"""Every training objective, in torch, each with its equation. What is logged beside a loss comes back unreduced.
+"""Every training objective, written in torch, with its equation. Each function returns the loss and unreduced metrics.
 
-Conventions: column t speaks about token t; masks are bool, True = this token counts; a loss is a sum divided by the
-number of tokens, elements or pairs of the whole optimizer step (`num_*`, a mean over ranks where ranks average their
-gradients), so results depend neither on the micro-batch size nor on padding.
+Conventions:
+    Column t of a (B, T) tensor is about token t.
+    Masks are bool. True means that the token counts.
+    A loss is a sum divided by the number of tokens, groups or pairs of the whole optimizer step (`num_*`). Where ranks
+    average their gradients, `num_*` is the mean over ranks. So the micro-batch size and the padding change nothing.
 """
 
 import torch
@@ -21,7 +23,13 @@ def sft_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative log-likelihood per target token: -sum_t log pi(y_t | before) / num_tokens.
 
-    logprobs: (B, T) nats; num_tokens: targets of the whole step. Raises ValueError where a row has no target.
+    Args:
+        logprobs: (B, T) nats. completion_mask: (B, T) bool, the targets.
+        num_tokens: targets of the whole optimizer step.
+    Returns:
+        loss: (); metrics: the mean loss per target.
+    Raises:
+        ValueError: a row has no target.
     """
     _check_mask(completion_mask, logprobs=logprobs)
     if any_on_host(~completion_mask.any(1)):
@@ -35,23 +43,29 @@ def sft_loss(
 
 
 def reward_loss(
-    chosen_scores: Tensor, rejected_scores: Tensor, weights: Tensor, margins: Tensor, ties: Tensor,
-    *, center_coef: float, num_elements: Tensor | float,
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """Bradley-Terry over all pairs of each element: Ouyang et al. 2022 (arXiv:2203.02155), Eq. 1.
+    chosen_scores: Tensor,
+    rejected_scores: Tensor,
+    weights: Tensor,
+    margins: Tensor,
+    ties: Tensor,
+    *,
+    center_coef: float,
+    num_elements: Tensor | float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Bradley-Terry loss over all pairs of each group: Ouyang et al. 2022 (arXiv:2203.02155), Eq. 1.
 
         loss = sum_p w_p [-log sigmoid(r_w - r_l - m) + c (r_w + r_l)^2] / num_elements,   w_p = 1 / C(K, 2)
 
-    An element is one prompt with K ranked completions; a plain comparison is K = 2, w = 1. The margin m is Llama 2's
-    (arXiv:2307.09288, Eq. 2). c pulls the mean score to 0 (Eisenstein et al. 2023, arXiv:2312.09244). A tie asks for
-    equal scores: half of each direction, no margin.
+    A group is one prompt with K ranked completions. A plain comparison has K = 2 and w = 1. The margin m is Llama 2's
+    (arXiv:2307.09288, Eq. 2). c pulls the mean score to 0 (Eisenstein et al. 2023, arXiv:2312.09244). The loss of a tie
+    is the mean of both directions, without a margin, so it is smallest at equal scores.
 
     Args:
-        chosen_scores, rejected_scores: (P,). weights: (P,), summing to 1 within an element.
+        chosen_scores, rejected_scores: (P,). weights: (P,), which sum to 1 within a group.
         margins: (P,) in score units. ties: (P,) bool.
         num_elements: prompts of the whole optimizer step.
     Returns:
-        loss: (); metrics: margins (P,), and the mean accuracy of the pairs that are not ties.
+        loss: (); metrics: score differences (P,), and the mean accuracy over the pairs that are not ties.
     Raises:
         ValueError: shapes differ or center_coef < 0.
     """
@@ -65,9 +79,7 @@ def reward_loss(
     tied = -0.5 * (F.logsigmoid(difference) + F.logsigmoid(-difference))
     nll = torch.where(ties, tied, decided)
     loss = (weights * (nll + center_coef * (chosen_scores + rejected_scores).square())).sum() / num_elements
-    return loss, {
-        "rewards/margin": difference.detach(), "rewards/accuracy": masked((difference > 0).float(), ~ties)
-    }  # fmt: skip
+    return loss, {"rewards/margin": difference.detach(), "rewards/accuracy": masked((difference > 0).float(), ~ties)}
 
 
 def pointwise_reward_loss(
@@ -76,7 +88,10 @@ def pointwise_reward_loss(
     """Logistic loss on human rewards: sum [-y log sigmoid(r) - (1 - y) log sigmoid(-r) + c r^2] / num_elements.
 
     Args:
-        scores: (B,) logits of "good". labels: (B,) in [0, 1]. num_elements: rows of the whole optimizer step.
+        scores: (B,) logits of "this completion is good". labels: (B,) in [0, 1].
+        num_elements: rows of the whole optimizer step.
+    Returns:
+        loss: (); metrics: the mean accuracy over the rows whose label is not 0.5.
     Raises:
         ValueError: shapes differ, or a label lies outside [0, 1].
     """
@@ -86,32 +101,39 @@ def pointwise_reward_loss(
         raise ValueError(f"labels must lie in [0, 1], got {labels.min():.3g} to {labels.max():.3g}")
     nll = F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none")
     loss = (nll + center_coef * scores.square()).sum() / num_elements
-    decided = labels != 0.5  # a rating of 1/2 says neither good nor bad
+    decided = labels != 0.5  # a label of 1/2 means neither good nor bad
     return loss, {"rewards/accuracy": masked(((scores > 0) == (labels > 0.5)).float(), decided)}
 
 
-# ---- preferences: log-probs of whole completions in (stop token included), the mean over pairs or rows out
+# ---- preferences: from log-probs of whole completions, stop token included, to a mean over pairs or rows
 
 
 def dpo_loss(
-    chosen_logprobs: Tensor, rejected_logprobs: Tensor, ref_chosen_logprobs: Tensor, ref_rejected_logprobs: Tensor,
-    *, beta: float | Tensor, label_smoothing: float, target_margin: float | Tensor = 0.0,
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    chosen_logprobs: Tensor,
+    rejected_logprobs: Tensor,
+    ref_chosen_logprobs: Tensor,
+    ref_rejected_logprobs: Tensor,
+    *,
+    beta: float | Tensor,
+    label_smoothing: float,
+    target_margin: float | Tensor = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO: Rafailov et al. 2023 (arXiv:2305.18290), Eq. 7; smoothing is cDPO, Mitchell 2023, Eq. 3.
 
         margin = beta [(log pi(y_w|x) - log ref(y_w|x)) - (log pi(y_l|x) - log ref(y_l|x))]
         loss   = -(1 - eps) log sigmoid(margin - m) - eps log sigmoid(m - margin)
 
-    m > 0 asks for more than the sign (Amini et al. 2024, arXiv:2402.10571). Log-probs averaged over tokens make it
-    length-normalised DPO; reference zeros make it CPO (Xu et al. 2024, arXiv:2401.08417) and, averaged, SimPO.
+    m > 0 is the offset of ODPO (Amini et al. 2024, arXiv:2402.10571). With log-probs averaged over tokens this is
+    length-normalised DPO. With reference log-probs of 0 it is CPO (Xu et al. 2024, arXiv:2401.08417), and with averaged
+    ones it is SimPO.
 
     Args:
-        *_logprobs: (B,) nats, summed over completion tokens (averaged where a variant says so).
-        beta: > 0, one or (B,) per pair; a large beta keeps the policy near the reference.
-        label_smoothing: eps in [0, 0.5), the share of pairs assumed mislabelled.
-        target_margin: m, one or (B,), in the margin's unit.
+        *_logprobs: (B,) nats, summed over the tokens of a completion, or averaged in the variants above.
+        beta: > 0, a number or (B,) per pair. A large beta keeps the policy near the reference.
+        label_smoothing: eps in [0, 0.5), the share of pairs that are assumed to be mislabelled.
+        target_margin: m, a number or (B,), in the unit of the margin.
     Returns:
-        loss: (); metrics: (B,) tensors, detached, unreduced. All pair losses return the same.
+        loss: (); metrics: (B,) tensors, detached and unreduced. All pair losses return the same metrics.
     Raises:
         ValueError: shapes differ, or beta or label_smoothing is out of range.
     """
@@ -124,7 +146,9 @@ def dpo_loss(
 def robust_dpo_loss(*pair: Tensor, beta: float | Tensor, label_smoothing: float) -> tuple[Tensor, dict[str, Tensor]]:
     """DPO's loss, unbiased where a share eps of the labels is flipped: Chowdhury et al. 2024 (arXiv:2403.00409).
 
-    loss = [-(1 - eps) log sigmoid(margin) + eps log sigmoid(-margin)] / (1 - 2 eps);   pair: dpo_loss's four tensors.
+        loss = [-(1 - eps) log sigmoid(margin) + eps log sigmoid(-margin)] / (1 - 2 eps)
+
+    pair: the four tensors of `dpo_loss`.
     """
     margin, metrics = _margin(*pair, beta=beta, label_smoothing=label_smoothing)
     kept, flipped = F.logsigmoid(margin), F.logsigmoid(-margin)
@@ -134,14 +158,14 @@ def robust_dpo_loss(*pair: Tensor, beta: float | Tensor, label_smoothing: float)
 def ipo_loss(*pair: Tensor, beta: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """IPO: Azar et al. 2023 (arXiv:2310.12036), Eq. 17: (margin / beta - 1 / (2 beta))^2; beta is the paper's tau.
 
-    pair: dpo_loss's four tensors; averaged over tokens they keep the length out of the square.
+    pair: the four tensors of `dpo_loss`. Log-probs averaged over tokens make the loss independent of the length.
     """
     margin, metrics = _margin(*pair, beta=beta)
     return ((margin - 0.5) / beta).square().mean(), metrics
 
 
 def hinge_loss(*pair: Tensor, beta: float | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """max(0, 1 - margin) with DPO's margin: Liu et al. 2023 (arXiv:2309.06657). pair: dpo_loss's four tensors."""
+    """max(0, 1 - margin) with DPO's margin: Liu et al. 2023 (arXiv:2309.06657). pair: as in `dpo_loss`."""
     margin, metrics = _margin(*pair, beta=beta)
     return F.relu(1 - margin).mean(), metrics
 
@@ -149,7 +173,9 @@ def hinge_loss(*pair: Tensor, beta: float | Tensor) -> tuple[Tensor, dict[str, T
 def simpo_loss(
     chosen_means: Tensor, rejected_means: Tensor, *, beta: float, target_margin: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """SimPO: Meng et al. 2024 (arXiv:2405.14734), Eq. 6: -log sigmoid(beta (mean_w - mean_l) - gamma), no reference.
+    """SimPO: Meng et al. 2024 (arXiv:2405.14734), Eq. 6: -log sigmoid(beta (mean_w - mean_l) - gamma).
+
+    It needs no reference policy.
 
     Args:
         *_means: (B,) nats per token. target_margin: the paper's gamma.
@@ -160,13 +186,14 @@ def simpo_loss(
 
 
 def orpo_loss(chosen_means: Tensor, rejected_means: Tensor, *, beta: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """The odds-ratio term of ORPO: Hong et al. 2024 (arXiv:2403.07691), Eq. 7; its other term is sft_loss on y_w.
+    """The odds-ratio term of ORPO: Hong et al. 2024 (arXiv:2403.07691), Eq. 7. The other term is `sft_loss` on y_w.
 
         loss = -beta log sigmoid(log odds(y_w) - log odds(y_l)),   log odds = mean - log(1 - exp(mean))
 
     Args:
-        *_means: (B,) nats per token, at most 0. A probability of 1 has infinite odds: the odds stop at 1 - eps, the
-            largest below 1 that the dtype knows. beta: the paper's lambda.
+        *_means: (B,) nats per token, at most 0. A probability of 1 would have infinite odds, so probabilities are
+            clamped to 1 - eps, where eps is the machine epsilon of the dtype.
+        beta: the paper's lambda.
     """
     none = torch.zeros_like(chosen_means)
     _, metrics = _margin(chosen_means, rejected_means, none, none, beta=beta)
@@ -178,16 +205,26 @@ def orpo_loss(chosen_means: Tensor, rejected_means: Tensor, *, beta: float) -> t
 
 
 def kto_loss(
-    logprobs: Tensor, ref_logprobs: Tensor, desirable: Tensor, kl: Tensor,
-    *, beta: float, desirable_weight: float, undesirable_weight: float,
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
+    desirable: Tensor,
+    kl: Tensor,
+    *,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """KTO: Ethayarajh et al. 2024 (arXiv:2402.01306), Eq. 7, on single completions marked good or bad.
 
-        loss = mean of w [1 - sigmoid(+-beta (log pi - log ref - KL))],   + where desirable, - where not
+        loss = mean of w [1 - sigmoid(s beta (log pi - log ref - KL))],   s = 1 where desirable, else -1
 
     Args:
         logprobs, ref_logprobs: (B,) nats. desirable: (B,) bool.
-        kl: () nats, max(0, mean of log pi - log ref over the step's mismatched rows): a reference point, no gradient.
+        kl: () nats, max(0, mean of log pi - log ref over the step's mismatched rows). It gets no gradient.
+    Returns:
+        loss: (); metrics: the mean implicit reward of desirable and of undesirable rows.
+    Raises:
+        ValueError: shapes differ, or `desirable` is not bool.
     """
     shapes = [tuple(x.shape) for x in (logprobs, ref_logprobs, desirable)]
     if len(set(shapes)) != 1 or len(shapes[0]) != 1 or desirable.dtype != torch.bool:
@@ -202,13 +239,15 @@ def kto_loss(
 def plackett_luce_loss(
     logprobs: Tensor, ref_logprobs: Tensor, elements: Tensor, ranks: Tensor, *, beta: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """K-wise DPO under Plackett-Luce: Rafailov et al. 2023, Eq. 20; with K = 2 it is dpo_loss.
+    """K-wise DPO under Plackett-Luce: Rafailov et al. 2023, Eq. 20. With K = 2 it equals `dpo_loss`.
 
-        loss = mean over elements of sum_k [log sum_{j not above k} exp(r_j) - r_k],   r = beta (log pi - log ref)
+        loss = mean over groups of sum_k [log sum_{j not above k} exp(r_j) - r_k],   r = beta (log pi - log ref)
 
     Args:
-        logprobs, ref_logprobs: (B,) nats, the K answers of every prompt. elements: (B,), which prompt.
-        ranks: (B,), 0 is best; tied answers stand in each other's sum (Breslow).
+        logprobs, ref_logprobs: (B,) nats, the K completions of every prompt. elements: (B,) the number of the group.
+        ranks: (B,), 0 is best. Each of several tied completions is in the others' sums (Breslow's rule).
+    Returns:
+        loss: (); metrics: means over all ordered pairs of a group.
     """
     rewards = beta * (logprobs - ref_logprobs)  # (B,)
     same = elements[:, None] == elements
@@ -228,9 +267,12 @@ def token_rewards(scores: Tensor, kl: Tensor, completion_mask: Tensor, score_mas
     Ziegler et al. 2019 (arXiv:1909.08593), Eq. 2: R = r(x, y) - beta log(pi(y|x) / rho(y|x)), spread over tokens.
 
     Args:
-        scores: (B,). kl: (B, T) nats per token, log pi_old - log pi_ref. kl_coef: score units per nat; 0 where the
-        penalty is a loss term. score_mask: (B, T) bool, True at and before the column that receives the score: the
-        completion mask itself (score at EOS), or the completion and one state more (score after EOS).
+        scores: (B,). kl: (B, T) nats per token, log pi_old - log pi_ref.
+        score_mask: (B, T) bool. The score goes to its last True column: the end of the completion (score_position=eos),
+            or one state later (after_eos).
+        kl_coef: score units per nat. 0 where the KL penalty is a loss term.
+    Raises:
+        ValueError: a completion is empty.
     """
     _check_mask(completion_mask, kl=kl)
     _check_mask(score_mask, kl=kl)
@@ -244,22 +286,30 @@ def token_rewards(scores: Tensor, kl: Tensor, completion_mask: Tensor, score_mas
 
 
 def ppo_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
-    *, clip_range: float, dual_clip: float | None, num_tokens: Tensor | float, clip_range_high: float | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    completion_mask: Tensor,
+    *,
+    clip_range: float,
+    dual_clip: float | None,
+    num_tokens: Tensor | float,
+    clip_range_high: float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Clipped surrogate: Schulman et al. 2017 (arXiv:1707.06347), Eq. 7, with the sign of a loss.
 
         ratio = exp(log pi - log pi_old);   loss = sum_t max(-A ratio, -A clip(ratio, 1 - eps, 1 + eps)) / num_tokens
 
-    clip_range_high is another eps upwards, so that unlikely tokens can grow (Yu et al. 2025, arXiv:2503.14476, DAPO's
-    clip-higher: 0.28 with 0.2); None: the same. dual_clip = c > 1 bounds the loss of a token with A < 0 by -A c (Ye et
-    al. 2020, arXiv:1912.09729, Eq. 5).
-
     Args:
         logprobs, old_logprobs: (B, T) nats. advantages: (B, T). completion_mask: (B, T) bool.
-        num_tokens: completion tokens of the whole optimizer step, or what `aggregation` counts.
+        clip_range: eps. clip_range_high: another eps for the upper bound, so that unlikely tokens can grow (Yu et al.
+            2025, arXiv:2503.14476, DAPO's clip-higher: 0.28 with 0.2). None means the same eps.
+        dual_clip: c > 1 bounds the loss of a token with A < 0 by -A c (Ye et al. 2020, arXiv:1912.09729, Eq. 5).
+        num_tokens: completion tokens of the whole optimizer step, or the count that `aggregation` returns.
     Returns:
-        loss: (); metrics: their means over the masked tokens. approx_kl is (log ratio)^2 / 2.
+        loss: (); metrics: means over the masked tokens. approx_kl is (log ratio)^2 / 2.
+    Raises:
+        ValueError: shapes or dtypes differ, or a clip is out of range.
     """
     _check_mask(completion_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     low, high = _clips(clip_range, clip_range_high)
@@ -267,7 +317,7 @@ def ppo_policy_loss(
         raise ValueError(f"dual_clip={dual_clip} must be null or > 1")
     log_ratio = torch.where(completion_mask, logprobs - old_logprobs, 0.0)  # (B, T)
     advantages = torch.where(completion_mask, advantages, 0.0)
-    bounded = log_ratio.clamp(max=80.0)  # exp of more is inf, whose gradient is nan even where a clip discards it
+    bounded = log_ratio.clamp(max=80.0)  # exp would overflow to inf, and its gradient is nan even where it is clipped
     ratio = (torch.where(advantages < 0, log_ratio, bounded) if dual_clip is None else bounded).exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(low, high)
     loss = torch.maximum(unclipped, clipped)
@@ -277,14 +327,20 @@ def ppo_policy_loss(
 
 
 def gspo_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
-    *, clip_range: float, num_tokens: Tensor | float, clip_range_high: float | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """GSPO: Zheng et al. 2025 (arXiv:2507.18071): one ratio for a whole completion, clipped as PPO's.
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    completion_mask: Tensor,
+    *,
+    clip_range: float,
+    num_tokens: Tensor | float,
+    clip_range_high: float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """GSPO: Zheng et al. 2025 (arXiv:2507.18071). A completion has one ratio, which is clipped like PPO's.
 
         s = exp(mean over t of log pi - log pi_old),   loss = sum_t max(-A s, -A clip(s, 1 - eps, 1 + eps)) / num_tokens
 
-    With aggregation=sequence_mean a completion counts once, as in the paper, whose eps is 3e-4 (4e-4 upwards).
+    The paper uses aggregation=sequence_mean, clip_range 3e-4 and clip_range_high 4e-4.
     """
     _check_mask(completion_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     low, high = _clips(clip_range, clip_range_high)
@@ -292,21 +348,27 @@ def gspo_loss(
     mean = log_ratio.sum(1, keepdim=True) / completion_mask.sum(1, keepdim=True).clamp_min(1)
     mean = torch.where(completion_mask, mean.expand_as(log_ratio), 0.0)  # (B, T)
     advantages = torch.where(completion_mask, advantages, 0.0)
-    ratio = torch.where(advantages < 0, mean, mean.clamp(max=80.0)).exp()  # as in ppo_policy_loss: inf * 0 is nan
+    ratio = torch.where(advantages < 0, mean, mean.clamp(max=80.0)).exp()  # see ppo_policy_loss
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(low, high)
     loss = torch.maximum(unclipped, clipped)
     return loss.sum() / num_tokens, _policy_metrics(loss, log_ratio, clipped > unclipped, ratio, completion_mask)
 
 
 def cispo_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
-    *, clip_range: float, num_tokens: Tensor | float, clip_range_high: float | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """CISPO: MiniMax 2025 (arXiv:2506.13585): REINFORCE with a clipped weight; every token has a gradient.
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    completion_mask: Tensor,
+    *,
+    clip_range: float,
+    num_tokens: Tensor | float,
+    clip_range_high: float | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """CISPO: MiniMax 2025 (arXiv:2506.13585). REINFORCE with clipped importance weights: no token loses its gradient.
 
         loss = -sum_t stop_gradient(clip(ratio, 1 - eps, 1 + eps)) A log pi / num_tokens
 
-    The paper bounds the weight from above alone: clip_range=1 with clip_range_high.
+    The paper bounds the weight only from above: set clip_range=1 and clip_range_high.
     """
     _check_mask(completion_mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     low, high = _clips(clip_range, clip_range_high)
@@ -319,12 +381,14 @@ def cispo_loss(
 
 
 def aggregation(completion_mask: Tensor, kind: str, *, max_new_tokens: int) -> tuple[Tensor, Tensor]:
-    """(B, 1) what a token of each row weighs, and (B,) what each row adds to the count that the loss is divided by.
+    """(B, 1) weight of each row's tokens, and (B,) what each row adds to the divisor of the loss.
 
-        token: 1, its tokens (DAPO);   sequence_mean: 1 / its tokens, 1 (GRPO, GSPO);
-        sequence_sum: 1, max_new_tokens (Dr. GRPO's constant length)
+        kind            weight              added to the divisor
+        token           1                   tokens of the row (DAPO)
+        sequence_mean   1 / tokens of row   1 (GRPO, GSPO)
+        sequence_sum    1                   max_new_tokens (Dr. GRPO's constant length)
 
-    Policy losses grow with the advantage in proportion, so weighing advantages weighs the loss.
+    The weights multiply the advantages, since the policy losses are proportional to them.
     """
     lengths = completion_mask.sum(1).float()
     ones, rows = torch.ones_like(lengths), (lengths > 0).float()
@@ -336,15 +400,23 @@ def aggregation(completion_mask: Tensor, kind: str, *, max_new_tokens: int) -> t
 
 
 def ppo_value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, value_mask: Tensor,
-    *, clip_range: float | None, num_tokens: Tensor | float,
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """Clipped value regression, as in the code of Ziegler et al. 2019; clip_range=None is plain regression.
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    value_mask: Tensor,
+    *,
+    clip_range: float | None,
+    num_tokens: Tensor | float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Clipped value regression, as in the code of Ziegler et al. 2019. clip_range=None is plain regression.
 
         loss = 1/2 sum_t max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / num_tokens
 
     Args:
-        values, old_values, returns: (B, T) score units. value_mask: (B, T) bool, the states that carry a value.
+        values, old_values, returns: (B, T) score units. value_mask: (B, T) bool, the states that have a value.
+        num_tokens: states with a value in the whole optimizer step.
+    Returns:
+        loss: (); metrics: means over the masked states.
     """
     _check_mask(value_mask, values=values, old_values=old_values, returns=returns)
     if clip_range is not None and clip_range <= 0:
@@ -370,19 +442,20 @@ def ppo_loss(
     num_tokens: Tensor | float, num_states: Tensor | float, policy_loss: str = "clip",
     clip_range_high: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The policy loss of that name + value_coef * ppo_value_loss, and the metrics of both.
+    """The policy loss named `policy_loss` + value_coef * ppo_value_loss, and the metrics of both.
 
-    On a GPU `clip` is one fused launch each way; on the first minibatch of a run it is held against the definitions.
+    On a GPU `clip` runs as one fused kernel forward and one backward. On the first minibatch of a run its results are
+    compared with those of the definitions.
     """
-    actions = (logprobs, old_logprobs, advantages, completion_mask)
-    states = (values, old_values, returns, value_mask)
+    policy_inputs = (logprobs, old_logprobs, advantages, completion_mask)
+    value_inputs = (values, old_values, returns, value_mask)
     policy = {"clip_range": clip_range, "clip_range_high": clip_range_high, "num_tokens": num_tokens}
     policy |= {"dual_clip": dual_clip} if policy_loss == "clip" else {}
     value = {"clip_range": value_clip_range, "num_tokens": num_states}
 
-    def by_definition(actions: tuple, states: tuple) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = POLICY_LOSSES[policy_loss](*actions, **policy)
-        value_loss, value_metrics = ppo_value_loss(*states, **value)
+    def by_definition(policy_inputs: tuple, value_inputs: tuple) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = POLICY_LOSSES[policy_loss](*policy_inputs, **policy)
+        value_loss, value_metrics = ppo_value_loss(*value_inputs, **value)
         return loss + value_coef * value_loss, metrics | value_metrics
 
     if policy_loss == "clip" and use_triton(logprobs):
@@ -390,23 +463,23 @@ def ppo_loss(
 
         clips = Clips(clip_range, dual_clip, value_clip_range, value_coef, clip_range_high)
 
-        def by_kernel(actions: tuple, states: tuple) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-            return ppo_triton(*actions, *states, clips=clips, num_tokens=num_tokens, num_states=num_states)
+        def by_kernel(policy_inputs: tuple, value_inputs: tuple) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+            return ppo_triton(*policy_inputs, *value_inputs, clips=clips, num_tokens=num_tokens, num_states=num_states)
 
-        check_agreement("losses.py", lambda: _pairs(by_kernel, by_definition, actions, states))
-        loss, sums = by_kernel(actions, states)
+        check_agreement("losses.py", lambda: _both_results(by_kernel, by_definition, policy_inputs, value_inputs))
+        loss, sums = by_kernel(policy_inputs, value_inputs)
         return loss, {name: Mean(wide(total), count) for name, (total, count) in sums.items()}
-    return by_definition(actions, states)
+    return by_definition(policy_inputs, value_inputs)
 
 
-def _pairs(by_kernel, by_definition, actions: tuple, states: tuple) -> list[tuple[Tensor, Tensor]]:
-    """The loss and its two gradients, each by both ways."""
-    found = []
+def _both_results(by_kernel, by_definition, policy_inputs: tuple, value_inputs: tuple) -> list[tuple[Tensor, Tensor]]:
+    """The loss and its gradients to log-probs and values: pairs of the kernel's tensor and the definition's."""
+    results = []
     for loss_of in (by_kernel, by_definition):
-        logprobs, values = (x.detach().clone().requires_grad_() for x in (actions[0], states[0]))
-        loss, _ = loss_of((logprobs, *actions[1:]), (values, *states[1:]))
-        found.append((loss, *torch.autograd.grad(loss, (logprobs, values))))
-    return list(zip(*found, strict=True))
+        logprobs, values = (x.detach().clone().requires_grad_() for x in (policy_inputs[0], value_inputs[0]))
+        loss, _ = loss_of((logprobs, *policy_inputs[1:]), (values, *value_inputs[1:]))
+        results.append((loss, *torch.autograd.grad(loss, (logprobs, values))))
+    return list(zip(*results, strict=True))
 
 
 # ---- checks
@@ -414,14 +487,14 @@ def _pairs(by_kernel, by_definition, actions: tuple, states: tuple) -> list[tupl
 
 def _check_mask(mask: Tensor, **tensors: Tensor) -> None:
     if mask.dtype != torch.bool:
-        raise ValueError(f"the mask must be bool, got {mask.dtype}; write `mask.bool()` at the call")
+        raise ValueError(f"the mask must be bool, got {mask.dtype}; pass `mask.bool()`")
     for name, x in tensors.items():
         if x.shape != mask.shape or x.ndim != 2:
             raise ValueError(f"{name} {tuple(x.shape)} and its mask {tuple(mask.shape)} must be (B, T) alike")
 
 
 def _clips(clip_range: float, clip_range_high: float | None) -> tuple[float, float]:
-    """Bounds of the ratio."""
+    """The lower and the upper bound of the ratio. Raises ValueError where a clip is not positive."""
     high = clip_range if clip_range_high is None else clip_range_high
     if clip_range <= 0 or high <= 0:
         raise ValueError(f"need clip_range > 0 and clip_range_high null or > 0, got {clip_range=}, {clip_range_high=}")
@@ -430,8 +503,8 @@ def _clips(clip_range: float, clip_range_high: float | None) -> tuple[float, flo
 
 def _policy_metrics(
     loss: Tensor, log_ratio: Tensor, clipped: Tensor, ratio: Tensor, completion_mask: Tensor
-) -> dict[str, Mean]:  # fmt: skip
-    """What every policy loss logs, over the completion tokens of (B, T) tensors."""
+) -> dict[str, Mean]:
+    """The metrics of every policy loss: means over the completion tokens of (B, T) tensors."""
     figures = {"loss": loss, "approx_kl": 0.5 * log_ratio.square(), "clip_fraction": clipped.float(), "ratio": ratio}
     return {f"policy/{name}": masked(value, completion_mask) for name, value in figures.items()}
 

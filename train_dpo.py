@@ -41,7 +41,7 @@ from model.build import export_model, load_policy
 from model.config import check_vocab
 from model.experts import router_loss
 from model.heads import Policy
-from model.lora import Reference, add_lora, export_adapter
+from model.lora import AdaptersOff, add_lora, export_adapter
 from model.packing import Rows, make_rows
 from model.ref_cache import cached_logprobs, row_key, weights_digest
 from runtime.config import check_choice, check_number, check_positive, check_training
@@ -163,7 +163,7 @@ def load_reference(
         return run.shard(load_policy(path, precision=cfg.precision, frozen=True))
 
     if cfg.ref == "live":
-        model = Reference(policy) if cfg.lora.rank and cfg.ref_policy is None else second_model()
+        model = AdaptersOff(policy) if cfg.lora.rank and cfg.ref_policy is None else second_model()
         return lambda examples, batch: total_logprobs(model, batch), [model]
 
     model = policy if cfg.ref_policy is None else second_model()  # before its first step the policy is the reference

@@ -46,7 +46,7 @@ from model.config import check_vocab
 from model.ema import WeightAverage
 from model.experts import router_loss
 from model.heads import Policy
-from model.lora import Reference, add_lora, export_adapter, value_on
+from model.lora import AdaptersOff, add_lora, export_adapter, value_on
 from model.packing import Stream
 from rollouts.engine import Engine, correct_for_sampler
 from rollouts.environment import load_environment
@@ -437,7 +437,7 @@ def load_policies(cfg: DictConfig, run: Run, tokenizer: Tokenizer) -> tuple[Poli
     if cfg.lora.rank and cfg.ref_policy is None:
         policy = load_policy(cfg.policy, precision=cfg.precision, frozen=True)
         policy = run.shard(checkpointed(add_lora(policy, **cfg.lora, seed=cfg.seed), cfg))
-        return policy, Reference(policy)
+        return policy, AdaptersOff(policy)
     policy = load_policy(cfg.policy, precision=cfg.precision, frozen=cfg.lora.rank > 0)
     policy = run.shard(checkpointed(add_lora(policy, **cfg.lora, seed=cfg.seed), cfg))
     return policy, run.shard(load_policy(cfg.ref_policy or cfg.policy, precision=cfg.precision, frozen=True))

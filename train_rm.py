@@ -230,7 +230,7 @@ def normalise(
         return False
     if cfg.normalise == "reference_mean":
         numbers = [number for number, element in enumerate(elements) if is_liked(element)]
-        rows = [elements[number].rows[0] for number in spread(numbers, cfg.normalise_samples)]
+        rows = [elements[number].rows[0] for number in subsample(numbers, cfg.normalise_samples)]
     else:
         rows = policy_samples(cfg, run, tokenizer, elements)
     parts = [
@@ -252,7 +252,7 @@ def is_liked(element: Element) -> bool:
     return not element.is_tie if element.reward is None else bool(element.is_good)
 
 
-def spread(things: Sequence, count: int) -> Sequence:
+def subsample(things: Sequence, count: int) -> Sequence:
     """At most `count` of them, from the first to the last: files are not in random order."""
     return things[:: max(1, len(things) // count)][:count]
 
@@ -262,7 +262,7 @@ def policy_samples(cfg: DictConfig, run: Run, tokenizer: Tokenizer, elements: Se
     policy = run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
     room = policy.config.max_length - cfg.sampling.max_new_tokens
     prompts = []
-    for element in spread(elements, cfg.normalise_samples):
+    for element in subsample(elements, cfg.normalise_samples):
         row = element.rows[0]
         ids = row["input_ids"][~row["completion_mask"]].tolist()
         prompts.append(cut_prompt(ids, tokenizer, max_length=room))

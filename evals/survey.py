@@ -13,7 +13,7 @@ from data.prompts import encode_prompts
 from data.tokenizer import check_same_tokenizer
 from model.build import load_policy, load_reward_model
 from model.heads import Policy
-from model.lora import Reference
+from model.lora import AdaptersOff
 from model.packing import Rows, make_rows
 from model.sampling import generate
 from runtime.distributed import gathered
@@ -58,7 +58,7 @@ class Survey:
     def __call__(self, policy: Policy, step: int) -> None:
         cfg = self.cfg
         if cfg.lora.rank and cfg.ref_policy is None:
-            ref_policy = Reference(policy)
+            ref_policy = AdaptersOff(policy)
         else:
             path = cfg.ref_policy or cfg.policy
             ref_policy = self.run.shard(load_policy(path, precision=cfg.precision, frozen=True))

@@ -1,8 +1,8 @@
 """Compile Triton kernels for GPUs that this machine does not have, and read the binaries.
 
-`capture(arch)` lets the real Python wrappers run on CPU tensors: every launch inside compiles for that target and runs
-nothing. A row per binary says what it would take there: registers, spills, shared memory, thread blocks that fit on a
-multiprocessor, and the tensor-core instruction in its code. Not under TRITON_INTERPRET=1.
+Inside `capture(arch)` the real Python wrappers run on CPU tensors. Every launch compiles the kernel for that target and
+computes nothing. For each binary there is one row: registers, spills, shared memory, thread blocks that fit on a
+multiprocessor, and the tensor-core instruction that it uses. This does not work under TRITON_INTERPRET=1.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from triton.runtime.jit import JITFunction
 from kernels.backend import nothing_runs
 
 ARCHS = (80, 90, 100, "gfx942")  # A100, H100, B200, MI300X
-MAX_SHARED = {80: 166912, 90: 232448, 100: 232448, "gfx942": 65536}  # bytes a block may ask for
-NVIDIA_SM = {80: 167936, 90: 233472, 100: 233472}  # shared bytes a multiprocessor has; 65,536 registers, 2,048 threads
+MAX_SHARED = {80: 166912, 90: 232448, 100: 232448, "gfx942": 65536}  # largest shared memory of a block, bytes
+NVIDIA_SM = {80: 167936, 90: 233472, 100: 233472}  # shared bytes of a multiprocessor; 65,536 registers, 2,048 threads
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
 
 
 @contextlib.contextmanager
 def capture(arch: int | str):
-    """Compile for `arch` instead of running; yields a list that gains one `resources` row per distinct binary."""
+    """Compile for `arch` instead of running. Yields a list that gets one row of `resources` per distinct binary."""
     rows, seen, old_driver, old_run = [], set(), driver._active, JITFunction.run
 
     def run(self, *args, grid, warmup, **options):
@@ -50,7 +50,7 @@ def capture(arch: int | str):
 
 
 def resources(kernel) -> dict:
-    """What a compiled kernel takes, from its binary alone; spills are bytes on NVIDIA and registers on AMD."""
+    """The resources of a compiled kernel, read from its binary. Spills are bytes on NVIDIA and registers on AMD."""
     meta = kernel.metadata
     row = {"kernel": kernel.name, "shared": meta.shared, "warps": meta.num_warps}
     return row | (_nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel))
@@ -65,12 +65,12 @@ def _nvidia(kernel) -> dict:
         with open(source, "w", encoding="utf-8") as file:
             file.write(ptx)
         usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True)
-        name = f"--gpu-name={re.search(r'[.]target (sm_[0-9]+[a-z]?)', ptx)[1]}"  # ptxas -v tells exact spills
+        name = f"--gpu-name={re.search(r'[.]target (sm_[0-9]+[a-z]?)', ptx)[1]}"  # ptxas -v reports exact spills
         command = [get_ptxas(arch).path, "-v", "--regAllocOptLevel=2", name, source, "-o", os.devnull]
         verbose = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     registers = int(re.search(r"REG:(\d+)", usage.stdout)[1])
     spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", verbose)
-    assert spills, f"ptxas said nothing of spills: {verbose!r}"
+    assert spills, f"ptxas reported no spills: {verbose!r}"
     threads = meta.num_warps * 32
     fit = (65536 // (-(-registers // 8) * 8 * threads), 2048 // threads, NVIDIA_SM[arch] // (meta.shared + 1024), 32)
     instructions = ("tcgen05.mma", "wgmma.mma_async", "mma.sync")
@@ -97,7 +97,7 @@ def _amd(kernel) -> dict:
 
 
 class _Driver:
-    """What Triton asks of a device, answered for one that is not here."""
+    """A driver for a device that this machine does not have: it answers the questions that Triton asks."""
 
     def __init__(self, arch: int | str):
         self.arch, self.utils = arch, _Utils(arch)
@@ -108,7 +108,7 @@ class _Driver:
         return GPUTarget("cuda", self.arch, 32) if nvidia else GPUTarget("hip", self.arch, 64)
 
     def get_current_device(self):
-        return str(self.arch)  # the key of Triton's cache of kernels: one per target
+        return str(self.arch)  # Triton's kernel cache is keyed by this: one entry per target
 
     def set_current_device(self, device):
         pass

@@ -1,4 +1,4 @@
-"""Which implementation of a kernel runs, and why: Triton on a GPU, the torch definition elsewhere."""
+"""The choice between a kernel's two implementations: Triton on a GPU, the torch definition elsewhere."""
 
 import os
 import sys
@@ -19,15 +19,15 @@ CHOICES = ("auto", "torch", "triton")
 _choice = "auto"
 _kernels_run = True
 _printed: set[str] = set()
-_compared: set[str] = set()  # files whose kernel was held against its definition in this run
-AGREEMENT = 1e-3  # of the largest value; rounding in float32 is far below, an edit above
+_compared: set[str] = set()  # files whose kernel was already compared with its definition in this run
+AGREEMENT = 1e-3  # tolerance, relative to the largest value: float32 rounding is far below it
 
 
 def set_kernels(choice: str) -> None:
-    """Choose for the whole process: auto (Triton on CUDA, torch elsewhere), torch or triton.
+    """Set the implementation for the whole process: auto (Triton on CUDA, torch elsewhere), torch or triton.
 
     Raises:
-        ValueError: unknown choice, or triton where nothing can run it.
+        ValueError: the choice is unknown, or it is triton on a machine that cannot run it.
     """
     global _choice
     if choice not in CHOICES:
@@ -43,12 +43,12 @@ def set_kernels(choice: str) -> None:
 
 
 def agreed(file: str, kernel: Callable, definition: Callable, *inputs) -> Tensor:
-    """What the kernel computes of these inputs; the first time in a run it is held against its definition.
+    """The kernel's result on these inputs. The first time in a run, it is compared with its definition's result.
 
-    An edit of a definition would otherwise change nothing on a GPU.
+    Without the comparison, editing a definition would have no effect on a GPU and nobody would notice.
 
     Raises:
-        ValueError: they differ by more than float32's rounding; it names the file.
+        ValueError: the results differ by more than float32 rounding. The message names the file.
     """
     out = kernel(*inputs)
     check_agreement(file, lambda: [(out, definition(*inputs))])
@@ -56,10 +56,10 @@ def agreed(file: str, kernel: Callable, definition: Callable, *inputs) -> Tensor
 
 
 def check_agreement(file: str, both: Callable[[], list[tuple[Tensor, Tensor]]]) -> None:
-    """The first time in a run that `file` asks: each pair of `both()`, a kernel's result and its definition's, agrees.
+    """Compare each pair of `both()`, a kernel's result and its definition's, once per run and file.
 
     Raises:
-        ValueError: they differ by more than rounding; it names the file.
+        ValueError: a pair differs by more than rounding. The message names the file.
     """
     if file in _compared or not _kernels_run:
         return
@@ -77,7 +77,7 @@ def check_agreement(file: str, both: Callable[[], list[tuple[Tensor, Tensor]]]) 
 
 @contextmanager
 def nothing_runs() -> Iterator[None]:
-    """Kernels are only compiled inside the block: there are no results to hold against a definition."""
+    """Inside the block kernels are compiled and not run, so there are no results to compare with a definition."""
     global _kernels_run
     _kernels_run = False
     try:
@@ -88,7 +88,7 @@ def nothing_runs() -> Iterator[None]:
 
 @contextmanager
 def kernels_as(choice: str) -> Iterator[None]:
-    """Another choice for as long as the block lasts; what is counted or compiled needs no GPU."""
+    """Set the implementation inside the block. Unlike `set_kernels`, it allows triton without a GPU, for counting."""
     global _choice
     before, _choice = _choice, choice
     try:
@@ -98,7 +98,7 @@ def kernels_as(choice: str) -> Iterator[None]:
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """True where the Triton kernel runs on this tensor. Says so once per kind of device, on the first rank."""
+    """True where the Triton kernel runs on this tensor. Rank 0 prints the choice once per device type."""
     chosen = _choice == "triton" or (_choice == "auto" and HAS_TRITON and tensor.is_cuda)
     device = tensor.device.type
     if device not in _printed:
@@ -109,9 +109,9 @@ def use_triton(tensor: Tensor) -> bool:
 
 
 def fused(tensor: Tensor) -> bool:
-    """True where a layer takes its fused kernels: as `use_triton`, and on meta tensors, which stand for a GPU's.
+    """True where a layer uses its fused kernels: where `use_triton` does, and on meta tensors, which stand for a GPU.
 
-    They compute in float32, so float64 keeps the torch definitions.
+    The kernels compute in float32, so float64 tensors use the torch definitions.
     """
     if tensor.is_meta:
         return HAS_TRITON and _choice == "auto" and tensor.dtype != torch.float64
@@ -119,12 +119,15 @@ def fused(tensor: Tensor) -> bool:
 
 
 def programs(device: torch.device) -> int:
-    """Programs of a kernel that adds up over rows: two for each multiprocessor (of an H100, where there is no GPU)."""
+    """Number of programs of a kernel that sums over rows: two per multiprocessor (an H100's where there is no GPU)."""
     return 2 * (torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132)
 
 
 def operator(schema: str):
-    """Decorator: a function as the operator `helpful::schema` on every device; `.shapes` decorates its meta twin."""
+    """Decorator that registers a function as the operator `helpful::schema` on every device.
+
+    Its attribute `.shapes` is the decorator for the operator's meta implementation.
+    """
 
     def register(function):
         name = schema.partition("(")[0]
@@ -141,5 +144,5 @@ _LIBRARY = torch.library.Library("helpful", "DEF")
 
 
 def interpreting() -> bool:
-    """True where Triton kernels are stepped through on the CPU instead of being compiled."""
+    """True where Triton's interpreter runs kernels on the CPU instead of compiling them."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"

@@ -1,9 +1,12 @@
 """What each kernel costs, as a table, JSON and a roofline picture: `python -m kernels.bench --help`.
 
-Five parts, each in a process of its own: `bytes` (Triton's interpreter counts loads and stores), `binary` (compiled for
-four GPUs that need not be here), `predict` (the log-prob at full size, counted on the meta device), `time` (on the
-device that is here: milliseconds and peak memory against eager torch and torch.compile) and `bandwidth` (kernels alone,
-on a GPU). Only the last two measure time.
+There are five parts, each in its own process:
+    bytes       Triton's interpreter counts loads and stores
+    binary      the kernels are compiled for four GPUs, which need not be present
+    predict     the cost of the log-prob at full size, counted on the meta device
+    time        milliseconds and peak memory on this machine's device, beside eager torch and torch.compile
+    bandwidth   the kernels alone, on a GPU
+Only the last two measure time.
 """
 
 import argparse
@@ -36,7 +39,7 @@ GPU_SIZES = FULL_SIZE
 
 
 def part_bytes() -> list[dict]:
-    """Bytes against the minimum of each launch: inputs once, outputs once. In the interpreter, at a small size."""
+    """Bytes that each launch moves over the minimum, which is inputs once and outputs once. Interpreted, small size."""
     from kernels.interpreter import repair
     from kernels.traffic import Traffic
 
@@ -55,7 +58,7 @@ def part_bytes() -> list[dict]:
 
 
 def part_binary() -> list[dict]:
-    """Registers, spills, shared memory and tensor-core instruction of every binary, for four targets."""
+    """Registers, spills, shared memory and tensor-core instruction of every binary, on four targets."""
     from kernels.ahead_of_time import ARCHS, capture
 
     rows = []
@@ -111,7 +114,7 @@ def part_time(rounds: int, names: list[str]) -> list[dict]:
 
 
 def part_bandwidth() -> list[dict]:
-    """Each kernel alone on the GPU that is here: bytes that it must move over its time, beside those of a copy."""
+    """The bandwidth of each kernel on this GPU: bytes that it must move divided by its time, beside that of a copy."""
     if not torch.cuda.is_available():
         return []
     from triton.testing import do_bench
@@ -126,7 +129,7 @@ def part_bandwidth() -> list[dict]:
 
 
 def run_part(part: str, options: list[str], module: str = "kernels.bench") -> list[dict]:
-    """A part's rows, from a process of its own: the interpreter is chosen when Triton is imported."""
+    """The rows of a part, run in a new process, because importing Triton fixes whether it interprets or compiles."""
     environment = os.environ | {"TRITON_INTERPRET": "1" if part == "bytes" else "0"}
     command = [sys.executable, "-m", module, "--only", part, *options]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -134,7 +137,7 @@ def run_part(part: str, options: list[str], module: str = "kernels.bench") -> li
 
 
 def table(rows: list[dict]) -> str:
-    """Rows of one kind as aligned text."""
+    """Rows with the same columns as an aligned text table."""
     header = list(dict.fromkeys(key for row in rows for key in row))
     cells = [header] + [[_cell(row.get(key)) for key in header] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
@@ -148,7 +151,7 @@ def _cell(value) -> str:
 
 
 def draw_roofline(report: dict, path: Path) -> None:
-    """Operations per byte against the operations per second an H100 could reach there; nothing in it was timed."""
+    """Draw a roofline: operations per byte, and the operations per second an H100 could reach. Nothing is timed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -160,7 +163,7 @@ def draw_roofline(report: dict, path: Path) -> None:
         axes.loglog(intensity, [min(peak, x * BYTES_PER_SECOND) / 1e12 for x in intensity], color="black", lw=1)
         axes.annotate(name, (5000, peak / 1e12), ha="right", va="bottom", fontsize=8)
     for row in report.get("bytes", []):
-        if row["minimum"] > 4:  # a launch that only looks at one number has no place here
+        if row["minimum"] > 4:  # leave out launches that read only one number
             x = row["operations_per_byte"]
             axes.plot(x, x * BYTES_PER_SECOND / row["unique"] / 1e12, "o", label=f"{row['case']}: {row['kernel'][1:]}")
     for row in report["predict"]:

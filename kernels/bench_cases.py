@@ -1,4 +1,4 @@
-"""What the benchmark runs: each kernel once at a small size, and the log-prob in several implementations."""
+"""The cases of the benchmark: each kernel once at a small size, and the log-prob in several implementations."""
 
 import functools
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from torch import Tensor
 from kernels.fold import Settings, Stats, Summary
 from kernels.fold_triton import fold_triton, unfold_triton
 from kernels.gae import gae_triton
-from kernels.logprob import Reference, linear_logprob, linear_logprob_ref
+from kernels.logprob import ReferenceInputs, linear_logprob, linear_logprob_ref
 from kernels.ppo import Clips, ppo_triton
 
-ROWS, WIDTH = 8, 4096  # of the tile that the folds get
-B, T = 8, 1024  # of PPO and GAE
+ROWS, WIDTH = 8, 4096  # shape of the tile of logits
+B, T = 8, 1024  # shape of the inputs of PPO and GAE
 
 
 def logprob_inputs(M: int, D: int, V: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states and weights of unit logits, and targets."""
+    """Hidden states (M, D) and weight (V, D) whose logits have variance 1, and targets (M,)."""
     torch.manual_seed(0)
     hidden = torch.randn(M, D, device=device, dtype=dtype).requires_grad_()
     weight = torch.randn(V, D, device=device, dtype=dtype).mul_(D**-0.5).requires_grad_()
@@ -25,9 +25,9 @@ def logprob_inputs(M: int, D: int, V: int, dtype: torch.dtype, device: str) -> t
 
 
 def fold_everything() -> None:
-    """One tile with entropy and KL, there and back."""
+    """One tile with entropy and KL, forward and backward."""
     hidden, weight, targets = logprob_inputs(ROWS, 16, WIDTH, torch.bfloat16, "cpu")
-    out = linear_logprob(hidden, weight, targets, entropy=True, reference=Reference(hidden, weight))
+    out = linear_logprob(hidden, weight, targets, entropy=True, reference=ReferenceInputs(hidden, weight))
     sum(x.sum() for x in out).backward()
 
 
@@ -53,7 +53,7 @@ def gae() -> None:
 
 
 def gpu_kernels() -> dict[str, tuple[int, Callable[[], object]]]:
-    """name -> (bytes that one launch must move, the launch) on a CUDA device, at sizes that no cache holds."""
+    """name -> (bytes that one launch must move, the launch) on a CUDA device, at sizes larger than its caches."""
     M, width = 8192, 16384
     z, z_ref = torch.randn(2, M, width, device="cuda", dtype=torch.bfloat16)
     targets, tile = torch.randint(0, width, (M,), device="cuda"), z.numel() * z.element_size()
@@ -68,22 +68,24 @@ def gpu_kernels() -> dict[str, tuple[int, Callable[[], object]]]:
         "fold: log-prob, entropy": (tile, lambda: fold_triton(z, None, targets, 0, stats, settings)),
         "fold: log-prob, entropy, KL": (2 * tile, lambda: fold_triton(z, z_ref, targets, 0, stats, settings)),
         "unfold: log-prob, entropy": (
-            2 * tile, lambda: unfold_triton(z, None, targets, 0, summary, [*ones[:2], None], settings)
+            2 * tile,
+            lambda: unfold_triton(z, None, targets, 0, summary, [*ones[:2], None], settings),
         ),
         "unfold: log-prob, entropy, KL": (
-            3 * tile, lambda: unfold_triton(z, z_ref, targets, 0, summary, ones, settings)
+            3 * tile,
+            lambda: unfold_triton(z, z_ref, targets, 0, summary, ones, settings),
         ),
         "PPO forward": (
             n * (6 * 4 + 2 + 2 * 4),
             lambda: ppo_triton(*floats[:3], mask, *floats[3:], mask, clips=clips, num_tokens=n, num_states=n),
         ),
         "GAE": (n * (4 + 4 + 1 + 1 + 4), lambda: gae_triton(rewards, values, mask, 0.99, 0.95, mask)),
-    }  # fmt: skip
+    }
 
 
 CASES = {"log-prob": fold_logprob, "log-prob, entropy, KL": fold_everything, "ppo": ppo, "gae": gae}
 _tile = 2 * ROWS * WIDTH  # bytes
-MINIMUM = {  # bytes of one launch: what it must read and write once; the few numbers per token are left out
+MINIMUM = {  # bytes that one launch must read and write; the few numbers per token are left out
     "log-prob": {"_fold_kernel": _tile, "_unfold_kernel": 2 * _tile},
     "log-prob, entropy, KL": {"_fold_kernel": 2 * _tile, "_unfold_kernel": 3 * _tile},
     "ppo": {"_forward_kernel": B * T * (6 * 4 + 2 + 2 * 4), "_backward_kernel": 4},
@@ -92,7 +94,7 @@ MINIMUM = {  # bytes of one launch: what it must read and write once; the few nu
 
 
 def _fold_formula(z: Tensor, *args, **options) -> tuple[float, float]:
-    return 0, z.numel() * z.element_size() + 40 * len(z)  # the tile once; ten numbers a token
+    return 0, z.numel() * z.element_size() + 40 * len(z)  # the tile once, and ten numbers per token
 
 
 def _unfold_formula(z: Tensor, *args, **options) -> tuple[float, float]:
@@ -103,22 +105,22 @@ FORMULAS = {"_fold_kernel": _fold_formula, "_unfold_kernel": _unfold_formula}
 
 
 def tiles(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Ours."""
+    """This project's implementation, in tiles of the vocabulary."""
     return linear_logprob(hidden, weight, targets, entropy=True)
 
 
 def tiles_bf16(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Ours with bfloat16 products under float32 weights."""
+    """The same with bfloat16 products and float32 weights."""
     return linear_logprob(hidden.bfloat16(), weight, targets, entropy=True)
 
 
 def naive(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """All logits at once."""
+    """The definition: all logits at once."""
     return linear_logprob_ref(hidden, weight, targets, entropy=True)
 
 
 def compiled(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The naive form under torch.compile."""
+    """The definition under torch.compile."""
     return _compile()(hidden, weight, targets)
 
 

@@ -1,4 +1,4 @@
-"""Milliseconds and peak memory of a log-prob implementation on the device that is here."""
+"""Milliseconds and peak memory of log-prob implementations on this machine's device."""
 
 import json
 import subprocess
@@ -13,10 +13,10 @@ from kernels.bench_cases import IMPLEMENTATIONS, logprob_inputs
 
 
 def measure_time(size: tuple[int, int, int], names: list[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds of log-prob + entropy + both gradients. Each round runs every implementation once, in turn.
+    """Median seconds of log-prob + entropy + both gradients. Each round runs every implementation once.
 
-    `cpu_seconds` is processor time: it tells implementations apart where other processes share the machine, which
-    `share`, the part of its threads' time that the step got, shows by being below 1.
+    `cpu_seconds` is processor time, which stays comparable where other processes use the machine. `share` is processor
+    time / (wall time x threads): it is below 1 where other processes took time away.
     """
     inputs = logprob_inputs(*size, *_where())
     for name in names:
@@ -35,7 +35,7 @@ def _timing(wall: float, used: float) -> dict[str, float]:
 
 
 def measure_memory(size: tuple[int, int, int], name: str) -> dict[str, float]:
-    """Peak MB of a step above its inputs, of which gradients, in a fresh process."""
+    """Peak MB of a step above its inputs, and the part of it that is gradients, measured in a new process."""
     command = [sys.executable, "-m", "kernels.bench_time", name, *map(str, size)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
@@ -61,7 +61,7 @@ def _synchronize() -> None:
 
 
 def _peak_bytes() -> int:
-    """The most memory this process has had since `_forget_peak`."""
+    """The peak memory of this process since `_forget_peak`, in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -72,7 +72,9 @@ def _forget_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark becomes what is held now
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="ascii"
+        )  # resets the kernel's high-water mark of this process
 
 
 def _print_memory(name: str, size: list[int]) -> None:

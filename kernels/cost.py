@@ -1,8 +1,8 @@
-"""What a step costs at full size, counted without running it: products, bytes, launches, scratch, and a GPU's time.
+"""The cost of a step at full size, counted without running it: operations, bytes, launches, scratch memory, GPU time.
 
-The real wrappers run on tensors of the meta device, which have shapes and no memory. Every torch operation is counted
-as it is called (two operations per multiplied pair; distinct inputs and outputs in bytes), every Triton launch by a
-declared formula, which the interpreter's count of bytes must confirm at a small size.
+The real wrappers run on tensors of the meta device, which have shapes and no memory. A torch operation counts two
+operations per multiply-add, and the bytes of its distinct inputs and outputs. A Triton launch counts by a formula that
+its author declares. A test compares the formula with the bytes that the interpreter counts at a small size.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from triton.runtime.jit import JITFunction
 from kernels.traffic import FILLS, VIEWS, distinct_bytes
 
 PRODUCTS_PER_SECOND = 790e12  # dense bfloat16 of an H100 in large library products
-BYTES_PER_SECOND = 3e12  # its memory
+BYTES_PER_SECOND = 3e12  # bandwidth of an H100's memory
 
 # kernel name -> (operations, bytes) of one launch, from the tensors and numbers it was given
 Formula = Callable[..., tuple[float, float]]
@@ -26,7 +26,7 @@ Formula = Callable[..., tuple[float, float]]
 
 @dataclass
 class Cost:
-    """Totals of a step. `peak` is the most memory that lived at once beyond what existed before it."""
+    """Totals of a step. `peak` is the largest memory in use at one time, in bytes, without what existed before."""
 
     operations: float = 0
     bytes: float = 0
@@ -41,7 +41,7 @@ class Cost:
 
 @contextlib.contextmanager
 def counting(formulas: dict[str, Formula], item: int = 0) -> Iterator[Cost]:
-    """Count what runs inside on meta tensors, where `x.item()` gives `item` and any two tensors are equal."""
+    """Count the operations inside the block on meta tensors. `x.item()` returns `item`; any two tensors are equal."""
     cost, run = Cost(), JITFunction.run
 
     def launch(self, *args, grid, warmup, **options):
@@ -63,7 +63,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        if name in ("_local_scalar_dense", "equal"):  # a host read: there is nothing to read
+        if name in ("_local_scalar_dense", "equal"):  # the host would read a value, and meta tensors have none
             return self.item if name != "equal" else True
         out = func(*args, **(kwargs or {}))
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]

@@ -1,4 +1,4 @@
-"""What happens to one tile of logits: folded into running statistics, or turned into the gradient in place.
+"""The two operations on a tile of logits: add it to running statistics (fold), or turn it into the gradient (unfold).
 
 z = softcap tanh(logits / softcap) / temperature      m = max z,  Z = sum exp(z - m),  p = exp(z - m) / Z
 log pi = (z[target] - m) - log Z
@@ -7,7 +7,8 @@ KL     = sum p ((z - m) - (z_ref - m_ref)) - (log Z - log Z_ref)
 
 d log pi / dz = 1[target] - p      dH / dz = -p (log p + H)      dKL / dz = p (log p - log p_ref - KL)
 
-Logits enter only as distances to m, never as m + log Z: near 1,000 that sum costs every p a part in 20,000.
+Logits are used only as distances z - m. Computing m + log Z first would lose precision: near logits of 1,000 every p
+would be wrong by one part in 20,000.
 """
 
 from typing import NamedTuple
@@ -15,11 +16,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROWS = 64  # rows folded at once on a CPU, so that a piece of the tile is still in cache for the next operation
+ROWS = 64  # rows folded at once on a CPU, so that this part of the tile stays in cache between operations
 
 
 class Settings(NamedTuple):
-    """What makes z of the logits, and whether the entropy is wanted."""
+    """How z is computed from the logits, and whether the entropy is computed."""
 
     temperature: float
     softcap: float | None
@@ -47,7 +48,7 @@ class Stats(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What the backward sweep reads of each token, (M,) each; the last four only where they were asked."""
+    """The statistics that the backward pass needs, (M,) each. The last four are None where they were not requested."""
 
     maximum: Tensor
     log_total: Tensor
@@ -69,7 +70,7 @@ class Summary(NamedTuple):
 
 
 def fold_torch(z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, stats: Stats, settings: Settings) -> None:
-    """Add a tile of logits (M, width), whose first column is `first` of the vocabulary, to the statistics. Spoils z."""
+    """Add a tile of logits (M, width), whose first column is token `first`, to the statistics. Overwrites z."""
     targets = targets - first
     for r in range(0, len(z), ROWS):
         rows = slice(r, r + ROWS)
@@ -99,10 +100,15 @@ def _fold_rows(x: Tensor, x_ref: Tensor | None, targets: Tensor, stats: Stats, e
 
 
 def unfold_torch(
-    z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, summary: Summary, grads: list[Tensor | None],
+    z: Tensor,
+    z_ref: Tensor | None,
+    targets: Tensor,
+    first: int,
+    summary: Summary,
+    grads: list[Tensor | None],
     settings: Settings,
-) -> None:  # fmt: skip
-    """Turn a tile of logits into the gradient of the logits, in place. `grads`: of log-prob, entropy and KL."""
+) -> None:
+    """Turn a tile of logits into the gradient of the logits, in place. grads: those of log-prob, entropy and KL."""
     targets = targets - first
     for r in range(0, len(z), ROWS):
         rows = slice(r, r + ROWS)
@@ -117,7 +123,7 @@ def _unfold_rows(z: Tensor, x_ref: Tensor | None, targets: Tensor, summary: Summ
     x = _scaled(z, settings)
     slope = None if settings.softcap is None else 1 - (x * (settings.temperature / settings.softcap)).square_()
     x.sub_(summary.maximum)
-    share = summary.log_total.neg().exp()  # 1 / Z, folded into what multiplies exp(z - m)
+    share = summary.log_total.neg().exp()  # 1 / Z, multiplied into the factors of exp(z - m)
     factor = torch.zeros_like(share) if grad_logprob is None else -grad_logprob * share
     if grad_entropy is not None:
         factor = factor - grad_entropy * share * (summary.entropy - summary.log_total)
@@ -139,7 +145,7 @@ def _unfold_rows(z: Tensor, x_ref: Tensor | None, targets: Tensor, summary: Summ
 
 
 def _scaled(z: Tensor, settings: Settings) -> Tensor:
-    """Logits to z of the equations, in float32 at least; in place where they are."""
+    """z of the equations from the logits, in float32 or wider; in place where the logits already are."""
     x = z.to(torch.promote_types(z.dtype, torch.float32))
     if settings.softcap is not None:
         x.mul_(1 / settings.softcap).tanh_().mul_(settings.softcap)

@@ -1,7 +1,7 @@
 """The Triton fold: the equations of `kernels/fold.py`, one launch a tile, each logit read once.
 
-A row of the tile is one program's work when it is folded (its statistics stay in registers), and is cut into blocks
-when it becomes a gradient. Everything between load and store is float32, whatever the tile's dtype.
+Fold: one program per row, with the statistics in registers. Unfold: one program per block of a row. All arithmetic is
+in float32, whatever the dtype of the tile.
 """
 
 import triton
@@ -15,12 +15,12 @@ BLOCKS = {256: 2, 1024: 4, 4096: 8}  # columns at once -> warps; 8 to 32 columns
 
 
 def choose_block(width: int) -> int:
-    """The smallest block that holds a row, or the largest there is."""
+    """The smallest block size that holds a row of this width, or else the largest block size."""
     return next((block for block in BLOCKS if block >= width), max(BLOCKS))
 
 
 def fold_triton(z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, stats: Stats, settings: Settings) -> None:
-    """Add a tile of logits (M, width), whose first column is `first` of the vocabulary, to the statistics."""
+    """Add a tile of logits (M, width), whose first column is token `first`, to the statistics."""
     M, width = z.shape
     block = choose_block(width)
     if M:
@@ -32,9 +32,14 @@ def fold_triton(z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, st
 
 
 def unfold_triton(
-    z: Tensor, z_ref: Tensor | None, targets: Tensor, first: int, summary: Summary, grads: list[Tensor | None],
+    z: Tensor,
+    z_ref: Tensor | None,
+    targets: Tensor,
+    first: int,
+    summary: Summary,
+    grads: list[Tensor | None],
     settings: Settings,
-) -> None:  # fmt: skip
+) -> None:
     """Turn a tile of logits into the gradient of the logits, in place."""
     M, width = z.shape
     block = choose_block(width)
@@ -123,5 +128,5 @@ def _unfold_kernel(
         dz += tl.where(columns == tl.load(targets + row) - first, tl.load(grad_logprob + row), 0.0)
     if CAPPED:
         t = x / (inv_temperature * softcap)
-        dz *= 1 - t * t  # the slope of tanh
+        dz *= 1 - t * t  # the derivative of tanh
     tl.store(z + start + columns, (dz * inv_temperature).to(z.dtype.element_ty), real)

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation: the definition as a loop, and Triton scans of each row."""
+"""Generalised advantage estimation: the definition as a loop, and a Triton kernel that scans each row."""
 
 import torch
 from torch import Tensor
@@ -11,24 +11,29 @@ if HAS_TRITON:
 
 
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor,
-    *, gamma: float, gae_lambda: float | Tensor, done: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    gamma: float,
+    gae_lambda: float | Tensor,
+    done: Tensor | None = None,
+) -> Tensor:
     """(B, T) float32 advantages, 0 off-mask. Schulman et al. 2016 (arXiv:1506.02438), Eq. 16.
 
         delta_t = r_t + gamma V_{t+1} - V_t,   A_t = delta_t + gamma lambda A_{t+1},   V = A = 0 after an episode's end
 
-    t + 1 is the next state that the mask marks: what an environment says between two turns is no state, and what is
-    gained after it is credited to the turn before it.
+    t + 1 is the next state where the mask is True. Tokens of an environment between two turns are not states. So the
+    reward of a later turn reaches the turn before it.
 
     Args:
-        rewards, values: (B, T) reward units; what they hold off-mask is never read into a result.
+        rewards, values: (B, T) reward units. Off-mask entries have no influence on the result.
         mask: (B, T) bool, the states that have a value.
-        gae_lambda: one, or (B,) one for each row.
-        done: (B, T) bool, the last state of each episode; None: a row is one episode.
+        gae_lambda: a number, or (B,) one per row.
+        done: (B, T) bool, the last state of each episode. None: a row is one episode.
 
     Raises:
-        ValueError: other shapes or dtypes, or gamma or gae_lambda outside [0, 1].
+        ValueError: shapes or dtypes differ from these, or gamma or gae_lambda lies outside [0, 1].
     """
     tensors = {"rewards": rewards, "values": values, "mask": mask} | ({} if done is None else {"done": done})
     if len({x.shape for x in tensors.values()}) != 1 or rewards.ndim != 2:
@@ -49,7 +54,7 @@ def gae(
 def gae_ref(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float | Tensor, done: Tensor | None = None
 ) -> Tensor:
-    """The definition, as a loop. Runs in the inputs' precision: pass float64 to get the truth."""
+    """The definition, as a loop over columns. It computes in the dtype of its inputs: float64 gives a reference."""
     dtype = torch.promote_types(rewards.dtype, torch.float32)
     rewards, values, zero = rewards.to(dtype), values.to(dtype), rewards.new_zeros((), dtype=dtype)
     advantages = torch.zeros_like(rewards)
@@ -72,7 +77,7 @@ if HAS_TRITON:
         return a * later_a, b + a * later_b
 
     @triton.jit
-    def _nearest(later_is, later_v, now_is, now_v):  # of two states, the earlier one that the mask marks
+    def _nearest(later_is, later_v, now_is, now_v):  # of two states, the earlier one where the mask is True
         return later_is | now_is, tl.where(now_is != 0, now_v, later_v)
 
     @triton.jit
@@ -81,8 +86,8 @@ if HAS_TRITON:
         decay_rate = gamma * tl.load(lambdas + tl.program_id(0))
         blocks = tl.cdiv(T, BLOCK_T)
         last = row * 0 + (blocks - 1) * BLOCK_T
-        carry = tl.zeros((1,), tl.float32)  # the advantage of the first state after this block
-        value = tl.zeros((1,), tl.float32)  # and its value
+        carry = tl.zeros((1,), tl.float32)  # advantage of the first state after this block
+        value = tl.zeros((1,), tl.float32)  # value of that state
         first = tl.arange(0, BLOCK_T) == 0
         for i in range(blocks):  # from the end of the row to its beginning
             t = last - i * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -91,7 +96,7 @@ if HAS_TRITON:
             r = tl.load(rewards + row + t, t < T, other=0.0).to(tl.float32)
             v = tl.load(values + row + t, t < T, other=0.0).to(tl.float32)
 
-            # the value of the next state within the block: scan what lies one column to the right
+            # the value of the next state within the block: scan the columns shifted by one
             inside = (tl.arange(0, BLOCK_T) < BLOCK_T - 1) & (t + 1 < T)
             next_m = tl.load(mask + row + t + 1, inside, other=0) != 0
             next_v = tl.where(next_m, tl.load(values + row + t + 1, inside, other=0.0).to(tl.float32), 0.0)
@@ -100,7 +105,7 @@ if HAS_TRITON:
             )
             next_v = tl.where(found != 0, next_v, value)
 
-            a = tl.where(m, decay_rate, 1.0)  # between states the advantage is handed on as it is
+            a = tl.where(m, decay_rate, 1.0)  # columns between states pass the advantage on unchanged
             a = tl.where(ends, 0.0, a)
             b = tl.where(m, r + gamma * tl.where(ends, 0.0, next_v) - v, 0.0)  # where, not *: 0 * inf is nan
             decay, advantage = tl.associative_scan((a, b), axis=0, combine_fn=_compose, reverse=True)
@@ -120,7 +125,7 @@ MAX_BLOCK = 1024
 def gae_triton(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, gae_lambda: float | Tensor, done: Tensor | None = None
 ) -> Tensor:
-    """The same in one launch: a row is one program, scanned from its end in blocks of at most 1024 tokens."""
+    """The same in one launch: one program per row scans it from its end, in blocks of at most 1024 tokens."""
     B, T = rewards.shape
     done = torch.zeros_like(mask) if done is None else done
     inputs = [x.contiguous() for x in (rewards, values, mask, done)]

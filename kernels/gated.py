@@ -1,6 +1,6 @@
-"""The gate of an MLP, act(gate) * up, in one launch each way; for a GPU.
+"""Triton kernels for the gate of an MLP, act(gate) * up: one launch forward, one backward.
 
-The definition is `gated` in `model/functions.py`, which `tests/test_layer_kernels.py` holds this to.
+The definition is `gated` in `model/functions.py`. `tests/test_layer_kernels.py` compares the two.
 """
 
 import torch

@@ -1,9 +1,10 @@
-"""Repairs to Triton 3.7.1's interpreter (TRITON_INTERPRET=1), so that its numbers are those of a compiled kernel.
+"""Repairs to Triton 3.7.1's interpreter (TRITON_INTERPRET=1), so that its numbers equal those of a compiled kernel.
 
-The interpreter holds a bfloat16 block as its bit patterns in uint16, and most operations then work on the bits as if
-they were integers: silently wrong. Functions of libdevice return None. Float arguments stay Python floats without a
-Triton type. `repair()` mends these three. What it cannot model: races between programs, tf32, inline assembly, and
-loads out of bounds.
+`repair()` corrects three faults:
+    A bfloat16 block is stored as bit patterns in uint16, and most operations then compute on them as integers.
+    Functions of libdevice return None.
+    Float arguments stay Python floats and get no Triton type.
+The interpreter still does not model races between programs, tf32, inline assembly and loads out of bounds.
 """
 
 from math import erf
@@ -23,7 +24,7 @@ LIBDEVICE = {
 
 
 def repair() -> None:
-    """Mend the interpreter of this process; a second call changes nothing."""
+    """Repair the interpreter of this process. A second call changes nothing."""
     if not getattr(InterpreterBuilder, "_repaired", False):
         InterpreterBuilder._repaired = True
         _repair_arithmetic(InterpreterBuilder)
@@ -35,12 +36,12 @@ def repair() -> None:
 
 
 def from_bits(x: np.ndarray) -> np.ndarray:
-    """float32 values of bfloat16 bit patterns."""
+    """The float32 values of bfloat16 bit patterns."""
     return (x.astype(np.uint32) << 16).view(np.float32)
 
 
 def to_bits(x: np.ndarray) -> np.ndarray:
-    """bfloat16 bit patterns of numbers: rounded to nearest, ties to even, NaN kept."""
+    """The bfloat16 bit patterns of numbers, rounded to nearest with ties to even. NaN stays NaN."""
     x = np.ascontiguousarray(x, dtype=np.float32)
     bits = x.view(np.uint32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
@@ -56,7 +57,7 @@ def _values(handle: TensorHandle) -> np.ndarray:
 
 
 def _bf16(values: np.ndarray, other=tl.int1) -> TensorHandle:
-    """A bfloat16 handle of float values; what a comparison gives keeps its own type."""
+    """A bfloat16 handle of float values. The result of a comparison keeps its own type."""
     return TensorHandle(to_bits(values), tl.bfloat16) if values.dtype.kind == "f" else TensorHandle(values, other)
 
 

@@ -1,9 +1,10 @@
-"""From hidden states to log-probs over the vocabulary without ever holding the (M, V) logits.
+"""Log-probs over the vocabulary from hidden states, without storing the (M, V) logits.
 
-One sweep over tiles of the vocabulary, all tokens at once: a library product gives a tile of logits, a fold adds it to
-running statistics of each token (online softmax). The backward sweep computes each tile again, turns it into the
-gradient of the logits in place and multiplies twice; a tile's rows of the weight's gradient are written once.
-The fold is torch (`kernels/fold.py`) or Triton (`kernels/fold_triton.py`); all else is the same on every device.
+The forward pass goes over tiles of the vocabulary, for all tokens at once. A library matmul computes a tile of logits.
+A fold adds the tile to running statistics of each token (online softmax). The backward pass computes each tile again,
+turns it into the gradient of the logits in place, and multiplies it with the weight and with the hidden states. The
+rows of the weight's gradient that belong to a tile are written once.
+The fold is torch (`kernels/fold.py`) or Triton (`kernels/fold_triton.py`). All else is the same on every device.
 """
 
 from typing import NamedTuple
@@ -18,12 +19,12 @@ from kernels.fold import Settings, Stats, Summary, fold_torch, unfold_torch
 if HAS_TRITON:
     from kernels.fold_triton import fold_triton, unfold_triton
 
-# Columns of logits held at once. On a CPU wide enough for full-speed products; on a GPU as wide as memory allows, since
-# each tile reads all hidden states again and adds to their float32 gradient.
+# Columns of logits in a tile. On a CPU it is wide enough for matmuls at full speed. On a GPU it is as wide as memory
+# allows, because each tile reads all hidden states again and adds to their float32 gradient.
 TILES = {"cpu": 4096, "gpu": 16384}
 
 
-class Reference(NamedTuple):
+class ReferenceInputs(NamedTuple):
     """Hidden states (M, D') and weight (V, D') of a frozen model over the same vocabulary."""
 
     hidden: Tensor
@@ -38,23 +39,24 @@ def linear_logprob(
     temperature: float = 1.0,
     softcap: float | None = None,
     entropy: bool = False,
-    reference: Reference | None = None,
+    reference: ReferenceInputs | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
-    """(M,) float32 log-probs of `targets` in nats [, (M,) entropy] [, (M,) exact KL to the reference], one sweep.
+    """(M,) float32 log-probs of `targets` in nats [, (M,) entropy] [, (M,) exact KL to the reference] in one pass.
 
         z = softcap tanh(hidden @ weight.T / softcap) / temperature,   log pi = z[target] - logsumexp(z)
         entropy = -sum_v pi_v log pi_v,   KL = sum_v pi_v (log pi_v - log ref_v)
 
-    Everything has a gradient to `hidden` and `weight`; the reference has none. Products run in hidden's dtype (a
-    float32 master weight under bfloat16 hidden states is cast tile by tile), statistics and sums in float32.
+    All results have gradients to `hidden` and `weight`. The reference gets no gradient. Matmuls run in the dtype of
+    `hidden`: a float32 weight is cast to bfloat16 tile by tile where the hidden states are bfloat16. Statistics and
+    sums are float32.
 
     Args:
-        hidden: (M, D); weight: (V, D), the rows of the output embedding; targets: (M,) int64 in [0, V).
-        temperature: > 0, divides the capped logits, as in sampling. softcap: > 0, logit units.
-        reference: the other model's hidden states (M, D') and weight (V, D'), under the same temperature and softcap.
+        hidden: (M, D). weight: (V, D), the output embedding. targets: (M,) int64 in [0, V).
+        temperature: > 0, divides the logits after the softcap, as in sampling. softcap: > 0, in logit units.
+        reference: the hidden states and the weight of the reference, used with the same temperature and softcap.
 
     Raises:
-        ValueError: shapes, dtypes or ranges other than these.
+        ValueError: shapes, dtypes or ranges differ from these.
     """
     _check(hidden, weight, targets, temperature, softcap, reference)
     settings = Settings(temperature, softcap, entropy)
@@ -75,12 +77,12 @@ def linear_kl(
 ) -> Tensor:
     """(M,) float32 exact KL(pi || ref) in nats over the whole vocabulary, with gradient to `hidden` and `weight`."""
     targets = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
-    reference = Reference(ref_hidden, ref_weight)
+    reference = ReferenceInputs(ref_hidden, ref_weight)
     return linear_logprob(hidden, weight, targets, temperature=temperature, softcap=softcap, reference=reference)[1]
 
 
 def linear_logprob_ref(hidden, weight, targets, *, temperature=1.0, softcap=None, entropy=False, reference=None):
-    """The definition of `linear_logprob`, with the whole (M, V) logits. Pass float64 to get the truth."""
+    """The definition of `linear_logprob`, with all (M, V) logits. It computes in the dtype of its inputs."""
     logp = _log_softmax(hidden, weight, temperature, softcap)  # (M, V)
     out = [logp.gather(1, targets[:, None]).squeeze(1)]
     if entropy:
@@ -124,7 +126,7 @@ class _Sweep(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, targets, settings, triton, ref_hidden, ref_weight):
         fold = fold_triton if triton else fold_torch
-        ctx.set_materialize_grads(False)  # what is only logged costs nothing on the way back
+        ctx.set_materialize_grads(False)  # outputs that are only logged need no backward pass
         stats = Stats.start(len(hidden), torch.promote_types(hidden.dtype, torch.float32), hidden.device)
         for v, z, z_ref, _ in _tiles(hidden, weight, ref_hidden, ref_weight):
             fold(z, z_ref, targets, v, stats, settings)
@@ -150,15 +152,15 @@ class _Sweep(torch.autograd.Function):
                 _add_product(grad_hidden, z, rows)
             if needs_weight:
                 _write_product(grad_weight[v : v + len(rows)], z.T, hidden)
-            del rows  # a cast copy makes room for the next
+            del rows  # frees the cast copy before the next one is made
         return (grad_hidden.to(hidden.dtype) if needs_hidden else None), grad_weight, *[None] * 5
 
 
 def _tiles(hidden: Tensor, weight: Tensor, ref_hidden: Tensor | None, ref_weight: Tensor | None):
-    """Yield (first column, logits, reference logits, weight rows) tile by tile; the logits' memory is used again."""
+    """Yield (first column, logits, reference logits, weight rows) of each tile. All tiles share the logits' memory."""
     memory = ref_memory = None
     width = TILES["gpu"]
-    if hidden.device.type == "cpu":  # of a wide model fewer, since a tile's weights are copied where they are cast
+    if hidden.device.type == "cpu":  # narrower tiles for a wide model, because a cast copies the tile's weights
         width = min(TILES["cpu"], max(512, 2**22 // hidden.shape[1]))
     for v in range(0, len(weight), width):
         rows = weight[v : v + width].to(hidden.dtype)
@@ -176,7 +178,7 @@ def _logits(hidden: Tensor, rows: Tensor, memory: Tensor | None) -> Tensor:
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, accumulated in total's dtype."""
+    """total += a @ b, accumulated in the dtype of `total`."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     elif a.is_cuda:
@@ -186,7 +188,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _write_product(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """out = a @ b, rounded once, to out's dtype."""
+    """out = a @ b, rounded once to the dtype of `out`."""
     if a.dtype == out.dtype:
         torch.mm(a, b, out=out)
     elif a.is_cuda and out.dtype == torch.float32:

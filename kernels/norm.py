@@ -1,8 +1,8 @@
-"""RMSNorm of the residual stream with the addition before it and the cast after it, one launch each way; for a GPU.
+"""Triton kernels for RMSNorm of the residual stream, fused with the addition before it and the cast after it.
 
-The definition is `add_rms_norm` in `model/functions.py`, which `tests/test_layer_kernels.py` holds this to. Each
-function here is a `torch.library` operator, so that torch's own tools (meta tensors, checkpointing, FSDP2) see one
-operation with known shapes.
+There is one launch forward and one backward. The definition is `add_rms_norm` in `model/functions.py`, and
+`tests/test_layer_kernels.py` compares the two. Each function here is a `torch.library` operator, so that meta tensors,
+checkpointing and FSDP2 treat it as one operation with known shapes.
 """
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from kernels.backend import operator, programs
 
-MAX_WIDTH = 8192  # a row is held in registers; wider ones would spill
+MAX_WIDTH = 8192  # a row is kept in registers; a wider one would spill
 
 
 def warps(width: int) -> int:
-    """Warps of a program that holds a row: 16 numbers a thread."""
+    """Warps of a program that holds one row: 16 numbers per thread."""
     return max(1, triton.next_power_of_2(width) // 512)
 
 
@@ -27,9 +27,9 @@ def warps(width: int) -> int:
 def add_rms_norm_forward(
     x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, offset: float, dtype: torch.dtype
 ):
-    """(x + delta, its norm times (weight + offset) in `dtype`, (N,) float32 1 / rms). Without delta the first is empty.
+    """(x + delta, its RMSNorm times (weight + offset) in `dtype`, (N,) float32 1 / rms).
 
-    x: (N, D) contiguous, D <= MAX_WIDTH; delta: (N, D) contiguous or None.
+    x: (N, D) contiguous, D <= MAX_WIDTH. delta: (N, D) contiguous, or None: then the first result is empty.
     """
     N, D = x.shape
     total, normed, scale = _outputs(x, delta, dtype)
@@ -57,12 +57,18 @@ def _(x, delta, weight, eps, offset, dtype):
     " ScalarType? delta_dtype) -> (Tensor, Tensor, Tensor)"
 )
 def add_rms_norm_backward(
-    x: Tensor, weight: Tensor, scale: Tensor, grad_normed: Tensor, grad_x: Tensor | None, offset: float,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    grad_normed: Tensor,
+    grad_x: Tensor | None,
+    offset: float,
     delta_dtype: torch.dtype | None,
-):  # fmt: skip
-    """(gradient of x, the same in `delta_dtype` where delta's differs from x's, (programs, D) parts of weight's).
+):
+    """(gradient of x, the same cast to `delta_dtype`, (programs, D) partial sums of the gradient of weight).
 
-    x: (N, D) what was normed. grad_x: what already reaches x on its way past the norm; None where nothing does.
+    x: (N, D), the input of the norm. grad_x: the gradient of x from the residual connection, or None.
+    delta_dtype: the dtype of delta where it differs from that of x; None: no cast.
     """
     N, D = x.shape
     grad, grad_delta, parts = _gradients(x, delta_dtype)
@@ -91,7 +97,7 @@ def _(x, weight, scale, grad_normed, grad_x, offset, delta_dtype):
 @triton.jit
 def _forward_kernel(
     x, delta, weight, total, normed, scale, D, inverse_width, eps, offset, ADD: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     real = column < D

@@ -1,8 +1,8 @@
-"""PPO's clipped policy and value terms, their metrics and their gradients in one launch; for a GPU.
+"""Triton kernels for PPO's clipped policy and value losses, with their metrics and gradients.
 
-The definition is `ppo_policy_loss` and `ppo_value_loss` in `losses.py`, which `tests/test_ppo_kernel.py` holds this to.
-The forward launch reads each input once and writes both gradients. The backward launch reads one number, the gradient
-of the loss, and leaves the gradients as they are where it is 1, as it is when the loss itself calls `backward()`.
+The definitions are `ppo_policy_loss` and `ppo_value_loss` in `losses.py`. `tests/test_ppo_kernel.py` compares them.
+The forward launch reads each input once and writes both gradients. The backward launch multiplies them by the gradient
+of the loss. It leaves them as they are where that is 1, as after `loss.backward()`.
 """
 
 from typing import NamedTuple
@@ -14,19 +14,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 BLOCK, WARPS = 1024, 4
-NAMES = (
-    "policy/loss", "policy/approx_kl", "policy/clip_fraction", "policy/ratio", "value/loss", "value/clip_fraction"
-)  # fmt: skip
+NAMES = ("policy/loss", "policy/approx_kl", "policy/clip_fraction", "policy/ratio", "value/loss", "value/clip_fraction")
 
 
 class Clips(NamedTuple):
-    """Half-widths of the clips; None switches one off. value_coef weighs the value loss against the policy's."""
+    """Clip ranges, where None means no clip, and value_coef, the weight of the value loss beside the policy loss."""
 
     policy: float
     dual: float | None
     value: float | None
     value_coef: float
-    policy_high: float | None = None  # upwards; None: the same as downwards
+    policy_high: float | None = None  # for the upper bound; None: as for the lower one
 
 
 def ppo_triton(
@@ -34,13 +32,15 @@ def ppo_triton(
     values: Tensor, old_values: Tensor, returns: Tensor, value_mask: Tensor,
     *, clips: Clips, num_tokens: Tensor | float, num_states: Tensor | float,
 ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:  # fmt: skip
-    """PPO's loss, policy / num_tokens + value_coef * value / num_states; each metric as (its sum, number of terms).
+    """(policy / num_tokens + value_coef * value / num_states, metrics as (sum, number of terms)).
 
-    Schulman et al. 2017 (arXiv:1707.06347), Eq. 7 and 9 without the entropy bonus, with a clipped value term.
+    Schulman et al. 2017 (arXiv:1707.06347), Eq. 7 and 9 without the entropy bonus, with a clipped value loss.
 
     Args:
         logprobs .. returns: (B, T), nats and reward units. completion_mask, value_mask: (B, T) bool.
-        num_tokens, num_states: what the two masks count in the whole optimizer step.
+        num_tokens, num_states: numbers of True entries of the two masks in the whole optimizer step.
+    Raises:
+        ValueError: shapes differ.
     """
     constants = [x.contiguous() for x in (old_logprobs, advantages, completion_mask, old_values, returns, value_mask)]
     shapes = {tuple(x.shape) for x in (logprobs, values, *constants)}
@@ -75,7 +75,10 @@ class _Terms(torch.autograd.Function):
     def backward(ctx, grad_loss, _):
         if ctx.grads is None:
             raise RuntimeError("the gradients of this PPO loss were handed out; compute the loss again")
-        (grad_logprobs, grad_values), ctx.grads = ctx.grads, None  # scaled in place: good for one backward
+        (grad_logprobs, grad_values), ctx.grads = (
+            ctx.grads,
+            None,
+        )  # they are scaled in place, so only one backward pass is possible
         n = grad_logprobs.numel()
         if n:
             _backward_kernel[(triton.cdiv(n, BLOCK),)](grad_logprobs, grad_values, grad_loss, n, BLOCK, num_warps=WARPS)
@@ -92,11 +95,11 @@ def _forward_kernel(
     real = at < n
     policy_scale, value_scale = 1.0 / tl.load(num_tokens), value_coef / tl.load(num_states)
 
-    m = tl.load(mask + at, real, other=0) != 0  # off-mask nothing is read: what lies there may be inf or nan
+    m = tl.load(mask + at, real, other=0) != 0  # off-mask entries may be inf or nan, so they are not read
     advantage = tl.load(advantages + at, m, other=0.0).to(tl.float32)
     old_logprob = tl.load(old_logprobs + at, m, other=0.0).to(tl.float32)
     log_ratio = tl.load(logprobs + at, m, other=0.0).to(tl.float32) - old_logprob
-    bounded_ratio = tl.minimum(log_ratio, 80.0)  # as losses.py: exp of more is inf, and inf * 0 is nan
+    bounded_ratio = tl.minimum(log_ratio, 80.0)  # as in losses.py: exp would overflow to inf, and inf * 0 is nan
     ratio = tl.exp(bounded_ratio if DUAL else tl.where(advantage < 0, log_ratio, bounded_ratio))
     unclipped = -advantage * ratio
     clipped = -advantage * tl.minimum(tl.maximum(ratio, 1 - clip_range), 1 + clip_range_high)

@@ -1,7 +1,8 @@
-"""Rotary embedding of queries and keys, with their norms where a model has them, in one launch each way; for a GPU.
+"""Triton kernels for rotary embedding of queries and keys, fused with their norms where a model has them.
 
-The definition is `heads_of` in `model/functions.py`, which `tests/test_layer_kernels.py` holds this to. q, k and v lie
-beside each other in one product's output, (N, (H + 2K) Dh); what is read here is the part of q and k.
+There is one launch forward and one backward. The definition is `heads_of` in `model/functions.py`, and
+`tests/test_layer_kernels.py` compares the two. q, k and v are neighbours in the output of one matmul, (N, (H + 2K) Dh).
+The kernels read the part of q and k.
 """
 
 import torch
@@ -17,12 +18,19 @@ from kernels.backend import operator, programs
     " int heads, int kv_heads) -> Tensor"
 )
 def rotary_forward(
-    qkv: Tensor, cos: Tensor, sin: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, eps: float, offset: float,
-    heads: int, kv_heads: int,
-):  # fmt: skip
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+    offset: float,
+    heads: int,
+    kv_heads: int,
+):
     """(N, H + K, Dh): the heads of q and k, normed where there are weights, then rotated.
 
-    qkv: (N, (H + 2K) Dh) contiguous. cos, sin: (N, 1, R), R <= Dh the rotated part, as `model/functions.py` wants them.
+    qkv: (N, (H + 2K) Dh) contiguous. cos, sin: (N, 1, R) as in `model/functions.py`. R <= Dh dimensions are rotated.
     """
     out = _rotated(qkv, heads, kv_heads)
     N, total, head_dim = out.shape
@@ -36,12 +44,12 @@ def rotary_forward(
 
 
 def warps(head_dim: int) -> int:
-    """Warps of a program: the fewest that hold its numbers without a spill."""
+    """Warps of a program: the smallest number without register spills."""
     return 2 if head_dim <= 64 else 4
 
 
 def heads_at_once(head_dim: int) -> int:
-    """Heads of one token that a program turns together: 512 numbers, or one head."""
+    """Heads of one token that a program rotates together: 512 numbers, or one head."""
     return max(1, 512 // triton.next_power_of_2(head_dim))
 
 
@@ -54,7 +62,7 @@ def _weights(q_weight: Tensor | None, k_weight: Tensor | None, other: Tensor) ->
 
 
 def _blocks(head_dim: int, rotated: int) -> tuple[int, int, int]:
-    """Sizes of the loads: half of the rotated part, what lies beyond it (masked where nothing does), and heads."""
+    """Sizes of the loads: half of the rotated part, the rest of the head (masked where there is none), and heads."""
     rest = triton.next_power_of_2(max(1, head_dim - rotated))
     return triton.next_power_of_2(rotated // 2), rest, heads_at_once(head_dim)
 
@@ -72,10 +80,10 @@ def rotary_backward(
     qkv: Tensor, cos: Tensor, sin: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, eps: float, offset: float,
     grad_q: Tensor, grad_k: Tensor, grad_v: Tensor,
 ):  # fmt: skip
-    """((N, (H + 2K) Dh) gradient of qkv, (programs, 2, Dh) parts of the weights' gradients; empty without weights).
+    """((N, (H + 2K) Dh) gradient of qkv, (programs, 2, Dh) partial sums of the weights' gradients).
 
-    grad_q: (N, H, Dh); grad_k, grad_v: (N, K, Dh); the last dimension contiguous. qkv is read only where there are
-    weights.
+    Without weights the second result is empty and qkv is not read. grad_q: (N, H, Dh). grad_k, grad_v: (N, K, Dh). The
+    last dimension is contiguous.
     """
     grad, parts = _gradients(grad_q, grad_k, q_weight)
     N, heads, head_dim = grad_q.shape
@@ -146,7 +154,7 @@ def _backward_kernel(
     half, pair, last = rotated // 2, tl.arange(0, HALF)[None, :], tl.arange(0, REST)[None, :]
     width, first = (H + 2 * K) * head_dim, program * rows
     qa, qb, qc = tl.zeros((1, HALF), tl.float32), tl.zeros((1, HALF), tl.float32), tl.zeros((1, REST), tl.float32)
-    ka, kb, kc = qa, qb, qc  # the gradients of the weights, of each part of a head
+    ka, kb, kc = qa, qb, qc  # weight gradients of the three parts of a head
     for i in range(tl.minimum(rows, N - first)):
         row = first + i
         co = tl.load(cos + row * rotated + half + pair, pair < half, other=0.0).to(tl.float32)
@@ -162,7 +170,7 @@ def _backward_kernel(
             eps, offset, NORM, HALF, REST, HEADS,
         )  # fmt: skip
         at += K * head_dim
-        for start in range(0, K, HEADS):  # the values were not rotated: their gradient moves to its place
+        for start in range(0, K, HEADS):  # values are not rotated: their gradient is copied
             head = start + tl.arange(0, HEADS)[:, None]
             source, target = grad_v + row * v_row + head * v_head, grad + at + head * head_dim
             real, real_last = (head < K) & (pair < half), (head < K) & (last < head_dim - rotated)
@@ -180,7 +188,7 @@ def _turn_back(
     x, weight, grad_out, stride, grad, co, si, part_a, part_b, part_c, count, head_dim, rotated, eps, offset,
     NORM: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of `count` heads of one token; returns what the weight's gradient has gathered."""
+    """Write the gradient of `count` heads of one token; return the updated partial sums of the weight's gradient."""
     half, pair, last = rotated // 2, tl.arange(0, HALF)[None, :], tl.arange(0, REST)[None, :]
     for start in range(0, count, HEADS):
         head = start + tl.arange(0, HEADS)[:, None]

@@ -1,12 +1,14 @@
-"""Count what kernels move, without hardware: every load and store of Triton's interpreter, every torch operation.
+"""Count the bytes that kernels move, without a GPU: loads and stores in Triton's interpreter, and torch operations.
 
     with Traffic() as traffic:      # under TRITON_INTERPRET=1
         step()
     traffic.unique / minimum        # 1.0: each input was read once, each output written once
 
-Requested bytes are those of all unmasked lanes; sector bytes are whole 32-byte sectors of each load and store
-(coalescing); unique bytes count an address once per launch, as if the cache held everything: what must come from
-memory at the least. Atomics count twice, read and written. Of a torch operation: its distinct inputs and its outputs.
+    requested   bytes of all unmasked lanes
+    sectors     bytes of the whole 32-byte sectors that each load or store touches (coalescing)
+    unique      each address counts once per launch, as with an unlimited cache: a lower bound
+
+An atomic counts twice, as a read and a write. A torch operation counts its distinct inputs and its outputs.
 """
 
 from collections import defaultdict
@@ -29,21 +31,21 @@ FILLS = {"zeros", "zeros_like", "zero_", "ones", "ones_like", "full", "full_like
 
 @dataclass
 class Count:
-    """What all launches of one kernel, or all calls of one operation, moved, in bytes, and how much it computed."""
+    """Bytes moved and operations computed by all launches of one kernel, or by all calls of one operation."""
 
     launches: int = 0
-    operations: int = 0  # of a kernel: elements through one float operation each; products are not counted
+    operations: int = 0  # of a kernel: elements times float operations; matmuls are not counted
     requested: int = 0
     sectors: int = 0
     unique: int = 0
 
     def add(self, moved: int) -> None:
-        """One more call of a library operation."""
+        """Count one more call of a torch operation."""
         self.launches, self.requested, self.unique = self.launches + 1, self.requested + moved, self.unique + moved
 
 
 class Traffic(TorchDispatchMode):
-    """Counts per Triton kernel in `kernels` and per torch operation in `operations`, by name."""
+    """Counts by name, of Triton kernels in `kernels` and of torch operations in `operations`."""
 
     def __init__(self):
         super().__init__()
@@ -74,9 +76,11 @@ class Traffic(TorchDispatchMode):
     def __enter__(self):
         builder, grid = interpreter.InterpreterBuilder, interpreter.GridExecutor
         for name, pointer, mask in (
-            ("create_masked_load", 0, 1), ("create_masked_store", 0, 2),
-            ("create_atomic_rmw", 1, 3), ("create_atomic_cas", 0, None),
-        ):  # fmt: skip
+            ("create_masked_load", 0, 1),
+            ("create_masked_store", 0, 2),
+            ("create_atomic_rmw", 1, 3),
+            ("create_atomic_cas", 0, None),
+        ):
             self._wrap(builder, name, self._access(getattr(builder, name), pointer, mask, "atomic" in name))
         for name in ("unary_op", "binary_op"):
             self._wrap(builder, name, self._arithmetic(getattr(builder, name)))
@@ -101,7 +105,7 @@ class Traffic(TorchDispatchMode):
             times = 2 if atomic else 1
             self._current.requested += addresses.size * size * times
             self._current.sectors += np.unique(addresses >> np.uint64(5)).size * 32 * times
-            kind = "atomic" if atomic else original.__name__  # an address read and written counts for both
+            kind = "atomic" if atomic else original.__name__  # an address that is read and written counts twice
             self._addresses.setdefault((kind, size, times), []).append(np.unique(addresses))
             return original(builder, *args, **kwargs)
 
@@ -131,6 +135,6 @@ class Traffic(TorchDispatchMode):
 
 
 def distinct_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor whose expanded dimensions (stride 0) are stored once."""
+    """Bytes of a tensor, where expanded dimensions (stride 0) count once."""
     sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
     return int(np.prod(sizes, dtype=np.int64)) * tensor.element_size()

@@ -1,4 +1,4 @@
-"""Attention over a packed stream: which token sees which, and the two ways to compute it."""
+"""Attention over a packed stream: which token attends to which, and the two implementations."""
 
 import torch
 from einops import rearrange
@@ -9,24 +9,24 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attent
 from model.chunks import Chunks
 from runtime.devices import send
 
-CHUNK = 256  # queries of one product: a longer block is cut, so that little is computed above the diagonal
-SMALLEST_HEAD = 16  # flex_attention compiles for no narrower ones
-TILE = 128  # flex_attention skips or visits squares of this many tokens
+CHUNK = 256  # queries of one matmul; longer blocks are cut, so that little is computed above the diagonal
+SMALLEST_HEAD = 16  # flex_attention does not compile for narrower heads
+TILE = 128  # flex_attention skips or computes tiles of TILE x TILE tokens
 
 
 class Blocks:
-    """Who attends to whom in a stream of N tokens: causal, within one block, an answer never to another answer.
+    """The attention mask of a stream of N tokens: causal, within one block, and no answer attends to another answer.
 
-    Masks are made once and shared by all layers of a forward.
+    Masks are computed once and shared by all layers of a forward pass.
     """
 
     def __init__(self, cuts: list[list[int]], numbers: Tensor, answers: Tensor, positions: Tensor, longest: int):
-        self.cuts = cuts  # of each block, where its prompt begins, where that ends, and where each answer ends
+        self.cuts = cuts  # per block: the start of its prompt, the end of its prompt, the end of each answer
         self.spans = [(cut[0], cut[-1]) for cut in cuts]  # stream slice of each block
-        self.numbers = numbers  # (N,) int64, which block a token is of
+        self.numbers = numbers  # (N,) int64, the number of the token's block
         self.answers = answers  # (N,) int64: 0 = the block's prompt, k = its k-th answer
         self.positions = positions  # (N,) int64
-        self.longest = longest  # tokens of the longest row
+        self.longest = longest  # length of the longest row
         self.masks = {}
 
     def to(self, device) -> "Blocks":
@@ -34,13 +34,13 @@ class Blocks:
         return Blocks(self.cuts, *tensors, self.longest)
 
     def chunks(self) -> Chunks:
-        """The stream as a recurrence goes through it."""
+        """The stream in chunks, for layers that are a recurrence."""
         if "chunks" not in self.masks:
             self.masks["chunks"] = Chunks(self.cuts, self.answers.device)
         return self.masks["chunks"]
 
     def allowed(self, q: Tensor, k: Tensor, window: int | None) -> Tensor:
-        """bool: may stream index q see k, both in one block? The one definition that both backends evaluate."""
+        """bool: may stream index q attend to k, both in one block? Both implementations evaluate this definition."""
         answer = self.answers[k]
         seen = (q >= k) & ((answer == 0) | (answer == self.answers[q]))
         if window is not None:
@@ -48,9 +48,9 @@ class Blocks:
         return seen
 
     def bias(self, start: int, low: int, high: int, groups: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """(1, (high - low) * groups, high - start): 0 where queries [low, high) may look in [start, high), else -inf.
+        """(1, (high - low) * groups, high - start): 0 where queries [low, high) may attend to keys [start, high).
 
-        Each row stands there once per query head of a group.
+        It is -inf elsewhere. Each row is repeated for the query heads of a group.
         """
         key = (low, groups, window, dtype)
         if key not in self.masks:
@@ -62,15 +62,15 @@ class Blocks:
         return self.masks[key]
 
     def block_mask(self, window: int | None) -> BlockMask:
-        """The same mask for flex_attention: for each tile of queries, the tiles of keys that it must visit.
+        """The same mask for flex_attention: for each tile of queries, the tiles of keys that it needs.
 
-        Made from the blocks' bounds, so that no (N, N) mask is ever laid out; inside a tile `allowed` decides.
+        It is computed from the bounds of the blocks, so no (N, N) mask is stored. `allowed` decides inside a tile.
         """
         if window in self.masks:
             return self.masks[window]
         size, device, block = len(self.answers), self.answers.device, self.numbers
         first = block[::TILE]  # (tiles,) block of each tile's first token
-        last = torch.cat((block[TILE - 1 :: TILE], block[-1:]))[: len(first)]  # and of its last one
+        last = torch.cat((block[TILE - 1 :: TILE], block[-1:]))[: len(first)]  # (tiles,) block of its last token
         tile = torch.arange(len(first), device=device)
         visit = (tile[None, :] <= tile[:, None]) & (last[None, :] >= first[:, None])  # (query tiles, key tiles)
         counts = visit.sum(1, dtype=torch.int32)
@@ -86,13 +86,18 @@ class Blocks:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None, softcap: float | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Blocks,
+    window: int | None,
+    softcap: float | None = None,
     sinks: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """(N, H, Dh) attention of q (N, H, Dh) over k, v (N, K, Dh), each token seeing what `blocks` allows.
+) -> Tensor:
+    """(N, H, Dh) attention of q (N, H, Dh) over k, v (N, K, Dh), under the mask of `blocks`.
 
-    softcap: scores become softcap tanh(score / softcap) (Gemma 2). sinks: (H,) a further score of each head, which
-    takes its share of the probability and adds nothing (GPT-OSS).
+    softcap: scores become softcap tanh(score / softcap) (Gemma 2). sinks: (H,) an extra score of each head, which takes
+    part in the softmax and has no value vector (GPT-OSS).
     """
     if q.is_cuda and q.shape[-1] >= SMALLEST_HEAD:
         return attend_flex(q, k, v, blocks, window, softcap, sinks)
@@ -102,10 +107,15 @@ def attend(
 
 
 def attend_flex(
-    q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None, softcap: float | None = None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    blocks: Blocks,
+    window: int | None,
+    softcap: float | None = None,
     sinks: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """One call over the whole stream; compiled on CUDA, eager (dense, for tests) elsewhere."""
+) -> Tensor:
+    """One call of flex_attention over the whole stream: compiled on CUDA, eager and dense elsewhere (for tests)."""
     q, k, v = (rearrange(x, "n h d -> 1 h n d") for x in (q, k, v))
     run = compiled_flex() if q.is_cuda else flex_attention
     how = {"block_mask": blocks.block_mask(window), "enable_gqa": q.shape[1] != k.shape[1]}
@@ -119,7 +129,7 @@ def attend_flex(
 
 
 def compiled_flex():
-    """flex_attention, compiled at its first call on a GPU."""
+    """flex_attention under torch.compile, which compiles it at the first call on a GPU."""
     global _compiled
     if _compiled is None:
         _compiled = torch.compile(flex_attention, dynamic=True)
@@ -130,14 +140,14 @@ _compiled = None
 
 
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None) -> Tensor:
-    """Masked batches of products, written out: on a CPU in bf16 faster than flash attention at every length tried."""
+    """Attention block by block with plain matmuls. On CPUs in bf16 it was faster than flash attention."""
     return BlockAttention.apply(q, k, v, blocks, window)
 
 
 def attend_plain(
     q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, window: int | None, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """The tiles of BlockAttention, with capped scores or sinks, under torch's own backward pass."""
+    """The tiles of BlockAttention with a softcap or sinks, differentiated by autograd."""
     K, groups, scale, outs = k.shape[1], q.shape[1] // k.shape[1], q.shape[-1] ** -0.5, []
     q, k, v = _by_head(q, K), _by_head(k, K), _by_head(v, K)
     for start, low, high in tiles(blocks.spans):
@@ -149,7 +159,7 @@ def attend_plain(
 
 
 def probabilities(scores: Tensor, bias: Tensor, softcap: float | None, sinks: Tensor | None) -> Tensor:
-    """Softmax of scores (K, queries x G, keys), capped and masked; sinks (K, 1, G) take their part of it."""
+    """Softmax of scores (K, queries x G, keys) after softcap and mask. sinks (K, 1, G) are part of the denominator."""
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores + bias
@@ -160,10 +170,10 @@ def probabilities(scores: Tensor, bias: Tensor, softcap: float | None, sinks: Te
 
 
 class BlockAttention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(Dh) + mask) v, tile by tile: a block's queries in pieces of CHUNK, over the keys up to them.
+    """softmax(q k^T / sqrt(Dh) + mask) v in tiles: CHUNK queries of a block, and all keys up to the last of them.
 
-    Queries are laid out as (kv heads, tokens x group, head width), so that a tile is a view and no key is repeated.
-    Keeps the probabilities. With P, dO and dP = dO v^T:   dS = P (dP - rowsum(P dP)),
+    Queries are stored as (kv heads, tokens x group, head width), so that a tile is a view and no key is repeated.
+    The forward pass keeps the probabilities P. With dP = dO v^T:   dS = P (dP - rowsum(P dP)),
     dq = dS k / sqrt(Dh),   dk = dS^T q / sqrt(Dh),   dv = P^T dO.
     """
 
@@ -198,7 +208,7 @@ class BlockAttention(torch.autograd.Function):
 
 
 def tiles(spans: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
-    """(block's start, first query, end of queries and keys) of every product."""
+    """(start of the block, first query, end of queries and keys) of every tile."""
     return [(start, low, min(low + CHUNK, stop)) for start, stop in spans for low in range(start, stop, CHUNK)]
 
 

@@ -1,7 +1,8 @@
-"""Models from files or from a seed, frozen or not, and back to files.
+"""Build models from files or from a seed, frozen or not, and export them.
 
-In a process group (dist=fsdp, hsdp) a model comes from a file as shapes only: its weights are read by `run.shard`, each
-rank its own rows, so that no rank ever holds the whole. Heads, which are tiny and worked on before, are read at once.
+In a process group (dist=fsdp, hsdp) loading a model from a file gives shapes only. `run.shard` reads the weights later:
+each rank reads its own rows, so no rank ever holds the whole model. Heads are small and needed before that, so they are
+read immediately.
 """
 
 import json
@@ -29,15 +30,15 @@ from runtime.distributed import own_rows, split, whole
 from runtime.files import named_in_errors, remove, sync, write_sums
 
 Reader = HFReader | GGUFReader | AdapterReader
-LARGE = ("transformer", "lm_head")  # what is read after it is split
+LARGE = ("transformer", "lm_head")  # modules whose weights are read after sharding
 HEAD_PARTS = {"score.weight", "score.bias", "score.gain", "score.shift"}
 
 
 def load_policy(path: str | Path, *, precision: str = "fp32", frozen: bool = False) -> Policy:
     """The policy in a Hugging Face directory, a .gguf file or `package:NAME/FILE`.
 
-    precision "bf16": bf16 products on fp32 master weights, or on matrices in bf16 where `frozen`, to the same result.
-    Raises ValueError.
+    precision "bf16": matmuls in bf16 on fp32 master weights. A frozen model stores its matrices in bf16, with the same
+    results. Raises ValueError where the path holds no policy or a damaged one.
     """
     reader = open_weights(path)
     if reader.kind != "policy":
@@ -48,9 +49,9 @@ def load_policy(path: str | Path, *, precision: str = "fp32", frozen: bool = Fal
 def load_reward_model(
     path: str | Path, *, precision: str, frozen: bool = False, seed: int | None = None
 ) -> RewardModel:
-    """A reward model with its head; where `seed` is given, also a policy under a fresh head drawn from it.
+    """A reward model with its head. With a `seed`, a policy is accepted too and gets a new head drawn from the seed.
 
-    Raises ValueError where the head is missing and nobody asked for a fresh one: its scores would be noise.
+    Raises ValueError where the head is missing and there is no seed: the scores would be noise.
     """
     reader = open_weights(path)
     if reader.kind == "policy" and seed is None:
@@ -64,10 +65,10 @@ def load_reward_model(
 
 
 def load_value_model(path: str | Path, *, precision: str, frozen: bool = False, seed: int = 0) -> ValueModel:
-    """A value model with its head, or another model's transformer under the head that suits it.
+    """A value model with its head, or one that starts from another model.
 
-    From a reward model: its head with the normalisation folded in, so that the first values are scores. From a policy:
-    a fresh head drawn from `seed`.
+    From a reward model it takes the head, multiplied by the normalisation, so that the first values are scores. On a
+    policy it puts a new head drawn from `seed`.
     """
     reader = open_weights(path)
     model = fill(ValueModel, reader, precision, frozen)
@@ -92,7 +93,7 @@ def new_reward_model(config: ModelConfig, *, seed: int, precision: str) -> Rewar
 
 
 def open_weights(path: str | Path) -> Reader:
-    """The reader for what lies at the path: a Hugging Face directory, an adapter's directory or a GGUF file."""
+    """A reader of the weights at the path: a Hugging Face directory, a directory with an adapter, or a GGUF file."""
     found = find_model(path)
     if found.is_dir() and is_adapter(found):
         return AdapterReader(found, open_weights(find_base(found)))
@@ -100,17 +101,16 @@ def open_weights(path: str | Path) -> Reader:
 
 
 def empty(kind: type, config: ModelConfig, precision: str, frozen: bool, *, later: bool = False) -> nn.Module:
-    """A model of this shape and precision whose weights are allocated, not yet written; LARGE ones not even allocated
-    where they are read `later`."""
+    """A model with allocated, uninitialised weights. With `later`, LARGE modules stay on the meta device."""
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"precision={precision!r} must be fp32 or bf16")
     with torch.device("meta"):
         model = kind(config, torch.bfloat16 if precision == "bf16" else None)
-    if precision == "bf16" and frozen:  # only what enters products: then it computes what a model that learns does
+    if precision == "bf16" and frozen:  # only weights that enter matmuls, so that the results are equal
         for module in model.modules():
             if isinstance(module, Linear):
                 module.to(torch.bfloat16)
-        model.transformer.embed.to(torch.float32)  # and with it a tied lm_head
+        model.transformer.embed.to(torch.float32)  # a tied lm_head becomes float32 with it
     for name, module in model.named_children():
         if not (later and name in LARGE):
             module.to_empty(device="cpu")
@@ -122,18 +122,18 @@ def empty(kind: type, config: ModelConfig, precision: str, frozen: bool, *, late
 
 
 def frozen_or_not(model: nn.Module, frozen: bool) -> nn.Module:
-    """The model; without gradients, in eval mode, where frozen."""
+    """The model; if frozen, in eval mode and without gradients."""
     return model.eval().requires_grad_(False) if frozen else model
 
 
 @torch.no_grad()
 def fill(kind: type, reader: Reader, precision: str, frozen: bool) -> nn.Module:
-    """The model of a file. Raises ValueError on missing, left-over or misshapen weights."""
+    """The model in a file. Raises ValueError where weights are missing, unknown or have a wrong shape."""
     check_sizes(reader)
     model = empty(kind, reader.config, precision, frozen, later=dist.is_initialized())
     names = reader.names()
     wanted = {name: parts_of(name, reader.config) for name, _ in tensors(model)}
-    if reader.kind != model.kind:  # the head is another one's, or fresh
+    if reader.kind != model.kind:  # the head comes from another kind of model, or is new
         wanted = {name: parts for name, parts in wanted.items() if reader.kind == "reward" or "score" not in parts[0]}
     missing = [part for parts in wanted.values() for part in parts if part not in names]
     if missing:
@@ -148,11 +148,11 @@ def fill(kind: type, reader: Reader, precision: str, frozen: bool) -> nn.Module:
             shape, expected = reader.shape(part), shape_of(part, reader.config)
             if shape != expected:
                 raise ValueError(f"{reader.path}: {part} has shape {shape}, but its config asks for {expected}")
-    model.source = reader if precision == "bf16" and frozen else None  # export_model reads again what was rounded
+    model.source = reader if precision == "bf16" and frozen else None  # export_model reads rounded weights again
     large = [name for name, tensor in tensors(model) if tensor.is_meta]
     read_into(model, reader, wanted.keys() - set(large))
     if large:
-        model.read_weights = lambda: read_into(model, reader, large)  # shard_model calls and drops it
+        model.read_weights = lambda: read_into(model, reader, large)  # shard_model calls it once
     if isinstance(model, RewardModel) and reader.kind == "policy":
         model.gain.fill_(1.0)
         model.shift.fill_(0.0)
@@ -167,15 +167,15 @@ def check_tied(reader: Reader, names: set[str]) -> None:
     if not torch.equal(reader.read(output), reader.read(embedding)):
         raise ValueError(
             f"{reader.path}: its config says tie_word_embeddings=true, but it stores an lm_head.weight that differs "
-            "from the embedding; say tie_word_embeddings=false there if that one is meant, as transformers takes it"
+            "from the embedding; set tie_word_embeddings=false there to use the stored lm_head, as transformers does"
         )
 
 
 def check_sizes(reader: Reader) -> None:
-    """Raise ValueError unless the file bears out the sizes of its config, before a model of these sizes is built."""
+    """Raise ValueError unless the weights in the file have the sizes of its config. It runs before a model is built."""
     names, config = reader.names(), reader.config
     layers = len({name.split(".")[2] for name in names if name.startswith(("model.layers.", "gpt_neox.layers."))})
-    if config.family != "gpt_oss" and config.num_experts > len(names):  # that one stores its experts in one tensor
+    if config.family != "gpt_oss" and config.num_experts > len(names):  # gpt_oss stores all experts in one tensor
         raise ValueError(f"{reader.path} holds {len(names)} weights, too few for num_experts={config.num_experts}")
     if config.num_layers > layers:
         raise ValueError(f"{reader.path} holds {layers} layers, but its config asks for {config.num_layers}")
@@ -191,7 +191,7 @@ def check_sizes(reader: Reader) -> None:
 
 @torch.no_grad()
 def read_into(model: nn.Module, reader: Reader, names: Collection[str]) -> None:
-    """Write the file's weights into the tensors of these names; of split ones each rank reads its own rows."""
+    """Copy the file's weights into the tensors of these names. Of a sharded tensor each rank reads its own rows."""
     if isinstance(model, Policy):
         model.tie()
     for name, tensor in tensors(model):
@@ -199,7 +199,7 @@ def read_into(model: nn.Module, reader: Reader, names: Collection[str]) -> None:
             continue
         mine, start = own_rows(tensor)
         rows, end = 0, start + len(mine) if mine.ndim else 1
-        for part in parts_of(name, reader.config):  # its rows in the stack are rows .. rows + size
+        for part in parts_of(name, reader.config):  # its rows in our stacked tensor are rows .. rows + size
             size = (reader.shape(part) or (1,))[0]
             low, high = max(start, rows), min(end, rows + size)
             if low < high:
@@ -209,7 +209,7 @@ def read_into(model: nn.Module, reader: Reader, names: Collection[str]) -> None:
 
 
 def tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers by our name, each once: a tied lm_head is the embedding."""
+    """(name, tensor) of parameters and buffers, each once: a tied lm_head is listed as the embedding."""
     return [*model.named_parameters(), *model.named_buffers()]
 
 
@@ -221,7 +221,10 @@ def shorten(names) -> str:
 
 @torch.no_grad()
 def init_weights(model: nn.Module, seed: int) -> nn.Module:
-    """All initialisation: N(0, 0.02), into the residual stream 1 / sqrt(2 layers) of that; norms 1, biases 0."""
+    """Initialise all weights: N(0, 0.02), divided by sqrt(2 layers) where a matrix writes to the residual stream.
+
+    Norms start at 1 and biases at 0.
+    """
     generator = torch.Generator().manual_seed(seed)
     residual = 0.02 / math.sqrt(2 * model.config.num_layers)
     for name, tensor in model.named_parameters():
@@ -245,7 +248,7 @@ def init_weights(model: nn.Module, seed: int) -> nn.Module:
 
 @torch.no_grad()
 def reset_head(head: nn.Linear, seed: int) -> None:
-    """Weights of variance 1 / (D + 1), bias 0: scores start near unit size. Stiennon et al. 2020, appendix B."""
+    """Initialise a head: weights with variance 1 / (D + 1), bias 0 (Stiennon et al. 2020, appendix B)."""
     generator = torch.Generator().manual_seed(seed)
     head.weight.normal_(0.0, 1 / math.sqrt(head.in_features + 1), generator=generator)
     head.bias.zero_()
@@ -254,20 +257,20 @@ def reset_head(head: nn.Linear, seed: int) -> None:
 def export_model(
     model: Policy | RewardModel | ValueModel, directory: str | Path, tokenizer, *, durable: bool = True
 ) -> None:
-    """Write a Hugging Face directory that transformers loads with the same logits, beside and then renamed.
+    """Write a Hugging Face directory. transformers computes the same logits from it.
 
-    Every weight is float32; adapters are merged in float32 onto the weights as their file has them, or onto what a base
-    in NF4 stands for.
+    It is written to a temporary directory and then renamed. Every weight is float32. Adapters are merged in float32
+    into the weights of the base's file, or into the dequantised weights of an NF4 base.
 
-    A reward model is `...ForSequenceClassification` (score.weight is its head; score.bias, score.gain and score.shift
-    lie beside it, which transformers ignores), a value model `...ForTokenClassification`. With sharded weights every
-    rank must call this; rank 0 writes.
+    A reward model becomes `...ForSequenceClassification`: score.weight is the head, transformers ignores score.bias,
+    score.gain and score.shift. A value model becomes `...ForTokenClassification`. With sharded weights every rank must
+    call this, and rank 0 writes.
 
     Args:
-        durable: with checksums, and on the disk when this returns. A server that reads the files at once needs neither.
+        durable: write checksums and wait for the disk. A server that reads the files immediately needs neither.
     """
     writes = not dist.is_initialized() or dist.get_rank() == 0
-    with split(model):  # gathered weights are rounded
+    with split(model):  # gathered weights would be rounded
         weights = merged_weights(model, writes)
     if not writes:
         return
@@ -275,22 +278,22 @@ def export_model(
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     config = make_config_json(model.config, model.kind, dtype, **ids)
     directory = Path(directory)
-    aside = directory.with_name(directory.name + ".writing")
-    remove(aside)
-    aside.mkdir(parents=True)
-    save_tensors(weights, aside / "model.safetensors", {"format": "pt"})
-    with named_in_errors(aside):
-        (aside / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        (aside / "generation_config.json").write_text(json.dumps(tokenizer.generation_config, indent=2) + "\n")
-    tokenizer.save(aside)
+    tmp_path = directory.with_name(directory.name + ".writing")
+    remove(tmp_path)
+    tmp_path.mkdir(parents=True)
+    save_tensors(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with named_in_errors(tmp_path):
+        (tmp_path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (tmp_path / "generation_config.json").write_text(json.dumps(tokenizer.generation_config, indent=2) + "\n")
+    tokenizer.save(tmp_path)
     if durable:
-        write_sums(aside)
-    replace_directory(aside, directory)
+        write_sums(tmp_path)
+    replace_directory(tmp_path, directory)
 
 
 @torch.no_grad()
 def merged_weights(model: nn.Module, writes: bool) -> dict[str, Tensor]:
-    """Every weight by its name in a file, in float32, on the CPU; none on a rank that does not write."""
+    """name in the file -> float32 weight on the CPU. Empty on a rank that does not write."""
     weights, modules = {}, dict(model.named_modules())
     adapters = {f"{name}.weight": m.lora for name, m in modules.items() if getattr(m, "lora", None) is not None}
     quantized = {name: m for name, m in modules.items() if isinstance(m, NF4Linear)}
@@ -299,9 +302,9 @@ def merged_weights(model: nn.Module, writes: bool) -> dict[str, Tensor]:
     for name, tensor in (*stored, *((f"{name}.weight", m) for name, m in quantized.items())):
         tensor = tensor.weight if isinstance(tensor, NF4Linear) else whole(tensor.detach())
         delta = adapters[name].delta().detach() if name in adapters else None
-        if not writes:  # it took part in the gathering
+        if not writes:  # this rank only takes part in gathering
             continue
-        if tensor.dtype == torch.bfloat16:  # frozen, and rounded when it was read: its file has it whole
+        if tensor.dtype == torch.bfloat16:  # frozen and rounded when it was read: the file has the exact weight
             pieces = [model.source.read(part) for part in parts_of(name, model.config)]
             tensor = torch.cat(pieces).to(tensor.device, torch.float32) if pieces[0].ndim else pieces[0].float()
         tensor = tensor if delta is None else tensor + delta
@@ -313,7 +316,7 @@ def merged_weights(model: nn.Module, writes: bool) -> dict[str, Tensor]:
 
 
 def replace_directory(new: Path, directory: Path) -> None:
-    """Move `new`, whose files are on the disk, to `directory`; what stood there is deleted only after that."""
+    """Move `new`, whose files are on the disk, to `directory`. The old directory is deleted only after that."""
     old = directory.with_name(directory.name + ".old")
     remove(old)
     if directory.exists():

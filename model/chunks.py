@@ -1,25 +1,27 @@
-"""A packed stream cut into chunks for a recurrence: a tree, in which a prompt's last chunk has every answer's first."""
+"""A packed stream in chunks, for a recurrence. The chunks form trees: a prompt's last chunk is the parent of the first
+chunk of every answer."""
 
 import torch
 from torch import Tensor
 
 from runtime.devices import send
 
-SIZE = 64  # tokens of a chunk, as in the published kernels: longer ones compute more, shorter ones wait more often
+SIZE = 64  # tokens of a chunk, as in published kernels; longer chunks compute more, shorter ones need more steps
 
 
 class Chunks:
-    """Chunks of up to SIZE tokens, none of which crosses the border of a prompt or an answer, in the order of `levels`.
+    """Chunks of up to SIZE tokens, sorted by level. No chunk crosses the border of a prompt or of an answer.
 
-    A level holds the chunks with equally many chunks before them in their rows: all of it is computed at once, from the
-    states that the level before has left. So a state starts at zero in every block, and an answer's from its prompt.
+    The level of a chunk is the number of chunks before it in its row. All chunks of a level are computed together, from
+    the states after the level before. So the state is zero at the start of a block, and an answer starts from the state
+    at the end of its prompt.
     """
 
     def __init__(self, cuts: list[list[int]], device: torch.device):
-        """cuts: of each block, where its prompt begins, where that ends, and where each answer ends."""
-        levels = []  # of each the chunks (start, stop, place in the level before)
-        segments = []  # of each prompt and answer, where it starts and the token before that
-        self.ends = []  # of each block's prompt: the level and place of its last chunk
+        """cuts: per block, the start of its prompt, the end of its prompt, the end of each answer."""
+        levels = []  # per level, its chunks as (start, stop, index of the parent in the level before)
+        segments = []  # per prompt and answer, its start and the token before it
+        self.ends = []  # per block, the level and index of its prompt's last chunk
         for begin, end, *answers in cuts:
             self.ends.append(grow(levels, begin, end, 0, 0))
             segments.append((begin, None))
@@ -36,7 +38,7 @@ class Chunks:
         size = int(stops.max())
         places = torch.empty(size, dtype=torch.int64)
         places[index[real]] = real.flatten().nonzero()[:, 0]
-        before = torch.arange(-1, size)  # its last entry is of the token `size`, which stands for none before
+        before = torch.arange(-1, size)  # last entry: the token `size` stands for no token before
         before[-1] = size
         for start, last in segments:
             before[start] = size if last is None else last
@@ -45,16 +47,16 @@ class Chunks:
         self.parents = [send(torch.tensor([chunk[2] for chunk in level]), device) for level in levels]
 
     def split(self, x: Tensor) -> Tensor:
-        """(n, SIZE, ...) the rows of x (N, ...) chunk by chunk."""
+        """(n, SIZE, ...) the rows of x (N, ...) in chunks."""
         return x.index_select(0, self.index.flatten()).unflatten(0, self.index.shape)
 
     def join(self, x: Tensor) -> Tensor:
-        """(N, ...) the rows of x (n, SIZE, ...) in the order of the stream."""
+        """(N, ...) the rows of the chunks x (n, SIZE, ...) in stream order."""
         return x.flatten(0, 1).index_select(0, self.places)
 
 
 def grow(levels: list[list], start: int, stop: int, level: int, parent: int) -> tuple[int, int]:
-    """Add the chunks of tokens [start, stop), the first at this level; returns the level and place of the last."""
+    """Add the chunks of tokens [start, stop), the first one at this level. Returns level and index of the last one."""
     for begin in range(start, stop, SIZE):
         if level == len(levels):
             levels.append([])

@@ -1,10 +1,10 @@
-"""The shape of a model: every number that its weights and its arithmetic depend on, and what its family adds."""
+"""The config of a model: the sizes of its weights, the settings of its forward pass, and the facts of its family."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
-ROPE_KEYS = {  # rope type -> keys that its formula needs
+ROPE_KEYS = {  # rope type -> the keys that its formula needs
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "yarn": {"factor", "original_max_position_embeddings"},
@@ -14,9 +14,9 @@ ROPE_OPTIONS = {
     "yarn": {"beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"},
     "longrope": {"attention_factor"},
 }
-KINDS = ("full", "window", "linear")  # what a layer's attention may see; linear: it is a gated DeltaNet
+KINDS = ("full", "window", "linear")  # a layer's attention: all tokens, a sliding window, or a gated DeltaNet
 
-# Optional fields of ModelConfig -> their key in config.json, and what transformers takes where it is missing.
+# Optional fields of ModelConfig -> their key in config.json, and transformers' default for a missing key.
 BIAS = {"qkv_bias": ("attention_bias", False)}
 BIASES = BIAS | {"mlp_bias": ("mlp_bias", False)}
 SCALES = {
@@ -38,37 +38,37 @@ LINEAR = {
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of a family have in common. The defaults are Llama's."""
+    """The facts that all models of a family have in common. The defaults are Llama's."""
 
-    title: str  # in Hugging Face's architectures: <title>ForCausalLM
+    title: str  # the architecture in Hugging Face's config.json is <title>ForCausalLM
     keys: dict = field(default_factory=dict)  # optional fields -> (key in config.json, its default there)
-    norms: str = "before"  # where a sublayer is normed: before | after (OLMo 2) | both (Gemma)
+    norms: str = "before"  # where the norms of a sublayer are: before | after (OLMo 2) | both (Gemma)
     norm_offset: float = 0.0  # a norm multiplies by this plus its weight (Gemma: 1)
-    qk_norm: str | None = None  # queries and keys are normed: by head | over the whole width
-    always_qkv_bias: bool = False  # Qwen2, and not on the product after attention
-    activation: str = "silu"  # of the MLP's gate: silu | gelu_pytorch_tanh | clamped; gelu has no gate
+    qk_norm: str | None = None  # norms of queries and keys: head (per head) | width (over all heads)
+    always_qkv_bias: bool = False  # Qwen2; the matmul after attention has no bias
+    activation: str = "silu"  # of the MLP's gate: silu | gelu_pytorch_tanh | clamped; with gelu there is no gate
     embed_by_width: bool = False  # embeddings are multiplied by sqrt(hidden_size)
-    window: int | None = None  # sliding_window where config.json has none; null there means no window
+    window: int | None = None  # default of sliding_window; null in config.json means no window
     windowed: bool = False  # has layers with a sliding window
-    kinds: tuple[str, ...] = ()  # of its layers, in turn, where config.json has no layer_types
-    own_layer_types: bool = False  # config.json may name each layer's kind
-    partial_rotary: bool = False  # config.json may leave a part of each head unrotated
-    share: float = 1.0  # of a head that turns, where config.json says nothing
-    theta: float = 10000.0  # rope_theta where config.json has none
-    window_theta: float | None = None  # of layers with a window, if they turn by a base of their own
-    head_dim: int | None = None  # where config.json has none; None: hidden_size / num_heads
+    kinds: tuple[str, ...] = ()  # default kinds of the layers, repeated, without layer_types in config.json
+    own_layer_types: bool = False  # config.json may give each layer's kind
+    partial_rotary: bool = False  # config.json may set the rotated part of each head
+    share: float = 1.0  # default of the rotated part of each head
+    theta: float = 10000.0  # default of rope_theta
+    window_theta: float | None = None  # RoPE base of layers with a window, if it is another one
+    head_dim: int | None = None  # default of head_dim; None: hidden_size / num_heads
     layer_norm: bool = False  # norms with a mean and a bias (GPT-NeoX)
-    parallel: bool = False  # attention and MLP read the same and are added together
-    fused_by_head: bool = False  # the rows of q, k and v lie head by head
+    parallel: bool = False  # attention and MLP read the same input, and both outputs are added
+    fused_by_head: bool = False  # the rows of q, k and v are stored head by head
     always_mlp_bias: bool = False
-    experts: bool = False  # the MLP is a mixture of them
-    expert_bias: bool = False  # they and their router have biases
-    normalise_experts: bool = False  # always: the weights of a token's experts sum to one
-    sinks: bool = False  # each head has a score beside its keys'
+    experts: bool = False  # the MLP is a mixture of experts
+    expert_bias: bool = False  # experts and router have biases
+    normalise_experts: bool = False  # the weights of a token's experts always sum to one
+    sinks: bool = False  # each head has an extra score in its softmax
     linear: bool = False  # has layers that are gated DeltaNets
     gated_attention: bool = False  # a sigmoid gate on each head's output
-    classifier: str | None = None  # the title of its reward models, where it is another
-    tied: bool = False  # tie_word_embeddings where config.json has none
+    classifier: str | None = None  # the title of its reward models, if it is another one
+    tied: bool = False  # default of tie_word_embeddings
 
 
 GEMMA = dict(norms="both", norm_offset=1.0, activation="gelu_pytorch_tanh", embed_by_width=True, tied=True)
@@ -76,7 +76,7 @@ GEMMA |= dict(head_dim=256, windowed=True, window=4096, own_layer_types=True)
 CAPS = {"attention_softcap": ("attn_logit_softcapping", None), "logit_softcap": ("final_logit_softcapping", None)}
 CAPS_OF_2 = {"attention_softcap": ("attn_logit_softcapping", 50.0), "logit_softcap": ("final_logit_softcapping", 30.0)}
 QUERY = {"attention_scale": ("query_pre_attn_scalar", 256)}  # to the power of -0.5
-FAMILIES = {  # model_type -> what it adds to Llama
+FAMILIES = {  # model_type -> its differences from Llama
     "llama": Family("Llama", BIASES),
     "mistral": Family("Mistral", windowed=True, window=4096),
     "ministral": Family("Ministral", windowed=True, window=4096, own_layer_types=True),
@@ -120,9 +120,9 @@ FAMILIES = {  # model_type -> what it adds to Llama
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a decoder. The tables of known models are in conf/model/*.yaml.
+    """The config of a decoder. The sizes of known models are in conf/model/*.yaml.
 
-    Raises ValueError when the numbers contradict each other, so that a wrong shape never reaches a product.
+    Raises ValueError where the numbers contradict each other, before any weight is created.
     """
 
     vocab_size: int
@@ -132,32 +132,32 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    max_length: int  # the window: positions that the model was made for
+    max_length: int  # the window: the number of positions that the model supports
     rope_theta: float
     norm_eps: float
     tie_embeddings: bool
     rope_scaling: dict | None = None  # {"rope_type": "linear" | "llama3" | "yarn" | "longrope", "factor": ..., ...}
-    window_rope_theta: float | None = None  # layers with a window turn by this base, unscaled; None: as the others
-    rotary_share: float = 1.0  # the part of each head that turns
-    rotary_layers: tuple[bool, ...] = ()  # SmolLM3: which layers turn, repeated; none given: all
-    sliding_window: int | None = None  # a token sees this many tokens, itself included
-    layer_kinds: tuple[str, ...] = ()  # full | window | linear, repeated over the layers; none given: all alike
-    qkv_bias: bool = False  # attention's products have biases (Qwen2: not the last one)
+    window_rope_theta: float | None = None  # RoPE base of layers with a window, unscaled; None: as the others
+    rotary_share: float = 1.0  # the rotated part of each head
+    rotary_layers: tuple[bool, ...] = ()  # SmolLM3: whether a layer rotates, repeated; empty: all do
+    sliding_window: int | None = None  # a token attends to this many tokens, itself included
+    layer_kinds: tuple[str, ...] = ()  # full | window | linear, repeated over the layers; empty: all the same
+    qkv_bias: bool = False  # attention's linear layers have biases (Qwen2: not the last one)
     mlp_bias: bool = False
     embed_scale: float = 1.0  # Granite, as the next three
-    residual_scale: float = 1.0  # of what a sublayer adds
-    attention_scale: float | None = None  # of q k; None: head_dim ** -0.5
+    residual_scale: float = 1.0  # factor of a sublayer's output
+    attention_scale: float | None = None  # factor of q k; None: head_dim ** -0.5
     logit_divisor: float = 1.0
     attention_softcap: float | None = None  # scores s become cap tanh(s / cap) (Gemma 2)
     logit_softcap: float | None = None
-    num_experts: int = 0  # each of width intermediate_size
+    num_experts: int = 0  # each has width intermediate_size
     experts_per_token: int = 0
     normalise_experts: bool = False  # the weights of a token's experts sum to one
-    linear_key_heads: int = 0  # of gated DeltaNets, as the next four
+    linear_key_heads: int = 0  # this and the next four: sizes of gated DeltaNets
     linear_value_heads: int = 0
     linear_key_dim: int = 0
     linear_value_dim: int = 0
-    conv_size: int = 0  # tokens that their convolution reads
+    conv_size: int = 0  # tokens that the convolution reads
     family: str = "llama"
 
     def __post_init__(self):
@@ -179,7 +179,7 @@ class ModelConfig:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embeddings turn pairs")
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary embeddings rotate pairs")
         if not 0 < self.rotary_share <= 1 or self.rotary_dim % 2 or not self.rotary_dim:
             raise ValueError(f"rotary_share={self.rotary_share} of head_dim={self.head_dim} must be an even number")
         self.check_layers()
@@ -188,7 +188,7 @@ class ModelConfig:
         check_rope(self.rope_scaling)
 
     def check_layers(self) -> None:
-        """Raise ValueError unless windows and the kinds of layers fit."""
+        """Raise ValueError where the window and the kinds of layers contradict each other."""
         window = self.sliding_window
         if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
             raise ValueError(f"sliding_window={window!r} must be at least 1, or null")
@@ -198,7 +198,7 @@ class ModelConfig:
             raise ValueError(f"layer_kinds={list(self.layer_kinds)} contradicts sliding_window={window}")
 
     def check_linear(self) -> None:
-        """Raise ValueError unless the sizes of gated DeltaNets fit."""
+        """Raise ValueError where the sizes of gated DeltaNets are wrong."""
         if "linear" in self.layer_kinds and not self.facts.linear:
             raise ValueError(f"layer_kinds={list(self.layer_kinds)} contradicts family={self.family}")
         sizes = {name: getattr(self, name) for name in LINEAR if self.facts.linear}
@@ -209,7 +209,7 @@ class ModelConfig:
             raise ValueError(f"{got}={self.linear_key_heads}")
 
     def check_family(self) -> None:
-        """Raise ValueError where an optional field is set that this family's files cannot hold."""
+        """Raise ValueError where an optional field is set that this family does not have."""
         facts = self.facts
         if self.qkv_bias != facts.always_qkv_bias and "qkv_bias" not in facts.keys:
             raise ValueError(f"qkv_bias={self.qkv_bias} contradicts family={self.family}")
@@ -234,11 +234,11 @@ class ModelConfig:
 
     @property
     def rotary_dim(self) -> int:
-        """Numbers of each head that turn."""
+        """The number of rotated dimensions of each head."""
         return int(self.head_dim * self.rotary_share)
 
     def kind(self, layer: int) -> str:
-        """full | window: what the attention of this layer sees."""
+        """full | window | linear: the kind of this layer's attention."""
         return self.layer_kinds[layer % len(self.layer_kinds)] if self.layer_kinds else self.all_alike
 
     @property
@@ -247,12 +247,12 @@ class ModelConfig:
         return "full" if self.sliding_window is None else "window"
 
     def turns(self, layer: int) -> bool:
-        """Whether this layer's queries and keys are rotated by their positions."""
+        """Whether this layer's queries and keys are rotated."""
         return not self.rotary_layers or self.rotary_layers[layer % len(self.rotary_layers)]
 
 
 def shortest_period(items: tuple) -> tuple:
-    """The shortest tuple that gives these items when repeated and cut."""
+    """The shortest tuple whose repetition, cut to the same length, gives these items."""
     for size in range(1, len(items)):
         if all(item == items[i % size] for i, item in enumerate(items)):
             return items[:size]
@@ -260,7 +260,7 @@ def shortest_period(items: tuple) -> tuple:
 
 
 def check_rope(scaling: Mapping | None) -> None:
-    """Raise ValueError unless `scaling` is None or a rope type that we compute, with the keys it needs."""
+    """Raise ValueError unless `scaling` is None or a supported rope type with exactly the keys that it needs."""
     if scaling is None:
         return
     kind = scaling.get("rope_type")
@@ -273,7 +273,7 @@ def check_rope(scaling: Mapping | None) -> None:
 
 
 def make_config(sizes: Mapping, vocab_size: int) -> ModelConfig:
-    """ModelConfig from a conf/model table; `vocab_size: null` there means the tokenizer's, given here."""
+    """The ModelConfig of a conf/model table. `vocab_size: null` there means the tokenizer's size, `vocab_size`."""
     sizes = dict(sizes)
     if sizes.get("rope_scaling") is not None:
         sizes["rope_scaling"] = dict(sizes["rope_scaling"])
@@ -285,7 +285,7 @@ def make_config(sizes: Mapping, vocab_size: int) -> ModelConfig:
 
 
 def check_vocab(config: ModelConfig, vocab_size: int) -> None:
-    """Raise ValueError if the tokenizer has ids that the embedding has no row for."""
+    """Raise ValueError where the tokenizer has ids without a row in the embedding."""
     if vocab_size > config.vocab_size:
         raise ValueError(
             f"the tokenizer has {vocab_size} ids but the model's embedding has {config.vocab_size} rows; "
@@ -294,5 +294,5 @@ def check_vocab(config: ModelConfig, vocab_size: int) -> None:
 
 
 def resized(config: ModelConfig, **changes) -> ModelConfig:
-    """A copy of `config` with some fields changed, checked anew."""
+    """A copy of `config` with some fields changed. It is checked again."""
     return replace(config, **changes)

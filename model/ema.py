@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class WeightAverage:
     """average = decay * average + (1 - decay) * weights, after every optimizer step. InstructGPT (2203.02155): 0.992.
 
-    decay=None keeps no copy and exports the weights themselves.
+    With decay=None there is no copy, and the exported weights are the trained ones.
     """
 
     def __init__(self, model: nn.Module, decay: float | None):
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """The model carries the averaged weights for as long as the block lasts."""
+        """Inside the block the model has the averaged weights."""
         self._swap(model)
         try:
             yield

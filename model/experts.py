@@ -1,4 +1,4 @@
-"""A mixture of experts in an MLP's place: rows sorted by expert, one grouped product for all of them, no loop."""
+"""A mixture of experts in place of an MLP. Rows are sorted by expert, and one grouped matmul computes all experts."""
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from model.linear import Linear
 
 
 class Experts(nn.Module):
-    """The weighted sum of the MLPs that a router gives the most probability. Shazeer et al. 2017 (arXiv:1701.06538).
+    """The weighted sum of the MLPs that the router gives most probability. Shazeer et al. 2017 (arXiv:1701.06538).
 
-    weights = softmax(router x), kept for the top `experts_per_token`, and made to sum to one where the family does so.
+    weights = softmax(router x) of the top `experts_per_token` experts, normalised to sum 1 where the family does so.
     """
 
     def __init__(self, config: ModelConfig):
@@ -25,10 +25,10 @@ class Experts(nn.Module):
         self.gate_up = Stack(self.count, D, 2 * F_, bias=facts.expert_bias, halves=2)
         self.down = Stack(self.count, F_, D, bias=facts.expert_bias)
         self.gated = clamped_swiglu if facts.activation == "clamped" else swiglu
-        self.routing: tuple[Tensor, Tensor] | None = None  # of the newest forward that a loss may read
+        self.routing: tuple[Tensor, Tensor] | None = None  # logits and choices of the last forward, for router_loss
 
     def forward(self, x: Tensor, adapted: bool) -> Tensor:
-        """(N, D), float32 at least, of x (N, D)."""
+        """(N, D), in float32 or wider, from x (N, D)."""
         logits = self.router(x, adapted)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (N, E)
         weights, chosen = logits.softmax(-1).topk(self.top, dim=-1)  # (N, top)
@@ -36,7 +36,7 @@ class Experts(nn.Module):
             weights = weights / weights.sum(-1, keepdim=True)
         if self.training and torch.is_grad_enabled():
             self.routing = logits, chosen
-        owners, order = chosen.flatten().sort(stable=True)  # (N x top,) in the order of experts
+        owners, order = chosen.flatten().sort(stable=True)  # (N x top,) sorted by expert
         ends = torch.searchsorted(owners, torch.arange(self.count, device=x.device), right=True).int()  # (E,)
         y = self.gated(self.gate_up.grouped(x[order // self.top], owners, ends))
         y = self.down.grouped(y, owners, ends)
@@ -45,8 +45,7 @@ class Experts(nn.Module):
 
 
 class Stack(Linear):
-    """The matrices of all experts: `weight` (E x out, in), one below the other, or (E, in, out) as GPT-OSS stores them
-    (those have biases)."""
+    """The stacked matrices of all experts: `weight` (E x out, in), or (E, in, out) with biases, as in GPT-OSS."""
 
     def __init__(self, count: int, in_features: int, out_features: int, *, bias: bool, halves: int = 1):
         nn.Module.__init__(self)
@@ -58,7 +57,7 @@ class Stack(Linear):
         self.prepared = self.kept = None
 
     def grouped(self, x: Tensor, owners: Tensor, ends: Tensor) -> Tensor:
-        """(M, out) each row of x (M, in) times the matrix of its owner (M,); expert e's rows end at ends[e]."""
+        """(M, out) each row of x (M, in) times the matrix of its expert `owners` (M,). The rows of e end at ends[e]."""
         weight = self.weight if self.prepared is None else self.prepared
         copy = weight if weight.dtype == x.dtype else self.cast(x.dtype)
         if self.bias is None:
@@ -68,12 +67,12 @@ class Stack(Linear):
         return y if self.bias is None else y + self.bias.to(y.dtype)[owners]
 
     def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
-        """Cast the weight once instead of at every token."""
+        """Cast the weight once before decoding, instead of at every token."""
         self.prepared = self.weight.detach().to(dtype)
 
 
 class GroupedProduct(torch.autograd.Function):
-    """x (M, in) times the matrices (E, in, out) of the rows' owners, given their copy in x's dtype (see CastLinear)."""
+    """x (M, in) times the matrices (E, in, out) of the rows' experts, given a copy of them in x's dtype."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, copy: Tensor, ends: Tensor) -> Tensor:
@@ -92,7 +91,7 @@ class GroupedProduct(torch.autograd.Function):
 
 
 def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """torch._grouped_mm; its definition where it cannot run (Apple's GPU, float64, rows of no multiple of 16 B)."""
+    """torch._grouped_mm, or a loop where it is not supported: MPS, float64, rows that are no multiple of 16 bytes."""
     aligned = all(side * a.element_size() % 16 == 0 for side in (a.shape[0 if b.ndim == 2 else 1], b.shape[-1]))
     if a.dtype != torch.float64 and a.device.type != "mps" and aligned:
         return torch._grouped_mm(a, b, offs=ends)
@@ -103,7 +102,10 @@ def grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
 
 
 def clamped_swiglu(gate_up: Tensor) -> Tensor:
-    """(N, F) (up + 1) gate sigmoid(1.702 gate) of (N, 2F), gates and ups in turn; gates end at 7, ups at -7 and 7."""
+    """(N, F) (up + 1) gate sigmoid(1.702 gate), with gate <= 7 and -7 <= up <= 7.
+
+    gate_up: (N, 2F), where even columns are gates and odd columns are ups.
+    """
     gate, up = gate_up[:, ::2].clamp(max=7.0), gate_up[:, 1::2].clamp(-7.0, 7.0)
     return (up + 1) * gate * torch.sigmoid(1.702 * gate)
 
@@ -111,16 +113,16 @@ def clamped_swiglu(gate_up: Tensor) -> Tensor:
 def router_loss(
     *models: nn.Module, share: float, balance_coef: float, z_coef: float
 ) -> tuple[Tensor | float, dict[str, Tensor]]:
-    """What is added to the loss of a forward so that experts share the work, and how they shared it.
+    """() auxiliary loss that balances the experts' load, and metrics. Without experts it returns 0.0 and no metrics.
 
-        balance = E sum_e f_e p_e, f_e the share of choices that fell on expert e, p_e its mean probability; 1 at best
-        z = mean over tokens of logsumexp(logits) ** 2
+        balance = E sum_e f_e p_e,   f_e: share of choices that fell on expert e, p_e: its mean probability; minimum 1
+        z       = mean over tokens of logsumexp(logits)^2
 
-    Fedus et al. 2021 (arXiv:2101.03961), Eq. 4; Zoph et al. 2022 (arXiv:2202.08906), Eq. 5. Means over the layers of
-    the models' newest forwards, over the tokens that each layer computed: of a shared prompt's tokens one copy, in the
-    last layer only those that predict. 0.0 and nothing where there are no experts.
+    Fedus et al. 2021 (arXiv:2101.03961), Eq. 4; Zoph et al. 2022 (arXiv:2202.08906), Eq. 5. These are means over the
+    layers of the models' last forwards, and over the tokens that each layer computed. The tokens of a shared prompt
+    count once. In the last layer only tokens that predict count.
 
-    share: of the optimizer step that this forward is; f is counted within it, so micro_batch_size matters here.
+    share: the part of the optimizer step's batch in this forward. f is a count per forward: micro_batch_size matters.
     """
     layers = [m for model in models for m in model.modules() if isinstance(m, Experts) and m.routing is not None]
     if not layers:
@@ -137,7 +139,7 @@ def router_loss(
     metrics = {
         "experts/balance_loss": balance,
         "experts/z_loss": z,
-        "experts/largest_load": load.amax(1),  # of one expert, in units of an equal share
+        "experts/largest_load": load.amax(1),  # of the busiest expert, where 1 is an equal share
         "experts/unused": (load == 0).float(),
     }
     loss = share * (balance_coef * balance.mean() + z_coef * z.mean())

@@ -1,7 +1,7 @@
-"""What a model costs before it is loaded: parameters, products, and the bytes that a forward keeps for its backward.
+"""The cost of a model before it is loaded: parameters, FLOPs, and the bytes that a forward keeps for its backward.
 
-The kept bytes are not a formula that could drift from the code: they are counted on the forward itself, run on torch's
-meta device, which has shapes but no memory.
+The kept bytes are counted on the real forward, which runs on torch's meta device. That device has shapes and no memory.
+So there is no formula that could differ from the code.
 """
 
 from collections import Counter
@@ -23,10 +23,10 @@ from model.transformer import Layer, Transformer
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one model of `config`; counts are exact."""
+    """Parameter counts of a model of `config`. They are exact."""
 
     body: int  # parameters of the layers and norms
-    embedding: int  # parameters of the embedding; the output matrix has as many where it is not tied
+    embedding: int  # parameters of the embedding; an untied output matrix has as many
     output: int
 
     @property
@@ -39,14 +39,14 @@ class Footprint:
 
 
 def layers_of(config: ModelConfig) -> list[tuple[Layer, int]]:
-    """One layer of each kind, without memory, and how many there are of it."""
+    """(a layer on the meta device, number of such layers) for each kind of layer."""
     kinds = [config.kind(layer) for layer in range(config.num_layers)]
     with torch.device("meta"):
         return [(Layer(config, kinds.index(kind)), count) for kind, count in Counter(kinds).items()]
 
 
 def adapter_parameters(config: ModelConfig, rank: int) -> int:
-    """Parameters of LoRA on every product that takes an adapter."""
+    """Number of LoRA parameters with adapters on every linear layer that can have one."""
     return sum(
         count * rank * (product.in_features + product.out_features)
         for layer, count in layers_of(config)
@@ -56,7 +56,7 @@ def adapter_parameters(config: ModelConfig, rank: int) -> int:
 
 
 def count_parameters(config: ModelConfig) -> Footprint:
-    """Parameters by their place."""
+    """The parameter counts of a model of this config."""
     layers = sum(count * sum(p.numel() for p in layer.parameters()) for layer, count in layers_of(config))
     table = config.vocab_size * config.hidden_size
     body = layers + config.hidden_size * (2 if config.facts.layer_norm else 1)
@@ -64,13 +64,16 @@ def count_parameters(config: ModelConfig) -> Footprint:
 
 
 def forward_flops(config: ModelConfig, *, tokens: int, length: int, targets: int) -> float:
-    """Twice the multiply-adds of a forward: layers on `tokens`, attention within `length`, output on `targets`, as is
-    what follows the last layer's attention."""
+    """FLOPs of a forward, two per multiply-add.
+
+    The layers compute `tokens` tokens with attention within rows of `length`. The output matrix, and what follows the
+    attention of the last layer, compute only `targets` tokens.
+    """
     linear = sum(config.kind(layer) == "linear" for layer in range(config.num_layers))
     widths = 2 if config.facts.activation == "gelu" else 3
     expert = widths * config.hidden_size * config.intermediate_size
     behind = config.hidden_size * config.num_heads * config.head_dim + max(1, config.experts_per_token) * expert
-    idle = config.num_layers * max(0, config.num_experts - config.experts_per_token) * expert  # experts without a token
+    idle = config.num_layers * max(0, config.num_experts - config.experts_per_token) * expert  # unused by a token
     products = 2.0 * ((count_parameters(config).body - idle) * tokens - behind * (tokens - targets))
     attention = 2.0 * 2 * tokens * (length / 2) * config.num_heads * config.head_dim * (config.num_layers - linear)
     attention += linear * tokens * delta_flops(config)
@@ -78,17 +81,17 @@ def forward_flops(config: ModelConfig, *, tokens: int, length: int, targets: int
 
 
 def delta_flops(config: ModelConfig) -> float:
-    """Of a gated DeltaNet's recurrence, a token: products within a chunk of SIZE tokens, and with the state."""
+    """FLOPs per token of a gated DeltaNet's recurrence: matmuls within a chunk of SIZE tokens, and with the state."""
     key, value, heads = config.linear_key_dim, config.linear_value_dim, config.linear_value_heads
     within = 2 * SIZE * key * config.linear_key_heads + SIZE * (value + (key + value) / 2) * heads  # half of a triangle
     return 2.0 * (within + 3 * key * value * heads)
 
 
 def cache_bytes(config: ModelConfig, *, rows: int, length: int, itemsize: int) -> int:
-    """Keys and values of `rows` rows of `length` tokens; of gated DeltaNets the state, which does not grow."""
+    """Bytes of the KV cache of `rows` rows of `length` tokens, with the constant-size states of gated DeltaNets."""
     linear = sum(config.kind(layer) == "linear" for layer in range(config.num_layers))
     values = config.linear_value_heads * config.linear_value_dim
-    state = config.linear_key_dim * values * max(4, itemsize)  # in float32 at least
+    state = config.linear_key_dim * values * max(4, itemsize)  # float32 or wider
     mixed = 2 * config.linear_key_heads * config.linear_key_dim + values
     state += mixed * (config.conv_size - 1) * itemsize
     attended = 2 * length * config.num_kv_heads * config.head_dim * itemsize
@@ -96,7 +99,7 @@ def cache_bytes(config: ModelConfig, *, rows: int, length: int, itemsize: int) -
 
 
 class Flash(torch.autograd.Function):
-    """Stands in for a fused attention on the meta device: keeps q, k, v, the output and one number a query."""
+    """A stand-in for fused attention on the meta device. It keeps q, k, v, the output and one number per query."""
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -106,7 +109,7 @@ class Flash(torch.autograd.Function):
 
 
 class FusedAttention:
-    """Takes a cache's place in the forward, and keeps nothing but what a fused kernel keeps."""
+    """A stand-in for the cache argument of the forward. It keeps only what a fused attention kernel keeps."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, *how) -> Tensor:
         return Flash.apply(q, k, v)
@@ -116,30 +119,36 @@ class FusedAttention:
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes that a forward over a batch keeps for its backward."""
+    """Bytes that the forward of a batch keeps for its backward."""
 
-    layer: int  # by each layer, on average
-    rest: int  # by the embedding, the last norm and the casts outside layers, and by one recurrence computed again
+    layer: int  # per layer, on average
+    rest: int  # of the embedding, the last norm and casts outside layers, and of one recomputed recurrence
 
 
 def kept_bytes(
-    config: ModelConfig, *, rows: int, length: int, dtype: torch.dtype, master: torch.dtype, fused_attention: bool,
+    config: ModelConfig,
+    *,
+    rows: int,
+    length: int,
+    dtype: torch.dtype,
+    master: torch.dtype,
+    fused_attention: bool,
     checkpointing: bool | str,
-) -> Kept:  # fmt: skip
-    """What `rows` rows of `length` tokens leave for the backward pass, counted on one layer and on two.
+) -> Kept:
+    """Bytes that `rows` rows of `length` tokens keep for the backward pass, counted with one layer and with two.
 
     Args:
-        dtype: of products. master: of the weights; neither they nor their copies in `dtype` count.
-        fused_attention: as on a GPU, with its kernels; False: as on a CPU, whose attention keeps its probabilities.
+        dtype: of matmuls. master: of the weights. The weights and their copies in `dtype` are not counted.
+        fused_attention: True counts the kernels of a GPU, False the attention of a CPU, which keeps probabilities.
     """
     kinds = Counter(config.kind(layer) for layer in range(config.num_layers)) if config.facts.linear else {None: 1}
     layers = {}
-    for kind in kinds:  # gated DeltaNets keep other things than attention
+    for kind in kinds:  # gated DeltaNets keep other tensors than attention
         alone = config if kind is None else resized(config, layer_kinds=(kind,))
         one, two = (_saved(alone, count, rows, length, dtype, master, fused_attention) for count in (1, 2))
         layers[kind], rest = two - one, 2 * one - two
     rest += _recomputed(config, rows, length, dtype) if "linear" in kinds else 0
-    if checkpointing:  # a layer keeps its input alone; one layer at a time is computed again
+    if checkpointing:  # each layer keeps only its input, and one layer at a time is recomputed
         entry = rows * length * config.hidden_size * max(4, dtype.itemsize)  # the residual stream is float32
         entry = 0 if checkpointing == "offload" else entry
         return Kept(layer=entry, rest=rest + max(layers.values()))
@@ -161,14 +170,14 @@ def _saved_by_a_forward(config, layers: int, rows: int, length: int, dtype, mast
         for rope in net.ropes.values():
             rope.frequencies = rope.frequencies.to("meta")
     own = {p.untyped_storage()._cdata for p in net.parameters()}
-    with torch.no_grad():  # makes the copies of weights in the dtype of products: they stay, whatever is trained
+    with torch.no_grad():  # makes the casts of the weights, which are not counted
         net(tokens, positions, blocks, FusedAttention())
     own |= {part.kept[0].untyped_storage()._cdata for part in net.modules() if getattr(part, "kept", None)}
     return _kept_by(lambda: net(tokens, positions, blocks, FusedAttention() if fused_attention else None), own)
 
 
 def _recomputed(config: ModelConfig, rows: int, length: int, dtype: torch.dtype) -> int:
-    """Bytes that a gated DeltaNet keeps in its backward pass, where it computes its recurrence again."""
+    """Bytes that a gated DeltaNet keeps during its backward pass, where it recomputes its recurrence."""
     with torch.device("meta"):
         layer = GatedDeltaNet(config, 0)
         made = torch.zeros(rows * length, sum(layer.widths), dtype=dtype, requires_grad=True)
@@ -183,13 +192,13 @@ def _blocks(rows: int, length: int) -> Blocks:
 
 
 def _kept_by(run: Callable[[], Tensor], own: set[int]) -> int:
-    """Bytes that running it keeps for the backward pass, but for storages of its own weights."""
+    """Bytes that `run` keeps for the backward pass, without the storages in `own` (the weights)."""
     kept = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other gets its address
+            kept[storage._cdata] = (storage.nbytes(), storage)  # kept alive, so that no other storage gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -1,7 +1,7 @@
-"""Pieces of a layer whose backward pass is written by hand: autograd's own would keep more and go through memory more
-often. Each is held to its definition, and to finite differences in float64, by tests/test_functions.py.
+"""Functions of a layer with a hand-written backward pass, which keeps less and reads memory less often than autograd.
 
-On a GPU the pieces between products are Triton kernels, one launch each way (`model/fused.py`).
+tests/test_functions.py compares each with its definition, and with finite differences in float64. On a GPU the
+functions between matmuls are Triton kernels (`model/fused.py`), one launch forward and one backward.
 """
 
 from collections.abc import Callable
@@ -18,10 +18,10 @@ if HAS_TRITON:
 
 
 class CastLinear(torch.autograd.Function):
-    """F.linear of x (N, in) with a master weight (out, in), given its copy in x's dtype.
+    """F.linear of x (N, in) with a master weight (out, in), given a copy of the weight in x's dtype.
 
-    The copy is an argument, as autograd would keep every layer's own cast alive until the backward pass, and the
-    gradient leaves the product in the master's dtype where the device can do that.
+    The copy is an argument, because autograd would keep a cast made here alive until the backward pass. Where the
+    device supports it, the matmul writes the weight's gradient directly in the master's dtype.
     """
 
     @staticmethod
@@ -42,14 +42,14 @@ class CastLinear(torch.autograd.Function):
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b in `dtype`: in one pass where a product of bfloat16 can be written as float32 (CUDA), else with a cast."""
+    """a @ b in `dtype`. On CUDA a bfloat16 matmul writes float32 directly; elsewhere the result is cast."""
     if a.dtype != dtype and (a.is_cuda or a.is_meta):
         return torch.mm(a, b, out_dtype=dtype)
     return (a @ b).to(dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, offset: float = 0.0) -> Tensor:
-    """x / rms(x) * (weight + offset) over the last dimension, in float32 at least, returned in `dtype`."""
+    """x / rms(x) * (weight + offset) over the last dimension, computed in float32 or wider, returned in `dtype`."""
     weight = weight + offset if offset else weight
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps, dtype)
@@ -59,12 +59,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, offset: 
 def add_rms_norm(
     x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype, offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """(x + delta, its RMSNorm in `dtype`) of the residual stream x (N, D); delta None adds nothing."""
+    """(x + delta, its RMSNorm in `dtype`) of the residual stream x (N, D). delta=None adds nothing."""
     if fused(x) and norm_fits(x):
         check(
-            "rms_norm", (x, weight), lambda x, w: FusedNorm.apply(x, None, w, eps, offset, x.dtype)[1],
+            "rms_norm",
+            (x, weight),
+            lambda x, w: FusedNorm.apply(x, None, w, eps, offset, x.dtype)[1],
             lambda x, w: rms_norm(x, w, eps, x.dtype, offset),
-        )  # fmt: skip
+        )
         return FusedNorm.apply(x, delta, weight, eps, offset, dtype)
     x = x if delta is None else x + delta
     return x, rms_norm(x, weight, eps, dtype, offset)
@@ -79,7 +81,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def geglu(gate_up: Tensor) -> Tensor:
-    """(N, F) gelu(gate) * up of (N, 2F) `[gate | up]`, gelu in its tanh form."""
+    """(N, F) gelu(gate) * up of (N, 2F) `[gate | up]`, with the tanh approximation of gelu."""
     if fused(gate_up):
         check("geglu", (gate_up,), lambda x: FusedGate.apply(x, True), _geglu)
         return FusedGate.apply(gate_up, True)
@@ -92,12 +94,12 @@ def _geglu(gate_up: Tensor) -> Tensor:
 
 
 def check(name: str, inputs: tuple[Tensor, ...], kernel: Callable, definition: Callable) -> None:
-    """The first time in a run: the kernel's output and gradients are the definition's, on 64 rows in float32.
+    """The first time in a run, compare the kernel's output and gradients with the definition's, on 64 rows in float32.
 
     Raises:
-        ValueError: they differ, as they do once one of the two is edited.
+        ValueError: they differ, because one of the two was edited.
     """
-    if inputs[0].is_meta:  # counted, not computed
+    if inputs[0].is_meta:  # meta tensors have no values to compare
         return
 
     def both() -> list[tuple[Tensor, Tensor]]:
@@ -107,7 +109,7 @@ def check(name: str, inputs: tuple[Tensor, ...], kernel: Callable, definition: C
                 first, *rest = inputs
                 leaves = [x.detach().float().clone().requires_grad_() for x in (first[:64], *rest)]
                 out = function(*leaves)
-                weights = torch.arange(out.numel(), device=out.device).view_as(out).cos()  # any that differ
+                weights = torch.arange(out.numel(), device=out.device).view_as(out).cos()  # any distinct weights
                 results.append([out, *torch.autograd.grad((out * weights).sum(), leaves)])
         return list(zip(*results, strict=True))
 
@@ -115,10 +117,11 @@ def check(name: str, inputs: tuple[Tensor, ...], kernel: Callable, definition: C
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x (N, heads, Dh): the pair (i, i + Dh/2) turns by its angle. Su et al. 2021, Eq. 34.
+    """Rotary embedding of x (N, heads, Dh): the pair (i, i + Dh/2) is rotated by its angle. Su et al. 2021, Eq. 34.
 
-    cos and sin: (N, 1, Dh), the angles of the pairs twice, sin negative the first time: (a, b) becomes
-    (a cos - b sin, b cos + a sin). A factor on both (YaRN) stays a factor.
+        (a, b) -> (a cos - b sin, b cos + a sin)
+
+    cos and sin: (N, 1, Dh), each half for the Dh/2 pairs, with sin negated in the first half. YaRN scales both.
     """
     return _Rotate.apply(x, cos, sin) if torch.is_grad_enabled() else _turn(x, cos, sin, 1)
 
@@ -126,7 +129,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     """With h = x / rms and g = grad * weight:   dx = (g - h mean(g h)) / rms,   dweight = sum over rows of grad * h.
 
-    Keeps x, which the residual stream keeps anyway, and one number a row.
+    It keeps x, which the residual stream keeps anyway, and one number per row.
     """
 
     @staticmethod
@@ -152,7 +155,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def _normalise(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The normalised x, and (..., 1) what it was multiplied by."""
+    """(normalised x times weight in `dtype`, (..., 1) the factor 1 / rms)."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     scale = scale.mul_(scale).mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
@@ -160,7 +163,7 @@ def _normalise(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tup
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps its input alone."""
+    """silu(gate) * up. It keeps only its input."""
 
     @staticmethod
     def forward(ctx, gate_up: Tensor) -> Tensor:
@@ -185,7 +188,7 @@ def _gated(gate_up: Tensor) -> Tensor:
 
 
 class _Rotate(torch.autograd.Function):
-    """The gradient turns back by the same angles."""
+    """The rotation. Its backward pass rotates the gradient by the negative angles."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The kernels between a layer's products as functions of autograd; for a GPU.
+"""The Triton kernels of a layer as autograd functions, for a GPU.
 
-Their definitions are in model/functions.py, which calls these where the kernels run.
+Their definitions are in model/functions.py, which calls these functions where the kernels run.
 """
 
 import torch
@@ -13,12 +13,12 @@ from kernels.rotary import rotary_backward, rotary_forward
 
 
 def norm_fits(x: Tensor) -> bool:
-    """Whether a row of x (N, D) is one that the kernel can hold."""
+    """Whether the kernel supports the row width of x (N, D)."""
     return x.ndim == 2 and x.shape[1] <= MAX_WIDTH
 
 
 class FusedNorm(torch.autograd.Function):
-    """(x + delta, its norm). The gradient of the sum passes through, so that x collects one gradient, not two."""
+    """(x + delta, its norm). The backward pass adds both gradients, so autograd does not have to."""
 
     @staticmethod
     def forward(ctx, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, offset: float, dtype: torch.dtype):
@@ -34,7 +34,7 @@ class FusedNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_total: Tensor | None, grad_normed: Tensor | None):
         total, weight, scale = ctx.saved_tensors
-        if grad_normed is None:  # nobody read the norm
+        if grad_normed is None:  # the norm was not used
             return grad_total, None if ctx.delta_dtype is None else grad_total.to(ctx.delta_dtype), *[None] * 4
         other = ctx.delta_dtype if ctx.delta_dtype != total.dtype else None
         grad_total = None if grad_total is None else grad_total.contiguous()
@@ -46,7 +46,7 @@ class FusedNorm(torch.autograd.Function):
 
 
 class FusedGate(torch.autograd.Function):
-    """act(gate) * up. Keeps its input alone."""
+    """act(gate) * up. It keeps only its input."""
 
     @staticmethod
     def forward(ctx, gate_up: Tensor, gelu: bool) -> Tensor:
@@ -62,9 +62,9 @@ class FusedGate(torch.autograd.Function):
 
 
 class FusedHeads(torch.autograd.Function):
-    """q (N, H, Dh), k and v (N, K, Dh) of one product's output, q and k normed where there are weights, and rotated.
+    """q (N, H, Dh), k and v (N, K, Dh) from one matmul's output. q and k are normed, if there are weights, and rotated.
 
-    v is a view of the input. Keeps the input only where it has norms to undo.
+    v is a view of the input. The input is kept only where there are norms.
     """
 
     @staticmethod

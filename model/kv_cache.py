@@ -1,6 +1,7 @@
-"""What the layers remember of the rows being decoded: one static allocation, every row with a length of its own.
+"""The KV cache for decoding: one static allocation, in which every row has its own length.
 
-Attention keeps keys and values of every token; a gated DeltaNet keeps one state and the inputs of its next convolution.
+Attention caches keys and values of every token. A gated DeltaNet caches one state, and the last inputs of its
+convolution.
 """
 
 import torch
@@ -12,21 +13,21 @@ from model.attention import Blocks, attend, probabilities
 from model.config import ModelConfig
 from model.gated_delta import convolve_stream, gated_delta, gated_delta_step
 
-STRIDE = 32  # attention reads lengths rounded up to this: few distinct shapes, so libraries reuse their plans
-PIECE = 8  # rows of one attention call while decoding: each piece reads as far as its own longest row
+STRIDE = 32  # attention reads lengths rounded up to a multiple of this: few shapes, so libraries reuse their plans
+PIECE = 8  # rows of one attention call while decoding; a piece reads up to the length of its longest row
 
 
 class KVCache:
-    """Room for `slots` rows of `length` tokens. Row i of a decoding batch lives in slot i."""
+    """A cache for `slots` rows of up to `length` tokens. Row i of the decoding batch uses slot i."""
 
     def __init__(self, config: ModelConfig, *, slots: int, length: int, dtype: torch.dtype, device: torch.device):
         length = -(-length // STRIDE) * STRIDE
         kinds = [config.kind(layer) for layer in range(config.num_layers)]
         linear = kinds.count("linear")
-        # of each layer, its number among those of its sort
+        # for each layer, its index among the layers of the same kind
         self.places = [sum((kind == "linear") == (k == "linear") for k in kinds[:i]) for i, kind in enumerate(kinds)]
         shape = (len(kinds) - linear, slots, 2 * config.num_kv_heads, length, config.head_dim)  # keys, then values
-        self.store = torch.zeros(shape, dtype=dtype, device=device)  # zeros: masked scores must be finite
+        self.store = torch.zeros(shape, dtype=dtype, device=device)  # zeros, because masked scores must be finite
         key, value, heads = config.linear_key_dim, config.linear_value_dim, config.linear_value_heads
         wide = torch.promote_types(dtype, torch.float32)
         self.states = torch.zeros(linear, slots, heads, key, value, dtype=wide, device=device)
@@ -36,7 +37,7 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of it."""
+        """Bytes of the whole cache."""
         return self.store.nbytes + self.states.nbytes + self.inputs.nbytes
 
     def move(self, source: int, target: int, tokens: int) -> None:
@@ -46,16 +47,19 @@ class KVCache:
         self.inputs[:, target] = self.inputs[:, source]
 
     def prefill(self, slots: list[list[int]]) -> "Prefill":
-        """A cache for one forward over a packed stream of prompts: block i is written into all of slots[i]."""
+        """The cache argument for one forward of packed prompts. Block i is written into all slots in slots[i]."""
         return Prefill(self, slots)
 
     def decode(self, positions: Tensor, pieces: list[tuple[slice, int]]) -> "Decode":
-        """A cache for one forward over one token a row; positions (B,) are where these tokens stand in their rows,
-        pieces the rows of each attention call and how many tokens it reads."""
+        """The cache argument for one forward of one token per row.
+
+        positions: (B,) of the tokens in their rows. pieces: the rows of each attention call, and how many tokens it
+        reads.
+        """
         return Decode(self, positions, pieces)
 
     def pieces(self, lengths: list[int]) -> list[tuple[slice, int]]:
-        """Rows of these lengths, PIECE at a time, and what they read: the longest among them, rounded up."""
+        """(rows, tokens read) for PIECE rows at a time. It reads the longest of their lengths, rounded up."""
         pieces = []
         for start in range(0, len(lengths), PIECE):
             piece = lengths[start : start + PIECE]
@@ -65,13 +69,13 @@ class KVCache:
 
 
 class Prefill:
-    """The cache during one forward over whole prompts: keeps their keys and values, attends within them."""
+    """The cache during one forward of whole prompts: it stores keys and values, and attends within the prompts."""
 
     def __init__(self, cache: KVCache, slots: list[list[int]]):
         self.cache, self.slots = cache, slots
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, *how) -> Tensor:
-        """(N, H, Dh): attention within the stream; each block's keys and values go to its slots."""
+        """(N, H, Dh) attention within the stream. It writes each block's keys and values into its slots."""
         both = rearrange(torch.cat((k, v), dim=1), "n k d -> k n d")
         for (start, stop), slots in zip(blocks.spans, self.slots, strict=True):
             for slot in slots:
@@ -79,7 +83,7 @@ class Prefill:
         return attend(q, k, v, blocks, *how)
 
     def convolve(self, layer: int, x: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
-        """(N, C) the convolution of x (N, C) within each block, whose last inputs go to its slots."""
+        """(N, C) convolution of x (N, C) within each block. It writes each block's last inputs into its slots."""
         inputs = self.cache.inputs[self.cache.places[layer]]  # (slots, C, K - 1)
         for (start, stop), slots in zip(blocks.spans, self.slots, strict=True):
             newest = x[max(start, stop - inputs.shape[-1]) : stop].t()
@@ -87,7 +91,7 @@ class Prefill:
         return convolve_stream(layer, x, weight, blocks)
 
     def recur(self, layer: int, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, blocks: Blocks) -> Tensor:
-        """(N, Hv, Dv) the recurrence within each block, whose last state goes to its slots."""
+        """(N, Hv, Dv) outputs of the recurrence within each block. It writes each block's last state into its slots."""
         out, states = gated_delta(q, k, v, g, beta, blocks.chunks())
         for (level, place), slots in zip(blocks.chunks().ends, self.slots, strict=True):
             self.cache.states[self.cache.places[layer], slots] = states[level][place].flatten(0, 1)
@@ -95,21 +99,28 @@ class Prefill:
 
 
 class Decode:
-    """The cache during one forward over one new token a row."""
+    """The cache during one forward of one new token per row."""
 
     def __init__(self, cache: KVCache, positions: Tensor, pieces: list[tuple[slice, int]]):
         self.cache, self.positions, self.pieces = cache, positions, pieces
         self.rows = torch.arange(len(positions), device=positions.device)
-        self.masks = {}  # window -> one (rows, 1, 1, read) a piece, the same for every layer
+        self.masks = {}  # window -> one (rows, 1, 1, read) mask per piece, the same for every layer
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, blocks: None, window: int | None,
-        softcap: float | None = None, sinks: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """(B, H, Dh): each row's one query over its own keys, its own included."""
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        blocks: None,
+        window: int | None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """(B, H, Dh) attention of each row's query over the row's cached keys and its own key."""
         K, store = k.shape[1], self.cache.store[self.cache.places[layer]]  # (slots, 2K, T, Dh)
         store[self.rows, :, self.positions] = torch.cat((k, v), dim=1)
-        queries, outs = q.unflatten(1, (K, -1)), []  # (B, K, G, Dh): a group's queries share their keys
+        queries, outs = q.unflatten(1, (K, -1)), []  # (B, K, G, Dh): the queries of a group share keys
         for (rows, read), bias in zip(self.pieces, self.biases(window, q.dtype), strict=True):
             keys, values = store[rows, :K, :read], store[rows, K:, :read]  # (rows, K, read, Dh)
             if softcap is None and sinks is None:
@@ -122,27 +133,27 @@ class Decode:
         return (outs[0] if len(outs) == 1 else torch.cat(outs)).flatten(1, 2)
 
     def convolve(self, layer: int, x: Tensor, weight: Tensor, blocks: None) -> Tensor:
-        """(B, C) float32 at least: the convolution at each row's new token, x (B, C)."""
+        """(B, C), float32 or wider: the convolution at each row's new token x (B, C)."""
         inputs = self.cache.inputs[self.cache.places[layer], : len(x)]  # (B, C, K - 1)
         window = torch.cat((inputs, x[..., None]), dim=-1)
         inputs.copy_(window[..., 1:])
         return (window * weight.to(torch.promote_types(x.dtype, torch.float32)).squeeze(1)).sum(-1)
 
     def recur(self, layer: int, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, blocks: None) -> Tensor:
-        """(B, Hv, Dv) the recurrence at each row's new token."""
+        """(B, Hv, Dv) output of the recurrence at each row's new token."""
         state = self.cache.states[self.cache.places[layer], : len(q)]
         out, after = gated_delta_step(state, q, k, v, g, beta)
         state.copy_(after)
         return out
 
     def biases(self, window: int | None, dtype: torch.dtype) -> list[Tensor]:
-        """One (rows, 1, 1, read) bias a piece: 0 where a key may be read, -inf elsewhere."""
+        """One (rows, 1, 1, read) bias per piece: 0 where the query may attend to the key, -inf elsewhere."""
         if window not in self.masks:
             self.masks[window] = [self.bias(rows, read, window, dtype) for rows, read in self.pieces]
         return self.masks[window]
 
     def bias(self, rows: slice, read: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """(rows, 1, 1, read): 0 at a row's own tokens, within the window if there is one; -inf elsewhere."""
+        """(rows, 1, 1, read) bias: 0 at a row's own tokens, within the window if there is one; -inf elsewhere."""
         columns, now = torch.arange(read, device=self.positions.device), self.positions[rows, None]
         hidden = (columns > now) | (columns <= now - window if window else False)
         return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)[

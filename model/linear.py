@@ -1,4 +1,4 @@
-"""The linear layer of every model: master weights, products in another dtype, adapters, weights ready for decoding."""
+"""The linear layer of every model: master weights, matmuls in another dtype, adapters, weights prepared to decode."""
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,14 @@ from runtime.distributed import whole
 
 
 class Linear(nn.Linear):
-    """A linear layer on (N, in) that multiplies in its input's dtype: fp32 master weights, bf16 products."""
+    """A linear layer on (N, in) that multiplies in the dtype of its input: fp32 master weights, bf16 matmuls."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool, parts: tuple[int, ...] | None = None):
         super().__init__(in_features, out_features, bias=bias)
-        self.parts = {"weight": parts or (out_features,)}  # rows of the matrices that lie one below the other in it
-        self.prepared = None  # while sampling: a function of x that holds the weight as decoding wants it
-        self.lora = None  # a thin product that learns beside a frozen weight (model/lora.py)
-        self.kept = None  # (the weight in the dtype of products, which value of the weight it is a copy of)
+        self.parts = {"weight": parts or (out_features,)}  # numbers of rows of the matrices stacked in the weight
+        self.prepared = None  # while sampling: the layer as a function of x, with a weight prepared for decoding
+        self.lora = None  # the adapter, if there is one (model/lora.py)
+        self.kept = None  # (the weight in the dtype of matmuls, the version of the weight that it is a copy of)
 
     def forward(self, x: Tensor, adapted: bool = True) -> Tensor:
         if self.prepared is not None:
@@ -30,21 +30,23 @@ class Linear(nn.Linear):
         return y if added is None else y + added
 
     def cast(self, dtype: torch.dtype) -> Tensor:
-        """(out, in) the weight in `dtype`, made again only when the weight has changed (autograd counts changes)."""
+        """(out, in) the weight in `dtype`. It is cast again only after the weight changed (autograd counts changes)."""
         if self.weight.dtype == dtype:
             return self.weight.detach()
         value = self.weight._version, self.weight.device, dtype
         if self.kept is None or self.kept[1] != value:
-            with torch.inference_mode(False), torch.no_grad():  # a later backward pass reads what sampling has cast
+            with torch.inference_mode(False), torch.no_grad():  # a backward pass may read this copy later
                 self.kept = self.weight.to(dtype), value
         return self.kept[0]
 
     def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
-        """Cast the weight once instead of at every token. On a CPU in bf16 also put it into oneDNN's own order for
-        `batch` rows: a decoding step is bound by reading weights, and these products then run 1.2-2 times faster.
+        """Cast the weight once before decoding, instead of at every token.
 
-        An adapter is merged in float32 alone. In bf16 the sum would lose most of what a young adapter adds, so the two
-        products stay apart, as they are while learning: what samples is what was trained.
+        On a CPU in bf16 the weight is also reordered for oneDNN and `batch` rows. A decoding step is bound by reading
+        weights, and these matmuls then run 1.2-2 times faster.
+
+        An adapter is merged only in float32. In bf16 the sum would lose most of what a new adapter adds, so weight and
+        adapter stay separate, as in training.
         """
         lora = self.lora if adapted else None
         if lora is not None and dtype == torch.float32:
@@ -65,10 +67,10 @@ class Linear(nn.Linear):
 
 
 def linear_plus(x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None) -> Tensor:
-    """(N, out) x @ weight.T + added + bias; the product is rounded once, with what is added in it.
+    """(N, out) x @ weight.T + added + bias, where matmul and addition are rounded once, together.
 
-    In bf16 a sum of two rounded numbers stays at the larger one where the other is below half its last place: of an
-    adapter that adds a thousandth, half was lost, and of a ten-thousandth nearly all.
+    In bf16 the sum of two rounded numbers equals the larger one where the other is smaller than half of its last digit.
+    Half of an adapter's contribution was lost at a relative size of 1e-3, and nearly all at 1e-4.
     """
     if added is None:
         return F.linear(x, weight, bias)
@@ -77,7 +79,7 @@ def linear_plus(x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | 
 
 
 def count_changes(optimizer: torch.optim.Optimizer, *step_arguments) -> None:
-    """Every optimizer's step counts as a change of its weights: torch's fused ones change them without counting."""
+    """Count each optimizer step as a change of its weights, because torch's fused optimizers do not."""
     increment_version([p for group in optimizer.param_groups for p in group["params"]])
 
 

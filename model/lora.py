@@ -1,8 +1,8 @@
-"""LoRA by hand: a frozen product learns through two thin matrices. Hu et al. 2021 (arXiv:2106.09685), Eq. 3.
+"""LoRA: a frozen linear layer is trained through two low-rank matrices. Hu et al. 2021 (arXiv:2106.09685), Eq. 3.
 
-add_lora(model, ...)      adapters on the named products; everything else but a head is frozen
-value_on(policy)          a value model on the policy's frozen weights, for adapters of its own
-Reference(policy)         the same weights with the adapters off: DPO's and PPO's reference costs no second copy
+add_lora(model, ...)      adapters on the named linear layers; all other weights except a head are frozen
+value_on(policy)          a value model on the policy's frozen weights, with its own adapters
+AdaptersOff(policy)       the same weights with the adapters off: a reference policy without a second copy
 export_adapter(...)       the files that `peft` loads; export_model writes the merged model beside them
 """
 
@@ -32,7 +32,7 @@ TASKS = {"policy": "CAUSAL_LM", "reward": "SEQ_CLS", "value": "TOKEN_CLS"}
 
 
 class Lora(nn.Module):
-    """W x + (alpha / rank) B A x: A (rank, in) random, B (out, rank) zero, so that learning starts at W."""
+    """(alpha / rank) B A x, to be added to W x. A (rank, in) is random, B (out, rank) is 0, so training starts at W."""
 
     def __init__(self, linear: Linear, *, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()
@@ -43,21 +43,22 @@ class Lora(nn.Module):
         self.A, self.B = nn.Parameter(A), nn.Parameter(torch.zeros(linear.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, out) what is added to the product of x (N, in), in x's dtype."""
+        """(N, out) the adapter's part of the layer's output on x (N, in), in x's dtype."""
         low = nn.functional.linear(x, self.A.to(x.dtype))  # (N, rank)
         return nn.functional.linear(low, self.B.to(x.dtype)) * self.scale
 
     def delta(self) -> Tensor:
-        """(out, in) float32: what merging adds to the weight."""
+        """(out, in) float32: the difference between the merged weight and the frozen one."""
         return whole(self.B) @ whole(self.A) * self.scale
 
 
 def add_lora(
     model: nn.Module, *, rank: int, alpha: float, targets: list[str], seed: int, base: str = "file"
 ) -> nn.Module:
-    """The model, frozen, with adapters drawn from `seed` on the products named; its head learns too. rank=0: as it is.
+    """The model, frozen except its head, with adapters drawn from `seed` on the linear layers named by `targets`.
 
-    base: of the frozen weights: `file`, as they were read, or `nf4`, the layers' products in 4 bits.
+    rank=0 returns the model unchanged. base: `file` keeps the frozen weights as they were read, `nf4` stores the
+    matrices of the layers in 4 bits.
 
     Raises:
         ValueError: a setting is out of range.
@@ -65,7 +66,7 @@ def add_lora(
     if base not in BASES:
         raise ValueError(f"lora.base={base!r} is unknown; use {' or '.join(BASES)}")
     if rank == 0 and base != "file":
-        raise ValueError(f"lora.base={base} wants adapters, as weights in 4 bits do not learn; set lora.rank, 16 say")
+        raise ValueError(f"lora.base={base} needs adapters, as weights in 4 bits cannot be trained; set lora.rank=16")
     if rank == 0:
         return model
     if rank < 0 or not alpha > 0:
@@ -73,7 +74,7 @@ def add_lora(
     if not targets or not set(targets) <= set(TARGETS):
         raise ValueError(f"lora.targets={list(targets)} must name some of {', '.join(TARGETS)}")
     if model.config.num_experts and not set(targets) <= {"qkv", "out"}:
-        raise ValueError(f"lora.targets={list(targets)}: experts take no adapters; say lora.targets=[qkv,out]")
+        raise ValueError(f"lora.targets={list(targets)}: experts take no adapters; use lora.targets=[qkv,out]")
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     if base == "nf4":
@@ -103,8 +104,8 @@ def value_on(policy: Policy) -> ValueModel:
     return model
 
 
-class Reference(nn.Module):
-    """A policy with its adapters off, on the same weights. For use without gradients."""
+class AdaptersOff(nn.Module):
+    """A policy with its adapters off, on the same weights. It is for use without gradients."""
 
     def __init__(self, policy: Policy):
         super().__init__()
@@ -119,8 +120,8 @@ class Reference(nn.Module):
     def logprobs(self, *rows: Tensor, **settings) -> Tensor:
         return self._off(self.policy.logprobs, *rows, **settings)
 
-    def states(self, stream: Stream) -> Tensor:
-        return self._off(self.policy._states, stream)  # exact_kl asks from inside the policy's own forward
+    def hidden_states(self, stream: Stream) -> Tensor:
+        return self._off(self.policy._hidden_states, stream)  # exact_kl calls it inside the policy's forward method
 
     @torch.no_grad()
     def _off(self, function, *inputs, **settings) -> Tensor:
@@ -132,26 +133,26 @@ class Reference(nn.Module):
 
 
 def adapters(model: nn.Module) -> dict[str, Lora]:
-    """Adapters by the name of the product they belong to."""
+    """name of the linear layer -> its adapter."""
     return {name.removesuffix(".lora"): part for name, part in model.named_modules() if isinstance(part, Lora)}
 
 
 def export_adapter(model: nn.Module, directory: Path, base: str) -> None:
-    """Write adapter_model.safetensors and adapter_config.json as `peft` loads them; nothing where there is no adapter.
+    """Write adapter_model.safetensors and adapter_config.json as `peft` loads them. Without an adapter, write nothing.
 
-    q, k and v (gate and up) share A and have a part of B each. The head of a reward or value model lies in
-    modules_to_save, its bias and normalisation in head.safetensors. All ranks call it; rank 0 writes.
+    q, k and v share A, and each has its rows of B. The same holds for gate and up. The head of a reward or value model
+    is in modules_to_save, its bias and normalisation in head.safetensors. All ranks must call this, and rank 0 writes.
     """
     found = adapters(model)
     if not found:
         return
     if any(isinstance(module, NF4Linear) for module in model.modules()):
-        log.info("adapter/ belongs on the base in NF4, as peft loads it in 4 bits; model/ has it merged onto that base")
+        log.info("adapter/ was trained on the base in NF4: load it with peft in 4 bits. model/ is merged into it")
     log.info(
-        "adapter/ is exact, and model/ has it merged in float32; rounded to bf16, as servers read it, the merge moves "
-        "weights by %.2f times what the adapter adds: serve base and adapter apart where that is much",
+        "adapter/ is exact, and model/ is merged in float32. Rounding model/ to bf16, as servers do, changes its "
+        "weights by %.2f times what the adapter adds; where that is much, serve base and adapter separately",
         merge_noise(model),
-    )  # fmt: skip
+    )
     weights, targets = {}, set()
     for name, lora in found.items():
         A, B = (whole(x).detach().cpu() for x in (lora.A, lora.B))
@@ -164,7 +165,7 @@ def export_adapter(model: nn.Module, directory: Path, base: str) -> None:
     head = {}
     if hasattr(model, "head"):
         weights["base_model.model.score.weight"] = whole(model.head.weight).detach().cpu().clone()
-        if model.kind == "value":  # a token classifier of transformers has a bias, a sequence classifier none
+        if model.kind == "value":  # transformers' token classifiers have a bias, its sequence classifiers have none
             weights["base_model.model.score.bias"] = whole(model.head.bias).detach().cpu().clone()
         rest = {"bias": model.head.bias} | dict(model.named_buffers(recurse=False))
         head = {f"score.{name}": whole(tensor).detach().cpu().clone() for name, tensor in rest.items()}
@@ -181,9 +182,9 @@ def export_adapter(model: nn.Module, directory: Path, base: str) -> None:
 
 @torch.no_grad()
 def merge_noise(model: nn.Module) -> float:
-    """How far rounding the merged weights to bf16 moves them, as a multiple of what the adapters add (Frobenius norms).
+    """The change of the merged weights when they are rounded to bf16, divided by what the adapters add.
 
-    What a reader in bf16 gets instead of what was trained; base and adapter apart have none of it.
+    Both are Frobenius norms. Base and adapter served separately do not have this error.
     """
     added = moved = 0.0
     for module in model.modules():
@@ -196,16 +197,16 @@ def merge_noise(model: nn.Module) -> float:
 
 
 def write(directory: Path, weights: dict[str, Tensor], head: dict[str, Tensor], config: dict) -> None:
-    """The adapter's files, beside and then renamed."""
-    aside = directory.with_name(directory.name + ".writing")
-    remove(aside)
-    aside.mkdir(parents=True)
-    save_tensors(weights, aside / "adapter_model.safetensors", {"format": "pt"})
+    """Write the adapter's files to a temporary directory, then rename it."""
+    tmp_path = directory.with_name(directory.name + ".writing")
+    remove(tmp_path)
+    tmp_path.mkdir(parents=True)
+    save_tensors(weights, tmp_path / "adapter_model.safetensors", {"format": "pt"})
     if head:
-        save_tensors(head, aside / "head.safetensors", {"format": "pt"})
-    with named_in_errors(aside):
-        (aside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    write_sums(aside)
+        save_tensors(head, tmp_path / "head.safetensors", {"format": "pt"})
+    with named_in_errors(tmp_path):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_sums(tmp_path)
     remove(directory)
-    aside.rename(directory)
+    tmp_path.rename(directory)
     sync(directory.parent)

@@ -1,18 +1,18 @@
-"""One token from a row of logits: temperature, top-k, top-p, inverse CDF. No host sync, no global random state."""
+"""Draw one token from a row of logits: temperature, top-k, top-p, inverse CDF. No host sync, no global random state."""
 
 import torch
 from torch import Tensor
 
 from runtime.devices import widest
 
-CHUNK = 256  # inverse CDF in two levels: pick a chunk of the vocabulary, then a token inside it
+CHUNK = 256  # the inverse CDF has two levels: first a chunk of the vocabulary, then a token inside it
 
 
 def uniforms(seeds: Tensor, steps: Tensor) -> Tensor:
-    """(B,) `widest` floats in [0, 1): the number that row seed `seeds` draws at its step `steps`; both (B,) int64.
+    """(B,) random numbers in [0, 1), of dtype `widest`, for rows with these seeds at these steps; both (B,) int64.
 
-    A counter-based generator (splitmix64 finaliser, Steele et al. 2014): a row's draws depend on nothing but its own
-    seed and step, so neither the neighbours in the batch nor an interruption changes its text.
+    A counter-based generator (the finaliser of splitmix64, Steele et al. 2014). A number depends only on its row's seed
+    and step, so neither the other rows of the batch nor an interruption changes a row's text.
     """
     x = seeds * -7046029254386353131 + (steps + 1) * -4417276706812531889  # odd constants; int64 wraps around
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
@@ -24,14 +24,15 @@ def uniforms(seeds: Tensor, steps: Tensor) -> Tensor:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical, as for an unsigned integer
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical shift, as of an unsigned integer
 
 
 def next_token(logits: Tensor, u: Tensor, *, temperature: float, top_k: int, top_p: float) -> Tensor:
     """(B,) int64: a token for each row of (B, V) logits by inverse CDF at u (B,) in [0, 1).
 
-    temperature 0 takes the most likely token (ties: the lowest id). top_k = 0 and top_p = 1 keep everything. Top-k cuts
-    first, top-p then keeps the smallest set of the most likely tokens whose probability, after the cut, reaches top_p.
+    temperature 0 takes the most likely token, of equal ones that with the lowest id. top_k = 0 and top_p = 1 keep all
+    tokens. Top-k is applied first. Top-p then keeps the smallest set of most likely tokens whose probability, after
+    top-k, reaches top_p.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -47,10 +48,10 @@ def next_token(logits: Tensor, u: Tensor, *, temperature: float, top_k: int, top
 def _from_shortlist(logits: Tensor, u: Tensor, top_k: int, top_p: float) -> Tensor:
     V = logits.shape[-1]
     logits, ids = torch.topk(logits, min(top_k, V)) if top_k else torch.sort(logits, descending=True, stable=True)
-    weights = torch.exp(logits - logits[:, :1])  # (B, k), falling
+    weights = torch.exp(logits - logits[:, :1])  # (B, k), descending
     if top_p < 1:
         wide = weights.to(widest(weights.device))
-        before = wide.cumsum(-1) - weights  # what the more likely tokens hold already
+        before = wide.cumsum(-1) - weights  # total weight of the more likely tokens
         weights = weights.masked_fill(before >= top_p * wide.sum(-1, keepdim=True), 0.0)
     return ids.gather(-1, _inverse_cdf(weights, u)[:, None])[:, 0]
 
@@ -70,6 +71,6 @@ def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
 
 
 def _first_above(cdf: Tensor, target: Tensor) -> Tensor:
-    """First index with cdf > target; where rounding leaves none, the last index that adds to the cdf."""
+    """First index with cdf > target. Where rounding leaves none, the last index with a positive weight."""
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous(), right=False)[:, 0]
     return torch.minimum(torch.searchsorted(cdf, target[:, None], right=True)[:, 0], last)

@@ -1,4 +1,4 @@
-"""What a forward keeps for its backward pass, waiting in host memory instead of the device's."""
+"""Offload activations: what a forward keeps for its backward pass is stored in host memory."""
 
 import torch
 from torch import Tensor
@@ -6,9 +6,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def on_host() -> saved_tensors_hooks:
-    """Inside the block, floating tensors that autograd saves go to pinned host memory and come back when needed.
+    """Inside the block, float tensors that autograd saves are moved to pinned host memory and back when needed.
 
-    Both copies stand in the device's own queue: the host waits for neither.
+    Both copies are asynchronous, so the host does not wait.
     """
     return saved_tensors_hooks(_leave, _return)
 

@@ -1,7 +1,8 @@
-"""QLoRA's base: the products of layers in 4 bits (NF4), computed in the dtype of products. Dettmers et al. 2023
-(arXiv:2305.14314), sections 3 and 4: blocks of 64 weights, whose scales are kept in 8 bits in blocks of 256 themselves.
+"""The base of QLoRA: the layers' matrices are stored in 4 bits (NF4) and dequantised for each matmul.
 
-Codes and values are bitsandbytes'. 0.516 bytes a weight: they are buffers, whole on every rank.
+Dettmers et al. 2023 (arXiv:2305.14314), sections 3 and 4: a block of 64 weights has one scale, and the scales are
+quantised to 8 bits in blocks of 256. Codes and values are those of bitsandbytes: 0.516 bytes per weight. The codes are
+buffers, and every rank holds all of them.
 """
 
 import logging
@@ -14,12 +15,12 @@ from model.linear import Linear, linear_plus
 from model.weights.names import parts_of
 
 BASES = ("file", "nf4")
-BLOCK, SCALES = 64, 256  # weights that share a scale, scales that share one
+BLOCK, SCALES = 64, 256  # weights per scale, scales per scale of scales
 
 
 def library():
-    """bitsandbytes.functional. Raises ValueError where it is not installed."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it looks for Hugging Face's `kernels`, and finds ours
+    """The module bitsandbytes.functional. Raises ValueError where it is not installed."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # takes our `kernels` for Hugging Face's
     try:
         from bitsandbytes import functional
     except ImportError:
@@ -28,14 +29,14 @@ def library():
 
 
 class NF4Linear(Linear):
-    """A frozen product whose `weight` is made anew whenever it is asked for.
+    """A frozen linear layer whose `weight` is dequantised at each access.
 
-    Buffers: codes (n / 2, 1) uint8, two weights a byte; scales (n / 64,) uint8, which stand for values[scales] times
-    wide[block of 256] plus shift; wide (n / 64 / 256,) float32.
+    Buffers: codes (n / 2, 1) uint8, two weights per byte. scales (n / 64,) uint8: a block's scale is
+    values[scales] * wide[block of 256] + shift. wide (n / 64 / 256,) float32.
     """
 
     def __init__(self, linear: Linear, weight: Tensor):
-        """Of a weight (out, in), float32 or bfloat16; bias and shape are the linear layer's."""
+        """weight: (out, in), float32 or bfloat16. Bias and shape are taken from `linear`."""
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.parts = linear.in_features, linear.out_features, linear.parts
         self.bias, self.lora, self.prepared = linear.bias, None, None
@@ -46,7 +47,7 @@ class NF4Linear(Linear):
             self.register_buffer(name, tensor)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """(out, in) the weight."""
+        """(out, in) the weight in `dtype`."""
         functional, shape = library(), (self.out_features, self.in_features)
         nested = functional.QuantState(self.wide, code=self.values, blocksize=SCALES, dtype=torch.float32)
         state = functional.QuantState(
@@ -62,7 +63,7 @@ class NF4Linear(Linear):
         return QuantizedProduct.apply(x, self, self.lora(x) if adapted and self.lora is not None else None)
 
     def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
-        """Nothing: a copy of every weight in `dtype` is what there is no memory for."""
+        """Do nothing: there is no memory for a copy of every weight in `dtype`."""
 
     def twin(self) -> "NF4Linear":
         """Another layer on the same weight, without its adapter."""
@@ -76,8 +77,10 @@ class NF4Linear(Linear):
 
 
 class QuantizedProduct(torch.autograd.Function):
-    """linear_plus of x (N, in) and the weight of `layer`, made anew for the backward pass. Neither it nor the bias
-    has a gradient."""
+    """linear_plus of x (N, in) and the weight of `layer`, which is dequantised again for the backward pass.
+
+    Neither the weight nor the bias gets a gradient.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, layer: NF4Linear, added: Tensor | None) -> Tensor:
@@ -93,15 +96,15 @@ class QuantizedProduct(torch.autograd.Function):
 
 @torch.no_grad()
 def quantize_layers(model: nn.Module) -> None:
-    """Put NF4Linear in the place of every product of the layers; embeddings, output and heads stay as they are.
+    """Replace every linear layer inside the transformer layers by NF4Linear. Embeddings, lm_head and heads stay.
 
-    Where a model is shapes so far (in a process group) its products are read here, one at a time, by every rank.
+    In a process group the model has only shapes so far. Then every rank reads the matrices here, one at a time.
 
     Raises:
         ValueError: the model has experts, or bitsandbytes is absent.
     """
     if model.config.num_experts:
-        raise ValueError("lora.base=nf4 does not take experts, which are most of this model; say lora.base=file")
+        raise ValueError("lora.base=nf4 does not support experts, which are most of this model; use lora.base=file")
     layers = model.transformer.layers
     for name, linear in [(n, m) for n, m in layers.named_modules() if isinstance(m, Linear)]:
         if isinstance(linear, NF4Linear):

@@ -1,10 +1,10 @@
-"""Reference log-probs on disk: each row is computed once, checked when read, and shared by every run of a sweep.
+"""Reference log-probs on disk. Each row is computed once, verified when read, and shared by the runs of a sweep.
 
     DIRECTORY/<key>/<rows>.safetensors   16-byte keys and float32 log-probs of up to PART_ROWS rows, with a checksum
 
-<key> is the sha256 of what computes: the weights and the precision. A row's key is that of its ids and mask (in which
-data, tokenizer, chat template and max_length are all seen). So another model never finds an old cache, other files and
-longer runs find the rows that they share, and a run that was interrupted goes on with the rows that are missing.
+<key> is the sha256 of the reference's weights and the precision, so another model never uses an old cache. The key of a
+row is the hash of its ids and mask, which depend on data, tokenizer, chat template and max_length. So runs on other
+files, longer runs and resumed runs reuse the rows that they have in common, and compute the missing ones.
 """
 
 import hashlib
@@ -22,20 +22,20 @@ from model.weights.hf import save_tensors
 from model.weights.paths import find_model
 from runtime.files import sync
 
-PART_ROWS = 512  # rows of a file: what an interruption can cost
+PART_ROWS = 512  # rows per file: at most so many are lost by an interruption
 
 
 def row_key(row: dict) -> bytes:
-    """16 bytes that stand for a row's ids and mask."""
+    """A 16-byte hash of a row's ids and mask."""
     digest = hashlib.sha256(torch.as_tensor(row["input_ids"], dtype=torch.int64).numpy().tobytes())
     digest.update(torch.as_tensor(row["completion_mask"], dtype=torch.bool).numpy().tobytes())
     return digest.digest()[:16]
 
 
 def weights_digest(path: str | Path) -> str:
-    """sha256 of a checkpoint's configs and weights, as files, its base's included where it is an adapter.
+    """sha256 of the config and weight files of a checkpoint, and of its base's where it is an adapter.
 
-    Equal digests are equal models.
+    Checkpoints with equal digests are equal models.
     """
     found = find_model(path)
     names = ("*.safetensors", "config.json", "adapter_config.json")
@@ -50,24 +50,30 @@ def weights_digest(path: str | Path) -> str:
 
 
 def cached_logprobs(
-    compute: Callable[[list[dict]], Tensor], rows: Iterable[dict], *, directory: Path, weights: str, precision: str,
-    rank: int, world_size: int,
-) -> dict[bytes, float]:  # fmt: skip
-    """The log-prob of every row's completion in nats, by `row_key`; what the disk lacks is computed, a share a rank.
+    compute: Callable[[list[dict]], Tensor],
+    rows: Iterable[dict],
+    *,
+    directory: Path,
+    weights: str,
+    precision: str,
+    rank: int,
+    world_size: int,
+) -> dict[bytes, float]:
+    """`row_key` -> log-prob of the row's completion in nats. Each rank computes a share of the rows not on disk.
 
     Args:
-        compute: (n,) log-probs of n rows; called on consecutive rows, so that rows of one prompt stay together.
-        rows: {"input_ids", "completion_mask"}; every rank passes all of them. They are read once, in their order.
-        weights: `weights_digest` of the model behind `compute`.
+        compute: returns (n,) log-probs of n rows. It gets consecutive rows, so rows of a prompt stay together.
+        rows: {"input_ids", "completion_mask"}. Every rank passes all rows. They are read once, in order.
+        weights: `weights_digest` of the model that computes.
     Raises:
-        ValueError: a file was damaged, or belongs to another model; it says which.
+        ValueError: a file is damaged or belongs to another model. The message names the file.
     """
     key = hashlib.sha256(f"{weights}\n{precision}".encode()).hexdigest()
     home = Path(directory) / key[:32]
     home.mkdir(parents=True, exist_ok=True)
     table, wanted = _read_all(home, key), {}
     if dist.is_initialized():
-        dist.barrier()  # all have read before one writes: the ranks' lists of what is missing are the same
+        dist.barrier()  # all ranks read before one writes, so that they agree on the missing rows
     for number, part in enumerate(_missing_parts(rows, table, wanted)):
         if number % world_size == rank:
             _write(home, list(part), compute(list(part.values())), key)
@@ -82,7 +88,7 @@ def cached_logprobs(
 def _missing_parts(
     rows: Iterable[dict], table: dict[bytes, float], wanted: dict[bytes, None]
 ) -> Iterator[dict[bytes, dict]]:
-    """What the table lacks, up to PART_ROWS rows by their keys; `wanted` gets the key of every row."""
+    """Yield the rows that the table lacks, by key, PART_ROWS at a time. `wanted` collects the keys of all rows."""
     part: dict[bytes, dict] = {}
     for row in rows:
         key = row_key(row)
@@ -100,15 +106,15 @@ def _write(home: Path, keys: list[bytes], logprobs: Tensor, key: str) -> None:
     logprobs = logprobs.detach().float().cpu().contiguous()
     names = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), 16)
     path = home / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.safetensors"
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # runs of a sweep may write the same part at once
+    tmp_path = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # runs of a sweep may write the same part at once
     tensors = {"keys": names, "logprobs": logprobs}
-    save_tensors(tensors, aside, {"key": key, "sha256": _checksum(names, logprobs)})
-    sync(aside)
-    os.replace(aside, path)
+    save_tensors(tensors, tmp_path, {"key": key, "sha256": _checksum(names, logprobs)})
+    sync(tmp_path)
+    os.replace(tmp_path, path)
 
 
 def _read_all(home: Path, key: str) -> dict[bytes, float]:
-    """Every row that the directory holds."""
+    """row key -> log-prob of every row in the directory."""
     table: dict[bytes, float] = {}
     for path in sorted(home.glob("*.safetensors")):
         names, logprobs = _read(path, key)

@@ -1,7 +1,7 @@
 """Sampling from a policy: prompts in, completions out.
 
-Equal prompts are prefilled once. Rows are decoded together in `slots`; a row that stops leaves, the last active row
-takes its place, and waiting prompts enter, so that no product is spent on a finished row.
+Equal prompts are prefilled once. Up to `slots` rows are decoded together. When a row stops, the last active row moves
+into its slot and waiting prompts enter. So nothing is computed for finished rows.
 """
 
 from collections.abc import Callable
@@ -21,23 +21,23 @@ from model.next_token import next_token, uniforms
 from model.packing import Rows, make_rows
 from runtime.devices import widest
 
-# Prompt tokens of one forward: on a CPU the activations of more fall out of its cache, and products lose 15 %.
+# Prompt tokens of one forward. On a CPU the activations of more tokens do not fit its cache, and matmuls lose 15 %.
 PREFILL = {"cpu": 1024, "gpu": 16384}
 
 
 class Generation(NamedTuple):
-    """What generate() returns."""
+    """The result of `generate`."""
 
-    rows: Rows  # (B, T) prompt, completion (its stop token included), padding on the right; in the prompts' order
+    rows: Rows  # (B, T) prompt, completion with its stop token, padding on the right; in the order of the prompts
     finish_reasons: list[str]  # per row: "stop" (a stop token was drawn) or "length"
-    logprobs: list[list[float]]  # per row: nats of each token of its completion, before top-k and top-p cut
+    logprobs: list[list[float]]  # per row: log-probs in nats of its completion's tokens, without top-k and top-p
 
 
 @dataclass
-class Row:
-    """A row being decoded; its place in the list of active rows is its slot in the cache."""
+class DecodingRow:
+    """A row that is being decoded. Its index in the list of active rows is its slot in the cache."""
 
-    index: int  # which prompt
+    index: int  # number of its prompt
     prompt: list[int]
     seed: int
     limit: int  # tokens
@@ -57,23 +57,23 @@ def generate(
 ) -> Generation:  # fmt: skip
     """One completion for every prompt.
 
-    A row draws from numbers that only its own seed decides, so in float32 its text does not depend on the other rows.
+    A row's random numbers depend only on its seed. So in float32 its text does not depend on the other rows.
 
     Args:
-        prompts: token ids, the generation header included. Equal prompts are computed once: for K samples of a prompt
-            pass it K times with K seeds.
-        max_new_tokens: where a completion is cut, for all rows or one for each.
-        slots: how many rows are decoded together.
-        stop_ids: ids that end a completion; the one drawn is kept as its last token.
+        prompts: token ids, including the generation header of the template. Equal prompts are computed once: for K
+            samples of a prompt, pass it K times with K seeds.
+        max_new_tokens: the largest length of a completion, one number or one per prompt.
+        slots: number of rows that are decoded together.
+        stop_ids: ids that end a completion. The sampled one is kept as the last token.
         seeds: one per prompt.
-        on_token: called as on_token(prompt's index, token id, whether it is the last) for every token as it is drawn.
+        on_token: called as on_token(index of the prompt, token id, whether it is the last) for every sampled token.
     Raises:
-        ValueError: an empty prompt, a prompt that leaves no room for max_new_tokens, a setting out of range.
+        ValueError: a prompt is empty, a prompt and max_new_tokens exceed the window, or a setting is out of range.
     """
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     check(policy, prompts, limits, temperature, top_k, top_p, slots, seeds)
     device = policy.lm_head.weight.device
-    waiting = [Row(i, *row) for i, row in enumerate(zip(prompts, seeds, limits, strict=True))]
+    waiting = [DecodingRow(i, *row) for i, row in enumerate(zip(prompts, seeds, limits, strict=True))]
     longest = max(row.length + row.limit for row in waiting)
     waiting.sort(key=lambda row: (len(row.prompt), row.prompt, row.index), reverse=True)  # taken from the end
     slots, active, done, stops = min(slots, len(prompts)), [], [], set(stop_ids)
@@ -85,10 +85,10 @@ def generate(
             if waiting and len(active) <= slots * 3 // 4:
                 first, entering = len(active), take(waiting, slots - len(active))
                 active += entering
-                drawn = draw(prefill(policy, entering, cache, first), state(entering, device))
+                drawn = draw(prefill(policy, entering, cache, first), decode_columns(entering, device))
             else:
-                entering, drawn = active, step(state(active, device), [row.length for row in active])
-            drawn = drawn.tolist()  # the one host read of the whole batch
+                entering, drawn = active, step(decode_columns(active, device), [row.length for row in active])
+            drawn = drawn.tolist()  # one host read for the whole batch
             for row, (token, logprob) in zip(entering, drawn, strict=True):
                 token = int(token)
                 row.completion.append(token)
@@ -106,16 +106,16 @@ def generate(
     return Generation(make_rows(examples, pad_id).to(device), reasons, [row.logprobs for row in rows])
 
 
-def take(waiting: list[Row], room: int) -> list[Row]:
-    """The next rows to enter, shortest prompts first, equal prompts side by side."""
+def take(waiting: list[DecodingRow], room: int) -> list[DecodingRow]:
+    """Remove and return the next rows to decode: shortest prompts first, equal prompts together."""
     entering = waiting[: -room - 1 : -1]
     del waiting[-len(entering) :]
     return entering
 
 
-def prefill(policy: Policy, rows: list[Row], cache: KVCache, first: int) -> Tensor:
-    """(B, V) float32 logits after each row's prompt; its keys and values go to the slots from `first` on."""
-    prompts, slots = [], []  # distinct prompts, and the slots that want each
+def prefill(policy: Policy, rows: list[DecodingRow], cache: KVCache, first: int) -> Tensor:
+    """(B, V) float32 logits after each row's prompt. Keys and values are written into the slots from `first` on."""
+    prompts, slots = [], []  # distinct prompts, and the slots of each
     for slot, row in enumerate(rows, start=first):
         if prompts and prompts[-1] == row.prompt:
             slots[-1].append(slot)
@@ -143,9 +143,9 @@ def after_prompts(policy: Policy, prompts: list[list[int]], slots: list[list[int
 
 
 def decoder(policy: Policy, cache: KVCache, draw: Callable) -> Callable[[Tensor, list[int]], Tensor]:
-    """step(columns, lengths) -> (B, 2) what each active row draws after its newest token, as `draw_tokens` has it.
+    """A function step(columns, lengths) -> (B, 2) the next token of each active row, as `draw_tokens` returns it.
 
-    Args of the step: columns (4, B) the rows' `state`; lengths, of the rows, known to the host.
+    columns: (4, B) from `decode_columns`. lengths: those of the rows, on the host.
     """
 
     def step(columns: Tensor, pieces: list[tuple[slice, int]]) -> Tensor:
@@ -157,26 +157,26 @@ def decoder(policy: Policy, cache: KVCache, draw: Callable) -> Callable[[Tensor,
     return lambda columns, lengths: step(columns, cache.pieces(lengths))
 
 
-def state(rows: list[Row], device: torch.device) -> Tensor:
-    """(4, B) int64: each row's newest token, where it stands, the row's seed, how many tokens it has drawn."""
+def decode_columns(rows: list[DecodingRow], device: torch.device) -> Tensor:
+    """(4, B) int64: each row's last token, the token's position, the row's seed, the number of sampled tokens."""
     columns = [[(r.completion or r.prompt)[-1], r.length - 1, r.seed, len(r.completion)] for r in rows]
     return torch.tensor(columns, device=device).T
 
 
 def draw_tokens(logits: Tensor, columns: Tensor, **choice) -> Tensor:
-    """(B, 2) `widest` floats, the next token of each row and its log-prob, from (B, V) logits and the rows' `state`.
+    """(B, 2) of dtype `widest`: each row's next token and its log-prob, from (B, V) logits and `decode_columns`.
 
-    One tensor, so that the host reads once. Token ids are whole numbers far below 2^24.
+    One tensor holds both, so that the host reads only once. Token ids are exact in floats, being far below 2^24.
     """
     _, _, seeds, steps = columns
     tokens = next_token(logits, uniforms(seeds, steps), **choice)
-    scaled = logits.float() / (choice["temperature"] or 1.0)  # at temperature 0 the most likely token has what it has
+    scaled = logits.float() / (choice["temperature"] or 1.0)  # at temperature 0: the log-prob at temperature 1
     logprobs = scaled.gather(1, tokens[:, None])[:, 0] - scaled.logsumexp(1)
     return torch.stack([tokens.to(widest(logits.device)), logprobs.to(widest(logits.device))], dim=1)
 
 
-def retire(active: list[Row], cache: KVCache) -> list[Row]:
-    """Take finished rows out, and return them; the last active row moves into the slot that falls empty."""
+def retire(active: list[DecodingRow], cache: KVCache) -> list[DecodingRow]:
+    """Remove and return finished rows. The last active row moves into the empty slot."""
     done = []
     for slot in reversed(range(len(active))):
         if active[slot].finished:
@@ -190,7 +190,7 @@ def retire(active: list[Row], cache: KVCache) -> list[Row]:
 
 @contextmanager
 def decoding(policy: Policy, batch: int):
-    """Yields the dtype of the products, with dropout off and every weight ready for decoding `batch` rows."""
+    """A context with dropout off and weights prepared for decoding `batch` rows. Yields the dtype of matmuls."""
     linears = [module for module in policy.modules() if isinstance(module, Linear)]
     dtype, training = policy.transformer.compute_dtype or policy.lm_head.weight.dtype, policy.training
     policy.eval()
@@ -205,7 +205,7 @@ def decoding(policy: Policy, batch: int):
 
 
 def check(policy, prompts, limits, temperature, top_k, top_p, slots, seeds) -> None:
-    """Raise ValueError before the first product."""
+    """Raise ValueError where an argument of `generate` is wrong."""
     if not prompts or not all(prompts):
         raise ValueError("generate needs at least one prompt, and at least one token in each; got an empty one")
     if len(seeds) != len(prompts) or len(limits) != len(prompts):

@@ -1,6 +1,6 @@
-"""The transformer by hand: a packed stream of tokens -> hidden states. No head, no loss, no padding.
+"""The transformer: from a packed stream of tokens to hidden states. It has no head, no loss and no padding.
 
-A family differs from Llama by the facts of its row in model/config.py, which are read here.
+The differences between a family and Llama are listed in model/config.py and read here.
 """
 
 from contextlib import nullcontext
@@ -34,12 +34,12 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps, dtype, self.offset)
 
     def add(self, x: Tensor, delta: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(x + delta, its norm): the residual stream, and what the next sublayer reads of it. None adds nothing."""
+        """(x + delta, its norm): the residual stream, and the input of the next sublayer. delta=None adds nothing."""
         return add_rms_norm(x, delta, self.weight, self.eps, dtype, self.offset)
 
 
 class LayerNorm(nn.LayerNorm):
-    """The older norm with a mean and a bias (GPT-NeoX), computed in float32 at least, returned in `dtype`."""
+    """LayerNorm with mean and bias (GPT-NeoX), computed in float32 or wider, returned in `dtype`."""
 
     def __init__(self, size: int, config: ModelConfig):
         super().__init__(size, eps=config.norm_eps)
@@ -50,20 +50,20 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.to(wide), self.normalized_shape, weight, bias, self.eps).to(dtype)
 
     def add(self, x: Tensor, delta: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """As RMSNorm.add."""
+        """See RMSNorm.add."""
         x = x if delta is None else x + delta
         return x, self(x, dtype)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; q, k and v come out of one product."""
+    """Grouped-query attention with rotary positions. One matmul computes q, k and v."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.layer, self.window = layer, config.sliding_window if config.kind(layer) == "window" else None
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         queries, keys, facts = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, config.facts
-        self.gated = facts.gated_attention  # each head's output has a gate, made beside its query
+        self.gated = facts.gated_attention  # a gate on each head's output, computed with its query
         parts = ((1 + self.gated) * queries, keys, keys)
         self.qkv = Linear(
             config.hidden_size, sum(parts), bias=config.qkv_bias, parts=None if facts.fused_by_head else parts
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         self.turned = config.rotary_dim if config.turns(layer) else 0  # numbers of each head
         self.q_scale = 1.0 if config.attention_scale is None else config.attention_scale * self.head_dim**0.5
         self.softcap = config.attention_softcap
-        self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if facts.sinks else None  # (H,) logits of no token
+        self.sinks = nn.Parameter(torch.zeros(self.num_heads)) if facts.sinks else None  # (H,) extra scores
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], blocks: Blocks, cache, adapted: bool, picks: Tensor | None
@@ -95,13 +95,13 @@ class Attention(nn.Module):
         return self.out((mixed if picks is None else mixed[picks]).flatten(1), adapted)
 
     def without_gate(self, qkv: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, (H + 2K) Dh) queries, keys and values, and (N, H, Dh) the gates, which lie behind each head's query."""
+        """(N, (H + 2K) Dh) queries, keys and values, and (N, H, Dh) gates, which follow each head's query in qkv."""
         queries, rest = qkv.tensor_split((2 * self.num_heads * self.head_dim,), dim=-1)
         q, gate = queries.unflatten(-1, (self.num_heads, 2, self.head_dim)).unbind(2)
         return torch.cat((q.flatten(1), rest), dim=-1), gate
 
     def heads(self, qkv: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """q (N, H, Dh), k and v (N, K, Dh) of their one product's output; q and k normed, then rotated."""
+        """q (N, H, Dh), k and v (N, K, Dh) from the matmul's output. q and k are normed, then rotated."""
         H, K = self.num_heads, self.num_kv_heads
         if fused(qkv) and self.turned and not self.wide_norm and not self.fused_by_head:
             weights = (None, None) if self.q_norm is None else (self.q_norm.weight, self.k_norm.weight)
@@ -114,11 +114,11 @@ class Attention(nn.Module):
         return self.rotated(q, rope), self.rotated(k, rope), v
 
     def normed(self, norm: RMSNorm, x: Tensor) -> Tensor:
-        """Queries or keys (N, heads, Dh), normed head by head or over all heads at once."""
+        """Queries or keys (N, heads, Dh), normed per head or over all heads."""
         return norm(x.flatten(1), x.dtype).view(x.shape) if self.wide_norm else norm(x, x.dtype)
 
     def rotated(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """x (N, heads, Dh) with the first `turned` numbers of each head turned by the token's position."""
+        """x (N, heads, Dh) with the first `turned` dimensions of each head rotated by the token's position."""
         if self.turned == self.head_dim:
             return rotate(x, *rope)
         if not self.turned:
@@ -127,9 +127,9 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate x) * up x), gate and up from one product. Shazeer 2020 (arXiv:2002.05202), Eq. 6.
+    """SwiGLU: down(silu(gate x) * up x). Shazeer 2020 (arXiv:2002.05202), Eq. 6. One matmul computes gate and up.
 
-    Gemma's gate is a tanh-approximated GELU (GeGLU); GPT-NeoX has no gate, down(gelu(up x)).
+    Gemma uses the tanh approximation of GELU (GeGLU). GPT-NeoX has no gate: down(gelu(up x)).
     """
 
     def __init__(self, config: ModelConfig):
@@ -145,7 +145,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each added to the residual stream: normed as it enters, as it leaves, or both."""
+    """Attention and MLP, each added to the residual stream, with a norm before it, after it, or both."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -158,7 +158,7 @@ class Layer(nn.Module):
         self.mlp = Experts(config) if config.num_experts else MLP(config)
         self.mlp_out_norm = Norm(config.hidden_size, config) if after else None
         self.kind, self.scale = config.kind(layer), config.residual_scale
-        self.parallel = config.facts.parallel  # the MLP reads what attention reads (GPT-NeoX)
+        self.parallel = config.facts.parallel  # attention and MLP read the same input (GPT-NeoX)
         self.dropout = 0.0  # residual dropout, set by Transformer.regularise
 
     def forward(
@@ -177,14 +177,14 @@ class Layer(nn.Module):
     def entering(
         self, norm: RMSNorm | None, x: Tensor, delta: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream with `delta` added, and what a sublayer reads of it."""
+        """(x + delta, the input of a sublayer)."""
         if norm is not None:
             return norm.add(x, delta, dtype)
         x = x if delta is None else x + delta
         return x, x.to(dtype)
 
     def leaving(self, norm: RMSNorm | None, y: Tensor) -> Tensor:
-        """What a sublayer's output adds to the residual stream."""
+        """What a sublayer with output y adds to the residual stream."""
         y = y if norm is None else norm(y, torch.promote_types(y.dtype, torch.float32))
         if self.dropout:
             y = F.dropout(y, self.dropout, self.training and torch.is_grad_enabled())
@@ -192,10 +192,10 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Decoder stack on a packed stream.
+    """The decoder stack on a packed stream.
 
-    `compute_dtype` is the dtype of products; None means the weights' own. The residual stream x is float32 at least:
-    with a bfloat16 one, log-probs are a sixth and gradients a quarter further from float32's.
+    `compute_dtype` is the dtype of matmuls. None means that of the weights. The residual stream is float32 or wider:
+    with bfloat16, the errors against float32 were 1/6 larger in log-probs and 1/4 larger in gradients.
     """
 
     def __init__(self, config: ModelConfig, compute_dtype: torch.dtype | None = None):
@@ -204,28 +204,33 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
         self.norm = (LayerNorm if config.facts.layer_norm else RMSNorm)(config.hidden_size, config)
-        self.checkpointing: bool | str = False  # True: recompute each layer in the backward pass; offload: and its
-        # input waits in host memory
+        self.checkpointing: bool | str = False  # True: recompute each layer in the backward pass; "offload":
+        # also keep its input in host memory
         self.neftune_alpha = 0.0
         self.embed_scale = config.hidden_size**0.5 if config.facts.embed_by_width else config.embed_scale
         self.ropes = {"full": Rope(config), "window": Rope(config, of_windows=True)}
-        self.one_rope = config.window_rope_theta is None  # both the same
+        self.one_rope = config.window_rope_theta is None  # all layers use the same angles
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, blocks: Blocks | None, cache=None, adapted: bool = True,
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        blocks: Blocks | None,
+        cache=None,
+        adapted: bool = True,
         picks: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """(N, D) hidden states, after the last norm, of N tokens, in the dtype of products; (M, D) where picked.
+    ) -> Tensor:
+        """(N, D) hidden states after the last norm, in the dtype of matmuls; (M, D) with `picks`.
 
         Args:
             tokens, positions: (N,) int64.
-            blocks: who attends to whom (`pack` makes it).
-            cache: None, or an object whose `attend(layer, q, k, v, blocks, window, ...)` keeps k and v (N, K, Dh) of
-                each layer and returns attention's output (N, H, Dh); `blocks` goes to it untouched, None in decoding.
-                Of gated DeltaNets it has `convolve` and `recur`, as model/kv_cache.py.
-            adapted: with LoRA's part where there is one. An argument, as a layer that is recomputed must see the same.
-            picks: (M,) int64, the tokens whose hidden states are wanted: after its attention, the last layer computes
-                no others.
+            blocks: the attention mask, made by `pack`.
+            cache: None, or an object like those in model/kv_cache.py. Its `attend(layer, q, k, v, blocks, window, ...)`
+                stores k and v (N, K, Dh) of each layer and returns attention's output (N, H, Dh). `blocks` is passed to
+                it, and is None in decoding. For gated DeltaNets it has `convolve` and `recur`.
+            adapted: whether LoRA adapters are used. It is an argument so that a recomputed layer gets the same value.
+            picks: (M,) int64, the tokens whose hidden states are returned. After its attention, the last layer
+                computes only these.
         Raises:
             ValueError: a row is longer than the model's window.
         """
@@ -260,7 +265,7 @@ class Transformer(nn.Module):
         return self.norm.add(x, None, dtype)[1]
 
     def regularise(self, *, residual_dropout: tuple[float, float], neftune_alpha: float) -> None:
-        """Noise for SFT, only where gradients are: dropout, linear from the first to the last layer, and NEFTune."""
+        """Set the noise of SFT, used only in training: NEFTune, and dropout with a rate linear in the layer index."""
         if len(residual_dropout) != 2:
             raise ValueError(f"residual_dropout={list(residual_dropout)} must be two rates: [first layer, last layer]")
         low, high = residual_dropout
@@ -274,8 +279,8 @@ class Transformer(nn.Module):
 def neftune_noise(x: Tensor, blocks: Blocks, alpha: float) -> Tensor:
     """(N, D) noise U(-1, 1) * alpha / sqrt(L * D). Jain et al. 2023 (arXiv:2310.05914), Algorithm 1.
 
-    L is the token's own block length, without padding: the noise of a row does not depend on its batch.
+    L is the length of the token's block, without padding, so the noise of a row does not depend on its batch.
     """
     sizes = send(torch.tensor([stop - start for start, stop in blocks.spans]), x.device)
-    scale = alpha / (sizes.float() * x.shape[1]).sqrt()  # one per block
+    scale = alpha / (sizes.float() * x.shape[1]).sqrt()  # (blocks,)
     return torch.empty_like(x).uniform_(-1, 1) * scale[blocks.numbers][:, None].to(x.dtype)

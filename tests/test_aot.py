@@ -7,7 +7,7 @@ from kernels import backend, gae, logprob
 from kernels.ahead_of_time import ARCHS, capture
 from kernels.fold_triton import BLOCKS
 from kernels.gated import gated_backward, gated_forward
-from kernels.logprob import Reference, linear_logprob
+from kernels.logprob import ReferenceInputs, linear_logprob
 from kernels.norm import MAX_WIDTH, add_rms_norm_backward, add_rms_norm_forward
 from kernels.ppo import Clips, ppo_triton
 from kernels.rotary import rotary_backward, rotary_forward
@@ -23,7 +23,7 @@ def triton_on_cpu_tensors(monkeypatch):
 def launch_logprob(width, dtype, everything):
     hidden = torch.randn(3, 16, dtype=dtype, requires_grad=True)
     weight = torch.randn(width, 16, dtype=dtype, requires_grad=True)
-    settings = {"softcap": 30.0, "entropy": True, "reference": Reference(hidden, weight)} if everything else {}
+    settings = {"softcap": 30.0, "entropy": True, "reference": ReferenceInputs(hidden, weight)} if everything else {}
     out = linear_logprob(hidden, weight, torch.zeros(3, dtype=torch.int64), **settings)
     sum(x.sum() for x in (out if everything else (out,))).backward()
 

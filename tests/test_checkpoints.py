@@ -108,7 +108,7 @@ def shard(directory):
 
 
 REFUSED = {  # name -> what is done to a Llama's directory, what is said
-    "another lm_head under tie_word_embeddings": (retie, "stores an lm_head.weight that differs .* say tie_word_"),
+    "another lm_head under tie_word_embeddings": (retie, "stores an lm_head.weight that differs .* set tie_word_"),
     "an adapter beside a whole model": (
         lambda d: (d / "adapter_config.json").write_text("{}"),
         "a whole model .* and an adapter .* move the adapter's two files",

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.gae import gae, gae_ref
-from kernels.logprob import Reference, linear_logprob, linear_logprob_ref
+from kernels.logprob import ReferenceInputs, linear_logprob, linear_logprob_ref
 from kernels.ppo import Clips, ppo_triton
 from losses import ppo_policy_loss, ppo_value_loss
 
@@ -20,7 +20,7 @@ def test_the_log_prob_is_as_exact_as_torch(M, D, V, hidden_dtype, weight_dtype, 
     torch.manual_seed(0)
     hidden = torch.randn(M, D, device=DEVICE, dtype=hidden_dtype).requires_grad_()
     weight = torch.randn(V, D, device=DEVICE, dtype=weight_dtype).mul_(D**-0.5).requires_grad_()
-    reference = Reference(torch.randn_like(hidden), weight.detach())
+    reference = ReferenceInputs(torch.randn_like(hidden), weight.detach())
     targets = torch.randint(0, V, (M,), device=DEVICE)
 
     def run(function, hidden, weight, reference):
@@ -29,7 +29,7 @@ def test_the_log_prob_is_as_exact_as_torch(M, D, V, hidden_dtype, weight_dtype, 
         return [*out, *torch.autograd.grad(sum(x.sum() for x in out), (hidden, weight))]
 
     double = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    truth = run(linear_logprob_ref, *double, Reference(*(x.double() for x in reference)))
+    truth = run(linear_logprob_ref, *double, ReferenceInputs(*(x.double() for x in reference)))
     by_torch = run(linear_logprob_ref, hidden, weight, reference)
     for exact, other, got in zip(truth, by_torch, run(linear_logprob, hidden, weight, reference), strict=True):
         allowed = 2 * (other - exact).abs().max() + 5e-6 * (1 + exact.abs().max())

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from kernels import logprob
 from kernels.backend import interpreting, set_kernels, use_triton
-from kernels.logprob import Reference, linear_kl, linear_logprob, linear_logprob_ref
+from kernels.logprob import ReferenceInputs, linear_kl, linear_logprob, linear_logprob_ref
 
 if interpreting():
     from kernels.interpreter import repair
@@ -35,7 +35,7 @@ def problem(M, D, V, dtype=torch.float32, scale=1.0, seed=0):
     hidden = scale * torch.randn(M, D, generator=generator)
     weight = torch.randn(V, D, generator=generator)
     targets = torch.randint(0, V, (M,), generator=generator)
-    reference = Reference(
+    reference = ReferenceInputs(
         torch.randn(M, D + 1, generator=generator).to(dtype), torch.randn(V, D + 1, generator=generator).to(dtype)
     )
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets, reference
@@ -51,7 +51,7 @@ def run(function, hidden, weight, targets, **settings):
 
 def assert_no_worse_than_torch(hidden, weight, targets, reference=None, **settings):
     double = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    double_reference = None if reference is None else Reference(*(x.double() for x in reference))
+    double_reference = None if reference is None else ReferenceInputs(*(x.double() for x in reference))
     truth = run(linear_logprob_ref, *double, targets, reference=double_reference, **settings)
     by_torch = run(linear_logprob_ref, hidden, weight, targets, reference=reference, **settings)
     ours = run(linear_logprob, hidden, weight, targets, reference=reference, **settings)
@@ -128,7 +128,7 @@ def test_a_float32_master_weight_gets_a_float32_gradient_from_bfloat16_products(
 def test_one_result_alone_has_the_gradient_it_has_among_the_others(kernels, used):
     *inputs, targets, reference = problem(7, 33, 650)
     double = [x.detach().double().requires_grad_() for x in inputs]
-    double_reference = Reference(*(x.double() for x in reference))
+    double_reference = ReferenceInputs(*(x.double() for x in reference))
     out = linear_logprob(*inputs, targets, entropy=True, reference=reference)[used]
     truth = linear_logprob_ref(*double, targets, entropy=True, reference=double_reference)[used]
     exact = torch.autograd.grad(truth.sum(), double)
@@ -187,7 +187,7 @@ def test_gradients_pass_gradcheck(softcap, monkeypatch):
     monkeypatch.setitem(logprob.TILES, "cpu", 4)
     *inputs, targets, reference = problem(3, 4, 11)
     inputs = [x.detach().double().requires_grad_() for x in inputs]
-    reference = Reference(*(x.double() for x in reference))
+    reference = ReferenceInputs(*(x.double() for x in reference))
 
     def function(hidden, weight):
         settings = {"temperature": 0.7, "softcap": softcap, "entropy": True, "reference": reference}
@@ -206,7 +206,7 @@ def test_gradients_pass_gradcheck(softcap, monkeypatch):
         ({"weight": torch.randn(650, 4)}, r"hidden \(2, 5\), weight \(650, 4\)"),
         ({"temperature": 0.0}, "temperature > 0"),
         ({"softcap": -1.0}, "softcap=-1.0"),
-        ({"reference": Reference(torch.randn(2, 3), torch.randn(649, 3))}, r"weight \(V=650, D'\), got"),
+        ({"reference": ReferenceInputs(torch.randn(2, 3), torch.randn(649, 3))}, r"weight \(V=650, D'\), got"),
     ],
 )
 def test_bad_input_is_named(change, message):

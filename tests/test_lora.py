@@ -13,7 +13,7 @@ import train_sft
 from data.tokenizer import load_tokenizer
 from model.build import export_model, load_policy, load_reward_model, load_value_model, new_policy
 from model.linear import Linear
-from model.lora import Lora, Reference, adapters, add_lora, export_adapter, merge_noise, value_on
+from model.lora import AdaptersOff, Lora, adapters, add_lora, export_adapter, merge_noise, value_on
 from model.packing import make_rows, pack
 from model.sampling import decoding, generate
 from tests.test_scale import house, job  # noqa: F401 - fixtures
@@ -54,7 +54,7 @@ def test_the_merged_export_is_the_policy_with_its_adapters_on(house, tmp_path, f
     merged = load_policy(tmp_path / "model")
     assert (total(merged) - total(policy)).abs().max() < 1e-4  # nats of a whole row
     assert (merged.logprobs(*ROWS) - policy.logprobs(*ROWS)).abs().max() < 1e-5
-    assert (total(merged) - total(Reference(policy))).abs().max() > 0.1
+    assert (total(merged) - total(AdaptersOff(policy))).abs().max() > 0.1
 
 
 def test_peft_loads_the_adapter_with_the_same_logits(house, tmp_path):  # noqa: F811
@@ -106,7 +106,7 @@ def test_peft_loads_an_adapter_with_its_head(house, tmp_path, kind, auto):  # no
 def test_the_reference_shares_every_weight_and_is_the_base():
     policy = trained(tiny_config())
     plain = shaken(new_policy(tiny_config(), seed=0))
-    reference = Reference(policy)
+    reference = AdaptersOff(policy)
     assert set(reference.parameters()) == set(policy.parameters())
     with torch.no_grad():
         assert torch.equal(reference.logprobs(*ROWS), plain.logprobs(*ROWS))
@@ -138,7 +138,7 @@ def test_recomputed_layers_see_the_adapters():
         policy.transformer.checkpointing = recompute
         policy.zero_grad()
         loss = total(policy).sum()
-        Reference(policy).logprobs(*ROWS)  # between forward and backward
+        AdaptersOff(policy).logprobs(*ROWS)  # between forward and backward
         loss.backward()
         grads.append([lora.B.grad.clone() for lora in adapters(policy).values()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
@@ -156,7 +156,7 @@ def test_sampling_merges_the_adapters():
                 rows.completion_mask & (torch.arange(rows.input_ids.shape[1]) == 7), other, rows.input_ids
             )
             assert (policy.logprobs(ids, *rows[1:])[:, 7] <= told[:, 7] + 1e-5).all()
-    assert generate(Reference(policy), [random_ids(5, 1)], **(how | {"seeds": [0]})).rows.input_ids.shape[1] == 10
+    assert generate(AdaptersOff(policy), [random_ids(5, 1)], **(how | {"seeds": [0]})).rows.input_ids.shape[1] == 10
     assert policy.adapted and policy.training
 
 
@@ -179,12 +179,12 @@ def decoded_logits(policy, prompt):
 def test_what_samples_in_bf16_is_what_was_trained(house):  # noqa: F811
     policy, prompt = young(house / "policy"), random_ids(9, 1)
     sampled = decoded_logits(policy, prompt).log_softmax(-1)
-    base = decoded_logits(Reference(policy).policy, prompt)  # adapters on: the same
+    base = decoded_logits(AdaptersOff(policy).policy, prompt)  # adapters on: the same
     assert torch.equal(sampled, base.log_softmax(-1))
     row = {"input_ids": [*prompt, 5], "completion_mask": [False] * len(prompt) + [True]}
     with torch.no_grad():
         trained = policy.logprobs(*make_rows([row], 0)).sum()
-        plain = Reference(policy).logprobs(*make_rows([row], 0)).sum()
+        plain = AdaptersOff(policy).logprobs(*make_rows([row], 0)).sum()
     assert sampled[0, 5].item() == pytest.approx(trained.item(), abs=1e-6)
     assert trained != plain
 

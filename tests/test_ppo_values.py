@@ -28,7 +28,7 @@ def stopping(house):
     ids = torch.randint(5, tokenizer.vocab_size, (8, 24), generator=torch.Generator().manual_seed(0)).tolist()
     rows = make_rows([{"input_ids": row, "completion_mask": [False] + [True] * 23} for row in ids], tokenizer.pad_id)
     with torch.no_grad():
-        hidden = policy.states(pack(*rows))
+        hidden = policy.hidden_states(pack(*rows))
         mean, level = hidden.mean(0), (hidden @ policy.lm_head.weight.T).logsumexp(1).mean() - 2
         policy.lm_head.weight[tokenizer.stop_ids[0]] = level * mean / mean.square().sum()
     export_model(policy, house / "stopping", tokenizer)

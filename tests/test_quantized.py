@@ -11,7 +11,7 @@ from data.tokenizer import load_tokenizer
 from model.build import export_model, load_policy, load_reward_model, new_policy
 from model.heads import RewardModel
 from model.linear import Linear
-from model.lora import Reference, add_lora, value_on
+from model.lora import AdaptersOff, add_lora, value_on
 from model.quantized import NF4Linear, quantize_layers
 from model.sampling import generate
 from tests.test_lora import DOORS, ROWS, trained
@@ -66,7 +66,7 @@ def test_what_samples_and_what_is_exported_is_what_was_trained(house, tmp_path, 
     trained_to = policy.logprobs(*ROWS).detach()
     export_model(policy, tmp_path / "model", tokenizer)
     exported = load_policy(tmp_path / "model").logprobs(*ROWS).detach()
-    before, on_file = Reference(policy).logprobs(*ROWS), load_policy(house / "policy").logprobs(*ROWS).detach()
+    before, on_file = AdaptersOff(policy).logprobs(*ROWS), load_policy(house / "policy").logprobs(*ROWS).detach()
     assert (exported - trained_to).abs().max() < (1e-5 if precision == "fp32" else 0.05)
     assert (before - on_file).abs().max() > 0.05  # what NF4 moves
     how = dict(max_new_tokens=4, temperature=1.0, top_k=0, top_p=1.0, slots=2, stop_ids=[], pad_id=0)

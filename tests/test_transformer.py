@@ -191,7 +191,7 @@ def test_bf16_keeps_fp32_masters_and_frozen_models_hold_bf16():
     assert {weight.dtype for weight in trained.parameters()} == {torch.float32}
     rows = batch_of([(random_ids(5, 0), random_ids(9, 1))], "right")
     stream = pack(*rows)
-    assert trained.states(stream).dtype == torch.bfloat16
+    assert trained.hidden_states(stream).dtype == torch.bfloat16
     logprobs = trained.logprobs(*rows)
     assert logprobs.dtype == torch.float32
     exact = new_policy(tiny_config(), seed=0).logprobs(*rows)

@@ -1,4 +1,4 @@
-"""A PEFT adapter over its base, read as the merged model: W + scale B A, computed when a weight is asked for."""
+"""Read a PEFT adapter and its base as the merged model: W + scale B A, computed when a weight is read."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from runtime.files import check_sums
 
 PREFIX = "base_model.model."
 KINDS = {"CAUSAL_LM": "policy", None: "policy", "SEQ_CLS": "reward", "TOKEN_CLS": "value"}
-# Keys of adapter_config.json that say how it was made, not what it computes.
+# Keys of adapter_config.json that describe the training and have no effect on the forward pass.
 CHANGES_NOTHING = {
     "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules",
     "use_rslora", "inference_mode", "auto_mapping", "revision", "peft_version", "exclude_modules", "layers_pattern",
@@ -36,7 +36,7 @@ def is_adapter(directory: Path) -> bool:
 
 
 class AdapterReader:
-    """The merged weights, by Hugging Face name. Raises ValueError on what is more than LoRA."""
+    """The merged weights by Hugging Face name. Raises ValueError where the adapter is not plain LoRA."""
 
     def __init__(self, directory: Path, base: HFReader | GGUFReader):
         check_sums(directory, ["adapter_config.json", *(path.name for path in directory.glob("*.safetensors"))])
@@ -52,7 +52,7 @@ class AdapterReader:
         self.saved = {name for name in self.stored if ".lora_" not in name}
         self.absent = {} if self.kind == "policy" else NEUTRAL
         if strange := (self.adapted - base.names()) | {name for name in self.saved if not name.startswith("score.")}:
-            raise ValueError(f"{directory} holds a part for {min(strange)}, which its base {base.path} has not")
+            raise ValueError(f"{directory} holds weights for {min(strange)}, which its base {base.path} does not have")
         if lacking := {f"{place}.lora_{x}.weight" for place in places for x in "AB"} - set(self.stored):
             raise ValueError(f"{directory} lacks {min(lacking)}")
 
@@ -65,7 +65,7 @@ class AdapterReader:
         return self.base.shape(name)
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """The tensor, or these rows of it, with its adapter in it."""
+        """The merged tensor, or these rows of it."""
         if name in self.saved:
             return self.tensor(name)
         if name in self.absent:
@@ -83,7 +83,7 @@ class AdapterReader:
 
 
 def check_adapter(raw: dict, directory: Path) -> None:
-    """Raise ValueError, by name, on what plain LoRA does not have."""
+    """Raise ValueError, naming the key, where the adapter is not plain LoRA."""
     if raw.get("peft_type") != "LORA" or raw.get("task_type") not in KINDS:
         got = f"peft_type={raw.get('peft_type')!r}, task_type={raw.get('task_type')!r}"
         raise ValueError(f"{directory}: {got} in adapter_config.json; only LORA for {', '.join(filter(None, KINDS))}")
@@ -100,7 +100,7 @@ def check_adapter(raw: dict, directory: Path) -> None:
 
 
 def open_files(directory: Path) -> dict:
-    """Name -> (open file, key) of the adapter's tensors, and of a head's bias and normalisation beside them."""
+    """name -> (open file, key) of the adapter's tensors, and of a head's bias and normalisation."""
     if not (directory / "adapter_model.safetensors").exists():
         pickled = "; it holds a pickle (.bin), which can run code: have peft save it as safetensors"
         raise ValueError(
@@ -115,7 +115,7 @@ def open_files(directory: Path) -> dict:
 
 
 def find_tokenizer(path: str | Path) -> Path:
-    """Where the tokenizer of what `path` names lies: an adapter may have none of its own, then it is its base's."""
+    """The directory of the tokenizer for the model at `path`. An adapter without one uses its base's."""
     found = find_model(path)
     has_own = any(
         (found / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
@@ -124,12 +124,12 @@ def find_tokenizer(path: str | Path) -> Path:
 
 
 def find_base(directory: Path) -> Path:
-    """The model that the adapter in this directory was trained on."""
+    """The path of the model that the adapter in this directory was trained on. Raises ValueError if it is missing."""
     base = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
     try:
         return find_model(base or "")
     except ValueError as error:
         raise ValueError(
-            f"{directory} is an adapter to {base}, which is needed too: {error}. Where it lies elsewhere, write its "
-            "directory as base_model_name_or_path into adapter_config.json"
+            f"{directory} is an adapter to {base}, which is needed too: {error}. If the base is in another directory, "
+            "set base_model_name_or_path in adapter_config.json to it"
         ) from None

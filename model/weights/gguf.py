@@ -1,4 +1,4 @@
-"""GGUF files (llama.cpp), read only: metadata -> ModelConfig, quantised blocks -> float32 tensors."""
+"""Read GGUF files of llama.cpp: metadata -> ModelConfig, quantised blocks -> float32 tensors."""
 
 from functools import cache
 from pathlib import Path
@@ -11,7 +11,7 @@ from model.config import FAMILIES, ModelConfig, resized
 from model.rope import llama3_frequencies
 from model.weights.gguf_header import check_header
 
-# GGUF's architecture -> our family. Mistral's files say llama, and differ from it by nothing.
+# GGUF's architecture -> our family. Mistral's files have the architecture llama, and the models are the same.
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 NAMES = {  # Hugging Face's -> GGUF's
     "model.embed_tokens": "token_embd",
@@ -38,7 +38,7 @@ GEMMA = {
 
 @cache
 def open_gguf(path: Path):
-    """The file's fields and tensors. Kept: weights and tokenizer share it, and parsing 50k tokens takes seconds."""
+    """The open file. It is cached, because weights and tokenizer share it and parsing 50k tokens takes seconds."""
     import gguf
 
     try:
@@ -49,7 +49,7 @@ def open_gguf(path: Path):
 
 
 class GGUFReader:
-    """Weights of a .gguf file by Hugging Face name, dequantised when asked for."""
+    """Weights of a .gguf file by Hugging Face name, dequantised when read."""
 
     kind = "policy"
 
@@ -67,8 +67,8 @@ class GGUFReader:
             raise ValueError(f"{path}: unknown architecture {self.architecture!r}; known in GGUF: {known}")
         try:
             self.config = self.parse_config()
-        except (TypeError, IndexError, ArithmeticError, AttributeError) as error:  # a value of another kind than meant
-            raise ValueError(f"{path}: its metadata cannot be meant ({error})") from error
+        except (TypeError, IndexError, ArithmeticError, AttributeError) as error:  # a value of the wrong type
+            raise ValueError(f"{path}: its metadata is invalid ({error})") from error
 
     def field(self, name: str, default=None):
         """The metadata value `name` of this architecture. Raises ValueError if it is missing and has no default."""
@@ -98,11 +98,11 @@ class GGUFReader:
         return with_rope(config, self)
 
     def gemma(self, share: int) -> dict:
-        """What Gemma 3 has beside: five layers in six see a window and turn by a base of their own."""
+        """The extra settings of Gemma 3: five of six layers have a window and their own RoPE base."""
         kinds = FAMILIES["gemma3_text"].kinds
         options = {"sliding_window": self.field("attention.sliding_window"), "layer_kinds": kinds}
         options["window_rope_theta"] = float(self.field("rope.freq_base_swa", 10000.0))
-        if self.field("block_count") == 62:  # the 27B model scales by its width per head, which no field says
+        if self.field("block_count") == 62:  # the 27B model scales by hidden_size / num_heads, which no field contains
             options["attention_scale"] = share**-0.5
         return options
 
@@ -129,14 +129,14 @@ class GGUFReader:
         weight = weight.reshape(self.shape(name))
         if self.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = self.config.num_heads if "q_proj" in name else self.config.num_kv_heads
-            # llama.cpp turns neighbours (2i, 2i + 1), we turn (i, i + Dh/2): put each head's rows back.
+            # llama.cpp rotates pairs (2i, 2i + 1), we rotate (i, i + Dh/2): reorder the rows of each head.
             return weight.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
-        # llama.cpp stores what a norm multiplies by, Hugging Face's Gemma that less 1.
+        # llama.cpp stores the factor of a norm, Hugging Face's Gemma the factor minus 1.
         return weight - 1 if self.architecture == "gemma3" and name.endswith("norm.weight") else weight
 
 
 def hf_name(name: str, architecture: str) -> str:
-    """Hugging Face's name of a GGUF tensor; an unknown one stays as it is (and is refused as a left-over)."""
+    """The Hugging Face name of a GGUF tensor. An unknown name is returned as it is, and loading then refuses it."""
     modules = {gguf: hf for hf, gguf in (NAMES | (GEMMA if architecture == "gemma3" else {})).items()}
     module, _, leaf = name.rpartition(".")
     if not module.startswith("blk."):
@@ -146,7 +146,7 @@ def hf_name(name: str, architecture: str) -> str:
 
 
 def with_rope(config: ModelConfig, reader: GGUFReader) -> ModelConfig:
-    """The config with the file's rotary scaling. Llama-3's comes as a tensor of divisors, from which we infer it."""
+    """The config with the file's RoPE scaling. Llama 3's is inferred from a tensor of divisors."""
     if "rope_freqs.weight" in reader.tensors:
         divisors = torch.from_numpy(np.array(reader.tensors["rope_freqs.weight"].data, dtype=np.float32))
         scaling = {"rope_type": "llama3", "factor": float(divisors.max()), "low_freq_factor": 1.0}

@@ -1,6 +1,6 @@
-"""The header of a .gguf file read against the file's size, before anything is built from it.
+"""Check the header of a .gguf file against the file's size, before anything is built from it.
 
-gguf's own reader believes the header: a count of 2**60 there is a loop of years. Layout: the specification of GGUF in
+The reader of the gguf package trusts the header: a count of 2**60 there would loop for years. The layout is that of
 ggml's docs/gguf.md, versions 2 and 3, little-endian.
 """
 
@@ -14,7 +14,7 @@ MAX_DIMENSIONS = 4
 
 
 class Header:
-    """A place in the file, moved on by what is read. Raises ValueError where the file ends before what it announces."""
+    """A cursor in the file. Its methods raise ValueError where the file is shorter than the header says."""
 
     def __init__(self, path: Path):
         self.size = path.stat().st_size
@@ -40,7 +40,7 @@ class Header:
 
 
 def check_header(path: Path) -> None:
-    """Raise ValueError unless every count, length and size that the header announces fits into the file."""
+    """Raise ValueError unless every count, length and size in the header fits into the file."""
     header = Header(path)
     with header.file:
         if header.file.read(4) != b"GGUF" or header.number("I") not in (2, 3):
@@ -57,7 +57,7 @@ def check_header(path: Path) -> None:
             if dimensions > MAX_DIMENSIONS:
                 raise ValueError(f"the tensor {name} has {dimensions} dimensions")
             elements = math.prod(header.number("Q") for _ in range(dimensions))
-            if elements > 8 * header.size:  # no format has less than a bit a weight
+            if elements > 8 * header.size:  # every format has at least one bit per weight
                 raise ValueError(f"the tensor {name} has {elements} elements, more than the file holds")
             header.number("I"), header.number("Q")
 

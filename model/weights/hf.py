@@ -1,4 +1,4 @@
-"""Hugging Face directories, both ways: config.json and safetensors <-> ModelConfig and tensors."""
+"""Read and write Hugging Face directories: config.json and safetensors <-> ModelConfig and tensors."""
 
 import errno
 import json
@@ -15,21 +15,21 @@ from model.weights.mxfp4 import dequantise
 from model.weights.text_part import has_other_parts, text_config, text_names
 from runtime.files import check_sums
 
-MAX_JSON = 1 << 26  # bytes: the largest index of a model that we know has 5 MB
-# What transformers' classifiers lack beside ours: a bias, and the normalisation of scores.
+MAX_JSON = 1 << 26  # bytes; the largest known index of a model has 5 MB
+# Weights of our heads that transformers' classifiers do not have: a bias, and the normalisation of scores.
 NEUTRAL = {"score.bias": torch.zeros(1), "score.gain": torch.ones(()), "score.shift": torch.zeros(())}
 
 
-# What older files hold beside the weights: transformers computes these anew.
+# Tensors in older files that are no weights: transformers computes them at loading.
 BUFFERS = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias")
 
 
 class HFReader:
-    """Weights of a directory by Hugging Face name, read when asked for."""
+    """Weights of a directory by Hugging Face name, read lazily."""
 
     def __init__(self, directory: Path):
         self.path = directory
-        if not dist.is_initialized() or dist.get_rank() == 0:  # one reader of it all is enough
+        if not dist.is_initialized() or dist.get_rank() == 0:  # one rank reads all files
             weights = [path.name for path in directory.glob("*.safetensors")]
             check_sums(directory, ["config.json", "model.safetensors", "model.safetensors.index.json", *weights])
         self.raw = text_config(read_json(directory / "config.json"), directory)
@@ -59,7 +59,7 @@ class HFReader:
         return tuple(file.get_slice(there).get_shape())
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """The tensor, or these rows of it, of which only they are read."""
+        """The tensor, or only these rows of it, which are then the only ones read."""
         if name in self.packed:
             return dequantise(self.read(name + "_blocks", rows), self.read(name + "_scales", rows))
         if name not in self.files:
@@ -73,12 +73,12 @@ def save_tensors(weights: dict[str, Tensor], path: Path, metadata: dict[str, str
     """Write a safetensors file. Raises OSError where the disk is full or cannot be written."""
     try:
         save_file(weights, path, metadata=metadata)
-    except SafetensorError as error:  # the library's own, whatever happened
+    except SafetensorError as error:  # the library raises only this type
         raise OSError(errno.EIO, f"{path} could not be written ({error}); is the disk full?") from error
 
 
 def read_json(path: Path, *, limit: int = MAX_JSON) -> dict:
-    """The object in the file. Raises ValueError that names the file and what is wrong with it."""
+    """The JSON object in the file. Raises ValueError that names the file and the fault."""
     try:
         if path.stat().st_size > limit:
             raise ValueError(f"it has {path.stat().st_size} bytes, more than {limit}")
@@ -93,7 +93,7 @@ def read_json(path: Path, *, limit: int = MAX_JSON) -> dict:
 
 
 def open_safetensors(path: Path):
-    """The open file. Raises ValueError where it is none."""
+    """The open safetensors file. Raises ValueError where it is damaged."""
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
@@ -101,7 +101,7 @@ def open_safetensors(path: Path):
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """model.safetensors, which goes before an index as in transformers, or the files that the index names."""
+    """The weight files: model.safetensors if it exists, as in transformers, else the files named in the index."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     if single.exists():
         return [single]

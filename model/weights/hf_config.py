@@ -1,4 +1,4 @@
-"""config.json <-> ModelConfig. What changes the arithmetic and is not computed here is refused by name."""
+"""config.json <-> ModelConfig. A key that changes the forward pass and is not supported here is refused by name."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ KINDS = {"ForCausalLM": "policy", "ForSequenceClassification": "reward", "ForTok
 
 
 def architecture(facts: Family, suffix: str) -> str:
-    """The name of a model class of transformers."""
+    """The name of the model class in transformers."""
     return (facts.title if suffix == "ForCausalLM" else facts.classifier or facts.title) + suffix
 
 
@@ -17,7 +17,7 @@ ARCHITECTURES = {
     architecture(facts, suffix): (family, kind) for family, facts in FAMILIES.items() for suffix, kind in KINDS.items()
 }
 LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window", "linear_attention": "linear"}
-# Keys that change nothing in a forward: bookkeeping, special tokens, and what only transformers' own training reads.
+# Keys without effect on a forward: bookkeeping, special tokens, and settings of transformers' own training.
 CHANGES_NOTHING = {
     "initial_context_length",
     "_name_or_path", "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "auto_map",
@@ -30,7 +30,7 @@ CHANGES_NOTHING = {
     "max_window_layers", "_sliding_window_pattern", "sliding_window_pattern", "is_decoder",
     "full_attention_interval", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype",
 }  # fmt: skip
-# Keys that have to hold one value, which is what the code computes.
+# Keys that must have one value, because the code supports only that.
 NEUTRAL = {
     "use_mrope": False, "rope_interleaved": False, "lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1,
     "mlp_bias": False, "attention_bias": False, "use_sliding_window": False, "is_encoder_decoder": False,
@@ -46,14 +46,16 @@ MAY_LACK_KV_HEADS = (
     "granite",
     "gpt_neox",
 )  # then as many as heads
-OTHER_NAMES = {  # keys of some files -> of others, for the same
-    "num_experts": "num_local_experts", "experts_per_token": "num_experts_per_tok", "rotary_emb_base": "rope_theta",
+OTHER_NAMES = {  # alternative names of keys -> the usual names
+    "num_experts": "num_local_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "rotary_emb_base": "rope_theta",
     "rotary_pct": "partial_rotary_factor",
-}  # fmt: skip
+}
 
 
 def parse_config(raw: dict, directory: Path) -> tuple[ModelConfig, str]:
-    """ModelConfig and kind (policy, reward, value) of a config.json. Raises ValueError on what we do not compute."""
+    """(ModelConfig, kind) of a config.json; kind is policy, reward or value. Raises ValueError on unsupported keys."""
     refuse_quantised(raw, directory)
     family, kind = read_family(raw, directory)
     left = {key: value for key, value in raw.items() if key not in CHANGES_NOTHING | {"quantization_config"}}
@@ -61,24 +63,24 @@ def parse_config(raw: dict, directory: Path) -> tuple[ModelConfig, str]:
         config = read_sizes(left, raw, family)
     except KeyError as error:
         raise ValueError(f"{directory}/config.json lacks {error}") from None
-    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:  # a value of another kind than meant
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:  # a value of the wrong type
         raise ValueError(f"{directory}/config.json: {error}") from None
     for key, value in left.items():
         if value is None or (key in NEUTRAL and value == NEUTRAL[key]):
             continue
         only = f"; only {NEUTRAL[key]!r} is computed" if key in NEUTRAL else ", which this code does not know"
         raise ValueError(
-            f"{directory}/config.json: {key}={value!r} of a {family} model{only}; the model would be another one. "
+            f"{directory}/config.json: {key}={value!r} of a {family} model{only}; ignoring it could change the model. "
             "If the key changes nothing in the forward pass, delete it there"
         )
     return config, kind
 
 
 def refuse_quantised(raw: dict, directory: Path) -> None:
-    """Raise ValueError where the weights are stored in another form than numbers."""
+    """Raise ValueError where the weights are quantised in a format that cannot be read."""
     how = raw.get("quantization_config")
     if isinstance(how, dict) and how.get("quant_method") == "mxfp4" and raw.get("model_type") == "gpt_oss":
-        return  # dequantised as it is read
+        return  # it is dequantised when it is read
     if how is not None:
         method = how.get("quant_method", "an unknown method") if isinstance(how, dict) else how
         raise ValueError(
@@ -88,7 +90,7 @@ def refuse_quantised(raw: dict, directory: Path) -> None:
 
 
 def read_family(raw: dict, directory: Path) -> tuple[str, str]:
-    """Family and kind of model, from `architectures` and `model_type`, which must agree."""
+    """(family, kind of model) from `architectures` and `model_type`. Raises ValueError where they contradict."""
     names = raw.get("architectures") or [None]
     name = names[0] if isinstance(names, list) else names
     model_type = raw.get("model_type")
@@ -107,12 +109,12 @@ def read_family(raw: dict, directory: Path) -> tuple[str, str]:
             "correct the one that is wrong"
         )
     if family == "mistral" and raw.get("layer_types") is not None:
-        family = "ministral"  # as transformers' AutoModel reads it
+        family = "ministral"  # as in transformers' AutoModel
     return family, kind
 
 
 def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
-    """The ModelConfig; what it was read from is taken out of `left`."""
+    """The ModelConfig. The keys that were read are removed from `left`."""
     facts, take = FAMILIES[family], left.pop
     value = "silu" if facts.activation == "clamped" else facts.activation
     for key in ("hidden_act", "hidden_activation"):
@@ -132,10 +134,12 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
     max_length = take("max_position_embeddings")
     theta, scaling, window_theta, share = read_rope(left, facts, family, max_length)
     if scaling is not None and scaling["rope_type"] == "longrope":
-        max_length = scaling["original_max_position_embeddings"]  # transformers turns longer texts otherwise throughout
+        max_length = scaling["original_max_position_embeddings"]  # transformers rotates longer texts by other angles
     num_layers, inner = take("num_hidden_layers"), take("intermediate_size")
     if family == "qwen3_moe":
-        inner = take("moe_intermediate_size")  # the other is of layers without experts, and NEUTRAL allows none
+        inner = take(
+            "moe_intermediate_size"
+        )  # intermediate_size is for layers without experts, which are not supported
     return ModelConfig(
         family=family,
         vocab_size=take("vocab_size"),
@@ -158,7 +162,7 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
 
 
 def read_layers(left: dict, raw: dict, family: str, num_layers: int) -> dict:
-    """The window, which layers have it, and which layers see no positions."""
+    """Fields of ModelConfig: the window, the layers that have it, and the layers without rotary positions."""
     facts, layers = FAMILIES[family], range(num_layers)
     options = {}
     if family == "smollm3":
@@ -173,7 +177,7 @@ def read_layers(left: dict, raw: dict, family: str, num_layers: int) -> dict:
         return {"layer_kinds": tuple(kinds_of(types, num_layers))}
     if not facts.windowed:
         return options
-    switch = family.startswith(("qwen", "smollm3"))  # these have a use_sliding_window
+    switch = family.startswith(("qwen", "smollm3"))  # these families have the key use_sliding_window
     window = left.pop("sliding_window", 4096 if family.startswith("qwen") else facts.window)
     types = left.pop("layer_types", None) if facts.own_layer_types else None
     if switch and not left.pop("use_sliding_window", False):
@@ -199,7 +203,7 @@ def read_layers(left: dict, raw: dict, family: str, num_layers: int) -> dict:
 
 
 def kinds_of(types: list[str], num_layers: int) -> list[str]:
-    """The kinds of layers that a config.json names."""
+    """The kinds of layers in a config.json. Raises ValueError on unknown ones."""
     if unknown := set(types) - set(LAYER_TYPES):
         raise ValueError(f"layer_types holds {sorted(unknown)}; known: {', '.join(LAYER_TYPES)}")
     if len(types) != num_layers:
@@ -208,7 +212,7 @@ def kinds_of(types: list[str], num_layers: int) -> list[str]:
 
 
 def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_id, pad_id) -> dict:
-    """config.json that transformers (4 and 5), vLLM and lm-eval read."""
+    """The config.json of a model, as transformers (4 and 5), vLLM and lm-eval read it."""
     facts, scaling = config.facts, config.rope_scaling
     suffix = next(suffix for suffix, name in KINDS.items() if name == kind)
     raw = {
@@ -256,7 +260,7 @@ def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_
         full = {"rope_theta": config.rope_theta, "rope_type": "default"} | (scaling or {})
         local = {"rope_theta": config.window_rope_theta, "rope_type": "default"}
         raw["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
-    if config.family == "gpt_oss":  # with nothing, transformers takes YaRN
+    if config.family == "gpt_oss":  # without the key, transformers uses YaRN
         raw["rope_parameters"] = {"rope_theta": config.rope_theta, "rope_type": "default"} | (scaling or {})
     if kind != "policy":
         raw["id2label"], raw["label2id"] = {"0": kind}, {kind: 0}  # one label
@@ -264,7 +268,7 @@ def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_
 
 
 def write_layers(config: ModelConfig) -> dict:
-    """The keys that `read_layers` reads."""
+    """The keys of config.json that `read_layers` reads."""
     raw, facts, layers = {}, config.facts, range(config.num_layers)
     if facts.windowed:
         raw["sliding_window"] = config.sliding_window

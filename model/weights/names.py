@@ -1,8 +1,8 @@
-"""Which weights of a file make up each of ours, in Hugging Face's names."""
+"""The names of our weights and of Hugging Face's, and the shapes of the latter."""
 
 from model.config import ModelConfig
 
-LAYER = {  # ours -> Hugging Face's, stacked along dimension 0
+LAYER = {  # our name -> Hugging Face names, whose tensors are stacked along dimension 0
     "attention_norm": ["input_layernorm"],
     "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
     "attention.out": ["self_attn.o_proj"],
@@ -21,7 +21,7 @@ NORMED_TWICE = {
     "mlp_norm": ["pre_feedforward_layernorm"],
     "mlp_out_norm": ["post_feedforward_layernorm"],
 }
-DELTANET = {  # of the layers that are gated DeltaNets; whole names where there is no .weight
+DELTANET = {  # for layers that are gated DeltaNets; names without .weight are complete
     "attention.qkv": [f"linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")],
     "attention.out": ["linear_attn.out_proj"],
     "attention.conv": ["linear_attn.conv1d.weight"],
@@ -29,9 +29,9 @@ DELTANET = {  # of the layers that are gated DeltaNets; whole names where there 
     "attention.dt_bias": ["linear_attn.dt_bias"],
     "attention.norm": ["linear_attn.norm.weight"],
 }
-PER_EXPERT = {"gate_up": ["gate_proj", "up_proj"], "down": ["down_proj"]}  # of each expert, one below the other
+PER_EXPERT = {"gate_up": ["gate_proj", "up_proj"], "down": ["down_proj"]}  # stacked, expert by expert
 MIXTRAL = {"gate_up": ["w1", "w3"], "down": ["w2"]}
-OWN = {  # family -> where its names differ from Llama's
+OWN = {  # family -> names that differ from Llama's
     "olmo2": NORMED_AFTER,
     "olmo3": NORMED_AFTER,
     "gemma2": NORMED_TWICE,
@@ -39,7 +39,7 @@ OWN = {  # family -> where its names differ from Llama's
     "qwen3_moe": {"mlp.router": ["mlp.gate"]},
     "olmoe": {"mlp.router": ["mlp.gate"]},
     "mixtral": {"mlp.router": ["block_sparse_moe.gate"]},
-    "gpt_oss": {  # whole names: these have no .weight
+    "gpt_oss": {  # complete names, without .weight
         "mlp.router": ["mlp.router"],
         "attention.sinks": ["self_attn.sinks"],
         "mlp.gate_up.weight": ["mlp.experts.gate_up_proj"],
@@ -92,7 +92,7 @@ def parts_of(name: str, config: ModelConfig) -> list[str]:
 
 
 def shape_of(part: str, config: ModelConfig) -> tuple[int, ...]:
-    """The shape that a Hugging Face weight must have in a model of these sizes."""
+    """The shape of the Hugging Face weight `part` in a model of this config."""
     D, F, V, E = config.hidden_size, config.intermediate_size, config.vocab_size, config.num_experts
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     wide = config.facts.qk_norm == "width"
@@ -124,12 +124,12 @@ def shape_of(part: str, config: ModelConfig) -> tuple[int, ...]:
     module, leaf = part.split(".")[-2:]
     if leaf in stacked:
         return stacked[leaf]
-    shape = shapes.get(module, (D,))  # the rest are norms over the width
+    shape = shapes.get(module, (D,))  # all others are norms over the width
     return shape[:1] if leaf == "bias" else shape
 
 
 def deltanet_shape(part: str, config: ModelConfig) -> tuple[int, ...]:
-    """The same of a gated DeltaNet's weights."""
+    """The shape of a weight of a gated DeltaNet."""
     D, heads = config.hidden_size, config.linear_value_heads
     values = heads * config.linear_value_dim
     mixed = 2 * config.linear_key_heads * config.linear_key_dim + values

@@ -1,4 +1,4 @@
-"""From what a person writes as `policy=` to a file or directory on this machine. Nothing is ever downloaded."""
+"""Resolve a model path such as `policy=PATH` to a file or directory on this machine. Nothing is downloaded."""
 
 import importlib.util
 import re
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def find_model(path: str | Path) -> Path:
-    """The HF directory or .gguf file that `path` names: itself, or `package:NAME/FILE` inside an installed package.
+    """The Hugging Face directory or .gguf file at `path`, or at `package:NAME/FILE` inside an installed package.
 
-    Raises ValueError where there is none, with the way to get it.
+    Raises ValueError where there is none. The message says how to get it.
     """
     if str(path).startswith("package:"):
         return find_in_package(str(path).removeprefix("package:"))
@@ -26,7 +26,7 @@ def find_model(path: str | Path) -> Path:
 
 
 def find_in_package(name: str) -> Path:
-    """A file inside an installed top-level package, found without importing it."""
+    """The path of a file inside an installed top-level package, found without importing it."""
     package, _, inside = name.partition("/")
     if not package.isidentifier() or not inside:
         raise ValueError(f"package:{name} must read package:NAME/FILE, NAME being an installed Python package")

@@ -1,4 +1,4 @@
-"""The text part of a checkpoint that also reads pictures: its config.json, and its weights by a text model's names."""
+"""The text part of a multimodal checkpoint: its config.json, and its weights under the names of a text model."""
 
 import logging
 from collections import Counter
@@ -9,26 +9,26 @@ from model.config import ModelConfig
 
 log = logging.getLogger(__name__)
 
-TEXT = {  # architecture with pictures -> its model_type, the text part's, the text model's architecture
+TEXT = {  # multimodal architecture -> its model_type, that of the text part, the text model's architecture
     "Qwen3_5ForConditionalGeneration": ("qwen3_5", "qwen3_5_text", "Qwen3_5ForCausalLM"),
     "Gemma3ForConditionalGeneration": ("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
 }
-OF_PICTURES = {  # keys beside text_config that a text never meets
+OF_PICTURES = {  # keys outside of text_config that have no effect on text
     "vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
     "image_token_index", "boi_token_index", "eoi_token_index", "boi_token_id", "eoi_token_id", "mm_tokens_per_image",
 }  # fmt: skip
-GEMMA3 = {  # what transformers takes where Gemma 3's text_config leaves it out, as the published ones do
+GEMMA3 = {  # transformers' defaults for keys that are missing in Gemma 3's published text_config
     "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-6,
 }  # fmt: skip
-# Names of the text part's weights as older and newer files write them -> the text model's.
+# Prefixes of the text part's weights in older and newer files -> those of the text model.
 PREFIXES = {
     "model.language_model.": "model.",
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
 }
-LEFT_OUT = {  # the other parts
+LEFT_OUT = {  # the parts that are not read
     "model.visual.": "vision", "visual.": "vision", "model.vision_tower.": "vision", "vision_tower.": "vision",
     "model.multi_modal_projector.": "vision", "multi_modal_projector.": "vision",
     "mtp.": "multi-token prediction",
@@ -36,15 +36,15 @@ LEFT_OUT = {  # the other parts
 
 
 def has_other_parts(config: ModelConfig) -> bool:
-    """Whether files of this family may hold other parts beside the text."""
+    """Whether files of this family may hold other parts than the text model."""
     return any(config.family == family for _, family, _ in TEXT.values())
 
 
 def text_config(raw: dict, directory: Path) -> dict:
-    """The config.json of the text part; where there is no other part, `raw` as it is.
+    """The config.json of the text part. Without other parts, `raw` is returned as it is.
 
     Raises:
-        ValueError: the text part is of another kind than the architecture says, or the two parts contradict.
+        ValueError: the text part does not fit the architecture, or the two parts contradict each other.
     """
     names = raw.get("architectures")
     name = names[0] if isinstance(names, list) and names else names
@@ -54,8 +54,10 @@ def text_config(raw: dict, directory: Path) -> dict:
     text = raw.get("text_config")
     if not isinstance(text, dict):
         raise ValueError(f"{directory}/config.json: {name} needs a text_config, got {text!r}")
-    for key, found, meant in (("model_type", raw.get("model_type"), whole_type),
-                              ("text_config.model_type", text.get("model_type"), text_type)):  # fmt: skip
+    for key, found, meant in (
+        ("model_type", raw.get("model_type"), whole_type),
+        ("text_config.model_type", text.get("model_type"), text_type),
+    ):
         if found not in (None, meant):
             raise ValueError(f"{directory}/config.json contradicts itself: {name} with {key}={found!r}")
     ties = {part["tie_word_embeddings"] for part in (raw, text) if part.get("tie_word_embeddings") is not None}
@@ -70,7 +72,7 @@ def text_config(raw: dict, directory: Path) -> dict:
 
 
 def text_names(names: Iterable[str], directory: Path) -> dict[str, str]:
-    """The text model's name -> the file's, of its weights; what else the file holds is left out, and logged."""
+    """name in the text model -> name in the file. The names of other parts are left out, and their number is logged."""
     found, left = {}, Counter()
     for name in names:
         other = next((part for prefix, part in LEFT_OUT.items() if name.startswith(prefix)), None)
@@ -81,5 +83,5 @@ def text_names(names: Iterable[str], directory: Path) -> dict[str, str]:
         found[PREFIXES.get(prefix, "") + name.removeprefix(prefix)] = name
     if left:
         parts = " and ".join(f"{count} weights of its {part} part" for part, count in left.items())
-        log.info("%s: the text part is read; %s are left out, here and in what is exported", directory, parts)
+        log.info("%s: only the text part is read; %s are left out, also from exported models", directory, parts)
     return found
