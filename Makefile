@@ -8,7 +8,10 @@ PYTEST := $(COMPILED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TWO := --numprocesses=2
 CPU := not gpu and not interpreter and not aot and not servers
 
-.PHONY: run test test-servers test-all test-gpu check lint fmt bench bench-gpu published bench-peers mutants test-rest test-interpreter test-aot
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 18
+
+.PHONY: help run test test-servers test-all test-gpu check lint fmt bench bench-gpu published bench-peers mutants test-rest test-interpreter test-aot
 
 run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smollm2 for the pretrained one)
 	$(COMPILED) $(BIN)/python run_recipe.py $(ARGS)

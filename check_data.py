@@ -26,6 +26,7 @@ ASKS = ("task_mix", "quality")  # those that can ask a client
 
 
 def check_data(cfg: DictConfig, run: Run) -> float:
+    """Run the check that `check=` names, write what it finds, and return its figure."""
     if cfg.get("check") is None:
         raise ValueError(f"name a check: check={'|'.join(CHECKS)}")
     check_choice("check.name", cfg.check.get("name"), CHECKS)

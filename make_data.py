@@ -27,6 +27,7 @@ from runtime.run import Run, main
 
 
 def make_data(cfg: DictConfig, run: Run) -> float:
+    """Run the method that `method=` names; returns the number of rows that it kept."""
     if cfg.get("method") is None or cfg.get("client") is None:
         raise ValueError(f"name a method and a client: method={'|'.join(METHODS)} client=openai|local|scripted")
     check_choice("method.name", cfg.method.get("name"), tuple(METHODS))

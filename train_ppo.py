@@ -68,6 +68,7 @@ from runtime.run import Run, main
 
 
 def train(cfg: DictConfig, run: Run) -> float:
+    """Train a policy on rewards of what it samples. Returns the mean score, of held-out prompts where there are any."""
     set_kernels(cfg.kernels)
     check_ppo(cfg, run.world_size)
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template, date=cfg.data.date)

@@ -41,6 +41,7 @@ from runtime.run import Run, main
 
 
 def train(cfg: DictConfig, run: Run) -> float:
+    """Train a reward model on comparisons or ratings. Returns its held-out accuracy or AUC, else the loss."""
     set_kernels(cfg.kernels)
     check_reward(cfg, run.world_size)
     note = require_agreement(cfg)

@@ -35,6 +35,7 @@ from runtime.run import Run, main
 
 
 def train(cfg: DictConfig, run: Run) -> float:
+    """Fine-tune a policy on demonstrations. Returns the loss, of held-out rows where there are any."""
     set_kernels(cfg.kernels)
     check_training(cfg, run.world_size)
     check_policy_or_model(cfg)

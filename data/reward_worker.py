@@ -64,6 +64,7 @@ def answer(function, pipe, prompts: list[str], completions: list[str], columns: 
 
 
 def write(pipe, reply: dict) -> None:
+    """Send a reply as JSON after its length in 8 bytes."""
     body = json.dumps(reply, default=plain).encode()
     pipe.write(struct.pack("<Q", len(body)) + body)
     pipe.flush()

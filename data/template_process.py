@@ -52,19 +52,23 @@ class Namespace(jinja2.utils.Namespace):
 
 
 def check_name(name):
+    """Raise SecurityError for a name that jinja2's sandbox keeps from templates."""
     if isinstance(name, str) and name.startswith("_"):
         raise SecurityError(f"a namespace cannot hold {name!r}")
 
 
 def stop(message):
+    """What a template's `raise_exception(message)` does."""
     raise jinja2.TemplateError(message)
 
 
 def to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    """jinja2's own `tojson` escapes characters of HTML, which no chat template wants."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def make_environment():
+    """The sandbox that every template is compiled in."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
@@ -83,6 +87,7 @@ ENVIRONMENT = make_environment()
 
 @functools.lru_cache(64)
 def compiled(text):
+    """The template; the last ones are remembered."""
     return ENVIRONMENT.from_string(text)
 
 
@@ -105,6 +110,7 @@ def render(text, variables):
 
 
 def answer(request):
+    """A Rendering, as `render` gives it, of each view that the request asks for."""
     ENVIRONMENT.today = datetime.datetime.fromisoformat(request["date"])
     messages = request["messages"]
     return [
@@ -118,6 +124,7 @@ def answer(request):
 
 
 def main():
+    """Answer requests until the input ends, within limits on memory, files and processes."""
     for limit, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_NPROC, 0)):
         resource.setrlimit(limit, (most, most))
     source, sink = sys.stdin.buffer, sys.stdout.buffer

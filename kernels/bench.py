@@ -89,11 +89,13 @@ def part_predict() -> list[dict]:
 
 
 def forward_step(hidden, weight, targets):
+    """Log-probs without gradients, as a reference model computes them."""
     with torch.no_grad():
         IMPLEMENTATIONS["tiles"](hidden, weight, targets)
 
 
 def full_step(hidden, weight, targets):
+    """Log-probs, entropy and both gradients."""
     logprobs, entropy = IMPLEMENTATIONS["tiles"](hidden, weight, targets)
     (logprobs.sum() + entropy.sum()).backward()
 
@@ -178,6 +180,7 @@ def draw_roofline(report: dict, path: Path) -> None:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=PARTS, help="print one part's rows as JSON")
     parser.add_argument("--parts", default=",".join(PARTS), help="which parts, by commas")

@@ -21,6 +21,7 @@ SPLITS = {
 
 
 def byte_level_bpe(tokens: list, kinds: list, merges: list, split: str, path: Path) -> tokenizers.Tokenizer:
+    """A backend of GPT-2's kind. Raises ValueError where `split` names no known way to split text."""
     if split not in SPLITS:
         raise ValueError(f"{str(path)!r} splits text as {split!r}; known splits: {', '.join(SPLITS)}")
     vocab = {token: i for i, token in enumerate(tokens)}

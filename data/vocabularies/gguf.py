@@ -9,6 +9,7 @@ from model.weights.gguf import open_gguf
 
 
 def from_gguf(path: Path) -> Vocabulary:
+    """The vocabulary of a GGUF file. Raises ValueError where a field is missing or unknown."""
     fields = open_gguf(path).fields
     get = {name.removeprefix("tokenizer."): part for name, part in fields.items() if name.startswith("tokenizer.")}
     try:

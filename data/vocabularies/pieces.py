@@ -59,6 +59,7 @@ def check_pieces(pieces: list[str]) -> None:
 def byte_fallback_bpe(
     pieces: list[tuple[str, float, int]], unk: str | None, *, space_first: bool
 ) -> tokenizers.Tokenizer:
+    """A backend of Llama 2's kind, from SentencePiece's (piece, score, kind)."""
     vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
     text = {piece for piece, _, kind in pieces if kind == NORMAL}  # a user's pieces are found in the text as they are
     merges = []
@@ -98,6 +99,7 @@ def _pieces_decoder(space_first: bool):
 
 
 def add_special(backend: tokenizers.Tokenizer, pieces: list[tuple[str, int]]) -> None:
+    """Let the backend find control pieces, and the user's own, before it splits text."""
     special = [
         AddedToken(piece, normalized=False, special=True) for piece, kind in pieces if kind in (UNKNOWN, CONTROL)
     ]

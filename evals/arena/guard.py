@@ -110,11 +110,13 @@ def safe_headers(headers: list) -> list:
 
 
 def same_site(cookie: bytes) -> bytes:
+    """The cookie with SameSite=Lax, whatever it said before."""
     parts = [part for part in cookie.split(b";") if not part.strip().lower().startswith(b"samesite")]
     return b";".join([*parts, b" SameSite=Lax"])
 
 
 async def answer(send, status: int, sentence: str) -> None:
+    """Send a short plain text instead of the page."""
     headers = [(b"content-type", b"text/plain; charset=utf-8"), *HEADERS.items()]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": sentence.encode()})
