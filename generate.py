@@ -24,7 +24,7 @@ SEEDS = 1_000_003  # row i of a run with seed s draws from seed s * SEEDS + i
 
 
 def run_generate(cfg: DictConfig, run: Run) -> float:
-    """Answer the prompts, or talk in the terminal (chat=true). Returns the share that stopped, or the number of turns."""
+    """Answer the prompts, or chat in the terminal. Returns the share that stopped, or the number of turns."""
     if not cfg.chat and cfg.data.prompts is None:
         raise ValueError("generate.py needs data.prompts=[FILES], or chat=true to talk in the terminal")
     if cfg.samples_per_prompt < 1:
