@@ -1,4 +1,6 @@
-"""The process in which chat templates are rendered (`data/template_process.py`), and its bounds in time and output."""
+"""Processes in which a checkpoint's template and tokenizer work, bounded in time and output: `data/template_process.py`
+and `data/tokenizer_process.py`.
+"""
 
 import json
 import os
@@ -11,13 +13,13 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SECONDS = 20.0  # for one request; a real template takes a thousandth of a second
+SECONDS = 20.0  # for one request; a real template takes a thousandth of a second, a text of a megabyte one or two
 MOST_BYTES = 1 << 28  # of one reply
-_PROGRAM = Path(__file__).with_name("template_process.py")
+HERE = Path(__file__).parent
 
 
 class Stopped(ValueError):
-    """The template did not end in time, answers too much, or took its process with it."""
+    """It did not end in time, answers too much, or took its process with it."""
 
 
 class Rendering(NamedTuple):
@@ -29,30 +31,39 @@ class Rendering(NamedTuple):
 
 
 class _Process:
-    """One helper process at a time, started at the first request and again after it had to be stopped."""
+    """One helper process at a time, started at the first request and again after it had to be stopped.
 
-    def __init__(self):
+    Args:
+        program: of this folder. what: works there, for errors. first: a request with which each process begins.
+    """
+
+    def __init__(self, program: str, what: str, first: dict | None = None):
+        self.program, self.what, self.first = HERE / program, what, first
         self.lock, self.child, self.owner = threading.Lock(), None, None
 
-    def ask(self, request: dict) -> list[Rendering]:
-        """Raises Stopped where the template does not end in time or answers too much."""
-        body = json.dumps(request).encode()
+    def ask(self, request: dict):
+        """The reply, from JSON. Raises Stopped where it does not come in time or is too long."""
         with self.lock:
             if self.child is None or self.owner != os.getpid():  # a forked process needs one of its own
                 self.child = subprocess.Popen(
-                    [sys.executable, "-I", str(_PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
+                    [sys.executable, "-I", str(self.program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
                 )
                 self.owner = os.getpid()
                 os.set_blocking(self.child.stdin.fileno(), False)
+                requests = [self.first, request] if self.first else [request]
+            else:
+                requests = [request]
             try:
-                replies = json.loads(self._exchange(struct.pack("<Q", len(body)) + body))
+                for each in requests:
+                    body = json.dumps(each).encode()
+                    reply = json.loads(self._exchange(struct.pack("<Q", len(body)) + body))
+                return reply
             except (TimeoutError, EOFError, BrokenPipeError) as error:
                 self.stop()
-                raise Stopped(f"the chat template was stopped: {error or 'its process ended'}") from None
+                raise Stopped(f"the {self.what} was stopped: {error or 'its process ended'}") from None
             except BaseException:  # an interrupt halfway leaves a reply that nobody reads
                 self.stop()
                 raise
-        return [Rendering(text, [tuple(span) for span in spans or []], error) for text, spans, error in replies]
 
     def stop(self) -> None:
         self.child.kill()
@@ -90,7 +101,7 @@ class _Process:
         return bytes(reply[8:])
 
 
-_process = _Process()
+_templates = _Process("template_process.py", "chat template")
 
 
 def render(
@@ -108,4 +119,31 @@ def render(
     told. Raises Stopped where the template had to be stopped.
     """
     request = {"template": template, "messages": messages, "tools": tools, "views": views}
-    return _process.ask(request | {"tokens": tokens, "date": date})
+    replies = _templates.ask(request | {"tokens": tokens, "date": date})
+    return [Rendering(text, [tuple(span) for span in spans or []], error) for text, spans, error in replies]
+
+
+class BoundedTokenizer:
+    """A tokenizer's encoding in a process of its own, for one whose patterns may take for ever on a text."""
+
+    def __init__(self, backend):
+        self.process = _Process("tokenizer_process.py", "tokenizer", {"tokenizer": backend.to_str()})
+
+    def encode(self, text: str, specials: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `tokenizer_process.encode`. Raises Stopped where the text takes too long, ValueError where it fails."""
+        ids, places = self._ask("encode", text, specials)
+        return ids, [tuple(place) for place in places]
+
+    def encode_text(self, text: str) -> list[int]:
+        """As `tokenizer_process.encode_text`, with the same errors."""
+        return self._ask("encode_text", text)
+
+    def encode_letters(self, text: str) -> list[int]:
+        """As `tokenizer_process.encode_letters`, with the same errors."""
+        return self._ask("encode_letters", text)
+
+    def _ask(self, name: str, *words):
+        found, error = self.process.ask({"name": name, "words": words})
+        if error:
+            raise ValueError(f"the tokenizer gave up on a text: {error}")
+        return found

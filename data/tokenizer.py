@@ -16,7 +16,7 @@ from data.builtin_templates import TEMPLATES, choose_template
 from data.chat_template import CLOSE, FIXED_DATE, MARKED, OPEN, ChatTemplate, Spelled
 from data.vocabularies import read_vocabulary
 from data.vocabularies.pieces import from_sentencepiece
-from data.vocabularies.vocabulary import Vocabulary, panics_named, reading_on, with_special
+from data.vocabularies.vocabulary import Vocabulary, encoder_of, reading_on, with_special
 from model.weights.adapter import find_tokenizer
 from runtime.files import named_in_errors
 
@@ -42,8 +42,9 @@ class Tokenizer:
         self.backend = vocabulary.backend
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.backend.encode_special_tokens = True  # "<|im_end|>" inside a message is eight letters and signs
         self._reads_on, self._lock = reading_on(self.backend), threading.Lock()
+        self._encoder = encoder_of(self.backend)
+        self._encoder_on = self._encoder if self._reads_on is None else encoder_of(self._reads_on.backend)
         # A system message or a menu comes in a thousand conversations: remember its ids.
         self._encode = lru_cache(1 << 14)(self._encode_text)
         self.vocab_size = self.backend.get_vocab_size(with_added_tokens=True)
@@ -126,8 +127,8 @@ class Tokenizer:
         return hashlib.sha256(json.dumps([self.backend.to_str(), written]).encode()).hexdigest()
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
-        with self._lock, panics_named():
-            return tuple(self.backend.encode(text, add_special_tokens=False).ids)
+        with self._lock:  # "<|im_end|>" inside a message is eight letters and signs
+            return tuple(self._encoder.encode_text(text))
 
     def _reads_on_at(self, text: str, at: int) -> bool:
         """Whether a stretch of text goes on there; after a special token a new one begins."""
@@ -155,23 +156,16 @@ class Tokenizer:
     def _encode_with_specials(self, text: str, reads_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
         if reads_on and self._reads_on is not None:  # no space of SentencePiece's before the first stretch
             first = min((at for token in self.specials if (at := text.find(token)) >= 0), default=len(text))
-            head, tail = self._reads_on.backend.encode(text[:first], add_special_tokens=False), text[first:]
-            ids, places = self._encode_with_specials(tail, False) if tail else ([], [])
-            return head.ids + ids, head.offsets + [(first + start, first + end) for start, end in places]
+            with self._lock:
+                head, at = self._encoder_on.encode(text[:first], False)
+            ids, places = self._encode_with_specials(text[first:], False) if text[first:] else ([], [])
+            return head + ids, at + [(first + start, first + end) for start, end in places]
         with self._lock:
-            self.backend.encode_special_tokens = False
-            encoding = self.backend.encode(text, add_special_tokens=False)
-            self.backend.encode_special_tokens = True
-        return encoding.ids, encoding.offsets
+            return self._encoder.encode(text, True)
 
     def _encode_as_text(self, text: str, reads_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """The spelling of a special token as letters and signs."""
-        backend = self._reads_on.backend if reads_on and self._reads_on is not None else self.backend
-        written = backend.normalizer.normalize_str(text) if backend.normalizer else text
-        words = [written]
-        if backend.pre_tokenizer:
-            words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(written)]
-        ids = [token.id for word in words for token in backend.model.tokenize(word)]
+        ids = (self._encoder_on if reads_on else self._encoder).encode_letters(text)
         if self._id(text) in ids:
             raise ValueError(f"this tokenizer has no other way to write {text!r} than as the special token")
         return ids, [(0, len(text))] * len(ids)

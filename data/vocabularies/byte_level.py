@@ -5,18 +5,18 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from data.vocabularies.patterns import LLAMA3, QWEN2
 from data.vocabularies.pieces import add_special
 from data.vocabularies.vocabulary import json_object
 
 # How GGUF's `tokenizer.ggml.pre` splits text before byte-level BPE: Hugging Face's own settings for these families.
 _GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 SPLITS = {
     "gpt-2": [_GPT2_SPLIT],
     "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2_SPLIT],
-    "llama-bpe": [pre_tokenizers.Split(Regex(_WORDS % r"\p{N}{1,3}"), "isolated"), _BYTES],
-    "qwen2": [pre_tokenizers.Split(Regex(_WORDS % r"\p{N}"), "isolated"), _BYTES],
+    "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA3), "isolated"), _BYTES],
+    "qwen2": [pre_tokenizers.Split(Regex(QWEN2), "isolated"), _BYTES],
 }
 
 
