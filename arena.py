@@ -26,6 +26,7 @@ from evals.arena.limits import Limits  # noqa: E402
 from evals.arena.speakers import load_speakers  # noqa: E402
 from evals.arena.store import Store  # noqa: E402
 from runtime.config import check_files, check_number, check_positive, check_whole  # noqa: E402
+from runtime.door import RunFailed  # noqa: E402
 from runtime.run import Run, main  # noqa: E402
 
 
@@ -79,9 +80,16 @@ def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts:
     server = uvicorn.Server(uvicorn.Config(guard, log_level="warning"))
     serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     serving.start()
-    run.terminal.say(f"the arena is open at http://{cfg.host}:{cfg.port} (Ctrl-C closes it)")
+    while serving.is_alive() and not server.started:
+        time.sleep(0.01)
+    if server.started:
+        run.terminal.say(f"the arena is open at http://{cfg.host}:{cfg.port} (Ctrl-C closes it)")
     while not run.stopping and serving.is_alive():
         time.sleep(0.2)
+    if not run.stopping:
+        raise RunFailed(
+            "the page's server ended by itself, what it said is above; the votes are stored: start it again"
+        )
     server.should_exit = True
     serving.join(timeout=5)
 

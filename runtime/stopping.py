@@ -2,8 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
+from typing import BinaryIO
 
 from runtime.display import complain
 from runtime.door import INTERRUPTED
@@ -11,14 +15,16 @@ from runtime.door import INTERRUPTED
 STOPS = (signal.SIGTERM, signal.SIGINT)
 APART = 1.0  # seconds: Slurm and the terminal signal every process, and torchrun and recipes pass it on; that is one
 PATIENCE = 5.0  # seconds that the process has to end by itself after the second
+WATCHER = Path(__file__).with_name("stop_watcher.py")
 
 
 class StopSignals:
     """Listens from `start` to `close`; `asked` says whether one came.
 
     Python hands a signal to its main thread, which a call into C may hold for ever: a collective whose other rank is
-    gone, a kernel that never ends. So a thread counts them too, through the file descriptor to which the interpreter
-    writes each signal as it arrives, and ends the process where the main thread does not.
+    gone, a kernel that never ends. So another process counts them too (runtime/stop_watcher.py), at the other end of
+    the file descriptor to which the interpreter writes each signal as it arrives. Where the second did not end this
+    process in time, a thread does, at its word; and where C code holds the interpreter's lock, it kills this process.
     """
 
     def start(self) -> None:
@@ -26,9 +32,13 @@ class StopSignals:
         self.asked, self._first = False, 0.0
         source, self._sink = os.pipe()
         os.set_blocking(self._sink, False)
+        command = [sys.executable, "-I", "-S", str(WATCHER), str(os.getpid()), str(APART), str(PATIENCE)]
+        command += [str(int(number)) for number in STOPS]
+        self._watcher = subprocess.Popen(command, stdin=source, stdout=subprocess.PIPE, start_new_session=True)
+        os.close(source)
         self._before = {number: signal.signal(number, self._on_signal) for number in STOPS}
         self._sink_before = signal.set_wakeup_fd(self._sink, warn_on_full_buffer=False)
-        threading.Thread(target=end_at_the_second, args=(source,), daemon=True).start()
+        threading.Thread(target=end_when_told, args=(self._watcher.stdout,), daemon=True).start()
 
     def close(self) -> None:
         """Put back what was there before."""
@@ -36,6 +46,8 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         os.close(self._sink)
+        self._watcher.kill()
+        self._watcher.wait()
 
     def _on_signal(self, number: int, frame) -> None:
         name, now = signal.Signals(number).name, time.monotonic()
@@ -48,14 +60,8 @@ class StopSignals:
         complain(f"{name}: finishing the step, then saving; a second one stops at once")
 
 
-def end_at_the_second(source: int) -> None:
-    """Read signal numbers until the other end is closed; end the process PATIENCE seconds after the second of STOPS."""
-    first = None
-    with open(source, "rb", buffering=0) as arriving:
-        while numbers := arriving.read(64):
-            if not set(numbers) & set(STOPS):
-                continue
-            first = first or time.monotonic()
-            if time.monotonic() - first >= APART:
-                time.sleep(PATIENCE)
-                os._exit(INTERRUPTED)
+def end_when_told(watcher: BinaryIO) -> None:
+    """End the process at the watcher's word; return when the watcher ends without one."""
+    with watcher:
+        if watcher.read(1):
+            os._exit(INTERRUPTED)
