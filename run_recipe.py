@@ -22,10 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from evals.recipe_report import report
-from runtime.config import flat
+from runtime.config import check_at_most, check_whole, flat
 from runtime.door import INTERRUPTED, enter
 from runtime.files import sha256_of, write_whole
 from runtime.inputs import NO_INPUTS, file_named_by, matches_of
+from runtime.seeds import LARGEST
 
 ROOT = Path(__file__).parent
 UNHASHED = ("checkpoints", "wandb", ".lock")  # large, or rewritten by looking at them
@@ -36,8 +37,10 @@ def run_recipe(cfg: DictConfig) -> None:
     """Composes every step, runs those that are not done, and writes the report."""
     os.chdir(ROOT)  # paths in a recipe are the project's
     home = Path(cfg.dir).absolute()
-    for step in cfg.steps:
-        compose(step, cfg)  # a wrong key in the last step must not wait for the first
+    for step in cfg.steps:  # what is wrong in the last step must not wait for the first
+        seed = compose(step, cfg).seed
+        check_whole(0, **{f"{step.name}.seed": seed})
+        check_at_most(LARGEST, **{f"{step.name}.seed": seed})
     for number, step in enumerate(cfg.steps, 1):
         head = f"[{number}/{len(cfg.steps)}] {step.name}"
         key = fingerprint(step, cfg, home)

@@ -44,6 +44,7 @@ def answer(backend: tokenizers.Tokenizer, name: str, words: list) -> list:
 
 
 def main() -> None:
+    """Answer requests until stdin is closed."""
     for limit, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, 0)):
         resource.setrlimit(limit, (most, most))
     source, sink, backend = sys.stdin.buffer, sys.stdout.buffer, None

@@ -119,6 +119,8 @@ def check_batch(
         low = whole // chunk * chunk
         fits = " or ".join(str(n) for n in (low, low + chunk) if n)
         ranks = f" x {world_size} ranks = {chunk}" if world_size > 1 else ""
+        parts = [n for n in range(1, part) if whole % (n * world_size) == 0]
+        fits += f", or {part_key}={parts[-1]}" if parts else ""
         raise ValueError(f"{key}={whole} is not a multiple of {part_key}={part}{ranks}; use {fits}")
 
 

@@ -13,6 +13,7 @@ import time
 
 
 def main(pid: int, apart: float, patience: float, stops: set[int]) -> None:
+    """Wait for the second of the signals, or for the end of stdin."""
     first = None
     while numbers := os.read(0, 64):
         if not set(numbers) & stops:

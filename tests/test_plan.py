@@ -7,6 +7,7 @@ import hydra
 import pytest
 import torch
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from tiny_models import tiny_config
 
@@ -250,6 +251,16 @@ def test_a_reward_model_may_recompute_its_layers_to_the_same_gradient(rm, read_m
         assert rm(f"activation_checkpointing={word}", "data.eval=[]", "num_steps=2", run=word) == 0
         assert bool(layers) == (word == "true")
     assert read_metrics(tmp_path / "false") == read_metrics(tmp_path / "true")
+
+
+def test_a_plan_that_a_script_would_refuse_says_what_to_change():
+    """PPO's own minibatch on eight GPUs: a smaller part of it changes memory alone."""
+    given = {"door": "train_ppo", "num_gpus": 8, "overrides": [], "completion_tokens": 9, "prompt_tokens": 9}
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        with pytest.raises(ValueError, match="minibatch_size=64 .* x 8 ranks = 128; use 128, or micro_batch_size=8$"):
+            plan.read_job(OmegaConf.create(given))
+        assert plan.read_job(OmegaConf.create(given | {"overrides": ["micro_batch_size=8"]})).rows == 64
 
 
 def test_wrong_plans_are_refused():

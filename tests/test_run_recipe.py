@@ -88,6 +88,19 @@ def test_a_chain_runs_once_and_shows_figures_and_texts(recipe, calls, tmp_path, 
     assert calls() == [] and "done before" in capfd.readouterr().out
 
 
+def test_seeds_go_as_far_as_those_of_the_scripts(recipe, calls, capfd, tmp_path):
+    assert recipe("all.seed=4294967296") == 2
+    assert "a.seed=4294967296 must be at most 4294967295" in capfd.readouterr().err
+    two = tmp_path / "recipe" / "two.yaml"
+    text = two.read_text()
+    two.write_text(text.replace("name=b", "name=b seed=4294967296"))
+    assert recipe("~all.seed") == 2 and calls() == []  # the first step is not run for nothing
+    assert "b.seed=4294967296" in capfd.readouterr().err
+    two.write_text(text)
+    assert recipe("all.seed=4294967295") == 0 and calls() == ["a resume=false", "b resume=false"]
+    assert (tmp_path / "out" / "b" / "out").read_text() == "4294967295"
+
+
 def test_what_follows_a_change_runs_again_and_nothing_else(recipe, calls, tmp_path):
     recipe()
     calls()
