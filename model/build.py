@@ -8,7 +8,7 @@ read immediately.
 import json
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -22,10 +22,11 @@ from model.linear import Linear
 from model.quantized import NF4Linear
 from model.weights.adapter import AdapterReader, find_base, is_adapter
 from model.weights.gguf import GGUFReader
-from model.weights.hf import HFReader, save_tensors
+from model.weights.hf import HFReader
 from model.weights.hf_config import make_config_json
 from model.weights.names import parts_of, shape_of
 from model.weights.paths import find_model
+from model.weights.shards import ShardWriter
 from runtime.distributed import own_rows, split, whole
 from runtime.files import named_in_errors, remove, sync, write_sums
 
@@ -259,8 +260,9 @@ def export_model(
 ) -> None:
     """Write a Hugging Face directory. transformers computes the same logits from it.
 
-    It is written to a temporary directory and then renamed. Every weight is float32. Adapters are merged in float32
-    into the weights of the base's file, or into the dequantised weights of an NF4 base.
+    It is written to a temporary directory and then renamed. Every weight is float32. Weights are gathered and written one
+    at a time: rank 0 holds at most one file's worth (model/weights/shards.py). Adapters are merged in float32 into the
+    weights of the base's file, or into the dequantised weights of an NF4 base.
 
     A reward model becomes `...ForSequenceClassification`: score.weight is the head, transformers ignores score.bias,
     score.gain and score.shift. A value model becomes `...ForTokenClassification`. With sharded weights every rank must
@@ -270,18 +272,21 @@ def export_model(
         durable: write checksums and wait for the disk. A server that reads the files immediately needs neither.
     """
     writes = not dist.is_initialized() or dist.get_rank() == 0
+    directory, dtype = Path(directory), "float32"
+    tmp_path = directory.with_name(directory.name + ".writing")
+    if writes:
+        remove(tmp_path)
+        tmp_path.mkdir(parents=True)
+    writer = ShardWriter(tmp_path)
     with split(model):  # gathered weights would be rounded
-        weights = merged_weights(model, writes)
+        for name, tensor in merged_weights(model, writes):
+            writer.add(name, tensor)
+            dtype = str(tensor.dtype).removeprefix("torch.")
     if not writes:
         return
-    dtype = str(weights[parts_of("transformer.norm.weight", model.config)[0]].dtype).removeprefix("torch.")
+    writer.close()
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     config = make_config_json(model.config, model.kind, dtype, **ids)
-    directory = Path(directory)
-    tmp_path = directory.with_name(directory.name + ".writing")
-    remove(tmp_path)
-    tmp_path.mkdir(parents=True)
-    save_tensors(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with named_in_errors(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         (tmp_path / "generation_config.json").write_text(json.dumps(tokenizer.generation_config, indent=2) + "\n")
@@ -292,13 +297,14 @@ def export_model(
 
 
 @torch.no_grad()
-def merged_weights(model: nn.Module, writes: bool) -> dict[str, Tensor]:
-    """name in the file -> float32 weight on the CPU. Empty on a rank that does not write."""
-    weights, modules = {}, dict(model.named_modules())
+def merged_weights(model: nn.Module, writes: bool) -> Iterator[tuple[str, Tensor]]:
+    """(name in the file, float32 weight on the CPU), one at a time. A rank that does not write gets none, but must
+    iterate to the end: every weight is gathered from all ranks."""
+    modules = dict(model.named_modules())
     adapters = {f"{name}.weight": m.lora for name, m in modules.items() if getattr(m, "lora", None) is not None}
     quantized = {name: m for name, m in modules.items() if isinstance(m, NF4Linear)}
     codes = {f"{name}.{buffer}" for name, m in quantized.items() for buffer, _ in m.named_buffers(recurse=False)}
-    stored = ((name, tensor) for name, tensor in tensors(model) if ".lora." not in name and name not in codes)
+    stored = [(name, tensor) for name, tensor in tensors(model) if ".lora." not in name and name not in codes]
     for name, tensor in (*stored, *((f"{name}.weight", m) for name, m in quantized.items())):
         tensor = tensor.weight if isinstance(tensor, NF4Linear) else whole(tensor.detach())
         delta = adapters[name].delta().detach() if name in adapters else None
@@ -311,8 +317,8 @@ def merged_weights(model: nn.Module, writes: bool) -> dict[str, Tensor]:
         sizes = [shape_of(part, model.config)[:1] for part in parts_of(name, model.config)]
         tensor = tensor.detach().cpu()
         pieces = tensor.split([size[0] for size in sizes]) if len(sizes) > 1 else [tensor]
-        weights |= {part: piece.contiguous() for part, piece in zip(parts_of(name, model.config), pieces, strict=True)}
-    return weights
+        for part, piece in zip(parts_of(name, model.config), pieces, strict=True):
+            yield part, piece.contiguous()
 
 
 def replace_directory(new: Path, directory: Path) -> None:

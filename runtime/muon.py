@@ -7,7 +7,9 @@ Eq. 4), under which it takes AdamW's learning rates and decay.
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from runtime.distributed import own_rows, whole
 
@@ -25,10 +27,16 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self) -> None:
         groups = self.param_groups
-        for group in groups:
-            for p, parts in zip(group["params"], group["parts"] or (), strict=False):
-                if p.grad is not None:
-                    self.move(p, parts, group)
+        matrices = [
+            (p, parts, group)
+            for group in groups
+            for p, parts in zip(group["params"], group["parts"] or (), strict=False)
+            if p.grad is not None
+        ]
+        if matrices:
+            ranks, rank, among = sharers(matrices[0][0])
+            for start in range(0, len(matrices), 2 * ranks):  # a rank holds few whole matrices at a time
+                self.move(matrices[start : start + 2 * ranks], ranks, rank, among)
         self.param_groups = [group for group in groups if not group["parts"]]
         try:
             super().step()
@@ -39,22 +47,67 @@ class Muon(torch.optim.AdamW):
         self.state[p]["step"] = torch.zeros(())  # AdamW looks for one when it takes a checkpoint's state
         self.state[p]["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
-    def move(self, p: Tensor, parts: tuple[int, ...], group: dict) -> None:
+    def move(self, matrices: list[tuple[Tensor, tuple[int, ...], dict]], ranks: int, rank: int, among) -> None:
+        """The step of these weights. Each matrix is gathered whole, made orthogonal by one rank, and sent to all."""
+        makers = share_out([[(rows, p.shape[1]) for rows in parts] for p, parts, _ in matrices], ranks)
+        made = []
+        for (p, parts, group), own in zip(matrices, makers, strict=True):
+            pieces = whole(self.ahead(p, group)).split(parts)
+            made.append([piece.clone() if maker == rank else None for piece, maker in zip(pieces, own, strict=True)])
+        made = [[None if piece is None else scaled(piece) for piece in pieces] for pieces in made]  # all ranks at once
+        for (p, parts, group), pieces, own in zip(matrices, made, makers, strict=True):
+            for number, (rows, maker) in enumerate(zip(parts, own, strict=True)):
+                if pieces[number] is None:
+                    pieces[number] = torch.empty(rows, p.shape[1], dtype=products_in(p), device=p.device)
+                if ranks > 1:
+                    dist.broadcast(pieces[number], group=among, group_src=maker)
+            mine, first = own_rows(p)
+            mine.mul_(1 - group["lr"] * group["weight_decay"])
+            mine.sub_(torch.cat(pieces)[first : first + len(mine)].to(mine), alpha=group["lr"])
+
+    def ahead(self, p: Tensor, group: dict) -> Tensor:
+        """G + momentum B, after B <- momentum B + G."""
         if not self.state[p]:
             self.init_state(p)
         momentum = self.state[p]["momentum"].mul_(group["momentum"]).add_(p.grad)
-        ahead = whole(p.grad.add(momentum, alpha=group["momentum"]))  # on every rank: its own rows need all of them
-        update = torch.cat([orthogonal(part) * 0.2 * math.sqrt(max(part.shape)) for part in ahead.split(parts)])
-        mine, first = own_rows(p)
-        mine.mul_(1 - group["lr"] * group["weight_decay"])
-        mine.sub_(update[first : first + len(mine)].to(mine), alpha=group["lr"])
+        return p.grad.add(momentum, alpha=group["momentum"])
+
+
+def sharers(p: Tensor) -> tuple[int, int, dist.ProcessGroup | None]:
+    """How many ranks hold rows of p between them, which of them this is, and their group."""
+    if not isinstance(p, DTensor):
+        return 1, 0, None
+    mesh, last = p.device_mesh, p.device_mesh.ndim - 1
+    return mesh.size(last), mesh.get_local_rank(last), mesh.get_group(last)
+
+
+def share_out(shapes: list[list[tuple[int, int]]], ranks: int) -> list[list[int]]:
+    """The rank that makes each matrix orthogonal: in turn, to the one that has the fewest operations so far."""
+    work, makers = [0] * ranks, []
+    for weight in shapes:
+        makers.append([])
+        for rows, columns in weight:
+            maker = work.index(min(work))
+            work[maker] += rows * columns * min(rows, columns)
+            makers[-1].append(maker)
+    return makers
+
+
+def scaled(matrix: Tensor) -> Tensor:
+    """0.2 sqrt(max(rows, columns)) of the orthogonal one."""
+    return orthogonal(matrix) * 0.2 * math.sqrt(max(matrix.shape))
+
+
+def products_in(matrix: Tensor) -> torch.dtype:
+    """The dtype of `orthogonal`: bf16 on a GPU, as published; else float32 or wider."""
+    return torch.bfloat16 if matrix.device.type == "cuda" else torch.promote_types(matrix.dtype, torch.float32)
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """About U V^T of a matrix U S V^T by Newton and Schulz: p(p(...p(s))) takes the place of each singular value s,
-    p(s) = a s + b s^3 + c s^5, between 0.7 and 1.2 after five steps. bf16 on a GPU, as published; else float32."""
+    p(s) = a s + b s^3 + c s^5, between 0.7 and 1.2 after five steps."""
     a, b, c = COEFFICIENTS
-    x = matrix.to(torch.bfloat16 if matrix.device.type == "cuda" else torch.promote_types(matrix.dtype, torch.float32))
+    x = matrix.to(products_in(matrix))
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(steps):

@@ -13,9 +13,9 @@ from model.build import load_policy, new_policy
 from model.lora import add_lora
 from runtime.adamw8bit import MAPS, dequantize, dynamic_map, quantize
 from runtime.distributed import shard_model, start_ranks, stop_ranks, whole
-from runtime.muon import COEFFICIENTS, matrices_of_layers, orthogonal
+from runtime.muon import COEFFICIENTS, matrices_of_layers, orthogonal, share_out
 from runtime.optim import build_optimizer
-from tests.test_scale import group_of_one  # noqa: F401
+from tests.test_scale import ROOT, finish, group_of_one, launch  # noqa: F401
 from tests.tiny_models import batch_of, random_ids, tiny_config
 
 WIDE = dict(hidden_size=96, intermediate_size=272, vocab_size=97)  # rows of one block, and of one and a bit
@@ -181,6 +181,15 @@ def test_a_split_weight_takes_the_steps_of_a_whole_one(kind, group_of_one):  # n
         stop_ranks()
 
 
+@pytest.mark.slow
+def test_two_ranks_make_half_of_the_matrices_each_and_step_as_one_does():
+    output = finish(launch(2, ROOT / "tests" / "muon_on_ranks.py"))
+    one, other = ([int(n) for n in line.split()[1:]] for line in output.splitlines() if line.startswith("made"))
+    matrices = [rows for parts in matrices_of_layers(new_policy(tiny_config(), seed=0)).values() for rows in parts]
+    assert one[0] + other[0] == 3 * len(matrices)  # of each of three steps, each matrix once
+    assert max(one[1], other[1]) < 1.3 * min(one[1], other[1])
+
+
 @pytest.mark.parametrize("kind, rank", [("muon", 0), ("muon", 4), ("adamw8bit", 0), ("adamw8bit", 4)])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(door, sft_words, tmp_path, monkeypatch, kind, rank):
     monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
@@ -199,6 +208,21 @@ def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(door, sft_words, t
     ]
     assert hashes[0] == hashes[1]
     assert len(load_policy(tmp_path / "parts/model").transformer.layers) == 1
+
+
+def test_matrices_are_shared_out_evenly():
+    layer = [
+        [(4096, 4096), (1024, 4096), (1024, 4096)],
+        [(4096, 4096)],
+        [(14336, 4096), (14336, 4096)],
+        [(4096, 14336)],
+    ]
+    for ranks in (1, 2, 8):
+        makers, work = share_out(layer * ranks * 2, ranks), [0] * ranks
+        for weight, own in zip(layer * ranks * 2, makers, strict=True):
+            for (rows, columns), maker in zip(weight, own, strict=True):
+                work[maker] += rows * columns * min(rows, columns)
+        assert max(work) < 1.25 * min(work), (ranks, work)
 
 
 def test_it_learns_as_adamw_does():

@@ -1,5 +1,6 @@
 import json
 import subprocess
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from model.build import (
     new_reward_model,
 )
 from model.config import check_vocab, make_config
+from model.lora import TARGETS, add_lora
+from model.weights import shards
+from model.weights.shards import ShardWriter
 from tests.tiny_models import FAMILY, SIZES, batch_of, random_ids, shaken, tiny_config
 
 ROWS = [(random_ids(5, 0), random_ids(7, 1)), (random_ids(3, 2), random_ids(4, 3))]
@@ -38,6 +42,40 @@ def exported(tmp_path):
 
 
 # ---- out and in again
+
+
+def test_large_models_are_written_in_parts_that_transformers_reads(tmp_path, monkeypatch):
+    """What is gathered for the files never takes more memory than one of them and one more tensor."""
+    transformers = pytest.importorskip("transformers")
+    policy = shaken(new_policy(tiny_config(), seed=0))
+    add_lora(policy, rank=2, alpha=4.0, targets=TARGETS, seed=0)  # every merged weight is a new tensor
+    own = {weight.data_ptr() for weight in policy.parameters()}
+    living, most, limit = {}, [0], 20_000
+
+    def watched(writer, name, tensor, add=ShardWriter.add):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own and storage._cdata not in living:
+            living[storage._cdata] = storage.nbytes()
+            weakref.finalize(storage, living.pop, storage._cdata)
+        add(writer, name, tensor)
+        most[0] = max(most[0], sum(living.values()))
+
+    monkeypatch.setattr(shards, "SHARD_BYTES", limit)
+    monkeypatch.setattr(ShardWriter, "add", watched)
+    export_model(policy, tmp_path / "model", Words())
+    files = sorted(path.name for path in (tmp_path / "model").glob("*.safetensors"))
+    index = json.loads((tmp_path / "model/model.safetensors.index.json").read_text())
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert set(index["weight_map"].values()) == set(files)
+    stored = {name: tensor for file in files for name, tensor in load_file(tmp_path / "model" / file).items()}
+    assert stored.keys() == index["weight_map"].keys()
+    assert sum(tensor.nbytes for tensor in stored.values()) == index["metadata"]["total_size"]
+    assert not living and 0 < most[0] <= limit + 2 * max(tensor.nbytes for tensor in stored.values())
+    batch = batch_of(ROWS, "left")
+    with torch.no_grad():
+        assert torch.allclose(load_policy(tmp_path / "model").logprobs(*batch), policy.logprobs(*batch), atol=1e-6)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in stored.items())
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
