@@ -260,9 +260,9 @@ def export_model(
 ) -> None:
     """Write a Hugging Face directory. transformers computes the same logits from it.
 
-    It is written to a temporary directory and then renamed. Every weight is float32. Weights are gathered and written one
-    at a time: rank 0 holds at most one file's worth (model/weights/shards.py). Adapters are merged in float32 into the
-    weights of the base's file, or into the dequantised weights of an NF4 base.
+    It is written to a temporary directory and then renamed. Every weight is float32. Weights are gathered and written
+    one at a time: rank 0 holds at most one file's worth (model/weights/shards.py). Adapters are merged in float32 into
+    the weights of the base's file, or into the dequantised weights of an NF4 base.
 
     A reward model becomes `...ForSequenceClassification`: score.weight is the head, transformers ignores score.bias,
     score.gain and score.shift. A value model becomes `...ForTokenClassification`. With sharded weights every rank must
