@@ -114,6 +114,27 @@ def test_a_resume_with_another_input_names_it(script, change, named, door, place
     assert named.format(place) in told and "resume_anyway=true" in told
 
 
+def test_parts_of_files_and_the_base_of_an_adapter_are_inputs_and_new_ones_are_named(tmp_path):
+    for name in ("adapter", "base"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base" / "model.safetensors").write_text("weights")
+    config = {"base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "rows.jsonl").write_text("{}")
+    given = {"policy": str(tmp_path / "adapter"), "data": {"train": [f"{tmp_path}/rows.jsonl@train"]}}
+    cfg = OmegaConf.create(given | {"cache": str(tmp_path / "base")})
+    names = {"policy: {}/adapter/adapter_config.json", "policy: {}/base/model.safetensors", "data.train: {}/rows.jsonl"}
+    found = inputs.input_digests(cfg)
+    assert found.keys() == {name.format(tmp_path) for name in names}
+    assert inputs.changed_inputs({"inputs": found, "code": {}}, cfg) == []
+    first, *others = sorted(found)
+    (tmp_path / "rows.jsonl").write_text("[]")
+    before = {"inputs": {name: found[name] for name in (first, *others[1:])} | {"gone": ""}, "code": {}}
+    assert inputs.changed_inputs(before, cfg) == [
+        f"{first} has other content", "gone is gone", f"{others[0]} is new"
+    ]  # fmt: skip
+
+
 def test_a_resume_anyway_goes_on_and_is_what_later_resumes_are_compared_with(door, place, capfd):
     words = [*words_of("train_sft", place), "optim.schedule=constant"]
     assert door(train_sft, *words, "num_steps=1") == 0
