@@ -49,7 +49,6 @@ from model.heads import Policy
 from model.lora import AdaptersOff, add_lora, export_adapter, value_on
 from model.packing import Stream
 from rollouts.engine import Engine, correct_for_sampler
-from rollouts.environment import load_environment
 from rollouts.evaluate import evaluate_policy
 from rollouts.monitor import Monitor
 from rollouts.parts import of_actions, of_states
@@ -82,9 +81,10 @@ def train(cfg: DictConfig, run: Run) -> float:
     optimizer = build_optimizer([policy, value_model], cfg.optim, lr_scales=[1.0, cfg.optim.value_lr / cfg.optim.lr])
     pretraining, average = PretrainingMix(cfg, run, tokenizer, policy.config), WeightAverage(policy, cfg.ema_decay)
     controller, monitor = kl_controller(cfg), load_monitor(cfg, run, tokenizer)
-    prompts, held_out = load_prompts(cfg, run, tokenizer, policy, score, monitor)
+    prompts, held_out = load_prompts(cfg, run, tokenizer, engine, score, monitor)
     state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts, "score": score}
-    run.resume(**state, pretraining=pretraining, average=average, controller=controller, monitor=monitor)
+    state |= {"pretraining": pretraining, "average": average, "controller": controller, "monitor": monitor}
+    run.resume(**state, engine=engine)
     show_first_batch(cfg.view, run, tokenizer, prompts, pretraining.loader)
     if run.step == 0:
         evaluate_policy(cfg, run, policy, ref_policy, engine, score, monitor, held_out, step=0)
@@ -381,6 +381,12 @@ def check_off_policy(cfg: DictConfig, world_size: int) -> None:
     check_choice("off_policy.old_logprobs", cfg.off_policy.old_logprobs, ("trainer", "sampler"))
     check_positive(off_policy__max_weight=cfg.off_policy.max_weight)
     rows = cfg.batch_size * cfg.samples_per_prompt
+    check_choice("engine.ahead", cfg.engine.ahead, (0, 1))
+    if cfg.engine.ahead and (cfg.engine.kind == "local" or cfg.dynamic_sampling):
+        raise ValueError(
+            "engine.ahead=1 draws a rollout while another is learned: it wants a server (engine=vllm) and "
+            "dynamic_sampling=0, as the scores that decide whether more is drawn come later"
+        )
     if cfg.advantage in OF_PAIRS:
         wanted = {"ppo_epochs": 1, "minibatch_size": rows, "kl_in": "reward", "policy_loss": "clip"}
         if wrong := [f"{key}={value}" for key, value in wanted.items() if cfg[key] != value]:
@@ -495,15 +501,15 @@ def load_monitor(cfg: DictConfig, run: Run, tokenizer: Tokenizer) -> Monitor:
 
 def load_engine(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Engine:
     """Where rollouts come from: this process or a server, with the environment of `env` where there is one."""
-    return Engine(cfg, run, tokenizer, load_environment(cfg, tokenizer, policy.config.max_length))
+    return Engine(cfg, run, tokenizer, policy.config.max_length)
 
 
 def load_prompts(
-    cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy, score: Scorer, monitor: Monitor
+    cfg: DictConfig, run: Run, tokenizer: Tokenizer, engine: Engine, score: Scorer, monitor: Monitor
 ) -> tuple[Loader, list[dict]]:
     """Rollout prompts and held-out ones, which leave room for max_new_tokens in the smallest window."""
-    windows = [model.config.max_length for model in (policy, score.reward_model) if model is not None]
-    room = min(windows) - cfg.sampling.max_new_tokens
+    window = engine.window if score.reward_model is None else min(engine.window, score.reward_model.config.max_length)
+    room = window - cfg.sampling.max_new_tokens
     settings = {"batch_size": cfg.batch_size, "seed": cfg.seed, "rank": run.rank, "world_size": run.world_size}
     prompts = prompt_loader(cfg.data, tokenizer, max_length=room, **settings)
     check_columns("reward", score.sources.values(), prompts.items)

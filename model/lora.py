@@ -137,15 +137,8 @@ def adapters(model: nn.Module) -> dict[str, Lora]:
     return {name.removesuffix(".lora"): part for name, part in model.named_modules() if isinstance(part, Lora)}
 
 
-def export_adapter(model: nn.Module, directory: Path, base: str) -> None:
-    """Write adapter_model.safetensors and adapter_config.json as `peft` loads them. Without an adapter, write nothing.
-
-    q, k and v share A, and each has its rows of B. The same holds for gate and up. The head of a reward or value model
-    is in modules_to_save, its bias and normalisation in head.safetensors. All ranks must call this, and rank 0 writes.
-    """
-    found = adapters(model)
-    if not found:
-        return
+def report_adapter(model: nn.Module) -> None:
+    """Say what a person should know before serving it."""
     if any(isinstance(module, NF4Linear) for module in model.modules()):
         log.info("adapter/ was trained on the base in NF4: load it with peft in 4 bits. model/ is merged into it")
     log.info(
@@ -153,6 +146,22 @@ def export_adapter(model: nn.Module, directory: Path, base: str) -> None:
         "weights by %.2f times what the adapter adds; where that is much, serve base and adapter separately",
         merge_noise(model),
     )
+
+
+def export_adapter(model: nn.Module, directory: Path, base: str, *, durable: bool = True) -> None:
+    """Write adapter_model.safetensors and adapter_config.json as `peft` loads them. Without an adapter, write nothing.
+
+    q, k and v share A, and each has its rows of B. The same holds for gate and up. The head of a reward or value model
+    is in modules_to_save, its bias and normalisation in head.safetensors. All ranks must call this, and rank 0 writes.
+
+    Args:
+        durable: with checksums, and with what a person should know of it. A server that reads it needs neither.
+    """
+    found = adapters(model)
+    if not found:
+        return
+    if durable:
+        report_adapter(model)
     weights, targets = {}, set()
     for name, lora in found.items():
         A, B = (whole(x).detach().cpu() for x in (lora.A, lora.B))
@@ -177,7 +186,7 @@ def export_adapter(model: nn.Module, directory: Path, base: str) -> None:
         "lora_alpha": one.alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": sorted(targets),
         "modules_to_save": ["score"] if head else None, "inference_mode": True,
     }  # fmt: skip
-    write(directory, weights, head, config)
+    write(directory, weights, head, config, durable)
 
 
 @torch.no_grad()
@@ -196,7 +205,7 @@ def merge_noise(model: nn.Module) -> float:
     return math.sqrt(moved / added) if added else 0.0
 
 
-def write(directory: Path, weights: dict[str, Tensor], head: dict[str, Tensor], config: dict) -> None:
+def write(directory: Path, weights: dict[str, Tensor], head: dict[str, Tensor], config: dict, durable: bool) -> None:
     """Write the adapter's files to a temporary directory, then rename it."""
     tmp_path = directory.with_name(directory.name + ".writing")
     remove(tmp_path)
@@ -206,7 +215,8 @@ def write(directory: Path, weights: dict[str, Tensor], head: dict[str, Tensor], 
         save_tensors(head, tmp_path / "head.safetensors", {"format": "pt"})
     with named_in_errors(tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    write_sums(tmp_path)
+    if durable:
+        write_sums(tmp_path)
     remove(directory)
     tmp_path.rename(directory)
     sync(directory.parent)

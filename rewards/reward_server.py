@@ -3,7 +3,7 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 
-from rollouts.server import post
+from rollouts.http import ask
 from runtime.config import check_choice, check_positive, check_whole
 
 
@@ -30,18 +30,18 @@ class RewardServer:
 
     def __call__(self, prompts: list[str], completions: list[str], messages: list) -> list[float]:
         if self.api == "plain":
-            rewards = self.read(post(self.url, {"prompts": messages, "completions": completions}, **self.settings))
+            rewards = self.read(ask(self.url, {"prompts": messages, "completions": completions}, **self.settings))
             if len(rewards) != len(completions):
                 raise ValueError(f"{self.url} gave {len(rewards)} rewards for {len(completions)} completions")
             return rewards
         with ThreadPoolExecutor(self.max_parallel) as pool:
-            return list(pool.map(self.ask, messages, completions))
+            return list(pool.map(self.score, messages, completions))
 
-    def ask(self, prompt: list[dict], completion: str) -> float:
+    def score(self, prompt: list[dict], completion: str) -> float:
         """One completion's score by vLLM."""
         talk = [*prompt, {"role": "assistant", "content": completion}]
         body = {"messages": talk, "use_activation": False} | ({"model": self.model} if self.model else {})
-        (reward,) = self.read(post(self.url, body, **self.settings))
+        (reward,) = self.read(ask(self.url, body, **self.settings))
         return reward
 
     def read(self, answer: dict) -> list[float]:

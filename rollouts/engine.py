@@ -10,8 +10,9 @@ from torch import Tensor
 from advantages import importance_weights
 from model.heads import Policy
 from model.sampling import generate
-from rollouts.environment import SingleTurn
-from rollouts.server import Server
+from rollouts.ahead import Ahead
+from rollouts.environment import load_environment
+from rollouts.server import ENGINES, Server
 from rollouts.trajectory import Trajectory, Turn, make_trajectory
 from runtime.distributed import gathered
 from runtime.metrics import masked
@@ -23,24 +24,34 @@ class Engine:
     """Rollouts of a policy, for training and evaluation alike.
 
     Args:
-        cfg: the script's config: `engine`, `sampling`, `score_position`, `seed`. run: whose rank this is.
-        environment: what speaks between the policy's turns.
+        cfg: the script's config: `engine`, `sampling`, `env`, `score_position`, `seed`. run: whose rank this is.
+        window: tokens that every model can read.
     """
 
-    def __init__(self, cfg: DictConfig, run, tokenizer, environment=None):
-        self.cfg, self.run, self.tokenizer = cfg, run, tokenizer
-        self.environment = environment or SingleTurn()
-        self.sampler = Local(cfg.sampling, tokenizer)
-        if cfg.engine.kind == "server":
-            directory = Path(cfg.engine.directory or run.dir / "engine")
-            self.sampler = Server(cfg.engine, cfg.sampling, tokenizer, directory)
-        elif cfg.engine.kind != "local":
-            raise ValueError(f"engine.kind={cfg.engine.kind!r} is unknown; use engine=local or engine=server")
+    def __init__(self, cfg: DictConfig, run, tokenizer, window: int):
+        self.cfg, self.run, self.tokenizer, self.window = cfg, run, tokenizer, window
+        if cfg.engine.kind == "local":
+            self.sampler = Local(cfg.sampling, tokenizer)
+        elif cfg.engine.kind in ENGINES:
+            self.sampler = Server(cfg, tokenizer, Path(cfg.engine.directory or run.dir / "engine"))
+            self.window = min(window, self.sampler.window)
+        else:
+            known = ", ".join(f"engine={kind}" for kind in ("local", *ENGINES))
+            raise ValueError(f"engine.kind={cfg.engine.kind!r} is unknown; use {known}")
+        self.environment = load_environment(cfg, tokenizer, self.window)
+        self.ahead = Ahead(self)
+
+    @contextmanager
+    def ready(self, policy: Policy) -> Iterator[None]:
+        """The engine answers as the policy is now, for as long as the block lasts. All ranks enter."""
+        self.ahead.wait()  # what is being drawn is of the weights that it began with
+        with self.sampler.ready(policy):
+            yield
 
     def rollout(
         self, policy: Policy, prompts: list[dict], *, step: int, batch: int = 0, samples_per_prompt: int = 1
     ) -> Trajectory:
-        """This rank's prompts answered, the samples of a prompt next to each other.
+        """This rank's prompts answered, the samples of a prompt next to each other, while the engine is `ready`.
 
         What a row draws from depends on the seed, the step, the batch of the step (where there are several), the
         prompt's number among all ranks' and the sample's number, so the trajectory is the same on any number of ranks.
@@ -51,23 +62,29 @@ class Engine:
         first = len(numbers) * world_size * batch  # of the rows of this batch of the step
         seeds = [(self.cfg.seed, "rollout", step, first + number) for number in numbers]
         episodes = self.environment.begin(prompts)
-        with self.sampler.ready(policy):
-            while active := [i for i, episode in enumerate(episodes) if not episode.over]:
-                asked = [episodes[i].ids for i in active]
-                place = [(*seeds[i], episodes[i].num_turns) if episodes[i].num_turns else seeds[i] for i in active]
-                turns = self.sampler.answer(policy, asked, [seed_of(*parts) for parts in place])
-                for i, turn in zip(active, turns, strict=True):
-                    episodes[i].add(turn)
-                self.environment.speak([episodes[i] for i in active])
+        while active := [i for i, episode in enumerate(episodes) if not episode.over]:
+            asked = [episodes[i].ids for i in active]
+            place = [(*seeds[i], episodes[i].num_turns) if episodes[i].num_turns else seeds[i] for i in active]
+            turns = self.sampler.answer(policy, asked, [seed_of(*parts) for parts in place])
+            for i, turn in zip(active, turns, strict=True):
+                episodes[i].add(turn)
+            self.environment.speak([episodes[i] for i in active])
         known = all(episode.logprobs is not None for episode in episodes)
         trajectory = make_trajectory(
             [e.ids for e in episodes], [e.turns for e in episodes], [e.logprobs for e in episodes] if known else None,
-            [e.finished for e in episodes], prompts, pad_id=self.tokenizer.pad_id, device=policy.lm_head.weight.device,
+            [e.finished for e in episodes], prompts, pad_id=self.tokenizer.pad_id, device=self.run.device,
             score_position=self.cfg.score_position, max_new_tokens=self.cfg.sampling.max_new_tokens,
         )  # fmt: skip
         trajectory.rewards |= self.environment.rewards(episodes, trajectory)
         trajectory.step = step
         return trajectory
+
+    def state_dict(self) -> dict:
+        """What a checkpoint keeps: the rollout that was drawn ahead, where there is one."""
+        return self.ahead.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.ahead.load_state_dict(state)
 
 
 class Local:

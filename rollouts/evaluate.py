@@ -24,7 +24,8 @@ def evaluate_policy(
         return
     own = [held_out[number] for number in share(len(held_out), run.rank, run.world_size)]
     rollout, scores, kl = None, torch.zeros(0, device=run.device), torch.zeros(0, device=run.device)
-    with run.off_the_clock(), gathered(*filter(None, (policy, ref_policy, score.reward_model))):
+    readers = filter(None, (policy, ref_policy, score.reward_model))
+    with run.off_the_clock(), gathered(*readers), engine.ready(policy):
         if own:  # with more ranks than held-out prompts, some have none
             rollout = engine.rollout(policy, own, step=0)
             parts = rollout.parts(cfg.micro_batch_size)

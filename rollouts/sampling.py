@@ -1,4 +1,4 @@
-"""How many groups a rollout needs: DAPO's dynamic sampling."""
+"""The step's rollout, and how many groups it needs: DAPO's dynamic sampling."""
 
 import torch
 from omegaconf import DictConfig
@@ -22,11 +22,13 @@ def draw(
     batches in all (DAPO, Yu et al. 2025, arXiv:2503.14476); what is still missing then is filled with such groups.
     """
     K, batches, kept = cfg.samples_per_prompt, [], None
-    for number in range(max(1, cfg.dynamic_sampling)):
-        rollout = engine.rollout(policy, next(prompts), step=run.step, batch=number, samples_per_prompt=K)
+    if not cfg.dynamic_sampling:
+        rollout = engine.ahead.next(policy, prompts, step=run.step, samples_per_prompt=K)
+        return rollout, score(rollout, learned_from=True)
+    for number in range(cfg.dynamic_sampling):
+        with engine.ready(policy):
+            rollout = engine.rollout(policy, next(prompts), step=run.step, batch=number, samples_per_prompt=K)
         paid = score(rollout, learned_from=True)
-        if not cfg.dynamic_sampling:
-            return rollout, paid
         batches.append((rollout, paid))
         wanted = len(rollout) // K
         scores = torch.cat([paid.sum(1) for _, paid in batches]).view(-1, K)

@@ -1,60 +1,81 @@
-"""Sampling by an OpenAI-compatible server (vLLM, SGLang) that is sent every new policy.
+"""Rollouts by an inference server (vLLM, SGLang) that is given every new policy.
 
-Before each rollout the policy is exported and the server told to load it; then every prompt goes to its /completions
-as token ids, and token ids come back with the log-probs that the server drew them with. Two programs never compute
-quite the same log-probs: `correct_for_sampler` weighs each token by how much likelier it is here than there.
+Before a rollout the policy is exported and the server told to load it, under a version of its own; then every prompt
+goes there as token ids, and token ids come back with the log-probs that the server drew them with, and the version of
+the weights. An answer of other weights is not used: the policy is loaded again and the row drawn again, with the same
+seed; rows that came back well are kept. Two programs never compute quite the same log-probs: `correct_for_sampler`
+weighs each token by how much likelier it is here than there.
 """
 
-import json
 import math
-import time
-import urllib.error
-import urllib.request
+import secrets
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from model.build import export_model
 from model.heads import Policy
+from model.lora import export_adapter
+from rollouts.handshake import check_logprobs, check_tokens
+from rollouts.http import Refused, in_parallel
+from rollouts.sglang import SGLang
 from rollouts.trajectory import Turn
+from rollouts.vllm import VLLM
+from runtime.config import check_choice, check_positive, check_whole
+from runtime.distributed import from_main, gathered
 
-SERVER_DOWN = (408, 429, 500, 502, 503, 504)
+ENGINES = {"vllm": VLLM, "sglang": SGLang}
+MOST_LOADS = 4  # of one policy, before a server that keeps losing it ends the run
 
 
 class Server:
-    """The engine that conf/engine/server.yaml describes.
+    """The engine that conf/engine/vllm.yaml or sglang.yaml describes.
 
     Args:
-        cfg: the group. sampling: the other one. directory: where the policy is exported; the server must see the path.
+        cfg: the script's config: `engine`, `sampling`, `policy`, `lora`. directory: where each policy is exported; the
+            server must see the path.
     Raises:
-        ValueError: a setting is out of range.
+        ValueError: a setting is out of range, or the server writes text with other tokens. ConnectionError.
     """
 
-    def __init__(self, cfg: DictConfig, sampling: DictConfig, tokenizer, directory: Path):
-        if cfg.max_parallel < 1 or cfg.max_tries < 1 or cfg.timeout <= 0:
-            raise ValueError("need engine.max_parallel, max_tries >= 1 and engine.timeout > 0")
+    def __init__(self, cfg: DictConfig, tokenizer, directory: Path):
+        check_whole(1, engine__max_parallel=cfg.engine.max_parallel, engine__max_tries=cfg.engine.max_tries)
+        check_positive(engine__timeout=cfg.engine.timeout, engine__max_gap=cfg.engine.max_gap)
+        kind = ENGINES[cfg.engine.kind]
+        check_choice("engine.weights", cfg.engine.weights, kind.weights)
+        if cfg.engine.weights == "lora" and not cfg.lora.rank:
+            raise ValueError("engine.weights=lora sends an adapter, and lora.rank=0 has none; say engine.weights=disk")
         self.cfg, self.tokenizer, self.directory = cfg, tokenizer, directory.resolve()
-        self.url, self.reload_url = cfg.url.rstrip("/") + "/completions", cfg.reload_url  # both must be given
-        self.settings = {
-            "model": cfg.model, "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature,
-            "top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0,  # else generation_config.json's
-            "logprobs": 0, "return_token_ids": True, "stop_token_ids": list(tokenizer.stop_ids),
-        }  # fmt: skip
+        self.api = kind(cfg.engine, cfg.sampling, tokenizer)
+        self.window = self.api.window
+        check_tokens(self.api, tokenizer)
+        self.run_id, self.loads, self.checked = from_main(secrets.token_hex(4)), 0, False
+        self.is_main = not dist.is_initialized() or dist.get_rank() == 0
+
+    @property
+    def version(self) -> str:
+        """What the weights are called that are loaded now: no other run's are called so."""
+        return f"{self.run_id}-{self.loads}"
 
     @contextmanager
     def ready(self, policy: Policy) -> Iterator[None]:
-        """Export the policy and have the server load it. All ranks call it; rank 0 writes and asks."""
-        export_model(policy, self.directory, self.tokenizer, durable=False)
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            body = json.dumps(OmegaConf.to_container(self.cfg.reload_body))
-            self._post(self.reload_url, json.loads(body.replace("{path}", str(self.directory))))
+        """The server answers as the policy is now. All ranks enter; rank 0 writes and asks."""
+        self.loads += 1
+        if self.cfg.engine.weights == "lora":
+            export_adapter(policy, self.directory, self.cfg.policy, durable=False)
+        else:
+            export_model(policy, self.directory, self.tokenizer, durable=False)
+        if self.is_main:
+            self.api.load(self.directory, self.version)
         if dist.is_initialized():
             dist.barrier()
+        if not self.checked:
+            with gathered(policy):
+                check_logprobs(self, policy, self.tokenizer, self.cfg)
+            self.checked = True
         yield
 
     def answer(self, policy: Policy, prompts: list[list[int]], seeds: list[int]) -> list[Turn]:
@@ -62,60 +83,48 @@ class Server:
 
         Raises:
             ValueError: the server refuses, or answers something else than token ids and log-probs.
-            ConnectionError: it stays down.
+            ConnectionError: it stays down, or keeps losing the policy.
         """
-        with ThreadPoolExecutor(self.cfg.max_parallel) as pool:
-            turns = list(pool.map(self._complete, prompts, seeds))
-        if outside := {i for turn in turns for i in turn.ids if not 0 <= i < policy.config.vocab_size}:
-            known = f"the policy's vocabulary of {policy.config.vocab_size}"
-            raise ValueError(f"{self.url} drew token {min(outside)}, which is outside {known}: another model?")
-        return turns
+        turns: list[Turn | None] = [None] * len(prompts)
+        for loads in range(MOST_LOADS):
+            missing = [i for i, turn in enumerate(turns) if turn is None]
+            if not missing:
+                return turns
+            if loads:  # it was restarted, or somebody gave it other weights
+                self.api.load(self.directory, self.version)
+            rows = [(prompts[i], seeds[i], policy.config.vocab_size) for i in missing]
+            for i, turn in zip(missing, in_parallel(self.complete, rows, self.cfg.engine.max_parallel), strict=True):
+                turns[i] = turn
+        raise ConnectionError(
+            f"engine: {self.api.url} lost the weights {self.version} {MOST_LOADS} times in one rollout: is another run "
+            "using it, or does it restart?"
+        )
 
-    def _complete(self, prompt: list[int], seed: int) -> Turn:
-        url = self.url
-        answer = self._post(url, self.settings | {"prompt": prompt, "seed": seed})
+    def complete(self, prompt: list[int], seed: int, vocab_size: int) -> Turn | None:
+        """One turn; None where the weights that drew it are not those that were loaded last, or it was given up."""
         try:
-            choice = answer["choices"][0]
-            ids, reason = choice["token_ids"] or [], choice["finish_reason"]
-            logprobs = choice["logprobs"]["token_logprobs"]
-        except (KeyError, IndexError, TypeError):
-            raise ValueError(
-                f"{url} answered without token_ids and logprobs.token_logprobs ({str(answer)[:200]}); the engine must "
-                "know return_token_ids, as vLLM does since 0.10.2"
-            ) from None
-        stopped = bool(ids) and ids[-1] in self.settings["stop_token_ids"]
-        if len(ids) != len(logprobs) or not ids or stopped != (reason == "stop"):
-            raise ValueError(
-                f"{url}: {len(ids)} token_ids, {len(logprobs)} log-probs, finish_reason={reason}, last id "
-                f"{ids[-1:]}; wanted as many of both, and a stop token of {self.settings['stop_token_ids']} at the end "
-                "exactly where finish_reason is stop"
-            )
-        numbers = all(isinstance(number, float | int) and math.isfinite(number) for number in logprobs)
-        if not numbers or not all(isinstance(i, int) for i in ids):
+            said = self.api.complete(prompt, seed)
+        except Refused as error:
+            if error.code == 404:  # the adapter of a server that was restarted
+                return None
+            raise
+        if said.reason == "abort" or said.versions - {self.version}:
+            return None
+        ids, logprobs, url, stop_ids = said.ids, said.logprobs, self.api.url, self.tokenizer.stop_ids
+        if not all(isinstance(number, float | int) and math.isfinite(number) for number in logprobs) or not all(
+            isinstance(i, int) for i in ids
+        ):
             raise ValueError(f"{url}: wanted whole token_ids and finite log-probs, got {ids[:8]} with {logprobs[:8]}")
+        stopped = bool(ids) and ids[-1] in stop_ids
+        if len(ids) != len(logprobs) or not ids or stopped != (said.reason == "stop"):
+            raise ValueError(
+                f"{url}: {len(ids)} token_ids, {len(logprobs)} log-probs, finish_reason={said.reason}, last id "
+                f"{ids[-1:]}; wanted as many of both, and a stop token of {list(stop_ids)} at the end exactly where "
+                "finish_reason is stop"
+            )
+        if not said.versions:
+            raise ValueError(f"{url} does not say which weights drew an answer (weight_versions)")
+        if outside := [i for i in ids if not 0 <= i < vocab_size]:
+            known = f"the policy's vocabulary of {vocab_size}"
+            raise ValueError(f"{url} drew token {outside[0]}, which is outside {known}: another model?")
         return Turn(ids, logprobs, stopped)
-
-    def _post(self, url: str, body: dict) -> Any:
-        return post(url, body, timeout=self.cfg.timeout, max_tries=self.cfg.max_tries, who="engine")
-
-
-def post(url: str, body: dict, *, timeout: float, max_tries: int, who: str) -> Any:
-    """The JSON that a server answers to JSON; asked again while it is down or busy.
-
-    Raises:
-        ValueError: it refuses. ConnectionError: it stays down. Both begin with `who`.
-    """
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    for attempt in range(1, max_tries + 1):
-        try:
-            with urllib.request.urlopen(request, timeout=timeout) as response:
-                return json.loads(response.read() or b"{}")
-        except urllib.error.HTTPError as error:
-            problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
-            if error.code not in SERVER_DOWN:
-                raise ValueError(f"{who}: {url} refuses ({problem})") from None
-        except (OSError, ValueError) as error:  # refused, timed out, cut; or no JSON
-            problem = f"{type(error).__name__}: {error}"
-        if attempt < max_tries:
-            time.sleep(min(30.0, 2.0 ** (attempt - 1)))
-    raise ConnectionError(f"{who}: {url} failed after {max_tries} tries ({problem})")

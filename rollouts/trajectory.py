@@ -1,7 +1,7 @@
 """The trajectory: what a policy did with a batch of prompts, and what it was paid for it. The one object of RL here."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,24 @@ class Trajectory:
         rewards = {name: x[rows] for name, x in self.rewards.items()}
         known = {"sampler_logprobs": None} | tensors
         return Trajectory(**known, prompts=prompts, step=self.step, rewards=rewards)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The trajectory as JSON has it: it is of this rank, and checkpoints keep as tensors what all ranks share."""
+        kept = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)} | self.rewards
+        rows = {name: {"dtype": str(x.dtype).removeprefix("torch."), "rows": x.tolist()} for name, x in kept.items()}
+        prompts = [{k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()} for row in self.prompts]
+        return {"tensors": rows, "rewards": list(self.rewards), "prompts": prompts, "step": self.step}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], device: torch.device) -> "Trajectory":
+        """What `state_dict` was taken of."""
+        tensors = {
+            name: torch.tensor(kept["rows"], dtype=getattr(torch, kept["dtype"]), device=device)
+            for name, kept in state["tensors"].items()
+        }
+        rewards = {name: tensors.pop(name) for name in state["rewards"]}
+        known = {"sampler_logprobs": None} | tensors
+        return cls(**known, prompts=state["prompts"], step=state["step"], rewards=rewards)
 
     def leave_out(self, rows: Tensor) -> None:
         """Nothing is learned from the episodes where `rows` (B,) is True: they keep their tokens and have no action."""

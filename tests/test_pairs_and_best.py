@@ -147,7 +147,7 @@ def test_an_older_policys_samples_are_weighed_and_their_age_is_logged():
     for kind, stale, old, expected in [
         ("local", 0, "trainer", (advantages, now)),
         ("local", 2, "trainer", (advantages * torch.tensor([[1.2], [0.36788]]), now)),
-        ("server", 0, "trainer", (advantages * torch.tensor([[1.2], [0.36788]]), now)),
+        ("vllm", 0, "trainer", (advantages * torch.tensor([[1.2], [0.36788]]), now)),
         ("local", 2, "sampler", (advantages, made.sampler_logprobs)),
     ]:
         cfg = OmegaConf.create({"engine": {"kind": kind}, "off_policy": given | {"old_logprobs": old}})

@@ -285,7 +285,7 @@ class OneRank:
     """What an engine asks of a run."""
 
     def __init__(self, rank=0, world_size=1):
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.device = rank, world_size, torch.device("cpu")
 
 
 def test_a_row_draws_by_its_number_and_step_not_by_its_place(house, compose):
@@ -297,7 +297,7 @@ def test_a_row_draws_by_its_number_and_step_not_by_its_place(house, compose):
     ]
 
     def completions(prompts, step=3, rank=0, world_size=1, **more):
-        rollout = Engine(cfg, OneRank(rank, world_size), tokenizer).rollout(policy, prompts, step=step, **more)
+        rollout = Engine(cfg, OneRank(rank, world_size), tokenizer, 128).rollout(policy, prompts, step=step, **more)
         return [ids[mask].tolist() for ids, mask in zip(rollout.tokens, rollout.action_mask, strict=True)]
 
     whole = completions(prompts, samples_per_prompt=2)

@@ -1,0 +1,87 @@
+"""JSON from servers over HTTP: asked again while a server is down, and many at once."""
+
+import json
+import queue
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from http.client import HTTPException
+from typing import Any
+
+SERVER_DOWN = (408, 429, 500, 502, 503, 504)
+MOST = 1 << 28  # bytes of an answer: a completion of 100,000 tokens has a hundredth of it
+
+
+class Refused(ValueError):
+    """The server answers, and says no. `code` is the HTTP status."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+def ask(url: str, body: dict | None = None, *, timeout: float, max_tries: int, who: str) -> Any:
+    """What a server answers to JSON (to GET, without a body): JSON, or text where it says that it is text.
+
+    Raises:
+        Refused: it refuses. ConnectionError: it stays down. Both begin with `who`.
+    """
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    for attempt in range(1, max_tries + 1):
+        try:
+            with urllib.request.urlopen(request, timeout=timeout) as response:
+                said = response.read(MOST + 1)
+                if len(said) > MOST:
+                    raise ValueError(f"the answer is longer than {MOST:,} bytes")
+                if len(said) < int(response.headers.get("Content-Length", 0)):  # read(n) does not mind
+                    raise OSError(f"the answer was cut after {len(said)} bytes")
+                return json.loads(said or b"{}") if is_json(response) else said.decode(errors="replace")
+        except urllib.error.HTTPError as error:
+            problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
+            if error.code not in SERVER_DOWN:
+                raise Refused(f"{who}: {url} refuses ({problem})", error.code) from None
+        except (OSError, ValueError, HTTPException) as error:  # refused, timed out, cut; or no JSON
+            problem = f"{type(error).__name__}: {error}"
+        if attempt < max_tries:
+            time.sleep(min(30.0, 2.0 ** (attempt - 1)))
+    raise ConnectionError(f"{who}: {url} failed after {max_tries} tries ({problem})")
+
+
+def is_json(response) -> bool:
+    """Whether an answer is JSON: what does not say what it is, is taken for it."""
+    return "json" in response.headers.get("Content-Type", "json")
+
+
+def in_parallel(call: Callable, rows: Sequence[tuple], most: int) -> list:
+    """[call(*row) for row in rows], at most `most` at a time.
+
+    After the first error no further row begins. The threads end with the process: a run that fails elsewhere does not
+    wait for a server.
+    """
+    waiting: queue.SimpleQueue = queue.SimpleQueue()
+    for place in enumerate(rows):
+        waiting.put(place)
+    done, errors = [None] * len(rows), []
+
+    def work() -> None:
+        while not errors:
+            try:
+                place, row = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                done[place] = call(*row)
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(most, len(rows)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return done
