@@ -22,8 +22,10 @@ class Refused(ValueError):
         self.code = code
 
 
-def ask(url: str, body: dict | None = None, *, timeout: float, max_tries: int, who: str) -> Any:
-    """What a server answers to JSON (to GET, without a body): JSON, or text where it says that it is text.
+def ask(
+    url: str, body: dict | None = None, *, timeout: float, max_tries: int, who: str, read: Callable = json.loads
+) -> Any:  # fmt: skip
+    """What a server answers to JSON (to GET, without a body), read from its bytes by `read`.
 
     Raises:
         Refused: it refuses. ConnectionError: it stays down. Both begin with `who`.
@@ -38,7 +40,7 @@ def ask(url: str, body: dict | None = None, *, timeout: float, max_tries: int, w
                     raise ValueError(f"the answer is longer than {MOST:,} bytes")
                 if len(said) < int(response.headers.get("Content-Length", 0)):  # read(n) does not mind
                     raise OSError(f"the answer was cut after {len(said)} bytes")
-                return json.loads(said or b"{}") if is_json(response) else said.decode(errors="replace")
+                return read(said or b"{}")
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
             if error.code not in SERVER_DOWN:
@@ -48,11 +50,6 @@ def ask(url: str, body: dict | None = None, *, timeout: float, max_tries: int, w
         if attempt < max_tries:
             time.sleep(min(30.0, 2.0 ** (attempt - 1)))
     raise ConnectionError(f"{who}: {url} failed after {max_tries} tries ({problem})")
-
-
-def is_json(response) -> bool:
-    """Whether an answer is JSON: what does not say what it is, is taken for it."""
-    return "json" in response.headers.get("Content-Type", "json")
 
 
 def in_parallel(call: Callable, rows: Sequence[tuple], most: int) -> list:

@@ -84,9 +84,9 @@ class VLLM:
     def load_adapter(self, directory: Path, version: str) -> None:
         """The adapter of the directory, under a name of its own, so that no cached prefix of another one serves it."""
         named = {"lora_name": version, "lora_path": str(directory), "load_inplace": True}
-        self.change("/v1/load_lora_adapter", named)
+        self.change("/v1/load_lora_adapter", named, read=bytes.decode)  # a sentence, not JSON
         if self.adapter not in (None, version):
-            self.change("/v1/unload_lora_adapter", {"lora_name": self.adapter})
+            self.change("/v1/unload_lora_adapter", {"lora_name": self.adapter}, read=bytes.decode)
         self.adapter = version
 
     def complete(self, prompt: list[int], seed: int) -> Said:
@@ -111,10 +111,10 @@ class VLLM:
             ) from None
         return Said(ids, logprobs, reason, {self.adapter} if self.adapter else versions)
 
-    def change(self, path: str, body: dict | None = None) -> Any:
+    def change(self, path: str, body: dict | None = None, **more) -> Any:
         """A call of the development mode."""
         try:
-            return self.ask(path, body or {}, max_tries=ADMIN_TRIES)
+            return self.ask(path, body or {}, max_tries=ADMIN_TRIES, **more)
         except Refused as error:
             if error.code == 404 and "lora" in path:
                 raise ValueError(

@@ -42,7 +42,6 @@ class Loopback:
                     outer.broken -= 1
                     code, reply = (503, {}) if outer.broken >= 0 else outer.reply(self.path, body)
                 self.send_response(code)
-                self.send_header("Content-Type", "text/plain" if isinstance(reply, str) else "application/json")
                 self.end_headers()
                 self.wfile.write(reply.encode() if isinstance(reply, str) else json.dumps(reply).encode())
 
