@@ -46,20 +46,23 @@ def policy_directory(tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session")
-def vllm(policy_directory, tmp_path_factory) -> Iterator[Served]:
-    """vLLM in its development mode (pause, resume, weight updates)."""
+def vllm_server(directory: Path, port: int, log: Path, *more: str) -> "running":
+    """vLLM in its development mode (pause, resume, weight updates), with adapters."""
     environment = {
         "VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
     }  # fmt: skip
-    port = free_port()
     words = [
-        program(".venv-vllm/bin/vllm"), "serve", policy_directory, "--served-model-name", "policy", "--host",
-        "127.0.0.1", "--port", port, "--dtype", "bfloat16", "--max-model-len", CONTEXT, "--enforce-eager",
-        "--logprobs-mode", "processed_logprobs",
+        program(".venv-vllm/bin/vllm"), "serve", directory, "--served-model-name", "policy", "--host", "127.0.0.1",
+        "--port", port, "--dtype", "bfloat16", "--max-model-len", CONTEXT, "--enforce-eager", "--enable-scale-out",
+        "--enable-lora", "--max-lora-rank", "16", *(more or ("--logprobs-mode", "processed_logprobs")),
     ]  # fmt: skip
-    with running(words, environment, port, tmp_path_factory.mktemp("vllm") / "log") as url:
+    return running(words, environment, port, log)
+
+
+@pytest.fixture(scope="session")
+def vllm(policy_directory, tmp_path_factory) -> Iterator[Served]:
+    with vllm_server(policy_directory, free_port(), tmp_path_factory.mktemp("vllm") / "log") as url:
         yield Served(url, "policy", policy_directory)
 
 

@@ -1,0 +1,146 @@
+"""Rollouts by the real vLLM: the weights that were sent last sample, and what cannot be right is refused."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from data.tokenizer import load_tokenizer
+from model.build import load_policy
+from model.lora import add_lora
+from rollouts.handshake import check_logprobs, ours_at
+from rollouts.server import Server
+from tests.servers.conftest import ROOT, free_port, vllm_server
+
+LORA = {"rank": 8, "alpha": 16, "targets": ["qkv", "out", "gate_up", "down"], "base": "full"}
+LIKE = 0.06  # nats, as engine.max_gap: between bf16 there and float32 here, on average
+PROMPTS = ["Coffee is", "The capital of France is", "Once upon a time", "def f(x):"] * 2
+
+
+@pytest.fixture(scope="module")
+def policy(policy_directory):
+    return load_policy(str(policy_directory), precision="fp32")
+
+
+def server_at(url, policy_directory, directory, *, temperature=1.0, weights="disk", **more) -> Server:
+    engine = {"kind": "vllm", "url": url, "weights": weights, "max_parallel": 4, "timeout": 300, "max_tries": 40}
+    sampling = {"max_new_tokens": 24, "temperature": temperature}
+    cfg = {"engine": engine | {"max_gap": LIKE} | more, "sampling": sampling, "lora": {"rank": 8}}
+    return Server(
+        OmegaConf.create(cfg | {"policy": str(policy_directory)}), load_tokenizer(policy_directory), directory
+    )
+
+
+def gap(server, policy, temperature=1.0, prompts=PROMPTS) -> float:
+    """The mean absolute difference of log-probs, of what the server draws, in nats."""
+    differences = []
+    for number, text in enumerate(prompts):
+        prompt = server.tokenizer.encode(text)
+        (turn,) = server.answer(policy, [prompt], [number])
+        with torch.no_grad():
+            ours = ours_at(policy, prompt, [(turn.ids, None)], temperature, server.tokenizer.pad_id)
+        differences.append((ours - torch.tensor(turn.logprobs)).abs())
+    return torch.cat(differences).mean().item()
+
+
+def changed(policy):
+    """A policy far from it."""
+    other = copy.deepcopy(policy)
+    with torch.no_grad():
+        for weight in other.transformer.layers[len(other.transformer.layers) // 2].parameters():
+            weight.zero_()
+    return other
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_weights_that_were_sent_last_sample(vllm, policy, tmp_path, temperature):
+    server = server_at(vllm.url, vllm.directory, tmp_path / "engine", temperature=temperature)
+    other = changed(policy)
+    for now, not_now in ((policy, other), (other, policy), (policy, other)):
+        with server.ready(now):
+            near, far = gap(server, now, temperature), gap(server, not_now, temperature)
+        print(f"T={temperature}: {near:.4f} nats from the policy that was sent, {far:.4f} from the other")
+        assert near < LIKE < 0.2 < far
+
+
+def test_an_adapter_samples_as_the_policy_that_has_it(vllm, policy, policy_directory, tmp_path):
+    server = server_at(vllm.url, vllm.directory, tmp_path / "adapter", weights="lora")
+    base = server_at(vllm.url, vllm.directory, tmp_path / "base")
+    with base.ready(policy):
+        pass
+    adapted = add_lora(load_policy(str(policy_directory), precision="fp32", frozen=True), **LORA, seed=0)
+    for scale in (0.0, 0.05, 0.1):
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, weight in adapted.named_parameters():
+                if name.endswith("lora.B"):
+                    weight.normal_(0.0, scale or 1e-9, generator=generator)
+        with server.ready(adapted):
+            near, far = gap(server, adapted), gap(server, policy)
+        print(f"B of {scale}: {near:.4f} nats from the adapted policy, {far:.4f} from its base")
+        assert near < LIKE and (far > 2 * near or not scale)
+
+
+def test_other_weights_and_log_probs_before_the_temperature_are_refused(vllm, policy, policy_directory, tmp_path):
+    server = server_at(vllm.url, vllm.directory, tmp_path / "engine")
+    with server.ready(policy), pytest.raises(ValueError, match="are its weights quantised"):
+        check_logprobs(server, changed(policy), server.tokenizer, server.cfg)
+    log = tmp_path / "log"
+    with vllm_server(policy_directory, free_port(), log, "--logprobs-mode", "raw_logprobs") as url:
+        server = server_at(url, policy_directory, tmp_path / "engine", temperature=0.7)
+        with pytest.raises(ValueError, match="processed_logprobs") as refused, server.ready(policy):
+            pass
+        print(refused.value)
+
+
+def test_a_server_that_is_killed_in_a_rollout_and_comes_back_loses_no_row(policy, policy_directory, tmp_path):
+    port, restarted = free_port(), []
+    first = vllm_server(policy_directory, port, tmp_path / "first")
+    with first as url:
+        server = server_at(url, policy_directory, tmp_path / "engine")
+        other = changed(policy)  # the restarted server begins with the weights of its directory, which are not these
+        prompts = [server.tokenizer.encode(text) for text in PROMPTS] * 3
+
+        def restart():
+            while (tmp_path / "first").read_text(errors="replace").count("/inference/v1/generate") < 8 + 6:
+                time.sleep(0.05)
+            os.killpg(first.process.pid, signal.SIGKILL)
+            first.process.wait()
+            restarted.append(vllm_server(policy_directory, port, tmp_path / "second"))
+            restarted[0].__enter__()
+
+        with server.ready(other):
+            killer = threading.Thread(target=restart)
+            killer.start()
+            turns = server.answer(other, prompts, list(range(len(prompts))))
+            killer.join()
+            assert len(turns) == len(prompts) and gap(server, other) < LIKE
+        restarted[0].__exit__()
+        answers = [(tmp_path / name).read_text().count('generate HTTP/1.1" 200') for name in ("first", "second")]
+        print(f"{answers[0]} answers of the first server, {answers[1]} of the second, {len(prompts)} rows")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ppo_goes_through(vllm, tmp_path, ranks):
+    words = [
+        f"policy={vllm.directory}", "reward=[length]", "data.prompts=[data/embedded/sft_coffee_train.jsonl.gz]",
+        "num_steps=2", "batch_size=4", "minibatch_size=4", "micro_batch_size=2", "ppo_epochs=1", "eval_every=0",
+        "sampling.max_new_tokens=16", "sample_every=0", "save_every=0", "kl_exact_every=0", "log.wandb=disabled",
+        f"engine.url={vllm.url}", "engine=vllm", f"hydra.run.dir={tmp_path}/run", "engine.ahead=1", "optim.lr=1e-5",
+        f"dist={'fsdp' if ranks > 1 else 'single'}",
+    ]  # fmt: skip
+    start = ["launch.py", "--nproc-per-node", "2", "--master-port", str(free_port())] if ranks > 1 else []
+    done = subprocess.run([sys.executable, *start, "train_ppo.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    print([(row["policy/sampler_kl"], row["policy/staleness"]) for row in rows])
+    assert all(abs(row["policy/sampler_kl"]) < 0.1 for row in rows)
+    assert [row["policy/staleness"] for row in rows] == [0, 1]
