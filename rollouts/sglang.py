@@ -3,7 +3,7 @@
 Written from the source of SGLang 0.5.23 (srt/entrypoints/http_server.py, srt/managers/io_struct.py and
 tokenizer_manager.py, srt/sampling/sampling_params.py); no SGLang was met.
 
-    python -m sglang.launch_server --model-path POLICY_DIR --enable-deterministic-inference
+    sglang serve --model-path POLICY_DIR --enable-deterministic-inference
 """
 
 from pathlib import Path
