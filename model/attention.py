@@ -11,6 +11,7 @@ from runtime.devices import send
 
 CHUNK = 256  # queries of one matmul; longer blocks are cut, so that little is computed above the diagonal
 SMALLEST_HEAD = 16  # flex_attention does not compile for narrower heads
+RECOMPILE_LIMIT = 64  # compiled variants of flex_attention in one process; torch's own limit is 8
 TILE = 128  # flex_attention skips or computes tiles of TILE x TILE tokens
 
 
@@ -82,6 +83,8 @@ class Blocks:
         self.masks[window] = BlockMask.from_kv_blocks(
             counts[None, None], order[None, None], BLOCK_SIZE=TILE, mask_mod=mask_mod, seq_lengths=(size, size)
         )
+        if self.answers.is_cuda:
+            mark_dynamic(self.masks[window])
         return self.masks[window]
 
 
@@ -128,12 +131,25 @@ def attend_flex(
     return rearrange(out, "1 h n d -> n h d")
 
 
-def compiled_flex():
-    """flex_attention under torch.compile, which compiles it at the first call on a GPU."""
+def compiled_flex(**settings):
+    """flex_attention under torch.compile, which compiles it at the first call on a GPU.
+
+    fullgraph=True: past RECOMPILE_LIMIT variants (gradients or not, windows, heads) torch raises. Otherwise it would go
+    on with the eager definition, which lays out the whole (N, N) mask.
+    """
     global _compiled
     if _compiled is None:
-        _compiled = torch.compile(flex_attention, dynamic=True)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+        _compiled = torch.compile(flex_attention, dynamic=True, fullgraph=True, **settings)
     return _compiled
+
+
+def mark_dynamic(mask: BlockMask) -> None:
+    """One compilation serves any number of tiles above one: dynamic=True does not reach a mask's tensors."""
+    for tensor in vars(mask).values():
+        if isinstance(tensor, Tensor):
+            for dim in (dim for dim, size in enumerate(tensor.shape) if size > 1):
+                torch._dynamo.maybe_mark_dynamic(tensor, dim)
 
 
 _compiled = None
