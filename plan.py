@@ -197,7 +197,7 @@ def seconds(config: ModelConfig, job: Job, cfg: DictConfig) -> dict[str, float]:
     weights = of_base * item * (shards - 1) / shards  # bytes that reach a rank when all are gathered
     travel = forwards * (2 * weights + 4 * trained * (shards - 1) / shards) / within
     travel += forwards * 2 * 4 * trained / shards * (1 - shards / n) / between
-    backward = 2.0 + bool(job.checkpointing)
+    backward = 2.0 + (job.checkpointing in (True, "offload"))
     passes = job.learners.count * job.epochs
     parts = {"updates": passes * max(flops * (1 + backward) / speed, travel)}
     once = P * item * (shards - 1) / shards / within * forwards  # a forward without gradients

@@ -145,10 +145,10 @@ def kept_bytes(
     layers = {}
     for kind in kinds:  # gated DeltaNets keep other tensors than attention
         alone = config if kind is None else resized(config, layer_kinds=(kind,))
-        one, two = (_saved(alone, count, rows, length, dtype, master, fused_attention) for count in (1, 2))
+        one, two = (_saved(alone, n, rows, length, dtype, master, fused_attention, checkpointing) for n in (1, 2))
         layers[kind], rest = two - one, 2 * one - two
     rest += _recomputed(config, rows, length, dtype) if "linear" in kinds else 0
-    if checkpointing:  # each layer keeps only its input, and one layer at a time is recomputed
+    if checkpointing in (True, "offload"):  # each layer keeps only its input, and one layer at a time is recomputed
         entry = rows * length * config.hidden_size * max(4, dtype.itemsize)  # the residual stream is float32
         entry = 0 if checkpointing == "offload" else entry
         return Kept(layer=entry, rest=rest + max(layers.values()))
@@ -156,14 +156,15 @@ def kept_bytes(
     return Kept(layer=round(mean), rest=rest)
 
 
-def _saved(config, layers: int, rows: int, length: int, dtype, master, fused_attention: bool) -> int:
+def _saved(config, layers: int, rows: int, length: int, dtype, master, fused_attention: bool, checkpointing) -> int:
     with kernels_as("auto" if fused_attention else "torch"):
-        return _saved_by_a_forward(config, layers, rows, length, dtype, master, fused_attention)
+        return _saved_by_a_forward(config, layers, rows, length, dtype, master, fused_attention, checkpointing)
 
 
-def _saved_by_a_forward(config, layers: int, rows: int, length: int, dtype, master, fused_attention: bool) -> int:
+def _saved_by_a_forward(config, layers, rows, length, dtype, master, fused_attention: bool, checkpointing) -> int:
     with torch.device("meta"):
         net = Transformer(resized(config, num_layers=layers), None if dtype == master else dtype).to(master)
+        net.checkpointing = "selective" if checkpointing == "selective" else False
         tokens = torch.zeros(rows * length, dtype=torch.int64)
         positions = torch.zeros(rows * length, dtype=torch.int64)
         blocks = _blocks(rows, length)

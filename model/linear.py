@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from model.functions import CastLinear
+from model.recompute import keeping_recipe
 from runtime.distributed import whole
 
 
@@ -23,11 +24,12 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, adapted: bool = True) -> Tensor:
         if self.prepared is not None:
             return self.prepared(x)
-        added = self.lora(x) if adapted and self.lora is not None else None
-        if self.weight.dtype == x.dtype:
-            return linear_plus(x, self.weight, self.bias, added)
-        y = CastLinear.apply(x, self.weight, self.cast(x.dtype), self.bias)
-        return y if added is None else y + added
+        with keeping_recipe(x):
+            added = self.lora(x) if adapted and self.lora is not None else None
+            if self.weight.dtype == x.dtype:
+                return linear_plus(x, self.weight, self.bias, added)
+            y = CastLinear.apply(x, self.weight, self.cast(x.dtype), self.bias)
+            return y if added is None else y + added
 
     def cast(self, dtype: torch.dtype) -> Tensor:
         """(out, in) the weight in `dtype`. It is cast again only after the weight changed (autograd counts changes)."""

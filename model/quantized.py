@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model.linear import Linear, linear_plus
+from model.recompute import keeping_recipe
 from model.weights.names import parts_of
 
 BASES = ("file", "nf4")
@@ -60,7 +61,8 @@ class NF4Linear(Linear):
         return self.dequantized(torch.float32)
 
     def forward(self, x: Tensor, adapted: bool = True) -> Tensor:
-        return QuantizedProduct.apply(x, self, self.lora(x) if adapted and self.lora is not None else None)
+        with keeping_recipe(x):
+            return QuantizedProduct.apply(x, self, self.lora(x) if adapted and self.lora is not None else None)
 
     def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
         """Do nothing: there is no memory for a copy of every weight in `dtype`."""

@@ -18,6 +18,7 @@ from model.functions import add_rms_norm, fused, fused_heads, geglu, rms_norm, r
 from model.gated_delta import GatedDeltaNet
 from model.linear import Linear
 from model.offload import on_host
+from model.recompute import recomputed
 from model.rope import Rope
 from runtime.devices import send
 
@@ -134,6 +135,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
+        self.selective = False  # set by Transformer.checkpointing
         self.gated = {"silu": swiglu, "gelu_pytorch_tanh": geglu, "gelu": F.gelu}[config.facts.activation]
         widths = 1 if self.gated is F.gelu else 2
         parts = (config.intermediate_size,) * widths
@@ -141,7 +143,12 @@ class MLP(nn.Module):
         self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor, adapted: bool) -> Tensor:
-        return self.down(self.gated(self.gate_up(x, adapted)), adapted)
+        gate_up = self.gate_up(x, adapted)
+        mixed = self.gated(gate_up)
+        if self.selective:
+            gate_up = gate_up.detach()
+            recomputed(mixed, lambda: self.gated(gate_up))
+        return self.down(mixed, adapted)
 
 
 class Layer(nn.Module):
@@ -159,6 +166,7 @@ class Layer(nn.Module):
         self.mlp_out_norm = Norm(config.hidden_size, config) if after else None
         self.kind, self.scale = config.kind(layer), config.residual_scale
         self.parallel = config.facts.parallel  # attention and MLP read the same input (GPT-NeoX)
+        self.selective = False  # set by Transformer.checkpointing
         self.dropout = 0.0  # residual dropout, set by Transformer.regularise
 
     def forward(
@@ -177,11 +185,16 @@ class Layer(nn.Module):
     def entering(
         self, norm: RMSNorm | None, x: Tensor, delta: Tensor | None, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """(x + delta, the input of a sublayer)."""
+        """The residual stream plus `delta`, and the input of a sublayer."""
         if norm is not None:
-            return norm.add(x, delta, dtype)
-        x = x if delta is None else x + delta
-        return x, x.to(dtype)
+            x, given = norm.add(x, delta, dtype)
+        else:
+            x = x if delta is None else x + delta
+            given = x.to(dtype)
+        if self.selective and given is not x:
+            stream = x.detach()
+            recomputed(given, lambda: self.entering(norm, stream, None, dtype)[1])
+        return x, given
 
     def leaving(self, norm: RMSNorm | None, y: Tensor) -> Tensor:
         """What a sublayer with output y adds to the residual stream."""
@@ -204,8 +217,7 @@ class Transformer(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
         self.norm = (LayerNorm if config.facts.layer_norm else RMSNorm)(config.hidden_size, config)
-        self.checkpointing: bool | str = False  # True: recompute each layer in the backward pass; "offload":
-        # also keep its input in host memory
+        self.checkpointing = False
         self.neftune_alpha = 0.0
         self.embed_scale = config.hidden_size**0.5 if config.facts.embed_by_width else config.embed_scale
         self.ropes = {"full": Rope(config), "window": Rope(config, of_windows=True)}
@@ -257,12 +269,24 @@ class Transformer(nn.Module):
                 adapted,
                 picks if layer is self.layers[-1] else None,
             )
-            if self.checkpointing and torch.is_grad_enabled():
+            if self.checkpointing in (True, "offload") and torch.is_grad_enabled():
                 with on_host() if self.checkpointing == "offload" else nullcontext():
                     x = checkpoint(layer, *given, use_reentrant=False)
             else:
                 x = layer(*given)
         return self.norm.add(x, None, dtype)[1]
+
+    @property
+    def checkpointing(self) -> bool | str:
+        """What the backward pass computes again: True, each layer; "offload", also, and its input waits in host memory;
+        "selective", what costs little (model/recompute.py); False, nothing."""
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, how: bool | str) -> None:
+        self._checkpointing = how
+        for layer in self.layers:
+            layer.selective = layer.mlp.selective = how == "selective"
 
     def regularise(self, *, residual_dropout: tuple[float, float], neftune_alpha: float) -> None:
         """Set the noise of SFT, used only in training: NEFTune, and dropout with a rate linear in the layer index."""

@@ -43,7 +43,7 @@ def check_number(least: float, **values: int | float) -> None:
             raise ValueError(f"{key.replace('__', '.')}={value} must be a finite number{at_least}")
 
 
-RECOMPUTE = (False, True, "offload")  # values of activation_checkpointing
+RECOMPUTE = (False, "selective", True, "offload")  # values of activation_checkpointing
 
 
 def check_whole(least: int, **values: int) -> None:
