@@ -15,7 +15,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: the page tells nobody about itself
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: no usage statistics are sent
 
 from evals.arena.annotate import SHORTCUTS, Desk, annotate_room, load_items  # noqa: E402
 from evals.arena.battle import Arena, battle_room  # noqa: E402
@@ -31,7 +31,7 @@ from runtime.run import Run, main  # noqa: E402
 
 
 def serve(cfg: DictConfig, run: Run) -> float:
-    """The page until it is closed, or, with export=true, only the files that it leaves."""
+    """Serve the page until it is closed, then export. With export=true, only export."""
     accounts = check(cfg)
     database = run.dir / "arena.sqlite"
     if cfg.export and not database.exists():
@@ -53,7 +53,7 @@ def serve(cfg: DictConfig, run: Run) -> float:
 
 
 def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts: list | None) -> None:
-    """Serves the three rooms until the process is told to stop."""
+    """Serve the three pages until a stop signal arrives."""
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
@@ -95,7 +95,7 @@ def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts:
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]] | None:
-    """Names and passwords of `auth`, or None. Raises ValueError for settings under which the page must not open."""
+    """Names and passwords of `auth`, or None. Raises ValueError where settings are wrong or unsafe."""
     if not isinstance(cfg.models, DictConfig | None):
         raise ValueError(f"models={cfg.models} must map names to models: models={{NAME: PATH, ...}}")
     if not cfg.export and len(cfg.models or {}) < 2 and not cfg.annotate:
@@ -121,7 +121,7 @@ def check(cfg: DictConfig) -> list[tuple[str, str]] | None:
 
 
 def names_of(cfg: DictConfig) -> list[str]:
-    """The names under which the page answers: this machine's and those of hosts; any, where the host is open to all."""
+    """The host names under which the page answers: those of this machine and of `hosts`. Empty: any name."""
     if not is_loopback(cfg.host) and not cfg.hosts:
         return []
     return ["localhost", "127.0.0.1", "::1", cfg.host, *cfg.hosts]

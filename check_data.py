@@ -1,4 +1,4 @@
-"""Check data before it is used: one check a run. Writes result.json, pictures, and report.html.
+"""Check data before it is used: one check per run. It writes result.json, plots and report.html.
 
 python check_data.py check=pilot check.input=[vendor_a.jsonl,vendor_b.jsonl]
 python check_data.py check=agreement check.input=[votes.jsonl]
@@ -26,7 +26,7 @@ ASKS = ("task_mix", "quality")  # those that can ask a client
 
 
 def check_data(cfg: DictConfig, run: Run) -> float:
-    """Run the check that `check=` names, write what it finds, and return its figure."""
+    """Run the check that `check=` names, write its results, and return its main figure."""
     if cfg.get("check") is None:
         raise ValueError(f"name a check: check={'|'.join(CHECKS)}")
     check_choice("check.name", cfg.check.get("name"), CHECKS)

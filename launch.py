@@ -19,7 +19,7 @@ from runtime.door import FAILED, INTERRUPTED
 
 
 def main() -> None:
-    """Runs `torchrun` with the command line's words."""
+    """Run `torchrun` with the arguments of the command line."""
     arguments = parse_args(sys.argv[1:])
     arguments.signals_to_handle = "SIGHUP,SIGQUIT"  # by torchrun; these two here
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -40,7 +40,7 @@ def pass_on(number: int, frame) -> None:
 
 
 def exit_code(failures: dict[int, ProcessFailure]) -> int:
-    """What the first rank to fail ended with; 75 also where it was stopped before it could listen."""
+    """The exit code of the first rank that failed; 75 also if it was stopped before it could handle the signal."""
     rank = min(failures, key=lambda rank: failures[rank].timestamp)
     code = failures[rank].exitcode
     if code > 0:

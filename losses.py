@@ -50,11 +50,11 @@ def reward_loss(
     ties: Tensor,
     *,
     center_coef: float,
-    num_elements: Tensor | float,
+    num_groups: Tensor | float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Bradley-Terry loss over all pairs of each group: Ouyang et al. 2022 (arXiv:2203.02155), Eq. 1.
 
-        loss = sum_p w_p [-log sigmoid(r_w - r_l - m) + c (r_w + r_l)^2] / num_elements,   w_p = 1 / C(K, 2)
+        loss = sum_p w_p [-log sigmoid(r_w - r_l - m) + c (r_w + r_l)^2] / num_groups,   w_p = 1 / C(K, 2)
 
     A group is one prompt with K ranked completions. A plain comparison has K = 2 and w = 1. The margin m is Llama 2's
     (arXiv:2307.09288, Eq. 2). c pulls the mean score to 0 (Eisenstein et al. 2023, arXiv:2312.09244). The loss of a tie
@@ -63,7 +63,7 @@ def reward_loss(
     Args:
         chosen_scores, rejected_scores: (P,). weights: (P,), which sum to 1 within a group.
         margins: (P,) in score units. ties: (P,) bool.
-        num_elements: prompts of the whole optimizer step.
+        num_groups: prompts of the whole optimizer step.
     Returns:
         loss: (); metrics: score differences (P,), and the mean accuracy over the pairs that are not ties.
     Raises:
@@ -78,18 +78,18 @@ def reward_loss(
     decided = -F.logsigmoid(difference - margins)
     tied = -0.5 * (F.logsigmoid(difference) + F.logsigmoid(-difference))
     nll = torch.where(ties, tied, decided)
-    loss = (weights * (nll + center_coef * (chosen_scores + rejected_scores).square())).sum() / num_elements
+    loss = (weights * (nll + center_coef * (chosen_scores + rejected_scores).square())).sum() / num_groups
     return loss, {"rewards/margin": difference.detach(), "rewards/accuracy": masked((difference > 0).float(), ~ties)}
 
 
 def pointwise_reward_loss(
-    scores: Tensor, labels: Tensor, *, center_coef: float, num_elements: Tensor | float
+    scores: Tensor, labels: Tensor, *, center_coef: float, num_groups: Tensor | float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logistic loss on human rewards: sum [-y log sigmoid(r) - (1 - y) log sigmoid(-r) + c r^2] / num_elements.
+    """Logistic loss on human rewards: sum [-y log sigmoid(r) - (1 - y) log sigmoid(-r) + c r^2] / num_groups.
 
     Args:
         scores: (B,) logits of "this completion is good". labels: (B,) in [0, 1].
-        num_elements: rows of the whole optimizer step.
+        num_groups: rows of the whole optimizer step.
     Returns:
         loss: (); metrics: the mean accuracy over the rows whose label is not 0.5.
     Raises:
@@ -100,7 +100,7 @@ def pointwise_reward_loss(
     if any_on_host((labels < 0) | (labels > 1)):
         raise ValueError(f"labels must lie in [0, 1], got {labels.min():.3g} to {labels.max():.3g}")
     nll = F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none")
-    loss = (nll + center_coef * scores.square()).sum() / num_elements
+    loss = (nll + center_coef * scores.square()).sum() / num_groups
     decided = labels != 0.5  # a label of 1/2 means neither good nor bad
     return loss, {"rewards/accuracy": masked(((scores > 0) == (labels > 0.5)).float(), decided)}
 
@@ -237,25 +237,25 @@ def kto_loss(
 
 
 def plackett_luce_loss(
-    logprobs: Tensor, ref_logprobs: Tensor, elements: Tensor, ranks: Tensor, *, beta: float
+    logprobs: Tensor, ref_logprobs: Tensor, group_ids: Tensor, ranks: Tensor, *, beta: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """K-wise DPO under Plackett-Luce: Rafailov et al. 2023, Eq. 20. With K = 2 it equals `dpo_loss`.
 
         loss = mean over groups of sum_k [log sum_{j not above k} exp(r_j) - r_k],   r = beta (log pi - log ref)
 
     Args:
-        logprobs, ref_logprobs: (B,) nats, the K completions of every prompt. elements: (B,) the number of the group.
+        logprobs, ref_logprobs: (B,) nats, the K completions of every prompt. group_ids: (B,).
         ranks: (B,), 0 is best. Each of several tied completions is in the others' sums (Breslow's rule).
     Returns:
         loss: (); metrics: means over all ordered pairs of a group.
     """
     rewards = beta * (logprobs - ref_logprobs)  # (B,)
-    same = elements[:, None] == elements
+    same = group_ids[:, None] == group_ids
     above = ranks[:, None] < ranks  # (B, B): row k is ranked above column j
     rivals = torch.where(same & ~above.T, rewards, float("-inf")).logsumexp(1)
-    num_elements = 1 + (elements.sort().values.diff() != 0).sum()
+    num_groups = 1 + (group_ids.sort().values.diff() != 0).sum()
     pairs = _reward_metrics(rewards[:, None].expand_as(same), rewards[None, :].expand_as(same))
-    return (rivals - rewards).sum() / num_elements, {name: masked(x, same & above) for name, x in pairs.items()}
+    return (rivals - rewards).sum() / num_groups, {name: masked(x, same & above) for name, x in pairs.items()}
 
 
 # ---- PPO

@@ -1,4 +1,4 @@
-"""What a training needs, before it is paid for: memory per GPU, speed, hours, cost, and what would make it fit.
+"""Estimate what a training needs, before it starts: memory per GPU, speed, hours, cost, and what would make it fit.
 
     python plan.py door=train_dpo model=mistral_7b gpu=h100 num_gpus=8 'overrides=["batch_size=128"]'
 
@@ -35,7 +35,7 @@ NF4_BYTES = 0.5 + (1 + 4 / 256) / 64  # of a weight: its code, its share of a sc
 
 @dataclass(frozen=True)
 class Networks:
-    """Some of one size, of which some have an output matrix: policies have, reward and value models have not."""
+    """A number of networks of one size. Policies have an output matrix, reward and value models do not."""
 
     count: int
     outputs: int
@@ -44,13 +44,13 @@ class Networks:
         return self.count * (P.body + P.embedding) + self.outputs * P.output
 
     def ends(self, P: Footprint) -> int:
-        """Those of embeddings and output matrices."""
+        """Parameters of embeddings and output matrices."""
         return self.count * P.embedding + self.outputs * P.output
 
 
 @dataclass(frozen=True)
 class Job:
-    """The door's settings that the plan depends on."""
+    """The settings of the script on which the plan depends."""
 
     door: str
     rows: int  # sequences of an optimizer step, over all ranks
@@ -78,7 +78,7 @@ class Job:
 
 
 def check_plan(cfg: DictConfig) -> None:
-    """Settings that cannot be meant."""
+    """Raise ValueError where settings are wrong."""
     if cfg.door not in DOORS:
         raise ValueError(f"door={cfg.door!r} is none of {', '.join(DOORS)}")
     if cfg.gpu not in cfg.gpus:
@@ -92,7 +92,7 @@ def check_plan(cfg: DictConfig) -> None:
 
 
 def read_job(cfg: DictConfig) -> Job:
-    """Composes the door's config and reads what matters; raises ValueError for what does not fit together."""
+    """The settings of the script's composed config. Raises ValueError where they contradict each other."""
     own = compose(cfg.door, list(cfg.overrides))
     rollout, pairs = cfg.door == "train_ppo", cfg.door in ("train_rm", "train_dpo")
     sides = 2 if pairs else 1
@@ -124,7 +124,7 @@ def read_job(cfg: DictConfig) -> Job:
 
 
 def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: bool = True) -> dict[str, float]:
-    """Bytes per rank of each part, at the moment when most is alive: the end of the last forward of a step."""
+    """Bytes per rank of each part at the peak, which is the end of the last forward of a step."""
     shards, P = cfg.shards or cfg.num_gpus, count_parameters(config)
     item, lora, sharded = job.dtype.itemsize, job.lora_rank > 0, shards > 1
     learners = job.learners.count
@@ -180,10 +180,10 @@ def moment_bytes(job: Job, P: Footprint) -> float:
 
 
 def seconds(config: ModelConfig, job: Job, cfg: DictConfig) -> dict[str, float]:
-    """Seconds of one optimizer step (of one rollout with its updates for PPO), by what they are spent on.
+    """Seconds of one optimizer step (for PPO of one rollout with its updates), by part.
 
-    Of every forward with its backward the weights travel twice and the gradients once within the ranks that share a
-    copy; between copies (dist=hsdp) only a rank's share of the gradients does.
+    For a forward with its backward, ranks that share a copy send the weights twice and the gradients once. Between
+    copies (dist=hsdp), only a rank's share of the gradients is sent.
     """
     gpu, P, n = cfg.gpus[cfg.gpu], count_parameters(config).total, cfg.num_gpus
     shards, item = cfg.shards or n, job.dtype.itemsize
@@ -213,7 +213,7 @@ def seconds(config: ModelConfig, job: Job, cfg: DictConfig) -> dict[str, float]:
 
 
 def changes(job: Job, cfg: DictConfig) -> list[dict[str, object]]:
-    """Single changes in the order in which one would try them: of the script's own keys, or of the plan's."""
+    """Single changes of the script's or the plan's settings, in the order in which they are tried."""
     tries = [] if job.checkpointing else [{"activation_checkpointing": "true"}]
     tries += [{"micro_batch_size": m} for m in (job.blocks // 2, 1) if 0 < m < job.blocks]
     tries += [{"shards": cfg.num_gpus}] if (cfg.shards or cfg.num_gpus) < cfg.num_gpus else []
@@ -222,14 +222,14 @@ def changes(job: Job, cfg: DictConfig) -> list[dict[str, object]]:
 
 
 def changed(cfg: DictConfig, change: dict[str, object]) -> DictConfig:
-    """The plan's config with a change; what is no key of the plan is an override of the script."""
+    """The plan's config with a change. Keys that the plan does not have become overrides of the script."""
     words = [f"{key}={value}" for key, value in change.items() if key not in cfg]
     own = {key: value for key, value in change.items() if key in cfg}
     return OmegaConf.merge(cfg, own, {"overrides": [*cfg.overrides, *words]})
 
 
-def way_out(config: ModelConfig, job: Job, cfg: DictConfig, room: float) -> str:
-    """The first single change that makes it fit and that the script takes."""
+def suggest(config: ModelConfig, job: Job, cfg: DictConfig, room: float) -> str:
+    """The first single change that makes the training fit and that the script accepts."""
     for change in changes(job, cfg):
         trial = changed(cfg, change)
         try:
@@ -242,7 +242,7 @@ def way_out(config: ModelConfig, job: Job, cfg: DictConfig, room: float) -> str:
 
 
 def report(cfg: DictConfig) -> dict:
-    """Everything as numbers."""
+    """The plan as a dict of numbers."""
     check_plan(cfg)
     config, job = ModelConfig(**OmegaConf.to_container(cfg.model)), read_job(cfg)
     parts, times = memory(config, job, cfg), seconds(config, job, cfg)
@@ -255,12 +255,12 @@ def report(cfg: DictConfig) -> dict:
         result["hours_per_epoch"] = cfg.dataset_rows / (job.rows / (2 if job.door in DOORS[1::2] else 1)) * step / 3600
     if cfg.price_per_gpu_hour:
         result["cost"] = hours * cfg.num_gpus * cfg.price_per_gpu_hour
-    result["way_out"] = None if result["fits"] else way_out(config, job, cfg, room)
+    result["way_out"] = None if result["fits"] else suggest(config, job, cfg, room)
     return result
 
 
 def show(cfg: DictConfig) -> None:
-    """The report as two tables and a verdict."""
+    """Print the plan as two tables and a verdict."""
     result, console = report(cfg), Console()
     title = f"{cfg.door}, {result['parameters'] / 1e9:.2f} B parameters, {cfg.num_gpus} x {cfg.gpu}"
     table = Table("memory per GPU", "GB", title=title)

@@ -1,10 +1,10 @@
-"""A chain of doors, as listed in conf/recipe/*.yaml: runs what is not done yet, then tells what came of it.
+"""Run a recipe, a chain of scripts in conf/recipe/*.yaml: the steps that are not done yet, then a report.
 
     python run_recipe.py recipe=coffee              a tiny chatbot from scratch, the default
     python run_recipe.py recipe=smollm2 dir=DIR all.seed=1 all.log.wandb=disabled
 
-A step is done when its command, config and input files are those of its manifest and its outputs are unchanged. The
-last thing is one page, dir/report.html (evals/recipe_report.py).
+A step is done if its command, config and input files equal those in its manifest and its outputs are unchanged. At the
+end it writes one page, dir/report.html (evals/recipe_report.py).
 """
 
 import hashlib
@@ -29,15 +29,15 @@ from runtime.inputs import NO_INPUTS, file_named_by, matches_of
 from runtime.seeds import LARGEST
 
 ROOT = Path(__file__).parent
-UNHASHED = ("checkpoints", "wandb", ".lock")  # large, or rewritten by looking at them
+UNHASHED = ("checkpoints", "wandb", ".lock")  # large, or rewritten when they are read
 console = Console(highlight=False)
 
 
 def run_recipe(cfg: DictConfig) -> None:
-    """Composes every step, runs those that are not done, and writes the report."""
+    """Compose all steps, run those that are not done, and write the report."""
     os.chdir(ROOT)  # paths in a recipe are the project's
     home = Path(cfg.dir).absolute()
-    for step in cfg.steps:  # what is wrong in the last step must not wait for the first
+    for step in cfg.steps:  # an error in the last step must show before the first one runs
         seed = compose(step, cfg).seed
         check_whole(0, **{f"{step.name}.seed": seed})
         check_at_most(LARGEST, **{f"{step.name}.seed": seed})
@@ -48,60 +48,62 @@ def run_recipe(cfg: DictConfig) -> None:
         if is_done(manifest, key, home / step.name):
             console.print(f"{head}: done before, nothing changed", markup=False)
             continue
-        command = [*words(step, cfg), f"hydra.run.dir={home / step.name}"]
-        told = read_manifest(manifest)
-        told = told if told.get("key") == key else {"key": key, "seconds": 0.0, "replaces": origin(home / step.name)}
-        told.pop("outputs", None)
-        write_manifest(manifest, told)
-        # The same step resumes where it can. Not before its own script has replaced the directory of an earlier one,
-        # which run.json tells: until then the checkpoints there are of that one.
-        begun = origin(home / step.name) != told.get("replaces")
+        command = [*command_line(step, cfg), f"hydra.run.dir={home / step.name}"]
+        record = read_manifest(manifest)
+        record = (
+            record if record.get("key") == key else {"key": key, "seconds": 0.0, "replaces": origin(home / step.name)}
+        )
+        record.pop("outputs", None)
+        write_manifest(manifest, record)
+        # The same step is resumed, but only after its script replaced the directory of an earlier run (run.json
+        # changed). Until then the checkpoints there belong to the earlier run.
+        begun = origin(home / step.name) != record.get("replaces")
         command += ["resume=true", "overwrite=true"] if begun else ["overwrite=true"]
         console.print(f"{head}: python {shlex.join(command)}", markup=False, soft_wrap=True)
         start = time.time()
         try:
             wait_for([sys.executable, *launcher(step), *command], step.name)
         finally:
-            told["seconds"] += time.time() - start
-            write_manifest(manifest, told)
-        write_manifest(manifest, told | {"outputs": hash_files(home / step.name)})
+            record["seconds"] += time.time() - start
+            write_manifest(manifest, record)
+        write_manifest(manifest, record | {"outputs": hash_files(home / step.name)})
     seconds = {step.name: read_manifest(home / "manifests" / f"{step.name}.json")["seconds"] for step in cfg.steps}
-    commands = {step.name: f"python {shlex.join(words(step, cfg))}" for step in cfg.steps}
+    commands = {step.name: f"python {shlex.join(command_line(step, cfg))}" for step in cfg.steps}
     report(cfg, home, seconds, commands)
 
 
 def origin(directory: Path) -> str | None:
-    """What tells one beginning of a run in this directory from another: the sha256 of its run.json."""
+    """The sha256 of run.json. It differs for each run that started in this directory."""
     path = directory / "run.json"
     return sha256_of(path) if path.is_file() else None
 
 
-def words(step: DictConfig, cfg: DictConfig) -> list[str]:
-    """The step's command line: door, overrides, and those given for all steps."""
+def command_line(step: DictConfig, cfg: DictConfig) -> list[str]:
+    """The command line of the step: script, its overrides, and the overrides for all steps."""
     return shlex.split(step.run) + [f"{key}={value}" for key, value in flat(cfg["all"]).items()]
 
 
 def compose(step: DictConfig, cfg: DictConfig) -> DictConfig:
-    """The config that the step's door will see. Raises Hydra's error where an override does not fit."""
-    door, *overrides = words(step, cfg)
+    """The config of the step's script. Raises Hydra's error where an override does not fit."""
+    door, *overrides = command_line(step, cfg)
     return hydra.compose(door.removesuffix(".py"), overrides)
 
 
 def launcher(step: DictConfig) -> list[str]:
-    """What starts the ranks of a step that asks for several `processes`."""
+    """The launch command of a step with several `processes`, or an empty list."""
     processes = step.get("processes", 1)
     return [] if processes == 1 else ["launch.py", "--standalone", f"--nproc-per-node={processes}"]
 
 
 def fingerprint(step: DictConfig, cfg: DictConfig, home: Path) -> str:
-    """A hash of all that decides what the step will compute: its config, and every file that the config names."""
+    """A hash of everything that determines the step's results: its config, and every file that the config names."""
     config = OmegaConf.to_container(compose(step, cfg), resolve=False)
     named = {text: file_named_by(text) for text in sorted(set(texts_in(config)))}
     inputs = {text: hash_files(path) for text, path in named.items() if path and path.resolve() != ROOT}
     for text in (text for text, path in named.items() if path is None):  # of a pattern all files that match
         found = {name: sha256_of(Path(name)) for name in sorted(matches_of(text)) if Path(name).is_file()}
         inputs |= {text: found} if found else {}
-    whole = json.dumps([words(step, cfg), config, inputs], sort_keys=True)
+    whole = json.dumps([command_line(step, cfg), config, inputs], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
@@ -126,20 +128,20 @@ def hash_files(path: Path) -> dict[str, str]:
 
 
 def is_done(manifest: Path, key: str, directory: Path) -> bool:
-    """Whether the step ran to its end from the same inputs, and left what is still there."""
-    told = read_manifest(manifest)
-    return told.get("key") == key and "outputs" in told and told["outputs"] == hash_files(directory)
+    """Whether the step is complete with the same inputs, and its outputs are unchanged."""
+    record = read_manifest(manifest)
+    return record.get("key") == key and "outputs" in record and record["outputs"] == hash_files(directory)
 
 
 def read_manifest(path: Path) -> dict:
-    """What is known of a step; nothing where it never began. Raises ValueError where it is damaged."""
+    """The manifest of a step, empty if it never began. Raises ValueError where the file is damaged."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and its step is done again") from None
-    if not isinstance(told, dict):
+    if not isinstance(record, dict):
         raise ValueError(f"{path} is damaged (no object); delete it, and its step is done again")
-    return told
+    return record
 
 
 def write_manifest(path: Path, value: dict) -> None:
@@ -149,7 +151,7 @@ def write_manifest(path: Path, value: dict) -> None:
 
 
 def wait_for(command: list[str], name: str) -> None:
-    """Run a door to its end. Interrupting the recipe interrupts the door, which saves; then the chain stops."""
+    """Run a script to its end. A signal to the recipe is passed to the script, which saves; then the recipe stops."""
     child = subprocess.Popen(command)
     handlers = {number: signal.signal(number, lambda n, _: child.send_signal(n)) for number in (signal.SIGTERM,)}
     handlers[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both

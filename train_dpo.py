@@ -1,10 +1,10 @@
-"""DPO and its relatives: a policy from comparisons, without a reward model and without sampling.
+"""DPO and related losses: train a policy on comparisons, without a reward model and without sampling.
 
     python train_dpo.py policy=SFT_DIR data=hh_helpful                      pairs: prompt, chosen, rejected
     python train_dpo.py policy=SFT_DIR data.train=[FILES] loss=kto          rows rated good or bad; see conf/loss
 
-Rafailov et al. 2023 (arXiv:2305.18290), Algorithm box of section 4. What the papers leave open is said in docs/dpo.md.
-The reference costs one forward per row once and for all: its log-probs lie on disk (model/ref_cache.py).
+Rafailov et al. 2023 (arXiv:2305.18290), section 4. docs/dpo.md says how details are done that the papers leave open.
+The reference costs one forward per row. Its log-probs are cached on disk (model/ref_cache.py).
 """
 
 import itertools
@@ -21,10 +21,10 @@ from data.checks.gate import require_agreement
 from data.encoded import check_window
 from data.loader import micro_batches
 from data.preference_batch import Batch, all_rows, collate, mismatched
-from data.preferences import Element, check_margins, eval_elements, preference_loader
+from data.preferences import PreferenceGroup, check_margins, eval_groups, preference_loader
 from data.tokenizer import load_tokenizer
 from data.view import show_first_batch
-from evals.survey import Survey
+from evals.held_out_samples import HeldOutSamples
 from kernels.backend import set_kernels
 from losses import (
     dpo_loss,
@@ -53,7 +53,7 @@ from runtime.run import Run, main
 
 log = logging.getLogger(__name__)
 
-USES = {  # the settings that a loss reads, besides beta; any other must be left at 0
+USES = {  # loss -> the settings that it reads besides beta; the others must be 0
     "dpo": ("label_smoothing", "target_margin", "margin_coef"),
     "cdpo": ("label_smoothing", "target_margin", "margin_coef"),
     "robust": ("label_smoothing",),
@@ -76,22 +76,22 @@ def train(cfg: DictConfig, run: Run) -> float:
     agreement = require_agreement(cfg)
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template, date=cfg.data.date)
 
-    # ---- one network learns; the reference is one number per row
+    # ---- the policy learns; the reference is one log-prob per row
     policy = load_policy(cfg.policy, precision=cfg.precision, frozen=cfg.lora.rank > 0)
     check_vocab(policy.config, tokenizer.vocab_size)
     policy.transformer.checkpointing = cfg.activation_checkpointing
     policy = run.shard(add_lora(policy, **cfg.lora, seed=cfg.seed))
     ranks = {"rank": run.rank, "world_size": run.world_size}
     batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
-    held_out = eval_elements(cfg.data, tokenizer, batches)
-    check_elements(cfg, batches.items, held_out)
+    held_out = eval_groups(cfg.data, tokenizer, batches)
+    check_groups(cfg, batches.items, held_out)
     check_margins(cfg.margin_coef, cfg.data, batches.items)
     sets = (batches.items, held_out) if cfg.loss == "kto" else ()
-    partners = {k: v for items in sets for k, v in mismatched(items, max_length=cfg.data.max_length).items()}
-    survey = Survey(cfg, run, tokenizer, held_out or batches.items, policy.config.max_length)
-    check_window(policy.config.max_length, batches.items, held_out, list(partners.values()))
-    trained = batches.first(cfg.num_steps * cfg.batch_size)  # of a file, maybe a part
-    read = all_rows(itertools.chain(trained, held_out if cfg.eval_every else []), partners)
+    kl_rows = {k: v for items in sets for k, v in mismatched(items, max_length=cfg.data.max_length).items()}
+    held_out_samples = HeldOutSamples(cfg, run, tokenizer, held_out or batches.items, policy.config.max_length)
+    check_window(policy.config.max_length, batches.items, held_out, list(kl_rows.values()))
+    trained = batches.first(cfg.num_steps * cfg.batch_size)  # a short run may not reach all rows
+    read = all_rows(itertools.chain(trained, held_out if cfg.eval_every else []), kl_rows)
     reference, ref_models = load_reference(cfg, run, policy, tokenizer, read)
     optimizer = build_optimizer(policy, cfg.optim)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
@@ -99,30 +99,30 @@ def train(cfg: DictConfig, run: Run) -> float:
     if agreement is not None:
         run.terminal.say(agreement)
 
-    def collate_all(elements: list[Element]) -> list[Batch]:
-        parts = micro_batches(elements, cfg.micro_batch_size)
-        return [collate(part, reference, partners, tokenizer.pad_id, run.device) for part in parts]
+    def collate_all(groups: list[PreferenceGroup]) -> list[Batch]:
+        parts = micro_batches(groups, cfg.micro_batch_size)
+        return [collate(part, reference, kl_rows, tokenizer.pad_id, run.device) for part in parts]
 
-    def look(step: int) -> None:
+    def log_and_evaluate(step: int) -> None:
         with run.off_the_clock(), torch.no_grad(), gathered(policy, *ref_models):
             if held_out and run.due(cfg.eval_every, step):
                 evaluate(cfg, run, policy, collate_all(held_out[run.rank :: run.world_size]))
             if run.due(cfg.sample_every, step):
-                survey(policy, step)
+                held_out_samples(policy, step)
 
     if run.step == 0:
-        look(step=0)
+        log_and_evaluate(step=0)
         run.log_metrics(step=0)
     while run.step < cfg.num_steps:
         lr = set_lr(optimizer, run.step, cfg.optim)
         parts = collate_all(next(batches))
         counts = count(run, parts)
-        kl = reference_point(run, policy, parts)  # () nats; KTO's, 0 for the others
+        kl = reference_point(run, policy, parts)  # () nats, for KTO; 0 for other losses
 
-        # ---- gradients, a few elements at a time
+        # ---- gradients, a few groups at a time
         step_loss, row_losses = 0.0, []
         for part in parts:
-            logprobs = policy.logprobs(*part.rows)  # (b, T), the rows of an element on one shared prompt
+            logprobs = policy.logprobs(*part.rows)  # (b, T); the rows of a group share the prompt
             loss, metrics = objective(cfg, part, logprobs, kl, **counts)
             router, routed = router_loss(policy, share=1 / len(parts), **cfg.router)  # 0 without experts
             (loss + router).backward()
@@ -136,7 +136,7 @@ def train(cfg: DictConfig, run: Run) -> float:
         optimizer.step()
         optimizer.zero_grad()
         run.metrics.add({"objective/loss": step_loss, "optim/lr": lr, "optim/grad_norm": grad_norm})
-        look(step=run.step + 1)
+        log_and_evaluate(step=run.step + 1)
         run.end_step(num_tokens=sum(part.num_tokens for part in parts))
 
     export_model(policy, run.dir / "model", tokenizer)
@@ -150,9 +150,9 @@ def train(cfg: DictConfig, run: Run) -> float:
 def load_reference(
     cfg: DictConfig, run: Run, policy: Policy, tokenizer, rows: Iterable[dict]
 ) -> tuple[Callable, list[Policy]]:
-    """A function (rows as encoded, the same as Rows) -> (b,) nats: from disk, from a second model, or zeros.
+    """(function (encoded rows, the same as Rows) -> (b,) nats of the reference, list of the models that it runs).
 
-    Beside it the model behind the function, where there is one.
+    The log-probs come from disk, from a second model, or are zeros.
     """
     if cfg.ref == "none":
         return lambda examples, batch: torch.zeros(len(examples), device=run.device), []
@@ -167,7 +167,7 @@ def load_reference(
         model = AdaptersOff(policy) if cfg.lora.rank and cfg.ref_policy is None else second_model()
         return lambda examples, batch: total_logprobs(model, batch), [model]
 
-    model = policy if cfg.ref_policy is None else second_model()  # before its first step the policy is the reference
+    model = policy if cfg.ref_policy is None else second_model()  # equal before the first step
 
     def compute(examples: list[dict]) -> Tensor:
         log.info("reference log-probs: computing %d rows", len(examples))
@@ -175,9 +175,9 @@ def load_reference(
         parts = [examples[start : start + size] for start in range(0, len(examples), size)]
         return torch.cat([total_logprobs(model, make_rows(p, tokenizer.pad_id).to(run.device)) for p in parts])
 
-    in_nf4 = model is policy and cfg.lora.base == "nf4"  # so is the reference
+    in_nf4 = model is policy and cfg.lora.base == "nf4"  # then the reference is quantised too
     precision = f"{cfg.precision} on nf4" if in_nf4 else cfg.precision
-    with gathered(model):  # each rank computes its share of what is missing
+    with gathered(model):  # each rank computes its share of the missing rows
         table = cached_logprobs(
             compute, rows, directory=Path(cfg.ref_cache), weights=weights_digest(path), precision=precision,
             rank=run.rank, world_size=run.world_size,
@@ -192,8 +192,10 @@ def total_logprobs(policy: Policy, rows: Rows) -> Tensor:
 
 
 def reference_point(run: Run, policy: Policy, parts: list[Batch]) -> Tensor:
-    """() nats, per token where average_logprobs: KTO's z_0, the mean log-ratio of mismatched rows over the whole step,
-    at least 0. 0 for other losses."""
+    """() nats: KTO's z_0, the mean log-ratio of the mismatched rows of the whole step, at least 0; 0 for other losses.
+
+    With average_logprobs it is in nats per token.
+    """
     ratios = [
         (total_logprobs(policy, part.mismatched) - part.mismatched_ref_logprobs) / unit(run.cfg, part.mismatched)
         for part in parts
@@ -210,42 +212,45 @@ def reference_point(run: Run, policy: Policy, parts: list[Batch]) -> Tensor:
 
 
 def count(run: Run, parts: list[Batch]) -> dict[str, Tensor]:
-    """What the objective divides by: elements, and tokens of good completions, of all parts; means over ranks."""
-    elements = sum(len(part.margins) for part in parts)
+    """The divisors of the objective: numbers of groups, and of tokens of chosen completions, as means over ranks."""
+    groups = sum(len(part.margins) for part in parts)
     tokens = sum(part.num_targets for part in parts)
-    num_elements, num_tokens = run.mean(torch.tensor([float(elements), float(tokens)]))
-    return {"num_elements": num_elements, "num_tokens": num_tokens.clamp(min=1)}
+    num_groups, num_tokens = run.mean(torch.tensor([float(groups), float(tokens)]))
+    return {"num_groups": num_groups, "num_tokens": num_tokens.clamp(min=1)}
 
 
 def objective(
-    cfg: DictConfig, part: Batch, logprobs: Tensor, kl: Tensor, *, num_elements: Tensor, num_tokens: Tensor
+    cfg: DictConfig, part: Batch, logprobs: Tensor, kl: Tensor, *, num_groups: Tensor, num_tokens: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """What training lowers: the preference loss per element, and nll_coef times the NLL per token of good completions.
+    """The training objective: the preference loss per group + nll_coef * the NLL per token of chosen completions.
 
     Args:
-        logprobs: (b, T) of the part's rows. num_elements, num_tokens: of the whole step, so that its parts add up.
+        logprobs: (b, T) of the part's rows. num_groups, num_tokens: of the whole step, so that its parts add up.
     """
     loss, metrics = preference_loss(cfg, part, logprobs.sum(1), kl)
-    nll, _ = sft_loss(logprobs[part.good_rows], part.rows.completion_mask[part.good_rows], num_tokens=num_tokens)
-    return loss * len(part.margins) / num_elements + cfg.nll_coef * nll, metrics
+    nll, _ = sft_loss(logprobs[part.chosen_rows], part.rows.completion_mask[part.chosen_rows], num_tokens=num_tokens)
+    return loss * len(part.margins) / num_groups + cfg.nll_coef * nll, metrics
 
 
 def unit(cfg: DictConfig, rows: Rows) -> Tensor | int:
-    """What a completion's log-prob is divided by: its tokens where average_logprobs, else 1."""
+    """The divisor of a completion's log-prob: its number of tokens with average_logprobs, else 1."""
     return rows.completion_mask.sum(1) if cfg.average_logprobs else 1
 
 
 def preference_loss(cfg: DictConfig, part: Batch, logprobs: Tensor, kl: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss named in the config, over the b rows' total log-probs; and what is logged beside it."""
-    metrics = {"logprobs/chosen": masked(logprobs, part.good), "logprobs/rejected": masked(logprobs, ~part.good)}
+    """(loss named in the config, metrics), from (b,) log-probs of the part's rows. kl: from `reference_point`."""
+    metrics = {
+        "logprobs/chosen": masked(logprobs, part.is_chosen),
+        "logprobs/rejected": masked(logprobs, ~part.is_chosen),
+    }
     logprobs, ref_logprobs = (x / unit(cfg, part.rows) for x in (logprobs, part.ref_logprobs))
     if cfg.loss == "kto":
         weights = {"desirable_weight": cfg.desirable_weight, "undesirable_weight": cfg.undesirable_weight}
-        loss, told = kto_loss(logprobs, ref_logprobs, part.good, kl, beta=cfg.beta, **weights)
-        return loss, metrics | told | {"objective/reference_point": kl}
+        loss, more = kto_loss(logprobs, ref_logprobs, part.is_chosen, kl, beta=cfg.beta, **weights)
+        return loss, metrics | more | {"objective/reference_point": kl}
     if cfg.loss == "plackett_luce":
-        loss, told = plackett_luce_loss(logprobs, ref_logprobs, part.elements, part.ranks, beta=cfg.beta)
-        return loss, metrics | told
+        loss, more = plackett_luce_loss(logprobs, ref_logprobs, part.group_ids, part.ranks, beta=cfg.beta)
+        return loss, metrics | more
     pair = (*logprobs.view(-1, 2).unbind(1), *ref_logprobs.view(-1, 2).unbind(1))  # rows alternate: chosen, rejected
     smoothing, margin = cfg.label_smoothing, cfg.target_margin + cfg.margin_coef * part.margins
     losses = {
@@ -258,21 +263,21 @@ def preference_loss(cfg: DictConfig, part: Batch, logprobs: Tensor, kl: Tensor) 
         "simpo": lambda: simpo_loss(*pair[:2], beta=cfg.beta, target_margin=cfg.target_margin),
         "orpo": lambda: orpo_loss(*pair[:2], beta=cfg.beta),
     }
-    loss, told = losses[cfg.loss]()
-    return loss, metrics | told
+    loss, more = losses[cfg.loss]()
+    return loss, metrics | more
 
 
 def evaluate(cfg: DictConfig, run: Run, policy: Policy, parts: list[Batch]) -> None:
-    """The training's objective, accuracy, margin and implicit rewards on held-out elements."""
+    """Log the training objective, accuracy, margin and implicit rewards on held-out groups."""
     kl, counts, total = reference_point(run, policy, parts), count(run, parts), torch.zeros((), device=run.device)
     for part in parts:
         loss, metrics = objective(cfg, part, policy.logprobs(*part.rows), kl, **counts)
         total += loss
-        told = {
+        held_out = {
             name.replace("rewards/", "eval/").replace("logprobs/", "eval/logprobs_"): v for name, v in metrics.items()
         }
-        told.pop("objective/reference_point", None)
-        run.metrics.add(told)
+        held_out.pop("objective/reference_point", None)
+        run.metrics.add(held_out)
     run.metrics.add({"eval/loss": total})
 
 
@@ -280,7 +285,7 @@ def evaluate(cfg: DictConfig, run: Run, policy: Policy, parts: list[Batch]) -> N
 
 
 def check_dpo(cfg: DictConfig, world_size: int) -> None:
-    """Settings that cannot be meant fail in the first second."""
+    """Raise ValueError where settings are wrong, before anything is loaded."""
     check_training(cfg, world_size)
     check_choice("loss", cfg.loss, tuple(USES))
     check_choice("ref", cfg.ref, ("cached", "live", "none"))
@@ -301,28 +306,28 @@ def check_dpo(cfg: DictConfig, world_size: int) -> None:
         raise ValueError(f"loss={cfg.loss} is defined on log-probs per token; leave average_logprobs=true")
 
 
-def check_elements(cfg: DictConfig, elements: Sequence[Element], held_out: Sequence[Element]) -> None:
-    """Every element fits the loss, and KTO learns from both kinds."""
-    ratings = set()  # of those that are learned: True, False: rated good, bad; None: not rated
-    for number, element in enumerate(itertools.chain(elements, held_out)):
-        K, rated = len(element.rows), element.reward is not None
+def check_groups(cfg: DictConfig, groups: Sequence[PreferenceGroup], held_out: Sequence[PreferenceGroup]) -> None:
+    """Raise ValueError unless every group fits the loss, and KTO has good and bad completions."""
+    ratings = set()  # of the training groups: True, False: rated good, bad; None: not rated
+    for number, group in enumerate(itertools.chain(groups, held_out)):
+        K, rated = len(group.rows), group.reward is not None
         if cfg.loss == "plackett_luce":
             fits, wants = K > 1, "rankings or pairs"
         elif cfg.loss == "kto":
-            fits = element.is_good is not None if rated else K == 2 and not element.is_tie
+            fits = group.is_good is not None if rated else K == 2 and not group.is_tie
             wants = "completions rated above or below 0.5, or pairs without ties"
         else:
-            fits, wants = K == 2 and not element.is_tie, "pairs without ties (loss=plackett_luce takes rankings)"
+            fits, wants = K == 2 and not group.is_tie, "pairs without ties (loss=plackett_luce takes rankings)"
         if not fits:
-            kind = "a tie" if element.is_tie else f"{K} completions"
-            kind = f"a rated completion ({element.reward:g})" if rated else kind
-            raise ValueError(f"{element.where}: loss={cfg.loss} wants {wants}, this is {kind}")
-        if number < len(elements):
-            ratings.add(element.is_good if rated else None)
+            kind = "a tie" if group.is_tie else f"{K} completions"
+            kind = f"a rated completion ({group.reward:g})" if rated else kind
+            raise ValueError(f"{group.where}: loss={cfg.loss} wants {wants}, this is {kind}")
+        if number < len(groups):
+            ratings.add(group.is_good if rated else None)
     if cfg.loss == "kto" and ratings in ({True}, {False}):
         kind = "good" if True in ratings else "bad"
         raise ValueError(
-            f"loss=kto tells good completions from bad ones, but all {len(elements)} are rated {kind}: "
+            f"loss=kto tells good completions from bad ones, but all {len(groups)} are rated {kind}: "
             f"it would only {'raise' if kind == 'good' else 'lower'} every probability; add rows of the other kind"
             + (", or train_sft.py on these" if kind == "good" else "")
         )

@@ -1,11 +1,11 @@
-"""PPO: a policy from a reward, with the KL to where it started as the price.
+"""PPO: train a policy on a reward, with a penalty on the KL to the reference policy.
 
     python train_ppo.py policy=SFT_DIR reward_model=RM_DIR data.prompts=[FILES]
     python train_ppo.py policy=SFT_DIR reward=math data.prompts=[FILES]
     python train_ppo.py policy=SFT_DIR reward=[my_rewards.py:kind,{name:length,weight:0.1}] data.prompts=[FILES]
 
 Ziegler et al. 2019 (arXiv:1909.08593), Stiennon et al. 2020 (arXiv:2009.01325), Ouyang et al. 2022 (arXiv:2203.02155).
-Every variant is a setting of conf/train_ppo.yaml, explained in docs/ppo.md; it lives in a function that the loop calls.
+Every variant is a setting of conf/train_ppo.yaml, explained in docs/ppo.md, and a function that the loop calls.
 """
 
 import math
@@ -92,20 +92,20 @@ def train(cfg: DictConfig, run: Run) -> float:
         lr, started = set_lr(optimizer, run.step, cfg.optim), time.perf_counter()
         kl_coefs = {place: controller.kl_coef if cfg.kl_in == place else 0.0 for place in ("reward", "loss")}
 
-        # ---- 1. rollout: the policy answers a batch of prompts, everyone reads the answers
+        # ---- 1. rollout: the policy samples completions, and all four networks read them
         with torch.no_grad():
-            rollout, paid = draw(cfg, run, engine, policy, prompts, score)  # paid: (B, T) by the reward's sources
+            rollout, source_rewards = draw(cfg, run, engine, policy, prompts, score)  # the latter (B, T)
             mask, parts = rollout.action_mask, rollout.parts(size)  # (B, T) bool
             old_logprobs, entropy = of_actions(policy.logprobs_and_entropy, parts, temperature=temperature)
             ref_logprobs = of_actions(ref_policy.logprobs, parts, temperature=temperature)  # (B, T)
             old_values = of_states(value_model, parts)  # (B, T)
         rolled_out = time.perf_counter()
 
-        # ---- 2. reward: what was paid, minus kl_coef * KL on every token; then who deserves it
+        # ---- 2. rewards: those of the sources minus kl_coef * KL on every token; then advantages
         kl = kl_estimate(old_logprobs - ref_logprobs, "k1")  # (B, T) nats
-        rewards = shape_rewards(paid, kl, rollout, cfg, kl_coef=kl_coefs["reward"])  # (B, T)
-        run.metrics.add(rollout_figures(rollout, paid, rewards, kl, entropy) | score.figures(rollout))
-        warn_about(rollout, paid.sum(1), cfg, run)
+        rewards = shape_rewards(source_rewards, kl, rollout, cfg, kl_coef=kl_coefs["reward"])  # (B, T)
+        run.metrics.add(rollout_figures(rollout, source_rewards, rewards, kl, entropy) | score.figures(rollout))
+        warn_about(rollout, source_rewards.sum(1), cfg, run)
         rollout.leave_out(unlearnable(rollout, cfg))
         mask, value_mask = rollout.action_mask, rollout.value_mask  # (B, T) bool
         advantages = give_credit(rewards, old_values, kl_coefs["reward"] * kl, rollout, cfg, run.mean)  # (B, T)
@@ -113,19 +113,19 @@ def train(cfg: DictConfig, run: Run) -> float:
         advantages = whiten(advantages, mask, run.mean, shift_mean=True) if whitens(cfg) else advantages
         advantages, old_logprobs, sampled = correct_for_sampler(advantages, old_logprobs, rollout, cfg, run.step)
 
-        # ---- 3. what a person would want to know of it
+        # ---- 3. metrics, samples, KL controller
         run.metrics.add({"value/explained_variance": explained_variance(returns, old_values, value_mask, run.mean)})
         run.metrics.add({"optim/lr": lr, "objective/kl_coef": controller.kl_coef} | sampled | monitor.figures(rollout))
         credit = {"reward": rewards, "kl": kl, "value": old_values, "advantage": advantages}
-        show(cfg, run, policy, ref_policy, tokenizer, rollout, parts, paid.sum(1), credit)
+        show(cfg, run, policy, ref_policy, tokenizer, rollout, parts, source_rewards.sum(1), credit)
         controller.update(run.mean(kl.sum(1).mean()).item(), num_sequences=cfg.batch_size * K)
 
         # ---- 4. a few epochs of clipped updates on the same rollout
         learning = time.perf_counter()
-        teach_values(cfg, run, value_model, optimizer, rollout, old_values, returns)  # where it has epochs of its own
+        teach_values(cfg, run, value_model, optimizer, rollout, old_values, returns)  # if it has its own epochs
         weights, counts = aggregation(mask, cfg.aggregation, max_new_tokens=cfg.sampling.max_new_tokens)
         for index, minibatch in enumerate(run.minibatches(len(mask), cfg.ppo_epochs, cfg.minibatch_size, K)):
-            minibatch, row_sums, ratios = minibatch.sort().values, [], []  # siblings stay neighbours: one prompt
+            minibatch, row_sums, ratios = minibatch.sort().values, [], []  # rows of a prompt stay consecutive
             some = send(minibatch, run.device)
             num_tokens, num_states = (run.mean(n[some].sum().float()).clamp_min(1) for n in (counts, value_mask))
             for part in map(rollout.part, minibatch.split(size)):
@@ -160,7 +160,7 @@ def train(cfg: DictConfig, run: Run) -> float:
             evaluate_policy(cfg, run, policy, ref_policy, engine, score, monitor, held_out, step=run.step + 1)
         run.end_step(num_tokens=int(rollout.attention_mask.sum()))
 
-    with average.swapped_in(policy):  # the average is the result where ema_decay asks for one
+    with average.swapped_in(policy):  # with ema_decay the average is exported
         export(cfg, run, policy, value_model, tokenizer)
     return run.finish("eval/score" if held_out and cfg.eval_every else "objective/score")
 
@@ -168,14 +168,16 @@ def train(cfg: DictConfig, run: Run) -> float:
 # ---- what the loop calls besides equations
 
 
-def shape_rewards(paid: Tensor, kl: Tensor, rollout: Trajectory, cfg: DictConfig, *, kl_coef: float) -> Tensor:
-    """(B, T) rewards: what the sources pay, minus kl_coef * KL on every token.
+def shape_rewards(
+    source_rewards: Tensor, kl: Tensor, rollout: Trajectory, cfg: DictConfig, *, kl_coef: float
+) -> Tensor:
+    """(B, T) rewards: source_rewards (B, T) minus kl_coef * KL on every token.
 
-    What is paid at the end of an episode is clipped, loses the penalty of an overlong completion, and follows the rule
-    for missing stop tokens; missing_eos=replace also takes back what was paid before.
+    The reward at the end of an episode is clipped. Then the penalty of overlong completions is added, and the rule for
+    missing stop tokens is applied. missing_eos=replace also removes the rewards before the end.
     """
-    ends, finished = paid.masked_fill(~rollout.done, 0.0).sum(1), rollout.finished  # (B,)
-    before = paid.masked_fill(rollout.done, 0.0)
+    ends, finished = source_rewards.masked_fill(~rollout.done, 0.0).sum(1), rollout.finished  # (B,)
+    before = source_rewards.masked_fill(rollout.done, 0.0)
     limit = {"max_new_tokens": cfg.sampling.max_new_tokens, "overlong_tokens": cfg.overlong_tokens}
     last = (rollout.turn == rollout.turn.amax(1, keepdim=True)) & rollout.action_mask
     ends = clip_scores(ends, cfg.reward_clip) + overlong_penalty(last.sum(1), **limit)
@@ -185,7 +187,7 @@ def shape_rewards(paid: Tensor, kl: Tensor, rollout: Trajectory, cfg: DictConfig
 
 
 def unlearnable(rollout: Trajectory, cfg: DictConfig) -> Tensor:
-    """(B,) bool: the episodes that nobody could judge and, under missing_eos=mask, those that did not stop."""
+    """(B,) bool: episodes without a score and, with missing_eos=mask, those without a stop token."""
     return ~rollout.judged | (~rollout.finished & (cfg.missing_eos == "mask"))
 
 
@@ -204,12 +206,12 @@ def give_credit(
 
 
 def whitens(cfg: DictConfig) -> bool:
-    """Whether advantages are whitened: only gae's, as a group's are on a scale of their own, and 0 where all agree."""
+    """Whether advantages are whitened. Only those of gae are: group advantages have their own scale."""
     return cfg.advantage in WITH_VALUES and cfg.whiten_advantages is not False
 
 
 def read_policy(policy: Policy, part: Part, cfg: DictConfig) -> tuple[Tensor, Tensor]:
-    """(b, T) log-probs of the actions and the entropy of what each was drawn from; 0 where entropy_coef is."""
+    """(b, T) log-probs of the actions, and (b, T) entropies, which are 0 if entropy_coef is 0."""
     settings = {"temperature": cfg.sampling.temperature}
     if cfg.entropy_coef:
         return policy.logprobs_and_entropy(*part.rows, **settings)
@@ -221,7 +223,7 @@ def penalty(
     cfg: DictConfig, policy: Policy, ref_policy: nn.Module, part: Part, logprobs: Tensor, ref_logprobs: Tensor,
     weight: Tensor,
 ) -> Tensor:  # fmt: skip
-    """() the KL to the reference as a loss term, summed: an estimate from what was sampled, or over the vocabulary."""
+    """() sum of the KL to the reference as a loss term: estimated from samples, or exact over the vocabulary."""
     if cfg.kl_in != "loss" or cfg.kl_estimator != "exact":
         return kl_loss(logprobs, ref_logprobs, part.rows.completion_mask, cfg.kl_estimator, weight)
     settings = {"temperature": cfg.sampling.temperature}
@@ -229,7 +231,7 @@ def penalty(
 
 
 def hold_still(policy: Policy, value_model: nn.Module, cfg: DictConfig, step: int) -> None:
-    """The policy learns nothing while the value model is pretrained, and that nothing here where it has own epochs."""
+    """Drop the policy's gradients in value pretraining, and the value model's if it has its own epochs."""
     if step < cfg.value_pretraining_steps:
         policy.zero_grad(set_to_none=True)
     if cfg.value_epochs is not None:
@@ -237,7 +239,7 @@ def hold_still(policy: Policy, value_model: nn.Module, cfg: DictConfig, step: in
 
 
 def first_ratio(ratios: list[Tensor], index: int) -> dict[str, Tensor]:
-    """The ratio farthest from 1 on a rollout's first minibatch, where nothing has been learned yet: it must be 1."""
+    """The ratio farthest from 1 on a rollout's first minibatch. It should be 1, as there was no update yet."""
     if index:
         return {}
     ratio = torch.cat(ratios)
@@ -245,12 +247,12 @@ def first_ratio(ratios: list[Tensor], index: int) -> dict[str, Tensor]:
 
 
 def rollout_figures(
-    rollout: Trajectory, paid: Tensor, rewards: Tensor, kl: Tensor, entropy: Tensor
+    rollout: Trajectory, source_rewards: Tensor, rewards: Tensor, kl: Tensor, entropy: Tensor
 ) -> dict[str, Tensor]:
-    """What is logged of every rollout: score and rewards of the rows that were judged, the rest of all rows."""
+    """Metrics of a rollout: score and rewards over the rows with a score, the others over all rows."""
     mask, judged = rollout.action_mask, rollout.judged
     return {
-        "objective/score": masked(paid.sum(1), judged), "objective/rewards": masked(rewards.sum(1), judged),
+        "objective/score": masked(source_rewards.sum(1), judged), "objective/rewards": masked(rewards.sum(1), judged),
         "objective/kl": kl.sum(1), "objective/entropy": masked(entropy, mask), "objective/length": mask.sum(1),
         "objective/truncated": ~rollout.finished,
     }  # fmt: skip
@@ -259,7 +261,7 @@ def rollout_figures(
 def speeds(
     cfg: DictConfig, run: Run, rollout: Trajectory, rollout_seconds: float, train_seconds: float
 ) -> dict[str, float]:
-    """Tokens per second of all ranks: sampled ones while rolling out, real ones of each epoch while learning."""
+    """Tokens per second of all ranks: sampled tokens in the rollout, and real tokens of all epochs in training."""
     sampled, real = (int(m.sum()) * run.world_size for m in (rollout.turn >= 0, rollout.attention_mask))
     return {
         "perf/rollout_tokens_per_second": sampled / rollout_seconds,
@@ -272,7 +274,7 @@ def show(
     cfg: DictConfig, run: Run, policy: Policy, ref_policy: Policy, tokenizer: Tokenizer,
     rollout: Trajectory, parts: list[Part], scores: Tensor, credit: dict[str, Tensor],
 ) -> None:  # fmt: skip
-    """The exact KL, samples and the viewer of this step, each when due."""
+    """Log the exact KL and samples, and print the credit viewer, each when due."""
     with run.off_the_clock():
         if run.due(cfg.kl_exact_every):
             settings = {"temperature": cfg.sampling.temperature}
@@ -285,7 +287,7 @@ def show(
 
 
 def export(cfg: DictConfig, run: Run, policy: Policy, value_model: nn.Module, tokenizer: Tokenizer) -> None:
-    """The policy, its adapter where it has one, and the value model where it is asked for."""
+    """Export the policy, its adapter if there is one, and the value model if export_value_model is set."""
     export_model(policy, run.dir / "model", tokenizer)
     export_adapter(policy, run.dir / "adapter", cfg.policy)
     if cfg.export_value_model:
@@ -296,7 +298,7 @@ def export(cfg: DictConfig, run: Run, policy: Policy, value_model: nn.Module, to
 
 
 def check_ppo(cfg: DictConfig, world_size: int) -> None:
-    """Settings that cannot be meant, before anything is loaded."""
+    """Raise ValueError where settings are wrong, before anything is loaded."""
     counts = ("num_steps", "batch_size", "samples_per_prompt", "ppo_epochs", "num_prompts", "keep_last", "max_turns")
     counts = (*counts, "watch_patience")
     check_whole(1, **{key: cfg[key] for key in counts})
@@ -353,7 +355,7 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
 
 
 def check_fits(cfg: DictConfig) -> None:
-    """Settings that mean nothing beside others."""
+    """Raise ValueError where a setting has no effect with the others."""
     if cfg.dual_clip is not None and cfg.policy_loss != "clip":
         raise ValueError(
             f"dual_clip={cfg.dual_clip} belongs to policy_loss=clip; policy_loss={cfg.policy_loss} has none"
@@ -376,7 +378,7 @@ def check_fits(cfg: DictConfig) -> None:
 
 
 def check_off_policy(cfg: DictConfig, world_size: int) -> None:
-    """Settings of rollouts that are not the policy's own, and of losses that want them to be."""
+    """Raise ValueError where settings for off-policy rollouts contradict others."""
     check_choice("off_policy.correction", cfg.off_policy.correction, CORRECTIONS)
     check_choice("off_policy.old_logprobs", cfg.off_policy.old_logprobs, ("trainer", "sampler"))
     check_positive(off_policy__max_weight=cfg.off_policy.max_weight)
@@ -409,7 +411,7 @@ def check_off_policy(cfg: DictConfig, world_size: int) -> None:
 
 
 def kl_controller(cfg: DictConfig) -> FixedKL:
-    """The coefficient of the KL penalty: fixed, on its way along a line, or steered to a target."""
+    """The controller of the KL coefficient: fixed, linear or adaptive."""
     if cfg.kl_controller == "fixed":
         return FixedKL(cfg.kl_coef)
     if cfg.kl_controller == "linear":
@@ -426,7 +428,7 @@ def kl_controller(cfg: DictConfig) -> FixedKL:
 
 
 class NoValues(nn.Module):
-    """The value model of an advantage without one (not in WITH_VALUES): 0 everywhere, nothing to learn."""
+    """A value model that returns 0, for advantages that need none (not in WITH_VALUES)."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, stream: Stream | None = None
@@ -435,9 +437,9 @@ class NoValues(nn.Module):
 
 
 def load_policies(cfg: DictConfig, run: Run, tokenizer: Tokenizer) -> tuple[Policy, nn.Module]:
-    """The policy that learns, and the one it must stay close to: where it began, or ref_policy.
+    """(trained policy, reference policy). The reference is ref_policy, or the policy before training.
 
-    With LoRA the reference is the same weights, without the adapters.
+    With LoRA the reference is the same weights without the adapters.
     """
     if cfg.ref_policy is not None:
         check_same_tokenizer(cfg.ref_policy, tokenizer, "ref_policy")
@@ -451,13 +453,13 @@ def load_policies(cfg: DictConfig, run: Run, tokenizer: Tokenizer) -> tuple[Poli
 
 
 def checkpointed(model: nn.Module, cfg: DictConfig) -> nn.Module:
-    """The model, which computes each layer again in the backward pass where activation_checkpointing says so."""
+    """The model, with activation checkpointing as set in the config."""
     model.transformer.checkpointing = cfg.activation_checkpointing
     return model
 
 
 def load_values(cfg: DictConfig, run: Run, policy: Policy) -> nn.Module:
-    """The value model: value_model's, else the reward model's weights and head, or the policy's and a zero head."""
+    """The value model: value_model, or one that starts from the reward model, or from the policy with a zero head."""
     if cfg.advantage not in WITH_VALUES:
         return NoValues()
     start = cfg.value_model or (cfg.reward_model if cfg.value_start == "reward_model" else None)
@@ -465,17 +467,17 @@ def load_values(cfg: DictConfig, run: Run, policy: Policy) -> nn.Module:
         return run.shard(checkpointed(add_lora(value_on(policy), **cfg.lora, seed=cfg.seed + 1), cfg))
     value_model = load_value_model(start or cfg.policy, precision=cfg.precision, frozen=cfg.lora.rank > 0)
     if start is None:
-        nn.init.zeros_(value_model.head.weight)  # as Ziegler et al. 2019's code: no opinion before the first return
+        nn.init.zeros_(value_model.head.weight)  # as in the code of Ziegler et al. 2019
     return run.shard(checkpointed(add_lora(value_model, **cfg.lora, seed=cfg.seed + 1), cfg))
 
 
 def nothing(prompts: list[str], completions: list[str]) -> list[float]:
-    """The reward where nothing but the KL counts."""
+    """A reward of 0, for training with the KL penalty alone."""
     return [0.0] * len(completions)
 
 
 def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Scorer:
-    """What gives the reward, checked against the policy."""
+    """The reward sources, after checks against the policy."""
     check_vocab(policy.config, tokenizer.vocab_size)
     reward_model = None
     if cfg.reward_model is not None:
@@ -484,7 +486,7 @@ def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy)
     known = {"reward_model": reward_model is not None, "environment": cfg.env is not None}
     sources = read_sources("reward", cfg.reward, run.dir / "rewards", cfg.reward_timeout, **known)
     if not sources and cfg.ref_policy and cfg.kl_coef:
-        sources = [Source("nothing", nothing)]  # distillation: all that is wanted is to be near ref_policy
+        sources = [Source("nothing", nothing)]  # distillation: only the KL to ref_policy counts
     return Scorer(reward_model, sources, tokenizer, micro_batch_size=cfg.micro_batch_size, mean=run.mean)
 
 

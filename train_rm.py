@@ -3,8 +3,8 @@
     python train_rm.py policy=SFT_DIR data=hh_helpful
     python train_rm.py model=tiny model.vocab_size=2048 data=movie_ratings      weights and tokenizer from scratch
 
-Ouyang et al. 2022 (arXiv:2203.02155), Eq. 1: the K completions of a prompt are one batch element, all C(K, 2) pairs of
-it at once, with K forwards on a prompt that is laid out once. Settings: conf/train_rm.yaml and docs/reward_model.md.
+Ouyang et al. 2022 (arXiv:2203.02155), Eq. 1. The K completions of a prompt are one preference group. The loss is over
+all its C(K, 2) pairs, and costs K forwards that share the prompt. Settings: conf/train_rm.yaml, docs/reward_model.md.
 """
 
 import itertools
@@ -20,10 +20,10 @@ from data.chat import cut_prompt
 from data.checks.gate import require_agreement
 from data.encoded import check_window
 from data.loader import micro_batches
-from data.preferences import Element, check_margins, eval_elements, preference_loader, preference_texts
+from data.preferences import PreferenceGroup, check_margins, eval_groups, preference_loader, preference_texts
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from data.view import show_first_batch
-from evals.rm_accuracy import check_measurable, evaluate_reward_model, score_elements
+from evals.rm_accuracy import check_measurable, evaluate_reward_model, score_preferences
 from kernels.backend import set_kernels
 from losses import pointwise_reward_loss, reward_loss
 from model.build import export_model, load_policy, load_reward_model, new_reward_model, open_weights
@@ -53,7 +53,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     optimizer = build_optimizer(reward_model, cfg.optim)
     ranks = {"rank": run.rank, "world_size": run.world_size}
     batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
-    held_out = eval_elements(cfg.data, tokenizer, batches)
+    held_out = eval_groups(cfg.data, tokenizer, batches)
     check_kinds(batches.items, held_out)
     check_liked(cfg, batches.items)
     check_margins(cfg.margin_coef, cfg.data, batches.items)
@@ -64,23 +64,23 @@ def train(cfg: DictConfig, run: Run) -> float:
         run.terminal.say(note)
 
     if run.step == 0:
-        look(cfg, run, reward_model, tokenizer, held_out, step=0)
+        log_and_evaluate(cfg, run, reward_model, tokenizer, held_out, step=0)
         run.log_metrics(step=0)
     while run.step < cfg.num_steps:
         lr = set_lr(optimizer, run.step, cfg.optim)
         batch, row_sums, places = next(batches), [], []
-        num_elements = run.mean(torch.tensor(float(len(batch))))
+        num_groups = run.mean(torch.tensor(float(len(batch))))
 
-        # ---- gradients, a few elements at a time
+        # ---- gradients, a few groups at a time
         for part in micro_batches(batch, cfg.micro_batch_size):
-            rows = make_rows([row for element in part for row in element.rows], tokenizer.pad_id).to(run.device)
-            scores = reward_model.score(*rows)  # (b,) every completion once
-            loss, metrics = element_loss(scores, part, cfg, num_elements)
+            rows = make_rows([row for group in part for row in group.rows], tokenizer.pad_id).to(run.device)
+            scores = reward_model.score(*rows)  # (b,)
+            loss, metrics = group_loss(scores, part, cfg, num_groups)
             router, routed = router_loss(reward_model, share=len(part) / len(batch), **cfg.router)  # 0 without experts
             (loss + router).backward()
             run.metrics.add(metrics | routed)
             row_sums.append(scores.detach())
-            places += [element.where for element in part for _ in element.rows]
+            places += [group.where for group in part for _ in group.rows]
 
         # ---- the step
         grad_norm = clip_grads(reward_model, cfg.optim.max_grad_norm)
@@ -88,8 +88,8 @@ def train(cfg: DictConfig, run: Run) -> float:
         optimizer.step()
         optimizer.zero_grad()
         run.metrics.add({"optim/lr": lr, "optim/grad_norm": grad_norm})
-        look(cfg, run, reward_model, tokenizer, held_out, step=run.step + 1)
-        run.end_step(num_tokens=sum(len(row["input_ids"]) for element in batch for row in element.rows))
+        log_and_evaluate(cfg, run, reward_model, tokenizer, held_out, step=run.step + 1)
+        run.end_step(num_tokens=sum(len(row["input_ids"]) for group in batch for row in group.rows))
 
     export_model(reward_model, run.dir / "model", tokenizer)  # before anything else can fail
     if normalise(cfg, run, reward_model, tokenizer, batches.items):
@@ -100,7 +100,10 @@ def train(cfg: DictConfig, run: Run) -> float:
 
 
 def load(cfg: DictConfig) -> tuple[Tokenizer, RewardModel]:
-    """A policy (or reward model) and its tokenizer; or random weights with a tokenizer given, or trained here."""
+    """(tokenizer, reward model) from a policy or reward model, or with random weights.
+
+    With random weights the tokenizer is `cfg.tokenizer`, or it is trained here.
+    """
     how = {"template": cfg.data.template, "date": cfg.data.date}
     if cfg.policy is not None:
         tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, **how)
@@ -123,7 +126,7 @@ def load(cfg: DictConfig) -> tuple[Tokenizer, RewardModel]:
 
 
 def check_reward(cfg: DictConfig, world_size: int) -> None:
-    """Settings that cannot be meant, before anything is loaded."""
+    """Raise ValueError where settings are wrong, before anything is loaded."""
     check_training(cfg, world_size)
     check_policy_or_model(cfg)
     check_choice("normalise", cfg.normalise, ("none", "reference_mean", "gain_bias"))
@@ -134,7 +137,7 @@ def check_reward(cfg: DictConfig, world_size: int) -> None:
 
 
 def check_policy_can_answer(cfg: DictConfig) -> None:
-    """normalise=gain_bias samples from the policy when the training is over: what would fail then must fail now."""
+    """Raise ValueError now where normalise=gain_bias could not sample from the policy after training."""
     if cfg.policy is None:
         raise ValueError(
             "normalise=gain_bias scores samples of the policy, but policy=null; use none or reference_mean"
@@ -149,91 +152,97 @@ def check_policy_can_answer(cfg: DictConfig) -> None:
         )
 
 
-def check_kinds(training: Sequence[Element], held_out: Sequence[Element]) -> None:
-    """Ratings are judged by AUC, comparisons by accuracy: both sets are of one kind, with something to tell apart."""
+def check_kinds(training: Sequence[PreferenceGroup], held_out: Sequence[PreferenceGroup]) -> None:
+    """Raise ValueError unless both sets are of one kind (ratings or comparisons) and data.eval can be measured."""
     if held_out and (training[0].reward is None) != (held_out[0].reward is None):
         raise ValueError("data.train and data.eval differ in kind (comparisons, rated completions); give files of one")
     if held_out:
         check_measurable(held_out)
 
 
-def check_liked(cfg: DictConfig, elements: Sequence[Element]) -> None:
-    """normalise=reference_mean reads completions that people liked when the training is over: there must be some."""
-    if cfg.normalise == "reference_mean" and not any(map(is_liked, elements)):
-        kind = "ratings is above 0.5" if elements[0].reward is not None else "comparisons has a better side"
+def check_liked(cfg: DictConfig, groups: Sequence[PreferenceGroup]) -> None:
+    """Raise ValueError where normalise=reference_mean would have no completion that people liked."""
+    if cfg.normalise == "reference_mean" and not any(map(is_liked, groups)):
+        kind = "ratings is above 0.5" if groups[0].reward is not None else "comparisons has a better side"
         raise ValueError(
             f"normalise=reference_mean sets the mean score of completions that people liked to 0, but none of the "
-            f"{len(elements)} {kind}; use normalise=none or gain_bias, or add such rows"
+            f"{len(groups)} {kind}; use normalise=none or gain_bias, or add such rows"
         )
 
 
-def element_loss(
-    scores: Tensor, elements: list[Element], cfg: DictConfig, num_elements: Tensor
+def group_loss(
+    scores: Tensor, groups: list[PreferenceGroup], cfg: DictConfig, num_groups: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of some elements of a step, and what is logged of it.
+    """(loss, metrics) of some groups of a step.
 
     Args:
-        scores: (b,) of the elements' rows, one after the other.
+        scores: (b,) of the groups' rows, in their order. num_groups: groups of the whole step.
     """
-    if elements[0].reward is not None:
-        labels = send(torch.tensor([element.reward for element in elements]), scores.device)
-        loss, metrics = pointwise_reward_loss(scores, labels, center_coef=cfg.center_coef, num_elements=num_elements)
+    if groups[0].reward is not None:
+        labels = send(torch.tensor([group.reward for group in groups]), scores.device)
+        loss, metrics = pointwise_reward_loss(scores, labels, center_coef=cfg.center_coef, num_groups=num_groups)
     else:
-        better, worse, weights, margins, ties = element_pairs(elements, cfg.margin_coef, scores.device)
+        better, worse, weights, margins, ties = group_pairs(groups, cfg.margin_coef, scores.device)
         loss, metrics = reward_loss(
             scores[better], scores[worse], weights, margins, ties,
-            center_coef=cfg.center_coef, num_elements=num_elements,
+            center_coef=cfg.center_coef, num_groups=num_groups,
         )  # fmt: skip
-    mean_loss = (loss.detach() * num_elements / len(elements)).expand(len(elements))  # weighs as much as its elements
+    mean_loss = (loss.detach() * num_groups / len(groups)).expand(len(groups))  # weighted by the number of groups
     return loss, metrics | {"objective/loss": mean_loss, "objective/score": scores.detach()}
 
 
-def element_pairs(elements: list[Element], margin_coef: float, device) -> tuple[Tensor, ...]:
-    """All C(K, 2) pairs of each element: (P,) rows better and worse, weight 1 / C(K, 2), margin, tie."""
+def group_pairs(groups: list[PreferenceGroup], margin_coef: float, device) -> tuple[Tensor, ...]:
+    """All C(K, 2) pairs of each group: (P,) better row, worse row, weight 1 / C(K, 2), margin, tie."""
     pairs, first = [], 0
-    for element in elements:
-        K = len(element.rows)
-        for i, j in itertools.combinations(range(K), 2):  # rows come best first
-            tie = element.ranks[i] == element.ranks[j]
-            pairs.append((first + i, first + j, 2 / (K * (K - 1)), margin_coef * element.margin, tie))
+    for group in groups:
+        K = len(group.rows)
+        for i, j in itertools.combinations(range(K), 2):  # rows are sorted, best first
+            tie = group.ranks[i] == group.ranks[j]
+            pairs.append((first + i, first + j, 2 / (K * (K - 1)), margin_coef * group.margin, tie))
         first += K
     better, worse, weights, margins, ties = zip(*pairs, strict=True)
     return tuple(send(torch.tensor(column), device) for column in (better, worse, weights, margins, ties))
 
 
 @torch.no_grad()
-def look(
-    cfg: DictConfig, run: Run, reward_model: RewardModel, tokenizer: Tokenizer, held_out: list[Element], *, step: int
+def log_and_evaluate(
+    cfg: DictConfig,
+    run: Run,
+    reward_model: RewardModel,
+    tokenizer: Tokenizer,
+    held_out: list[PreferenceGroup],
+    *,
+    step: int,
 ) -> None:
-    """Held-out figures and the calibration plot, when due. Every rank scores all of it: the set is small."""
+    """Log held-out figures and draw the calibration plot, when due. Every rank scores the whole set, which is small."""
     if not held_out or not run.due(cfg.eval_every, step):
         return
     with run.off_the_clock():
-        scores = score_elements(
+        scores = score_preferences(
             reward_model.score, held_out,
             pad_id=tokenizer.pad_id, micro_batch_size=cfg.micro_batch_size, device=run.device,
         )  # fmt: skip
         plot = run.dir / "calibration.png" if run.is_main and step else None
-        objective, _ = element_loss(torch.tensor(np.concatenate(scores)), held_out, cfg, torch.tensor(len(held_out)))
+        objective, _ = group_loss(torch.tensor(np.concatenate(scores)), held_out, cfg, torch.tensor(len(held_out)))
         run.metrics.add(evaluate_reward_model(held_out, scores, plot=plot) | {"eval/loss": objective})
 
 
 @torch.no_grad()
 def normalise(
-    cfg: DictConfig, run: Run, reward_model: RewardModel, tokenizer: Tokenizer, elements: Sequence[Element]
+    cfg: DictConfig, run: Run, reward_model: RewardModel, tokenizer: Tokenizer, groups: Sequence[PreferenceGroup]
 ) -> bool:
-    """Set the model's gain and shift, so that kl_coef means the same for every reward model. Whether it did.
+    """Set the model's gain and shift, so that kl_coef means the same for every reward model. Returns whether it did.
 
-    reference_mean: the completions that people preferred score 0 on average (Huang et al. 2024, arXiv:2403.17031).
-    gain_bias: the policy's samples have mean 0 and standard deviation 1 (Ziegler et al. 2019, section 2.1).
+    reference_mean: completions that people preferred get mean score 0 (Huang et al. 2024, arXiv:2403.17031).
+    gain_bias: samples of the policy get mean 0 and standard deviation 1 (Ziegler et al. 2019, section 2.1).
     """
     if cfg.normalise == "none":
         return False
     if cfg.normalise == "reference_mean":
-        numbers = [number for number, element in enumerate(elements) if is_liked(element)]
-        rows = [elements[number].rows[0] for number in subsample(numbers, cfg.normalise_samples)]
+        numbers = [number for number, group in enumerate(groups) if is_liked(group)]
+        rows = [groups[number].rows[0] for number in subsample(numbers, cfg.normalise_samples)]
     else:
-        rows = policy_samples(cfg, run, tokenizer, elements)
+        rows = policy_samples(cfg, run, tokenizer, groups)
     parts = [
         make_rows(rows[i : i + cfg.micro_batch_size], tokenizer.pad_id)
         for i in range(0, len(rows), cfg.micro_batch_size)
@@ -248,23 +257,23 @@ def normalise(
     return True
 
 
-def is_liked(element: Element) -> bool:
-    """Whether people preferred its first completion or rated it good; of a tie nobody preferred one."""
-    return not element.is_tie if element.reward is None else bool(element.is_good)
+def is_liked(group: PreferenceGroup) -> bool:
+    """Whether people preferred the group's first completion or rated it good. In a tie nobody preferred one."""
+    return not group.is_tie if group.reward is None else bool(group.is_good)
 
 
 def subsample(things: Sequence, count: int) -> Sequence:
-    """At most `count` of them, from the first to the last: files are not in random order."""
+    """At most `count` of the things, evenly spaced, because files are not in random order."""
     return things[:: max(1, len(things) // count)][:count]
 
 
-def policy_samples(cfg: DictConfig, run: Run, tokenizer: Tokenizer, elements: Sequence[Element]) -> list[dict]:
-    """Completions that the policy gives to the prompts of the training set, as rows."""
+def policy_samples(cfg: DictConfig, run: Run, tokenizer: Tokenizer, groups: Sequence[PreferenceGroup]) -> list[dict]:
+    """Rows of completions that the policy samples for prompts of the training set."""
     policy = run.shard(load_policy(cfg.policy, precision=cfg.precision, frozen=True))
     room = policy.config.max_length - cfg.sampling.max_new_tokens
     prompts = []
-    for element in subsample(elements, cfg.normalise_samples):
-        row = element.rows[0]
+    for group in subsample(groups, cfg.normalise_samples):
+        row = group.rows[0]
         ids = row["input_ids"][~row["completion_mask"]].tolist()
         prompts.append(cut_prompt(ids, tokenizer, max_length=room))
     with gathered(policy):

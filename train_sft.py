@@ -56,7 +56,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     show_first_batch(cfg.view, run, tokenizer, batches)
 
     if run.step == 0:
-        look(cfg, run, policy, tokenizer, held_out, shown, step=0)
+        log_and_evaluate(cfg, run, policy, tokenizer, held_out, shown, step=0)
         run.log_metrics(step=0)
     while run.step < cfg.num_steps:
         lr = set_lr(optimizer, run.step, cfg.optim)
@@ -81,7 +81,7 @@ def train(cfg: DictConfig, run: Run) -> float:
         optimizer.step()
         optimizer.zero_grad()
         run.metrics.add({"objective/tokens": num_tokens * run.world_size, "optim/lr": lr, "optim/grad_norm": grad_norm})
-        look(cfg, run, policy, tokenizer, held_out, shown, step=run.step + 1)
+        log_and_evaluate(cfg, run, policy, tokenizer, held_out, shown, step=run.step + 1)
         run.end_step(num_tokens=sum(len(row["input_ids"]) for part in parts for row in part))
 
     export_model(policy, run.dir / "model", tokenizer)
@@ -90,7 +90,10 @@ def train(cfg: DictConfig, run: Run) -> float:
 
 
 def load(cfg: DictConfig) -> tuple[Tokenizer, Policy]:
-    """A checkpoint with its tokenizer; or random weights under `cfg.model` with a tokenizer given, or trained here."""
+    """(tokenizer, policy) from a checkpoint, or with random weights of the shape `cfg.model`.
+
+    With random weights the tokenizer is `cfg.tokenizer`, or it is trained here.
+    """
     if cfg.policy is not None:
         tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template, date=cfg.data.date)
         policy = load_policy(cfg.policy, precision=cfg.precision, frozen=cfg.lora.rank > 0)
@@ -110,7 +113,7 @@ def load(cfg: DictConfig) -> tuple[Tokenizer, Policy]:
 
 
 @torch.no_grad()
-def look(
+def log_and_evaluate(
     cfg: DictConfig,
     run: Run,
     policy: Policy,
@@ -120,7 +123,7 @@ def look(
     *,
     step: int,
 ) -> None:
-    """What the model is like at `step`: loss on held-out conversations, answers to a few prompts; each when due."""
+    """Log the loss on held-out conversations, and samples for a few prompts, each when due."""
     with run.off_the_clock(), gathered(policy):
         if held_out and run.due(cfg.eval_every, step):
             run.metrics.add(evaluate(cfg, run, policy, tokenizer, held_out))
@@ -129,7 +132,7 @@ def look(
                 policy, [row["prompt_ids"] for row in shown], **cfg.sampling, stop_ids=tokenizer.stop_ids,
                 seeds=[cfg.seed + i for i in range(len(shown))], pad_id=tokenizer.pad_id,
             )  # fmt: skip
-            run.log_samples(describe(answers, shown, tokenizer), step)
+            run.log_samples(sample_rows(answers, shown, tokenizer), step)
 
 
 def evaluate(cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, held_out: list[dict]) -> dict:
@@ -143,7 +146,7 @@ def evaluate(cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, he
 
 
 def sample_prompts(items: list[dict], tokenizer: Tokenizer, policy: Policy, cfg: DictConfig) -> list[dict]:
-    """The first `num_samples` conversations, up to the header of their last assistant turn."""
+    """The first `num_samples` conversations, cut after the header of their last assistant turn."""
     room = policy.config.max_length - cfg.sampling.max_new_tokens
     shown = []
     for item in items[: cfg.num_samples]:
@@ -163,8 +166,8 @@ def sample_prompts(items: list[dict], tokenizer: Tokenizer, policy: Policy, cfg:
     return shown
 
 
-def describe(answers, shown: list[dict], tokenizer: Tokenizer) -> list[dict]:
-    """Samples as texts, beside what the person in the data said."""
+def sample_rows(answers, shown: list[dict], tokenizer: Tokenizer) -> list[dict]:
+    """Rows of samples.jsonl: the samples as texts, with the completion in the data."""
     rows = answers.rows
     return [
         {

@@ -59,11 +59,11 @@ def evaluations(bench: Bench) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def whole(bench: Bench, words: list[str], root: Path) -> float:
+def whole(bench: Bench, overrides: list[str], root: Path) -> float:
     """Seconds of a whole evaluation, its start included."""
     began = time.perf_counter()
     out = bench.directory / f"evaluation{bench.count}"
-    bench.run([sys.executable, "evaluate.py", *words, f"hydra.run.dir={out}"], root)
+    bench.run([sys.executable, "evaluate.py", *overrides, f"hydra.run.dir={out}"], root)
     return time.perf_counter() - began
 
 
@@ -81,11 +81,13 @@ def main() -> None:
     try:
         bench = Bench(directory)
         chosen = {work.name: work.ours for work in works() if work.name.startswith(tuple(args.only))}
-        timed = {name: lambda root, words=words: bench.ours(words, root)[0] for name, words in chosen.items()}
+        timed = {
+            name: lambda root, overrides=overrides: bench.ours(overrides, root)[0] for name, overrides in chosen.items()
+        }
         if any(name.startswith(tuple(args.only)) for name in ("judge", "winrate")):
             rows = evaluations(bench).items()
-            timed |= {name: lambda root, words=words: whole(bench, words, root)
-                      for name, words in rows if name.startswith(tuple(args.only))}  # fmt: skip
+            timed |= {name: lambda root, overrides=overrides: whole(bench, overrides, root)
+                      for name, overrides in rows if name.startswith(tuple(args.only))}  # fmt: skip
         print(f"| work | {args.commit}, s | this code, s | times as fast |\n| --- | --- | --- | --- |", flush=True)
         for name, run in timed.items():
             seconds = {other: [], ROOT: []}

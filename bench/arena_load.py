@@ -32,9 +32,9 @@ DIRECTORY = Path(sys.argv[4] if sys.argv[4:] else f"{tempfile.mkdtemp()}/arena")
 
 def start(models: str, directory: Path, port: int, *more: str) -> subprocess.Popen:
     """The server, once it is open."""
-    words = [models, f"port={port}", f"hydra.run.dir={directory}", "sampling.max_new_tokens=4"]
+    overrides = [models, f"port={port}", f"hydra.run.dir={directory}", "sampling.max_new_tokens=4"]
     limits = ["messages_per_minute=100000", "max_waiting=1000", "refresh_seconds=60"]
-    command = [sys.executable, str(ROOT / "arena.py"), *words, *limits, *more]
+    command = [sys.executable, str(ROOT / "arena.py"), *overrides, *limits, *more]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
     for line in process.stdout:
         if "the arena is open" in line:

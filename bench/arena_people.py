@@ -25,7 +25,7 @@ from evals.arena.battle import Arena  # noqa: E402
 from evals.arena.limits import Limits  # noqa: E402
 from evals.arena.store import Store  # noqa: E402
 from evals.barista import score  # noqa: E402
-from runtime.metrics import read_rows  # noqa: E402
+from runtime.metrics import read_log  # noqa: E402
 
 PEOPLE, VOTES, PROMPTS, REPLIES = 50, 2000, 400, 8
 MODELS = {"best_of_1": 1, "best_of_2": 2, "best_of_4": 4, "best_of_8": 8}
@@ -42,9 +42,9 @@ class BestOf:
         yield max(picked, key=score)
 
 
-def door(*words: str) -> None:
+def door(*overrides: str) -> None:
     """Runs a door to its end."""
-    subprocess.run([sys.executable, *words, "overwrite=true", "log.wandb=disabled"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, *overrides, "overwrite=true", "log.wandb=disabled"], cwd=ROOT, check=True)
 
 
 def sample_replies(policy: str, home: Path) -> dict[str, list[str]]:
@@ -53,10 +53,10 @@ def sample_replies(policy: str, home: Path) -> dict[str, list[str]]:
     rows = [row["messages"][0]["content"] for row in read_zipped(ROOT / files) if row["messages"][0]["role"] == "user"]
     home.mkdir(parents=True, exist_ok=True)
     write_jsonl(home / "prompts.jsonl", [{"prompt": text} for text in list(dict.fromkeys(rows))[:PROMPTS]])
-    words = [f"data.prompts=[{home}/prompts.jsonl]", f"samples_per_prompt={REPLIES}", "sampling.max_new_tokens=48"]
-    door("generate.py", f"policy={policy}", *words, f"hydra.run.dir={home}/replies")
+    overrides = [f"data.prompts=[{home}/prompts.jsonl]", f"samples_per_prompt={REPLIES}", "sampling.max_new_tokens=48"]
+    door("generate.py", f"policy={policy}", *overrides, f"hydra.run.dir={home}/replies")
     replies: dict[str, list[str]] = {}
-    for row in read_rows(home / "replies" / "completions.jsonl"):
+    for row in read_log(home / "replies" / "completions.jsonl"):
         replies.setdefault(row["prompt"][0]["content"], []).append(row["completion"] or ".")
     return replies
 
@@ -86,21 +86,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("policy", help="a checkpoint")
     parser.add_argument("home", type=Path, help="directory of all that is written")
-    words = parser.parse_args()
-    policy, home = words.policy, words.home.absolute()
+    args = parser.parse_args()
+    policy, home = args.policy, args.home.absolute()
     vote(sample_replies(policy, home), home / "arena")
     subprocess.run(
         [sys.executable, "arena.py", "export=true", "resume=true", f"hydra.run.dir={home}/arena"], cwd=ROOT, check=True
     )
     votes, comparisons = home / "arena" / "verdicts.jsonl", home / "arena" / "comparisons.jsonl"
-    words = [f"task.input=[{votes}]", "task.format=verdicts", "task.interval=sandwich"]
-    door("evaluate.py", "task=ratings", *words, f"hydra.run.dir={home}/ratings")
-    words = [f"policy={policy}", f"data.train=[{comparisons}@train]", f"data.eval=[{comparisons}@eval]", "num_steps=60"]
-    words += ["batch_size=32", "micro_batch_size=32", "optim.lr=3e-4", "optim.warmup_steps=5", "eval_every=60"]
-    door("train_rm.py", *words, "save_every=0", f"hydra.run.dir={home}/rm")
-    last = [row for row in read_rows(home / "rm" / "metrics.jsonl") if "eval/accuracy" in row][-1]
-    told = {key: round(last[f"eval/{key}"], 4) for key in ("accuracy", "accuracy_lower", "accuracy_upper")}
-    print(f"reward model on held-out votes: {told}")
+    overrides = [f"task.input=[{votes}]", "task.format=verdicts", "task.interval=sandwich"]
+    door("evaluate.py", "task=ratings", *overrides, f"hydra.run.dir={home}/ratings")
+    overrides = [
+        f"policy={policy}",
+        f"data.train=[{comparisons}@train]",
+        f"data.eval=[{comparisons}@eval]",
+        "num_steps=60",
+    ]
+    overrides += ["batch_size=32", "micro_batch_size=32", "optim.lr=3e-4", "optim.warmup_steps=5", "eval_every=60"]
+    door("train_rm.py", *overrides, "save_every=0", f"hydra.run.dir={home}/rm")
+    last = [row for row in read_log(home / "rm" / "metrics.jsonl") if "eval/accuracy" in row][-1]
+    figures = {key: round(last[f"eval/{key}"], 4) for key in ("accuracy", "accuracy_lower", "accuracy_upper")}
+    print(f"reward model on held-out votes: {figures}")
 
 
 if __name__ == "__main__":

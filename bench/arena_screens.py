@@ -54,7 +54,7 @@ def add_votes(path: Path, names: list[str], count: int = 120) -> None:
     store.close()
 
 
-def look(page: Page, address: str, out: Path, tag: str) -> None:
+def take_screenshots(page: Page, address: str, out: Path, tag: str) -> None:
     """A picture of every room."""
     page.goto(address)
     page.fill("#message textarea", "Hi, can I get a chai latte please?")
@@ -83,8 +83,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         add_votes(Path(home) / "arena.sqlite", names)
         write_jsonl(Path(home) / "items.jsonl", [ITEM])
-        words = [models, f"annotate=[{home}/items.jsonl]", f"port={port}", "sampling.max_new_tokens=40"]
-        command = [sys.executable, "arena.py", *words, "resume=true", "refresh_seconds=2", f"hydra.run.dir={home}"]
+        overrides = [models, f"annotate=[{home}/items.jsonl]", f"port={port}", "sampling.max_new_tokens=40"]
+        command = [sys.executable, "arena.py", *overrides, "resume=true", "refresh_seconds=2", f"hydra.run.dir={home}"]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         for line in server.stdout:
             if "the arena is open" in line:
@@ -95,7 +95,7 @@ def main() -> None:
                 for tag, size in (("", (1200, 800)), ("_phone", (390, 844))):
                     page = browser.new_page(viewport={"width": size[0], "height": size[1]})
                     page.set_default_timeout(300_000)  # a busy machine opens the page slowly
-                    look(page, f"http://127.0.0.1:{port}", out, tag)
+                    take_screenshots(page, f"http://127.0.0.1:{port}", out, tag)
                 browser.close()
         finally:
             server.send_signal(signal.SIGINT)

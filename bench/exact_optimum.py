@@ -23,16 +23,20 @@ from tests.enumerable_training import DPO_STEPS, PPO_STEPS, train_dpo, train_ppo
 BETAS, SEEDS, SHOWN = (0.1, 0.2, 0.5, 1.0), (0, 1, 2), 0.5
 EVERY = 20  # steps between looks
 LOSSES = {
-    "PPO": lambda seed, beta, look: train_ppo(seed, kl_coef=beta, look=look),
-    "RLOO": lambda seed, beta, look: train_ppo(seed, kl_coef=beta, kind="rloo", samples_per_prompt=4, look=look),
-    "GRPO": lambda seed, beta, look: train_ppo(seed, kl_coef=beta, kind="grpo", samples_per_prompt=4, look=look),
-    "DPO": lambda seed, beta, look: train_dpo(seed, beta=beta, look=look),
-    "IPO": lambda seed, beta, look: train_dpo(seed, beta=beta, loss="ipo", look=look),
+    "PPO": lambda seed, beta, on_step: train_ppo(seed, kl_coef=beta, on_step=on_step),
+    "RLOO": lambda seed, beta, on_step: train_ppo(
+        seed, kl_coef=beta, kind="rloo", samples_per_prompt=4, on_step=on_step
+    ),
+    "GRPO": lambda seed, beta, on_step: train_ppo(
+        seed, kl_coef=beta, kind="grpo", samples_per_prompt=4, on_step=on_step
+    ),
+    "DPO": lambda seed, beta, on_step: train_dpo(seed, beta=beta, on_step=on_step),
+    "IPO": lambda seed, beta, on_step: train_dpo(seed, beta=beta, loss="ipo", on_step=on_step),
 }
 
 
 def curve(name: str, beta: float, seed: int) -> list[float]:
-    """KL(policy || optimum) at every look."""
+    """KL(policy || optimum) at every call."""
     logits, rewards = make_task(seed)
     target = (ipo_optimum if name == "IPO" else optimum)(TabularPolicy(logits), rewards, beta)
     distances = []

@@ -83,14 +83,14 @@ def win_rate(completions: dict, others: dict, wanted: dict) -> tuple[float, floa
     return mean, (variance / len(points)) ** 0.5
 
 
-def run(*words: str) -> None:
+def run(*overrides: str) -> None:
     """One door; resumable by its directory: a step that is done is not done again."""
-    home = Path(next(word for word in words if word.startswith("hydra.run.dir=")).partition("=")[2])
+    home = Path(next(word for word in overrides if word.startswith("hydra.run.dir=")).partition("=")[2])
     done = {"train_sft.py": "model/config.json", "generate.py": "completions.jsonl", "check_data.py": "result.json"}[
-        words[0]
+        overrides[0]
     ]
     if not (home / done).exists():
-        subprocess.run([sys.executable, *words, "overwrite=true"], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, *overrides, "overwrite=true"], cwd=ROOT, check=True)
 
 
 def plot(found: list[dict], path: Path) -> None:

@@ -136,7 +136,7 @@ def sft(policy: Policy, rows: Rows) -> Tensor:
 def rm(model: RewardModel, rows: Rows) -> Tensor:
     chosen, rejected = model.score(*rows).view(-1, 2).unbind(1)
     ones = torch.ones_like(chosen)
-    return reward_loss(chosen, rejected, ones, 0 * ones, ones < 0, center_coef=0.0, num_elements=len(ones))[0]
+    return reward_loss(chosen, rejected, ones, 0 * ones, ones < 0, center_coef=0.0, num_groups=len(ones))[0]
 
 
 def dpo(policy: Policy, rows: Rows) -> Tensor:

@@ -104,7 +104,7 @@ def targets_device(args: tuple, kwargs: dict) -> bool:
 WINDOW = (2, 4)  # steps that are counted, after whatever happens once
 
 
-def count(script: str, words: list[str]) -> Counter[str]:
+def count(script: str, overrides: list[str]) -> Counter[str]:
     """Syncs by line of source in the steps of WINDOW of a run of `script`; nothing is evaluated or sampled in it."""
     import importlib
 
@@ -120,7 +120,7 @@ def count(script: str, words: list[str]) -> Counter[str]:
             mode.__exit__(None, None, None)
         return out
 
-    runtime.run.Run.end_step, sys.argv = end_step, [f"{script}.py", *words]
+    runtime.run.Run.end_step, sys.argv = end_step, [f"{script}.py", *overrides]
     try:
         runtime.run.main(module.train, script)
     finally:
@@ -147,8 +147,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         paths, rows = files(directory), []
-        for script, words in jobs(directory, paths):
-            sites = count(script, words)
+        for script, overrides in jobs(directory, paths):
+            sites = count(script, overrides)
             steps = WINDOW[1] - WINDOW[0]
             rows.append((script, f"{sum(sites.values()) / steps:g}", ""))
             rows += [("", f"{times / steps:g}", where) for where, times in sites.most_common()]

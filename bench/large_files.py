@@ -55,8 +55,10 @@ def main() -> None:
 def measure(command: str, home: Path) -> tuple[float, float]:
     """(seconds of wall time, peak memory in MiB) of a command of its own process."""
     start = time.monotonic()
-    words = [sys.executable, *command.split(), "overwrite=true", f"hydra.run.dir={home}"]
-    pid = os.posix_spawn(sys.executable, words, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, 1, 0)])
+    arguments = [sys.executable, *command.split(), "overwrite=true", f"hydra.run.dir={home}"]
+    pid = os.posix_spawn(
+        sys.executable, arguments, os.environ, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, 1, 0)]
+    )
     _, status, used = os.wait4(pid, 0)
     if status:
         raise SystemExit(f"{command} failed")

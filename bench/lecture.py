@@ -57,23 +57,23 @@ def audits(folder: Path) -> dict[str, dict]:
 def length_control(folder: Path) -> list[tuple]:
     """AlpacaEval 2: win rate as judged, and with length taken out, of models that were asked to be brief or long."""
     rows = pd.read_csv(folder / "alpaca_eval" / "ae2_weighted_annotations.csv.gz")
-    told = []
+    table = []
     for model, part in rows.groupby("model"):
         preference = (part["preference"].where(part["preference"] != 0, 1.5) - 1).to_numpy()
         lengths = part["len_1"].to_numpy(), part["len_2"].to_numpy()
         controlled = length_controlled(preference, *lengths, None)
         weight = controlled["length_control"]["weights"]["length"]  # of tanh(baseline longer): below 0 likes length
         rate, without = win_rate(preference)["win_rate"], controlled["length_controlled_win_rate"]
-        told.append((model, part["len_2"].mean(), rate, without, weight))
-    return told
+        table.append((model, part["len_2"].mean(), rate, without, weight))
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="mtbench/, llmbar/, llmfao/ and alpaca_eval/ in it")
     parser.add_argument("out", type=Path, help="the picture, a .png")
-    words = parser.parse_args()
-    found, points = audits(words.folder), []
+    args = parser.parse_args()
+    found, points = audits(args.folder), []
     for figure in FIGURES:
         print(f"\n{figure}")
         for name, result in found.items():
@@ -87,11 +87,11 @@ def main() -> None:
                     centre = 0.5 if figure == "position" else 0.0
                     points.append((f"{figure}: {name}", *(one[key] - centre for key in ("value", "lower", "upper"))))
     print("\nAlpacaEval 2: model, characters, win rate, with length taken out, weight of length")
-    table = length_control(words.folder)
+    table = length_control(args.folder)
     for row in table:
         print("  {:32} {:6.0f} {:6.2f} {:6.2f} {:6.2f}".format(*row))
     print(f"  length helps in {sum(row[4] < 0 for row in table)} of {len(table)} models")
-    plot_intervals(words.out, "departure from no bias, with intervals that hold together", points, null=0)
+    plot_intervals(args.out, "departure from no bias, with intervals that hold together", points, null=0)
 
 
 if __name__ == "__main__":

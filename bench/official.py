@@ -64,8 +64,8 @@ def alpaca_eval(wheels: Path, folder: Path) -> list[tuple]:
     rng, shares = np.random.default_rng(0), []
     for _ in range(200):
         likely = {name: float(-rng.exponential(3)) for name in rng.choice(["m", "M", "The", "A"], 3, replace=False)}
-        told = [{"token": name, "logprob": value} for name, value in likely.items()]
-        completion = {"logprobs": {"content": [{"top_logprobs": told}]}}
+        top_logprobs = [{"token": name, "logprob": value} for name, value in likely.items()]
+        completion = {"logprobs": {"content": [{"top_logprobs": top_logprobs}]}}
         (official,) = parse(completion, "m", ["m", "M"], is_binarize=False)
         ours, _ = second_share(Answer("", "length", 1, 1, top_logprobs=json.dumps(likely)))
         shares.append((official, float("nan") if ours is None else ours + 1))

@@ -37,7 +37,7 @@ def make_inputs(home: Path) -> None:
     from omegaconf import OmegaConf
 
     from data.preference_batch import mismatched
-    from data.preferences import eval_elements
+    from data.preferences import eval_groups
     from data.records import read_jsonl, write_jsonl
     from data.tokenizer import train_sentencepiece
     from model.build import export_model, new_policy
@@ -63,26 +63,26 @@ def make_inputs(home: Path) -> None:
     for name in ("pairs", "rated"):
         data = OmegaConf.load(ROOT / "conf/data/preferences.yaml")
         data.eval = [str(home / f"{name}.jsonl")]
-        elements = eval_elements(data, tokenizer)
-        partners = mismatched(elements)
-        (home / f"{name}_ids.json").write_text(json.dumps([ids_of(element, partners, row_key) for element in elements]))
+        groups = eval_groups(data, tokenizer)
+        kl_rows = mismatched(groups)
+        (home / f"{name}_ids.json").write_text(json.dumps([ids_of(group, kl_rows, row_key) for group in groups]))
 
 
-def ids_of(element, partners, row_key) -> dict:
-    start = int(element.rows[0]["completion_mask"].argmax())
-    answers = [row["input_ids"][start:].tolist() for row in element.rows]
-    prompt = element.rows[0]["input_ids"][:start].tolist()
-    if element.reward is None:
+def ids_of(group, kl_rows, row_key) -> dict:
+    start = int(group.rows[0]["completion_mask"].argmax())
+    answers = [row["input_ids"][start:].tolist() for row in group.rows]
+    prompt = group.rows[0]["input_ids"][:start].tolist()
+    if group.reward is None:
         return {"prompt_ids": prompt, "chosen_ids": answers[0], "rejected_ids": answers[1]}
-    other = partners[row_key(element.rows[0])]["input_ids"][start:]
+    other = kl_rows[row_key(group.rows[0])]["input_ids"][start:]
     return {
-        "prompt_ids": prompt, "completion_ids": answers[0], "KL_completion_ids": other, "label": element.reward > 0.5
+        "prompt_ids": prompt, "completion_ids": answers[0], "KL_completion_ids": other, "label": group.reward > 0.5
     }  # fmt: skip
 
 
 def run_ours(python: str, home: Path, name: str) -> list[dict]:
     """Our door's metrics, one row a step."""
-    words = OURS[name].split()
+    command = OURS[name].split()
     data = home / ("rated.jsonl" if name == "kto" else "pairs.jsonl")
     common = [
         f"hydra.run.dir={home / name}", f"policy={home / 'policy'}", f"data.train=[{data}]", "data.shuffle=false",
@@ -90,8 +90,8 @@ def run_ours(python: str, home: Path, name: str) -> list[dict]:
         "optim.schedule=constant", "optim.warmup_steps=0", "eval_every=0", "sample_every=0", "save_every=0",
         "log.wandb=disabled", "overwrite=true", f"ref_cache={home / 'cache'}",
     ]  # fmt: skip
-    beta = [] if any(word.startswith("beta=") for word in words) else [f"beta={BETA}"]
-    subprocess.run([python, "train_dpo.py", *common, *words, *beta], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    beta = [] if any(word.startswith("beta=") for word in command) else [f"beta={BETA}"]
+    subprocess.run([python, "train_dpo.py", *common, *command, *beta], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     return [json.loads(line) for line in (home / name / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -58,9 +58,9 @@ def run_trl(models: dict, prompts: list[list[int]], directory: Path) -> dict:
     from tokenizers import models as tokenizer_models
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-    words = {"[PAD]": PAD, "[EOS]": EOS} | {f"w{i}": i for i in range(2, VOCABULARY)}
+    vocabulary = {"[PAD]": PAD, "[EOS]": EOS} | {f"w{i}": i for i in range(2, VOCABULARY)}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(tokenizer_models.WordLevel(words, unk_token="w2")),
+        tokenizer_object=Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="w2")),
         pad_token="[PAD]", eos_token="[EOS]", padding_side="left",
     )  # fmt: skip
     heard: dict[str, list] = {"whiten": [], "generation": [], "scores": []}
@@ -190,7 +190,7 @@ def later(x: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"also renew {GOLDEN.name}, which a test compares with")
-    words = parser.parse_args()
+    args = parser.parse_args()
     torch.manual_seed(1)
     prompts = [torch.randint(2, VOCABULARY, (int(n),)).tolist() for n in torch.randint(3, 9, (16,))]
     with tempfile.TemporaryDirectory() as name:
@@ -201,7 +201,7 @@ def main() -> None:
     print(f"{int(rollout['finished'].sum())} of {len(prompts)} completions ended with EOS")
     for key in ours:
         print(f"{key:>20}  max |TRL - ours| = {(theirs[key].float() - ours[key].float()).abs().max():.1e}")
-    if words.write:
+    if args.write:
         step = {"trl": "1.12.0", "rollout": rollout, "theirs": theirs}
         GOLDEN.write_text(json.dumps(step, default=lambda x: x.tolist()), encoding="utf-8")
 

@@ -86,9 +86,9 @@ def planned(door: str, rank: int, home: Path) -> float:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         overrides = json.dumps([f"++run_dir={home}/run", *words_of(door, rank, home)])
-        words = [f"door={door}", f"overrides={overrides}", "num_gpus=1"]
-        words += [f"prompt_tokens={PROMPT}", f"completion_tokens={COMPLETION}"]
-        cfg = compose("plan", words)
+        plan_overrides = [f"door={door}", f"overrides={overrides}", "num_gpus=1"]
+        plan_overrides += [f"prompt_tokens={PROMPT}", f"completion_tokens={COMPLETION}"]
+        cfg = compose("plan", plan_overrides)
         parts = plan.memory(ModelConfig(**SHAPE), plan.read_job(cfg), cfg, fused_attention=False)
     return sum(parts.values()) / 1e6
 

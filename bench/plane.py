@@ -64,24 +64,24 @@ def train(name: str, seed: int, beta: float) -> list[tuple[float, float]]:
     """Points along the training, the last of them where it ends."""
     seen = []
 
-    def look(step: int, policy: TabularPolicy) -> None:
+    def on_step(step: int, policy: TabularPolicy) -> None:
         if step % 10 == 0:
             seen.append(point(policy.logprobs(COMPLETIONS).sum(1), seed))
 
     logits, rewards = make_task(seed)
     if name == "offline DPO":
-        offline_dpo(seed, beta, look)
+        offline_dpo(seed, beta, on_step)
     elif name == "distillation":
         teacher = table_of(optimum(TabularPolicy(logits), rewards, beta))
         nothing = {"score": lambda scores, completions: torch.zeros_like(scores)}
-        train_ppo(seed, kl_coef=1.0, teacher=teacher, steps=STEPS, look=look, **nothing, **METHODS[name])
+        train_ppo(seed, kl_coef=1.0, teacher=teacher, steps=STEPS, on_step=on_step, **nothing, **METHODS[name])
     else:
         kl_coef = 0.0 if name == "RAFT" else beta
-        train_ppo(seed, kl_coef=kl_coef, steps=STEPS, look=look, **METHODS[name])
+        train_ppo(seed, kl_coef=kl_coef, steps=STEPS, on_step=on_step, **METHODS[name])
     return seen
 
 
-def offline_dpo(seed: int, beta: float, look) -> None:
+def offline_dpo(seed: int, beta: float, on_step) -> None:
     """DPO on pairs that the reference drew once, as many samples as the others draw, ordered by the gold reward."""
     logits, rewards = make_task(seed)
     policy, reference = TabularPolicy(logits), TabularPolicy(logits)
@@ -92,7 +92,7 @@ def offline_dpo(seed: int, beta: float, look) -> None:
     order = scores.argsort(1, descending=True)
     chosen, rejected = (pairs.gather(1, order[:, i, None, None].expand(-1, 1, 3)).squeeze(1) for i in (0, 1))
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.05, eps=1e-5)
-    look(0, policy)
+    on_step(0, policy)
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / STEPS)
         for rows in torch.randint(len(pairs), (4, BATCH // 2), generator=generator):
@@ -100,7 +100,7 @@ def offline_dpo(seed: int, beta: float, look) -> None:
             optimizer.zero_grad()
             dpo_loss(*sums[:2], *(s.detach() for s in sums[2:]), beta=beta, label_smoothing=0.0)[0].backward()
             optimizer.step()
-        look(step + 1, policy)
+        on_step(step + 1, policy)
 
 
 def frontier(seed: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from runtime.metrics import read_rows  # noqa: E402
+from runtime.metrics import read_log  # noqa: E402
 from runtime.plots import save_figure  # noqa: E402
 
 WINDOW = 5  # steps of a running mean: one rollout of 64 completions has a standard error of 0.1
@@ -26,13 +26,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="the picture, a .png")
     parser.add_argument("runs", type=Path, nargs="+", help="run directories")
-    words = parser.parse_args()
+    args = parser.parse_args()
     figure = Figure(figsize=(12, 3.6))
     score_axis, kl_axis, plane = figure.subplots(1, 3)
-    for run in words.runs:
-        rows = [row for row in read_rows(run / "metrics.jsonl") if "objective/kl" in row]
+    for run in args.runs:
+        rows = [row for row in read_log(run / "metrics.jsonl") if "objective/kl" in row]
         steps, scores, kl = ([row[key] for row in rows] for key in ("step", "objective/score", "objective/kl"))
-        held_out = [row for row in read_rows(run / "metrics.jsonl") if "eval/kl" in row]
+        held_out = [row for row in read_log(run / "metrics.jsonl") if "eval/kl" in row]
         label = run.name
         for axis, curve, dots in ((score_axis, scores, "eval/score"), (kl_axis, kl, "eval/kl")):
             (line,) = axis.plot(steps, smooth(curve), label=label)
@@ -45,7 +45,7 @@ def main() -> None:
     kl_axis.set(xlabel="step", ylabel="nats per completion", title="KL to the reference")
     plane.set(xlabel="sqrt(KL)", ylabel="score", title="score against sqrt(KL)")
     score_axis.legend(fontsize=8)
-    save_figure(figure, words.out)
+    save_figure(figure, args.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from runtime.metrics import read_rows  # noqa: E402
+from runtime.metrics import read_log  # noqa: E402
 from runtime.plots import save_figure  # noqa: E402
 
 RUNS = {
@@ -32,18 +32,24 @@ DATA = "data/embedded/sft_coffee_train.jsonl.gz"
 def train(directory: Path, precision: str, seed: int, steps: int) -> list[dict]:
     """The rows of metrics.jsonl of a run, done now unless it is there."""
     if not (directory / "model").exists():
-        words = ["model=tiny", "model.vocab_size=1024", f"data.train=[{DATA}@train]", f"data.eval=[{DATA}@eval]"]
-        words += [
+        overrides = ["model=tiny", "model.vocab_size=1024", f"data.train=[{DATA}@train]", f"data.eval=[{DATA}@eval]"]
+        overrides += [
             f"num_steps={steps}",
             "batch_size=16",
             "micro_batch_size=16",
             "optim.lr=3e-3",
             "optim.warmup_steps=10",
         ]
-        words += [f"eval_every={steps // 5}", "sample_every=0", "save_every=0", "log.wandb=disabled", "overwrite=true"]
-        words += [f"precision={precision}", f"seed={seed}", f"hydra.run.dir={directory}"]
-        subprocess.run([sys.executable, "train_sft.py", *words], cwd=ROOT, check=True)
-    return read_rows(directory / "metrics.jsonl")
+        overrides += [
+            f"eval_every={steps // 5}",
+            "sample_every=0",
+            "save_every=0",
+            "log.wandb=disabled",
+            "overwrite=true",
+        ]
+        overrides += [f"precision={precision}", f"seed={seed}", f"hydra.run.dir={directory}"]
+        subprocess.run([sys.executable, "train_sft.py", *overrides], cwd=ROOT, check=True)
+    return read_log(directory / "metrics.jsonl")
 
 
 def series(rows: list[dict], name: str) -> dict[int, float]:

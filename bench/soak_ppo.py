@@ -35,11 +35,11 @@ def soak(policy: str, reward_model: str, prompts: str, minutes: float) -> np.nda
     stop = time.monotonic() + 60 * minutes
     end_step = runtime.run.Run.end_step
 
-    def watched(run, **words):
+    def watched(run, **kwargs):
         seen.append(measure())
         if time.monotonic() > stop:
             run._signals.asked = True  # as SIGTERM would: the step is finished and saved
-        end_step(run, **words)
+        end_step(run, **kwargs)
 
     runtime.run.Run.end_step = watched
     with tempfile.TemporaryDirectory() as home:

@@ -54,11 +54,13 @@ def main() -> None:
             (out / "cache").mkdir()
         if what == "second start":  # the tenth has emptied the cache
             shutil.copytree(out / "kept", out / "cache", dirs_exist_ok=True)
-        told = run(args, file, used)
+        result = run(args, file, used)
         if what == "first start":
             shutil.rmtree(out / "kept", ignore_errors=True)
             shutil.copytree(out / "cache", out / "kept")
-        rows.append((what, used, told["tokens"], told["seconds"], told["tokens"] / told["seconds"], told["grown"]))
+        rows.append(
+            (what, used, result["tokens"], result["seconds"], result["tokens"] / result["seconds"], result["grown"])
+        )
     header = ("start", "cores", "tokens", "seconds", "tokens/s", "MiB grown")
     print_table("token cache", header, rows)
     one = (rows[0][4] + rows[2][4]) / 2
@@ -66,8 +68,8 @@ def main() -> None:
 
 
 def run(args, file: Path, cores: int) -> dict:
-    words = ["--start", str(file), str(cores), "--out", str(args.out), "--tokenizer", args.tokenizer]
-    done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, check=True, text=True)
+    options = ["--start", str(file), str(cores), "--out", str(args.out), "--tokenizer", args.tokenizer]
+    done = subprocess.run([sys.executable, __file__, *options], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -110,7 +110,7 @@ class Bench:
             data = compose(door, ["data.max_length=512", "data.shuffle=false"]).data
         data.train = [str(self.directory / f"{file}.jsonl")]
         items = next(loader(data, self.tokenizer, batch_size=8, seed=0, rank=0, world_size=1))
-        return items if file == "SFT" else [row for element in items for row in element.rows]
+        return items if file == "SFT" else [row for group in items for row in group.rows]
 
     def run(self, command: list[str], root: Path = ROOT) -> float:
         """Peak memory in GB of a process in the directory of the code."""
@@ -123,28 +123,28 @@ class Bench:
             raise SystemExit(f"{' '.join(map(str, command))} failed; see {log}")
         return usage.ru_maxrss / 1e6
 
-    def ours(self, words: list[str], root: Path = ROOT) -> tuple[float, float]:
+    def ours(self, command: list[str], root: Path = ROOT) -> tuple[float, float]:
         """Seconds a step (median without the first) and peak GB of one of our scripts, or of our sampler.
 
         Args:
             root: directory of the code: ours, or another commit's.
         """
-        if words[0] == "generate":
+        if command[0] == "generate":
             fixed = ["--precision", "bf16"]
-            return self.timed([sys.executable, "bench/own_generate.py", *fixed, *words[1:]], root)
+            return self.timed([sys.executable, "bench/own_generate.py", *fixed, *command[1:]], root)
         out = self.directory / f"run{self.count}"
         files = {name: str(self.directory / f"{name}.jsonl") for name in self.files} | {"RM": str(self.scorer)}
         for name, path in files.items():
-            words = [word.replace(f"[{name}]", f"[{path}]").replace(f"={name}", f"={path}") for word in words]
-        door, *rest = words
+            command = [word.replace(f"[{name}]", f"[{path}]").replace(f"={name}", f"={path}") for word in command]
+        door, *rest = command
         memory = self.run([sys.executable, door, f"policy={self.model}", f"hydra.run.dir={out}", *rest], root)
         steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         memory = max(step["perf/peak_memory_gb"] for step in steps) if torch.cuda.is_available() else memory
         return statistics.median([s["perf/step_seconds"] for s in steps if s["step"] > 1]), memory
 
-    def peer(self, python: Path, words: list[str]) -> tuple[float, float]:
+    def peer(self, python: Path, command: list[str]) -> tuple[float, float]:
         """The same of the peer."""
-        return self.timed([python, "bench/peer.py", *words])
+        return self.timed([python, "bench/peer.py", *command])
 
     def products(self, work: Work) -> float | None:
         """Operations of the matrix products of a SFT or DPO step, each counted once: forward and backward of layers on
@@ -165,36 +165,36 @@ class Bench:
         memory = self.run(
             [*command, "--model", self.model, "--rows", self.directory / f"{rows}.jsonl", "--out", out], root
         )
-        told = json.loads(out.read_text())
-        return statistics.median(told["seconds"][1:] or told["seconds"]), told.get("peak_gb", memory)
+        result = json.loads(out.read_text())
+        return statistics.median(result["seconds"][1:] or result["seconds"]), result.get("peak_gb", memory)
 
 
 def compare(bench: Bench, works: list[Work], rounds: int, try_fp32: bool, known: dict[str, dict]) -> list[dict]:
     """Interleaved rounds of the rows of the table that share a peer; those of `known` rows come before."""
     first, fp32 = works[0], None
-    mine = {work.name: known.get(work.name, {}).get("ours_all", []) for work in works}
+    ours = {work.name: known.get(work.name, {}).get("ours_all", []) for work in works}
     before = known.get(first.name, {"peer": "bf16", "peer_all": [], "limits_all": []})
     setting, theirs, limits = (before[key] for key in ("peer", "peer_all", "limits_all"))
     if first.fp32 and try_fp32:
         fp32 = bench.peer(first.python, [*first.peer, "--precision", "fp32"])
     for number in range(min(rounds, first.most_rounds)):
         for work in works:
-            mine[work.name].append(bench.ours(work.ours))
+            ours[work.name].append(bench.ours(work.ours))
         limits.append(product_limit())
         theirs.append(bench.peer(first.python, [*first.peer, "--precision", setting]))
         if number == 0 and fp32 is not None and fp32[0] < theirs[0][0]:
             setting, theirs = "fp32", [fp32]
-    return [told(bench, work, mine[work.name], theirs, setting, fp32, limits) for work in works]
+    return [report_row(bench, work, ours[work.name], theirs, setting, fp32, limits) for work in works]
 
 
-def told(bench: Bench, work: Work, mine: list, theirs: list, setting: str, fp32, limits: list[float]) -> dict:
+def report_row(bench: Bench, work: Work, ours: list, theirs: list, setting: str, fp32, limits: list[float]) -> dict:
     """A row of the table."""
     (seconds, memory), (their_seconds, their_memory) = (
-        (statistics.median(s for s, _ in runs), max(m for _, m in runs)) for runs in (mine, theirs)
+        (statistics.median(s for s, _ in runs), max(m for _, m in runs)) for runs in (ours, theirs)
     )
     row = {"work": work.name, "ours_seconds": seconds, "peer_seconds": their_seconds, "ratio": their_seconds / seconds}
     row |= {"promised": work.promised, "ours_gb": memory, "peer_gb": their_memory, "peer": setting}
-    row |= {"ours_all": mine, "peer_all": theirs, "limits_all": limits}
+    row |= {"ours_all": ours, "peer_all": theirs, "limits_all": limits}
     row |= {} if fp32 is None else {"peer_fp32_seconds": fp32[0], "peer_fp32_gb": fp32[1]}
     flops = bench.products(work)
     row |= {} if flops is None else {"share_of_limit": flops / seconds / statistics.median(limits)}

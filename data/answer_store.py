@@ -1,7 +1,7 @@
-"""Answers on disk: one SQLite file of JSON texts, each with its checksum. Nothing in it can name code to run.
+"""The cache of answers: one SQLite file of JSON texts, each with a checksum. It cannot contain code that is run.
 
-The file may come from somebody else, or from a disk that lost a sector. A schema that is not ours (a view or a trigger
-runs SQL), a damaged page and a changed text are refused by name; none of them is read around.
+The file may come from somebody else, or from a damaged disk. A foreign schema (views and triggers run SQL), a damaged
+page and a changed text are refused by name. None of them is skipped.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ class AnswerStore:
     """A mapping of key to JSON object. Many processes may share the directory; an entry is on disk when `put` returns.
 
     Raises:
-        ValueError: (when it is opened or read) the file is damaged or not one of ours; says the way out.
+        ValueError: (when it is opened or read) the file is damaged or not one of ours. The message says what to do.
     """
 
     def __init__(self, directory: str | Path):
@@ -52,7 +52,7 @@ class AnswerStore:
         return value
 
     def put(self, key: str, value: dict | None) -> None:
-        """Store an entry; one that is there is replaced, or removed where the value is None."""
+        """Store or replace an entry. None removes it."""
         text = json.dumps(value, ensure_ascii=True)
         with self._lock:
             try:

@@ -1,7 +1,7 @@
-"""The batch interface of OpenAI-compatible servers: a file of requests, hours later a file of answers, for less money.
+"""The batch interface of OpenAI-compatible servers: cheaper requests, with the answers some hours later.
 
-What was handed in is remembered beside the answers, request by request: a run that was killed goes on waiting for the
-same batch and pays for nothing twice.
+Submitted requests are stored beside the answers. So a killed run continues to wait for the same batch, and pays for
+nothing twice.
 """
 
 import json
@@ -13,11 +13,11 @@ import httpx
 from data.clients import Answer, Client, Request
 from data.endpoint_errors import GiveUp, TryAgain
 
-MOST_REQUESTS = 50_000  # of one batch, by OpenAI's rules
-MOST_BYTES = 150 * 2**20  # of one file; they allow 200 MB
+MOST_REQUESTS = 50_000  # per batch, OpenAI's limit
+MOST_BYTES = 150 * 2**20  # per file; OpenAI's limit is 200 MB
 LONGEST_RESULT = 2 * 2**30  # bytes
 OVER = ("completed", "failed", "expired", "cancelled")
-FIRST_PAUSE = 5.0  # seconds until a batch is asked about again; later ones are longer
+FIRST_PAUSE = 5.0  # seconds between the first two status requests; later pauses are longer
 
 
 def answer_batch(client: Client, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
@@ -119,7 +119,7 @@ class _Server:
         return rows if files else None
 
     def _call(self, method: str, path: str, **what) -> dict:
-        """The JSON object that the server answers; a few tries, as nothing is lost by asking again."""
+        """The JSON object in the server's reply, with a few tries."""
         for attempt in range(self.client.max_tries):
             try:
                 reply = self.http.request(method, f"{self.client.base_url}/{path}", **what)

@@ -33,7 +33,7 @@ def build_client(cfg: DictConfig) -> Client:
 def client_of(given: dict, directory: Path) -> Client:
     """The client that {kind: openai, model: ...} describes: conf/client/KIND.yaml has the other settings' defaults.
 
-    Its answers are kept in directory/answers, so a run that goes on asks nothing twice.
+    Its answers are cached in directory/answers, so a resumed run asks nothing twice.
     """
     if not isinstance(given, dict) or given.get("kind") not in ("openai", "local", "scripted"):
         raise ValueError(f"client: {given} must be {{kind: openai | local | scripted, ...}}, as conf/client/ has them")

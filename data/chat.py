@@ -1,4 +1,4 @@
-"""Messages -> token ids and the mask of what the assistant says. How a conversation reads: `data/chat_template.py`."""
+"""From messages to token ids and the mask of the assistant's tokens. `data/chat_template.py` renders the text."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ def encode_chat(messages: list[Message], tokenizer, *, max_length: int, tools: l
         <s> <|user|> Hi <|end|> <|assistant|> Hello <|end|>
          0     0     0     0          0         1      1      <- completion_mask
 
-    The stop token of an assistant turn is inside the mask: a model never trained to stop never stops. Text is cut on
+    The mask includes the stop token of an assistant turn, because a model must learn to stop. Conversations are cut on
     the right at `max_length` tokens. Content that spells a special token stays text, so nobody can forge a turn.
 
-    Where an assistant turn begins, its tokens begin: header and content are tokenised apart, as at generation. So ids
-    equal those of transformers' apply_chat_template unless an assistant's content begins with white space that the
-    tokenizer would fuse with the header's.
+    Header and content of an assistant turn are tokenised separately, as at generation. So the ids equal those of
+    transformers' apply_chat_template, unless an assistant's content begins with white space that the tokenizer would
+    merge with the header's.
 
     Raises:
-        ValueError: no or an empty assistant turn to learn, something that the template cannot write, or nothing left
-            to learn from after the cut.
+        ValueError: there is no assistant turn, or an empty one; the template cannot write the conversation; or the cut
+            leaves no target.
     """
     _check_teaches(messages)
     spelled = tokenizer.chat_template.conversation(messages, tools)
@@ -32,23 +32,23 @@ def encode_chat(messages: list[Message], tokenizer, *, max_length: int, tools: l
 def encode_rows(
     messages: list[Message], tokenizer, *, max_length: int, tools: list[dict] | None = None
 ) -> list[dict[str, Any]]:
-    """A conversation as it is learned: one row as `encode_chat`'s, or one for each target.
+    """The training rows of a conversation: one row as in `encode_chat`, or one row per target.
 
-    Qwen3, GPT-OSS and others write a turn otherwise once more was said: its thinking goes, or its end is another token.
-    Then every turn ends a row of its own, read and learned there as at generation. Each token that is learned is in
-    one row. Turns that begin beyond `max_length` tokens are lost, as the end of one row would be, and counted.
+    The templates of Qwen3, GPT-OSS and others write earlier turns differently from the last one: without thinking,
+    or with another end token. Then each assistant turn gets its own row, which ends with it and is written as at
+    generation. Each target token is in one row. Turns that begin after `max_length` tokens are lost and counted.
 
     Raises:
-        ValueError: as `encode_chat`.
+        ValueError: see `encode_chat`.
     """
     _check_teaches(messages)
     return _rows(list(map(tokenizer.encode_spelled, tokenizer.chat_template.rows(messages, tools))), max_length)
 
 
 def encode_prompt(messages: list[Message], tokenizer, *, max_length: int, tools: list[dict] | None = None) -> list[int]:
-    """Token ids of a conversation, ending with the header of the assistant turn to come.
+    """Token ids of a conversation and of the header of the next assistant turn.
 
-    A prompt over `max_length` tokens loses its beginning; a <s> at its very start stays.
+    A prompt longer than `max_length` tokens is cut at its beginning. A leading <s> stays.
     """
     ids, _ = tokenizer.encode_spelled(Spelled(tokenizer.chat_template.prompt(messages, tools), []))
     return cut_prompt(ids, tokenizer, max_length=max_length)
@@ -57,7 +57,7 @@ def encode_prompt(messages: list[Message], tokenizer, *, max_length: int, tools:
 def encode_completion(
     messages, completion: str, tokenizer, *, max_length: int, max_prompt_length: int, tools: list[dict] | None = None
 ) -> dict[str, Any]:
-    """Prompt, completion and stop token; only the last two are inside the mask. See `encode_completions`."""
+    """Prompt, completion and stop token. The mask covers completion and stop token. See `encode_completions`."""
     lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
     return encode_completions(messages, [completion], tokenizer, **lengths, tools=tools)[0]
 
@@ -71,13 +71,13 @@ def encode_completions(
     max_prompt_length: int,
     tools: list[dict] | None = None,
 ) -> list[dict[str, Any]]:
-    """K completions of one prompt, whose rows share the prompt's tokens exactly.
+    """K completions of one prompt. All rows have the same prompt tokens.
 
-    Where the longest does not fit, the prompt loses its beginning (down to `max_prompt_length` tokens at most), then
-    every completion its end: a completion that was cut has no stop token, for it has not ended.
+    Where the longest row is too long, the prompt is cut at its beginning, to `max_prompt_length` tokens at least. Then
+    completions are cut at their end. A cut completion has no stop token.
 
     Raises:
-        ValueError: something that the template cannot write, or no room for a completion token.
+        ValueError: the template cannot write the conversation, or there is no room for a completion token.
     """
     answers = []
     for completion in completions:
@@ -102,7 +102,7 @@ def encode_completions(
 
 
 def cut_prompt(prompt: list[int], tokenizer, *, max_length: int) -> list[int]:
-    """The last `max_length` ids, a leading <s> kept."""
+    """The last `max_length` ids. A leading <s> is kept."""
     if len(prompt) <= max_length:
         return prompt
     if prompt[0] == tokenizer.bos_id and max_length > 1:
@@ -111,7 +111,7 @@ def cut_prompt(prompt: list[int], tokenizer, *, max_length: int) -> list[int]:
 
 
 def says_something(message: Message) -> bool:
-    """Whether a message holds more than white space: text, thinking or a call."""
+    """Whether a message has text, thinking or a call that is more than white space."""
     content = message.get("content") or ""
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
     return bool(text.strip() or (message.get("reasoning_content") or "").strip() or message.get("tool_calls"))
@@ -130,7 +130,7 @@ def _check_teaches(messages: list[Message]) -> None:
 
 
 def _rows(encoded: list[tuple[list[int], list[bool]]], max_length: int) -> list[dict[str, Any]]:
-    """The rows of one conversation in which something is left to learn; the last one counts what later turns lost."""
+    """The rows of one conversation that have targets left. The last one counts the tokens that later turns lost."""
     rows, lost = [], 0
     for ids, mask in encoded:
         if any(mask[:max_length]):
@@ -147,7 +147,7 @@ def _rows(encoded: list[tuple[list[int], list[bool]]], max_length: int) -> list[
 
 
 def _row(input_ids: list[int], completion_mask: list[bool], max_length: int, *, num_cut: int) -> dict[str, Any]:
-    """One row, cut on the right; `num_cut` tells how many tokens were lost at either end."""
+    """One row, cut on the right. `num_cut` is the number of tokens that were lost at both ends."""
     return {
         "input_ids": input_ids[:max_length],
         "completion_mask": completion_mask[:max_length],

@@ -1,9 +1,11 @@
-"""A model's chat template: its own Jinja, rendered as transformers does, with the spans of what the assistant says.
+"""A model's own chat template (Jinja), rendered as in transformers, with the spans of the assistant's texts.
 
-Three things are known of a rendering that the text alone does not tell. What people wrote: tokens that the template
-uses as markers are wrapped in noncharacters wherever a message holds them, so that they stay text. What must be
-learned: from the end of each generation prompt to the stop token, or what the template's `{% generation %}` tags hold.
-And that nothing was lost: once per kind of conversation it is rendered with a mark in place of every text.
+Besides the text, a rendering gives three things:
+    User text. Where a message contains a token that the template uses as a marker, it is wrapped in noncharacters, so
+        that it stays text.
+    Targets. They go from the end of each generation prompt to the stop token, or the `{% generation %}` tags give them.
+    Completeness. Once per kind of conversation it is rendered with a mark in place of every text, to see that no text
+        is lost.
 """
 
 import json
@@ -26,19 +28,19 @@ from data.message_texts import (
 from data.sandbox import Rendering, Stopped, render
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"  # noncharacters: no text may hold them
-FIXED_DATE = "2026-01-01"  # what a template that asks for today's date is told where no config does
+FIXED_DATE = "2026-01-01"  # today's date for templates that ask for it, where no config sets it
 MARKED = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")  # what somebody wrote, or a lone mark
 _MARK = re.compile(f"{OPEN}(\\d+){CLOSE}")
 
 
 class TextMarkerSaid(ValueError):
-    """Somebody wrote what the template tells turns apart by, and it is no token that text could be kept from being."""
+    """A message contains plain text that the template uses as a marker between turns, which cannot be escaped."""
 
 
 class Spelled(NamedTuple):
-    """A conversation as text. `targets` are (start, end) of what is to be learned.
+    """A conversation as text. `targets` are the (start, end) of the texts to learn.
 
-    `apart`: a target begins where a generation prompt ends, so that its first token must begin there too.
+    `apart`: a target begins where a generation prompt ends, so a token must begin there too.
     """
 
     text: str
@@ -49,7 +51,7 @@ class Spelled(NamedTuple):
 class ChatTemplate:
     """Jinja texts by name ("default", and "tool_use" where a model has one for tools), and how to read them.
 
-    `tokens` are the special tokens that Jinja may name (bos_token, ...), `date` is the day that it is told. Every
+    `tokens` are the special tokens that Jinja may use (bos_token, ...), `date` is today's date for the template. Every
     method raises ValueError where a conversation cannot be written without loss.
     """
 
@@ -57,7 +59,7 @@ class ChatTemplate:
         self.jinja, self.tokens, self.date = jinja, tokens, date
         self.control: set[str] = set()
         self.stops: list[str] = []
-        self.header = ""  # what the assistant's turn begins with
+        self.header = ""  # the text before an assistant's turn
         self.text_markers: dict[bool, re.Pattern] = {}  # no text of the assistant's (True), of others (False), has them
         self.rendered = [], None, {}  # the last request: messages, tools, what came of each view
         self.checked: dict[
@@ -66,18 +68,18 @@ class ChatTemplate:
         self.tagged = {name: bool(_GENERATION.search(text)) for name, text in jinja.items()}
 
     def prompt(self, messages: list[Message], tools: list[dict] | None = None) -> str:
-        """The conversation and the header of the assistant turn to come."""
+        """The conversation and the header of the next assistant turn."""
         return self._spell(messages, tools, None).text
 
     def conversation(self, messages: list[Message], tools: list[dict] | None = None) -> Spelled:
-        """The whole conversation and its targets: assistant turns but those of weight 0 or train false."""
+        """The whole conversation and its targets: all assistant turns without weight 0 or train false."""
         return self._spell(messages, tools, targets_of(messages), tagged=self.tagged[self._name(tools)])
 
     def rows(self, messages: list[Message], tools: list[dict] | None = None) -> list[Spelled]:
-        """The conversation as it is learned: in one row, or with a row for each target, which ends there.
+        """The training rows of the conversation: one row, or one row per target, which ends with it.
 
-        One row wherever every target, and all before it, stands in it as it did when that turn was the last. Many
-        templates write a turn otherwise once more was said: they strip its thinking, or end it with another token.
+        It is one row if every target and all text before it are written as when that turn was the last. Many templates
+        write earlier turns differently: they strip the thinking, or end the turn with another token.
         """
         targets, tagged = targets_of(messages), self.tagged[self._name(tools)]
         try:
@@ -88,12 +90,13 @@ class ChatTemplate:
         return [self._spell(messages[: i + 1], tools, [i], tagged=tagged) for i in targets]
 
     def answer(self, messages: list[Message], tools: list[dict] | None = None) -> Spelled:
-        """The conversation with one target, its last turn, which begins where `prompt` of the others ends."""
+        """The conversation with one target, its last turn. It begins where `prompt` of the other messages ends."""
         return self._spell(messages, tools, [len(messages) - 1])
 
     def after_answer(self, messages: list[Message], more: list[Message]) -> Spelled:
-        """The prompt of `messages`, whose last is the assistant's, and `more`; its target goes from where that turn has
-        ended to the end, whatever the template makes of the turn itself.
+        """The prompt of `messages`, which end with an assistant turn, and `more`.
+
+        Its target goes from the end of that turn to the end, also if the template rewrites the turn.
         """
         said = [*messages[:-1], {"role": "assistant", "content": "x"}]
         self.prompt([*said, *more])  # or it says what is lost
@@ -123,7 +126,7 @@ class ChatTemplate:
         return "".join([*pieces, text[start:]]) if pieces else text
 
     def set_tokens(self, control: set[str], stops: list[str]) -> None:
-        """What no text may become, and what ends a turn."""
+        """Set the control tokens, which message texts must not become, and the stop tokens."""
         self.control, self.stops = control, stops
         self._lengths = sorted({len(token) for token in control}, reverse=True)
         self._first = re.compile("[" + "".join(map(re.escape, sorted({token[0] for token in control}))) + "]")
@@ -132,11 +135,11 @@ class ChatTemplate:
         self.text_markers = self._find_text_markers()
 
     def probe(self, added: list[str]) -> tuple[str | None, set[str]]:
-        """(the token that ends an assistant turn, the tokens that open and close turns), of the added ones.
+        """(the added token that ends an assistant turn, the added tokens that open and close turns).
 
-        Some files do not call these special. The first added token after an answer ends it; the ones beside what a user
-        says and at the beginning of the assistant's header are markers. Thinking is a part of answers, so its tags are
-        none.
+        Some files do not mark these tokens as special. The first added token after an answer ends it. Added tokens
+        beside a user's text, and at the beginning of the assistant's header, are markers. Tags of thinking are not,
+        because thinking is part of an answer.
         """
         written = [name for name in added if name.strip(" \n\t\r▁") and "think" not in name.lower()]
         token = re.compile("|".join(map(re.escape, sorted(written, key=len)[::-1])) or "(?!)")
@@ -157,9 +160,9 @@ class ChatTemplate:
         return stop, {*found, *([stop] if stop else [])}
 
     def _find_text_markers(self) -> dict[bool, re.Pattern]:
-        """What ends a turn without any special token, as `[/INST]` and `### Response:` may: each line of it.
+        """Patterns of plain text that ends a turn, such as `[/INST]` and `### Response:`, line by line.
 
-        And what a system message begins with where the first user turn could begin so too, as with `<<SYS>>`.
+        Also the text that begins a system message, such as `<<SYS>>`, if the first user turn could begin with it.
         """
         found: dict[bool, set[str]] = {False: set(), True: set()}
         starts = []
@@ -184,7 +187,7 @@ class ChatTemplate:
         return text.strip()
 
     def _check_text_markers(self, messages: list[Message]) -> None:
-        """Raises TextMarkerSaid where a text would end its turn, or begin another."""
+        """Raise TextMarkerSaid where a message text would end its turn or begin another one."""
         for i, message in enumerate(messages):
             pattern = self.text_markers.get(message["role"] == "assistant")
             for _, text in texts_said(message) if pattern else ():
@@ -208,7 +211,7 @@ class ChatTemplate:
         return "tool_use" if tools and "tool_use" in self.jinja else "default"
 
     def _spell(self, messages, tools, targets: list[int] | None, *, tagged=False, unchanged=False) -> Spelled:
-        """The first way of writing the messages that loses nothing. Without targets the assistant's turn is to come."""
+        """The messages, written in the first form that loses nothing. targets=None: the assistant's turn comes next."""
         self._check_text_markers([for_template(message) for message in messages])
         problems = []
         for taken in ways_to_write([for_template(message) for message in messages]):
@@ -216,7 +219,7 @@ class ChatTemplate:
                 return self._write(taken, tools, targets, tagged, unchanged)
             except ValueError as error:
                 problems.append(error)
-        raise min(problems, key=lambda error: _REFUSED in str(error))  # what it lost says more than that it failed
+        raise min(problems, key=lambda error: _REFUSED in str(error))  # prefer the message about a lost text
 
     def _write(self, messages, tools, targets: list[int] | None, tagged: bool, unchanged: bool) -> Spelled:
         kind = json.dumps([shape(messages), shape(tools), targets, tagged])
@@ -244,9 +247,9 @@ class ChatTemplate:
         return Spelled(spelled.text, [span for span, owner in learned if owner in (targets or [])], not tagged)
 
     def _spans(self, messages, tools, targets: list[int] | None, tagged: bool, unchanged: bool = False) -> Spelled:
-        """The rendering and the span of each target, or of each generation tag; or ValueError.
+        """The rendering with the span of each target, or of each generation tag. Raises ValueError.
 
-        `unchanged`: a target that is written otherwise than when it was the last turn is refused too.
+        `unchanged`: also refuse a target that is written differently than when it was the last turn.
         """
         asked = [i for i in targets or [] if not tagged]
         earlier = [i for i in targets or [] if unchanged and i + 1 < len(messages)]
@@ -266,9 +269,11 @@ class ChatTemplate:
         return Spelled(whole.text, spans)
 
     def _span(self, whole: Rendering, head: Rendering, i: int) -> tuple[int, int]:
-        """From where the generation prompt ends to the first stop token."""
+        """The span from the end of the generation prompt to the first stop token."""
         start = len(head.text or "")
-        if i == 0 and self.header in whole.text and self.header:  # nothing was asked: no prompt to compare with
+        if (
+            i == 0 and self.header in whole.text and self.header
+        ):  # the conversation begins with this turn: there is no prompt to compare with
             start = whole.text.index(self.header) + len(self.header)
         elif head.error or not whole.text.startswith(head.text):
             same = len(os.path.commonprefix([whole.text, head.text or ""]))
@@ -280,7 +285,7 @@ class ChatTemplate:
         return start, self._end_of_turn(whole.text, start, i)
 
     def _end_of_turn(self, text: str, start: int, i: int) -> int:
-        """Where the first stop token from `start` on ends, which the template wrote."""
+        """The end of the template's first stop token after `start`."""
         end = next((m.end() for m in self._stop.finditer(text, start) if m.lastindex), None)
         if end is None:
             stops = ", ".join(self.stops) or "none is known"
@@ -291,9 +296,9 @@ class ChatTemplate:
         return end
 
     def _check_nothing_is_lost(self, messages, tools, targets: list[int] | None, tagged: bool) -> list[int]:
-        """The message that each span belongs to. Raises ValueError unless every text is written, those to learn inside.
+        """The number of the message of each span. Raises ValueError unless every text is written, and targets in spans.
 
-        An answer's span holds its own texts and no other's.
+        The span of an answer contains all of its texts and no other text.
         """
         places: list[tuple[int, str]] = []  # of each mark: message and field; the tools' are those of message -1
 
@@ -306,7 +311,7 @@ class ChatTemplate:
         spelled, targets = self._spans(changed, changed_tools, targets, tagged), targets or []
         seen = set(map(int, _MARK.findall(spelled.text)))
         for number, (i, field) in enumerate(places):
-            forgotten = field in THINKING and i not in targets  # as at inference: earlier thinking is not shown again
+            forgotten = field in THINKING and i not in targets  # earlier thinking is left out, as at inference
             if number not in seen and not forgotten:
                 raise ValueError(_lost(i, messages, field))
         owners: list[int] = []
@@ -349,13 +354,13 @@ def _as_pattern(line: str) -> str:
 
 
 def targets_of(messages: list[Message]) -> list[int]:
-    """Which messages are learned: the assistant's, unless they say `weight: 0` or `train: false`."""
+    """Indices of the messages to learn: the assistant's, without those with `weight: 0` or `train: false`."""
     learned = (m["role"] == "assistant" and m.get("weight", 1) != 0 and m.get("train", True) for m in messages)
     return [i for i, taken in enumerate(learned) if taken]
 
 
 def _shown(text: str, start: int, length: int = 60) -> str:
-    """A piece of a rendering for an error message, with dots where somebody's words stand."""
+    """An excerpt of a rendering for an error message, with dots in place of message texts."""
     return repr(MARKED.sub("...", text[start : start + length]))
 
 

@@ -1,7 +1,7 @@
-"""Ask a language model: requests, answers and the client that keeps every answer on disk.
+"""Ask a language model: requests, answers, and the client that caches every answer on disk.
 
-An answer is a function of (model, conversation, settings, seed). The cache is keyed by the hash of exactly that, and
-each answer is stored the moment it arrives: a run that was killed goes on where it stopped and asks nothing twice.
+An answer is a function of (model, conversation, settings, seed), and their hash is the key of the cache. Each answer is
+stored when it arrives, so a killed run can be resumed and asks nothing twice.
 """
 
 import hashlib
@@ -25,21 +25,21 @@ _THOUGHT_OPENED_BY_TEMPLATE = re.compile(rf"(.*?)</(?:{_TAG})>[ \t]*(?:\n|\Z)", 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """An answer of a model.
 
-    `finish_reason`: stop, length, content_filter, refused (the endpoint rejected this request) or failed (what came was
-    no answer, or nothing came). The last two have no text, count as no answer, and are asked again by the next run.
+    `finish_reason`: stop, length, content_filter, refused (the endpoint rejected this request) or failed (no usable
+    reply arrived). The last two have no text and count as missing. The next run asks these requests again.
     """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-    error: str = ""  # what the endpoint said when it refused or failed
-    reasoning: str = ""  # what the model thought before it answered; no part of `text`
-    model: str = ""  # what the server called the model
-    counted_by_us: bool = False  # the server named no token counts: these are the most that the texts can have
-    top_logprobs: str = ""  # JSON of {token: log-probability} of the likely first tokens, where they were asked for
+    error: str = ""  # the endpoint's message when it refused or failed
+    reasoning: str = ""  # the model's thinking before the answer; not part of `text`
+    model: str = ""  # the server's name of the model
+    counted_by_us: bool = False  # the server returned no token counts, and these are upper bounds
+    top_logprobs: str = ""  # JSON of {token: log-probability} of the likely first tokens, if requested
 
     @property
     def missing(self) -> bool:
@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """One question with everything that the answer depends on."""
+    """One request, with everything that the answer depends on."""
 
     model: str
     messages: Conversation
@@ -68,7 +68,7 @@ class Request:
 
 @dataclass
 class Usage:
-    """What a run used. Answers read back from disk count in tokens and cost, so a resumed run reports its whole."""
+    """The usage of a run. Cached answers count in tokens and cost, so a resumed run reports the total."""
 
     answers: int = 0
     from_cache: int = 0
@@ -78,14 +78,14 @@ class Usage:
     failed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    counted_by_us: int = 0  # answers whose server named no tokens: one a byte is assumed, which is the most
+    counted_by_us: int = 0  # answers without token counts: one token per byte is assumed
     cost: float = 0.0
-    left_out: list[str] = field(default_factory=list)  # parameters that the server refused and was then asked without
-    served_by: dict[str, int] = field(default_factory=dict)  # what the server called the model, and how often
+    left_out: list[str] = field(default_factory=list)  # parameters that the server refused and that were left out then
+    served_by: dict[str, int] = field(default_factory=dict)  # the server's name of the model -> number of answers
 
 
 class Client:
-    """The face that methods, checks and judges see. A subclass answers the requests that are not on disk yet.
+    """The interface that methods, checks and judges use. A subclass answers the requests that are not in the cache.
 
     Args:
         model: name under which answers are cached; another model must have another name.
@@ -107,7 +107,7 @@ class Client:
         self.prices = (prompt_price / 1e6, completion_price / 1e6)
         self.thinking_tokens = thinking_tokens
         self.options: dict = {}  # what a subclass adds to every request
-        self.on_answer: Callable[[int, int], None] = lambda number, total: None  # told of each answer of an `ask`
+        self.on_answer: Callable[[int, int], None] = lambda number, total: None  # called for each answer of an `ask`
         self._counted: set[str] = set()
         self._store = AnswerStore(cache) if cache is not None else None
 
@@ -122,13 +122,15 @@ class Client:
         schema: dict | None = None,
         top_logprobs: int = 0,
     ) -> list[Answer]:
-        """One answer per conversation, in order. `seed` is one for all or one each; equal questions share an answer.
+        """One answer per conversation, in order. Equal requests share an answer.
 
-        `schema` asks for JSON that fits it, where the server can hold a model to that: the text may still be anything.
-        `top_logprobs` asks an endpoint for the log-probabilities of so many likely first tokens.
-
+        Args:
+            seed: one for all, or one per conversation.
+            schema: request JSON that fits it. A server that does not support this may answer any text.
+            top_logprobs: request the log-probabilities of so many likely first tokens.
         Raises:
-            ValueError: a bad setting, the cost limit, or an endpoint that stays unreachable; what was answered is kept.
+            ValueError: a setting is wrong, the cost limit is reached, or the endpoint stays unreachable. Answers that
+                arrived are kept.
         """
         settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed, "stop": stop}
         requests = self._requests(conversations, **settings, schema=schema, top_logprobs=top_logprobs)
@@ -146,14 +148,21 @@ class Client:
         return [answers[key] for key in keys]
 
     def not_answered(self, conversations: Sequence[Conversation], **settings) -> list[Conversation]:
-        """The conversations, equal ones once, that `ask` with these settings would pay for: no answer is on disk."""
+        """The conversations without a cached answer, each once: those that `ask` with these settings would pay for."""
         requests = {request.key: request for request in self._requests(conversations, **settings)}
         return [request.messages for key, request in requests.items() if self._recall(key) is None]
 
     def _requests(
-        self, conversations: Sequence[Conversation], *, temperature: float | None, max_tokens: int,
-        seed: int | Sequence[int], stop: Sequence[str] = (), schema: dict | None = None, top_logprobs: int = 0,
-    ) -> list[Request]:  # fmt: skip
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        temperature: float | None,
+        max_tokens: int,
+        seed: int | Sequence[int],
+        stop: Sequence[str] = (),
+        schema: dict | None = None,
+        top_logprobs: int = 0,
+    ) -> list[Request]:
         if (temperature is not None and temperature < 0) or max_tokens < 1:
             raise ValueError(f"need temperature >= 0 and max_tokens >= 1, got {temperature=}, {max_tokens=}")
         seeds = [seed] * len(conversations) if isinstance(seed, int) else seed
@@ -166,26 +175,26 @@ class Client:
         ]
 
     def cost_bound(self, conversations: Sequence[Conversation], *, max_tokens: int) -> float:
-        """The most that asking these once can cost: a token is at least one byte. To show before a run."""
+        """An upper bound of the cost of asking these once, as a token has at least one byte."""
         return sum(self._bound(messages, max_tokens + self.thinking_tokens) for messages in conversations)
 
     def remember(self, name: str, value: dict | None) -> None:
-        """Keep a note of the client's own beside the answers; None forgets it."""
+        """Store a note of the client beside the answers. None deletes it."""
         if self._store is not None:
             self._store.put(name, value)
 
     def remembered(self, name: str) -> dict | None:
-        """The note, where there is one."""
+        """The note of that name, or None."""
         return self._store.get(name) if self._store is not None else None
 
     def close(self) -> None:
-        """Close the file of answers; asking again opens it."""
+        """Close the cache file. The next request opens it again."""
         if self._store is not None:
             self._store.close()
 
     def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
-        """Yields (key, answer) as they come. The one thing that a subclass writes."""
-        raise TypeError("Client is a face; use OpenAIClient, LocalClient or ScriptedClient")
+        """Yield (key, answer) as they arrive. Subclasses implement only this method."""
+        raise TypeError("Client is an interface; use OpenAIClient, LocalClient or ScriptedClient")
 
     def _recall(self, key: str) -> Answer | None:
         found = self._store.get(key) if self._store is not None else None
@@ -199,7 +208,7 @@ class Client:
         self.usage.asked += fresh
         self.usage.refused += answer.finish_reason == "refused"
         self.usage.failed += answer.finish_reason == "failed"
-        if key in self._counted:  # the same question of a later call is not paid again
+        if key in self._counted:  # the same request in a later call costs nothing
             return
         if not answer.missing:
             self._counted.add(key)
@@ -220,7 +229,7 @@ class Client:
 
 
 def tidy(answer: Answer) -> Answer:
-    """The answer without its thinking, which goes into `reasoning`; `failed` where its text cannot be written."""
+    """The answer with its thinking moved into `reasoning`. It is `failed` if its text is not valid Unicode."""
     try:
         f"{answer.text}{answer.reasoning}".encode()
     except UnicodeEncodeError as error:  # JSON may hold half a surrogate pair, a file may not
@@ -230,10 +239,10 @@ def tidy(answer: Answer) -> Answer:
 
 
 def split_reasoning(text: str) -> tuple[str | None, str]:
-    """(what stands in <think> tags at the beginning, the rest); None where there are none.
+    """(the text in <think> tags at the beginning, the rest). The first is None if there are no tags.
 
-    Some templates open the tag in the prompt, so the text may hold the closing one alone. Thinking that was cut has no
-    answer after it.
+    Some templates open the tag in the prompt, so the text may have only the closing tag. If the thinking was cut, the
+    rest is empty.
     """
     found = _THOUGHT.match(text)
     if found:
@@ -243,12 +252,12 @@ def split_reasoning(text: str) -> tuple[str | None, str]:
 
 
 def most_tokens(messages: Conversation) -> int:
-    """The most tokens that a prompt can have: one a byte, and a template's marks."""
+    """An upper bound of the tokens of a prompt: one per byte, and those of a template."""
     return sum(len((m["content"] or "").encode()) + 16 for m in messages) + 16
 
 
 def _is_answer(row: object) -> bool:
-    """Whether a stored object has the fields of an answer, of the right kinds: the file may be somebody else's."""
+    """Whether a stored object has the fields of an answer with the right types, as the file may come from elsewhere."""
     kinds = {one.name: one.type for one in fields(Answer)}
     return (
         isinstance(row, dict)

@@ -1,4 +1,4 @@
-"""Files -> items -> loader: the path that demonstrations, comparisons and prompts share."""
+"""From files to items and to a loader, for demonstrations, comparisons and prompts."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Encoded:
-    """The items of several files, and what was lost on the way."""
+    """The items of several files, with the skipped rows and the cut tokens."""
 
     items: Items
     files: list[str]
@@ -41,7 +41,7 @@ class Encoded:
         return sum(count for count, _ in found), [place for _, places in found for place in places]
 
     def report(self, name: str) -> str:
-        """One line for the log: how much there is, how much was cut, how much was skipped."""
+        """One line for the log: numbers of items and tokens, cut tokens, skipped rows."""
         cut = self.items.row_column("num_cut")
         tokens, targets = (int(self.items.row_column(column).sum()) for column in ("length", "targets"))
         return (
@@ -49,8 +49,8 @@ class Encoded:
             f"{np.count_nonzero(cut):,} rows, {cut.sum():,} tokens; skipped: {len(self.skipped):,} rows"
         )
 
-    def tell(self, name: str) -> None:
-        """Logs the report, and what a person should know of the rows."""
+    def log_report(self, name: str) -> None:
+        """Log the report, and warnings about the rows."""
         log.info(self.report(name))
         (records, _), (split, _) = (self.marked(mark) for mark in ("record", "split"))
         if split:
@@ -63,16 +63,17 @@ class Encoded:
             log.warning("%s: %d rows skipped%s", name, len(skipped), _listed(skipped))
         stray, places = self.marked("stray")
         if stray:
-            told = '%s: %d records hold "\\n\\nHuman" inside a text, the first at %s'
-            log.warning(told, name, stray, places[0])
+            message = '%s: %d records hold "\\n\\nHuman" inside a text, the first at %s'
+            log.warning(message, name, stray, places[0])
         if self.marked("single_turn")[0] == records:
             log.warning("%s: single-turn conversations only; a model learns from them to answer, not to converse", name)
 
 
 def encode_files(name: str, files: Sequence[str], data, encoder: Encoder) -> Encoded:
-    """The items of `files` (the value of the config key `name`), whose tokens are made here or were made before.
+    """The items of `files`, the value of the config key `name`. Tokens come from the cache, or are computed here.
 
-    What is wrong with a row is known before step 1. `data` is a config group with on_bad_row, cache and a layout.
+    All rows are checked, so a bad row is reported before step 1. `data` is a config group with on_bad_row, cache and a
+    layout.
 
     Raises:
         ValueError: no file, a file without a usable row, or a bad row where on_bad_row=error.
@@ -86,7 +87,7 @@ def encode_files(name: str, files: Sequence[str], data, encoder: Encoder) -> Enc
         if not len(stores[-1]):
             raise ValueError(f"{file} has no usable row{_listed(stores[-1].skipped)}")
     encoded = Encoded(Items(stores, encoder.item), list(files))
-    encoded.tell(name)
+    encoded.log_report(name)
     return encoded
 
 
@@ -108,7 +109,7 @@ def training_texts(data, parse: Callable[[dict], list[Record]]) -> Iterator[str]
 
 
 def check_window(window: int, *sets: Sequence[Any]) -> None:
-    """Raise ValueError where a row is longer than the model's window: else whatever step reads it would fail."""
+    """Raise ValueError where a row is longer than the model's window."""
     for items in filter(len, sets):
         lengths = items.longest if isinstance(items, Items) else np.array([_longest(item) for item in items])
         for number in np.flatnonzero(lengths > window)[:1]:
@@ -123,7 +124,7 @@ def check_window(window: int, *sets: Sequence[Any]) -> None:
 def make_loader(
     encoded: Encoded, *, shuffle: bool, weights: Sequence[float] | None, proportions: Sequence[float] | None, **order
 ) -> Loader:
-    """A loader over encoded items, their files mixed as `mix` says; `order`: batch_size, seed, rank, world_size."""
+    """A loader over encoded items, with files mixed by `mix`. order: batch_size, seed, rank, world_size."""
     sums = [
         [int(store.columns["rows"][name].sum()) for store in encoded.items.stores] for name in ("length", "targets")
     ]
@@ -132,7 +133,7 @@ def make_loader(
 
 
 def warn_of_overlap(train: Loader, held_out: Encoded, name: str = "data.eval") -> None:
-    """Logs how many held-out items begin as a training item does, and how many are one, token for token."""
+    """Log how many held-out items begin with the same user turn as a training item, and how many are equal to one."""
     openings = held_out.items.column("opening")
     known = np.isin(openings[openings != 0], train.items.column("opening")).sum()
     if not known:
@@ -151,6 +152,6 @@ def _longest(item: Any) -> int:
 
 
 def _listed(problems: list[str], most: int = 100) -> str:
-    """The problems, one a line; the first `most` of them (all are in `Encoded.skipped`)."""
+    """The first `most` problems, one per line. All are in `Encoded.skipped`."""
     lines = problems[:most] + ([f"... and {len(problems) - most} more"] if len(problems) > most else [])
     return "".join(f"\n  {line}" for line in [""] + lines if line)

@@ -1,4 +1,4 @@
-"""Rows of a file -> encodings, in this process or in several: what is done to make tokens, and who does it."""
+"""From rows of a file to encodings, in this process or in several."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ _STRAY_MARKER = re.compile(r"\n\n(Human|Assistant)\b")  # left over from Anthrop
 
 
 class Encoding(NamedTuple):
-    """One item: its rows as `data/chat.py` makes them, what else it has (as JSON), and names of what is odd in it."""
+    """One item: its rows from `data/chat.py`, its other fields (as JSON), and names of its peculiarities."""
 
     rows: list[dict]
     note: dict = {}
@@ -37,7 +37,7 @@ class Encoding(NamedTuple):
 
 
 class Encoder:
-    """How one kind of record becomes items: data/sft.py, data/preferences.py and data/prompts.py each have one."""
+    """The conversion of one kind of record to items: see data/sft.py, data/preferences.py and data/prompts.py."""
 
     tokenizer: Any
     regroup: Callable[[list[Record]], list[Record]] | None = None  # reads all records of a file at once
@@ -51,17 +51,17 @@ class Encoder:
         raise NotImplementedError
 
     def item(self, rows: list[dict], note: dict, where: str) -> Any:
-        """What a trainer sees of an encoding."""
+        """The item that a trainer gets for an encoding."""
         raise NotImplementedError
 
     def settings(self) -> dict:
-        """What decides the tokens besides the tokenizer and the code, as JSON."""
+        """The settings that influence the tokens, as JSON. With tokenizer and code they determine the tokens."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is done to the rows of one file. With on_bad_row=error both methods raise at the first bad row."""
+    """The encoding of the rows of one file. With on_bad_row=error both methods raise at the first bad row."""
 
     encoder: Encoder
     layout: Layout
@@ -120,7 +120,7 @@ def _joined(found: list[tuple[Record, Encoding]]) -> Encodings:
 
 
 def _number(content: bytes) -> int:
-    """64 bits that stand for the content; never 0."""
+    """A 64-bit hash of the content, never 0."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True) or 1
 
 
@@ -182,7 +182,7 @@ def in_processes(work: Callable[[list], Encodings], chunks: Iterable[list], proc
 
 
 def _begin(work: Callable[[list], Encodings], parent: int) -> None:
-    """In a new process: Ctrl-C is the parent's to answer, and nobody outlives it."""
+    """Set up a new process: it ignores Ctrl-C, which the parent handles, and ends when the parent ends."""
     global _work
     _work = work
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,6 +1,6 @@
-"""The OpenAI-compatible endpoint: many requests in flight, retried, limited in time, size, rate and cost.
+"""A client of OpenAI-compatible endpoints: parallel requests with retries, and limits on time, size, rate and cost.
 
-What a server does wrong costs as little as it can:
+The handling of server errors:
 
 * 429, 5xx, a cut connection, or something that is no chat completion: the request is tried again, and after
   `max_tries` it counts as failed. When `MAX_FAILURES` fail one after the other, requests in flight finish, no new one
@@ -51,15 +51,15 @@ LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 
 
 class OpenAIClient(Client):
-    """Any endpoint that speaks `/chat/completions` (and `/completions` for a user's turn to come, see `Conversation`).
+    """An endpoint with `/chat/completions` (and `/completions` to sample a user's turn, see `Conversation`).
 
     Args:
         base_url: the endpoint, up to and without `/chat/completions`; None = OpenAI's.
         api_key_env: name of the environment variable with the key. The key itself is in no config, log or file.
         max_parallel: requests in flight. requests_per_minute: None = no limit. timeout: seconds for a whole try.
-        served_as: what the server calls the model in its replies, where that is another name; None = as it was asked.
-        reasoning_effort: for models that think; None = the server's own. extra_body: further fields of every request.
-        pre_query: what the model's template writes before a user's message.
+        served_as: the server's name of the model in its replies, if it is another one; None: the requested name.
+        reasoning_effort: for models that think; None: the server's default. extra_body: further fields of all requests.
+        pre_query: the text of the model's template before a user's message.
         batch: whether requests go through `/batches`, which is cheaper and takes hours; see `data/batches.py`.
     """
 
@@ -88,7 +88,7 @@ class OpenAIClient(Client):
         self._next_start, self._failure, self._failures = 0.0, None, 0
 
     def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
-        """A thread runs the event loop, so `ask` also works where one runs already (a notebook, a web page)."""
+        """The event loop runs in a thread, so that `ask` also works inside another one (a notebook, a web server)."""
         if self.pre_query is None and any(r.messages[-1]["content"] is None for r in requests.values()):
             raise ValueError("a model behind an endpoint writes a user's message only after client.pre_query")
         if self.batch:
@@ -152,7 +152,7 @@ class OpenAIClient(Client):
             await self._settle(bound, self._price(answer))
 
     async def _afford(self, bound: float) -> bool:
-        """Sets the most that a request can cost aside; waits for those in flight where the rest is too little."""
+        """Reserve the largest cost of a request. If the budget is too small, wait for requests in flight."""
         if self.max_cost is None:
             return True
         async with self._money:
@@ -184,7 +184,7 @@ class OpenAIClient(Client):
         return await retrying(self._once, http, request)
 
     async def _once(self, http: httpx.AsyncClient, request: Request) -> Answer:
-        """One try: the answer, or `refused`; raises TryAgain or GiveUp."""
+        """One try: the answer, or `refused`. Raises TryAgain or GiveUp."""
         await self._turn()
         while True:
             payload = self._payload(request)
@@ -204,7 +204,7 @@ class OpenAIClient(Client):
                 self.usage.left_out.append(unknown)
 
     def _read_or_count(self, body: bytes, request: Request) -> Answer:
-        """The answer in a reply; one that cannot be read may have been paid for all the same."""
+        """The answer in a reply. The cost of an unreadable reply is counted, as it may have to be paid."""
         try:
             return self._read(body, request)
         except TryAgain:
@@ -213,7 +213,7 @@ class OpenAIClient(Client):
             raise
 
     def _payload(self, request: Request) -> dict:
-        """Both names of the limit are sent: servers know the one or the other, and one that is unknown is left out."""
+        """The JSON body. It has both names of the token limit. One that the server does not know is left out later."""
         payload = {
             "model": request.model,
             **self._asked(request.messages),
@@ -237,12 +237,12 @@ class OpenAIClient(Client):
         return {"prompt": self.pre_query}
 
     def _can_leave_out(self, name: str) -> bool:
-        """A request without any limit could cost more than was set aside for it."""
+        """Whether a parameter may be left out. The last token limit may not, as the cost would have no bound."""
         limits = {"max_tokens", "max_completion_tokens"}
         return name not in limits or not (limits - {name}) & set(self.usage.left_out)
 
     async def _post(self, http: httpx.AsyncClient, url: str, payload: dict) -> tuple[int, httpx.Headers, bytes]:
-        """(status, headers, body) of one request: within the timeout as a whole, of at most MAX_REPLY bytes."""
+        """(status, headers, body) of one request. The timeout is for the whole reply, of at most MAX_REPLY bytes."""
         body = bytearray()
         try:
             async with asyncio.timeout(self.timeout), http.stream("POST", url, json=payload) as reply:
@@ -257,7 +257,7 @@ class OpenAIClient(Client):
         return reply.status_code, reply.headers, bytes(body)
 
     def _read(self, body: bytes, request: Request) -> Answer:
-        """The answer in a chat completion. Raises TryAgain where it is none, GiveUp where it is another model's."""
+        """The answer in a chat completion. Raises TryAgain if it is not valid, GiveUp if it is from another model."""
         try:
             reply = json.loads(body)
             choice = reply["choices"][0]
@@ -288,7 +288,7 @@ class OpenAIClient(Client):
         )  # fmt: skip
 
     async def _turn(self) -> None:
-        """Waits until the rate limit allows one more start."""
+        """Wait until the rate limit allows one more request."""
         start = max(time.monotonic(), self._next_start)
         self._next_start = start + self.interval
         await asyncio.sleep(max(0.0, start - time.monotonic()))
@@ -297,7 +297,7 @@ class OpenAIClient(Client):
         self.usage.retries += 1
 
     def _clean(self, what: object) -> str:
-        """Words of the server that may be shown: short, without the key, without control characters."""
+        """A text of the server, fit for a message: shortened, without the key, without control characters."""
         return redact(self._key, str(what))[:500]
 
     def _explain(self, error: Exception, tries: str) -> str:
@@ -308,20 +308,20 @@ class OpenAIClient(Client):
 
 
 def first_logprobs(choice: dict) -> str:
-    """JSON of {token: log-probability} of the likely first tokens of a choice; empty where the server tells none."""
+    """JSON of {token: log-probability} of the likely first tokens of a choice; empty if the server returns none."""
     try:
-        told = {row["token"]: float(row["logprob"]) for row in choice["logprobs"]["content"][0]["top_logprobs"]}
-        text = json.dumps({token: value for token, value in told.items() if value <= 0})
+        logprobs = {row["token"]: float(row["logprob"]) for row in choice["logprobs"]["content"][0]["top_logprobs"]}
+        text = json.dumps({token: value for token, value in logprobs.items() if value <= 0})
         text.encode()
     except (LookupError, TypeError, ValueError):
         return ""
-    return text if told else ""
+    return text if logprobs else ""
 
 
 def count_tokens(usage: object, request: Request, text: str) -> tuple[int, int, bool]:
-    """(prompt tokens, completion tokens, whether we counted them): the server's where they can be true.
+    """(prompt tokens, completion tokens, whether they are our estimates).
 
-    Where it names none, or such as cannot be, the most that they can be: one a byte. A limit on the cost then holds.
+    They are the server's counts if these are plausible, else upper bounds (one per byte), so that the cost limit holds.
     """
     said = usage if isinstance(usage, dict) else {}
     counts = [said.get("prompt_tokens"), said.get("completion_tokens")]
@@ -335,14 +335,14 @@ def count_tokens(usage: object, request: Request, text: str) -> tuple[int, int, 
 
 
 def same_model(said: str, asked: str) -> bool:
-    """Whether a server's name is that of the model that was asked: a folder before it or a date after it may differ."""
+    """Whether a server's name means the requested model: a folder before it or a date after it may differ."""
     said, asked = (name.lower().rsplit("/", 1)[-1] for name in (said, asked))
     asked = re.sub(r"(-latest|:\w+)$", "", asked)
     return re.fullmatch(re.escape(asked) + r"(-latest|:\w+|[-@]\d{4}(-?\d\d){0,2}|[-@]\d{4})?", said) is not None
 
 
 def unknown_parameter(body: bytes, payload: dict) -> str | None:
-    """The optional parameter of the request that a server's error says it does not know."""
+    """The optional parameter of the request that the server's error calls unknown, or None."""
     try:
         error = json.loads(body)
     except (ValueError, RecursionError):
@@ -372,19 +372,19 @@ def retry_after(header: str) -> float | None:
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds: what the server asks for, else 0.5 * 2^n up to 20, with jitter."""
+    """Seconds until the next try: those of Retry-After, else 0.5 * 2^n up to 20, with jitter."""
     asked = state.outcome.exception().wait
     return tenacity.wait_random_exponential(multiplier=0.5, max=20)(state) if asked is None else asked
 
 
 def redact(key: str, text: str) -> str:
-    """The text without the key, which a server may repeat, and without characters that a terminal would act on."""
+    """The text without the key, which a server may repeat, and without terminal control characters."""
     shown = text.replace(key, "[key]") if len(key) > 3 else text
     return "".join(c if c.isprintable() else " " for c in shown)
 
 
 def check_url(base_url: str | None) -> str | None:
-    """The address of an endpoint; one with a secret in it is refused."""
+    """The address of an endpoint. Raises ValueError where it is no address or contains a secret."""
     if base_url is None:
         return None
     parts = urlsplit(str(base_url))
@@ -400,7 +400,7 @@ def check_url(base_url: str | None) -> str | None:
 
 
 def read_key(base_url: str | None, api_key_env: str) -> str:
-    """The key in the environment; a server on this machine may do without."""
+    """The key in the environment variable. A server on this machine needs none."""
     if not isinstance(api_key_env, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
         raise ValueError(
             "api_key_env is the name of an environment variable, such as OPENAI_API_KEY, not the key itself"

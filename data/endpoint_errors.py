@@ -1,8 +1,8 @@
-"""What an endpoint did instead of answering."""
+"""The errors of an endpoint: try again, or give up."""
 
 
 class TryAgain(Exception):
-    """This try gave no answer, another may. `wait`: seconds that the server asked for."""
+    """This try failed, and another one may succeed. `wait`: seconds that the server asked for."""
 
     def __init__(self, what: str, wait: float | None = None):
         super().__init__(what)
@@ -10,4 +10,4 @@ class TryAgain(Exception):
 
 
 class GiveUp(Exception):
-    """The endpoint will not serve us, whatever is asked."""
+    """The endpoint will not answer any request."""

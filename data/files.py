@@ -1,8 +1,8 @@
-"""Rows of the files that people publish data in: the one reader under the trainers, the checks and the evaluation.
+"""Read rows of data files. Trainers, checks and evaluations all use this reader.
 
-JSONL, JSON arrays, CSV, TSV, Excel, Parquet, Arrow, plain or compressed (gz, bz2, xz, zst); a file, a glob, a directory
-of shards, or what `save_to_disk` of datasets wrote. Rows stream: of a file one row (at most `MAX_ROW` bytes) or one
-batch of a table lies in memory, whatever an archive unpacks to.
+JSONL, JSON arrays, CSV, TSV, Excel, Parquet, Arrow, plain or compressed (gz, bz2, xz, zst). A name is a file, a
+glob, a directory of shards, or the output of `save_to_disk` of datasets. Rows are streamed: only one row (at most
+`MAX_ROW` bytes) or one batch of a table is in memory, whatever the unpacked size is.
 """
 
 import base64
@@ -72,7 +72,7 @@ def read_rows(name: str) -> Iterator[tuple[str, dict]]:
 
 
 def as_object(raw: Any) -> dict:
-    """The row behind what `each_row` gave; raises ValueError where it is no JSON object, or no text to keep."""
+    """The row as a dict, from an item of `each_row`. Raises ValueError where it is no JSON object or not valid text."""
     if isinstance(raw, ValueError):
         raise raw
     if isinstance(raw, str):
@@ -123,8 +123,8 @@ def _shards(directory: Path) -> list[Path]:
     splits = {path.name.split("-")[0].split(".")[0] for path in files} & {"train", "test", "validation", "valid", "dev"}
     for kind, found in (("splits", splits), ("formats", {_format(path) for path in files})):
         if len(found) > 1:
-            told = ", ".join(sorted(found))
-            raise ValueError(f"{directory} holds the {kind} {told}: name the files that you mean, with a glob, say")
+            names = ", ".join(sorted(found))
+            raise ValueError(f"{directory} holds the {kind} {names}: name the files that you mean, with a glob, say")
     if not files:
         raise ValueError(f"{directory} holds no file of a format that is read: {', '.join((*TEXT, *TABLES))}")
     return files
@@ -249,7 +249,10 @@ def _array_rows(path: Path, file: io.TextIOBase) -> Iterator[tuple[int, Any]]:
             more = file.read(step)
             if not more or len(text) > MAX_ROW:
                 raise ValueError(f"{path}: element {number + 1} of the array is not JSON: {error.msg}") from error
-            text, step = text + more, step * 2  # twice as much each time: a long element is not read again and again
+            text, step = (
+                text + more,
+                step * 2,
+            )  # twice as much each time, so that a long element is not parsed many times
             continue
         except RecursionError:
             raise ValueError(f"{path}: element {number + 1} of the array is nested too deeply") from None
@@ -258,7 +261,7 @@ def _array_rows(path: Path, file: io.TextIOBase) -> Iterator[tuple[int, Any]]:
 
 
 def _checked(value: Any) -> Any:
-    """An element as it is, or what makes it no text."""
+    """The element, or a ValueError if it has a text that is not valid Unicode."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

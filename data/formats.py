@@ -1,4 +1,4 @@
-"""From a row of ours to records: the kind is recognised from the fields. `data/adapters` makes published rows ours."""
+"""From a row in our format to records. The kind is recognised by its fields. `data/adapters` converts other formats."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from data.messages import THINKING, is_hh, parse_hh, parse_messages, parse_role,
 from data.records import Comparison, Example, Prompt, Ranking, Rated, Record
 
 _NUMBER = re.compile(r"[-+]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})([eE][-+]?\d{1,3})?")
-GIVEN = ("context", "prompt", "system", "tools")  # what a row says before the answer
+GIVEN = ("context", "prompt", "system", "tools")  # fields before the answer
 
 
 def examples(row: dict) -> list[Example]:
@@ -21,9 +21,9 @@ def examples(row: dict) -> list[Example]:
     """
     found = _demonstrations(row)
     if (good := _reward(row)) is not None and good < 0.5:
-        told = "reward" if row.get("reward") is not None else "label"
+        field = "reward" if row.get("reward") is not None else "label"
         raise ValueError(
-            f"rated bad ({told}={json.dumps(row[told])}), so it is no demonstration; leave such rows out with "
+            f"rated bad ({field}={json.dumps(row[field])}), so it is no demonstration; leave such rows out with "
             "data.on_bad_row=skip, or learn from both kinds with train_dpo.py loss=kto"
         )
     return found
@@ -77,7 +77,7 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
 
 
 def prompts(row: dict) -> list[Prompt]:
-    """What to ask: `prompt` or `context`; of `messages` or Anthropic's text, all before the last assistant turn."""
+    """Prompts: `prompt` or `context`, or all turns of `messages` or Anthropic's text before the last assistant turn."""
     if is_tree(row):
         return [Prompt(_prompt(row["prompt"].get("text")), columns=_rest(row, "prompt"))]
     if "prompt" in row or "context" in row:
@@ -97,7 +97,7 @@ def prompts(row: dict) -> list[Prompt]:
 
 
 def any_record(row: dict) -> list[Record]:
-    """The records of a row of any kind: what a check reads, which is told no kind."""
+    """The records of a row of any kind. Checks use it, because they do not know the kind."""
     rated = row.get("reward") is not None or row.get("label") is not None
     if "messages" in row or is_tree(row) or "prompt" in row and "completion" in row and not rated:
         return _demonstrations(row)  # also those that were rated bad
@@ -109,18 +109,18 @@ def any_record(row: dict) -> list[Record]:
 def as_row(record: Record) -> dict:
     """A record as a row that the functions above read back."""
     if isinstance(record, Example):
-        told = {"messages": record.messages}
+        row = {"messages": record.messages}
     elif isinstance(record, Comparison):
-        told = {"prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected}
-        told |= ({"margin": record.margin} if record.margin else {}) | ({"tie": True} if record.tie else {})
+        row = {"prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected}
+        row |= ({"margin": record.margin} if record.margin else {}) | ({"tie": True} if record.tie else {})
     elif isinstance(record, Ranking):
-        told = {"prompt": record.prompt, "completions": record.completions, "ranks": record.ranks}
+        row = {"prompt": record.prompt, "completions": record.completions, "ranks": record.ranks}
     elif isinstance(record, Rated):
-        told = {"prompt": record.prompt, "completion": record.completion, "reward": record.reward}
+        row = {"prompt": record.prompt, "completion": record.completion, "reward": record.reward}
     else:
-        told = {"prompt": record.prompt}
-    told |= {"tools": record.tools} if record.tools else {}
-    return told | {name: value for name, value in record.columns.items() if name not in told}
+        row = {"prompt": record.prompt}
+    row |= {"tools": record.tools} if record.tools else {}
+    return row | {name: value for name, value in record.columns.items() if name not in row}
 
 
 def _comparison(row: dict) -> Comparison:
@@ -202,8 +202,8 @@ def _go_on(row: dict, prompt: list[Message], answers: list[Message]) -> list[Mes
 
 
 def _begun(row: dict, prompt: list[Message], *completions: str) -> tuple:
-    """The prompt and its completions. Where the messages of `prompt` end with the assistant, that turn is the beginning
-    of each completion (a prefill), and is learned with it: in a difference of two sides it cancels."""
+    """The prompt and its completions. If the messages of `prompt` end with an assistant turn (a prefill), that turn is
+    the beginning of each completion and is learned with it. In a difference of two sides it cancels."""
     if not isinstance(row.get("prompt"), list) or not prompt or prompt[-1]["role"] != "assistant":
         return prompt, *completions
     beginning = _text_alone(prompt[-1], "the prompt's last turn")
@@ -221,7 +221,7 @@ def _answers(value: Any, name: str) -> list[Message]:
 
 
 def _reward(row: dict) -> float | None:
-    """What a person thought of a completion, in [0, 1]: `reward`, or KTO's `label`; None where nobody told."""
+    """The human rating of a completion in [0, 1]: `reward`, or KTO's `label`. None if there is none."""
     if row.get("reward") is None:
         return None if row.get("label") is None else float(_flag(row["label"], "label"))
     reward = _number(row["reward"], "reward")
@@ -263,7 +263,7 @@ def _completion(value: Any, name: str) -> str:
 
 
 def _text_alone(message: Message, name: str) -> str:
-    """The text of an answer; of the calls and the thinking beside it a comparison of texts would say nothing."""
+    """The text of an answer. Raises ValueError where it has calls or thinking, which a text cannot express."""
     more = [key for key in ("tool_calls", *THINKING) if key in message]
     if more:
         raise ValueError(f"{name} has {', '.join(more)}, and here a completion is a text; write them into the text")

@@ -12,17 +12,17 @@ from runtime.shares import share
 class Loader:
     """An endless iterator over this rank's share of each global batch.
 
-    Items are laid out as one endless row: epoch after epoch, each a permutation that depends on (seed, epoch) only.
-    Step s takes items [s * batch_size, (s + 1) * batch_size) of it; rank r takes every world_size-th of these, from
-    the r-th. So the global batches do not depend on the number of ranks, and the position is the whole state.
+    The items form one endless sequence of epochs. An epoch is a permutation that depends only on (seed, epoch). Step s
+    takes items [s * batch_size, (s + 1) * batch_size). Of these, rank r takes every world_size-th, starting with the
+    r-th. So the global batches do not depend on the number of ranks, and the position is the whole state.
 
-    `weights`, one per file: in an epoch every row of a file comes floor(weight) times, and the rest of the weight as a
-    share of the file's rows, drawn anew each epoch. 1 is the file once, 0.5 half of it, 2.5 twice and another half.
+    `weights`, one per file: an epoch has every row floor(weight) times. The fraction of the weight is the share
+    of the file's rows that is added, drawn again each epoch. 1: the file once, 0.5: half of it, 2.5: twice and a half.
 
     Without `shuffle` rows come in file order, file after file (with a weight of 2: the file twice in a row).
 
     Raises:
-        ValueError: nothing to load, weights that do not fit, or a batch_size that the ranks do not divide.
+        ValueError: there is no item, weights do not fit, or batch_size is no multiple of the number of ranks.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Loader:
         return self
 
     def __next__(self) -> list[Any]:
-        mine = share(self.batch_size, self.rank, self.world_size)
-        batch = [self.items[self._index(self.taken + place)] for place in mine]
+        own_numbers = share(self.batch_size, self.rank, self.world_size)
+        batch = [self.items[self._index(self.taken + place)] for place in own_numbers]
         self.taken += self.batch_size
         return batch
 
     def first(self, count: int) -> Iterator[Any]:
-        """The items among the first `count` of the endless row, each once, in the order of the files."""
+        """The distinct items among the first `count` of the sequence, in the order of the files."""
         places = range(min(count, self.epoch_size)) if self._repeats() else range(count)
         return (self.items[i] for i in sorted({self._index(place) for place in places}))
 
@@ -67,7 +67,7 @@ class Loader:
         return all(weight == int(weight) for weight in self.weights)
 
     def peek(self) -> list[Any]:
-        """What the next step will take; it stays there."""
+        """The items of the next step, without taking them."""
         batch = next(self)
         self.taken -= self.batch_size
         return batch
@@ -85,7 +85,7 @@ class Loader:
         return {"taken": self.taken, "order": self._fingerprint()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken, at any batch_size and number of ranks."""
+        """Continue at the position of `state`, with any batch_size and number of ranks."""
         if state["order"] != self._fingerprint():
             raise ValueError(
                 "the data is not that of the checkpoint: files, data.weights, data.shuffle, data.max_length, tokenizer "
@@ -96,8 +96,8 @@ class Loader:
     def _fingerprint(self) -> str:
         lengths = getattr(self.items, "num_tokens", None)  # of a store they are known without reading an item
         lengths = [num_tokens(item) for item in self.items] if lengths is None else lengths.tolist()
-        told = (self.seed, self.shuffle, self.file_sizes, self.weights, lengths)
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+        identity = (self.seed, self.shuffle, self.file_sizes, self.weights, lengths)
+        return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
     def _index(self, place: int) -> int:
         epoch, inside = divmod(place, self.epoch_size)  # every epoch has the same size
@@ -118,16 +118,16 @@ class Loader:
 
 
 def micro_batches(batch: list[Any], size: int) -> list[list[Any]]:
-    """The batch in parts of `size`, longest rows first, so that rows of like length share a forward.
+    """The batch in parts of `size`, longest rows first, so that rows of similar length share a forward.
 
-    The first part is the largest: a run that is short of memory fails in its first step.
+    The first part is the largest, so a run without enough memory fails in its first step.
     """
     ordered = sorted(batch, key=num_tokens, reverse=True)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
 def num_tokens(item: Any) -> int:
-    """Tokens of an item: an example is {"input_ids", ...}; an element has `rows` of these."""
+    """Number of tokens of an item. An example is {"input_ids", ...}; a preference group has `rows` of these."""
     rows = item.rows if hasattr(item, "rows") else [item]
     return sum(len(row["input_ids"]) for row in rows)
 

@@ -77,19 +77,20 @@ class LocalClient(Client):
 
 
 def before_user(messages: Conversation, encode: Callable[[Conversation], list[int]]) -> list[int]:
-    """Ids up to where the content of the last user message begins: what two prompts that differ in it alone share."""
+    """The ids before the content of the last user message: the common prefix of two prompts that differ only in it."""
     one, other = (encode([*messages[:-1], {"role": "user", "content": text}]) for text in ("apple", "Zebra!"))
     return one[: next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)]
 
 
 def draws_from(request: Request) -> int:
-    """The seed of a sampled answer: of what was asked, not of whom, so that a repeated recipe repeats its answers."""
+    """The seed of a sampled answer. It depends on the request and not on the model's path, so that a repeated recipe
+    gets the same answers."""
     asked = {name: getattr(request, name) for name in ("messages", "temperature", "max_tokens", "seed", "stop")}
     return int(hash_json(asked | {"model": ""})[:12], 16)
 
 
 def _fingerprint(policy: str) -> str:
-    """Tells a retrained checkpoint at the same path from the old one, without reading gigabytes."""
+    """A text that differs for a retrained checkpoint at the same path, computed without reading gigabytes."""
     path = Path(policy)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
     return hash_json([[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files])[:8]

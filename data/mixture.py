@@ -1,4 +1,4 @@
-"""How several files make one epoch: passes over each, and what they come to in rows, tokens and targets."""
+"""The mixture of several files in an epoch: passes over each file, and its rows, tokens and targets."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Elements -> the tensors of one forward of a preference loss."""
+"""From preference groups to the tensors of one forward of a preference loss."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -6,81 +6,86 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data.preferences import Element
+from data.preferences import PreferenceGroup
 from model.packing import Rows, make_rows
 from model.ref_cache import row_key
 from runtime.devices import send
 
-Reference = Callable[[list[dict], Rows], Tensor]  # encoded rows, and the same as tensors -> (b,) nats
+RefLogprobs = Callable[[list[dict], Rows], Tensor]  # (encoded rows, the same as tensors) -> (b,) nats
 
 
 class Batch(NamedTuple):
-    """Elements of a forward: b rows, those of an element one after the other, best first."""
+    """The preference groups of one forward: b rows. The rows of a group are consecutive, best first."""
 
     rows: Rows
-    elements: Tensor  # (b,) which element
+    group_ids: Tensor  # (b,) the number of the row's group
     ranks: Tensor  # (b,) lower is better
-    good: Tensor  # (b,) bool: as good as the best of its element, or rated good
-    good_rows: Tensor  # (g,) which rows are
-    margins: Tensor  # (e,) how much better the better side is, as far as the data tell
+    is_chosen: Tensor  # (b,) bool: tied with the best of its group, or rated good
+    chosen_rows: Tensor  # (g,) indices of the chosen rows
+    margins: Tensor  # (e,) by how much the better side is better; 0 where the data have no margin
     ref_logprobs: Tensor  # (b,) nats
     mismatched: Rows | None  # KTO: each row's prompt with another prompt's completion
     mismatched_ref_logprobs: Tensor | None
     where: list[str]  # FILE:LINE of each row
-    num_tokens: int  # real ones of all rows
-    num_targets: int  # completion tokens of the good rows
+    num_tokens: int  # real tokens of all rows
+    num_targets: int  # completion tokens of the chosen rows
 
 
-def collate(elements: list[Element], reference: Reference, partners: dict[bytes, dict], pad_id: int, device) -> Batch:
-    """The elements as tensors, with what the reference thinks of their rows. `partners`: see `mismatched`, or empty."""
-    examples = [row for element in elements for row in element.rows]
-    counts = torch.tensor([len(element.rows) for element in elements])
-    good = [e.is_good if e.reward is not None else r == e.ranks[0] for e in elements for r in e.ranks]
+def collate(
+    groups: list[PreferenceGroup], reference: RefLogprobs, kl_rows: dict[bytes, dict], pad_id: int, device
+) -> Batch:
+    """The groups as tensors, with the reference's log-probs of their rows. kl_rows: from `mismatched`, or empty."""
+    examples = [row for group in groups for row in group.rows]
+    counts = torch.tensor([len(group.rows) for group in groups])
+    is_chosen = [e.is_good if e.reward is not None else r == e.ranks[0] for e in groups for r in e.ranks]
     rows = make_rows(examples, pad_id).to(device)
-    others = [partners[row_key(row)] for row in examples] if partners else []
-    mismatched = make_rows(others, pad_id).to(device) if partners else None
+    others = [kl_rows[row_key(row)] for row in examples] if kl_rows else []
+    mismatched = make_rows(others, pad_id).to(device) if kl_rows else None
     return Batch(
         rows=rows,
-        elements=send(torch.repeat_interleave(counts), device),
-        ranks=send(torch.tensor([rank for element in elements for rank in element.ranks]), device),
-        good=send(torch.tensor(good), device),
-        good_rows=send(torch.tensor(good).nonzero().flatten(), device),
-        margins=send(torch.tensor([element.margin for element in elements]), device),
+        group_ids=send(torch.repeat_interleave(counts), device),
+        ranks=send(torch.tensor([rank for group in groups for rank in group.ranks]), device),
+        is_chosen=send(torch.tensor(is_chosen), device),
+        chosen_rows=send(torch.tensor(is_chosen).nonzero().flatten(), device),
+        margins=send(torch.tensor([group.margin for group in groups]), device),
         ref_logprobs=reference(examples, rows),
         mismatched=mismatched,
-        mismatched_ref_logprobs=reference(others, mismatched) if partners else None,
-        where=[element.where for element in elements for _ in element.rows],
+        mismatched_ref_logprobs=reference(others, mismatched) if kl_rows else None,
+        where=[group.where for group in groups for _ in group.rows],
         num_tokens=sum(len(row["input_ids"]) for row in examples),
         num_targets=sum(
-            int(sum(row["completion_mask"])) for row, is_good in zip(examples, good, strict=True) if is_good
+            int(sum(row["completion_mask"])) for row, is_good in zip(examples, is_chosen, strict=True) if is_good
         ),
     )
 
 
-def mismatched(elements: list[Element], *, max_length: int) -> dict[bytes, dict]:
-    """KTO's reference point: each row's prompt with a completion of another prompt, as Ethayarajh et al. 2024 take it
-    from the same data: every completion is taken once, so good and bad ones come as often as the data have them.
+def mismatched(groups: list[PreferenceGroup], *, max_length: int) -> dict[bytes, dict]:
+    """row_key -> a mismatched row for KTO's reference point: the row's prompt with a completion of another prompt.
 
-    Rows are sorted by prompt in a ring, and a row takes the completion that lies as many places ahead as the largest
-    prompt has rows; where that prompt has more than half of all, its rows go round the others. Paired once for the
-    whole set, by row_key: no batch matters, and the reference's part can be cached. Cut at `max_length` like every row.
-    Raises ValueError where there is only one prompt.
+    As in Ethayarajh et al. 2024 the completions come from the same data. Each one is used once, so the shares of good
+    and bad ones are those of the data.
+
+    The rows are arranged in a ring, sorted by prompt. A row gets the completion that is n places ahead, where n is the
+    number of rows of the largest prompt. If that prompt has more than half of all rows, its rows go round the others.
+    The pairs are made once for the whole set, so they do not depend on batches and the reference's log-probs can be
+    cached. Rows are cut at `max_length`. Raises ValueError where there is only one prompt.
     """
-    groups: dict[tuple[int, ...], list[dict]] = {}
-    for row in (row for element in elements for row in element.rows):
-        groups.setdefault(tuple(prompt_ids(row)), []).append(row)
-    if len(groups) == 1:
+    by_prompt: dict[tuple[int, ...], list[dict]] = {}
+    for row in (row for group in groups for row in group.rows):
+        by_prompt.setdefault(tuple(prompt_ids(row)), []).append(row)
+    if len(by_prompt) == 1:
         raise ValueError("loss=kto sets prompts beside other prompts' completions, but all rows have the same prompt")
-    ring, largest = [row for group in groups.values() for row in group], max(map(len, groups.values()), default=0)
-    partners, end = {}, 0
-    for prompt, group in groups.items():
-        end += len(group)  # of the group in the ring: the others begin here
-        for place, row in enumerate(group):
-            other = ring[(end + (place + largest - len(group)) % (len(ring) - len(group))) % len(ring)]
+    ring = [row for prompt_rows in by_prompt.values() for row in prompt_rows]
+    largest = max(map(len, by_prompt.values()), default=0)
+    kl_rows, end = {}, 0
+    for prompt, prompt_rows in by_prompt.items():
+        end += len(prompt_rows)  # end of this prompt in the ring
+        for place, row in enumerate(prompt_rows):
+            other = ring[(end + (place + largest - len(prompt_rows)) % (len(ring) - len(prompt_rows))) % len(ring)]
             completion = other["input_ids"][len(prompt_ids(other)) :].tolist()[: max_length - len(prompt)]
             mask = [False] * len(prompt) + [True] * len(completion)
-            partners[row_key(row)] = {"input_ids": [*prompt, *completion], "completion_mask": mask}
-    return partners
+            kl_rows[row_key(row)] = {"input_ids": [*prompt, *completion], "completion_mask": mask}
+    return kl_rows
 
 
 def prompt_ids(row: dict) -> list[int]:
@@ -88,9 +93,9 @@ def prompt_ids(row: dict) -> list[int]:
     return row["input_ids"][: int(row["completion_mask"].argmax())].tolist()
 
 
-def all_rows(elements: Iterable[Element], partners: dict[bytes, dict]) -> Iterator[dict]:
-    """Every row whose reference log-prob training on these elements will ask for."""
-    for row in (row for element in elements for row in element.rows):
+def all_rows(groups: Iterable[PreferenceGroup], kl_rows: dict[bytes, dict]) -> Iterator[dict]:
+    """Yield every row whose reference log-prob is needed for training on these groups."""
+    for row in (row for group in groups for row in group.rows):
         yield row
-        if partners:
-            yield partners[row_key(row)]
+        if kl_rows:
+            yield kl_rows[row_key(row)]

@@ -1,4 +1,4 @@
-"""Comparisons: files -> elements of K encoded completions of one prompt -> batches."""
+"""Comparisons: from files to preference groups (K encoded completions of one prompt) and to batches."""
 
 import itertools
 import logging
@@ -18,33 +18,33 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Element:
-    """What is judged together: one prompt and its completions, best first.
+class PreferenceGroup:
+    """One prompt and its completions, best first. A pair has two rows, a ranking K, a rated completion one.
 
-    `rows` are {"input_ids", "completion_mask"} that share the prompt's tokens, one after the other, so that packing
-    lays the prompt out once. A pair has two rows (chosen, rejected), a ranking K, a rated completion one.
+    `rows` are {"input_ids", "completion_mask"}. They share the prompt's tokens and are consecutive, so that packing
+    stores the prompt once.
     """
 
     rows: list[dict]
-    ranks: list[float]  # of each row; lower is better, equal is a tie. A rated completion: [0]
-    margin: float  # of a pair: how much better, 0 where nobody told
+    ranks: list[float]  # of the rows; lower is better, equal is a tie. Of a rated completion: [0]
+    margin: float  # of a pair: by how much the chosen side is better, 0 where it is not known
     reward: float | None  # of a rated completion, in [0, 1]
     source: str  # name of the file
     where: str  # FILE:LINE
 
     @property
     def is_good(self) -> bool | None:
-        """Of a rated completion: rated above 1/2; None at 1/2, which says neither."""
+        """Whether a rated completion has a rating above 1/2. None at 1/2, which is neither good nor bad."""
         return None if self.reward == 0.5 else self.reward > 0.5
 
     @property
     def is_tie(self) -> bool:
-        """Whether all completions share one rank."""
+        """Whether all completions have the same rank."""
         return len(self.rows) > 1 and len(set(self.ranks)) == 1
 
 
 def preference_loader(data, tokenizer, *, batch_size: int, seed: int, rank: int, world_size: int) -> Loader:
-    """Endless batches of this rank's `Element`s from `data.train`; batch_size counts elements.
+    """Endless batches of this rank's `PreferenceGroup`s from `data.train`. batch_size counts groups.
 
     `data` is the config group of conf/data/preferences.yaml.
     """
@@ -53,8 +53,8 @@ def preference_loader(data, tokenizer, *, batch_size: int, seed: int, rank: int,
     return make_loader(encoded, **mixture, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
 
 
-def eval_elements(data, tokenizer, train: Loader | None = None) -> Sequence[Element]:
-    """Every element of `data.eval`, in file order; none where it names no file. Warns of overlap with `train`."""
+def eval_groups(data, tokenizer, train: Loader | None = None) -> Sequence[PreferenceGroup]:
+    """All groups of `data.eval`, in file order. Empty if it has no file. Warns where prompts are also in `train`."""
     if not data.eval:
         return []
     encoded = encode_preferences("data.eval", data.eval, data, tokenizer)
@@ -64,7 +64,7 @@ def eval_elements(data, tokenizer, train: Loader | None = None) -> Sequence[Elem
 
 
 def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Encoded:
-    """Elements of `files`, the value of the config key `name`.
+    """The groups of `files`, the value of the config key `name`.
 
     Raises:
         ValueError: as `formats.preferences`; comparisons and rated completions in one set.
@@ -115,8 +115,8 @@ class Preferences(Encoder):
         empty = rated and not record.completion.strip()  # somebody rated it all the same: kept, and reported
         return [Encoding(rows, note, ("rated" if rated else "compared", *(["empty"] if empty else [])))]
 
-    def item(self, rows: list[dict], note: dict, where: str) -> Element:
-        return Element(rows, **note, source=Path(where.rpartition(":")[0]).name.split(".")[0], where=where)
+    def item(self, rows: list[dict], note: dict, where: str) -> PreferenceGroup:
+        return PreferenceGroup(rows, **note, source=Path(where.rpartition(":")[0]).name.split(".")[0], where=where)
 
     def settings(self) -> dict:
         return {"max_length": self.max_length, "max_prompt_length": self.max_prompt_length, "kwise": self.kwise}
@@ -128,7 +128,7 @@ def preference_texts(data) -> Iterator[str]:
 
 
 def regroup_all(records: list) -> list:
-    """`regroup_by_prompt`, and how many prompts have a ranking now; raises ValueError where none has and most could."""
+    """`regroup_by_prompt`. It logs how many prompts have a ranking, and raises ValueError if none of many has one."""
     texts: dict[str, set[str]] = {}
     for record in records:
         if isinstance(record, Comparison):
@@ -148,11 +148,11 @@ def regroup_all(records: list) -> list:
 
 
 def regroup_by_prompt(records: list) -> list:
-    """Pairs of one prompt as one ranking, where they hold every pair of its completions and agree with an order.
+    """Replace the pairs of one prompt by one ranking, if they are complete and consistent with an order.
 
-    InstructGPT's K-wise element: C(K, 2) comparisons cost K forwards, and do not return shuffled within an epoch.
-    Pairs that are incomplete or contradict each other stay pairs. A ranking has no margins, so those of its pairs are
-    not read (`check_margins` refuses to learn them then). It stands where its first pair stood.
+    This is InstructGPT's K-wise batch element: C(K, 2) comparisons cost K forwards and are not spread over an epoch.
+    Incomplete or contradictory pairs stay pairs. A ranking has no margins, so those of its pairs are lost
+    (`check_margins` refuses margin_coef then). A ranking takes the place of its first pair.
     """
     groups: dict[str, list[Comparison]] = {}
     for record in records:
@@ -172,7 +172,7 @@ def regroup_by_prompt(records: list) -> list:
 
 
 def _ranking(pairs: list[Comparison]) -> Ranking | None:
-    """The ranking that `pairs` spell, None where they spell none. A completion's rank: how many are better than it."""
+    """The ranking given by `pairs`, or None. The rank of a completion is the number of better ones."""
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.chosen, pair.rejected)))
     better = {(p.chosen, p.rejected) for p in pairs if not p.tie}
     ties = {frozenset((p.chosen, p.rejected)) for p in pairs if p.tie}
@@ -188,19 +188,19 @@ def _ranking(pairs: list[Comparison]) -> Ranking | None:
     return Ranking(first.prompt, texts, order, where=first.where, tools=first.tools, columns=first.columns)
 
 
-def check_margins(margin_coef: float, data, elements: Sequence[Element]) -> None:
-    """Raise ValueError where margins are to be learned and there are none."""
+def check_margins(margin_coef: float, data, groups: Sequence[PreferenceGroup]) -> None:
+    """Raise ValueError where margin_coef is set and the data have no margins."""
     if margin_coef and data.kwise:
         raise ValueError(
             f"margin_coef={margin_coef} learns the margins of pairs, but data.kwise=true makes rankings of "
-            "pairs, which have none; set one of the two off"
+            "pairs, which have none; turn one of the two off"
         )
-    if margin_coef and not any(element.margin for element in elements):
+    if margin_coef and not any(group.margin for group in groups):
         raise ValueError(f"margin_coef={margin_coef}, but no row of data.train has a margin; set margin_coef=0")
 
 
 def _ordered(record: Comparison | Ranking | Rated) -> tuple[list[str], dict]:
-    """The completions, better ones first, and what else an Element has: ranks, margin, reward."""
+    """(the completions, better ones first; ranks, margin and reward of the group)."""
     if isinstance(record, Comparison):
         ranks = [0.0, 0.0 if record.tie else 1.0]
         return [record.chosen, record.rejected], {"ranks": ranks, "margin": record.margin, "reward": None}
@@ -213,7 +213,7 @@ def _ordered(record: Comparison | Ranking | Rated) -> tuple[list[str], dict]:
 
 def _check_rows(rows: list[dict], ranks: list[float]) -> None:
     prompts = {tuple(row["input_ids"][: row["completion_mask"].index(True)]) for row in rows}
-    assert len(prompts) == 1, "completions of one element share the prompt's tokens"
+    assert len(prompts) == 1, "completions of one group share the prompt's tokens"
     answers = [tuple(row["input_ids"]) for row in rows]
     if len(set(answers)) < len(answers) and len(set(ranks)) > 1:
         raise ValueError("two completions are identical within data.max_length tokens; raise data.max_length")

@@ -1,4 +1,4 @@
-"""Rollout prompts: what the policy is asked, and the columns that a reward function may want."""
+"""Rollout prompts, with the columns that reward functions may read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ def prompt_loader(
 def encode_prompts(name: str, files: Sequence[str], data, tokenizer, *, max_length: int) -> Encoded:
     """Prompts of `files` as {"input_ids", "messages", "columns", ...}; ids end with the assistant's header.
 
-    `columns` are the record's further fields, for reward functions; `where` is its FILE:LINE. A prompt of more than
-    `max_length` tokens (the window less the tokens to sample) is a bad row: cut, it would ask something else.
+    `columns` are the record's further fields, for reward functions. `where` is its FILE:LINE. A prompt of more than
+    `max_length` tokens (the window minus the tokens to sample) is a bad row, because a cut would change its meaning.
     """
     return encode_files(name, files, data, Prompts(tokenizer, max_length))
 

@@ -47,7 +47,7 @@ class Example(Record):
 
 @dataclass(frozen=True)
 class Comparison(Record):
-    """One completion preferred to another, by `margin` (0: not told). A tie has no better side."""
+    """Two completions, of which `chosen` is better by `margin` (0: unknown). A tie has no better side."""
 
     prompt: list[Message]
     chosen: str
@@ -117,7 +117,7 @@ class Verdict:
 
 
 class BadRows:
-    """What happens to a row that cannot be used: `error` raises with its FILE:LINE, `skip` counts and lists it."""
+    """The handling of bad rows: `error` raises ValueError with FILE:LINE, `skip` counts and lists them."""
 
     def __init__(self, on_bad_row: str):
         if on_bad_row not in ("error", "skip"):
@@ -145,8 +145,8 @@ def read_records(
 ) -> list[Record]:
     """The records of one file, glob or directory. `parse` (see `data/formats.py`) turns a row of ours into records.
 
-    `FILE@train` and `FILE@eval` name nine tenths and one tenth of a file, told apart by `split_of`. `layout` says how
-    a published row becomes one of ours (see `data/adapters`); None = recognised from its fields.
+    `FILE@train` and `FILE@eval` are nine tenths and one tenth of a file, chosen by `split_of`. `layout` says how a
+    published row is converted to ours (see `data/adapters`); None: its format is recognised by its fields.
 
     Raises:
         ValueError: the file is missing, empty or damaged; a row is bad and `bad_rows` does not skip.
@@ -157,9 +157,14 @@ def read_records(
 
 
 def parse_rows(
-    rows: Iterator[tuple[str, Any]], parse: Callable[[dict], list[Record]], bad_rows: BadRows, layout: Layout,
-    part: str | None, *, join: bool = True,
-) -> Iterator[Record]:  # fmt: skip
+    rows: Iterator[tuple[str, Any]],
+    parse: Callable[[dict], list[Record]],
+    bad_rows: BadRows,
+    layout: Layout,
+    part: str | None,
+    *,
+    join: bool = True,
+) -> Iterator[Record]:
     """The records of rows as `each_row` gives them, one after the other; of `part` alone where one is named.
 
     Raises Unjoined unless `join`, at the first message that only other rows make a conversation.
@@ -193,9 +198,9 @@ def split_name(file: str) -> tuple[str, str | None]:
 
 
 def split_of(record: Record, row: dict) -> str:
-    """ "eval" for one dialogue in ten, told by sha256 of its first user turn; without one by its id, or the row.
+    """ "eval" for one dialogue in ten, else "train", by the sha256 of its first user turn, or else of its id or row.
 
-    So all answers to a prompt, all turns of a dialogue and all branches of a tree are on one side, in every format.
+    So all answers to a prompt, turns of a dialogue and branches of a tree are in the same part, in every format.
     """
     names = ("dialogue_id", "conversation_id", "message_tree_id", "item", "id")
     key = opening(record) or next((row[name] for name in names if row.get(name) is not None), row)
@@ -213,12 +218,12 @@ def _digest(value: Any) -> str:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
-    """Writes rows as JSONL (gzip where the name ends in .gz) one after the other, aside, then renamed; how many."""
+    """Write rows as JSONL (gzip if the name ends in .gz) to a temporary file and rename it. Returns their number."""
     path, count = Path(path), 0
-    aside = path.with_name(path.name + ".tmp")
+    tmp_path = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with named_in_errors(path), open(aside, "wb") as raw:
+        with named_in_errors(path), open(tmp_path, "wb") as raw:
             packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
             with packed or contextlib.nullcontext(raw) as file:  # no name and no time inside: same rows, same bytes
                 for row in rows:
@@ -226,7 +231,7 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
                     count += 1
             raw.flush()
             os.fsync(raw.fileno())
-        os.replace(aside, path)
+        os.replace(tmp_path, path)
     finally:
-        aside.unlink(missing_ok=True)
+        tmp_path.unlink(missing_ok=True)
     return count

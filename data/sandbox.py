@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 
 class Stopped(ValueError):
-    """It did not end in time, answers too much, or took its process with it."""
+    """The work did not end in time, its output was too large, or its process ended."""
 
 
 class Rendering(NamedTuple):
@@ -115,8 +115,8 @@ def render(
 ) -> list[Rendering]:
     """Renderings of the first n messages, with or without the assistant's header after them, for (n, asks) of `views`.
 
-    `tokens` are the special tokens that the template may name (bos_token, ...), `date` the day (YYYY-MM-DD) that it is
-    told. Raises Stopped where the template had to be stopped.
+    `tokens` are the special tokens that the template may use (bos_token, ...), `date` is today's date for it
+    (YYYY-MM-DD). Raises Stopped where the template had to be stopped.
     """
     request = {"template": template, "messages": messages, "tools": tools, "views": views}
     replies = _templates.ask(request | {"tokens": tokens, "date": date})

@@ -1,11 +1,12 @@
-"""Tokens are made once: by the first process that needs them, for the ranks, restarts and sweep jobs after it.
+"""The token cache. The first process that needs tokens computes them, for all ranks, restarts and sweep jobs.
 
     CACHE/<key>/         a store (data/token_store.py)
-    CACHE/<key>.lock     who makes it holds this
+    CACHE/<key>.lock     the process that writes the store holds this lock
 
-<key> is the sha256 of all that decides the tokens: the files' content, the part of them, their layout, the tokenizer
-with its chat template, the settings, and the code. Not their names: a file that moved finds its tokens. A store is
-written aside and renamed, so it is whole or absent; one that was damaged later is noticed by its sums and made again.
+<key> is the sha256 of everything that determines the tokens: content, part and layout of the files, the tokenizer with
+its chat template, the settings, and the code. File names are not part of it, so a moved file finds its tokens. A store
+is written to a temporary directory and renamed, so it is complete or absent. Checksums find later damage, and then the
+store is written again.
 """
 
 import fcntl
@@ -36,7 +37,7 @@ ENGINES = ("tokenizers", "jinja2", "numpy")  # distributions whose versions may 
 
 
 def open_store(name: str, file: str, job: Job, cache: str) -> Store:
-    """The encoded rows of a file (a value of the config key `name`), made here if nobody has made them.
+    """The encoded rows of a file (a value of the config key `name`), computed here if the cache does not have them.
 
     Raises:
         ValueError: a row is bad where on_bad_row=error, the file is damaged, the cache cannot be written.
@@ -59,7 +60,7 @@ def open_store(name: str, file: str, job: Job, cache: str) -> Store:
 
 
 def _made_from(files: list[Path], job: Job) -> dict[str, Any]:
-    """All that decides the tokens, as JSON."""
+    """Everything that determines the tokens, as JSON."""
     tokenizer, layout = job.encoder.tokenizer, job.layout
     return {
         "files": [["".join(path.suffixes[-2:]), sha256_once(path)] for path in files],
@@ -76,7 +77,7 @@ def _made_from(files: list[Path], job: Job) -> dict[str, Any]:
 
 @lru_cache(1)
 def code_digest() -> str:
-    """sha256 of the code that makes tokens."""
+    """sha256 of the code that computes tokens."""
     here = Path(__file__).parent
     files = sorted(path for pattern in ("*.py", "adapters/*.py", "vocabularies/*.py") for path in here.glob(pattern))
     return sha256("".join(f"{path.name} {sha256_of(path)}\n" for path in files).encode()).hexdigest()
@@ -107,24 +108,24 @@ def _locked(path: Path, what: str) -> Iterator[None]:
 
 
 def _make(name: str, file: str, files: list[Path], job: Job, home: Path, made_from: dict[str, Any]) -> Store:
-    started, aside = time.monotonic(), home.with_suffix(".making")
-    remove(aside)  # of a process that was killed
-    aside.mkdir()
+    started, tmp_path = time.monotonic(), home.with_suffix(".making")
+    remove(tmp_path)  # of a process that was killed
+    tmp_path.mkdir()
     try:
-        writer = Writer(aside, files)
+        writer = Writer(tmp_path, files)
         try:
             processes = _write_rows(name, file, job, writer)
         except Unjoined:
-            writer = Writer(aside, files)
+            writer = Writer(tmp_path, files)
             processes = _write_records(name, file, job, writer)
         if [sha256_of(path) for path in files] != [digest for _, digest in made_from["files"]]:
             raise ValueError(f"{file} changed while it was read; start again when it is complete")
         writer.close(made_from)
         remove(home)  # a damaged one
-        os.replace(aside, home)
+        os.replace(tmp_path, home)
         sync(home.parent)
     finally:
-        remove(aside)
+        remove(tmp_path)
     tokens, seconds = writer.ends["tokens"], time.monotonic() - started
     log.info(
         "%s: made %s tokens of %s in %.1f s with %d processes: %s", name, f"{tokens:,}", file, seconds, processes, home

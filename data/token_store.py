@@ -82,8 +82,8 @@ class Writer:
         """Write what is left; everything is on the disk afterwards."""
         for file in self.out.values():
             file.close()
-        told = {"made_from": made_from, "skipped": self.skipped, "marks": self.marks}
-        (self.directory / "store.json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+        contents = {"made_from": made_from, "skipped": self.skipped, "marks": self.marks}
+        (self.directory / "store.json").write_text(json.dumps(contents, indent=1, ensure_ascii=False), encoding="utf-8")
         write_sums(self.directory)
 
     def _place(self, where: str) -> tuple[int, int]:
@@ -105,10 +105,10 @@ class Store:
             raise ValueError(f"{directory} is not whole, says its {SUMS}")
         check_sums(directory)
         self.columns = {name: _mapped(directory / f"{name}.bin", kind) for name, kind in COLUMNS.items()}
-        told = json.loads((directory / "store.json").read_text(encoding="utf-8"))
-        self.skipped = [f"{self.place(*at)}: {problem}" for *at, problem in told["skipped"]]
+        contents = json.loads((directory / "store.json").read_text(encoding="utf-8"))
+        self.skipped = [f"{self.place(*at)}: {problem}" for *at, problem in contents["skipped"]]
         self.marks = {
-            name: (count, [self.place(*at) for at in first]) for name, (count, first) in told["marks"].items()
+            name: (count, [self.place(*at) for at in first]) for name, (count, first) in contents["marks"].items()
         }
         self.digest = hashlib.sha256("".join(sums[name] for name in CONTENT).encode()).hexdigest()
 

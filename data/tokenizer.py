@@ -192,8 +192,9 @@ class Tokenizer:
             names["eos_token"] = self.backend.id_to_token(self.stop_id)
         files = {name: content for name, content in self.vocabulary.files.items() if "chat_template" not in name}
         settings = json.loads(files.get("tokenizer_config.json", b"{}")) or {
-            "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-        }  # fmt: skip
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+        }
         settings.pop("chat_template", None)
         if self._template is not None:
             given = self._template.jinja
@@ -271,10 +272,10 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, directory: str | 
 
 
 def _write(path: Path, content: bytes) -> None:
-    aside = path.with_name(path.name + ".tmp")
+    tmp_path = path.with_name(path.name + ".tmp")
     with named_in_errors(path):
-        aside.write_bytes(content)
-    os.replace(aside, path)
+        tmp_path.write_bytes(content)
+    os.replace(tmp_path, path)
 
 
 def check_same_tokenizer(path: str, tokenizer, key: str = "reward_model") -> None:

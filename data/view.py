@@ -55,8 +55,8 @@ class Side(NamedTuple):
     tokens: list[Token]
 
     @property
-    def told(self) -> str:
-        """Counts, for a heading."""
+    def title(self) -> str:
+        """The name with counts of tokens, for a heading."""
         read = [token for token in self.tokens if not token.cut]
         cut = len(self.tokens) - len(read)
         return f"{self.name}: {len(read)} tokens, {sum(t.target for t in read)} targets" + (
@@ -173,11 +173,11 @@ def show(directory: Path, name: str, title: str, rows: Sequence[tuple[str, list[
     console = Console(highlight=False, soft_wrap=True)
     for where, sides in rows:
         for side in sides:
-            console.print(Text(f"{where}  {side.told}", style="bold"))
+            console.print(Text(f"{where}  {side.title}", style="bold"))
             console.print(terminal_text(side.tokens))
     blocks = [bullets(notes), STYLE, LEGEND]
     for where, sides in rows:
-        columns = "".join(f'<div class="side">{paragraph(s.told)}{tokens_html(s.tokens)}</div>' for s in sides)
+        columns = "".join(f'<div class="side">{paragraph(s.title)}{tokens_html(s.tokens)}</div>' for s in sides)
         blocks += [heading(where), f'<div class="row">{columns}</div>']
     stream, starts = pack_starts([sides for _, sides in rows])
     blocks += [
@@ -206,8 +206,8 @@ def tokens_html(tokens: Sequence[Token], starts: dict[int, str] | None = None) -
             .replace("\n", '<span class="break">⏎</span>\n')
             .replace("\t", '<span class="break">⇥</span>')
         )
-        told = f"token {token.id} at {at}: {', '.join(kinds) or 'context'}"
-        spans.append(f'<span class="{" ".join(["t", *kinds])}" title="{told}">{text}</span>')
+        tooltip = f"token {token.id} at {at}: {', '.join(kinds) or 'context'}"
+        spans.append(f'<span class="{" ".join(["t", *kinds])}" title="{tooltip}">{text}</span>')
     return f'<div class="tokens">{"".join(spans)}</div>'
 
 

@@ -22,10 +22,10 @@ OUTCOMES = ["a", "b", "tie"]
 
 
 def split_judge(votes: pd.DataFrame, *, judge: str | None, humans: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The people's votes and the judge's, pairs sorted, the judge's two orders folded, errors left out.
+    """(people's votes, the judge's votes): pairs are sorted, the judge's two orders are folded, errors are left out.
 
     Args:
-        judge: its name, or None where the votes hold one judge only.
+        judge: its name, or None if the votes are of one judge only.
         humans: glob of the names that count as people (FastChat: expert_*).
     Raises:
         ValueError: no human vote, or the judge is missing or ambiguous.
@@ -42,10 +42,10 @@ def split_judge(votes: pd.DataFrame, *, judge: str | None, humans: str) -> tuple
 
 
 def only_judge(votes: pd.DataFrame, name: str | None) -> str:
-    """The judge that is meant.
+    """The name of the judge: `name`, or the only judge in the votes.
 
     Raises:
-        ValueError: the votes hold no judge, not this one, or several and none is named.
+        ValueError: there is no judge, `name` is not among the judges, or there are several and no name is given.
     """
     judges = sorted(votes.loc[~votes["human"], "judge"].unique())
     if not judges:
@@ -65,7 +65,7 @@ def judge_pairs(people: pd.DataFrame, judge: pd.DataFrame) -> pd.DataFrame:
 
 
 def human_pairs(people: pd.DataFrame) -> pd.DataFrame:
-    """One row for each two human votes on one item, `x` and `y`."""
+    """One row for each pair of human votes on the same item, with verdicts `x` and `y`."""
     items = people[[*PAIR, "category", "verdict"]].assign(place=people.groupby(PAIR).cumcount())
     first, second = (items.rename(columns={"verdict": name, "place": f"place_{name}"}) for name in "xy")
     pairs = first.merge(second.drop(columns="category"), on=PAIR)
@@ -73,7 +73,7 @@ def human_pairs(people: pd.DataFrame) -> pd.DataFrame:
 
 
 def majority(people: pd.DataFrame) -> pd.DataFrame:
-    """One row an item: the verdict most people gave; two verdicts with equally many votes are a tie."""
+    """One row per item: the verdict with most votes. Two verdicts with equally many votes make a tie."""
     counts = people.groupby([*PAIR, "verdict"], sort=False).size().unstack(fill_value=0)
     counts = counts.reindex(columns=OUTCOMES, fill_value=0)
     top = counts.max(axis=1)
@@ -91,9 +91,9 @@ def kappa(table: np.ndarray) -> float:
 
 
 def vote_tables(pairs: pd.DataFrame, *, symmetric: bool) -> np.ndarray:
-    """(questions, 3, 3) how often x and y were each outcome.
+    """(questions, 3, 3) counts of the outcomes of x and y.
 
-    symmetric: voters without names, so each two votes count half in both orders: the order of a file does not matter.
+    symmetric: the voters are anonymous, so each pair of votes counts half in both orders.
     """
     questions = pd.factorize(pairs["question"])[0]
     x, y = (pairs[side].map(OUTCOMES.index).to_numpy(int) for side in "xy")
@@ -103,9 +103,9 @@ def vote_tables(pairs: pd.DataFrame, *, symmetric: bool) -> np.ndarray:
 
 
 def both_ways(table: np.ndarray) -> np.ndarray:
-    """A (3, 3) table with every pair also counted as if its models were named the other way round.
+    """A (3, 3) table in which every pair is also counted with model a and model b exchanged.
 
-    Which model is a is a matter of names; a figure that takes a and b for classes must not depend on it.
+    The result must not depend on which model is called a.
     """
     return table + table[np.ix_((1, 0, 2), (1, 0, 2))]
 
@@ -144,12 +144,12 @@ def by_group(pairs: pd.DataFrame, *, symmetric: bool, level: float, rounds: int)
 
 
 def majority_agreement(people: pd.DataFrame, judge: pd.DataFrame) -> dict:
-    """The judge against the majority of the people, an item a row, with rank correlations."""
+    """Agreement of the judge with the majority of the people, one row per item, with rank correlations."""
     items = judge_pairs(majority(people), judge)
     without = items[(items["x"] != "tie") & (items["y"] != "tie")]
     mean = (
         people.assign(x=points(people["verdict"])).groupby(PAIR)["x"].mean()
-    )  # rank correlation keeps how split they were
+    )  # rank correlation uses the shares of votes
     x, y = mean.loc[pd.MultiIndex.from_frame(items[PAIR])].to_numpy(), points(items["y"]).to_numpy()
     varied = len(np.unique(x)) > 1 and len(np.unique(y)) > 1
     return {
@@ -186,7 +186,7 @@ def alpha(votes: pd.DataFrame, level: str, *, as_written: bool = False) -> float
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
-    """task=agreement: the judge against the people by turn and category, and the people among themselves."""
+    """task=agreement: agreement of the judge with people, by turn and category, and of people with each other."""
     task = cfg.task
     votes = add_categories(read_votes(task.input, task.format), task.questions)
     humans = task.humans or ("expert_*" if task.format == "mtbench" else "*")

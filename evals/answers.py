@@ -1,4 +1,4 @@
-"""Answers of models to questions, from whatever file holds them, and what can be measured on a text."""
+"""Read models' answers to questions from files of several formats, and compute features of their texts."""
 
 import re
 from collections import Counter
@@ -24,8 +24,8 @@ NAMES = ("model", "model_id", "generator")
 def load_answers(files: Sequence[str]) -> dict[str, dict[str, list[str]]]:
     """{model: {question: [answer of each turn]}}.
 
-    Reads FastChat's model_answer files, AlpacaEval's outputs and completions.jsonl of generate.py. A model that the
-    rows do not name is called like the folder of its file; a question without an id is its own prompt.
+    Formats: FastChat's model_answer files, AlpacaEval's outputs, completions.jsonl of generate.py. Where rows have no
+    model name, the model is named after the folder of the file. A question without an id is identified by its prompt.
 
     Raises:
         ValueError: a row without an answer, or a model that answers a question twice.
@@ -45,7 +45,7 @@ def load_answers(files: Sequence[str]) -> dict[str, dict[str, list[str]]]:
 
 
 def load_samples(files: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """{model: {question: [first turn of each sample]}}: several `choices` of a row, or several rows a question."""
+    """{model: {question: [first turn of each sample]}}. Samples are `choices` of a row, or several rows with it."""
     samples: dict[str, dict[str, list[str]]] = {}
     for file in files:
         for where, row in read_rows(file):
@@ -71,28 +71,28 @@ def _answer(where: str, row: dict) -> tuple[str, list[str]]:
     if "messages" in row:
         said = [message for message in row["messages"] if message.get("role") == "assistant"]
         number = next((row[key] for key in ("question_id", "uid", "id") if row.get(key) is not None), None)
-        question = prompt_text(row["messages"]) if number is None else number
+        question = question_text(row["messages"]) if number is None else number
         if not said:
             raise ValueError(f"{where}: messages hold no assistant turn")
         return str(question), [content_text(where, "messages", message) for message in said]
     for name, asked in (("completion", "prompt"), ("output", "instruction")):
         if name in row:
-            question = row.get("question_id", prompt_text(row.get(asked, "")))
+            question = row.get("question_id", question_text(row.get(asked, "")))
             return str(question), [content_text(where, name, row[name])]
     raise ValueError(
         f"{where} holds no answer: expected choices, messages, completion or output, it has {', '.join(row)}"
     )
 
 
-def prompt_text(prompt) -> str:
-    """The last thing a user says in a prompt, given as messages or as text."""
+def question_text(prompt) -> str:
+    """The last user message of a prompt, which is a list of messages or a text."""
     if isinstance(prompt, str):
         return prompt
     return next((content_text("", "prompt", m) for m in reversed(prompt) if m["role"] == "user"), "")
 
 
 def text_features(turns: Sequence[str]) -> dict[str, float]:
-    """Characters, words, unique words, and the share of 4-word spans that are new (1 = nothing repeats)."""
+    """Characters, words, unique words, and the share of distinct 4-word spans (1: nothing is repeated)."""
     text = "\n".join(turns)
     words = re.findall(r"\w+", text.lower())
     spans = Counter(zip(*(words[i:] for i in range(4)), strict=False))
@@ -105,7 +105,7 @@ def text_features(turns: Sequence[str]) -> dict[str, float]:
 
 
 def style_features(turns: Sequence[str]) -> dict[str, float]:
-    """What style control looks at: words, headers, list items and bold spans of a Markdown answer."""
+    """The features for style control: words, headers, list items and bold spans of a Markdown answer."""
     text = re.sub(r"```[^`]*```", "", "\n".join(turns))  # as published: a fence with a backtick in it stays
     return {
         "tokens": len(re.findall(r"\w+|[^\w\s]", "\n".join(turns))),
@@ -116,9 +116,9 @@ def style_features(turns: Sequence[str]) -> dict[str, float]:
 
 
 def add_answers(votes: pd.DataFrame, answers: dict[str, dict[str, list[str]]]) -> pd.DataFrame:
-    """The votes with length, hash, unique words and freshness of both answers, as far as the answers are known.
+    """The votes with length, hash, unique words and freshness of both answers, where the answers are known.
 
-    A vote on turn t speaks about the answers up to turn t.
+    A vote on turn t is about the answers up to turn t.
     """
     features: dict[tuple, dict] = {}
     for model, questions in answers.items():
@@ -141,10 +141,10 @@ def add_answers(votes: pd.DataFrame, answers: dict[str, dict[str, list[str]]]) -
 def answer_questions(
     questions: list[dict], client: Client, *, model: str, temperatures: Mapping, **settings
 ) -> list[dict]:
-    """Every turn of every question answered by a client, each turn after the model's own answers, in FastChat's format.
+    """A client's answers to every turn of every question, in FastChat's format. Later turns follow its own answers.
 
     Args:
-        temperatures: {category: temperature}, with `default` for the rest.
+        temperatures: {category: temperature}, with the key `default` for other categories.
         settings: max_tokens and seed.
     """
     conversations = [[] for _ in questions]

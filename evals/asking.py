@@ -1,4 +1,4 @@
-"""Put items to a judge that is asked: what it will cost, what is on disk already, and its answers."""
+"""Ask a judge model about items: the cost before asking, cached answers, and new answers."""
 
 import sys
 import time
@@ -30,10 +30,10 @@ def judge_client(cfg: DictConfig) -> Client:
 
 
 def ask_judge(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list[tuple[Answer, Callable]], dict]:
-    """What the client said to every item with the parser that reads it, and what that cost.
+    """([(answer, parser of its verdict) for every item], cost).
 
     Raises:
-        ValueError: a template, rule or prompt that the judge cannot serve; nothing was asked then.
+        ValueError: a template, rule or prompt does not fit the judge. Then nothing was asked.
     """
     templates = load_templates(cfg.judge.template, cfg.task.mode)
     parsers = parser_of(cfg.judge.rule, templates)
@@ -43,7 +43,7 @@ def ask_judge(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[l
 
 
 def ask_items(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list[Answer], dict]:
-    """The client's answer to every item, and what that cost in money and time; the bound is shown before that."""
+    """(the client's answer to every item, its cost in money and time). The cost bound is printed before."""
     conversations, settings = _questions(client, items, cfg)
     plan = _plan(client, conversations, settings, cfg)
     print(plan_sentence(client.model, plan), flush=True)
@@ -53,7 +53,7 @@ def ask_items(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[l
 
 
 def plan_judge(cfg: DictConfig, items: Sequence[Item]) -> dict:
-    """task.plan=true: how many questions there are, how many are answered, and what the rest can cost; asks nothing."""
+    """task.plan=true: the number of questions, the number in the cache, and the cost bound. Nothing is asked."""
     if cfg.judge.kind in ("reward_model", "logprobs"):
         print(f"{len(items)} pairs or answers, read by {cfg.judge.path}: no request, no cost")
         return {"questions": len(items), "to_ask": 0, "cost_bound": 0.0}
@@ -73,7 +73,7 @@ def plan_sentence(model: str, plan: dict) -> str:
 
 
 def _questions(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list, dict]:
-    """The conversations, and the settings that they are asked with."""
+    """(the conversations, the settings of the requests)."""
     judge, templates = cfg.judge, load_templates(cfg.judge.template, cfg.task.mode)
     conversations = [item_messages(item, choose_template(item, templates)) for item in items]
     check_window(client, items, conversations, judge.max_tokens)
@@ -93,9 +93,9 @@ def _plan(client: Client, conversations: list, settings: dict, cfg: DictConfig) 
 
 
 def check_window(client: Client, items: Sequence[Item], conversations: Sequence[list[dict]], max_tokens: int) -> None:
-    """Raises ValueError where prompts do not fit a local judge's window: it must read all of both answers.
+    """Raise ValueError where prompts do not fit the window of a local judge, which must read both answers.
 
-    What a server's window is, only the server knows: it refuses such a request, which is counted.
+    The window of a server is unknown here. A server refuses such a request, and that is counted.
     """
     if not isinstance(client, LocalClient):
         return

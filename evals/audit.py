@@ -1,4 +1,4 @@
-"""One report on a judge: every bias with its interval, what it agrees with, and what it could not show."""
+"""An audit of a judge: its biases with intervals, its agreement with people, and what the data cannot show."""
 
 from pathlib import Path
 
@@ -18,16 +18,16 @@ from evals.verdicts import fold_orders, sort_pairs
 from runtime.plots import plot_intervals
 from runtime.report import print_table
 
-# the figures that are tested together: intervals are at 1 - alpha / 7, p values are Holm's
+# Figures that are tested together: intervals have level 1 - alpha / 7, p values are adjusted by Holm's method.
 TESTED = ("position", "length", "unique_tokens", "self_preference", "agreement", "unreadable", "low_entropy")
 
 
 def audit(votes: pd.DataFrame, answers: dict, task: DictConfig) -> dict:
-    """Every figure of one judge: value, lower, upper, n, verdict; null with a reason where it cannot be had.
+    """Every figure of a judge: value, lower, upper, n, verdict. Where it cannot be computed: null and the reason.
 
     Args:
-        votes: the people's and the judge's.
-        answers: as `load_answers` gives them; lengths and hashes in the votes serve where they lack.
+        votes: of people and of the judge.
+        answers: from `load_answers`. Without them the lengths and hashes in the votes are used.
         task: conf/task/audit.yaml.
     """
     judge_name = only_judge(votes, task.judge)
@@ -78,7 +78,7 @@ def _against_people(people: pd.DataFrame, figure, *args, **settings) -> dict:
 
 
 def _detectable(figure: dict, level: float, power: float) -> float | None:
-    """The smallest departure that this much data shows with the given power, from the width of the interval."""
+    """The smallest bias that data of this size detects with the given power, from the width of the interval."""
     if figure["value"] is None:
         return None
     z = norm.ppf((1 + level) / 2)
@@ -224,7 +224,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
 
 
 def plot_shares(path: Path, result: dict) -> None:
-    """The biases that are differences or shares, on one axis, each against its own zero."""
+    """Plot the biases that are differences or shares on one axis, each relative to its value without bias."""
     rows = []
     for name, null in (("position", 0.5), ("length", 0.0), ("unique_tokens", 0.0), ("low_entropy", 0.0)):
         figure = result[name]

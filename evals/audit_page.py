@@ -1,4 +1,4 @@
-"""The audit as one HTML page that needs nothing else: a verdict a line, then the pictures, then the table."""
+"""The audit as one self-contained HTML page: one verdict per line, then the plots, then the table."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ TITLES = {
 
 
 def write_audit(path: Path, result: dict, names: list[str]) -> None:
-    """Write the page; the pictures that lie beside it are embedded."""
+    """Write the page. The plots in its directory are embedded."""
     named = ", ".join(TITLES[name].lower() for name in result["named"]) or "none"
     figures = [("", "value", "interval", "n", "verdict")] + [_row(name, result[name]) for name in names]
     kinds = [_kind(result[name]) for name in names]
@@ -48,7 +48,7 @@ def _kind(figure: dict) -> str:
 
 
 def _orders(categories: dict) -> list[tuple]:
-    """How often the order decides: verdicts that change with it, and the share of the answer shown first."""
+    """Rows on position bias: shares of verdicts that change with the order, and of wins of the answer shown first."""
     rows = [("", "verdict changes", "lower", "upper", "items", "names the first", "lower", "upper", "verdicts")]
     for name, row in categories.items():
         if row["value"] is not None:

@@ -1,4 +1,4 @@
-"""A gold reward that is known exactly: what a reply to a coffee order should say. recipe=overoptimization learns it.
+"""A gold reward that is a function: points for a reply to a coffee order. recipe=overoptimization learns it.
 
 `reward_fn=evals.barista:gold` of train_ppo.py and `method.reward_fn=evals.barista:gold` of make_data.py read it.
 """
@@ -6,7 +6,7 @@
 import re
 from collections import Counter
 
-PARTS = {  # a reply gets a point for each, once
+PARTS = {  # a reply gets one point for each part that it contains
     "acknowledges": r"\b(ok|okay|great|sure|alright|awesome|perfect|cool|yes)\b",
     "says what": r"\b(order|drink|latte|mocha|cappuccino|americano|macchiato|cortado|espresso|tea)s?\b",
     "says when": r"\b(soon|shortly|minutes?|moments?|momentarily|seconds?|jiffy)\b",
@@ -14,13 +14,13 @@ PARTS = {  # a reply gets a point for each, once
     "is friendly": r"\b(thanks|thank|enjoy|please|welcome)\b",
 }
 FREE = set(re.findall(r"\w+", "a an and are at be for have i in is it of on our the this to up we will with you your"))
-MAX_WORDS = 14  # longer replies keep people waiting
+MAX_WORDS = 14  # longer replies lose points
 
 
 def gold(prompts: list[str], completions: list[str]) -> list[float]:
-    """Points for what is said, minus half a point a word said again and 0.2 a word above MAX_WORDS.
+    """One point per part, minus 0.5 per repeated word and 0.2 per word above MAX_WORDS.
 
-    A proxy that learns from sampled replies sees few that repeat themselves, and so has little reason to mind it.
+    Few sampled replies repeat words, so a proxy that learns from them hardly learns this penalty.
     """
     return [score(text) for text in completions]
 

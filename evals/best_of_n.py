@@ -1,7 +1,7 @@
-"""task=best_of_n: take the best of n samples by a proxy reward and ask a gold reward what came of it. No training.
+"""task=best_of_n: choose the best of n samples by a proxy reward, and score it with a gold reward. Nothing is trained.
 
-The policy "best of n" is log n - (n - 1) / n nats away from the one that is sampled (Stiennon et al. 2020,
-arXiv:2009.01325, appendix G.3), so its gold score against sqrt(KL) shows how far a reward model can be trusted.
+KL(best of n || sampled policy) = log n - (n - 1) / n nats (Stiennon et al. 2020, arXiv:2009.01325, appendix G.3). So
+the gold score over sqrt(KL) shows up to which KL optimising the proxy improves the gold reward.
 """
 
 from pathlib import Path
@@ -24,18 +24,18 @@ from runtime.report import print_table
 
 
 def best_of_n_kl(n: np.ndarray) -> np.ndarray:
-    """Nats between the best of n samples and the sampled policy, where no two samples score the same."""
+    """KL in nats of best-of-n from the sampled policy, if all scores are distinct."""
     return np.log(n) - (n - 1) / n
 
 
 def expected_best(proxy: np.ndarray, values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(P, S) the mean of `values` at the best of n samples by `proxy`, for every n of `sizes`.
+    """(P, S) the expected `values` of the best of n samples by `proxy`, for every n of `sizes`.
 
-    The mean over all subsets of n out of the N samples at once (Nakano et al. 2021, arXiv:2112.09332, appendix I): the
-    sample with i others below it is the best of C(i, n - 1) subsets out of C(N, n).
+    It is the mean over all subsets of n of the N samples (Nakano et al. 2021, arXiv:2112.09332, appendix I). The sample
+    with i samples below it is the best of C(i, n - 1) of the C(N, n) subsets.
 
     Args:
-        proxy, values: (P, N), a row a prompt. sizes: (S,) integers from 1 to N.
+        proxy, values: (P, N), one row per prompt. sizes: (S,) integers from 1 to N.
     """
     below, num = np.arange(proxy.shape[1]), proxy.shape[1]
     n = np.asarray(sizes)[:, None]
@@ -81,7 +81,7 @@ def proxy_name(path: str) -> str:
 
 
 def check(task: DictConfig) -> None:
-    """Raises ValueError for what cannot be meant, before a model is loaded."""
+    """Raise ValueError where a setting is wrong, before a model is loaded."""
     if task.num_completions < 2 or task.num_prompts < 2:
         raise ValueError(
             f"task.num_completions={task.num_completions} and task.num_prompts={task.num_prompts} must be 2 or more"
@@ -90,7 +90,7 @@ def check(task: DictConfig) -> None:
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
-    """task=best_of_n: scores.npz with what every sample got, result.json with the means at every n."""
+    """task=best_of_n: scores.npz with the scores of every sample, result.json with the means for every n."""
     check(cfg.task)
     scores = sample_scores(cfg)
     with named_in_errors(out / "scores.npz"):

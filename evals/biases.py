@@ -1,4 +1,4 @@
-"""The biases of a judge, each as one figure with an interval clustered by question."""
+"""The biases of a judge. Each function returns one figure with an interval clustered by question."""
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,8 @@ from evals.verdicts import PAIR, decisive, fold_orders, points, sort_pairs
 def position(votes: pd.DataFrame, *, level: float) -> dict:
     """Share of the judge's decisive votes that go to the answer shown first; 0.5 without bias.
 
-    Only items asked in both orders count: there each answer is first once, so quality cancels. `flips` says what
-    happened to each item under the swap: `changed` is the share whose verdict is another one, with its interval.
+    Only items that were asked in both orders count, because there the quality of the answers cancels out. `flips` has
+    the effect of the swap: `changed` is the share of items whose verdict changed, with its interval.
     """
     folded = votes[votes["shown"] == "both"]
     votes = sort_pairs(votes)
@@ -23,13 +23,13 @@ def position(votes: pd.DataFrame, *, level: float) -> dict:
     items = items.reindex(columns=["a", "b"]).dropna()
     readable = items[(items != "error").all(axis=1)]
     if not len(readable):
-        return unknown("no item has readable votes in both orders, one a row, so order cannot be told from quality") | {
-            "inconsistent": float(folded["text"].eq("tie (inconsistent)").mean()) if len(folded) else None
-        }
+        return unknown(
+            "no item has readable votes in both orders, one per row, so order and quality are confounded"
+        ) | {"inconsistent": float(folded["text"].eq("tie (inconsistent)").mean()) if len(folded) else None}
     both = pd.MultiIndex.from_frame(votes[[*PAIR, "judge"]]).isin(readable.index)
     named = decisive(votes[both])
     estimate = share_estimate(named["verdict"] == named["shown"], named["question"], null=0.5, level=level)
-    a, b = readable["a"], readable["b"]  # verdicts when a, when b was shown first
+    a, b = readable["a"], readable["b"]  # verdicts with a shown first, and with b shown first
     estimate["flips"] = {
         "to_first": int(((a == "a") & (b == "b")).sum()),
         "to_second": int(((a == "b") & (b == "a")).sum()),
@@ -42,17 +42,17 @@ def position(votes: pd.DataFrame, *, level: float) -> dict:
 
 
 def position_by_category(votes: pd.DataFrame, *, level: float) -> dict[str, dict]:
-    """{category: `position` of its items}; the categories share the error of all of them."""
+    """{category: `position` of its items}. Their intervals hold simultaneously."""
     groups = dict(list(votes.groupby("category")))
     shared = 1 - (1 - level) / max(len(groups), 1)
     return {str(category): position(part, level=shared) for category, part in groups.items()}
 
 
 def left_share(people: pd.DataFrame, votes: pd.DataFrame, *, level: float) -> dict:
-    """How much oftener than people a judge names the answer that it was shown first, where it saw one order only.
+    """Share of the answer shown first in the judge's decisive votes, minus that in people's votes on the same pairs.
 
-    People's decisive votes on the same pair say how often that answer is the better one; without people it is held
-    against one half, and `compared_with` says so. Orders must have been drawn for that to mean something.
+    Only items that were asked in one order count. Without people's votes the comparison is with one half, which is only
+    meaningful if the order was random. `compared_with` says which comparison was made.
     """
     votes = sort_pairs(votes)
     votes = votes[votes["shown"].isin(["a", "b"])]
@@ -74,20 +74,20 @@ def left_share(people: pd.DataFrame, votes: pd.DataFrame, *, level: float) -> di
     else:
         gap, questions, against = (first - by_people)[known], alone["question"][known], "people on the same pairs"
         figure["people"] = float(by_people[known].mean())
-    return mean_estimate(gap, questions, null=0.0, level=level, spread=1.0) | figure | {"compared_with": against}
+    return mean_estimate(gap, questions, null=0.0, level=level, max_deviation=1.0) | figure | {"compared_with": against}
 
 
 def preference_for_more(
     people: pd.DataFrame, judge: pd.DataFrame, feature: str, *, min_gap: float, level: float
 ) -> dict:
-    """How much oftener the judge names the answer with more of a feature than people's taste would; 0 if it is theirs.
+    """How much more often the judge chooses the answer with more of a feature than people's preferences predict.
 
-    On items whose answers differ by more than `min_gap`. People's taste is fitted (`evals.taste`), with the judge's own
-    sharpness, so that a judge that is surer than a person is not taken for a biased one. Without human votes on these
-    pairs the judge is held against one half, which mixes bias with true quality, and `compared_with` says so.
+    Only items whose answers differ by more than `min_gap` count. The prediction uses the judge's own sharpness
+    (`evals.taste`), so a judge that is more decisive than a person is not called biased. Without human votes on
+    these pairs the comparison is with one half, which mixes bias and quality. `compared_with` says which one was made.
 
     Args:
-        judge: its votes, in each order or folded.
+        judge: its votes, in both orders or folded.
     """
     if not len(judge):
         return unknown("the judge gave no readable verdict")
@@ -102,20 +102,20 @@ def preference_for_more(
     judged = decisive(fold_orders(judge))
     judged = judged[(judged[a] - judged[b]).abs() > min_gap].drop_duplicates(PAIR)
     picked = (judged["verdict"] == np.where(judged[a] > judged[b], "a", "b")).astype(float)
-    estimate = mean_estimate(picked - 0.5, judged["question"], null=0.0, level=level, spread=1.0)
+    estimate = mean_estimate(picked - 0.5, judged["question"], null=0.0, level=level, max_deviation=1.0)
     return estimate | {"judge": float(picked.mean()) if len(picked) else None, "compared_with": "one half"}
 
 
 def self_preference(people: pd.DataFrame, judge: pd.DataFrame, family: dict[str, bool], *, level: float) -> dict:
-    """Rating points by which the judge favours its own family beyond what people's votes and its sharpness explain.
+    """Rating points that the judge adds to its own family, beyond people's votes and its sharpness.
 
-    The interval holds the spread of what the judge adds to single models as well as sampling (`evals.taste`).
+    The interval includes sampling error, and the variance of what the judge adds to single models (`evals.taste`).
     """
     return family_gain(people, judge, family, level=level)
 
 
 def agreement(people: pd.DataFrame, judge: pd.DataFrame, *, level: float, rounds: int) -> dict:
-    """Share of human votes that the judge agrees with; beside it kappa, and the people among themselves."""
+    """Share of human votes that the judge agrees with, with kappa and the agreement of people with each other."""
     pairs = judge_pairs(people, judge)
     if not len(pairs):
         return unknown("people and judge voted on no item in common")
@@ -131,7 +131,7 @@ def agreement(people: pd.DataFrame, judge: pd.DataFrame, *, level: float, rounds
 
 
 def agreement_by_category(people: pd.DataFrame, judge: pd.DataFrame, *, level: float, rounds: int) -> dict:
-    """Agreement, rank correlation and the human ceiling of each category; intervals share the error of all of them."""
+    """Agreement, rank correlation and human ceiling of each category. Their intervals hold simultaneously."""
     pairs, ceiling = judge_pairs(people, judge), human_pairs(people)
     groups = dict(list(pairs.groupby("category")))
     if not groups:
@@ -150,22 +150,22 @@ def agreement_by_category(people: pd.DataFrame, judge: pd.DataFrame, *, level: f
 
 
 def low_entropy_gap(people: pd.DataFrame, judge: pd.DataFrame, categories: list[str], *, level: float) -> dict:
-    """Agreement where there is a right answer minus agreement elsewhere: measured, never assumed."""
+    """Agreement on categories with a right answer, minus agreement on all others."""
     pairs = judge_pairs(people, judge)
     pairs = pairs[pairs["category"].notna()]
     factual = pairs["category"].isin(categories).to_numpy()
     if not factual.any() or factual.all():
         return unknown(f"the votes need questions inside and outside of the categories {', '.join(categories)}")
     hits = (pairs["x"] == pairs["y"]).to_numpy(float)
-    # the difference of two means as one mean, so that one clustered interval serves both
+    # The difference of two means is written as one mean, so that its interval can be clustered.
     scale = np.where(factual, 1 / factual.mean(), -1 / (~factual).mean())
     centred = hits - np.where(factual, hits[factual].mean(), hits[~factual].mean())
     gap = hits[factual].mean() - hits[~factual].mean()
-    return mean_estimate(gap + scale * centred, pairs["question"], null=0.0, level=level, spread=1.0)
+    return mean_estimate(gap + scale * centred, pairs["question"], null=0.0, level=level, max_deviation=1.0)
 
 
 def degenerate(votes: pd.DataFrame, *, level: float) -> dict:
-    """The largest share of questions to which one model gives one and the same answer."""
+    """The largest share of questions to which a model gives the same answer."""
     sides = [
         votes[["question", "turn", f"model_{s}", f"hash_{s}"]].set_axis(["question", "turn", "model", "hash"], axis=1)
         for s in "ab"
@@ -188,5 +188,5 @@ def degenerate(votes: pd.DataFrame, *, level: float) -> dict:
 
 
 def unreadable(votes: pd.DataFrame, *, level: float) -> dict:
-    """Share of the judge's verdicts that cannot be read; they are neither ties nor losses."""
+    """Share of the judge's verdicts that cannot be read. They count neither as ties nor as losses."""
     return share_estimate(votes["verdict"] == "error", votes["question"], null=0.5, level=level)

@@ -1,4 +1,4 @@
-"""task=exact: answers that need no judge: numbers (GSM8K), instructions that can be verified (IFEval), tested code."""
+"""task=exact: grade answers by a program: numbers (GSM8K), verifiable instructions (IFEval), code with tests."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from runtime.report import print_table
 
 
 def check_number(question: dict, answer: str, task: DictConfig) -> dict[str, bool]:
-    """GSM8K: is the number that the answer gives the one of the solution? Beside it lm-eval's two string matches."""
+    """GSM8K: whether the answer's number is that of the solution, with lm-eval's two string matches beside it."""
     gold = last_number(str(question["answer"]))
     if gold is None:
         raise ValueError(f"question {question['id']!r} has no number in its answer: {question['answer']!r}")
@@ -26,7 +26,7 @@ def check_number(question: dict, answer: str, task: DictConfig) -> dict[str, boo
 
 
 def check_instructions(question: dict, answer: str, task: DictConfig) -> dict[str, bool]:
-    """IFEval: is every instruction of the prompt followed, strictly (the measure) and loosely; then each of them."""
+    """IFEval: whether all instructions of the prompt are followed, strictly (the measure) and loosely, and each one."""
     names = question["instruction_id_list"]
     strict, loose = check_answer(names, question["kwargs"], answer)
     hits = {"all_followed": all(strict), "all_followed_loose": all(loose)}
@@ -35,7 +35,7 @@ def check_instructions(question: dict, answer: str, task: DictConfig) -> dict[st
 
 
 def check_code(question: dict, answer: str, task: DictConfig) -> dict[str, bool]:
-    """HumanEval's shape: the answer's code (after the prompt, where it does not repeat it) passes the tests."""
+    """Whether the answer's code passes the tests. As in HumanEval, the prompt precedes code that does not repeat it."""
     if not task.run_code:
         raise ValueError("this set runs code that a model wrote; say task.run_code=true, in a machine you can lose")
     program = program_of(question["prompt"], answer, question["test"], question["entry_point"])
@@ -50,7 +50,7 @@ CHECKS: dict[str, tuple[Callable, tuple[str, ...]]] = {
 
 
 def read_tests(file: str, fields: tuple[str, ...]) -> dict[str, dict]:
-    """{id or text of the question: its row}, under question_id, key, task_id or the question itself."""
+    """{question: its row}. The question is question_id, key, task_id or its text, whichever the row has."""
     questions = {}
     for where, row in read_rows(file):
         missing = [name for name in fields if name not in row]
@@ -59,7 +59,7 @@ def read_tests(file: str, fields: tuple[str, ...]) -> dict[str, dict]:
         names = ("question_id", "key", "task_id", fields[0])
         name = next(name for name in names if name in row)
         if str(row[name]) in questions:
-            raise ValueError(f"{where}: {name} {row[name]!r} was there before; keep one row a question")
+            raise ValueError(f"{where}: {name} {row[name]!r} is a duplicate; keep one row per question")
         questions[str(row[name])] = row | {"id": str(row[name])}
     if not questions:
         raise ValueError(f"{file} holds no question")
@@ -67,19 +67,21 @@ def read_tests(file: str, fields: tuple[str, ...]) -> dict[str, dict]:
 
 
 def share(hits: Sequence[bool], clusters: Sequence | None = None) -> dict:
-    """Share of hits with its 95 % Wilson interval, clustered by prompt where several belong to one."""
+    """Share of hits with its 95 % Wilson interval, clustered by `clusters` (prompts)."""
     estimate = share_estimate(hits, np.arange(len(hits)) if clusters is None else clusters, null=0.5, level=0.95)
     return {name: estimate.get(name) for name in ("value", "lower", "upper", "n", "reason")}
 
 
 def grade(questions: dict[str, dict], answers: dict[str, list[str]], check: Callable, task: DictConfig) -> dict:
-    """The shares of one model; a question without an answer is wrong, and counted in `unanswered`.
+    """The shares of one model. A question without an answer is wrong, and `unanswered` counts it.
 
     Args:
-        answers: {question: its samples}; with several, the measure is their mean, beside pass@k and the majority.
+        answers: {question: its samples}. With several samples the measure is their mean, with pass@k and majority vote.
     """
-    samples = {key: answers.get(key) or answers.get(str(row.get("prompt", row.get("question")))) or []
-               for key, row in questions.items()}  # fmt: skip
+    samples = {
+        key: answers.get(key) or answers.get(str(row.get("prompt", row.get("question")))) or []
+        for key, row in questions.items()
+    }
     found = {key: [check(row, text, task) for text in samples[key] or [""]] for key, row in questions.items()}
     first = next(iter(next(iter(found.values()))[0]))
     right = {key: [hits[first] for hits in rows] for key, rows in found.items()}
@@ -108,7 +110,7 @@ def _over_samples(questions: dict[str, dict], samples: dict[str, list[str]], rig
         return share([hits[0] for hits in right.values()])
     k, names = min(counts), list(questions)
     means = [np.mean(right[key]) for key in names]
-    mean = mean_estimate(means, names, null=0.5, level=0.95, spread=1.0)
+    mean = mean_estimate(means, names, null=0.5, level=0.95, max_deviation=1.0)
     result = {name: mean.get(name) for name in ("value", "lower", "upper", "n")} | {"samples": sorted(counts)}
     result["lower"], result["upper"] = max(result["lower"], 0.0), min(result["upper"], 1.0)
     result["pass_at_k"] = {}
@@ -123,13 +125,13 @@ def _over_samples(questions: dict[str, dict], samples: dict[str, list[str]], rig
 
 
 def share_of(values: Sequence[float], names: Sequence[str]) -> dict:
-    """The mean of values in [0, 1], one a question, with its interval."""
+    """The mean of values in [0, 1], one per question, with its interval."""
     estimate = share_estimate(values, names, null=0.5, level=0.95)
     return {name: estimate.get(name) for name in ("value", "lower", "upper", "n", "reason")}
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
-    """task=exact: result.json with one entry a model, exact.png."""
+    """task=exact: result.json with one entry per model, exact.png."""
     task = cfg.task
     if task.format not in CHECKS:
         raise ValueError(f"task.format={task.format!r} is unknown; known: {', '.join(CHECKS)}")

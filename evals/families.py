@@ -1,4 +1,4 @@
-"""Who made whom: a judge favours what its own family wrote, so shared families are looked for and said."""
+"""Model families: a judge may favour its own family, so models that share a family with the judge are reported."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import yaml
 
-RECORDS = ("manifest.json", "run.json", "config.yaml")  # what data methods and runs leave beside their output
+RECORDS = ("manifest.json", "run.json", "config.yaml")  # files that data methods and runs write beside their output
 
 
 def families_of(name: str, families: Mapping) -> set[str]:
-    """The families whose globs match the name or the last part of its path, in lower case."""
+    """The families with a glob that matches the name, or the last part of its path, in lower case."""
     names = {name.lower(), Path(name).name.lower()}
     return {family for family, globs in families.items() if any(fnmatch(n, glob) for n in names for glob in globs)}
 
@@ -28,7 +28,7 @@ def shared_families(judge: str, model: str, families: Mapping) -> set[str]:
 
 
 def ancestry_families(file: str, families: Mapping) -> dict[str, str]:
-    """{family: the name that shows it} in the records beside a file and, through the paths in them, its ancestors."""
+    """{family: the name that shows it}, found in the records beside a file and beside the files that they mention."""
     found: dict[str, str] = {}
     for name in ancestry(Path(file).absolute().parent, set()):
         for family in families_of(name, families):
@@ -37,7 +37,7 @@ def ancestry_families(file: str, families: Mapping) -> dict[str, str]:
 
 
 def ancestry(folder: Path, seen: set[Path]) -> Iterator[str]:
-    """Every text value of the records in a folder, then of those in the folders that they point to."""
+    """All text values of the records in a folder, then of those in the folders that they mention."""
     if folder in seen or len(seen) > 100:
         return
     seen.add(folder)
@@ -58,7 +58,7 @@ def _texts(value) -> Iterator[str]:
         yield value
     elif isinstance(value, dict):
         for key, item in value.items():
-            if key != "families":  # a config's globs name every family there is
+            if key != "families":  # the globs in a config mention all families
                 yield from _texts(item)
     elif isinstance(value, list):
         for item in value:
@@ -66,7 +66,7 @@ def _texts(value) -> Iterator[str]:
 
 
 def family_warnings(judge: str, files: Mapping[str, str], families: Mapping) -> list[str]:
-    """A sentence for each model that shares a family with the judge, by name or by what it was trained on.
+    """A warning for each model that shares a family with the judge, by its name or by its training data and parents.
 
     Args:
         files: {model: the file that holds its answers}.
@@ -78,6 +78,6 @@ def family_warnings(judge: str, files: Mapping[str, str], families: Mapping) -> 
         if named:
             warnings.append(f"judge {short(judge)} and {model} are of one family ({', '.join(sorted(named))})")
         elif ancestors:
-            told = ", ".join(f"{family}: {name}" for family, name in sorted(ancestors.items()))
-            warnings.append(f"{model} descends from the judge's family ({told}); judge {short(judge)} may favour it")
+            names = ", ".join(f"{family}: {name}" for family, name in sorted(ancestors.items()))
+            warnings.append(f"{model} descends from the judge's family ({names}); judge {short(judge)} may favour it")
     return warnings

@@ -1,7 +1,7 @@
-"""task=lm_eval: an exported model on lm-eval's tasks (ARC, HellaSwag, MMLU, ...), its results in our form.
+"""task=lm_eval: run an exported model on lm-eval's tasks (ARC, HellaSwag, MMLU, ...), with results in our format.
 
-lm-eval is the engine, in a process of its own and in an empty folder: here, `evaluate.py` would hide the library
-`evaluate` that it imports.
+lm-eval runs in its own process and in an empty folder. In this folder, our `evaluate.py` would hide the library
+`evaluate`, which lm-eval imports.
 """
 
 import importlib.util
@@ -20,16 +20,16 @@ from runtime.report import print_table
 
 def command(task: DictConfig, model: Path, results: Path) -> list[str]:
     """The command line of lm-eval."""
-    words = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", ",".join(task.tasks)]
-    words += ["--model_args", f"pretrained={model},dtype={task.dtype}", "--batch_size", str(task.batch_size)]
-    words += ["--output_path", str(results), "--device", task.device, "--seed", str(task.seed)]
+    arguments = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", ",".join(task.tasks)]
+    arguments += ["--model_args", f"pretrained={model},dtype={task.dtype}", "--batch_size", str(task.batch_size)]
+    arguments += ["--output_path", str(results), "--device", task.device, "--seed", str(task.seed)]
     if task.num_fewshot is not None:
-        words += ["--num_fewshot", str(task.num_fewshot)]
+        arguments += ["--num_fewshot", str(task.num_fewshot)]
     if task.limit is not None:
-        words += ["--limit", str(task.limit)]
+        arguments += ["--limit", str(task.limit)]
     if task.include_path is not None:
-        words += ["--include_path", str(Path(task.include_path).absolute())]
-    return words + (["--apply_chat_template"] if task.apply_chat_template else [])
+        arguments += ["--include_path", str(Path(task.include_path).absolute())]
+    return arguments + (["--apply_chat_template"] if task.apply_chat_template else [])
 
 
 def figures_from(results: dict) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Intervals for votes that share questions: several votes on one question are not several independent votes."""
+"""Confidence intervals clustered by question, because votes on the same question are not independent."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 
 def clustered_error(values: np.ndarray, clusters: np.ndarray) -> tuple[float, int]:
-    """Standard error of the mean of values that are dependent within clusters, and the number of clusters.
+    """(standard error of the mean of values that are dependent within clusters, number of clusters).
 
     se^2 = G / (G - 1) * sum over the G clusters of (sum of its residuals)^2 / n^2      (Liang & Zeger 1986)
     """
@@ -23,13 +23,13 @@ def clustered_error(values: np.ndarray, clusters: np.ndarray) -> tuple[float, in
     return math.sqrt(groups / (groups - 1) * (sums**2).sum()) / len(values), groups
 
 
-def mean_estimate(values, clusters, *, null: float, level: float, spread: float) -> dict:
+def mean_estimate(values, clusters, *, null: float, level: float, max_deviation: float) -> dict:
     """A mean with its clustered t interval and the p value of `null`.
 
     Args:
-        spread: how far a value can lie from the mean. Two more clusters, that far off on either side, enter the
-            variance (Agresti & Coull's idea): else three questions that say the same would be certain, and a fair judge
-            named in a quarter of such studies.
+        max_deviation: the largest possible distance of a value from the mean. Two clusters at this distance, one on
+            each side, are added to the variance (the idea of Agresti & Coull). Otherwise three questions with the same
+            value would have no error, and in a quarter of such studies a fair judge would be called biased.
     """
     values = np.asarray(values, float)
     if not len(values):
@@ -38,7 +38,7 @@ def mean_estimate(values, clusters, *, null: float, level: float, spread: float)
     if groups < 2:
         return unknown("all votes are on one question, so there is nothing to judge its spread by", n=len(values))
     size = len(values) / groups  # votes of a question
-    squares = (error * len(values)) ** 2 * (groups - 1) / groups + 2 * (spread * size) ** 2
+    squares = (error * len(values)) ** 2 * (groups - 1) / groups + 2 * (max_deviation * size) ** 2
     error = math.sqrt((groups + 2) / (groups + 1) * squares) / (len(values) + 2 * size)
     return estimate_of(values.mean(), error, len(values), groups, null=null, level=level, degrees=groups + 1)
 
@@ -46,11 +46,11 @@ def mean_estimate(values, clusters, *, null: float, level: float, spread: float)
 def share_estimate(hits, clusters, *, null: float, level: float) -> dict:
     """A share with its Wilson interval (Wilson 1927) at the effective sample size, and the p value of `null`.
 
-    Args:
-        hits: (n,) in [0, 1]; 0.5 is a tie. The interval never passes 0 or 1.
+    The effective size is n for independent votes. It is smaller where votes on the same question are correlated, and
+    larger where ties reduce the variance. For a share of 0 or 1 each question counts once. The interval is in [0, 1].
 
-    The effective size is n where the votes are independent, less where votes on one question go together, and more
-    where ties make them vary less; a share of 0 or 1 counts each question once.
+    Args:
+        hits: (n,) in [0, 1]; 0.5 is a tie.
     """
     hits = np.asarray(hits, float)
     if not len(hits):
@@ -59,14 +59,14 @@ def share_estimate(hits, clusters, *, null: float, level: float) -> dict:
     binary = bool(np.isin(hits, (0, 1)).all())
     if groups < 2 and not (binary and len(hits) == 1):
         return unknown("all votes are on one question, so there is nothing to judge its spread by", n=len(hits))
-    if error == 0 and 0 < share < 1:  # every question says the same: all ties, or as many wins as losses in each
+    if error == 0 and 0 < share < 1:  # all questions have the same mean
         error = math.sqrt((groups + 2) / (groups + 1) / 2) / (groups + 2)
     effective = groups if share in (0, 1) else share * (1 - share) / error**2
     effective = min(effective, len(hits)) if binary else effective
     tail = (1 - level) / 2
     independent = binary and groups == len(hits)
-    if 0 < share < 1 and not independent:  # an estimated variance: Student's quantile, as Wilson's alpha
-        tail = max(norm.sf(t.isf(tail, groups - 1)), 1e-300)  # two questions may know nothing: 0 to 1
+    if 0 < share < 1 and not independent:  # the variance is estimated: use Student's quantile
+        tail = max(norm.sf(t.isf(tail, groups - 1)), 1e-300)  # with two questions the interval may be 0 to 1
     lower, upper = proportion_confint(share * effective, effective, alpha=2 * tail, method="wilson")
     z = (share - null) / math.sqrt(null * (1 - null) / effective)
     lower, upper = (round(min(max(bound, 0.0), 1.0), 12) for bound in (lower, upper))  # Wilson at 0 is 3e-17
@@ -93,11 +93,11 @@ def percent(estimate: dict) -> dict:
 def bootstrap_estimate(
     statistic: Callable[[np.ndarray], float], n: int, groups: int, *, null: float, level: float, rounds: int
 ) -> dict:
-    """A statistic with the normal interval whose error comes from resampling whole questions.
+    """A statistic with a normal interval, whose standard error comes from resampling whole questions.
 
     Args:
-        statistic: value at (G,) counts, how often each question was drawn; ones give the estimate itself.
-        n: votes it is measured on.
+        statistic: function of (G,) counts, how often each question was drawn. Counts of 1 give the estimate.
+        n: number of votes.
         groups: G, the number of questions.
     """
     value = statistic(np.ones(groups))
@@ -113,11 +113,11 @@ def bootstrap_estimate(
 def estimate_of(
     value: float, error: float, n: int, groups: int, *, null: float, level: float, degrees: float | None = None
 ) -> dict:
-    """An estimate whose error is known, with a t interval on `degrees` of freedom (questions less one).
+    """An estimate with standard error `error` and a t interval with `degrees` of freedom (default: groups - 1).
 
-    Without an error above 0 there is no interval: votes that do not vary say nothing of their spread.
+    With an error of 0 there is no interval: votes that do not vary say nothing about their variance.
     """
-    if not math.isfinite(error) or error < 1e-6:  # rounding is no spread
+    if not math.isfinite(error) or error < 1e-6:  # below it is rounding
         return unknown("the votes do not vary enough to judge its spread", n=n)
     degrees = max(groups - 1, 1) if degrees is None else degrees
     half = t.ppf((1 + level) / 2, degrees) * error
@@ -125,7 +125,7 @@ def estimate_of(
 
 
 def unknown(reason: str, n: int = 0) -> dict:
-    """A figure that cannot be had, and why."""
+    """A figure that cannot be computed, with the reason."""
     return {"value": None, "lower": None, "upper": None, "n": n, "p_value": None, "reason": reason}
 
 
@@ -136,7 +136,7 @@ def _estimate(value, lower, upper, n, groups, p_value) -> dict:
 
 
 def holm(figures: list[dict], *, alpha: float) -> None:
-    """Write each figure's Holm-adjusted p value (Holm 1979) beside it as `p_adjusted` and `significant`."""
+    """Add `p_adjusted`, the Holm-adjusted p value (Holm 1979), and `significant` to each figure."""
     known = [figure for figure in figures if figure["p_value"] is not None]
     if known:
         significant, adjusted, *_ = multipletests([figure["p_value"] for figure in known], alpha, method="holm")

@@ -1,4 +1,4 @@
-"""Let a model judge answers: pairs in both orders, or grades from 1 to 10, over one or two turns of a conversation."""
+"""A model as judge of answers: pairs in both orders, or grades from 1 to 10, in conversations of one or two turns."""
 
 import json
 from collections import Counter
@@ -32,7 +32,7 @@ from runtime.report import print_table
 
 
 def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict, Counter]:
-    """A verdict for every item, the usage, and why there are errors: {reason: count}."""
+    """(a verdict for every item, the usage, {reason: number of errors})."""
     if cfg.judge.kind == "reward_model":
         judge = RewardJudge(cfg.judge)
         return judge.compare(_one_order(items), pair_verdict), {}, Counter()
@@ -51,7 +51,7 @@ def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict
 
 
 def judge_by_top_logprobs(client: Client, items: list[Item], cfg: DictConfig) -> tuple[list[Verdict], dict, Counter]:
-    """As `judge_pairs`: AlpacaEval 2's verdict by the log-probabilities that an endpoint gives."""
+    """As `judge_pairs`, with AlpacaEval 2's verdicts from the log-probabilities that an endpoint returns."""
     if cfg.client.kind != "openai":
         raise ValueError(
             f"judge.kind=top_logprobs asks an endpoint for log-probabilities, client={cfg.client.kind} has none; "
@@ -64,7 +64,7 @@ def judge_by_top_logprobs(client: Client, items: list[Item], cfg: DictConfig) ->
 
 
 def _one_order(items: list[Item]) -> list[Item]:
-    """The items once each: a reward model sees one answer at a time, in no order."""
+    """Each item in one order only, because a reward model sees one answer at a time."""
     seen: dict[tuple, Item] = {}
     for item in items:
         seen.setdefault((item.question["question_id"], item.turn, item.models), item)
@@ -72,7 +72,7 @@ def _one_order(items: list[Item]) -> list[Item]:
 
 
 def read_answer(answer: Answer, parser: Callable) -> Reading:
-    """The verdict; a judgement that was cut, filtered or refused is none, whatever its text holds so far."""
+    """The verdict in an answer. An answer that was cut, filtered or refused is an error, whatever its text is."""
     if answer.finish_reason != "stop":
         why = {"length": "cut by judge.max_tokens", "content_filter": "filtered"}
         return Reading("error", why=why.get(answer.finish_reason, answer.finish_reason))
@@ -80,7 +80,7 @@ def read_answer(answer: Answer, parser: Callable) -> Reading:
 
 
 def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict, Counter]:
-    """A grade for every item (None where it cannot be read), the usage, and why there are errors."""
+    """(a grade for every item, None where it cannot be read; the usage; {reason: number of errors})."""
     if cfg.judge.kind == "reward_model":
         judge = RewardJudge(cfg.judge)
         grades = [_grade(item, judge.name, score, None) for item, score in zip(items, judge.grade(items), strict=True)]
@@ -101,7 +101,7 @@ def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict,
 
 
 def grade_of(parser: Callable) -> Callable[[str], Reading]:
-    """A parser of grades as one of readings."""
+    """A parser that returns a `Reading`, from one that returns a grade or None."""
 
     def read(text: str) -> Reading:
         grade = parser(text)
@@ -116,7 +116,7 @@ def _grade(item: Item, judge: str, grade: float | None, text: str | None) -> dic
 
 
 def summarise_pairs(votes: pd.DataFrame, task: DictConfig) -> dict:
-    """{model b: {model a: figures}}: a win counts where both orders agree, a tie is half, errors are left out."""
+    """{model b: {model a: figures}}. A win counts where both orders agree, a tie is half, errors are left out."""
     folded = fold_orders(votes)
     results: dict[str, dict] = {}
     for baseline, model in dict.fromkeys(zip(votes["model_a"], votes["model_b"], strict=True)):
@@ -136,7 +136,7 @@ def summarise_pairs(votes: pd.DataFrame, task: DictConfig) -> dict:
 
 
 def paired_pairs(votes: pd.DataFrame, models: list[str]) -> dict[str, list[dict]]:
-    """{baseline: paired differences in points of every two models that met it}."""
+    """{baseline: paired differences, in points, of every two models that were compared with it}."""
     folded = fold_orders(votes)
     found = {}
     for baseline in dict.fromkeys([*votes["model_a"], *votes["model_b"]]):
@@ -147,12 +147,12 @@ def paired_pairs(votes: pd.DataFrame, models: list[str]) -> dict[str, list[dict]
                 share = points(rows["verdict"]).where(rows["model_a"] == model, 1 - points(rows["verdict"]))
                 met[model] = rows.assign(value=100 * share)
         if len(met) > 1:
-            found[baseline] = paired_differences(met, spread=100.0)
+            found[baseline] = paired_differences(met, max_difference=100.0)
     return found
 
 
 def summarise_grades(grades: pd.DataFrame) -> dict:
-    """{model: mean grade with its interval over questions, by turn and by category}; unreadable grades are left out."""
+    """{model: mean grade with interval over questions, by turn and category}. Unreadable grades are left out."""
     results = {}
     for model, rows in grades.groupby("model", sort=False):
         known = rows[rows["grade"].notna()]
@@ -166,7 +166,7 @@ def summarise_grades(grades: pd.DataFrame) -> dict:
 
 def _mean_grade(known: pd.DataFrame) -> dict:
     """The mean of grades from 1 to 10 with its interval over questions."""
-    result = mean_estimate(known["grade"].to_numpy(float), known["question"], null=5.5, level=0.95, spread=4.5)
+    result = mean_estimate(known["grade"].to_numpy(float), known["question"], null=5.5, level=0.95, max_deviation=4.5)
     result.pop("p_value", None)
     if result["lower"] is not None:
         result |= {"lower": max(result["lower"], 1.0), "upper": min(result["upper"], 10.0)}
@@ -178,7 +178,7 @@ def _mean_grade(known: pd.DataFrame) -> dict:
 def judge_warnings(
     judge: str, errors: Counter, num_asked: int, answers: dict, files: dict[str, str], task: DictConfig
 ) -> list[str]:
-    """What a reader must know before believing the figures."""
+    """Warnings about the figures: shared families, unreadable verdicts, constant answers."""
     warnings = family_warnings(judge, files, task.families)
     if errors.total() > task.max_unreadable * num_asked:
         reasons = ", ".join(f"{count} {why}" for why, count in errors.most_common())
@@ -192,7 +192,7 @@ def judge_warnings(
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
-    """task=judge: verdicts.jsonl (or grades.jsonl), the win rates (or grades) and what to be warned of."""
+    """task=judge: verdicts.jsonl (or grades.jsonl), the win rates (or grades), and warnings."""
     task = cfg.task
     if task.mode not in ("pairwise", "single"):
         raise ValueError(f"task.mode={task.mode!r} must be pairwise or single")
@@ -219,7 +219,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
 
 
 def order_warnings(votes: pd.DataFrame) -> list[str]:
-    """A sentence where the order decides: then half the wins are ties, and a win rate near 50 says nothing."""
+    """A warning where the order decides many verdicts: they count as ties, which moves win rates towards 50."""
     order = position(votes, level=0.95)
     if order["value"] is None or order["lower"] <= 0.5 <= order["upper"]:
         return []
@@ -228,12 +228,12 @@ def order_warnings(votes: pd.DataFrame) -> list[str]:
     flips = order["flips"]["to_first"] + order["flips"]["to_second"]
     return [
         f"the judge names the answer shown {'first' if first else 'second'} in {share:.0f} % of its decisive verdicts, "
-        f"and {flips} of {order['flips']['items']} pairs turn with the order: those count as ties"
+        f"and {flips} of {order['flips']['items']} verdicts change with the order: those count as ties"
     ]
 
 
 def report_pairs(rows: list[dict], task: DictConfig, out: Path) -> dict:
-    """The win rates, on the screen and as a picture; `models` nests model b, then model a."""
+    """Print and plot the win rates. In the result, `models` is {model b: {model a: figures}}."""
     results = summarise_pairs(votes_table(rows), task)
     flat = [(f"{b} against {a}", r) for b, others in results.items() for a, r in others.items()]
     columns = ("win_rate", "lower", "upper", "n_wins", "n_draws", "n_wins_base", "n_errors")
@@ -258,13 +258,13 @@ def report_pairs(rows: list[dict], task: DictConfig, out: Path) -> dict:
 
 
 def report_grades(rows: list[dict], out: Path) -> dict:
-    """The grades, on the screen and as a picture."""
+    """Print and plot the grades."""
     results = summarise_grades(pd.DataFrame(rows))
     table = [(model, r["value"], r["lower"], r["upper"]) for model, r in results.items()]
     print_table("mean grade", ("model", "grade", "lower", "upper"), table)
     plot_intervals(out / "judge.png", "mean grade", table[:60], null=None)
     grades = {model: own.assign(value=own["grade"]) for model, own in pd.DataFrame(rows).groupby("model", sort=False)}
-    paired = paired_differences(grades, spread=9.0)
+    paired = paired_differences(grades, max_difference=9.0)
     if paired:
         print_differences(paired, sorted(results, key=lambda model: -(results[model]["value"] or 0)))
     return {"models": results, "paired": paired}

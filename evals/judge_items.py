@@ -1,4 +1,4 @@
-"""What a judge is asked: which answers to which question, in which order, with which prompt."""
+"""The items that a judge gets: a question, its answers, their order and the prompt."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -13,18 +13,18 @@ from evals.verdicts import OTHER, text_hash
 
 @dataclass(frozen=True)
 class Item:
-    """One question to the judge: answers of model a and, in pairs, of model b; `shown` is the one read first."""
+    """An item for the judge: the answers of model a and, in pairs, of model b. `shown` is the side shown first."""
 
     question: dict
     turn: int
     models: tuple[str, ...]
-    answers: tuple[list[str], ...]  # up to and with this turn
+    answers: tuple[list[str], ...]  # up to this turn, included
     reference: list[str] | None
     shown: str = "a"
 
     @property
     def name(self) -> str:
-        """The item in a message."""
+        """The item's name in messages."""
         return (
             f"question {self.question['question_id']} with {'both answers' if len(self.models) > 1 else 'its answer'}"
         )
@@ -36,7 +36,7 @@ class Item:
 
 
 def make_items(questions: list[dict], answers: dict, references: dict, task: DictConfig) -> list[Item]:
-    """Every question, turn, pair (or model) and order that the judge is asked about, questions outermost.
+    """The items of all questions, turns, pairs (or models) and orders. The outermost loop is over questions.
 
     Raises:
         ValueError: unknown models, too few of them, or a model without an answer to a question.
@@ -54,15 +54,17 @@ def make_items(questions: list[dict], answers: dict, references: dict, task: Dic
             for group in groups:
                 said = tuple(_said(answers, model, question, turn) for model in group)
                 reference = references.get(question["question_id"])
-                items += [Item(question, turn, group, said, reference, shown)
-                          for shown in _orders(question, turn, group, task)]  # fmt: skip
+                items += [
+                    Item(question, turn, group, said, reference, shown)
+                    for shown in _orders(question, turn, group, task)
+                ]
     if not items:
         raise ValueError(f"task.mode={task.mode} needs answers of two models, found {', '.join(models)}")
     return items
 
 
 def _groups(models: list[str], baseline: str | None, mode: str) -> list[tuple[str, ...]]:
-    """The models of each question to the judge: one to be graded, the baseline and another, or every pair."""
+    """The models of each item: one that is graded, the baseline and another one, or every pair."""
     if mode != "pairwise":
         return [(model,) for model in models]
     if baseline is not None:
@@ -71,7 +73,7 @@ def _groups(models: list[str], baseline: str | None, mode: str) -> list[tuple[st
 
 
 def _orders(question: dict, turn: int, group: tuple[str, ...], task: DictConfig) -> tuple[str, ...]:
-    """Whose answer is shown first: a, then b; with `both_orders=false` one of them, drawn by question and pair."""
+    """The sides shown first: a and b, or with `both_orders=false` one of them, drawn by question and pair."""
     if task.mode != "pairwise":
         return ("a",)
     if task.both_orders:
@@ -92,7 +94,7 @@ def _said(answers: dict, model: str, question: dict, turn: int) -> list[str]:
 
 
 def choose_template(item: Item, templates: dict[tuple, Template]) -> Template:
-    """The template of the item's turn, with the reference answer for math, reasoning and coding where there is one."""
+    """The template for the item's turn. Math, reasoning and coding prefer one with a reference answer."""
     needs = item.question["category"] in NEED_REFERENCE and len(item.reference or []) >= item.turn
     keys = [(item.turn, wanted, *own) for wanted in (needs, False) for own in ((item.question["category"],), ())]
     template = next((templates[key] for key in keys if key in templates), None)
@@ -102,29 +104,29 @@ def choose_template(item: Item, templates: dict[tuple, Template]) -> Template:
 
 
 def item_messages(item: Item, template: Template) -> list[dict[str, str]]:
-    """The conversation for one item, the answer that is shown first as answer A."""
+    """The conversation for one item. The answer that is shown first is answer A."""
     if len(item.models) == 1:
         return template.messages(single_fields(item.asked, item.answers[0], item.reference))
     first, second = item.answers if item.shown == "a" else item.answers[::-1]
     return template.messages(pair_fields(item.asked, first, second, item.reference))
 
 
-def check_fits(names: Sequence[str], lengths: Sequence[int], window: int, way_out: str) -> None:
-    """Raises ValueError with the counts where prompts are longer than the window: nothing is cut.
+def check_fits(names: Sequence[str], lengths: Sequence[int], window: int, suggestion: str) -> None:
+    """Raise ValueError, with counts, where prompts are longer than the window. Prompts are never cut.
 
     Args:
-        names: what each prompt is, for the message. lengths: in tokens.
+        names: of the prompts, for the message. lengths: in tokens. suggestion: the setting to raise.
     """
     too_long = [i for i, length in enumerate(lengths) if length > window]
     if too_long:
         raise ValueError(
             f"{names[too_long[0]]} is longer than {window} tokens, as are {len(too_long)} of {len(lengths)} prompts "
-            f"(the longest takes {max(lengths)}), and a judge must read all of it; raise {way_out}, or shorten answers"
+            f"(the longest takes {max(lengths)}), and a judge must read it all; raise {suggestion}, or shorten answers"
         )
 
 
 def pair_verdict(item: Item, judge: str, text: str, outcome: tuple[str, float], shown: str | None) -> Verdict:
-    """The verdict on a pair; `outcome` speaks about the answers in the order shown and is mapped back."""
+    """The verdict on a pair. `outcome` refers to the answers in the order shown, and is mapped back to a and b."""
     verdict, weight = outcome
     answers = ["\n".join(answer) for answer in item.answers]
     return Verdict(

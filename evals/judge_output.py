@@ -1,15 +1,15 @@
-"""The verdict in what a judge wrote: the last one outside of thinking, quotes and code, however it is written.
+"""Parse a judge's text: its verdict is the last one outside of thinking, quotes and code.
 
-A text is read in three steps. Thinking is cut away; quotes and code are blanked; then statements of a verdict are
-looked for, from the most explicit kind to the least, and within a kind the last one counts:
+The parser first removes thinking, then blanks quotes and code. Then it searches for statements of a verdict, from the
+most explicit kind to the least explicit one. Within a kind the last statement counts:
 
     marks       [[A]], \\boxed{A}, <answer>A</answer>, {"winner": "A"}, "Final verdict: A"
     bare names  [A], or a last line that holds nothing but a name
     words       "Assistant A is better", "both are equally good"
     scores      "A: 8/10, B: 7/10", "8 7"
 
-What says two things, or nothing, is an error; `Reading.why` says which. The parsers that published benchmarks use are
-in `evals/published_parsers.py`.
+A text with two different verdicts, or none, is an error, and `Reading.why` has the reason. The parsers of published
+benchmarks are in `evals/published_parsers.py`.
 """
 
 import json
@@ -22,14 +22,14 @@ from evals.judge_words import NOUN, Meaning, identifier_meaning, letter_meaning,
 
 
 class Reading(NamedTuple):
-    """What a judge said: verdict a | b | tie | error, how much it weighs (arena-hard's strong ones 3), or why not."""
+    """A parsed text: verdict a | b | tie | error, its weight (3: Arena-Hard's strong verdicts), why it is an error."""
 
     verdict: str
     weight: float = 1.0
     why: str = ""
 
 
-# ---- what is not part of a statement
+# ---- text that cannot contain a verdict
 
 _THINK = r"think(?:ing)?|thoughts?|reasoning|scratchpad|seed:think"
 _OPEN = rf"<(?:{_THINK})>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>\s*(?:analysis|commentary)"
@@ -43,7 +43,7 @@ _QUOTES = (
 
 
 def without_thinking(text: str) -> str | None:
-    """What follows the last end of thinking; None where thinking began and never ended."""
+    """The text after the last end of thinking. None where thinking does not end."""
     closed = list(re.finditer(_CLOSE, text, re.IGNORECASE))
     text = text[closed[-1].end() :] if closed else text
     opened = re.search(_OPEN, text, re.IGNORECASE)
@@ -51,13 +51,13 @@ def without_thinking(text: str) -> str | None:
 
 
 def _blank(pattern: str, text: str) -> str:
-    """Matches become spaces, so that positions stay what they were."""
+    """The text with matches replaced by spaces, so that positions do not change."""
     flags = re.MULTILINE | re.DOTALL if pattern in (_ECHO, _FENCE) else re.MULTILINE
     return re.sub(pattern, lambda found: re.sub(r"[^\n]", " ", found[0]), text, flags=flags)
 
 
 def _own_words(text: str) -> tuple[str, str]:
-    """The text without the prompt's blocks and a fence around all of it, and the same with code and quotes blanked."""
+    """(the text without the prompt's blocks and an outer code fence, the same with code and quotes blanked)."""
     seen = _blank(_ECHO, text)
     inside = re.fullmatch(r"\s*(```|~~~)\w*\n(.*?)\n?\s*\1\s*", seen, re.DOTALL)
     seen = inside[2] if inside else seen
@@ -68,7 +68,7 @@ def _own_words(text: str) -> tuple[str, str]:
 
 
 def _plain(text: str) -> str:
-    """One spelling of brackets, letters and signs: full-width ones become ASCII."""
+    """The text with full-width brackets, letters and signs replaced by ASCII."""
     text = unicodedata.normalize(
         "NFKC", text.replace("【", "[").replace("】", "]").replace("〖", "[").replace("〗", "]")
     )
@@ -109,7 +109,7 @@ _LIST = re.compile(r"[\s,;/|\"'`*]*(?:or|nor|and|,|/|\|)[\s,\"'`*]*", re.IGNOREC
 def _marks(
     text: str, blanked: str, meaning: Callable[[str], Meaning], names: str
 ) -> Iterator[tuple[int, int, Meaning]]:
-    """(start, end, meaning) of every explicit mark; JSON is looked for inside of code as well."""
+    """(start, end, meaning) of every explicit mark. JSON also counts inside of code."""
     for pattern, group in ((_DOUBLE, 1), (_BOXED, 1), (_TAGGED, 2)):
         for found in re.finditer(pattern, blanked, re.IGNORECASE):
             yield found.start(), found.end(), meaning(found[group])
@@ -124,7 +124,7 @@ def _marks(
 
 
 def _json_value(text: str, keys: str) -> str | None:
-    """The value of the first verdict key of a JSON object, or of something that is nearly one."""
+    """The value of the first verdict key of a JSON object, or of text that is almost JSON."""
     try:
         row = json.loads(text)
         pairs = [(str(key), value) for key, value in row.items()] if isinstance(row, dict) else []
@@ -138,7 +138,7 @@ def _json_value(text: str, keys: str) -> str | None:
 
 
 def _stated(text: str, found: list[tuple[int, int, Meaning]]) -> list[tuple[int, Meaning]]:
-    """Marks that state a verdict: not those that explain the format ("[[A]] if ...", "[[A]], [[B]] or [[C]]")."""
+    """The marks that state a verdict, without marks that explain the format, like "[[A]] if ..."."""
     found = sorted(mark for mark in found if mark[2] is not None)
     stated = []
     for i, (start, end, meaning) in enumerate(found):
@@ -153,7 +153,7 @@ def _stated(text: str, found: list[tuple[int, int, Meaning]]) -> list[tuple[int,
 
 
 def _bare(blanked: str, meaning: Callable[[str], Meaning]) -> Meaning:
-    """A last line that is nothing but a name, else a bracketed name where the brackets name one side only."""
+    """The name on a last line that has nothing else, or the name in brackets if all brackets name the same side."""
     lines = [line for line in blanked.splitlines() if line.strip()]
     last = meaning(lines[-1]) if lines and len(lines[-1]) < 40 else None
     if last is not None:
@@ -206,7 +206,7 @@ def _two_scores(text: str, blanked: str) -> Meaning:
     return ("tie" if a == b else "a" if a > b else "b"), 1.0
 
 
-# ---- the readers
+# ---- the parsers
 
 _REFUSES = re.compile(
     r"\b(?:i(?:'m|’m| am) (?:sorry|unable|not able)|i (?:cannot|can['’]t|won['’]t|will not) (?:\w+ ){0,2}"
@@ -240,7 +240,7 @@ def read_pair(text: str, *, identifiers: bool = False) -> Reading:
 
 
 def _quoted(seen: str, meaning: Callable[[str], Meaning], names: str) -> Meaning:
-    """A verdict in quotes or code, where it is the only one, and is announced or has a line of its own."""
+    """A verdict in quotes or code, if it is the only one and is announced or has its own line."""
     bare = re.sub(r"[`\"“”„]", " ", re.sub(r"^[ \t]*>.*$|^[ \t]*(?:```|~~~).*$", "", seen, flags=re.MULTILINE))
     alone = _bare(bare, meaning)
     if alone is not None:
@@ -257,7 +257,7 @@ def _quoted(seen: str, meaning: Callable[[str], Meaning], names: str) -> Meaning
 
 
 def read_ranking(text: str) -> Reading:
-    """The verdict in AlpacaEval's list of {"model": "model_1", "rank": 1} and so on; other wordings as `read_pair`."""
+    """The verdict in AlpacaEval's list of {"model": "model_1", "rank": 1}, or as in `read_pair`."""
     seen = without_thinking(_plain(text))
     if seen is None:
         return Reading("error", why="cut while thinking")
@@ -277,7 +277,7 @@ def read_ranking(text: str) -> Reading:
 
 
 def read_grade(text: str, *, low: float = 1, high: float = 10) -> float | None:
-    """The grade of one answer on the scale from `low` to `high`, None where there is none, or two, or another scale."""
+    """The grade on the scale from `low` to `high`. None if there is no grade, if there are two, or on another scale."""
     seen = without_thinking(_plain(text))
     if seen is None:
         return None
@@ -299,7 +299,7 @@ def read_grade(text: str, *, low: float = 1, high: float = 10) -> float | None:
 
 
 def _number(value: str, out_of: str | None) -> float:
-    """The grade; on any scale but 1 to 10 not a number, which no range contains."""
+    """The grade, or NaN, which is in no range, on any scale but 1 to 10."""
     if out_of is not None and float(out_of) != 10:
         return float("nan")
     return float(value.replace(",", "."))

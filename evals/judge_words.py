@@ -1,9 +1,9 @@
-"""Names of answers and sentences about them, as judges write both: what "Assistant A" and "B is better" mean."""
+"""The meaning of names ("Assistant A") and of sentences ("B is better") in judges' texts."""
 
 import re
 from collections.abc import Callable, Iterator
 
-Meaning = tuple[str, float] | None  # (verdict, weight) of a name, None where it names nobody
+Meaning = tuple[str, float] | None  # (verdict, weight) of a name; None if it names no answer
 
 NOUN = (
     r"(?i:(?:AI\s+)?(?:assistant|response|answer|model|output|option|candidate|chatbot|system|reply|completion|choice|"
@@ -17,7 +17,7 @@ _ORDINAL = {"1": "a", "2": "b", "first": "a", "second": "b", "one": "a", "two": 
 
 
 def letter_meaning(name: str) -> Meaning:
-    """What a name says where the answers are called A and B: a letter, a tie, A>>B, "Assistant A", "model_2"."""
+    """The meaning of a name if the answers are called A and B: a letter, a tie, A>>B, "Assistant A", "model_2"."""
     name = re.sub(r"[*_`~\"'#().,:;!\[\]{}]+", " ", name.replace("model_", "model ")).strip().lower()
     name = re.sub(r"^(?:the|it is|it's|is)\s+", "", name)
     bare = re.sub(rf"{NOUN}", "", name).strip()
@@ -35,7 +35,7 @@ def letter_meaning(name: str) -> Meaning:
 
 
 def identifier_meaning(name: str) -> Meaning:
-    """The same where the answers are called m and M (AlpacaEval): the case of the letter counts."""
+    """The same if the answers are called m and M (AlpacaEval). The case of the letter matters."""
     name = re.sub(r"[*_`~\"'#().,:;!\[\]{}]+", " ", name).strip()
     bare = re.sub(rf"^(?:the\s+)?{NOUN}\s*", "", name, flags=re.IGNORECASE)
     return {"m": ("a", 1.0), "M": ("b", 1.0)}.get(bare)
@@ -83,7 +83,7 @@ _STRONG = re.compile(r"\b(?:significantly|much|far|vastly|considerably|substanti
 
 
 def read_words(blanked: str, meaning: Callable[[str], Meaning]) -> tuple[Meaning, bool]:
-    """What sentences say in words, and whether they contradict each other."""
+    """(the verdict of sentences such as "B is better", whether sentences contradict each other)."""
     said: list[tuple[Meaning, bool]] = []
     for sentence in re.split(r"(?<=[.!?。！？;])\s+|\n+", re.sub(r"[*_#]+", "", blanked)):
         stated = [*_sentence_words(sentence, meaning)]

@@ -1,4 +1,4 @@
-"""task=jury: several judges on the same pairs: how they agree, their majority, and ratings by all of them together."""
+"""task=jury: several judges on the same pairs: their agreement, their majority, and ratings from all their votes."""
 
 import json
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from runtime.report import cell, print_table
 
 
 def judge_matrix(votes: pd.DataFrame, *, level: float, rounds: int) -> list[dict]:
-    """Each two judges on the items that both decided: agreement and kappa with intervals, and n."""
+    """Agreement and kappa, with intervals and n, of every two judges on the items that both decided."""
     rows = []
     for first, second in combinations(votes["judge"].unique(), 2):
         pairs = judge_pairs(votes[votes["judge"] == first], votes[votes["judge"] == second])
@@ -28,7 +28,7 @@ def judge_matrix(votes: pd.DataFrame, *, level: float, rounds: int) -> list[dict
 
 
 def by_judge(votes: pd.DataFrame, settings: dict) -> dict:
-    """{judge: {model: rating, lower, upper, n}}: the judge x model matrix; a reason where ratings are not finite."""
+    """{judge: {model: rating, lower, upper, n}}, or a reason where ratings are not finite."""
     matrix = {}
     for judge, own in votes.groupby("judge", sort=False):
         try:
@@ -39,10 +39,10 @@ def by_judge(votes: pd.DataFrame, settings: dict) -> dict:
 
 
 def share_matrix(votes: pd.DataFrame, baseline: str | None, *, level: float) -> dict:
-    """{judge: {model: percent of points, lower, upper, n}}: the judge x model matrix; a tie is half a point.
+    """{judge: {model: percent of points, lower, upper, n}}. A tie is half a point.
 
     Args:
-        baseline: the opponent whose battles count; None: all opponents, which is fair only where all met all.
+        baseline: only battles against it count. None: all battles count, which is fair only if all models met all.
     """
     matrix: dict[str, dict] = {}
     for judge, own in votes.groupby("judge", sort=False):
@@ -60,14 +60,14 @@ def share_matrix(votes: pd.DataFrame, baseline: str | None, *, level: float) -> 
 
 
 def interval_cell(figure: dict | None) -> str:
-    """A value with its interval in one cell."""
+    """A value and its interval as the text of a table cell."""
     if figure is None:
         return "-"
     return f"{cell(figure['value'])} ({cell(figure['lower'])} to {cell(figure['upper'])})"
 
 
 def spent(files: Sequence[str]) -> dict:
-    """What the verdicts cost: money, seconds and requests of the runs whose result.json lies beside the files."""
+    """Cost, seconds and requests of the verdicts, from the result.json beside each file."""
     results = [Path(file).parent / "result.json" for file in files]
     usages = [json.loads(path.read_text(encoding="utf-8")).get("usage") or {} for path in results if path.is_file()]
     total = {name: sum(usage.get(name, 0) for usage in usages) for name in ("cost", "seconds", "asked", "from_cache")}
@@ -104,8 +104,10 @@ def run(cfg: DictConfig, out: Path) -> dict:
         "n": len(decided),
         "spent": spent(task.input),
     }
-    rows = [(" and ".join(row["judges"]), row["agreement"], *row["agreement_interval"], row["kappa"], row["n"])
-            for row in result["agreement"]]  # fmt: skip
+    rows = [
+        (" and ".join(row["judges"]), row["agreement"], *row["agreement_interval"], row["kappa"], row["n"])
+        for row in result["agreement"]
+    ]
     print_table("judges among themselves", ("", "agreement", "lower", "upper", "kappa", "n"), rows)
     models = sorted({model for own in result["shares"].values() for model in own})
     rows = [(judge, *(interval_cell(own.get(model)) for model in models)) for judge, own in result["shares"].items()]

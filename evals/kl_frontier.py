@@ -1,4 +1,4 @@
-"""task=kl_frontier: what reward was bought with how much KL, and where more KL no longer buys any."""
+"""task=kl_frontier: the reward over the KL of runs, their Pareto frontier, and the KL with the largest gold score."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def read_curve(directory: str, *, kl: str, score: str, gold: str | None) -> list
 
 
 def frontier(points: list[dict]) -> list[dict]:
-    """The points that no other beats: more score at no more KL."""
+    """The Pareto frontier: the points for which no other has a higher score at the same or a smaller KL."""
     best, kept = -math.inf, []
     for point in sorted(points, key=lambda p: (p["kl"], -p["score"])):
         if point["score"] > best:
@@ -46,8 +46,8 @@ def frontier(points: list[dict]) -> list[dict]:
 def gold_fit(points: list[dict]) -> dict | None:
     """Fit of the gold score, start + d * (alpha - beta * log d) with d = sqrt(KL): see evals/overoptimization.py.
 
-    `start` is the reference's own score. `peak_kl` is the KL at which the fitted gold score turns, None where it never
-    does; the whole is None where fewer than three gold scores were measured.
+    `start` is the score of the reference. `peak_kl` is the KL at the maximum of the fit, None if there is no maximum.
+    The result is None with fewer than three gold scores.
     """
     known = [(math.sqrt(p["kl"]), p["gold"]) for p in points if p["gold"] is not None and p["kl"] > 0]
     if len(known) < 3:
@@ -56,8 +56,8 @@ def gold_fit(points: list[dict]) -> dict | None:
     columns = np.column_stack([d, -BENT["rl"](d), np.ones(len(d))])
     (alpha, beta, start), *_ = np.linalg.lstsq(columns, gold, rcond=None)
     turns = peak(alpha, beta, "rl") ** 2
-    told = {"alpha": float(alpha), "beta": float(beta), "start": float(start)}
-    return told | {"peak_kl": turns if math.isfinite(turns) else None}
+    params = {"alpha": float(alpha), "beta": float(beta), "start": float(start)}
+    return params | {"peak_kl": turns if math.isfinite(turns) else None}
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
@@ -75,7 +75,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
 
 
 def plot_curves(path: Path, curves: dict[str, list[dict]], best: list[dict]) -> None:
-    """Score (and gold score, dashed) against sqrt(KL), one colour a run; the frontier in black."""
+    """Plot score, and gold score (dashed), over sqrt(KL), one colour per run, with the frontier in black."""
     figure, axes = pyplot().subplots(figsize=(7, 5))
     for directory, points in curves.items():
         d = [math.sqrt(max(point["kl"], 0.0)) for point in points]

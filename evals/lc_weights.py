@@ -1,4 +1,4 @@
-"""task=lc_weights: length-controlled win rates of any two models from the weights of fits that are done.
+"""task=lc_weights: length-controlled win rates of any two models, from the weights of existing fits.
 
 alpaca_eval publishes the weights of every model on its leaderboard, all fitted against one baseline. The rate of one
 model against another follows from the weights of both (Dubois et al. 2024, arXiv:2404.04475, section 4):
@@ -25,7 +25,7 @@ def read_weights(file: str) -> dict[str, dict[str, float]]:
     """{model: {"difficulty": weight, "model": weight}} of alpaca_eval's CSV, or of result.json of task=winrate.
 
     Raises:
-        ValueError: another layout, or a fit without difficulty, which holds for its own instructions alone.
+        ValueError: the layout is unknown, or the fit is without difficulty and so only valid for its instructions.
     """
     if file.endswith(".json"):
         result = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -71,8 +71,10 @@ def run(cfg: DictConfig, out: Path) -> dict:
             "reason": NO_INTERVAL,
         }
     order = sorted(models, key=lambda model: -models[model]["length_controlled_win_rate"])
-    rows = [(model, models[model]["length_controlled_win_rate"], models[model]["alpaca_eval_standard_error"])
-            for model in order]  # fmt: skip
+    rows = [
+        (model, models[model]["length_controlled_win_rate"], models[model]["alpaca_eval_standard_error"])
+        for model in order
+    ]
     title = f"length-controlled win rate against {task.baseline or 'the baseline of the fits'} ({NO_INTERVAL})"
     print_table(title, ("model", "rate", "alpaca_eval's s.e."), rows)
     return {"baseline": task.baseline, "models": {model: models[model] for model in order}}

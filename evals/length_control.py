@@ -1,4 +1,4 @@
-"""AlpacaEval 2's length control: the win rate that is left when both answers are equally long."""
+"""AlpacaEval 2's length control: the predicted win rate if both answers were equally long."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from sklearn.model_selection import GroupKFold
 
 from data.files import read_rows
 
-FEW = 30  # verdicts under which cross-validated lasso is too unstable to report
+FEW = 30  # with fewer verdicts the cross-validated lasso is too unstable
 REFITS = 100
 GAMED_WEIGHT = 0.2 / 2  # alpaca_eval's regularize_to_baseline_lambda, for two gamed baselines
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # (n, F) features, (n,) targets, (n,) weights
@@ -28,7 +28,7 @@ NO_DIFFICULTY = (
 
 
 class LengthControlError(ValueError):
-    """These votes do not allow to control for length."""
+    """Length control is not possible with these votes."""
 
 
 def length_controlled(
@@ -43,24 +43,23 @@ def length_controlled(
         logit P(b wins) = w_length * tanh((length_a - length_b) / sd) + w_difficulty * difficulty + w_model
         length_controlled_win_rate = 100 * mean over the rows of sigmoid(w_difficulty * difficulty + w_model)
 
-    An L1 logistic regression whose strength is chosen by 5-fold cross-validation. Where there are fewer than
-    `FEW` verdicts, or length separates wins from losses, such a fit has no finite or no stable maximum: ridge is taken
-    instead, and `estimator` says so. Errors and interval come from `REFITS` fits to resampled rows at the chosen
-    strength (alpaca_eval prints the spread of the predictions instead, which is no sampling error: 0 without
-    difficulties).
+    This is an L1 logistic regression, with the strength chosen by 5-fold cross-validation. With fewer than `FEW`
+    verdicts, or where length separates wins from losses, that fit is unstable or infinite. Then ridge is used, and
+    `estimator` says so. Standard error and interval come from `REFITS` fits to resampled rows at the chosen strength.
+    (alpaca_eval prints the standard error of the mean prediction, which is no sampling error.)
 
     Args:
-        preference: (n,) probability that b is better, NaN where there is no verdict (predicted, not fitted).
+        preference: (n,) probability that b is better. Rows with NaN (no verdict) are predicted and not fitted.
         length_a, length_b: (n,) characters.
-        difficulty: (n,) of each instruction, or None: fitted without it.
-        gamed: alpaca_eval's df_gamed (preference, std_delta_len, instruction_difficulty), whose rows regularise the
-            weights of length and difficulty with weight 0.1 each; None leaves the regulariser out, which moves
-            published figures by 1-2 points, and the result says so.
+        difficulty: (n,) of each instruction. None: the fit has no difficulty.
+        gamed: alpaca_eval's df_gamed (preference, std_delta_len, instruction_difficulty). Its rows, with weight 0.1
+            each, regularise the weights of length and difficulty. None: no regulariser. That changes published figures
+            by 1-2 points, and the result says so.
     Raises:
-        LengthControlError: all length differences or all verdicts are the same, or fewer than ten verdicts.
+        LengthControlError: there are fewer than ten verdicts, or all verdicts or all length differences are equal.
     """
     features = _features(preference, np.asarray(length_a, float) - np.asarray(length_b, float), difficulty)
-    asked = features * np.r_[0, np.ones(features.shape[1] - 1)]  # as if both answers were equally long
+    asked = features * np.r_[0, np.ones(features.shape[1] - 1)]  # length difference 0
     seen = ~np.isnan(preference)
     own = features[seen], preference[seen], np.ones(seen.sum())
     extra = _gamed_rows(gamed, features.shape[1])
@@ -87,12 +86,12 @@ def length_controlled(
 
 
 def spread_of(predicted: np.ndarray) -> float:
-    """The error that alpaca_eval prints: of the mean of the predictions, in percent. It is no sampling error."""
+    """alpaca_eval's standard error, in percent: that of the mean prediction. It is no sampling error."""
     return 100 * float(predicted.std(ddof=1)) / math.sqrt(len(predicted))
 
 
 class Fit(NamedTuple):
-    """Weights (F,) with the strength and the kind of penalty that they were fitted with."""
+    """A fit: weights (F,), the strength and the kind of the penalty, and its description."""
 
     weights: np.ndarray
     strength: float
@@ -123,7 +122,7 @@ def _fit(own: Rows, extra: Rows | None) -> Fit:
 
 
 def _refits(own: Rows, extra: Rows | None, fit: Fit) -> Iterator[np.ndarray]:
-    """Weights of fits to resampled rows, at the strength that was chosen."""
+    """Yield the weights of fits to resampled rows, at the chosen strength."""
     rng, n = np.random.default_rng(0), len(own[1])
     for _ in range(REFITS):
         picked = rng.integers(0, n, n)
@@ -131,7 +130,7 @@ def _refits(own: Rows, extra: Rows | None, fit: Fit) -> Iterator[np.ndarray]:
 
 
 def _gamed_rows(gamed: pd.DataFrame | None, width: int) -> Rows | None:
-    """Features, targets, weights of alpaca_eval's two gamed baselines; they say nothing of the model's own weight."""
+    """(features, targets, weights) of alpaca_eval's two gamed baselines. They do not affect the model's own weight."""
     if gamed is None:
         return None
     columns = [np.tanh(gamed["std_delta_len"]), np.zeros(len(gamed))]
@@ -145,7 +144,7 @@ def _stack(own: Rows, extra: Rows | None) -> Rows:
 
 
 def _separable(features: np.ndarray, target: np.ndarray) -> bool:
-    """Whether some weights part all wins from all losses: then a fit without ridge is infinite."""
+    """Whether the features separate all wins from all losses: then a fit without ridge is infinite."""
     if not np.isin(target, (0, 1)).all():
         return False
     sides = -np.where(target == 1, 1.0, -1.0)[:, None] * features
@@ -154,13 +153,13 @@ def _separable(features: np.ndarray, target: np.ndarray) -> bool:
 
 
 def _soft_log_loss(y: np.ndarray, predicted: np.ndarray, p_label: np.ndarray, row_weight: np.ndarray) -> float:
-    p = np.where(y == 1, p_label, 1 - p_label)  # both copies of a row carry the same target
+    p = np.where(y == 1, p_label, 1 - p_label)  # both copies of a row have the same target
     predicted = np.clip(predicted, 1e-15, 1 - 1e-15)
     return -np.mean(row_weight * (p * np.log(predicted) + (1 - p) * np.log(1 - predicted)))
 
 
 def _fit_by_folds(features: np.ndarray, target: np.ndarray, weight: np.ndarray) -> LogisticRegressionCV:
-    """A soft label p is the row twice: once as a win with weight p, once as a loss with weight 1 - p."""
+    """Fit soft labels p by two copies of each row: a win with weight p and a loss with weight 1 - p."""
     n = len(features)
     p_label, row_weight = np.concatenate([target, 1 - target]), np.tile(weight, 2)
     scorer = make_scorer(_soft_log_loss, response_method="predict_proba", greater_is_better=False)
@@ -192,12 +191,12 @@ def _refit(rows: Rows, strength: float, penalty: str) -> np.ndarray:
     model = LogisticRegression(C=strength, l1_ratio=ratio, solver="liblinear", fit_intercept=False, random_state=123)
     labels, sample_weight = np.repeat([1, 0], len(target)), np.r_[weight * target, weight * (1 - target)]
     if not (sample_weight[labels == 1].any() and sample_weight[labels == 0].any()):
-        sample_weight = sample_weight + 1e-6  # a resample of wins alone
+        sample_weight = sample_weight + 1e-6  # for a resample that has only wins
     return model.fit(np.vstack([features, features]), labels, sample_weight=sample_weight).coef_[0]
 
 
 def read_difficulty(file: str) -> tuple[dict, str]:
-    """{key: difficulty} and what the key is: `instruction`, or `index` where the file has nothing else.
+    """({key: difficulty}, kind of key): the kind is `instruction`, or `index` if the file has only numbers.
 
     A JSON object maps instructions; CSV and JSONL have columns instruction or index, and difficulty or
     instruction_difficulty.
@@ -220,13 +219,13 @@ def _read_mapping(file: str) -> list[dict]:
 
 
 def join_difficulty(votes: pd.DataFrame, file: str) -> tuple[np.ndarray, str]:
-    """(n,) difficulty of each vote's question and how it was joined.
+    """((n,) difficulty of each vote's question, how it was joined).
 
-    A file of numbers alone is joined on the `index` of the annotations: by the order of rows, a file that was
-    shuffled or filtered would be misaligned, and nobody would see it.
+    A file with numbers only is joined on the `index` of the annotations. Joining by the order of rows could silently
+    misalign a file that was shuffled or filtered.
 
     Raises:
-        ValueError: a question has no difficulty in the file, or neither side names the question.
+        ValueError: a question has no difficulty in the file, or there is no column to join on.
     """
     table, key = read_difficulty(file)
     questions = votes["question"] if key == "instruction" else votes["index"]
@@ -247,7 +246,7 @@ def join_difficulty(votes: pd.DataFrame, file: str) -> tuple[np.ndarray, str]:
 
 
 def read_gamed(file: str | None) -> pd.DataFrame | None:
-    """alpaca_eval's df_gamed: what its judge says of two baselines that were told to be long or short."""
+    """alpaca_eval's df_gamed: preferences on two baselines that were instructed to be long or short."""
     if file is None:
         return None
     rows = pd.DataFrame([row for _, row in read_rows(file)])

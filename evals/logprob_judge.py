@@ -1,7 +1,7 @@
-"""A language model as a judge by the probabilities of the two verdicts, of which it need not write either.
+"""A language model as a judge, by the probabilities of the two verdicts. Nothing is sampled.
 
-AlpacaEval 2 reads its judge so (Dubois et al. 2024, arXiv:2404.04475): the share of "M" in what "m" and "M" have is how
-much the second answer is preferred. Nothing is sampled, so nothing is unreadable; both orders are asked all the same.
+As in AlpacaEval 2 (Dubois et al. 2024, arXiv:2404.04475), the preference for the second answer is
+P("M") / (P("m") + P("M")). No verdict is unreadable. Both orders are asked.
 """
 
 import sys
@@ -20,11 +20,11 @@ from evals.top_logprobs import share_verdict
 from model.reading import in_batches, read_policy
 from runtime.devices import own_device
 
-IDENTIFIERS = ["m", "M"]  # of the answer that is shown first, and of the other
+IDENTIFIERS = ["m", "M"]  # of the answer that is shown first, and of the second one
 
 
 class LogprobJudge:
-    """A policy that is asked by a template of two identifiers.
+    """A policy as a judge, with a template whose verdict is one of two identifiers.
 
     Args:
         settings: conf/judge/logprobs.yaml.
@@ -41,10 +41,10 @@ class LogprobJudge:
         self.window = min(settings.max_length, self.policy.config.max_length)
 
     def compare(self, items: Sequence[Item]) -> list[Verdict]:
-        """A verdict for every pair in the order it is shown; `preference` is the probability that b is better.
+        """A verdict for every pair in its order. `preference` is the probability that b is better.
 
         Raises:
-            ValueError: prompts that are longer than the window, with their number.
+            ValueError: prompts are longer than the window. The message has their number.
         """
         lengths = [len(self.encode(item)[0]["input_ids"]) for item in items]
         check_fits([item.name for item in items], lengths, self.window, "judge.max_length up to the model's window")
@@ -55,7 +55,7 @@ class LogprobJudge:
         return verdicts
 
     def shares(self, items: Sequence[Item]) -> list[float]:
-        """Per item, P(second identifier) / P(either), in the order shown; each identifier with its stop token."""
+        """Per item, P(second identifier) / P(either) in the order shown. An identifier includes the stop token."""
         rows = [row for item in items for row in self.encode(item)]
         settings = {"pad_id": self.tokenizer.pad_id, "batch_size": len(rows), "device": own_device(), "together": 2}
         logprobs = in_batches(lambda *batch: self.policy.logprobs(*batch).sum(1), rows, **settings)
@@ -63,7 +63,7 @@ class LogprobJudge:
         return torch.sigmoid(second - first).tolist()
 
     def encode(self, item: Item) -> list[dict]:
-        """Two rows, whole: the judge's prompt, answered with either identifier."""
+        """Two uncut rows: the judge's prompt with each of the identifiers as its answer."""
         messages = item_messages(item, choose_template(item, self.templates))
         limits = {"max_length": sys.maxsize, "max_prompt_length": sys.maxsize}
         try:
@@ -72,5 +72,5 @@ class LogprobJudge:
             raise ValueError(f"{item.name}: {error}") from None
 
     def verdict(self, item: Item, share: float) -> Verdict:
-        """What that share says of the two models."""
+        """The verdict from that share."""
         return share_verdict(item, self.name, share, f"P(M) {share:.4f}")

@@ -20,15 +20,15 @@ from data.rewards import call_reward
 from evals.best_of_n import best_of_n_kl, expected_best
 from evals.overoptimization_plots import plot_curves, plot_plane
 from runtime.config import check_positive
-from runtime.metrics import read_rows
+from runtime.metrics import read_log
 from runtime.report import bullets, cell, heading, paragraph, picture, print_table, table, write_page
 
-BENT = {"best_of_n": lambda d: d**2, "rl": lambda d: d * np.log(d)}  # what beta is multiplied with
+BENT = {"best_of_n": lambda d: d**2, "rl": lambda d: d * np.log(d)}  # the factor of beta in the fit
 PEAK = {"best_of_n": lambda alpha, beta: alpha / (2 * beta), "rl": lambda alpha, beta: math.exp(alpha / beta - 1)}
 
 
 def fit(d: np.ndarray, gold: np.ndarray, form: str) -> tuple[float, float]:
-    """alpha and beta by least squares, both forms being linear in them.
+    """(alpha, beta) by least squares. Both forms are linear in them.
 
     Args:
         d: (S,) sqrt(nats), > 0. gold: (S,) gold score minus that of d = 0. form: best_of_n | rl.
@@ -67,7 +67,7 @@ def fit_prompts(kl: np.ndarray, gold: np.ndarray, form: str, *, rounds: int, see
 
 
 def peak(alpha: float, beta: float, form: str) -> float:
-    """The d at which the fitted gold score turns; nan where it never does."""
+    """The d at the maximum of the fitted gold score; nan if there is none."""
     return PEAK[form](alpha, beta) if alpha > 0 and beta > 0 and alpha / beta < 8 else math.nan
 
 
@@ -84,7 +84,7 @@ def read_gold(directory: str, reward_fn) -> dict:
     Raises:
         ValueError: a step that answers other prompts than the first: num_samples must be num_prompts.
     """
-    rows = [row for row in read_rows(Path(directory) / "samples.jsonl") if "completion" in row]
+    rows = [row for row in read_log(Path(directory) / "samples.jsonl") if "completion" in row]
     steps = sorted({row["step"] for row in rows})
     answered = [[row for row in rows if row["step"] == step] for step in steps]
     prompts = [[row["prompt"] for row in part] for part in answered]
@@ -129,12 +129,12 @@ def run(cfg: DictConfig, out: Path) -> dict:
         form: {name: fit_prompts(one["kl"], one["gold"], form, **draws) for name, one in named.items()}
         for form, named in curves.items()
     }
-    told = {form: {name: summary(one, fits[form][name]) for name, one in c.items()} for form, c in curves.items()}
+    summaries = {form: {name: summary(one, fits[form][name]) for name, one in c.items()} for form, c in curves.items()}
     ends = {name: summary(one, None) for name, one in plane.items()}
     plot_curves(out / "overoptimization.png", curves, fits)
     plot_plane(out / "plane.png", plane)
-    page(out, told, ends)
-    return {"gold_mean": mean, "gold_sd": sd, **told, "plane": ends}
+    page(out, summaries, ends)
+    return {"gold_mean": mean, "gold_sd": sd, **summaries, "plane": ends}
 
 
 def summary(one: dict, fitted: dict | None) -> dict:
@@ -144,17 +144,17 @@ def summary(one: dict, fitted: dict | None) -> dict:
     best = int(gold.argmax())
     drop = one["gold"][:, best] - one["gold"][:, -1]
     error = drop.std(ddof=1) / math.sqrt(len(drop))
-    told = {"kl": kl, "gold": gold, "proxy": proxy, "fit": fitted, "best_gold": gold[best], "best_kl": kl[best]}
+    result = {"kl": kl, "gold": gold, "proxy": proxy, "fit": fitted, "best_gold": gold[best], "best_kl": kl[best]}
     fall = {"value": drop.mean(), "lower": drop.mean() - 1.96 * error, "upper": drop.mean() + 1.96 * error}
-    return told | {"fall": fall, "last_gold": gold[-1], "last_kl": kl[-1], "last_proxy": proxy[-1]}
+    return result | {"fall": fall, "last_gold": gold[-1], "last_kl": kl[-1], "last_proxy": proxy[-1]}
 
 
-def page(out: Path, told: dict, ends: dict) -> None:
-    """overoptimization.html, and its tables on the screen."""
+def page(out: Path, summaries: dict, ends: dict) -> None:
+    """Write overoptimization.html and print its tables."""
     head = ("", "best gold", "at KL", "last gold", "its KL", "its proxy", "fall from best", "lower", "upper")
     fits = ("", "alpha", "beta", "turns at sqrt(KL)", "R2")
     blocks = [paragraph("Scores in standard deviations of the initial policy's samples.")]
-    for form, curves in (told | {"plane": ends}).items():
+    for form, curves in (summaries | {"plane": ends}).items():
         rows = [
             (name, c["best_gold"], c["best_kl"], c["last_gold"], c["last_kl"], c["last_proxy"], *c["fall"].values())
             for name, c in curves.items()

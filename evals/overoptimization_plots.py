@@ -1,4 +1,4 @@
-"""The two pictures of task=overoptimization."""
+"""The two plots of task=overoptimization."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def plot_curves(path: Path, curves: dict[str, dict], fits: dict[str, dict]) -> N
 
 
 def plot_plane(path: Path, runs: dict[str, dict]) -> None:
-    """Gold and proxy score against sqrt(KL) along every run, the last look as a large dot."""
+    """Plot gold and proxy score over sqrt(KL) of every run, with the last evaluation as a large dot."""
     figure, panels = pyplot().subplots(1, 2, figsize=(11, 4.4), sharex=True)
     for axes, key in zip(panels, ("gold", "proxy"), strict=True):
         for name, one in runs.items():

@@ -1,4 +1,4 @@
-"""task=perplexity: how well a policy predicts what assistants say in held-out conversations."""
+"""task=perplexity: a policy's loss and perplexity on the assistant turns of held-out conversations."""
 
 import math
 from pathlib import Path

@@ -1,7 +1,7 @@
 """task=plane: trainings by several methods on one picture, the gold reward over the exact KL, beside best of n.
 
-A run is a directory whose samples.jsonl answers the same held-out prompts at every look; runs called METHOD_0,
-METHOD_1, ... are seeds of one method. Best of n comes from the samples of task=best_of_n, chosen by the gold reward.
+The samples.jsonl of a run must answer the same held-out prompts at every evaluation. Runs named METHOD_0, METHOD_1, ...
+are seeds of one method. Best of n uses the samples of task=best_of_n, chosen by the gold reward.
 """
 
 import re

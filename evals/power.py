@@ -1,12 +1,12 @@
-"""task=power: how many questions a comparison needs before it is run, and when one that is running may stop.
+"""task=power: the number of questions that a comparison needs, and whether a running comparison may stop.
 
-Before: the power of the test that will be made. Without ties it is the exact sign test (McNemar's); with ties (a share
-of the comparisons) only the rest decides. Votes on one question go together (`icc`). A mean over training seeds has
-their spread on top: seeds are a level of their own, which more questions do not replace.
+Before a comparison: the power of its test. Without ties it is the exact sign test (McNemar's). Ties decide nothing, so
+only the other comparisons count. Votes on one question are correlated (`icc`). A mean over seeds also has their
+variance, which more questions do not reduce.
 
-While running: a confidence sequence holds at every number of comparisons at once, so that looking and stopping keep the
-error; an ordinary interval that is looked at after every vote does not. Ours is the mixture martingale of a bounded
-mean with a beta mixture over p (Robbins 1970; Waudby-Smith & Ramdas 2024, arXiv:2010.09686): for n points with sum s,
+During a comparison: a confidence sequence is valid at all numbers of comparisons simultaneously, so one may stop at any
+time. An ordinary interval is not. Ours is the mixture martingale of a bounded mean with a beta mixture over p (Robbins
+1970; Waudby-Smith & Ramdas 2024, arXiv:2010.09686): for n points with sum s,
 
     p is in the sequence while  B(s + 1/2, n - s + 1/2) / B(1/2, 1/2) / (p^s (1 - p)^(n - s))  <  1 / alpha
 """
@@ -44,7 +44,7 @@ def exact_power(n: int, win_rate: float, ties: float, *, alpha: float) -> float:
 
 
 def comparisons_for(win_rate: float, ties: float, *, alpha: float, power: float) -> int:
-    """The fewest independent comparisons with this power, by the exact test; its power never falls below it later."""
+    """The smallest number of independent comparisons from which on the exact test has this power."""
     low, high = 4, 8
     while exact_power(high, win_rate, ties, alpha=alpha) < power:
         low, high = high, 2 * high
@@ -60,20 +60,20 @@ def comparisons_for(win_rate: float, ties: float, *, alpha: float, power: float)
 
 
 def with_clusters(comparisons: int, per_question: float, icc: float) -> int:
-    """Questions that are worth so many independent comparisons: the design effect 1 + (m - 1) icc (Kish 1965)."""
+    """Questions that equal so many independent comparisons: design effect 1 + (m - 1) icc (Kish 1965)."""
     return math.ceil(comparisons * (1 + (per_question - 1) * icc) / per_question)
 
 
-def seeds_for(difference: float, spread: float, *, alpha: float, power: float) -> int:
-    """Training seeds a side that tell two means `difference` apart, whose seeds scatter with `spread`; at least 2."""
-    needed = 2 * ((norm.ppf(1 - alpha / 2) + norm.ppf(power)) * spread / difference) ** 2
+def seeds_for(difference: float, std: float, *, alpha: float, power: float) -> int:
+    """Training seeds per side to detect a `difference` of means, if seeds have standard deviation `std`; at least 2."""
+    needed = 2 * ((norm.ppf(1 - alpha / 2) + norm.ppf(power)) * std / difference) ** 2
     return max(2, math.ceil(needed + norm.ppf(1 - alpha / 2) ** 2 / 4))  # the last term: t for normal, Guenther 1981
 
 
 def confidence_sequence(values: np.ndarray, *, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) lower and upper bounds of a mean in [0, 1] after each value; all hold together with probability 1 - alpha.
+    """(n,) lower and upper bounds of a mean in [0, 1] after each value. All hold together with probability 1 - alpha.
 
-    Values between 0 and 1 (ties) count as so much of a win: the martingale then only shrinks.
+    Values between 0 and 1 (ties) count as fractions of a win, which only makes the sequence wider.
     """
     values = np.asarray(values, float)
     if len(values) and not (values.min() >= 0 and values.max() <= 1):
@@ -99,7 +99,7 @@ def confidence_sequence(values: np.ndarray, *, alpha: float) -> tuple[np.ndarray
 
 
 def stopping(values: np.ndarray, *, alpha: float) -> dict:
-    """Where a running comparison stands: its sequence now, and after how many values 0.5 was outside of it."""
+    """The state of a running comparison: its sequence now, and the number of values after which it excluded 0.5."""
     lower, upper = confidence_sequence(values, alpha=alpha)
     outside = np.flatnonzero((lower > 0.5) | (upper < 0.5))
     return {
@@ -136,8 +136,10 @@ def run(cfg: DictConfig, out: Path) -> dict:
                 lambda own: points(own).mean()
             )  # one a question
             result["running"][f"{a} against {b}"] = stopping(first.to_numpy(float), alpha=alpha)
-        rows = [(name, *(row[k] for k in ("value", "lower", "upper", "n", "decided_at")))
-                for name, row in result["running"].items()]  # fmt: skip
+        rows = [
+            (name, *(row[k] for k in ("value", "lower", "upper", "n", "decided_at")))
+            for name, row in result["running"].items()
+        ]
         head = ("", "share", "lower", "upper", "questions", "decided at")
         print_table("confidence sequences: they hold at every stop", head, rows)
     return result

@@ -1,4 +1,4 @@
-"""The judge's prompts: which template an item gets, and which parser reads the verdict that it asks for."""
+"""The judge's prompts: the template of an item, and the parser of its verdict."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from evals.judge_output import read_grade, read_pair, read_ranking
 HERE = Path(__file__).parent / "templates"
 NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
 REQUIRED = {"pairwise": ("question", "answer_a", "answer_b"), "single": ("question", "answer")}
-# judge.rule -> output_format -> how a verdict (or, for [[rating]], a grade) is read
+# judge.rule -> output_format -> parser of a verdict (or, for [[rating]], of a grade)
 PARSERS: dict[str, dict[str, Callable]] = {
     "last": {
         "[[A]]": read_pair,
@@ -36,7 +36,7 @@ PARSERS: dict[str, dict[str, Callable]] = {
 
 @dataclass(frozen=True)
 class Template:
-    """One prompt: `{question}`, `{answer_a}` and so on are filled in; `output_format` says how a verdict looks."""
+    """One prompt with fields like `{question}` and `{answer_a}`. `output_format` is the format of its verdict."""
 
     name: str
     system: str
@@ -65,7 +65,7 @@ def fill(text: str, fields: dict[str, str]) -> str:
 
 
 def template_fields(text: str) -> set[str]:
-    """The names in braces that a template asks for."""
+    """The names in braces in a template."""
     return set(re.findall(r"\{(\w+)\}", text))
 
 
@@ -131,7 +131,7 @@ def parser_of(rule: str, templates: dict) -> dict[str, Callable]:
 
 
 def check_identifiers(templates: dict, name: str, kind: str) -> None:
-    """Raises ValueError where a template's verdict is not one of the two identifiers m and M."""
+    """Raise ValueError where a template's verdict is not one of the two identifiers m and M."""
     formats = {template.output_format for template in templates.values()}
     if formats != {"m"}:
         raise ValueError(
@@ -141,14 +141,14 @@ def check_identifiers(templates: dict, name: str, kind: str) -> None:
 
 
 def pair_fields(question: list[str], answer_a: list[str], answer_b: list[str], reference: list[str] | None) -> dict:
-    """What a pairwise template of any turn may ask for; lists hold one text a turn."""
+    """The fields of pairwise templates. Lists have one text per turn."""
     fields = {"question": question[0], "answer_a": answer_a[0], "answer_b": answer_b[0]}
     named = {"question": question, "answer_a": answer_a, "answer_b": answer_b, "ref_answer": reference or []}
     return fields | {f"{name}_{i}": text for name, texts in named.items() for i, text in enumerate(texts, 1)}
 
 
 def single_fields(question: list[str], answer: list[str], reference: list[str] | None) -> dict:
-    """What a grading template of any turn may ask for."""
+    """The fields of grading templates. Lists have one text per turn."""
     named = {"question": question, "answer": answer, "ref_answer": reference or []}
     fields = {f"{name}_{i}": text for name, texts in named.items() for i, text in enumerate(texts, 1)}
     return fields | {"question": question[0], "answer": answer[0]}

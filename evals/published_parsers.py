@@ -1,6 +1,6 @@
 """The verdict parsers of published benchmarks: `judge.rule=fastchat | arena_hard | alpaca_eval`.
 
-Ours (`judge.rule=last`, evals/judge_output.py) is to be right; these are to be the same.
+Our own parser (`judge.rule=last`, evals/judge_output.py) is meant to be right. These are meant to equal the originals.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""Question sets by name, and the categories and reference answers that go with questions."""
+"""Question sets by name, with the categories and reference answers of the questions."""
 
 from pathlib import Path
 

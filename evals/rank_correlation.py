@@ -1,4 +1,4 @@
-"""task=rank_correlation: does a benchmark order models as a reference ranking does, such as Arena's ratings?
+"""task=rank_correlation: compare a benchmark's ranking of models with a reference, such as Arena's ratings.
 
 Spearman's, Kendall's and Pearson's correlations over the models that both sides hold. Intervals are Fisher's z with the
 standard errors sqrt(1 / (n - 3)) for Pearson, sqrt((1 + r^2 / 2) / (n - 3)) for Spearman (Bonett & Wright 2000) and
@@ -92,7 +92,7 @@ def correlations(x: np.ndarray, y: np.ndarray, *, level: float) -> dict[str, dic
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
-    """task=rank_correlation: the correlations, and which models only one side holds."""
+    """task=rank_correlation: the correlations, and the models that only one side has."""
     task = cfg.task
     own, reference = read_scores(task.input, task.score), read_scores(task.reference, task.reference_score)
     names = dict(task.names or {})
@@ -108,11 +108,15 @@ def run(cfg: DictConfig, out: Path) -> dict:
         "only_here": [model for model in own if model not in reference],
         "only_in_reference": [model for model in reference if model not in own],
     }
-    rows = [(name, *(result[name][key] for key in ("value", "lower", "upper", "n")))
-            for name in ("spearman", "kendall", "pearson")]  # fmt: skip
+    rows = [
+        (name, *(result[name][key] for key in ("value", "lower", "upper", "n")))
+        for name in ("spearman", "kendall", "pearson")
+    ]
     print_table("correlation over models", ("", "value", "lower", "upper", "models"), rows)
-    print(f"left out: {len(result['only_here'])} models that only {task.input} has, "
-          f"{len(result['only_in_reference'])} that only {task.reference} has")  # fmt: skip
+    print(
+        f"left out: {len(result['only_here'])} models that only {task.input} has, "
+        f"{len(result['only_in_reference'])} that only {task.reference} has"
+    )
     if result["spearman"]["value"] is None:
         print(f"no correlation: {result['spearman']['reason']}")
     out.mkdir(parents=True, exist_ok=True)

@@ -133,7 +133,7 @@ def _sandwich_parts(battles, weights, ratings, clusters):
 
 
 def ranks(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """(M,) 1 + the number of models whose whole interval lies above: those surely better."""
+    """(M,) 1 + the number of models whose whole interval is above that of the model."""
     return 1 + (lower[None, :] > upper[:, None]).sum(1)
 
 
@@ -226,12 +226,12 @@ def _anchor_shift(anchor: dict | None, models: list[str], ratings: np.ndarray) -
 
 
 def one_source(votes: pd.DataFrame, judge: str | None) -> pd.DataFrame:
-    """The votes of people, of one judge, or all of them where somebody asked for it.
+    """The votes of people, of one judge, or of all of them (judge=all).
 
     Args:
         judge: a judge's name, `people`, `all`, or None where there is nothing to choose.
     Raises:
-        ValueError: people and judges, or several judges, would be pooled without a word.
+        ValueError: the votes are of several sources, and `judge` does not choose.
     """
     judges = sorted(votes.loc[~votes["human"], "judge"].unique())
     people = bool(votes["human"].any())

@@ -1,4 +1,4 @@
-"""Votes from other projects' files into one table. `FORMATS` names them; each reader yields the fields of `Verdict`."""
+"""Read votes from files of other projects into one table. Each reader in `FORMATS` yields the fields of `Verdict`."""
 
 import json
 import math

@@ -1,7 +1,6 @@
-"""What came of a recipe: one table on the screen, and one HTML page that needs no other file.
+"""The report of a recipe: one table on the screen, and one self-contained HTML page.
 
-Every figure stands beside the file that holds it. Pictures are embedded; texts are answers to the same prompts before
-and after a step.
+Every figure is shown with its file. Plots are embedded. Texts are answers to the same prompts before and after a step.
 """
 
 import json
@@ -11,7 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from runtime.display import printable
-from runtime.metrics import read_rows
+from runtime.metrics import read_log
 from runtime.report import heading, paragraph, picture, print_table, table, write_page
 
 console = Console(highlight=False)
@@ -19,7 +18,7 @@ HEADER = ("step", "figure", "first", "last", "file")
 
 
 def report(cfg: DictConfig, home: Path, seconds: dict[str, float], commands: dict[str, str]) -> Path:
-    """Writes home/report.html and tells the same on the screen.
+    """Write home/report.html and print the same.
 
     Args:
         seconds, commands: of every step by its name.
@@ -66,7 +65,7 @@ def read_figure(directory: Path, figure: str) -> tuple[str, tuple, str]:
                 raise ValueError(f"the recipe shows {figure!r}, which {directory / file} does not have")
             value = value[part]
         return key, (None, value), file
-    values = [row[figure] for row in read_rows(directory / "metrics.jsonl") if figure in row]
+    values = [row[figure] for row in read_log(directory / "metrics.jsonl") if figure in row]
     if not values:
         raise ValueError(f"the recipe shows {figure!r}, which {directory}/metrics.jsonl does not have")
     return figure, (values[0], values[-1]), "metrics.jsonl"
@@ -77,8 +76,8 @@ def step_blocks(home: Path, step: DictConfig, seconds: float, command: str) -> l
     blocks = [heading(step.name), paragraph(f"{seconds / 60:.1f} minutes: {command}")]
     samples = before_and_after(home / step.name)
     if samples:
-        told = [key for key in ("prompt", "before", "after", "reference") if any(sample[key] for sample in samples)]
-        blocks += [table([told, *[[shorten(sample[key], 600) for key in told] for sample in samples]])]
+        columns = [key for key in ("prompt", "before", "after", "reference") if any(sample[key] for sample in samples)]
+        blocks += [table([columns, *[[shorten(sample[key], 600) for key in columns] for sample in samples]])]
         blocks += [paragraph(f"Texts: {step.name}/samples.jsonl, its first and its last step.")]
     for path in sorted((home / step.name).glob("*.png")):
         blocks += [picture(path), paragraph(f"Picture: {step.name}/{path.name}")]
@@ -93,7 +92,7 @@ def shorten(text: str, most: int) -> str:
 
 def before_and_after(directory: Path, most: int = 2) -> list[dict]:
     """The same prompts answered at the first and at the last sampling."""
-    rows = [row for row in read_rows(directory / "samples.jsonl") if "completion" in row]
+    rows = [row for row in read_log(directory / "samples.jsonl") if "completion" in row]
     steps = sorted({row["step"] for row in rows})
     if len(steps) < 2:
         return []

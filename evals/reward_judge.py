@@ -1,4 +1,4 @@
-"""A reward model as a judge: the answer with the higher score wins. It sees one answer at a time, in no order."""
+"""A reward model as a judge: the answer with the higher score wins. It reads one answer at a time."""
 
 import dataclasses
 import sys

@@ -1,6 +1,6 @@
-"""How right a reward model is on held-out human judgements: accuracy and AUC with intervals, calibration, length.
+"""Evaluate a reward model on held-out human judgements: accuracy and AUC with intervals, calibration, length.
 
-statsmodels, scikit-learn and scipy come with the `eval` extra and are imported where they are used.
+statsmodels, scikit-learn and scipy belong to the `eval` extra, so they are imported where they are used.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.preferences import Element
+from data.preferences import PreferenceGroup
 from model.packing import Rows, make_rows
 from runtime.plots import save_figure
 
@@ -21,56 +21,59 @@ BOOTSTRAPS = 500
 
 
 @torch.no_grad()
-def score_elements(
-    score: Callable[..., torch.Tensor], elements: list[Element], *, pad_id: int, micro_batch_size: int, device
+def score_preferences(
+    score: Callable[..., torch.Tensor], groups: list[PreferenceGroup], *, pad_id: int, micro_batch_size: int, device
 ) -> list[np.ndarray]:
-    """The scores of each element's rows: one array per element, in their order.
+    """The scores of each group's rows: one array per group, in their order.
 
     Args:
-        score: `reward_model.score`. micro_batch_size: elements of a forward; like lengths share one.
+        score: `reward_model.score`. micro_batch_size: groups of a forward. Groups of similar length share one.
     """
-    order = sorted(range(len(elements)), key=lambda i: len(elements[i].rows[0]["input_ids"]), reverse=True)
-    scores: list[np.ndarray] = [np.empty(0)] * len(elements)
+    order = sorted(range(len(groups)), key=lambda i: len(groups[i].rows[0]["input_ids"]), reverse=True)
+    scores: list[np.ndarray] = [np.empty(0)] * len(groups)
     for start in range(0, len(order), micro_batch_size):
         part = order[start : start + micro_batch_size]
-        rows: Rows = make_rows([row for i in part for row in elements[i].rows], pad_id).to(device)
-        sizes = [len(elements[i].rows) for i in part]
+        rows: Rows = make_rows([row for i in part for row in groups[i].rows], pad_id).to(device)
+        sizes = [len(groups[i].rows) for i in part]
         for i, values in zip(part, score(*rows).cpu().double().split(sizes), strict=True):
             scores[i] = values.numpy()
     return scores
 
 
-def evaluate_reward_model(elements: list[Element], scores: list[np.ndarray], *, plot: Path | None) -> dict[str, float]:
-    """Every figure of a reward model on held-out elements, by metric key; a calibration plot at `plot`.
+def evaluate_reward_model(
+    groups: list[PreferenceGroup], scores: list[np.ndarray], *, plot: Path | None
+) -> dict[str, float]:
+    """metric key -> figure of a reward model on held-out groups. It writes a calibration plot to `plot`.
 
-    Comparisons and rankings give `accuracy` over all decided pairs; rated completions `auc`. Both with 95 % intervals,
-    overall, per source and per length bucket of the (chosen) completion, and the rank correlation of score and length.
+    Comparisons and rankings give `accuracy` over all decided pairs, rated completions give `auc`. Both have 95 %
+    intervals: overall, per source and length bucket of the (chosen) completion. `score_length_correlation` is the rank
+    correlation of score and length.
     """
     flat = np.concatenate(scores)
-    lengths = np.array([int(row["completion_mask"].sum()) for element in elements for row in element.rows])
+    lengths = np.array([int(row["completion_mask"].sum()) for group in groups for row in group.rows])
     figures = {
         "score_mean": float(flat.mean()),
         "score_std": float(flat.std()),
         "score_length_correlation": score_length_correlation(flat, lengths),
     }
-    rated = elements[0].reward is not None
-    figures |= _rated_figures(elements, flat, plot) if rated else _pair_figures(elements, scores, plot)
+    rated = groups[0].reward is not None
+    figures |= _rated_figures(groups, flat, plot) if rated else _pair_figures(groups, scores, plot)
     return {f"eval/{name}": value for name, value in figures.items()}
 
 
-def check_measurable(elements: list[Element]) -> None:
-    """Raise ValueError where held-out judgements leave nothing to measure: before a training, not after it."""
-    if any(decided_pairs(element.ranks) for element in elements):
+def check_measurable(groups: list[PreferenceGroup]) -> None:
+    """Raise ValueError, before training starts, where held-out judgements have nothing to measure."""
+    if any(decided_pairs(group.ranks) for group in groups):
         return
-    good = {element.is_good for element in elements if element.reward is not None} - {None}
+    good = {group.is_good for group in groups if group.reward is not None} - {None}
     if len(good) < 2:
-        rated = elements[0].reward is not None
-        what = f"all {len(elements)} ratings lie on one side of 1/2" if rated else "every comparison is a tie"
+        rated = groups[0].reward is not None
+        what = f"all {len(groups)} ratings lie on one side of 1/2" if rated else "every comparison is a tie"
         raise ValueError(f"data.eval cannot tell a good reward model from a bad one: {what}; hold out other rows")
 
 
-def _rated_figures(elements: list[Element], scores: np.ndarray, plot: Path | None) -> dict[str, float]:
-    labels = np.array([element.reward for element in elements])
+def _rated_figures(groups: list[PreferenceGroup], scores: np.ndarray, plot: Path | None) -> dict[str, float]:
+    labels = np.array([group.reward for group in groups])
     figures = auc_report(scores, labels) | {"loss": float(np.mean(_softplus(scores) - labels * scores))}
     if plot is not None:
         predicted, decided = 1 / (1 + np.exp(-scores)), labels != 0.5
@@ -78,21 +81,21 @@ def _rated_figures(elements: list[Element], scores: np.ndarray, plot: Path | Non
     return figures
 
 
-def _pair_figures(elements: list[Element], scores: list[np.ndarray], plot: Path | None) -> dict[str, float]:
-    chosen, rejected, groups = [], [], {"source": [], "length": []}
-    for element, values in zip(elements, scores, strict=True):
-        for better, worse in decided_pairs(element.ranks):
+def _pair_figures(groups: list[PreferenceGroup], scores: list[np.ndarray], plot: Path | None) -> dict[str, float]:
+    chosen, rejected, subsets = [], [], {"source": [], "length": []}
+    for group, values in zip(groups, scores, strict=True):
+        for better, worse in decided_pairs(group.ranks):
             chosen.append(values[better])
             rejected.append(values[worse])
-            groups["source"].append(element.source)
-            groups["length"].append(length_bucket(int(element.rows[better]["completion_mask"].sum())))
+            subsets["source"].append(group.source)
+            subsets["length"].append(length_bucket(int(group.rows[better]["completion_mask"].sum())))
     chosen, rejected = np.array(chosen), np.array(rejected)
     figures = accuracy_report(chosen, rejected) | {"loss": float(np.mean(_softplus(rejected - chosen)))}
-    for members in groups.values():
-        for group, report in by_group(chosen, rejected, members).items():
-            figures |= {f"{name}/{group}": value for name, value in report.items()}
+    for members in subsets.values():
+        for subset, report in by_group(chosen, rejected, members).items():
+            figures |= {f"{name}/{subset}": value for name, value in report.items()}
     if plot is not None:
-        # each pair in both orders: the curve is symmetric, and no order is preferred
+        # each pair in both orders, so that the curve is symmetric
         predicted = 1 / (1 + np.exp(-np.concatenate([chosen - rejected, rejected - chosen])))
         observed = np.arange(2 * len(chosen)) < len(chosen)
         plot_calibration(plot, calibration(predicted, observed, bins=10), "preferred")
@@ -100,7 +103,7 @@ def _pair_figures(elements: list[Element], scores: list[np.ndarray], plot: Path 
 
 
 def decided_pairs(ranks: list[float]) -> list[tuple[int, int]]:
-    """(better, worse) of every pair of an element that is not a tie; rows come best first."""
+    """(better, worse) row indices of every pair of a group that is not a tie. Rows are sorted, best first."""
     return [(i, j) for i, j in itertools.combinations(range(len(ranks)), 2) if ranks[i] < ranks[j]]
 
 
@@ -112,7 +115,7 @@ def accuracy_report(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, float
     """Share of pairs with chosen above rejected (a tie counts one half) and its 95 % Wilson interval.
 
     Args:
-        chosen, rejected: (P,) scores of the pairs that people did decide.
+        chosen, rejected: (P,) scores of the pairs without ties.
     """
     proportion_confint = _extra("statsmodels.stats.proportion").proportion_confint
     right = float((chosen > rejected).sum() + 0.5 * (chosen == rejected).sum())
@@ -121,8 +124,10 @@ def accuracy_report(chosen: np.ndarray, rejected: np.ndarray) -> dict[str, float
 
 
 def auc_report(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Area under the ROC curve of (B,) scores for labels above 1/2 against those below, with a 95 % bootstrap interval
-    over rows. A label of 1/2 says neither and does not count."""
+    """Area under the ROC curve of (B,) scores, for labels above 1/2 against labels below 1/2.
+
+    The 95 % interval is a bootstrap over rows. A label of 1/2 does not count.
+    """
     scores, good = scores[labels != 0.5], labels[labels != 0.5] > 0.5
     roc_auc_score, rng = _extra("sklearn.metrics").roc_auc_score, np.random.default_rng(0)
     draws = (rng.integers(len(good), size=len(good)) for _ in range(BOOTSTRAPS))
@@ -132,7 +137,7 @@ def auc_report(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def score_length_correlation(scores: np.ndarray, lengths: np.ndarray) -> float:
-    """Spearman's rank correlation of (B,) scores with completion lengths; 0 where either is constant."""
+    """Spearman's rank correlation of (B,) scores with completion lengths. It is 0 where either is constant."""
     if np.ptp(scores) == 0 or np.ptp(lengths) == 0:
         return 0.0
     return float(_extra("scipy.stats").spearmanr(scores, lengths).statistic)
@@ -150,7 +155,7 @@ def by_group(chosen: np.ndarray, rejected: np.ndarray, groups: list[str]) -> dic
 
 
 def length_bucket(tokens: int) -> str:
-    """The name of the bucket that a completion of so many tokens belongs to."""
+    """The name of the length bucket of a completion with so many tokens."""
     for low, high in zip((0, *LENGTH_BUCKETS), LENGTH_BUCKETS, strict=False):
         if tokens <= high:
             return f"{low + 1}-{high} tokens"
@@ -158,10 +163,10 @@ def length_bucket(tokens: int) -> str:
 
 
 def calibration(predicted: np.ndarray, observed: np.ndarray, *, bins: int) -> list[dict[str, float]]:
-    """Predicted against observed preference, in bins of equal numbers of pairs or rows.
+    """A calibration table: predicted and observed preference, in bins with equal numbers of pairs or rows.
 
     Args:
-        predicted: (n,) probabilities. observed: (n,) bool, what people said.
+        predicted: (n,) probabilities. observed: (n,) bool, the human judgements.
     """
     edges = np.array_split(np.argsort(predicted, kind="stable"), bins)
     return [
@@ -172,7 +177,7 @@ def calibration(predicted: np.ndarray, observed: np.ndarray, *, bins: int) -> li
 
 
 def plot_calibration(path: Path, table: list[dict[str, float]], title: str) -> None:
-    """A PNG of the calibration table with 95 % Wilson intervals, beside the diagonal."""
+    """Plot the calibration table with 95 % Wilson intervals and the diagonal."""
     from matplotlib.figure import Figure
 
     proportion_confint = _extra("statsmodels.stats.proportion").proportion_confint

@@ -1,4 +1,4 @@
-"""Bradley-Terry ratings with the style of the answers taken out: length, headers, lists and bold text."""
+"""Bradley-Terry ratings with style control, for the length, headers, lists and bold text of the answers."""
 
 from collections.abc import Mapping, Sequence
 
@@ -56,9 +56,11 @@ def _metadata(row: Mapping | None, side: str) -> dict[str, float] | None:
     if not isinstance(row, Mapping):
         return None
     values = {name: row.get(key.format(side)) for name, key in METADATA.items()}
-    return None if None in values.values() else {
-        name: sum(value.values()) if isinstance(value, Mapping) else value for name, value in values.items()
-    }  # fmt: skip
+    return (
+        None
+        if None in values.values()
+        else {name: sum(value.values()) if isinstance(value, Mapping) else value for name, value in values.items()}
+    )
 
 
 def style_differences(votes: pd.DataFrame) -> np.ndarray:
@@ -68,8 +70,8 @@ def style_differences(votes: pd.DataFrame) -> np.ndarray:
         a, b = votes[f"{name}_a"].to_numpy(float), votes[f"{name}_b"].to_numpy(float)
         gaps.append((a - b) / (a + b + 1))  # + 1: neither may have any
     gaps = np.column_stack(gaps)
-    spread = gaps.std(axis=0)
-    return (gaps - gaps.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    std = gaps.std(axis=0)
+    return (gaps - gaps.mean(axis=0)) / np.where(std > 0, std, 1)
 
 
 def fit_style(

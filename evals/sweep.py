@@ -1,4 +1,4 @@
-"""task=sweep: the jobs of a sweep side by side: what each changed, where it ended, which was best."""
+"""task=sweep: compare the jobs of a sweep: their settings, their last value of a metric, and the best job."""
 
 import math
 from pathlib import Path
@@ -7,11 +7,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from evals.intervals import t_interval
 from runtime.config import flat
-from runtime.metrics import read_rows
+from runtime.metrics import read_log
 from runtime.plots import pyplot, save_figure
 from runtime.report import print_table
 
-NOT_SETTINGS = ("run_dir", "name")  # of a job, not of what it tries
+NOT_SETTINGS = ("run_dir", "name")  # keys that differ between jobs and are no settings
 
 
 def read_jobs(directory: Path, key: str) -> list[dict]:
@@ -28,10 +28,10 @@ def read_jobs(directory: Path, key: str) -> list[dict]:
     differ = [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]
     jobs = []
     for path, config in zip(paths, configs, strict=True):
-        points = [(row["step"], row[key]) for row in read_rows(path) if key in row]
+        points = [(row["step"], row[key]) for row in read_log(path) if key in row]
         jobs.append({"job": path.parent.name, "settings": {n: config.get(n) for n in differ}, "points": points})
     if not any(job["points"] for job in jobs):
-        known = sorted({name for path in paths for row in read_rows(path) for name in row})
+        known = sorted({name for path in paths for row in read_log(path) for name in row})
         raise ValueError(f"no job of {directory} logged task.key={key}; they have {', '.join(known)}")
     return jobs
 
@@ -47,36 +47,38 @@ def run(cfg: DictConfig, out: Path) -> dict:
         raise ValueError(f"every job of {task.input} ended with a {task.key} that is not finite")
     order = sorted(done, key=lambda job: -sign * job["last"]) + [job for job in jobs if job not in done]
     settings = list(jobs[0]["settings"])
-    print_table("sweep", ["job", *settings, task.key], [
-        [job["job"], *(job["settings"][name] for name in settings), job["last"]] for job in order
-    ])  # fmt: skip
+    print_table(
+        "sweep",
+        ["job", *settings, task.key],
+        [[job["job"], *(job["settings"][name] for name in settings), job["last"]] for job in order],
+    )
     usual = usual_settings(done)
     groups = over_seeds(done, usual)
     if len(groups) < len(done):
         head = ("mean over seeds", "runs", task.key, "lower", "upper", "minus usual", "lower", "upper")
-        told = ", ".join(f"{name}={value}" for name, value in usual.items())
-        print_table(f"usual: {told}", head, [tuple(group.values()) for group in groups])
+        text = ", ".join(f"{name}={value}" for name, value in usual.items())
+        print_table(f"usual: {text}", head, [tuple(group.values()) for group in groups])
     plot_jobs(out / "sweep.png", jobs, task.key)
     best = {"best": order[0]["last"], "best_job": order[0]["job"], "key": task.key}
     return best | {"jobs": order, "usual": usual, "settings": groups}
 
 
 def usual_settings(jobs: list[dict]) -> dict:
-    """What most jobs have; where as many have another value, that of the first job."""
-    told = {name: [job["settings"][name] for job in jobs] for name in jobs[0]["settings"] if name != "seed"}
-    return {name: max(values, key=values.count) for name, values in told.items()}
+    """The most common value of each setting. Of equally common ones, that of the first job."""
+    values_of = {name: [job["settings"][name] for job in jobs] for name in jobs[0]["settings"] if name != "seed"}
+    return {name: max(values, key=values.count) for name, values in values_of.items()}
 
 
 def over_seeds(jobs: list[dict], usual: dict) -> list[dict]:
-    """Jobs that differ by their seed alone as one: mean with its 95 % t interval, and the same of the difference.
+    """Groups of jobs that differ only by their seed: mean with 95 % t interval, and the same for a difference.
 
-    The difference is to the jobs with the usual settings, which come first, seed by seed. Others are called by what
-    they change; an interval is None where fewer than two seeds tell.
+    The difference is to the jobs with the usual settings, seed by seed. These come first. The other groups are named by
+    the settings that differ. An interval is None with fewer than two seeds.
     """
     groups: dict[str, dict] = {}
     for job in jobs:
-        told = {name: value for name, value in job["settings"].items() if name != "seed" and value != usual[name]}
-        label = ", ".join(f"{name}={value}" for name, value in told.items()) or "(usual)"
+        changed = {name: value for name, value in job["settings"].items() if name != "seed" and value != usual[name]}
+        label = ", ".join(f"{name}={value}" for name, value in changed.items()) or "(usual)"
         groups.setdefault(label, {})[job["settings"].get("seed")] = job["last"]
     first = groups.get("(usual)", {})
     rows = []
@@ -90,12 +92,12 @@ def over_seeds(jobs: list[dict], usual: dict) -> list[dict]:
 
 
 def plot_jobs(path: Path, jobs: list[dict], key: str) -> None:
-    """The figure against the step, one line a job."""
+    """Plot the metric over the step, one line per job."""
     figure, axes = pyplot().subplots(figsize=(7, 5))
     for job in jobs:
-        told = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in job["settings"].items())
+        settings = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in job["settings"].items())
         if job["points"]:
-            axes.plot(*zip(*job["points"], strict=True), marker=".", linewidth=1, label=f"{job['job']}: {told}")
+            axes.plot(*zip(*job["points"], strict=True), marker=".", linewidth=1, label=f"{job['job']}: {settings}")
     axes.set(xlabel="step", ylabel=key)
     axes.legend(fontsize=7)
     save_figure(figure, path)

@@ -1,16 +1,15 @@
-"""What a judge adds to people's taste: its weight on a feature beyond people's votes and its own sharpness.
+"""A judge's bias: its weight on a feature beyond people's preferences and its own sharpness.
 
-Of an item (a pair of answers) with features x, people and judge see one quality gap u, and the judge may add to it:
+People and judge see the same quality gap u of an item (a pair of answers) with features x. The judge may add to it:
 
-    u = b x + tau * z,   z ~ N(0, 1)                   what an item's quality is, as far as features do not tell
+    u = b x + tau * z,   z ~ N(0, 1)                   z: the part of the quality that the features do not explain
     logit P(a person names a) = u
     logit P(the judge names a) = k u + gain * c + order * s
 
-b holds a rating for each model and people's own weight of the feature c; k is the judge's sharpness, s is +1 where a
-was shown first and -1 where b was. A judge with people's taste has gain 0, however sharp it is: sharpness multiplies
-people's weight of c as it multiplies the rest, and tau keeps noise of single votes from being taken for a difference
-of taste. Fitted by maximum likelihood (z by Gauss-Hermite quadrature) with weak priors; errors are clustered by
-question.
+b has a rating of each model and people's weight of the feature c. k is the judge's sharpness. s is +1 if a was shown
+first and -1 if b was. A judge with people's preferences has gain 0 for any sharpness k, because k multiplies all of u.
+Because of tau, the noise of single votes is not mistaken for a difference in preferences. The fit is by maximum
+likelihood (z by Gauss-Hermite quadrature) with weak priors. Errors are clustered by question.
 """
 
 import math
@@ -26,7 +25,7 @@ from evals.verdicts import PAIR, points
 
 NODES = 15
 PRIOR = {"tau": (0.0, 1.0), "k": (0.0, 1.0), "gain": (0.0, 3.0), "order": (0.0, 3.0), "b": (0.0, 10.0)}  # mean, s.d.
-FEWEST = 10  # questions: under them a clustered error is too small too often
+FEWEST = 10  # questions; with fewer, a clustered error is too small too often
 SIDES = np.array([1.0, -1.0, 0.0])  # a shown first, b shown first, unknown
 
 
@@ -99,7 +98,7 @@ class Fit:
         nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
         self.nodes, self.log_weights = nodes, np.log(weights / weights.sum())
         names = ["b"] * width + ["tau", "k", "gain", "order"]
-        self.mean, self.spread = np.array([PRIOR[name] for name in names]).T
+        self.mean, self.prior_std = np.array([PRIOR[name] for name in names]).T
         start = np.zeros(width + 4)
         found = minimize(self._loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 300})
         self.values = found.x
@@ -126,27 +125,31 @@ class Fit:
         dv = own_wins - own_votes * np.exp(log_q)  # (N, S, Q)
         k, both = math.exp(values[-3]), dv.sum(1)
         along = posterior * (du + k * both)  # d joint / d u
-        gradient = np.column_stack([
-            along.sum(1)[:, None] * items.x,
-            math.exp(values[-4]) * along @ self.nodes,
-            k * (posterior * both * u).sum(1),
-            (posterior * both).sum(1) * items.c,
-            (posterior * (dv * self.sides[:, None]).sum(1)).sum(1),
-        ])  # fmt: skip
+        gradient = np.column_stack(
+            [
+                along.sum(1)[:, None] * items.x,
+                math.exp(values[-4]) * along @ self.nodes,
+                k * (posterior * both * u).sum(1),
+                (posterior * both).sum(1) * items.c,
+                (posterior * (dv * self.sides[:, None]).sum(1)).sum(1),
+            ]
+        )
         return total, gradient
 
     def _loss(self, values: np.ndarray) -> tuple[float, np.ndarray]:
         total, gradient = self.scores(values)
-        away = (values - self.mean) / self.spread
-        return -total.sum() + 0.5 * away @ away, -gradient.sum(0) + away / self.spread
+        away = (values - self.mean) / self.prior_std
+        return -total.sum() + 0.5 * away @ away, -gradient.sum(0) + away / self.prior_std
 
     def _sandwich(self) -> np.ndarray:
         """Covariance of the parameters, clustered by question (Liang & Zeger 1986)."""
         size, step = len(self.values), 1e-4
-        bread = np.column_stack([
-            (self._loss(self.values + step * unit)[1] - self._loss(self.values - step * unit)[1]) / (2 * step)
-            for unit in np.eye(size)
-        ])  # fmt: skip
+        bread = np.column_stack(
+            [
+                (self._loss(self.values + step * unit)[1] - self._loss(self.values - step * unit)[1]) / (2 * step)
+                for unit in np.eye(size)
+            ]
+        )
         inverse = np.linalg.pinv((bread + bread.T) / 2)
         _, gradient = self.scores(self.values)
         sums = np.zeros((self.items.questions.max() + 1, size))
@@ -156,11 +159,11 @@ class Fit:
 
     @property
     def sharpness(self) -> float:
-        """k: 1 where the judge is as sharp as a person."""
+        """k, which is 1 for a judge that is as sharp as a person."""
         return math.exp(self.values[-3])
 
     def added_share(self, values: np.ndarray) -> float:
-        """How much oftener the judge names the side that c points to than it would with people's taste, at its k."""
+        """How much more often the judge names the side of c than with people's preferences, at the same k."""
         pointed = self.items.c != 0
         values = np.array(values)
         without = values.copy()
@@ -172,14 +175,16 @@ class Fit:
     def share_error(self) -> float:
         """Standard error of `added_share`, by the delta method."""
         step = 1e-4
-        slope = np.array([
-            (self.added_share(self.values + step * unit) - self.added_share(self.values - step * unit)) / (2 * step)
-            for unit in np.eye(len(self.values))
-        ])  # fmt: skip
+        slope = np.array(
+            [
+                (self.added_share(self.values + step * unit) - self.added_share(self.values - step * unit)) / (2 * step)
+                for unit in np.eye(len(self.values))
+            ]
+        )
         return math.sqrt(max(slope @ self.cov @ slope, 0.0))
 
     def gain_points(self) -> tuple[float, float]:
-        """gain / k and its standard error, in logits of people's scale."""
+        """(gain / k, its standard error), in logits on people's scale."""
         k, gain = self.sharpness, self.values[-2]
         slope = np.zeros(len(self.values))
         slope[-2], slope[-3] = 1 / k, -gain / k
@@ -214,7 +219,7 @@ class Fit:
 
 
 def added_share(people: pd.DataFrame, judge: pd.DataFrame, feature: pd.Series, *, level: float) -> dict:
-    """The figure of a feature in share points, 0 for a judge with people's taste, with its interval and p value."""
+    """The bias for a feature in share points, with interval and p value. 0 is a judge with people's preferences."""
     items = collect(people, judge, feature)
     pointed = items.c != 0
     groups = len(np.unique(items.questions[pointed]))
@@ -240,7 +245,7 @@ def added_share(people: pd.DataFrame, judge: pd.DataFrame, feature: pd.Series, *
 
 
 def family_gain(people: pd.DataFrame, judge: pd.DataFrame, family: dict[str, bool], *, level: float) -> dict:
-    """Rating points (400 / ln 10 a logit) by which a judge lifts its own family beyond people's taste, at its k."""
+    """Rating points (400 / ln 10 per logit) that a judge adds to its own family beyond people's votes, at its k."""
     known = pd.concat([people[PAIR], judge[PAIR]]).drop_duplicates()
     difference = known["model_a"].map(family).astype(float) - known["model_b"].map(family).astype(float)
     items = collect(people, judge, pd.Series(difference.to_numpy(), pd.MultiIndex.from_frame(known)))
@@ -256,8 +261,8 @@ def family_gain(people: pd.DataFrame, judge: pd.DataFrame, family: dict[str, boo
     items.x = items.x[:, :-1]  # the models' ratings hold the family's already
     fit = Fit(items)
     value, error = fit.gain_points()
-    spread, others = fit.model_spread(own)
-    between = spread * (1 / own.sum() + 1 / others)
+    model_variance, others = fit.model_spread(own)
+    between = model_variance * (1 / own.sum() + 1 / others)
     variance = error**2 + between
     degrees = variance**2 / (error**4 / (groups - 1) + between**2 / max(others - 1, 1))
     scale = 400 / math.log(10)
@@ -269,5 +274,5 @@ def family_gain(people: pd.DataFrame, judge: pd.DataFrame, family: dict[str, boo
         "family": [model for model, member in zip(items.models, own, strict=True) if member],
         "sharpness": fit.sharpness,
         "sampling_error": scale * error,
-        "model_spread": scale * math.sqrt(spread),
+        "model_spread": scale * math.sqrt(model_variance),
     }

@@ -1,4 +1,4 @@
-"""Votes as one table: a row per vote, a column per field of `Verdict`, whoever voted and whatever file it came from."""
+"""Votes of people and judges as one table: a row per vote, a column per field of `Verdict`."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -39,7 +39,7 @@ def text_hash(text: str) -> str:
 
 
 def swapped(votes: pd.DataFrame, rows: pd.Series) -> pd.DataFrame:
-    """The votes with the two models of `rows` (bool) exchanged, and everything that speaks about a side with them."""
+    """The votes with model a and model b exchanged in `rows` (bool), in all columns that refer to a side."""
     votes = votes.copy()
     for name in ("model", "length", "hash", "unique"):
         if f"{name}_a" not in votes:
@@ -110,6 +110,6 @@ def points(verdicts: pd.Series) -> pd.Series:
 
 
 def check_readable(votes: pd.DataFrame) -> None:
-    """Raises ValueError where not one vote is a win or a tie."""
+    """Raise ValueError where no vote is a win or a tie."""
     if (votes["verdict"] == "error").all():
         raise ValueError(f"none of the {len(votes)} verdicts is a win or a tie; is task.format the right one?")

@@ -1,4 +1,4 @@
-"""AlpacaEval's win rate, raw and length-controlled, and how two models differ that met the same opponent."""
+"""AlpacaEval's win rate, raw and length-controlled, and differences of models with the same opponent."""
 
 import math
 from pathlib import Path
@@ -46,7 +46,7 @@ def win_rate(preference: np.ndarray) -> dict:
 
 
 def detectable_effect(n: int, *, alpha: float, power: float) -> float:
-    """The smallest distance from 0.5 at which n comparisons without ties tell a win rate from it, two-sided.
+    """The smallest distance of a win rate from 0.5 that n comparisons without ties can detect, two-sided.
 
     Inverse of `comparisons_needed`; at most 0.5.
     """
@@ -55,7 +55,7 @@ def detectable_effect(n: int, *, alpha: float, power: float) -> float:
 
 
 def comparisons_needed(win_rate: float, *, alpha: float, power: float) -> int:
-    """Comparisons without ties that tell a win rate from 0.5: 783 for 0.55, 194 for 0.60 at alpha .05 and power .8.
+    """Comparisons without ties to detect a win rate: 783 for 0.55, 194 for 0.60 at alpha .05 and power .8.
 
     Cohen 1988, section 6.2: effect size 2 asin(sqrt(p)) - 2 asin(sqrt(1/2)).
     """
@@ -71,7 +71,7 @@ def parts_far(raw: float, controlled: float) -> bool:
 
 
 def preferences_of(votes: pd.DataFrame) -> pd.Series:
-    """(n,) how far each vote prefers b: its probability where it has one, else 1, 0 or, for a tie, 0.5."""
+    """(n,) preference of each vote for b: its probability if it has one, else 1, 0 or, for a tie, 0.5."""
     return votes["preference"].fillna(1 - points(votes["verdict"]))
 
 
@@ -82,12 +82,12 @@ def paired_rates(votes: pd.DataFrame) -> dict[str, list[dict]]:
     for baseline, part in votes.groupby("model_a", sort=False):
         models = {model: own for model, own in part.groupby("model_b", sort=False)}
         if len(models) > 1:
-            found[baseline] = paired_differences(models, spread=100.0)
+            found[baseline] = paired_differences(models, max_difference=100.0)
     return found
 
 
 def model_win_rate(votes: pd.DataFrame, task: DictConfig) -> dict:
-    """Every figure of one model against one baseline; what cannot be had is null, with the reason."""
+    """Every figure of one model against one baseline. A figure that cannot be computed is null, with the reason."""
     preference = preferences_of(votes).to_numpy(float)
     seen = ~np.isnan(preference)
     if not seen.any():
@@ -127,7 +127,7 @@ def _warnings(result: dict, votes: pd.DataFrame, task: DictConfig) -> list[str]:
 
 
 def orient(votes: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
-    """The votes with each pair written one way, whoever stood where: the baseline, or the first seen, is a."""
+    """The votes with the same model as a in each pair: the baseline, or the one that was first as a."""
     if baseline is not None and not ((votes["model_a"] == baseline) | (votes["model_b"] == baseline)).any():
         names = ", ".join(sorted(set(votes["model_a"]) | set(votes["model_b"])))
         raise ValueError(f"task.baseline={baseline} is none of the models in the votes: {names}")
@@ -142,7 +142,7 @@ def orient(votes: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
-    """task=winrate: the win rate of model b, raw and length-controlled, beside the difference it could have shown."""
+    """task=winrate: the win rate of model b, raw and length-controlled, and the detectable difference."""
     task = cfg.task
     votes = read_votes(task.input, task.format)
     judges = sorted(votes["judge"].unique())

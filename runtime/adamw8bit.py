@@ -1,4 +1,4 @@
-"""AdamW whose moments rest in 8 bits: Dettmers et al. 2022 (arXiv:2110.02861), block-wise, on the dynamic map.
+"""AdamW with moments in 8 bits: Dettmers et al. 2022 (arXiv:2110.02861), quantised in blocks to the dynamic map.
 
 2.03 bytes a weight instead of 8. Blocks lie within a row, so that neither ranks nor a resume on another number of them
 change a number. One departure: the second moment is kept by its square root. Kept as it is, weights whose gradient is
@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 BLOCK = 256  # columns that share a scale
-LEAST = 4096  # weights of the smallest tensor that is worth it, as in the paper; smaller ones, and vectors, stay whole
-AT_ONCE = 2**24  # weights that are worked on together
+LEAST = 4096  # as in the paper, the moments of smaller tensors and of vectors are not quantised
+AT_ONCE = 2**24  # weights that are updated together
 
 
 def dynamic_map(signed: bool) -> Tensor:
@@ -105,7 +105,7 @@ def update(weights: Tensor, grads: Tensor, m: Tensor, v: Tensor, step: int, grou
 
 
 def local(x: Tensor) -> Tensor:
-    """This rank's rows."""
+    """The rows of x on this rank."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 

@@ -12,9 +12,9 @@ BACKENDS = ("wandb", "trackio", "tensorboard")
 
 
 class Board:
-    """Where a run's figures are looked at, by log.backend. A failure in it is said once and never stops a training.
+    """The dashboard that log.backend names. A failure of it is reported once and never stops a training.
 
-    `id` is what a resumed run goes on with, also when the board was off or failed meanwhile.
+    A resumed run continues the board's run `id`, also if the board was off or failed meanwhile.
     """
 
     def __init__(self, cfg: DictConfig, directory: Path, *, job: str, run_id: str | None, say: Callable[[str], None]):
@@ -35,13 +35,13 @@ class Board:
             self._try(lambda: self.open.log_samples(step, columns, rows))
 
     def close(self, exit_code: int) -> None:
-        """Hand everything over."""
+        """Send everything that is waiting, and close the board."""
         if self.open is not None:
             self._try(lambda: self.open.close(exit_code))
         self.open = None
 
     def _start(self, cfg: DictConfig, directory: Path, job: str) -> None:
-        backend, _, own = (self.id or "").partition(":")  # a run that was logged elsewhere begins anew here
+        backend, _, own = (self.id or "").partition(":")  # a run that another backend logged starts from step 0 here
         known = own if backend == self.name else None
         self.open = _backend(self.name).Log(cfg, directory, job=job, run_id=known, say=self.say)
         self.id = f"{self.name}:{self.open.id}"
@@ -67,4 +67,4 @@ def check_board(cfg: DictConfig) -> None:
 
 
 def _backend(name: str):
-    return importlib.import_module(f"runtime.log_{name}")  # half a second, and only where it is wanted
+    return importlib.import_module(f"runtime.log_{name}")  # imported late, as it takes half a second

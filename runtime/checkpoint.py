@@ -1,12 +1,12 @@
-"""Training state on disk: sharded tensors through DCP, the rest as JSON; complete and checked, or not there.
+"""Checkpoints of the training state: sharded tensors by DCP, all else as JSON. A checkpoint is complete or absent.
 
     checkpoints/step_000100/   rank_0.tensors, index.json   every tensor, each rank's shards (runtime/tensor_store.py)
-                               rank_0.json   what is not a tensor: loader place, random states, counters
+                               rank_0.json   all that is no tensor: loader position, random states, counters
                                meta.json     step, tokens seen, git sha; the config and the sha256 of every input
                                checksums     sha256 of every file above; the text itself is compared whole
     checkpoints/latest         -> step_000100        moves last
 
-Nothing here is unpickled: a run directory may have come from somebody else.
+Nothing is unpickled, because a run directory may come from somebody else.
 """
 
 import json
@@ -32,37 +32,37 @@ CHECKSUMS = "checksums"
 
 
 def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str, Any], *, rank: int) -> Path:
-    """Write `root/step_NNNNNN` aside, make it durable, rename it, then move `latest`. All ranks call it.
+    """Write to a temporary directory, sync it, rename it to `root/step_NNNNNN`, then move `latest`. All ranks call it.
 
     Args:
         state: nested dicts and lists of tensors (sharded or equal on all ranks) and JSON values (per rank).
     Raises:
-        OSError: the disk is full or cannot be written; what was there before stays.
+        OSError: the disk is full or cannot be written. Earlier checkpoints stay.
     """
-    target, aside = root / f"step_{step:06d}", root / f".step_{step:06d}.tmp"
+    target, tmp_path = root / f"step_{step:06d}", root / f".step_{step:06d}.tmp"
     if rank == 0:
-        remove(aside)
-        aside.mkdir(parents=True)
+        remove(tmp_path)
+        tmp_path.mkdir(parents=True)
     _wait()
     tensors: dict[str, Tensor] = {}
     tree = _split(state, "", tensors)
     try:
         with _single_process_is_meant():
-            dcp.save(tensors, storage_writer=TensorWriter(aside), no_dist=not dist.is_initialized())
+            dcp.save(tensors, storage_writer=TensorWriter(tmp_path), no_dist=not dist.is_initialized())
     except CheckpointException as error:  # no Exception: it would pass every handler
-        with named_in_errors(aside):
+        with named_in_errors(tmp_path):
             raise next(iter(error.failures.values()))[0] from None
-    with named_in_errors(aside):
-        (aside / f"rank_{rank}.json").write_text(json.dumps(tree), encoding="utf-8")
+    with named_in_errors(tmp_path):
+        (tmp_path / f"rank_{rank}.json").write_text(json.dumps(tree), encoding="utf-8")
     _wait()
     if rank == 0:
-        with named_in_errors(aside):
-            (aside / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-            (aside / CHECKSUMS).write_text(_checksums(aside), encoding="utf-8")
-        for path in [*aside.iterdir(), aside]:
+        with named_in_errors(tmp_path):
+            (tmp_path / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+            (tmp_path / CHECKSUMS).write_text(_checksums(tmp_path), encoding="utf-8")
+        for path in [*tmp_path.iterdir(), tmp_path]:
             sync(path)
         remove(target)  # only a damaged one can be there
-        os.replace(aside, target)
+        os.replace(tmp_path, target)
         sync(root)
         point_latest(target)
     _wait()
@@ -72,7 +72,7 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str
 def load_checkpoint(directory: Path, current: dict[str, Any], *, rank: int) -> dict[str, Any]:
     """The saved state. Tensors of `current` (same structure) are filled in place, so sharded ones load sharded.
 
-    Any number of ranks may read what another number wrote: a rank that was not there reads what rank 0 left.
+    The number of ranks may differ from that of the writers. A rank without its own file reads that of rank 0.
 
     Raises:
         ValueError: its files contradict each other.
@@ -93,7 +93,7 @@ def load_checkpoint(directory: Path, current: dict[str, Any], *, rank: int) -> d
 
 
 def find_checkpoint(root: Path, warn: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest complete checkpoint and its meta; damaged ones are named through `warn` and passed over.
+    """(newest complete checkpoint, its meta), or None. Damaged ones are skipped, with a warning through `warn`.
 
     Raises:
         ValueError: there are checkpoints, and every one is damaged.
@@ -110,7 +110,7 @@ def find_checkpoint(root: Path, warn: Callable[[str], None]) -> tuple[Path, dict
 
 
 def find_damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every byte of every file counts."""
+    """The fault of a checkpoint, or None. Every byte of every file is checked."""
     try:
         written = (directory / CHECKSUMS).read_bytes()
     except OSError as error:
@@ -124,7 +124,7 @@ def find_damage(directory: Path) -> str | None:
 
 
 def best_step(rows: Iterable[dict], root: Path, metric: str | None) -> set[str]:
-    """The name of the checkpoint whose row has the lowest `metric` (the highest, where it is written -metric)."""
+    """The name of the checkpoint whose row has the lowest `metric`, or the highest one for -metric."""
     if metric is None:
         return set()
     sign, name = (-1, metric[1:]) if metric.startswith("-") else (1, metric)
@@ -136,10 +136,10 @@ def best_step(rows: Iterable[dict], root: Path, metric: str | None) -> set[str]:
 def prune_checkpoints(root: Path, *, step: int, keep_last: int, keep: set[str]) -> None:
     """Delete all but the newest `keep_last` checkpoints up to `step`, which was just saved, and those named in `keep`.
 
-    Later ones are there only where a resumed run passed over them, because they are damaged.
+    Checkpoints after `step` exist only if a resumed run skipped them, because they are damaged.
     """
-    for aside in root.glob(".step_*.tmp"):  # of a save that was killed
-        remove(aside)
+    for tmp_path in root.glob(".step_*.tmp"):  # of a save that was killed
+        remove(tmp_path)
     paths = _checkpoints(root)
     kept = [path for path in paths if step_of(path) <= step][-keep_last:]
     for path in paths:
@@ -153,23 +153,23 @@ def step_of(path: Path) -> int:
 
 
 def point_latest(target: Path) -> None:
-    """Let `latest` beside a checkpoint lead to it."""
+    """Let the link `latest` beside a checkpoint point to it."""
     link = target.with_name("latest")
-    aside = target.with_name(".latest.tmp")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(target.name)
-    os.replace(aside, link)
+    tmp_path = target.with_name(".latest.tmp")
+    tmp_path.unlink(missing_ok=True)
+    tmp_path.symlink_to(target.name)
+    os.replace(tmp_path, link)
     sync(link.parent)
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    """Complete or damaged, oldest first. Whatever else lies there (a copy under another name) is not ours."""
+    """All checkpoints, complete or damaged, oldest first. Directories with other names are ignored."""
     found = [path for path in root.glob("step_*") if re.fullmatch(r"step_\d{6,}", path.name) and path.is_dir()]
     return sorted(found, key=step_of)  # as a number: step_1000000 comes after step_999999
 
 
 def _split(value: Any, key: str, tensors: dict[str, Tensor]) -> Any:
-    """The JSON part of a nested state; each tensor moves into `tensors` and leaves its key behind."""
+    """The JSON part of a nested state. Each tensor is moved into `tensors` and replaced by its key."""
     if isinstance(value, Tensor):
         tensors[key] = value
         return {"tensor": key}
@@ -198,7 +198,7 @@ def _checksums(directory: Path) -> str:
 
 @contextmanager
 def _single_process_is_meant() -> Iterator[None]:
-    """DCP warns of a missing process group although it is told that there is none."""
+    """Suppress DCP's warning about a missing process group, although no_dist=True is set."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

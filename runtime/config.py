@@ -1,4 +1,4 @@
-"""Checks that fail in the first second, and the comparison that guards a resume."""
+"""Checks of the config before anything is loaded, and the comparison of configs at a resume."""
 
 import math
 from pathlib import Path
@@ -11,14 +11,14 @@ from runtime.devices import PRECISIONS
 from runtime.door import CONF
 from runtime.files import write_whole
 
-# Settings that may differ between a run and its continuation: they change what is shown and kept, not what is computed.
-# A name stands for all keys under it.
+# Settings that may differ between a run and its resume: they change what is shown and kept, not what is computed.
+# A name includes all keys under it.
 FREE_TO_CHANGE = (
     "name", "run_dir", "resume", "resume_anyway", "overwrite", "save_every", "eval_every", "sample_every", "keep_last",
     "keep_best", "log", "dist", "view", "reward_timeout", "ref_cache", "data.cache",
 )  # fmt: skip
 
-OPTIONAL = {  # settings whose default is null or ???: what they are otherwise
+OPTIONAL = {  # settings whose default is null or ??? -> their type
     "base_url": "text", "cache": "text", "license": "text", "model": "text", "policy": "text", "reward_fn": "text",
     "reward_model": "text", "script": "text", "served_as": "text", "reasoning_effort": "text", "pre_query": "text",
     "extra_body": "a mapping", "target": "text", "max_cost": "a number", "num": "a whole number",
@@ -28,14 +28,14 @@ OPTIONAL = {  # settings whose default is null or ???: what they are otherwise
 
 
 def check_positive(**values: int | float) -> None:
-    """Each value is a finite number above zero. The keywords are the keys as the user writes them (`__` for a dot)."""
+    """Raise ValueError unless each value is a finite number above 0. Keywords are config keys (`__` for a dot)."""
     for key, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise ValueError(f"{key.replace('__', '.')}={value} must be a number above 0")
 
 
 def check_number(least: float, **values: int | float) -> None:
-    """Each value is a finite number of at least `least`."""
+    """Raise ValueError unless each value is a finite number of at least `least`."""
     for key, value in values.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or value < least:
@@ -47,27 +47,27 @@ RECOMPUTE = (False, "selective", True, "offload")  # values of activation_checkp
 
 
 def check_whole(least: int, **values: int) -> None:
-    """Each value is a whole number of at least `least`."""
+    """Raise ValueError unless each value is a whole number of at least `least`."""
     for key, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{key.replace('__', '.')}={value} must be a whole number of at least {least}")
 
 
 def check_at_most(most: int, **values: int) -> None:
-    """Each value is at most `most`."""
+    """Raise ValueError unless each value is at most `most`."""
     for key, value in values.items():
         if value > most:
             raise ValueError(f"{key.replace('__', '.')}={value} must be at most {most}")
 
 
 def check_choice(key: str, value: object, choices: tuple) -> None:
-    """The value is one of the choices."""
+    """Raise ValueError unless the value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{key}={value!r} is unknown; use one of {', '.join(map(str, choices))}")
 
 
 def check_flags(cfg: DictConfig, prefix: str = "") -> None:
-    """Hydra knows true and false alone; to it `no` is a text like any other, and overwrite=no would overwrite."""
+    """Raise ValueError where a flag is not true or false. To Hydra `no` is a text, and overwrite=no would overwrite."""
     for key in cfg:
         given = not (OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key))
         value = cfg[key] if given else None
@@ -78,7 +78,10 @@ def check_flags(cfg: DictConfig, prefix: str = "") -> None:
 
 
 def check_types(given: DictConfig, defaults: str, key: str, *, nullable: tuple = ()) -> None:
-    """Each value under `key` is of the kind of its default in conf/`defaults`.yaml; where that is null, of OPTIONAL."""
+    """Raise ValueError unless each value under `key` has the type of its default in conf/`defaults`.yaml.
+
+    Where the default is null, OPTIONAL has the type.
+    """
     known = OmegaConf.to_container(OmegaConf.load(CONF / f"{defaults}.yaml"))
     for name, value in OmegaConf.to_container(given, resolve=True, throw_on_missing=True).items():
         if name not in known:
@@ -93,7 +96,7 @@ def check_types(given: DictConfig, defaults: str, key: str, *, nullable: tuple =
 
 
 def _kind(value: object) -> str:
-    """What a setting is, in words."""
+    """The type of a setting, in words."""
     if isinstance(value, list):
         plain = not any(one is None or isinstance(one, list | dict) for one in value)
         return "a list of plain values" if plain else "a list of other things"
@@ -104,7 +107,7 @@ def _kind(value: object) -> str:
 
 
 def check_files(key: str, files: object) -> None:
-    """The value is a list of names."""
+    """Raise ValueError unless the value is a list of names."""
     if not isinstance(files, list) or not files or not all(isinstance(file, str) for file in files):
         raise ValueError(f"{key}={files} must list files: {key}=[a.jsonl,b.jsonl]")
 
@@ -112,7 +115,7 @@ def check_files(key: str, files: object) -> None:
 def check_batch(
     whole: int, part: int, world_size: int, key: str = "batch_size", part_key: str = "micro_batch_size"
 ) -> None:
-    """Fail in the first second, not at the first gradient step: `whole` rows split evenly over ranks and parts."""
+    """Raise ValueError unless `whole` rows split evenly over ranks and into parts of `part` rows."""
     check_whole(1, **{key: whole, part_key: part})
     chunk = part * world_size
     if whole % chunk:
@@ -125,7 +128,7 @@ def check_batch(
 
 
 def check_training(cfg: DictConfig, world_size: int) -> None:
-    """What every training door shares: batch sizes, counts of steps, precision, and one source of weights."""
+    """Check the settings of all training scripts: batch sizes, numbers of steps, precision, router."""
     check_whole(1, num_steps=cfg.num_steps, keep_last=cfg.keep_last)
     check_batch(cfg.batch_size, cfg.micro_batch_size, world_size)
     check_choice("precision", cfg.precision, PRECISIONS)
@@ -135,7 +138,7 @@ def check_training(cfg: DictConfig, world_size: int) -> None:
 
 
 def check_policy_or_model(cfg: DictConfig) -> None:
-    """Weights come from a checkpoint, or sizes from conf/model: one of the two."""
+    """Raise ValueError unless exactly one of policy (a checkpoint) and model (sizes) is given."""
     model = "(sizes)" if cfg.get("model") else "null"
     if (cfg.policy is None) == (model == "null"):
         raise ValueError(
@@ -147,20 +150,23 @@ def check_policy_or_model(cfg: DictConfig) -> None:
 
 
 def changed_keys(before: DictConfig, now: DictConfig) -> list[str]:
-    """Dotted keys whose values differ and would change numbers, with both values."""
+    """The dotted keys, with both values, whose values differ and would change results."""
     old, new = flat(before), flat(now)
     free = set()
     if now.get("optim", {}).get("schedule") == "constant":
-        free = {"num_steps", "optim.num_steps"}  # a constant rate does not know where the run ends: it may be prolonged
+        free = {
+            "num_steps",
+            "optim.num_steps",
+        }  # a constant learning rate does not depend on the length, so the run may be longer
     elif old.get("optim.num_steps") == new.get("optim.num_steps"):
-        free = {"num_steps"}  # the schedule's own length is named, and stays
+        free = {"num_steps"}  # the length of the schedule is set separately and did not change
     differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     free |= set(FREE_TO_CHANGE)
     named = [key for key in differ if not {key, key.split(".")[0]} & free]
-    told = [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in named]
+    changes = [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in named]
     if "optim.num_steps" in named and "num_steps" in named:
-        told[-1] += f" (to prolong the run under its schedule, say optim.num_steps={old['optim.num_steps']})"
-    return told
+        changes[-1] += f" (to prolong the run under its schedule, say optim.num_steps={old['optim.num_steps']})"
+    return changes
 
 
 def flat(cfg: DictConfig, prefix: str = "") -> dict[str, object]:
@@ -175,12 +181,12 @@ def flat(cfg: DictConfig, prefix: str = "") -> dict[str, object]:
 
 
 def write_config(cfg: DictConfig, path: Path) -> None:
-    """The resolved config, written aside and renamed."""
+    """Write the resolved config to a temporary file, then rename it."""
     write_whole(path, OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def read_config(path: Path) -> DictConfig:
-    """What `write_config` wrote. Raises ValueError where it is damaged."""
+    """The config that `write_config` wrote. Raises ValueError where the file is damaged."""
     try:
         cfg = OmegaConf.load(path)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:

@@ -1,4 +1,4 @@
-"""A wandb workspace for a door: the figures that one looks at first, in sections, the runs of a sweep grouped by name.
+"""Make a wandb workspace for a script: its main metrics in sections, with the runs of a sweep grouped by name.
 
 python -m runtime.dashboard door=train_ppo entity=ME [save=false]
 """
@@ -12,7 +12,7 @@ def build(cfg: DictConfig):
     """The workspace that conf/dashboard.yaml describes, not yet sent anywhere.
 
     Raises:
-        ValueError: the door has no panels.
+        ValueError: the script has no panels.
     """
     import wandb_workspaces.reports.v2 as reports
     import wandb_workspaces.workspaces as workspaces

@@ -21,13 +21,13 @@ def own_device() -> torch.device:
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """The dtype of sums that should not round: float64, which Apple's GPUs have not."""
+    """The widest float dtype of the device: float64, or float32 on Apple's GPUs."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 @functools.cache
 def native_bf16(device_type: str) -> bool:
-    """Whether products in bf16 are the device's own instructions, not emulated."""
+    """Whether the device has instructions for bf16 matmuls, so that they are not emulated."""
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device_type == "mps":
@@ -36,15 +36,15 @@ def native_bf16(device_type: str) -> bool:
 
 
 def bf16_instructions() -> list[str]:
-    """Those of this CPU, by torch's names."""
+    """The bf16 instructions of this CPU, by torch's names."""
     has = torch.cpu.get_capabilities()
     return [name for name in BF16_INSTRUCTIONS if has.get(name)]
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """`precision`, where it is not auto; auto is bf16 where the device has it natively, else fp32.
+    """`precision`; auto becomes bf16 where the device has bf16 instructions, else fp32.
 
-    bf16 on a CPU that emulates it is taken as it was asked for, with a warning that says what it costs here.
+    bf16 on a CPU that emulates it is accepted, with a warning that has its measured speed.
     """
     native = native_bf16(device.type)
     if precision == "auto":
@@ -71,7 +71,7 @@ def _warn(device_type: str) -> None:
 
 
 def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """A tensor of the host on `device`. To a GPU it goes from pinned memory: the host does not wait for it."""
+    """A copy of a host tensor on `device`. It goes to a GPU from pinned memory, so that the host does not wait."""
     device = torch.device(device)
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -79,12 +79,12 @@ def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
 
 
 def any_on_host(flags: torch.Tensor) -> bool:
-    """Whether a check of values fails. A GPU is not asked: each check would hold the host up."""
+    """Whether any flag is True, for tensors on the host. On a GPU it returns False, because reading would block."""
     return flags.device.type == "cpu" and bool(flags.any())
 
 
 def product_gflops(device_type: str, dtype: torch.dtype, size: int = 256) -> float:
-    """GFLOP/s of products of square matrices, the best of three after one."""
+    """GFLOP/s of a matmul of square matrices, the best of three after a warm-up."""
     a, seconds = torch.ones(size, size, dtype=dtype, device=device_type), []
     for _ in range(4):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The directory of a run: one run at a time, never written over by accident."""
+"""The directory of a run: only one run uses it at a time, and it is never overwritten by accident."""
 
 import fcntl
 import os
@@ -9,23 +9,23 @@ from omegaconf import DictConfig
 
 from runtime.files import remove, sync
 
-# What a run leaves, in the order in which it is deleted: what a later resume=true could take for its own goes first,
-# what says whose it is goes last. A directory with any of these holds a run.
+# The files of a run, in the order of deletion: first those that resume=true would read, last those that identify
+# the run. A directory with any of these holds a run.
 LEAVES = (
     "checkpoints", "nonfinite", "model", "model.writing", "model.old", "adapter", "adapter.writing", "engine",
     "engine.writing", "engine.old", "metrics.jsonl", "samples.jsonl", "bad_rows.jsonl", "curves.png", "hacking.png",
     "calibration.png", "git.diff", "wandb", "config.yaml", "run.json",
 )  # fmt: skip
-DELETING = ".deleting"  # where each of them goes at once before it is deleted piece by piece
+DELETING = ".deleting"  # each is moved here, which is atomic, before its files are deleted
 LOCK = ".lock"
 
 
 def claim(directory: Path, cfg: DictConfig) -> TextIO:
-    """Hold the directory for this process until the returned file is closed. Deletes unfinished files of a killed run.
+    """Lock the directory for this process until the returned file is closed. Deletes unfinished files of a killed run.
 
     Raises:
-        ValueError: another process holds it, it cannot be written, a part of it is a link, or it holds a run and
-            neither resume nor overwrite was asked for.
+        ValueError: another process holds the lock, the directory cannot be written, a part of it is a link, or it
+            holds a run and neither resume nor overwrite is set.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def _lock(path: Path) -> TextIO:
 
 
 def clear(directory: Path) -> None:
-    """Delete what an earlier run left, and nothing else. Killed at any moment, it leaves nothing that resumes."""
+    """Delete the files of an earlier run, and nothing else. If it is killed, the rest cannot be resumed by mistake."""
     remove(directory / DELETING)
     for name in LEAVES:
         if (directory / name).exists():

@@ -1,4 +1,4 @@
-"""What a run shows in the terminal: progress, its main figures, complaints."""
+"""The output of a run in the terminal: progress, main metrics, errors."""
 
 import logging
 import re
@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 log = logging.getLogger(__name__)
 SHOWN = ("objective/loss", "objective/score", "objective/kl", "rewards/accuracy", "eval/loss", "eval/accuracy")
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # but for tab and line feed
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # all but tab and line feed
 
 
 class Terminal:
-    """A progress bar where stdout is a terminal, a line a step where it is a file."""
+    """A progress bar if stdout is a terminal, otherwise one line per step."""
 
     def __init__(self, name: str, num_steps: int, *, quiet: bool):
         self.console = Console(quiet=quiet, highlight=False)
@@ -26,7 +26,7 @@ class Terminal:
         self.has_bar, self.live = self.console.is_terminal and num_steps > 0, False
 
     def show(self, step: int, figures: dict[str, float]) -> None:
-        """The step's main figures. The bar begins here: what comes before the first step has bars of its own."""
+        """Show the step's main metrics. The first call creates the bar: work before the first step has other bars."""
         if self.has_bar and not self.live:
             self.progress.start()
             self.live = True
@@ -39,7 +39,7 @@ class Terminal:
 
     @contextmanager
     def track(self, what: str, *, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar for long work within a run: yields advance(n)."""
+        """A progress bar for other long work of a run. Yields advance(n)."""
         task = self.progress.add_task(what, total=total, figures="")
         if self.console.is_terminal and not self.live:
             self.progress.start()
@@ -51,17 +51,17 @@ class Terminal:
             self.progress.remove_task(task)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
+        """Print a line above the bar."""
         self.console.print(printable(text), markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar and leave it on the screen."""
         if self.live:
             self.progress.stop()
 
 
 class RowProgress:
-    """Progress over the rows of a set, before the first step: a bar on a terminal, else a line now and then."""
+    """Progress over the rows of a data set: a bar on a terminal, else a line every EVERY seconds."""
 
     EVERY = 10.0  # seconds between two lines
 
@@ -72,7 +72,7 @@ class RowProgress:
         self.bar = Progress(*columns, TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), console=console)
         self.task = self.bar.add_task(what, total=total, speed="")
         self.live = console.is_terminal
-        self.started = self.told = time.monotonic()
+        self.started = self.last_print = time.monotonic()
 
     def __enter__(self) -> "RowProgress":
         if self.live:
@@ -84,12 +84,12 @@ class RowProgress:
             self.bar.stop()
 
     def advance(self, rows: int, tokens: int) -> None:
-        """`rows` more rows lie behind, which made `tokens` tokens."""
+        """Count `rows` more rows, which have `tokens` tokens."""
         self.rows, self.tokens, now = self.rows + rows, self.tokens + tokens, time.monotonic()
         per_second = self.tokens / max(now - self.started, 1e-9)
         self.bar.update(self.task, completed=self.rows, speed=f"{per_second:,.0f} tokens/s")
-        if not self.live and now - self.told >= self.EVERY:
-            self.told = now
+        if not self.live and now - self.last_print >= self.EVERY:
+            self.last_print = now
             left = (now - self.started) * (self.total - self.rows) / self.rows
             log.info(
                 "%s: %s of %s rows, %s tokens/s, %d s left", self.what, f"{self.rows:,}", f"{self.total:,}",
@@ -98,10 +98,10 @@ class RowProgress:
 
 
 def complain(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(printable(text), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    """The text with control characters spelled out: a sample must not move the cursor or write to the clipboard."""
+    """The text with control characters escaped, so that a sample cannot move the cursor or write to the clipboard."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -27,7 +27,7 @@ STRATEGIES = ("single", "fsdp", "hsdp")
 
 
 def start_ranks(strategy: str) -> tuple[int, int, torch.device]:
-    """Rank, world size and device of this process; joins the process group when there is more than one.
+    """(rank, world size, device) of this process. It joins the process group if there are several processes.
 
     Raises:
         ValueError: the strategy is unknown, or does not fit how the process was started.
@@ -49,16 +49,16 @@ def start_ranks(strategy: str) -> tuple[int, int, torch.device]:
                 f"dist={strategy} wants ranks: `python launch.py --nproc-per-node 2 train_sft.py dist={strategy}`"
             )
         dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", device_id=device if cuda else None)
-        atexit.register(gc.collect)  # for a run that failed: its traceback held the models until now, see stop_ranks
+        atexit.register(gc.collect)  # after a failed run, whose traceback keeps the models alive; see stop_ranks
     return int(os.environ.get("RANK", "0")), world_size, device
 
 
 def stop_ranks() -> None:
-    """Leave the process group: the next job of a sweep starts in this process.
+    """Leave the process group, so that the next job of a sweep can start in this process.
 
-    Gloo's threads end with the last reference to a group; sharded models, which are cyclic, and DTensor's cache of
-    layouts hold some. A thread that lets go of a tensor when the interpreter ends takes the process down with it
-    ("terminate called without an active exception", exit code -6).
+    Gloo's threads end when the last reference to a group is gone. Sharded models, which have reference cycles, and
+    DTensor's cache of layouts hold references. A thread that still holds a tensor when the interpreter ends aborts the
+    process ("terminate called without an active exception", exit code -6).
     """
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -67,15 +67,15 @@ def stop_ranks() -> None:
 
 
 def shard_model(model: nn.Module, device: torch.device, *, shard_size: int | None, cpu_offload: bool) -> nn.Module:
-    """Split every layer's weights over the ranks. A model names its entry points beside forward in `forward_methods`.
+    """Shard every layer's weights over the ranks with FSDP2. `forward_methods` of a model lists its other entry points.
 
-    FSDP2 averages gradients over ranks, so a loss is a local sum over the *mean* over ranks of the token count.
-    Where products are in bf16, weights rest in their own dtype and travel in bf16, norms and embeddings too; gradients
-    are added up over ranks in float32. A head, which is one row, stays in float32.
+    FSDP2 averages gradients over ranks, so a loss must be a local sum over the mean of the ranks' token counts.
+    Where matmuls are in bf16, weights are stored in their own dtype and sent in bf16, also norms and embeddings.
+    Gradients are summed over ranks in float32. A head, which has one row, stays in float32.
 
     Args:
-        shard_size: ranks that hold one copy between them, the next ones another copy (HSDP); None: all of them.
-        cpu_offload: weights, gradients and moments rest in host memory, and the optimizer steps there.
+        shard_size: number of ranks that share one copy of the weights (HSDP). None: all ranks share one copy.
+        cpu_offload: keep weights, gradients and moments in host memory, and run the optimizer there.
     Raises:
         ValueError: shard_size does not divide the number of ranks.
     """
@@ -92,10 +92,12 @@ def shard_model(model: nn.Module, device: torch.device, *, shard_size: int | Non
         settings["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for layer in model.transformer.layers:
         fully_shard(layer, **settings, reshard_after_forward=True)
-    fully_shard(model, **settings, reshard_after_forward=False)  # the ends: backward wants them again at once
+    fully_shard(
+        model, **settings, reshard_after_forward=False
+    )  # embedding and output: the backward pass needs them again immediately
     for name in model.forward_methods:
         register_fsdp_forward_method(model, name)
-    if hasattr(model, "read_weights"):  # so far it is shapes only (model/build.py): now each rank takes its part
+    if hasattr(model, "read_weights"):  # the model has only shapes so far (model/build.py): each rank reads its rows
         home = torch.device("cpu") if cpu_offload else device
         model._apply(lambda tensor: torch.empty_like(tensor, device=home) if tensor.is_meta else tensor)
         model.read_weights()
@@ -104,9 +106,9 @@ def shard_model(model: nn.Module, device: torch.device, *, shard_size: int | Non
 
 
 def own_rows(tensor: Tensor) -> tuple[Tensor, int]:
-    """The rows of a tensor that lie on this rank, and the number of the first; all of them where it is not split.
+    """(the rows of a tensor on this rank, the index of the first one). All rows, if the tensor is not sharded.
 
-    FSDP2 splits dimension 0 as torch.chunk does, the last of the mesh's dimensions being the one that splits.
+    FSDP2 shards dimension 0 like torch.chunk, over the last dimension of the mesh.
     """
     if not isinstance(tensor, DTensor):
         return tensor, 0
@@ -117,10 +119,10 @@ def own_rows(tensor: Tensor) -> tuple[Tensor, int]:
 
 @contextmanager
 def gathered(*models: nn.Module) -> Iterator[None]:
-    """Whole weights, in the dtype of products, for as long as the block lasts: ranks may run unequal numbers of
-    forwards, as sampling does.
+    """Inside the block, weights are whole, in the dtype of matmuls. So ranks may run different numbers of forwards.
 
-    For forwards without gradients. All ranks enter and leave; a model that is not sharded, or whole already, stays so.
+    It is for forwards without gradients, such as sampling. All ranks must enter and leave. A model that is not sharded,
+    or is gathered already, does not change.
     """
     parts = [part for part in _parts(*models) if not getattr(part, "is_gathered", False)]
     for part in parts:
@@ -134,7 +136,7 @@ def gathered(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def split(model: nn.Module) -> Iterator[None]:
-    """The reverse, inside `gathered` too: the parameters are the masters, each rank's own rows of them."""
+    """Inside the block, also within `gathered`, parameters are sharded master weights: each rank has its own rows."""
     parts = [part for part in _parts(model) if getattr(part, "is_gathered", False)]
     for part in parts:
         _split(part)
@@ -150,24 +152,24 @@ def _parts(*models: nn.Module) -> list[FSDPModule]:
 
 
 def _gather(part: FSDPModule) -> None:
-    part.set_reshard_after_forward(False, recurse=False)  # a forward inside must not split it again
+    part.set_reshard_after_forward(False, recurse=False)  # a forward inside must not reshard it
     part.unshard()
     part.is_gathered = True
 
 
 def _split(part: FSDPModule) -> None:
     part.is_gathered = False
-    part.set_reshard_after_forward(not hasattr(part, "transformer"), recurse=False)  # as shard_model has it
+    part.set_reshard_after_forward(not hasattr(part, "transformer"), recurse=False)  # as in shard_model
     part.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself; gathered from all ranks, who all call it, where it is split."""
+    """The whole tensor. A sharded one is gathered, and then all ranks must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean over ranks, in at least float32. One rank: the value itself."""
+    """The mean over ranks, in float32 or wider. With one rank: the value itself."""
     value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
     if dist.is_initialized():
         value = value.clone()
@@ -177,7 +179,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def from_main(value: Any) -> Any:
-    """What rank 0 passed, on every rank."""
+    """The value of rank 0, on every rank."""
     if not dist.is_initialized():
         return value
     box = [value]
@@ -186,7 +188,7 @@ def from_main(value: Any) -> Any:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is up on any rank."""
+    """Whether the flag is True on any rank."""
     if not dist.is_initialized():
         return flag
     flags = torch.tensor(int(flag), device=device)

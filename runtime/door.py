@@ -1,4 +1,4 @@
-"""The entry of every door: Hydra composes the config, errors become exit codes."""
+"""The entry point of every script: Hydra composes the config, and errors become exit codes."""
 
 import os
 from collections.abc import Callable
@@ -15,19 +15,19 @@ from runtime.display import complain
 
 CONF = Path(__file__).parents[1] / "conf"
 FAILED, BAD_INPUT = 1, 2
-INTERRUPTED = 75  # EX_TEMPFAIL: the run stopped early and can go on, so no chain may take it for done
-MEMORY_KEYS = ("micro_batch_size", "data.max_length", "sampling.slots", "sampling.max_new_tokens")  # of those there are
+INTERRUPTED = 75  # EX_TEMPFAIL: the run stopped early and can be resumed, so a recipe must not go on
+MEMORY_KEYS = ("micro_batch_size", "data.max_length", "sampling.slots", "sampling.max_new_tokens")  # if they exist
 UNREADABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 class RunFailed(Exception):
-    """The input was good; what went wrong on the way, and how to go on."""
+    """A run that failed although its input was good. The message says why, and how to go on."""
 
 
 def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Compose conf/`config_name`.yaml with the command line and call `job(cfg)`; with -m, once for every combination.
+    """Compose conf/`config_name`.yaml with the command line and call `job(cfg)`, with -m for each combination.
 
-    Exit codes: 0 done; 2 bad input (one message, no traceback); 1 failed; 75 interrupted, resume=true goes on.
+    Exit codes: 0 done; 1 failed; 2 bad input (one message, no traceback); 75 interrupted, resume=true continues.
     HYDRA_FULL_ERROR=1 shows tracebacks.
     """
     composed = hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
@@ -48,10 +48,11 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
 
 
 def _prepared(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """The job, whose running out of memory names the settings to lower, and whose child processes are told nothing."""
+    """The job with two changes. Where memory runs out, the error names the settings to lower. Child processes do not
+    inherit HYDRA_FULL_ERROR."""
 
     def prepared(cfg: DictConfig) -> Any:
-        del os.environ["HYDRA_FULL_ERROR"]  # meant for this process, not for the doors of a recipe
+        del os.environ["HYDRA_FULL_ERROR"]  # meant for this process, not for the scripts that a recipe starts
         try:
             return job(cfg)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -60,10 +61,10 @@ def _prepared(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 raise
             given = [(key, OmegaConf.select(cfg, key)) for key in MEMORY_KEYS]
             there = [f"{key}={value}" for key, value in given if value is not None]
-            way_out = f"lower {' or '.join(there)}" if there else "give it smaller files"
+            suggestion = f"lower {' or '.join(there)}" if there else "give it smaller files"
             if OmegaConf.select(cfg, "precision") == "fp32":
-                way_out += ", or say precision=bf16"
-            raise RunFailed(f"out of memory ({str(error).splitlines()[0]}); {way_out}") from error
+                suggestion += ", or say precision=bf16"
+            raise RunFailed(f"out of memory ({str(error).splitlines()[0]}); {suggestion}") from error
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and checksums that say whether they still are what was written."""
+"""Atomic writes, so that a file is complete or absent, and checksums that detect later changes."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
 
 
 def sync(path: Path) -> None:
-    """Wait until the file, or the directory's list of names, is on the disk itself."""
+    """Wait until the file, or the directory's list of names, is on the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -23,7 +23,7 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def named_in_errors(path: Path) -> Iterator[None]:
-    """What the block writes is in this path: a full disk shows at a write, whose OSError names no file."""
+    """Add this path to an OSError in the block. A failed write, as on a full disk, does not name its file."""
     try:
         yield
     except OSError as error:
@@ -33,22 +33,22 @@ def named_in_errors(path: Path) -> Iterator[None]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write aside, wait for the disk, rename: after a crash at any moment the old file is there, or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a temporary file, sync it, rename it. After a crash either the old or the new file is complete."""
+    tmp_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with named_in_errors(path), open(aside, "wb") as file:
+        with named_in_errors(path), open(tmp_path, "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(tmp_path, path)
     finally:
         with contextlib.suppress(OSError):
-            aside.unlink()
+            tmp_path.unlink()
     sync(path.parent)
 
 
 def remove(path: Path) -> None:
-    """Delete the file, the link itself, or the directory with all that is in it; nothing where nothing is."""
+    """Delete a file, a link (not its target), or a directory with its content. Do nothing if there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -62,7 +62,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_once(path: Path) -> str:
-    """The same, read once a process as long as the file's size and time stay: several models may come from one file."""
+    """The same, cached for this process while the file's size and time do not change."""
     there = path.stat()
     return _sha256_of(path, there.st_size, there.st_mtime_ns, there.st_ino)
 
@@ -73,7 +73,7 @@ def _sha256_of(path: Path, *as_it_is: int) -> str:
 
 
 def write_sums(directory: Path, names: Iterable[str] | None = None) -> None:
-    """SHA256SUMS of these files of the directory, or of all; every one of them is on the disk when this returns."""
+    """Write SHA256SUMS of these files of the directory, or of all. All of them are on the disk when this returns."""
     there = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
     names = sorted(set(there if names is None else names) - {SUMS})
     for name in names:
@@ -82,7 +82,7 @@ def write_sums(directory: Path, names: Iterable[str] | None = None) -> None:
 
 
 def read_sums(directory: Path) -> dict[str, str]:
-    """{name: sha256} of the directory's SHA256SUMS; nothing where it has none. Raises ValueError if it is damaged."""
+    """{name: sha256} of the directory's SHA256SUMS, empty if it has none. Raises ValueError if it is damaged."""
     path = directory / SUMS
     if not path.is_file():
         return {}
@@ -97,7 +97,7 @@ def check_sums(directory: Path, names: Iterable[str] | None = None) -> None:
     """Compare the files (all, or these where listed) with the directory's SHA256SUMS, if it has one.
 
     Raises:
-        ValueError: a file differs or is missing; it names each.
+        ValueError: a file differs or is missing. The message names each.
     """
     sums = read_sums(directory)
     wanted = sums.keys() if names is None else sums.keys() & set(names)

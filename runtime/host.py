@@ -1,4 +1,4 @@
-"""The machine and the process a run lives in: allocator, random states, memory, where the code came from."""
+"""The machine and the process of a run: allocator, random states, memory, commit of the code."""
 
 import ctypes
 import json
@@ -23,11 +23,11 @@ from runtime.files import write_whole
 ROOT = Path(__file__).parents[1]
 
 
-TRIM_EVERY = 16  # steps: what a trim costs is the memory that the next step maps anew, a sixth of a step
+TRIM_EVERY = 16  # steps; after a trim the next step maps memory again, which costs a sixth of a step
 
 
 def tune_allocator() -> None:
-    """Keep freed memory in the process. glibc hands large blocks back at once, and every step maps them anew (1.2x)."""
+    """Keep freed memory in the process. glibc would return large blocks, and every step would map them again (1.2x)."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX
@@ -35,14 +35,17 @@ def tune_allocator() -> None:
 
 
 def trim_memory(step: int) -> None:
-    """Now and then hand freed memory back after all: rows differ in length, so the holes that steps leave fit later
-    ones badly, and a long run would grow by them (a reward model of 135M parameters: 4.1 to 7.1 GB in 130 steps)."""
+    """Return freed memory every TRIM_EVERY steps.
+
+    Rows differ in length, so memory becomes fragmented and a long run would grow. A model of 135M parameters grew
+    from 4.1 to 7.1 GB in 130 steps.
+    """
     if step % TRIM_EVERY == 0 and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """GB (1e9 bytes) at most so far: allocated on the GPU, resident on the CPU."""
+    """Peak memory so far in GB (1e9 bytes): allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     status = Path("/proc/self/status")
@@ -52,7 +55,7 @@ def peak_memory_gb(device: torch.device) -> float:
 
 
 def seed_all(seed: int) -> torch.Generator:
-    """Seed every source of chance in the process; returns one more, of its own."""
+    """Seed all random generators of the process, and return another one."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -60,7 +63,7 @@ def seed_all(seed: int) -> torch.Generator:
 
 
 def random_state(rng: torch.Generator, device: torch.device) -> dict[str, Any]:
-    """Every source of chance in the process, as JSON values."""
+    """The states of all random generators of the process, as JSON values."""
     name, keys, *rest = np.random.get_state()
     states = {"torch": torch.get_rng_state(), "run": rng.get_state()}
     if device.type != "cpu":
@@ -70,7 +73,7 @@ def random_state(rng: torch.Generator, device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(saved: dict[str, Any], rng: torch.Generator, device: torch.device) -> None:
-    """Put back what `random_state` returned."""
+    """Restore the states that `random_state` returned."""
     states = {key: torch.frombuffer(bytearray.fromhex(saved[key]), dtype=torch.uint8) for key in ("torch", "run")}
     torch.set_rng_state(states["torch"])
     rng.set_state(states["run"])
@@ -84,7 +87,7 @@ def set_random_state(saved: dict[str, Any], rng: torch.Generator, device: torch.
 
 
 def job_name() -> str:
-    """The overrides that make this job different, as Hydra names it."""
+    """Hydra's name of this job: its overrides."""
     return HydraConfig.get().job.override_dirname if HydraConfig.initialized() else Path(sys.argv[0]).stem
 
 
@@ -94,7 +97,7 @@ def git_sha() -> str:
 
 
 def write_origin(cfg: DictConfig, directory: Path) -> None:
-    """run.json and git.diff: what would have to be known to do the run again, beside config.yaml."""
+    """Write run.json and git.diff. With config.yaml they are enough to repeat the run."""
     paths = {key: value for key, value in cfg.items() if isinstance(value, str) and os.path.exists(value)}
     origin = {
         "command": sys.argv,
@@ -115,7 +118,7 @@ def write_finish(directory: Path, step: int) -> None:
 
 
 def read_origin(directory: Path) -> dict:
-    """run.json; empty where there is none. Raises ValueError where it is damaged."""
+    """The content of run.json, empty if there is none. Raises ValueError where it is damaged."""
     path = directory / "run.json"
     try:
         origin = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -127,12 +130,12 @@ def read_origin(directory: Path) -> dict:
 
 
 def is_finished(directory: Path) -> bool:
-    """Whether the run of the directory came to its end."""
+    """Whether the run in the directory is complete."""
     return "finished" in read_origin(directory)
 
 
-def _git(*words: str) -> str:
+def _git(*args: str) -> str:
     try:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, timeout=10).stdout
+        return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""

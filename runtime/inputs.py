@@ -1,6 +1,6 @@
-"""What decides a run's numbers besides its config: the content of every file that the config names, and the code.
+"""Digests of the inputs of a run: of every file that the config names, and of the code.
 
-Checkpoints carry these digests (runtime/checkpoint.py, meta.json), so a resume can say what is no longer as it was.
+Checkpoints contain these digests (runtime/checkpoint.py, meta.json), so a resume can report what has changed.
 """
 
 import glob
@@ -18,16 +18,16 @@ from runtime.config import FREE_TO_CHANGE
 from runtime.files import sha256_once
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_INPUTS = ("lora", "ref_cache", "cache")  # names of layers; what runs remember, and other runs add to
-NO_NUMBERS = ("tests", "bench", "experiments", "docs", ".venv")  # code of this project that no run's numbers depend on
+NO_INPUTS = ("lora", "ref_cache", "cache")  # keys that name layers, or caches to which other runs add
+NO_NUMBERS = ("tests", "bench", "experiments", "docs", ".venv")  # code without influence on the results of runs
 _elsewhere: set[str] = set()
 
 
 def input_digests(cfg: DictConfig) -> dict[str, str]:
     """{"policy: runs/sft/model/model.safetensors": sha256, ...} of every file that the config names.
 
-    Of a directory all files in it, of a pattern all that match, of an adapter its base as well. Texts that name no
-    file are left out: most texts are settings.
+    A directory stands for all its files, a pattern for all matching files, an adapter also for its base. Texts that are
+    no file names are left out.
     """
     digests = {}
     for key, text in _texts(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)):
@@ -39,7 +39,7 @@ def input_digests(cfg: DictConfig) -> dict[str, str]:
 
 
 def also_runs(modules: list[str]) -> None:
-    """Files of modules that another process of this run has loaded: part of its code."""
+    """Add modules that another process of this run has loaded to the code of the run."""
     _elsewhere.update(modules)
 
 
@@ -52,7 +52,7 @@ def code_digests() -> dict[str, str]:
 
 
 def changed_inputs(before: dict[str, Any], cfg: DictConfig) -> list[str]:
-    """What of a checkpoint's `inputs` and `code` is no longer as it was, each in a few words."""
+    """The changes since a checkpoint's `inputs` and `code` were written, each in a few words."""
     old, new = before["inputs"], input_digests(cfg)
     changed = [f"{name} has other content" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
     changed += [f"{name} is gone" for name in sorted(old.keys() - new.keys())]
@@ -67,7 +67,7 @@ def changed_inputs(before: dict[str, Any], cfg: DictConfig) -> list[str]:
 def file_named_by(text: str) -> Path | None:
     """The file or directory that a setting names, if there is one.
 
-    FILE@train is a part of FILE, FILE.py:function lies in FILE.py, package:NAME/FILE in an installed package.
+    FILE@train is a part of FILE, FILE.py:function is in FILE.py, package:NAME/FILE is in an installed package.
     """
     if text.startswith("package:"):
         package, _, inside = text.removeprefix("package:").partition("/")
@@ -87,7 +87,7 @@ def _files_in(place: Path) -> list[Path]:
 
 
 def matches_of(text: str) -> list[str]:
-    """What a pattern matches; nothing where the text is none."""
+    """The files that a pattern matches. Empty where the text is no pattern."""
     return glob.glob(text.split("@")[0], recursive=True) if glob.has_magic(text) else []
 
 
@@ -102,7 +102,7 @@ def _base_of_adapter(place: Path) -> Path | None:
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a nested config under its dotted key, but for settings that change no number."""
+    """(dotted key, text) of all texts in a nested config, without settings that have no influence on results."""
     if isinstance(value, dict):
         for name, item in value.items():
             if name not in NO_INPUTS and (key or name not in FREE_TO_CHANGE):

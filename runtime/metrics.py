@@ -1,4 +1,4 @@
-"""What a run measures: exact means over every element on every rank, one JSON object a step."""
+"""The metrics of a run: exact means over all elements on all ranks, one JSON object per step."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from runtime.files import named_in_errors, sync
 
 
 class Mean(NamedTuple):
-    """A mean that stays on the device: what a mask leaves of (B, T) values, without asking how many there are."""
+    """A mean as sum and count, both on the device, so that masking needs no host synchronisation."""
 
     total: Tensor  # () float64
     count: Tensor  # ()
@@ -26,26 +26,26 @@ class Mean(NamedTuple):
 
 
 def masked(values: Tensor, mask: Tensor) -> Mean:
-    """The mean of the values where the mask is True. An index by a mask would make the host wait for a GPU."""
+    """The mean of the values where the mask is True. Indexing by the mask would make the host wait for a GPU."""
     return Mean(wide(torch.where(mask, values.detach(), 0)).sum(), mask.sum())
 
 
 def wide(values: Tensor) -> Tensor:
-    """In float64, which sums of many values need; Apple's GPUs have float32 at most."""
+    """The values in float64, for sums of many values; in float32 on Apple's GPUs."""
     return values.to(widest(values.device))
 
 
 class Metrics:
-    """Exact means over every element on every rank; `flush` is one exchange of ranks and one host read."""
+    """Exact means over all elements on all ranks. `flush` needs one all-reduce and one host read."""
 
     def __init__(self):
         self.sums: dict[str, Tensor | float] = defaultdict(float)
         self.counts: dict[str, Tensor | int] = defaultdict(int)
 
     def add(self, values: dict[str, Tensor | Mean | float]) -> None:
-        """A tensor weighs as much as it has elements: pass per-token or per-sequence values, not means.
+        """Add values. The weight of a tensor is its number of elements, so pass one per token or sequence, not means.
 
-        A `Mean` weighs as much as its count, a plain number one, on each rank.
+        The weight of a `Mean` is its count. The weight of a plain number is 1 on each rank.
         """
         for name, value in values.items():
             if isinstance(value, Tensor):
@@ -56,9 +56,9 @@ class Metrics:
             self.counts[name] = self.counts[name] + value.count
 
     def flush(self) -> dict[str, float]:
-        """Every mean since the last flush, by name; a name without any element on any rank has none."""
+        """name -> mean since the last flush. Names without any element on any rank are left out."""
         names = sorted(self.sums)
-        if dist.is_initialized():  # a rank without held-out rows, say, has added nothing
+        if dist.is_initialized():  # a rank may have added nothing, for example without held-out rows
             known: list[list[str]] = [[] for _ in range(dist.get_world_size())]
             dist.all_gather_object(known, names)
             names = sorted({name for of_rank in known for name in of_rank})
@@ -70,7 +70,7 @@ class Metrics:
 
 
 def read_once(cells: list[Tensor | float]) -> Tensor:
-    """The numbers, summed over ranks, as float64 of the host; those of the device are read together."""
+    """The numbers, summed over ranks, as float64 on the host. Those on the device are read together."""
     known = torch.tensor([0.0 if isinstance(x, Tensor) else float(x) for x in cells], dtype=torch.float64)
     places = defaultdict(list)  # by device: that of the run, and the host's own tensors
     for place, x in enumerate(cells):
@@ -89,10 +89,10 @@ def append_row(path: Path, row: dict) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def each_row(path: Path) -> Iterator[dict]:
-    """The rows of a file that a run wrote, one at a time, so that no reader grows with the length of the run.
+def each_log_row(path: Path) -> Iterator[dict]:
+    """Yield the rows of a run's metrics.jsonl or samples.jsonl, one at a time, so that memory does not grow.
 
-    A last line cut by a kill is left out. No file, no rows. Raises ValueError where a row is damaged.
+    An incomplete last line is left out. Without a file there are no rows. Raises ValueError where a row is damaged.
     """
     if not path.exists():
         return
@@ -112,19 +112,19 @@ def _row(line: bytes, where: str) -> dict:
     return row
 
 
-def read_rows(path: Path) -> list[dict]:
-    """All of them."""
-    return list(each_row(path))
+def read_log(path: Path) -> list[dict]:
+    """All rows of a run's metrics.jsonl or samples.jsonl, see `each_log_row`."""
+    return list(each_log_row(path))
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Forget what an interrupted run logged after its checkpoint: rows whose `step` is larger."""
+    """Delete the rows whose step is larger: an interrupted run logged them after its checkpoint."""
     if not path.exists():
         return
-    aside = path.with_suffix(".tmp")
-    with named_in_errors(path), open(aside, "w", encoding="utf-8") as file:
-        for row in each_row(path):
+    tmp_path = path.with_suffix(".tmp")
+    with named_in_errors(path), open(tmp_path, "w", encoding="utf-8") as file:
+        for row in each_log_row(path):
             if row["step"] <= step:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    sync(aside)
-    os.replace(aside, path)
+    sync(tmp_path)
+    os.replace(tmp_path, path)

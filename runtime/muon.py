@@ -1,7 +1,7 @@
-"""Muon: momentum whose matrices are made orthogonal, for the matrices of layers; AdamW for everything else.
+"""Muon, momentum with orthogonalised updates, for the matrices of the layers. All other weights use AdamW.
 
 Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon), with the scale of Liu et al. 2025 (arXiv:2502.16982,
-Eq. 4), under which it takes AdamW's learning rates and decay.
+Eq. 4), so that AdamW's learning rates and weight decay can be used.
 """
 
 import math
@@ -17,11 +17,11 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.AdamW):
-    """Of a group with `parts`, for each weight the rows of the matrices that lie one below the other in it:
+    """In a parameter group with `parts` (per weight, the numbers of rows of the matrices stacked in it):
 
     B <- momentum B + G;   O = orthogonal(G + momentum B);   W <- (1 - lr decay) W - lr 0.2 sqrt(max(rows, columns)) O
 
-    Groups without `parts` take AdamW's step.
+    Parameter groups without `parts` use AdamW.
     """
 
     @torch.no_grad()
@@ -104,8 +104,10 @@ def products_in(matrix: Tensor) -> torch.dtype:
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of a matrix U S V^T by Newton and Schulz: p(p(...p(s))) takes the place of each singular value s,
-    p(s) = a s + b s^3 + c s^5, between 0.7 and 1.2 after five steps."""
+    """Approximately U V^T of a matrix U S V^T, by Newton-Schulz iteration.
+
+    Each step replaces each singular value s by p(s) = a s + b s^3 + c s^5. After five steps s is between 0.7 and 1.2.
+    """
     a, b, c = COEFFICIENTS
     x = matrix.to(products_in(matrix))
     x = x.T if matrix.shape[0] > matrix.shape[1] else x
@@ -117,7 +119,7 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 def matrices_of_layers(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
-    """Each matrix of the layers that learns, and the rows of the ones that lie one below the other in it.
+    """Each trainable matrix of the layers -> the numbers of rows of the matrices that are stacked in it.
 
     Raises:
         ValueError: experts in one tensor of three dimensions, whose gates and ups take turns.

@@ -19,11 +19,12 @@ KINDS = ("adamw", "adamw8bit", "muon")
 def build_optimizer(
     models: nn.Module | Iterable[nn.Module], cfg: DictConfig, lr_scales: Iterable[float] | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW with decoupled decay, Loshchilov & Hutter 2019 (arXiv:1711.05101); matrices decay, norms and biases do not.
-    Or AdamW with moments in 8 bits, or Muon for the matrices of layers.
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), AdamW with moments in 8 bits, or Muon.
+
+    Weight decay applies to matrices, not to norms and biases.
 
     Args:
-        models: whose trainable parameters learn; a tied weight counts once.
+        models: their trainable parameters are optimised. A tied weight counts once.
         cfg: `kind`, `lr`, `betas`, `eps`, `weight_decay`, `momentum` of conf/optim.
         lr_scales: one factor of the learning rate per model; None = 1 each.
     Raises:
@@ -55,7 +56,9 @@ def build_optimizer(
         optimizer = AdamW8bit(groups, defaults)
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
 
-    def restore_settings(loaded: torch.optim.Optimizer) -> None:  # a checkpoint brings moments; the config rules
+    def restore_settings(
+        loaded: torch.optim.Optimizer,
+    ) -> None:  # take moments from the checkpoint and settings from the config
         for group, given in zip(loaded.param_groups, settings, strict=True):
             group |= given
 
@@ -64,7 +67,7 @@ def build_optimizer(
 
 
 def check_optim(cfg: DictConfig) -> None:
-    """Refuse settings that cannot be meant."""
+    """Raise ValueError where a setting of conf/optim is wrong."""
     check_choice("optim.kind", cfg.kind, KINDS)
     if cfg.kind == "muon" and (cfg.get("momentum") is None or not 0 <= cfg.momentum < 1):
         raise ValueError(f"optim=muon wants optim.momentum in [0, 1), got {cfg.get('momentum')}")
@@ -79,10 +82,10 @@ def check_optim(cfg: DictConfig) -> None:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, step: int, cfg: DictConfig) -> float:
-    """Give every group its share of the rate of the step that follows `step` completed ones; returns that rate.
+    """Set the learning rate of the step after `step` completed ones, times each group's scale. Returns the rate.
 
-    Warm-up rises linearly, lr * (step + 1) / warmup_steps; then the rate stays, or falls from lr to
-    lr * min_lr_ratio along a line or half a cosine that ends after `cfg.num_steps` steps.
+    Warm-up is linear: lr * (step + 1) / warmup_steps. After it the rate is constant, or falls from lr to
+    lr * min_lr_ratio linearly or as a half cosine, until `cfg.num_steps` steps.
     """
     lr = cfg.lr * lr_factor(step, cfg)
     for group in optimizer.param_groups:
@@ -91,7 +94,7 @@ def set_lr(optimizer: torch.optim.Optimizer, step: int, cfg: DictConfig) -> floa
 
 
 def lr_factor(step: int, cfg: DictConfig) -> float:
-    """The share of `cfg.lr` in force after `step` completed steps."""
+    """The factor of `cfg.lr` after `step` completed steps."""
     if step < cfg.warmup_steps:
         return (step + 1) / cfg.warmup_steps
     if cfg.schedule == "constant":
@@ -102,14 +105,14 @@ def lr_factor(step: int, cfg: DictConfig) -> float:
 
 
 def clip_grads(model: nn.Module, max_norm: float | None) -> Tensor:
-    """() float32: the model's gradient norm before clipping; gradients are scaled down to `max_norm` (null: never)."""
+    """() float32 gradient norm before clipping. Gradients are scaled down to `max_norm`; None: never."""
     weights = [p for p in model.parameters() if p.requires_grad]
     norm = nn.utils.clip_grad_norm_(weights, math.inf if max_norm is None else max_norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def init_state(optimizer: torch.optim.Optimizer) -> None:
-    """Create the moments that the optimizer would create at its first step, so that a checkpoint has where to load."""
+    """Create the moments now instead of at the first step, so that a checkpoint can be loaded into them."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             if optimizer.state[p]:

@@ -1,4 +1,4 @@
-"""The pictures that a run leaves behind."""
+"""The plots of a run."""
 
 import math
 import warnings
@@ -10,8 +10,8 @@ POINTS = 1000  # of a curve, in a panel of 400 pixels
 
 
 def plot_metrics(rows: Iterable[dict], path: Path) -> None:
-    """One panel per metric, against the step. Of a long curve every k-th point, counted from the last."""
-    curves: dict[str, tuple[array, array]] = {}  # 16 bytes a point: drawing must not make a long run grow
+    """Plot one panel per metric over the step. A long curve has every k-th point, counted from the last."""
+    curves: dict[str, tuple[array, array]] = {}  # 16 bytes per point, so that plotting a long run needs little memory
     for row in rows:
         for name in row.keys() - {"step"}:
             steps, values = curves.setdefault(name, (array("d"), array("d")))
@@ -37,7 +37,7 @@ def plot_metrics(rows: Iterable[dict], path: Path) -> None:
 
 
 def plot_intervals(path: Path, title: str, rows: Sequence[tuple], *, null: float | None) -> None:
-    """One line a row (name, value, lower, upper): a dot and its interval; `null` is drawn as a vertical line."""
+    """Plot each row (name, value, lower, upper) as a dot with its interval, and `null` as a vertical line."""
     rows = [row for row in rows if row[1] is not None][::-1]
     width = min(12.0, 5.5 + 0.07 * max((len(str(row[0])) for row in rows), default=0))
     figure, axes = pyplot().subplots(figsize=(width, 1 + 0.28 * max(len(rows), 2)))
@@ -54,7 +54,7 @@ def plot_intervals(path: Path, title: str, rows: Sequence[tuple], *, null: float
 
 
 def plot_against_kl(path: Path, rows: Sequence[dict], watched: Sequence[str]) -> None:
-    """A panel for each watched reward: it and the score over the KL, each with its scale and its 95 % intervals.
+    """Plot one panel per watched reward: the reward and the score over the KL, with 95 % intervals.
 
     rows: of each evaluation (mean, half of the interval) under "kl", "score" and every watched name.
     """
@@ -70,14 +70,14 @@ def plot_against_kl(path: Path, rows: Sequence[dict], watched: Sequence[str]) ->
 
 
 def save_figure(figure, path: Path) -> None:
-    """Written aside and renamed, then closed."""
-    aside = path.with_name(f".{path.name}.tmp")
+    """Save the figure to a temporary file, rename it, and close the figure."""
+    tmp_path = path.with_name(f".{path.name}.tmp")
     with warnings.catch_warnings():  # a name in a script that the font lacks is drawn as boxes; not worth four lines
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.tight_layout()
-        figure.savefig(aside, dpi=110, format="png")
+        figure.savefig(tmp_path, dpi=110, format="png")
     pyplot().close(figure)
-    aside.replace(path)
+    tmp_path.replace(path)
 
 
 def pyplot():

@@ -1,6 +1,6 @@
-"""What a result is told with: result.json, a table on the screen, one HTML page that needs no other file.
+"""Write results: result.json, tables on the screen, self-contained HTML pages.
 
-A page is a title and blocks, each made (and escaped) by `heading`, `paragraph`, `bullets`, `table` or `picture`:
+A page is a title and blocks. `heading`, `paragraph`, `bullets`, `table` and `picture` make blocks and escape texts:
 
     write_page(run_dir / "report.html", "Agreement", bullets(verdicts), table(rows), picture(run_dir / "agreement.png"))
 """
@@ -35,13 +35,13 @@ SHORT = 24  # characters of a line that is not broken
 
 
 def write_result(directory: Path, result: dict) -> None:
-    """result.json; a number that is not finite is null."""
+    """Write result.json. Numbers that are not finite become null."""
     text = json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False)
     write_whole(directory / "result.json", text + "\n")
 
 
 def plain(value):
-    """The value with numpy's types turned into Python's and what is not finite into None."""
+    """The value with NumPy types converted to Python's, and numbers that are not finite to None."""
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
@@ -52,7 +52,7 @@ def plain(value):
 
 
 def cell(value) -> str:
-    """A value in a table: four significant digits, thousands whole, a dash where there is nothing."""
+    """The text of a table cell: four significant digits, one decimal from 1,000 on, a dash for None."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "-"
     if isinstance(value, float):
@@ -61,7 +61,7 @@ def cell(value) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """A table on the screen, numbers to the right."""
+    """Print a table, with numbers aligned to the right."""
     shown = Table(title=title, title_justify="left")
     for i, name in enumerate(columns):
         shown.add_column(name, justify="left" if i == 0 else "right")
@@ -71,7 +71,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence]) ->
 
 
 def write_page(path: Path, title: str, *blocks: str) -> None:
-    """The page: its title, then the blocks."""
+    """Write an HTML page with the title and the blocks."""
     head = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{STYLE}</style>"
@@ -90,14 +90,14 @@ def paragraph(text: str) -> str:
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """One point a line."""
+    """A list with one item per line."""
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def table(rows: Sequence[Sequence], *, kinds: Sequence[str] | None = None) -> str:
-    """The first row is the header; texts are read from the left, figures from the right.
+    """A table. The first row is the header. Texts are aligned to the left, numbers to the right.
 
-    kinds: "bad", "unknown" or "" of each other row, which colours it.
+    kinds: "bad", "unknown" or "" for each other row. It sets the colour.
     """
     header, *body = rows
     texts = {i for row in body for i, value in enumerate(row) if isinstance(value, str) and " " in value}
@@ -109,7 +109,7 @@ def table(rows: Sequence[Sequence], *, kinds: Sequence[str] | None = None) -> st
 
 
 def picture(path: Path) -> str:
-    """A PNG, embedded; nothing where there is no such file."""
+    """An embedded PNG, or an empty text if the file does not exist."""
     if not path.exists():
         return ""
     data = b64encode(path.read_bytes()).decode()

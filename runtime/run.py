@@ -1,6 +1,6 @@
-"""Run: the toolbox a training loop calls. Seeds, device, run directory, log, resume, teardown. It never calls the loop.
+"""Run: what a training loop needs besides the algorithm. Seeds, device, run directory, log, resume, teardown.
 
-main(train, "train_sft")                   the door: config, exit codes
+main(train, "train_sft")                   the entry point: config, exit codes
 with Run(cfg) as run:                      inside `main`; refuses a directory that holds a run
     run.resume(policy=policy, ...)         names the training state; loads it where resume=true
     while run.step < cfg.num_steps:        run.step = completed steps
@@ -35,13 +35,13 @@ from runtime.display import Terminal, complain
 from runtime.door import INTERRUPTED, RunFailed, enter
 from runtime.files import sync
 from runtime.inputs import changed_inputs, code_digests, input_digests
-from runtime.metrics import Metrics, append_row, drop_rows_after, each_row
+from runtime.metrics import Metrics, append_row, drop_rows_after, each_log_row
 from runtime.plots import plot_metrics
 from runtime.seeds import LARGEST
 from runtime.shares import places_of
 from runtime.stopping import StopSignals
 
-LOGS = ("metrics.jsonl", "samples.jsonl")  # a row has its `step`
+LOGS = ("metrics.jsonl", "samples.jsonl")  # each row has a `step`
 
 
 class Run:
@@ -55,8 +55,8 @@ class Run:
         self.cfg, self.dir = cfg, Path(cfg.run_dir)
         self.step, self.tokens_seen = 0, 0  # completed steps; attention-mask tokens of all ranks
         self.metrics = Metrics()
-        self._state: dict[str, Any] = {}  # what a checkpoint holds, by name
-        self._origin: dict[str, Any] = {}  # what decides the numbers, for the checkpoints
+        self._state: dict[str, Any] = {}  # name -> an object with a state, for checkpoints
+        self._origin: dict[str, Any] = {}  # digests of inputs and code, for checkpoints
         self._saved_step, self._begun, self._signals = -1, False, StopSignals()
         self._board: Board | None = None
         self._board_id: str | None = None  # of the run that this one goes on with
@@ -64,7 +64,9 @@ class Run:
     def __enter__(self) -> "Run":
         host.tune_allocator()
         self.rank, self.world_size, self.device = distributed.start_ranks(self.cfg.dist.strategy)
-        if "precision" in self.cfg:  # config.yaml holds what auto became: a resume elsewhere must not change numbers
+        if (
+            "precision" in self.cfg
+        ):  # replaces auto in config.yaml, so that a resume on another machine computes the same
             self.cfg.precision = choose_precision(self.cfg.precision, self.device)
         self.is_main = self.rank == 0
         self._lock = directory.claim(self.dir, self.cfg) if self.is_main else None
@@ -75,7 +77,7 @@ class Run:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        """Leave nothing behind in the process: the next job of a sweep starts in it."""
+        """Release everything, because the next job of a sweep starts in this process."""
         self._signals.close()
         self.terminal.close()
         if self._board is not None:
@@ -92,7 +94,7 @@ class Run:
     # ---- models and ranks
 
     def shard(self, model: nn.Module) -> nn.Module:
-        """The model on this rank's device, its weights split over the ranks where dist=fsdp or hsdp."""
+        """The model on this rank's device. With dist=fsdp or hsdp its weights are sharded over the ranks."""
         how = self.cfg.dist
         if how.strategy == "single":
             return model.to(self.device)
@@ -104,30 +106,30 @@ class Run:
         return distributed.mean_over_ranks(value)
 
     def minibatches(self, num_rows: int, epochs: int, size: int, samples_per_prompt: int = 1) -> Iterator[Tensor]:
-        """Indices of this rank's share of each minibatch: the same minibatches on any number of ranks.
+        """Yield the indices of this rank's share of each minibatch. Minibatches do not depend on the number of ranks.
 
-        All ranks' rows, all prompts' first samples first, are a table of `size` columns; each epoch permutes every
-        column by itself, and a minibatch is a row of it. A rank's prompts are every world_size-th, so it owns whole
-        columns, and no minibatch leaves a rank without work.
+        The rows of all ranks form a table with `size` columns, which starts with the first sample of all prompts. Each
+        epoch permutes every column separately, and a minibatch is a row of the table. A rank has every world_size-th
+        prompt, so it has whole columns, and every minibatch has rows for every rank.
 
         Args:
-            num_rows: of this rank, the samples of a prompt next to each other. size: rows of a minibatch of all ranks.
+            num_rows: of this rank, with the samples of a prompt consecutive. size: rows of a minibatch on all ranks.
         Raises:
             ValueError: the rows do not split evenly.
         """
-        rows, mine = num_rows * self.world_size, num_rows // samples_per_prompt  # prompts of this rank
+        rows, own_prompts = num_rows * self.world_size, num_rows // samples_per_prompt  # prompts of this rank
         if size % self.world_size or rows % size:
             raise ValueError(f"minibatch_size={size} does not divide {rows} rows on {self.world_size} ranks evenly")
         table = np.arange(rows).reshape(-1, size)
         for epoch in range(epochs):
             drawn = np.random.default_rng([self.cfg.seed, self.step, epoch]).permuted(table, axis=0)
             for minibatch in (places_of(numbers, self.rank, self.world_size) for numbers in drawn):
-                yield torch.from_numpy(minibatch % mine * samples_per_prompt + minibatch // mine)
+                yield torch.from_numpy(minibatch % own_prompts * samples_per_prompt + minibatch // own_prompts)
 
     # ---- the course of a run
 
     def begin(self) -> None:
-        """Inputs are good, so the directory may be written. `resume` calls it, and doors that do not train."""
+        """Start writing the directory after the checks of inputs. `resume` and scripts that do not train call it."""
         if self._begun:
             return
         again = self.step == 0 and (self.cfg.overwrite or self.cfg.resume)
@@ -143,11 +145,11 @@ class Run:
         self._paused, self._clock = 0.0, time.perf_counter()
 
     def resume(self, **state: Any) -> None:
-        """Name what a checkpoint holds (anything with state_dict/load_state_dict); load it where resume=true.
+        """Register the objects (with state_dict and load_state_dict) of a checkpoint, and load it if resume=true.
 
         Raises:
-            ValueError: the config, an input or the code changed in what changes numbers, every checkpoint is damaged,
-                or there is none although the run is finished.
+            ValueError: the config, an input or the code changed so that results would change, every checkpoint is
+                damaged, or the run is finished and has no checkpoint.
         """
         self._state = state
         if self.is_main:
@@ -162,18 +164,18 @@ class Run:
             if found is not None:
                 self._load(found[0])
             elif host.is_finished(self.dir) and not self.cfg.overwrite:
-                told = "holds a finished run without checkpoints, so there is nothing to resume"
-                raise ValueError(f"{self.dir} {told}; say overwrite=true to do it again")
+                problem = "holds a finished run without checkpoints, so there is nothing to resume"
+                raise ValueError(f"{self.dir} {problem}; say overwrite=true to do it again")
         self.begin()
 
     def due(self, every: int, step: int | None = None) -> bool:
-        """Whether the step under way (or `step`) is one of every `every`, or the last. 0 = never; step 0 = always."""
+        """Whether the current step (or `step`) is a multiple of `every` or the last. every=0: never; step 0: always."""
         step = self.step + 1 if step is None else step
         return every > 0 and (step % every == 0 or step == self.cfg.num_steps)
 
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
-        """Time that does not count as the step's: evaluation, sampling, saving."""
+        """Time in the block, such as evaluation, sampling or saving, does not count as time of the step."""
         start = time.perf_counter()
         try:
             yield
@@ -181,7 +183,7 @@ class Run:
             self._paused += time.perf_counter() - start
 
     def log_samples(self, samples: list[dict], step: int | None = None) -> None:
-        """Texts to read: samples.jsonl, terminal, board. They belong to the step under way (or `step`)."""
+        """Log sample texts of the current step (or `step`) to samples.jsonl, the terminal and the board."""
         step = self.step + 1 if step is None else step
         if not self.is_main:
             return
@@ -189,11 +191,11 @@ class Run:
             append_row(self.dir / "samples.jsonl", {"step": step} | sample)
         for sample in samples[:2]:
             texts = [f"    {name}: {value}" for name, value in sample.items() if not isinstance(value, list)]
-            self.terminal.say("\n".join(texts))  # lists hold a number per token: for the file
+            self.terminal.say("\n".join(texts))  # lists have a number per token, and are only for the file
         self._board.log_samples(step, samples)
 
     def log_metrics(self, step: int) -> None:
-        """Write what was added since the last row as the row of `step`."""
+        """Write the metrics since the last row as the row of `step`."""
         figures = self.metrics.flush()
         if not figures or not self.is_main:
             return
@@ -202,7 +204,7 @@ class Run:
         self._board.log(step, figures)
 
     def end_step(self, num_tokens: int | None = None) -> None:
-        """Complete a step: its row of metrics, its checkpoint when due. Stops here (exit 75) when told to.
+        """End a step: write its metrics, and a checkpoint when due. After a stop signal it exits with 75.
 
         Args:
             num_tokens: attention-mask tokens of this rank's rows in the step.
@@ -226,13 +228,13 @@ class Run:
         self._paused, self._clock = 0.0, time.perf_counter()
 
     def stop_if_not_finite(self, value: Tensor, row_losses: Tensor, rows: list[str]) -> None:
-        """Call it before the optimizer's step: nothing is stepped, and the rows at fault are in bad_rows.jsonl.
+        """Stop before the optimizer's step if `value` is not finite. The rows at fault are written to bad_rows.jsonl.
 
         Args:
-            value: () what must be finite: the gradient's norm, which the loss enters.
-            row_losses: (B,). rows: where each comes from, FILE:LINE.
+            value: () the gradient norm, which is not finite if the loss is not.
+            row_losses: (B,). rows: FILE:LINE of each row.
         Raises:
-            FloatingPointError: it is not finite on some rank.
+            FloatingPointError: the value is not finite on some rank.
         """
         if not distributed.any_rank(not torch.isfinite(value).item(), self.device):
             return
@@ -247,7 +249,7 @@ class Run:
         )
 
     def save(self) -> None:
-        """Write the training state as of the last completed step. `end_step` calls it when save_every says so."""
+        """Write a checkpoint of the last completed step. `end_step` calls it when save_every is due."""
         if self._saved_step == self.step:
             return
         self._write_state(self.dir / "checkpoints")
@@ -255,25 +257,27 @@ class Run:
         if self.is_main:
             rows = self.dir / "metrics.jsonl"
             root, metric = self.dir / "checkpoints", self.cfg.get("keep_best")
-            best = checkpoint.best_step(each_row(rows), root, metric)
+            best = checkpoint.best_step(each_log_row(rows), root, metric)
             if metric is not None and not best:
                 complain(f"keep_best={metric}: no checkpoint's row of metrics.jsonl has a finite figure of that name")
             checkpoint.prune_checkpoints(root, step=self.step, keep_last=self.cfg.keep_last, keep=best)
-            plot_metrics(each_row(rows), self.dir / "curves.png")
+            plot_metrics(each_log_row(rows), self.dir / "curves.png")
 
     def finish(self, key: str) -> float:
-        """Draw the curves, say where everything is, and return the last value of a metric (for sweeps)."""
+        """Plot the metrics, print the directory, and return the last value of the metric `key`, for sweeps."""
         rows = self.dir / "metrics.jsonl"
         if self.is_main:
-            plot_metrics(each_row(rows), self.dir / "curves.png")
+            plot_metrics(each_log_row(rows), self.dir / "curves.png")
             host.write_finish(self.dir, self.step)
             self.terminal.say(f"done: {self.dir}")
-        found = [row[key] for row in each_row(rows) if key in row] if self.is_main else []
+        found = [row[key] for row in each_log_row(rows) if key in row] if self.is_main else []
         return found[-1] if found else float("nan")
 
     def failure(self, error: OSError | ValueError) -> Exception:
-        """What to say of a full disk, or of a reward function that fails in step 900: bad input before the run began,
-        later how to go on."""
+        """The exception to raise for an error such as a full disk or a reward function that fails.
+
+        Before the run began it is the error itself (bad input). Later it is a RunFailed that says how to go on.
+        """
         if not self._begun or (isinstance(error, ValueError) and not self.step):
             return error
         latest = self.dir / "checkpoints" / "latest"
@@ -282,14 +286,14 @@ class Run:
 
     @property
     def stopping(self) -> bool:
-        """Whether the process was told to stop (SIGTERM, SIGINT): for doors that wait rather than step."""
+        """Whether SIGTERM or SIGINT arrived, for scripts that wait and have no steps."""
         return self._signals.asked
 
     # ---- inside
 
     def _write_state(self, root: Path) -> None:
         meta = {"step": self.step, "tokens_seen": self.tokens_seen, "git_sha": host.git_sha()} | self._origin
-        if self.is_main:  # rows are dropped at a resume, never made up: they must be on the disk before the checkpoint
+        if self.is_main:  # a resume drops later rows and cannot restore missing ones, so they must be on the disk first
             for path in filter(Path.exists, (self.dir / name for name in LOGS)):
                 sync(path)
         checkpoint.save_checkpoint(root, self.step, self._snapshot(), meta, rank=self.rank)
@@ -304,8 +308,8 @@ class Run:
         }
 
     def _check_unchanged(self, path: Path | None, meta: dict[str, Any] | None) -> None:
-        """The config and every input are those of the checkpoint; without one, the config is that of config.yaml."""
-        fault = self._fault_of_resume(path, meta) if self.is_main else None  # who reads it all is one rank
+        """Raise ValueError unless config and inputs equal the checkpoint's, or the config equals config.yaml's."""
+        fault = self._fault_of_resume(path, meta) if self.is_main else None  # one rank reads all files
         if fault := distributed.from_main(fault):
             raise ValueError(fault)
 
@@ -328,7 +332,7 @@ class Run:
         return None
 
     def _check_not_trained(self) -> None:
-        """A door without a training state has nothing to go on with where a training left its own."""
+        """Raise ValueError where a script without a training state would resume in the directory of a training."""
         trained = any((self.dir / name).exists() for name in ("model", "checkpoints"))
         if trained and not self._state and not self.cfg.overwrite:
             raise ValueError(
@@ -341,16 +345,18 @@ class Run:
             for name, value in self._state.items():
                 value.load_state_dict(saved["state"][name])
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            told = f"{path} holds the state of another training ({error}); overwrite=true begins again"
-            raise ValueError(told) from error
+            problem = f"{path} holds the state of another training ({error}); overwrite=true begins again"
+            raise ValueError(problem) from error
         if saved.get("world_size", self.world_size) == self.world_size:
             host.set_random_state(saved["random"], self.rng, self.device)
-        else:  # ranks that were not there have no state; no two may draw the same noise
+        else:  # new ranks have no saved state, and two ranks must not draw the same numbers
             self.rng = host.seed_all(self.cfg.seed + self.rank + (checkpoint.step_of(path) << 32))
         self.tokens_seen = saved["tokens_seen"]
         self.step = self._saved_step = checkpoint.step_of(path)
         if self.is_main:
-            checkpoint.point_latest(path)  # a kill may have come between the two, or the newest is damaged
+            checkpoint.point_latest(
+                path
+            )  # the process may have been killed before it moved `latest`, or the newest one is damaged
             for name in LOGS:
                 drop_rows_after(self.dir / name, self.step)
         self._board_id = saved["board_id"]
@@ -359,7 +365,7 @@ class Run:
 
 @contextlib.contextmanager
 def removed_if_empty(path: Path, since: float) -> Iterator[None]:
-    """Afterwards the directory is gone if nothing was written into it and it was made after `since`, in seconds."""
+    """After the block, delete the directory if it is empty and was created after the time `since` (seconds)."""
     made_here = path.exists() and path.stat().st_ctime > since
     try:
         yield
@@ -370,12 +376,14 @@ def removed_if_empty(path: Path, since: float) -> Iterator[None]:
 
 
 def main(job: Callable[[DictConfig, Run], float], config_name: str) -> None:
-    """A door's entry: composes conf/`config_name`.yaml with the command line and calls `job(cfg, run)`."""
+    """The entry point of a script: compose conf/`config_name`.yaml with the command line, call `job(cfg, run)`."""
 
     started = time.time()
 
     def in_a_run(cfg: DictConfig) -> float:
-        with removed_if_empty(Path(cfg.run_dir), started):  # Hydra made it; a refused run leaves none that is empty
+        with removed_if_empty(
+            Path(cfg.run_dir), started
+        ):  # Hydra creates it; a refused run must not leave an empty one
             run = Run(cfg)
             try:
                 with run:

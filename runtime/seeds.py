@@ -1,8 +1,8 @@
-"""The one rule of what is drawn from: a run's seed and where the draw stands, mixed into 63 bits."""
+"""Seeds of random draws: the run's seed and the place of the draw, hashed to 63 bits."""
 
 import hashlib
 
-LARGEST = 2**32 - 1  # NumPy's own limit: above it, seeds would have to be folded and two would mean the same
+LARGEST = 2**32 - 1  # NumPy's limit; larger seeds would have to be folded, and two seeds could be equivalent
 
 
 def seed_of(seed: int, *place: int | str) -> int:

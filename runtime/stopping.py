@@ -13,18 +13,18 @@ from runtime.display import complain
 from runtime.door import INTERRUPTED
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
-APART = 1.0  # seconds: Slurm and the terminal signal every process, and torchrun and recipes pass it on; that is one
-PATIENCE = 5.0  # seconds that the process has to end by itself after the second
+APART = 1.0  # seconds; signals within this time count as one, since Slurm, torchrun and recipes each forward it
+PATIENCE = 5.0  # seconds after the second signal before the process is ended
 WATCHER = Path(__file__).with_name("stop_watcher.py")
 
 
 class StopSignals:
-    """Listens from `start` to `close`; `asked` says whether one came.
+    """Handles stop signals from `start` to `close`. `asked` is True after one arrived.
 
-    Python hands a signal to its main thread, which a call into C may hold for ever: a collective whose other rank is
-    gone, a kernel that never ends. So another process counts them too (runtime/stop_watcher.py), at the other end of
-    the file descriptor to which the interpreter writes each signal as it arrives. Where the second did not end this
-    process in time, a thread does, at its word; and where C code holds the interpreter's lock, it kills this process.
+    Python handles signals in its main thread, which C code may block: a collective whose other rank is gone, or a
+    kernel that never ends. So another process counts signals too (runtime/stop_watcher.py), at the other end of the
+    file descriptor to which the interpreter writes each signal. If this process does not end in time after the second
+    one, a thread ends it at the watcher's request. If C code holds the interpreter's lock, the watcher kills it.
     """
 
     def start(self) -> None:
@@ -41,7 +41,7 @@ class StopSignals:
         threading.Thread(target=end_when_told, args=(self._watcher.stdout,), daemon=True).start()
 
     def close(self) -> None:
-        """Put back what was there before."""
+        """Restore the previous handlers."""
         signal.set_wakeup_fd(self._sink_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -1,10 +1,10 @@
-"""Where torch's distributed checkpoint keeps its tensors: raw bytes and an index in JSON, nothing that is unpickled.
+"""Storage for torch's distributed checkpoint (DCP): raw bytes and an index in JSON. Nothing is unpickled.
 
-    rank_0.tensors   the shards of rank 0, one after the other, each from a multiple of 64 bytes
+    rank_0.tensors   the shards of rank 0, each starting at a multiple of 64 bytes
     index.json       {name: {"dtype", "size", "chunks": [{"offsets", "sizes", "file", "start"}, ...]}}
 
-A checkpoint may be read by another number of ranks than wrote it: DCP's planner says which part of which chunk goes
-where. Everything in the index is compared with the files before a tensor is allocated.
+The number of ranks may change between writing and reading: DCP's planner maps parts of chunks to tensors. The index is
+checked against the files before any tensor is allocated.
 """
 
 import json
@@ -40,7 +40,7 @@ DTYPES = {
 
 
 class TensorWriter(StorageWriter):
-    """Writes into a directory that is there and empty; `dcp.save` calls its methods."""
+    """Writes into an existing, empty directory. `dcp.save` calls its methods."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -89,7 +89,7 @@ class TensorWriter(StorageWriter):
 
 
 class TensorReader(StorageReader):
-    """Reads what TensorWriter wrote. Raises ValueError where the index and the files contradict each other."""
+    """Reads the files of TensorWriter. Raises ValueError where the index and the files contradict each other."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -128,7 +128,7 @@ class TensorReader(StorageReader):
         self.tensors[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), size, chunks)
 
     def _check_bytes(self) -> None:
-        """Every chunk lies inside its file, and no two share bytes: a small file never becomes a large tensor."""
+        """Raise ValueError unless chunks lie in their files without overlap: no small file may fill a large tensor."""
         spans: dict[str, list[tuple[int, int]]] = {}
         for file, start, chunk, dtype in self.places.values():
             spans.setdefault(file, []).append((start, start + math.prod(chunk.sizes) * dtype.itemsize))
@@ -175,7 +175,7 @@ class TensorReader(StorageReader):
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
-    """The same memory as uint8."""
+    """A view of the same memory as uint8."""
     return tensor.reshape(-1).view(torch.uint8)
 
 

@@ -1,6 +1,6 @@
 """The loops of train_ppo.py and train_dpo.py on the enumerable task, with a table in place of every network.
 
-Both take `look(step, policy)`, called before the first step and after every one; bench/exact_optimum.py draws with it.
+Both call `on_step(step, policy)` before the first step and after every step; bench/exact_optimum.py draws with it.
 """
 
 import copy
@@ -23,14 +23,14 @@ from tests.enumerable_task import COMPLETIONS, NUM_STATES, TabularPolicy, make_t
 
 PPO_STEPS, BATCH = 400, 512
 DPO_STEPS, DPO_LEARNING_RATE = 1000, 1.0
-Look = Callable[[int, TabularPolicy], None]
+OnStep = Callable[[int, TabularPolicy], None]
 
 
 def train_ppo(
     seed: int, *, kl_coef: float, kind="gae", kl_in="reward", kl_estimator="k2", samples_per_prompt=1, score=None,
     policy_loss="clip", clip_range=0.2, clip_range_high=None, aggregate="token", gaps=False, updates=4, steps=PPO_STEPS,
     teacher: TabularPolicy | None = None, stale=0, correction: str | None = "sequence_truncate", max_weight=2.0,
-    look: Look = lambda step, policy: None,
+    on_step: OnStep = lambda step, policy: None,
 ) -> TabularPolicy:  # fmt: skip
     """train_ppo.py's order of events; the task's reward goes through score(scores, completions) first.
 
@@ -45,7 +45,7 @@ def train_ppo(
     generator = torch.Generator().manual_seed(seed)
     clip = {"clip_range": clip_range, "clip_range_high": clip_range_high}
     clip |= {"dual_clip": None} if policy_loss == "clip" else {}
-    look(0, policy)
+    on_step(0, policy)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = 0.05 * (1 - step / steps)
@@ -91,7 +91,7 @@ def train_ppo(
             loss.backward()
             optimizer.step()
         samplers = [*samplers[1:], copy.deepcopy(policy)] if stale else samplers
-        look(step + 1, policy)
+        on_step(step + 1, policy)
     return policy
 
 
@@ -103,7 +103,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def train_dpo(
-    seed: int, *, beta: float, loss="dpo", K=2, elements=8192, scale=1.0, look: Look = lambda step, policy: None
+    seed: int, *, beta: float, loss="dpo", K=2, elements=8192, scale=1.0, on_step: OnStep = lambda step, policy: None
 ) -> TabularPolicy:
     """train_dpo.py's order of events; a judge, whose rewards are the task's times `scale`, ranks fresh answers."""
     logits, rewards = make_task(seed)
@@ -111,7 +111,7 @@ def train_dpo(
     ref_logprobs = reference.logprobs(COMPLETIONS).sum(1).detach()  # (156,)
     optimizer = torch.optim.Adam(policy.parameters(), lr=DPO_LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
-    look(0, policy)
+    on_step(0, policy)
     for step in range(DPO_STEPS):
         optimizer.param_groups[0]["lr"] = DPO_LEARNING_RATE * (1 - step / DPO_STEPS)
         rows = torch.randint(len(COMPLETIONS), (elements, K), generator=generator)
@@ -122,7 +122,7 @@ def train_dpo(
         optimizer.zero_grad()
         ranking_loss(loss, logprobs, ref_logprobs[rows], beta).backward()
         optimizer.step()
-        look(step + 1, policy)
+        on_step(step + 1, policy)
     return policy
 
 

@@ -23,7 +23,7 @@ from data.checks.pilot import check_pilot, describe, distance, judge  # noqa: E4
 from data.checks.quality import check_quality, k_center, score_parts  # noqa: E402
 from data.checks.task_classifier import _threshold  # noqa: E402
 from data.checks.task_mix import check_task_mix, classify, compare, draw_to_mix, read_kind  # noqa: E402
-from data.checks.texts import Row, parse_row, read_rows  # noqa: E402
+from data.checks.texts import TextRow, parse_row, read_texts  # noqa: E402
 from data.records import BadRows  # noqa: E402
 from data.scripted_client import ScriptedClient  # noqa: E402
 
@@ -500,9 +500,9 @@ def test_each_user_message_is_a_prompt_and_turns_are_counted(tmp_path, words_as_
 
 def test_kinds_are_told_better_than_by_guessing_and_dialogues_are_chat():
     rows = [
-        Row([{"role": "user", "content": "Summarize the following article in two sentences."}]),
-        Row([{"role": "user", "content": "Write a poem about the moon."}]),
-        Row(parse_row({"messages": [*chat("Hi")["messages"], *chat("And you?")["messages"]]})[0].messages),
+        TextRow([{"role": "user", "content": "Summarize the following article in two sentences."}]),
+        TextRow([{"role": "user", "content": "Write a poem about the moon."}]),
+        TextRow(parse_row({"messages": [*chat("Hi")["messages"], *chat("And you?")["messages"]]})[0].messages),
     ]
     kinds, sure, facts = classify(rows, [str(ROOT / "data/embedded/task_kinds.jsonl")], min_precision=0.8, seed=0)
     assert kinds == ["summarization", "generation", "chat"] and all(sure)
@@ -663,7 +663,7 @@ def test_pairs_and_trees_are_selected_by_their_better_answer_and_the_trainers_re
     assert len(formats.examples(kinds["message_tree_id", "messages"])) == 1
     pairs = [formats.preferences(row)[0] for row in written if "chosen" in row]
     assert {pair.chosen for pair in pairs} == {good} and {pair.rejected for pair in pairs} == {"No."}
-    assert [read_rows([write(tmp_path / "h.jsonl", [raw])], BadRows("error"))[0].answered] == [[good]]
+    assert [read_texts([write(tmp_path / "h.jsonl", [raw])], BadRows("error"))[0].answered] == [[good]]
 
 
 def test_a_kind_that_no_labelled_prompt_has_is_refused(tmp_path):
@@ -707,8 +707,8 @@ UNUSABLE = [
 def test_a_row_without_a_prompt_is_named_or_counted(tmp_path, row):
     file = write(tmp_path / "d.jsonl", [chat("fine"), row])
     with pytest.raises(ValueError, match="d.jsonl:2"):
-        read_rows([file], BadRows("error"))
+        read_texts([file], BadRows("error"))
     skipping = BadRows("skip")
-    assert len(read_rows([file], skipping)) == 1 and len(skipping.skipped) == 1
+    assert len(read_texts([file], skipping)) == 1 and len(skipping.skipped) == 1
     with pytest.raises(ValueError, match="no row of .* can be used; the first was skipped for: .*e.jsonl:1"):
-        read_rows([write(tmp_path / "e.jsonl", [row])], BadRows("skip"))
+        read_texts([write(tmp_path / "e.jsonl", [row])], BadRows("skip"))

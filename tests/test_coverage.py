@@ -50,11 +50,11 @@ def test_ratings_of_twenty_shared_questions_hold():
 @pytest.mark.parametrize("questions", [3, 4, 5, 8])
 def test_few_questions_that_agree_are_not_certain(questions):
     """All picks alike happens to a fair judge in 25 % of studies of three questions; a p value of 0 named it there."""
-    same = mean_estimate(np.full(questions, 0.5), range(questions), null=0.0, level=0.95, spread=1.0)
+    same = mean_estimate(np.full(questions, 0.5), range(questions), null=0.0, level=0.95, max_deviation=1.0)
     rng, named = np.random.default_rng(0), 0
     for _ in range(400):
         values = rng.choice([-0.5, 0.5], questions)
-        named += mean_estimate(values, range(questions), null=0.0, level=0.95, spread=1.0)["p_value"] < 0.05
+        named += mean_estimate(values, range(questions), null=0.0, level=0.95, max_deviation=1.0)["p_value"] < 0.05
     assert same["p_value"] > 0 and named / 400 <= 0.07
 
 

@@ -44,7 +44,7 @@ def clipped(advantage, loss=ppo_policy_loss, **settings):
 
 def scored(w, r, tie, margin=0.0):
     one = torch.ones_like(w)
-    return reward_loss(w, r, one, margin * one, torch.tensor([tie]), center_coef=0.0, num_elements=1)[0]
+    return reward_loss(w, r, one, margin * one, torch.tensor([tie]), center_coef=0.0, num_groups=1)[0]
 
 
 def kto(good):
@@ -82,11 +82,11 @@ CORNERS = {
     "reward: far wrong": (lambda w, r: scored(w, r, False), [-1e4, 1e4], 2e4, [-1.0, 1.0]),
     "reward: exactly the margin": (lambda w, r: scored(w, r, False, 3.0), [3.0, 0.0], math.log(2), [-0.5, 0.5]),
     "rated 1/2": (
-        lambda x: pointwise_reward_loss(x, torch.tensor([0.5]), center_coef=0.0, num_elements=1)[0],
+        lambda x: pointwise_reward_loss(x, torch.tensor([0.5]), center_coef=0.0, num_groups=1)[0],
         [0.0], math.log(2), [0.0],
     ),
     "rated 0, far wrong": (
-        lambda x: pointwise_reward_loss(x, torch.tensor([0.0]), center_coef=0.0, num_elements=1)[0], [1e4], 1e4, [1.0],
+        lambda x: pointwise_reward_loss(x, torch.tensor([0.0]), center_coef=0.0, num_groups=1)[0], [1e4], 1e4, [1.0],
     ),
     "ppo: good, ratio past float32": (clipped(1.0), [200.0], -1.2, [0.0]),
     "ppo: good, ratio 0": (clipped(1.0), [-200.0], 0.0, [0.0]),
@@ -130,5 +130,5 @@ def test_a_ratio_past_float32_that_is_to_blame_stops_the_run():
 
 def test_a_rating_of_one_half_is_neither_good_nor_bad():
     scores, labels = torch.tensor([2.0, -2.0, 2.0, -2.0]), torch.tensor([1.0, 0.0, 0.5, 0.5])
-    _, metrics = pointwise_reward_loss(scores, labels, center_coef=0.0, num_elements=4)
+    _, metrics = pointwise_reward_loss(scores, labels, center_coef=0.0, num_groups=4)
     assert metrics["rewards/accuracy"] == (2, 2)

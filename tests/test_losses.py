@@ -61,7 +61,7 @@ def test_reward_loss_equals_a_loop_over_pairs_with_margins_ties_and_centering():
     chosen, rejected = torch.randn(2, 7, dtype=torch.float64)
     weights, margins = torch.rand(2, 7, dtype=torch.float64)
     ties = torch.tensor([0, 1, 0, 0, 1, 0, 0], dtype=torch.bool)
-    loss, metrics = reward_loss(chosen, rejected, weights, margins, ties, center_coef=0.01, num_elements=3)
+    loss, metrics = reward_loss(chosen, rejected, weights, margins, ties, center_coef=0.01, num_groups=3)
     total = 0.0
     for c, r, w, m, tie in zip(
         chosen.tolist(), rejected.tolist(), weights.tolist(), margins.tolist(), ties, strict=True
@@ -78,7 +78,7 @@ def test_equal_scores_cost_log_two_whatever_k():
         pairs = math.comb(K, 2)
         same = torch.zeros(pairs, dtype=torch.float64)
         weights = torch.full((pairs,), 1 / pairs, dtype=torch.float64)
-        loss, _ = reward_loss(same, same, weights, same, same.bool(), center_coef=0.0, num_elements=1)
+        loss, _ = reward_loss(same, same, weights, same, same.bool(), center_coef=0.0, num_groups=1)
         assert loss.item() == pytest.approx(math.log(2), abs=1e-12)
 
 
@@ -86,7 +86,7 @@ def test_a_tie_is_cheapest_at_equal_scores_and_symmetric():
     one, none, tie = torch.ones(1), torch.zeros(1), torch.ones(1, dtype=torch.bool)
 
     def at(difference):
-        return reward_loss(difference * one, none, one, none, tie, center_coef=0.0, num_elements=1)[0].item()
+        return reward_loss(difference * one, none, one, none, tie, center_coef=0.0, num_groups=1)[0].item()
 
     assert at(0.0) < at(0.5)
     assert at(0.7) == pytest.approx(at(-0.7), abs=1e-7)
@@ -95,7 +95,7 @@ def test_a_tie_is_cheapest_at_equal_scores_and_symmetric():
 def test_pointwise_loss_equals_a_loop_and_takes_soft_labels():
     torch.manual_seed(0)
     scores, labels = torch.randn(6, dtype=torch.float64), torch.tensor([0, 1, 1, 0.25, 0.5, 1], dtype=torch.float64)
-    loss, metrics = pointwise_reward_loss(scores, labels, center_coef=0.1, num_elements=6)
+    loss, metrics = pointwise_reward_loss(scores, labels, center_coef=0.1, num_groups=6)
     rows = zip(scores.tolist(), labels.tolist(), strict=True)
     expected = sum(y * sigmoid_nll(r) + (1 - y) * sigmoid_nll(-r) + 0.1 * r * r for r, y in rows) / 6
     assert loss.item() == pytest.approx(expected, abs=1e-12)
@@ -105,13 +105,13 @@ def test_pointwise_loss_equals_a_loop_and_takes_soft_labels():
 
 def test_equal_scores_order_no_pair():
     one = torch.ones(1)
-    _, metrics = reward_loss(one, one, one, 0 * one, torch.tensor([False]), center_coef=0.0, num_elements=1)
+    _, metrics = reward_loss(one, one, one, 0 * one, torch.tensor([False]), center_coef=0.0, num_groups=1)
     assert metrics["rewards/accuracy"] == (0, 1)
 
 
 def test_pointwise_labels_outside_zero_one_are_refused():
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        pointwise_reward_loss(torch.zeros(2), torch.tensor([1.0, 2.0]), center_coef=0.0, num_elements=2)
+        pointwise_reward_loss(torch.zeros(2), torch.tensor([1.0, 2.0]), center_coef=0.0, num_groups=2)
 
 
 # ---- PPO
@@ -256,7 +256,7 @@ def every_loss():
     ties = torch.tensor([0, 1, 0, 0, 0, 1], dtype=torch.bool)
     n = mask.sum()
     clip = {"clip_range": 0.2, "num_tokens": n}
-    pairs = {"center_coef": 0.01, "num_elements": 6}
+    pairs = {"center_coef": 0.01, "num_groups": 6}
     return {
         "sft": (logprobs, lambda i: sft_loss(logprobs[i], mask[i], num_tokens=n)),
         "policy": (logprobs, lambda i: ppo_policy_loss(logprobs[i], old[i], third[i], mask[i], dual_clip=None, **clip)),

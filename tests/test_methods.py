@@ -18,7 +18,7 @@ from data.methods.filters import rouge_l
 from data.methods.magpie import magpie
 from data.methods.preferences import preferences, read_rating
 from data.methods.progress import Progress
-from data.methods.rows import Drops, Made, manifest
+from data.methods.rows import Drops, GeneratedData, manifest
 from data.methods.self_instruct import Task, read_instances, read_seeds, self_instruct
 from data.methods.ultrachat import as_user, read_list, ultrachat, user_fault
 from data.methods.ultrafeedback import PRINCIPLES, read_ratings, ultrafeedback, under_principle
@@ -107,7 +107,7 @@ class Recorder(ScriptedClient):
             yield key, answer
 
 
-def run_method(method: str, client: Client) -> Made:
+def run_method(method: str, client: Client) -> GeneratedData:
     if method == "self_instruct":
         return self_instruct(client, read_seeds(SEEDS), seed=3, **SELF_INSTRUCT)
     if method == "ultrachat":
@@ -398,11 +398,11 @@ def test_settings_that_give_no_comparison_are_refused(changed, message):
         preferences({"c": ScriptedClient(lambda r: "x")}, [], **settings | changed)
 
 
-def test_the_manifest_tells_models_cost_drops_and_licence():
+def test_the_manifest_tells_models_cost_drops_and_license():
     client = ScriptedClient(lambda r: "two words", prompt_price=1e6, completion_price=2e6)
     client.ask([[{"role": "user", "content": "three words here"}]], temperature=0.0, max_tokens=5, seed=0)
-    made = Made([{"id": "a"}], Drops([{"reason": "too_short", "text": t} for t in "ab"]), {"rounds": 4})
-    facts = manifest("m", made, {"client": client}, {"num": 1}, seed=7, licence="CC0")
+    made = GeneratedData([{"id": "a"}], Drops([{"reason": "too_short", "text": t} for t in "ab"]), {"rounds": 4})
+    facts = manifest("m", made, {"client": client}, {"num": 1}, seed=7, license="CC0")
     assert facts["cost"] == 3 * 1 + 2 * 2 and facts["models"] == {"client": "scripted"} and facts["rounds"] == 4
     assert facts["drops"] == {"too_short": 2} and facts["dropped"] == 2 and facts["license"] == "CC0"
     assert json.loads(json.dumps(facts)) == facts

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from runtime import plots
-from runtime.metrics import Metrics, append_row, drop_rows_after, each_row, read_rows
+from runtime.metrics import Metrics, append_row, drop_rows_after, each_log_row, read_log
 
 
 def test_a_mean_is_over_elements_not_over_micro_batches():
@@ -61,7 +61,7 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     rows = [{"step": 1, "x": 1 / 3}, {"step": 2, "x": 1e-300, "text": "naïve\u2028line"}]
     for row in rows:
         append_row(path, row)
-    assert read_rows(path) == rows
+    assert read_log(path) == rows
 
 
 def test_a_long_log_is_read_without_holding_it(tmp_path):
@@ -70,7 +70,7 @@ def test_a_long_log_is_read_without_holding_it(tmp_path):
     row = {f"objective/{number}": 1 / 3 for number in range(30)}
     path.write_text("".join(json.dumps({"step": step} | row) + "\n" for step in range(3000)))
     tracemalloc.start()
-    assert sum(1 for _ in each_row(path)) == 3000
+    assert sum(1 for _ in each_log_row(path)) == 3000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 300_000  # bytes; all rows together take 10 MB
@@ -91,7 +91,7 @@ def test_a_line_cut_by_a_kill_is_left_out_and_forgotten_on_resume(tmp_path):
         append_row(path, {"step": step})
     with open(path, "a") as file:
         file.write('{"step": 4, "x": 0.')
-    assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
+    assert [row["step"] for row in read_log(path)] == [1, 2, 3]
     drop_rows_after(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 

@@ -7,7 +7,7 @@ from text_samples import EMBEDDED, data_config, mistral, said, smollm2, tiny_tok
 
 from data.preferences import (
     encode_preferences,
-    eval_elements,
+    eval_groups,
     preference_loader,
     preference_texts,
     regroup_by_prompt,
@@ -23,8 +23,8 @@ def encode(path, tokenizer=None, **changed):
     return encode_preferences("data.train", data.train, data, tokenizer or tiny_tokenizer()).items
 
 
-def answers(element, tokenizer=None):
-    return [(tokenizer or tiny_tokenizer()).decode(row["input_ids"][row["completion_mask"]]) for row in element.rows]
+def answers(group, tokenizer=None):
+    return [(tokenizer or tiny_tokenizer()).decode(row["input_ids"][row["completion_mask"]]) for row in group.rows]
 
 
 def test_a_pair_is_two_rows_chosen_first(tmp_path):
@@ -38,39 +38,37 @@ def test_a_pair_is_two_rows_chosen_first(tmp_path):
 
 def test_a_ranking_is_k_rows_best_first(tmp_path):
     row = {"prompt": PROMPT, "completions": ["worst", "best", "good", "fine"], "ranks": [4, 1, 2, 2]}
-    (element,) = encode(write_rows(tmp_path / "a.jsonl", row))
-    assert answers(element) == ["best", "good", "fine", "worst"] and element.ranks == [1, 2, 2, 4]
+    (group,) = encode(write_rows(tmp_path / "a.jsonl", row))
+    assert answers(group) == ["best", "good", "fine", "worst"] and group.ranks == [1, 2, 2, 4]
 
 
 def test_a_rated_completion_is_one_row():
     rated = encode(EMBEDDED / "reward_coffee_train.jsonl.gz", max_length=1024, max_prompt_length=900)
-    assert len(rated) == 2541 and all(len(element.rows) == 1 for element in rated)
-    assert round(sum(element.reward for element in rated) / 2541, 2) == 0.86  # as published with the set
-    assert sum(answers(element)[0].startswith("call ") for element in rated) / 2541 == pytest.approx(0.77, abs=0.01)
+    assert len(rated) == 2541 and all(len(group.rows) == 1 for group in rated)
+    assert round(sum(group.reward for group in rated) / 2541, 2) == 0.86  # as published with the set
+    assert sum(answers(group)[0].startswith("call ") for group in rated) / 2541 == pytest.approx(0.77, abs=0.01)
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizer, smollm2, lambda: mistral("llama2"), lambda: mistral("zephyr")])
 def test_rows_of_an_element_share_the_prompt_and_end_with_one_stop_token(make):
     tokenizer = make()
-    for element in encode(
-        EMBEDDED / "pref_hh_helpful_test.jsonl.gz", tokenizer, max_length=4096, max_prompt_length=4096
-    ):
-        starts = [int(row["completion_mask"].argmax()) for row in element.rows]
+    for group in encode(EMBEDDED / "pref_hh_helpful_test.jsonl.gz", tokenizer, max_length=4096, max_prompt_length=4096):
+        starts = [int(row["completion_mask"].argmax()) for row in group.rows]
         assert len(set(starts)) == 1 and starts[0] > 0
-        one, two = (row["input_ids"] for row in element.rows)
+        one, two = (row["input_ids"] for row in group.rows)
         assert (one[: starts[0]] == two[: starts[0]]).all()
-        for row in element.rows:
+        for row in group.rows:
             completion = row["input_ids"][row["completion_mask"]]
             assert (completion == tokenizer.stop_id).sum() == 1 and completion[-1] == tokenizer.stop_id
             assert row["completion_mask"][starts[0] :].all()
 
 
 def test_cut_pairs_still_share_their_prompt():
-    for element in encode(EMBEDDED / "pref_hh_helpful_test.jsonl.gz", max_length=96, max_prompt_length=48):
-        starts = [int(row["completion_mask"].argmax()) for row in element.rows]
-        assert len(set(starts)) == 1 and max(len(row["input_ids"]) for row in element.rows) <= 96
-        assert (element.rows[0]["input_ids"][: starts[0]] == element.rows[1]["input_ids"][: starts[0]]).all()
-        assert all(row["completion_mask"].any() for row in element.rows)
+    for group in encode(EMBEDDED / "pref_hh_helpful_test.jsonl.gz", max_length=96, max_prompt_length=48):
+        starts = [int(row["completion_mask"].argmax()) for row in group.rows]
+        assert len(set(starts)) == 1 and max(len(row["input_ids"]) for row in group.rows) <= 96
+        assert (group.rows[0]["input_ids"][: starts[0]] == group.rows[1]["input_ids"][: starts[0]]).all()
+        assert all(row["completion_mask"].any() for row in group.rows)
 
 
 def test_sides_that_become_identical_by_the_cut_are_found(tmp_path):
@@ -120,10 +118,10 @@ def test_margins_do_not_keep_pairs_from_their_ranking():
 
 def test_openassistant_pairs_regroup_into_complete_rankings():
     path = EMBEDDED / "pref_oasst_train.jsonl.gz"
-    elements = encode(path, kwise=True, max_length=2048, max_prompt_length=1024)
-    sizes = [len(element.rows) for element in elements]
+    groups = encode(path, kwise=True, max_length=2048, max_prompt_length=1024)
+    sizes = [len(group.rows) for group in groups]
     assert sum(k * (k - 1) // 2 for k in sizes) == 697 == len(encode(path, max_length=2048, max_prompt_length=1024))
-    assert max(sizes) == 9 and len({tuple(element.rows[0]["input_ids"]) for element in elements}) == len(elements)
+    assert max(sizes) == 9 and len({tuple(group.rows[0]["input_ids"]) for group in groups}) == len(groups)
 
 
 def test_a_loader_deals_elements_to_ranks_and_evaluates_in_file_order(tmp_path):
@@ -134,10 +132,10 @@ def test_a_loader_deals_elements_to_ranks_and_evaluates_in_file_order(tmp_path):
         next(preference_loader(data, tiny_tokenizer(), batch_size=4, seed=0, rank=rank, world_size=2))
         for rank in (0, 1)
     ]
-    lines = [[element.where.rpartition(":")[2] for element in share] for share in shares]
+    lines = [[group.where.rpartition(":")[2] for group in share] for share in shares]
     assert lines == [["1", "3"], ["2", "4"]]
-    assert [element.where for element in eval_elements(data, tiny_tokenizer())] == [f"{path}:{i}" for i in range(1, 7)]
-    assert eval_elements(data_config(), tiny_tokenizer()) == []
+    assert [group.where for group in eval_groups(data, tiny_tokenizer())] == [f"{path}:{i}" for i in range(1, 7)]
+    assert eval_groups(data_config(), tiny_tokenizer()) == []
 
 
 def test_a_tokenizer_may_learn_from_every_side(tmp_path):

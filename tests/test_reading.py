@@ -11,7 +11,7 @@ from model.reading import in_batches
 from tests.tiny_models import random_ids, shaken, tiny_config
 
 ROOT = Path(__file__).parents[1]
-SHARDED = {"evals/survey.py"}  # beside a training, on the run's ranks
+SHARDED = {"evals/held_out_samples.py"}  # beside a training, on the run's ranks
 
 
 def test_every_evaluator_and_method_loads_its_model_in_the_one_way():

@@ -70,7 +70,9 @@ def test_means_over_seeds_hold_for_other_seeds_and_other_questions():
     for _ in range(300):
         question, figures = rng.normal(0, 1, 40), []
         for seed, luck in enumerate(rng.normal(0, 0.1, 3)):
-            row = mean_estimate(luck + question + rng.normal(0, 0.3, 40), range(40), null=0, level=0.95, spread=3)
+            row = mean_estimate(
+                luck + question + rng.normal(0, 0.3, 40), range(40), null=0, level=0.95, max_deviation=3
+            )
             figures.append(Figure("b", f"m_{seed}", row["value"], row["lower"], row["upper"], 40))
         (mean,) = over_seeds(figures, ["m"])
         _, low, high = t_interval([figure.value for figure in figures])

@@ -14,7 +14,7 @@ import runtime.run
 import train_sft
 from runtime.checkpoint import find_damage
 from runtime.config import changed_keys, check_batch
-from runtime.metrics import read_rows
+from runtime.metrics import read_log
 from runtime.run import Run
 
 
@@ -63,7 +63,7 @@ def test_a_run_leaves_config_metrics_origin_and_curves(settings):
     count_to_four(cfg)
     left = {name for name in os.listdir(cfg.run_dir)}
     assert left == {"config.yaml", "run.json", "git.diff", "metrics.jsonl", "curves.png", "checkpoints"}
-    rows = read_rows(Path(cfg.run_dir, "metrics.jsonl"))
+    rows = read_log(Path(cfg.run_dir, "metrics.jsonl"))
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(row["perf/tokens_per_second"] > 0 and row["perf/peak_memory_gb"] > 0 for row in rows)
     assert json.loads(Path(cfg.run_dir, "run.json").read_text())["steps"] == 4
@@ -151,7 +151,7 @@ def test_resume_forgets_rows_after_the_checkpoint(settings, tmp_path):
     count_to_four(settings(num_steps=3))
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000003")
     count_to_four(settings(num_steps=3, resume=True))
-    assert [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read_log(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
 
 
 def test_resume_with_nothing_there_starts(settings):

@@ -9,7 +9,7 @@ from text_samples import EMBEDDED, data_config, said, tiny_tokenizer, write_rows
 
 import train_sft
 from data import formats
-from data.preferences import eval_elements, preference_loader
+from data.preferences import eval_groups, preference_loader
 from data.records import BadRows, opening, read_records
 from data.sft import eval_examples, sft_loader
 
@@ -174,12 +174,12 @@ def test_overlap_of_training_and_evaluation_is_counted(tmp_path, caplog):
         train=[write_rows(tmp_path / "p.jsonl", *pairs)], eval=[write_rows(tmp_path / "q.jsonl", *pairs[2:])]
     )
     with caplog.at_level(logging.WARNING):
-        eval_elements(data, tiny_tokenizer(), preference_loader(data, tiny_tokenizer(), **RANKS))
+        eval_groups(data, tiny_tokenizer(), preference_loader(data, tiny_tokenizer(), **RANKS))
     assert "2 of 2 items" in caplog.text and "and 2 are" in caplog.text
     caplog.clear()
     path = str(EMBEDDED / "pref_oasst_train.jsonl.gz")
     data = data_config(train=[f"{path}@train"], eval=[f"{path}@eval"], max_length=2048, max_prompt_length=1024)
-    eval_elements(data, tiny_tokenizer(), preference_loader(data, tiny_tokenizer(), **RANKS))
+    eval_groups(data, tiny_tokenizer(), preference_loader(data, tiny_tokenizer(), **RANKS))
     assert "items begin with" not in caplog.text
 
 

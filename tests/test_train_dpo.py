@@ -14,7 +14,7 @@ import train_dpo
 from data import formats
 from data.chat import encode_completions
 from data.preference_batch import mismatched
-from data.preferences import Element
+from data.preferences import PreferenceGroup
 from data.tokenizer import load_tokenizer, train_sentencepiece
 from model.build import export_model, load_policy, new_policy
 from model.ref_cache import row_key
@@ -24,7 +24,7 @@ EMBEDDED = Path(__file__).parents[1] / "data" / "embedded"
 LOSSES = ["ipo", "simpo", "orpo", "kto", "plackett_luce"]  # of each way to a loss, one
 
 
-def read_rows(name, count):
+def read_package_rows(name, count):
     with gzip.open(EMBEDDED / name, "rt", encoding="utf-8") as file:
         return [json.loads(line) for _, line in zip(range(count), file, strict=False)]
 
@@ -42,8 +42,8 @@ def write(path, rows):
 def house(tmp_path_factory):
     """A tiny policy with a tokenizer of its own, and small files of real pairs, rankings and ratings."""
     home = tmp_path_factory.mktemp("dpo")
-    pairs = read_rows("pref_hh_helpful_train.jsonl.gz", 24)
-    rated = read_rows("reward_movie_train.jsonl.gz", 16)
+    pairs = read_package_rows("pref_hh_helpful_train.jsonl.gz", 24)
+    rated = read_package_rows("reward_movie_train.jsonl.gz", 16)
     texts = [text for row in pairs for text in (row["chosen"], row["rejected"])]
     tokenizer = train_sentencepiece(texts, 400, home / "tokenizer")
     config = tiny_config(vocab_size=tokenizer.vocab_size, max_length=128)
@@ -167,31 +167,31 @@ def test_single_rated_rows_and_rankings_train(dpo, house, tmp_path, read_metrics
         assert before["eval/loss"] == pytest.approx(0.5, abs=1e-6)
 
 
-def element(prompt, *completions):
+def group(prompt, *completions):
     rows = [
         {"input_ids": np.array(prompt + c), "completion_mask": np.arange(len(prompt + c)) >= len(prompt)}
         for c in completions
     ]
-    return Element(rows, list(range(len(rows))), 0.0, None, "file", "file:1")
+    return PreferenceGroup(rows, list(range(len(rows))), 0.0, None, "file", "file:1")
 
 
 def test_mismatched_rows_keep_the_prompt_and_take_another_prompts_completion():
-    elements = [element([1, 2], [10], [11]), element([1, 2], [12], [13]), element([3], [20, 21], [22])]
-    partners = mismatched(elements, max_length=1000)
-    got = [partners[row_key(row)]["input_ids"] for e in elements for row in e.rows]
+    groups = [group([1, 2], [10], [11]), group([1, 2], [12], [13]), group([3], [20, 21], [22])]
+    kl_rows = mismatched(groups, max_length=1000)
+    got = [kl_rows[row_key(row)]["input_ids"] for e in groups for row in e.rows]
     assert got == [[1, 2, 20, 21], [1, 2, 22], [1, 2, 20, 21], [1, 2, 22], [3, 12], [3, 13]]
-    assert mismatched(elements, max_length=3)[row_key(elements[0].rows[0])]["input_ids"] == [1, 2, 20]
+    assert mismatched(groups, max_length=3)[row_key(groups[0].rows[0])]["input_ids"] == [1, 2, 20]
     with pytest.raises(ValueError, match="same prompt"):
-        mismatched(elements[:2], max_length=1000)
+        mismatched(groups[:2], max_length=1000)
 
 
 @pytest.mark.parametrize("sizes", [[2] * 8, [1] * 16, [4, 2, 6, 2], [2, 1, 3, 1, 1]])
 def test_every_completion_is_the_partner_of_one_row_so_good_and_bad_are_alike(sizes):
     """Rows of a prompt good first, as pairs lie, or a file of ratings made from pairs."""
     rows = [(prompt, [100 + 10 * prompt + k]) for prompt, size in enumerate(sizes) for k in range(size)]
-    elements = [element([prompt], completion) for prompt, completion in rows]
-    partners = mismatched(elements, max_length=1000)
-    got = [partners[row_key(e.rows[0])]["input_ids"] for e in elements]
+    groups = [group([prompt], completion) for prompt, completion in rows]
+    kl_rows = mismatched(groups, max_length=1000)
+    got = [kl_rows[row_key(e.rows[0])]["input_ids"] for e in groups]
     assert [ids[0] for ids in got] == [prompt for prompt, _ in rows]  # each its own prompt
     assert sorted(ids[1] for ids in got) == sorted(c for _, (c,) in rows)  # each completion once
     assert all(ids[1] // 10 - 10 != ids[0] for ids in got)  # of another prompt

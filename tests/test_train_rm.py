@@ -12,18 +12,18 @@ import torch
 from omegaconf import OmegaConf
 
 import train_rm
-from data.preferences import Element
+from data.preferences import PreferenceGroup
 from data.tokenizer import train_sentencepiece
 from evals.rm_accuracy import calibration, decided_pairs, evaluate_reward_model, length_bucket
 from model.build import export_model, load_reward_model, new_policy
 from model.packing import make_rows
 from tests.tiny_models import shaken, tiny_config
-from train_rm import element_loss, element_pairs
+from train_rm import group_loss, group_pairs
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "embedded"
 
 
-def read_rows(name, count):
+def read_package_rows(name, count):
     with gzip.open(EMBEDDED / name, "rt", encoding="utf-8") as file:
         return [json.loads(line) for _, line in zip(range(count), file, strict=False)]
 
@@ -36,7 +36,10 @@ def write(path, rows):
 def house(tmp_path_factory):
     """A tiny policy, and small files of real pairs, rankings and ratings."""
     home = tmp_path_factory.mktemp("rm")
-    pairs, rated = read_rows("pref_hh_helpful_train.jsonl.gz", 24), read_rows("reward_movie_train.jsonl.gz", 24)
+    pairs, rated = (
+        read_package_rows("pref_hh_helpful_train.jsonl.gz", 24),
+        read_package_rows("reward_movie_train.jsonl.gz", 24),
+    )
     texts = [text for row in pairs for text in (row["chosen"], row["rejected"])]
     tokenizer = train_sentencepiece(texts, 400, home / "tokenizer")
     config = tiny_config(vocab_size=tokenizer.vocab_size, max_length=160)
@@ -76,10 +79,10 @@ def test_the_warm_up_begins_at_its_first_rate(rm, tmp_path, read_metrics):
     assert [row["optim/lr"] for row in read_metrics(tmp_path / "run")] == pytest.approx([2.5e-4, 5e-4])
 
 
-def element(ranks, margin=0.0, reward=None, tokens=3):
+def group(ranks, margin=0.0, reward=None, tokens=3):
     mask = torch.tensor([False] + [True] * tokens).numpy()
     row = {"input_ids": torch.arange(1, tokens + 2).numpy(), "completion_mask": mask}
-    return Element([row] * len(ranks), ranks, margin, reward, "made", "made:1")
+    return PreferenceGroup([row] * len(ranks), ranks, margin, reward, "made", "made:1")
 
 
 @pytest.mark.parametrize("K", [2, 3, 5])
@@ -87,7 +90,7 @@ def test_an_element_costs_the_mean_over_its_pairs_in_a_loop(K, compose):
     cfg = compose("train_rm", "policy=x", "data.train=[x]", "center_coef=0.01")
     torch.manual_seed(0)
     scores, ranks = torch.randn(2 * K, dtype=torch.float64), [0.0, 1.0, 1.0, 2.0, 3.0][:K]
-    loss, _ = element_loss(scores, [element(ranks), element(ranks)], cfg, torch.tensor(2.0))
+    loss, _ = group_loss(scores, [group(ranks), group(ranks)], cfg, torch.tensor(2.0))
     total = 0.0
     for values in (scores[:K].tolist(), scores[K:].tolist()):
         for i, j in itertools.combinations(range(K), 2):
@@ -99,7 +102,7 @@ def test_an_element_costs_the_mean_over_its_pairs_in_a_loop(K, compose):
 
 
 def test_margins_come_from_the_record_times_their_coefficient():
-    _, _, weights, margins, ties = element_pairs([element([0.0, 1.0], margin=3.0)], 0.5, "cpu")
+    _, _, weights, margins, ties = group_pairs([group([0.0, 1.0], margin=3.0)], 0.5, "cpu")
     assert weights.tolist() == [1.0] and margins.tolist() == [1.5] and ties.tolist() == [False]
 
 
@@ -108,12 +111,14 @@ def test_a_ranking_as_one_element_equals_its_pairs_one_by_one(house):
     model = load_reward_model(house / "policy", precision="fp32", seed=3)
     prompt, answers = [5, 6, 7, 8], [[9, 10], [11], [12, 13, 14]]
     rows = [{"input_ids": prompt + a, "completion_mask": [False] * 4 + [True] * len(a)} for a in answers]
-    better, worse, weights, margins, ties = element_pairs([Element(rows, [0, 1, 2], 0.0, None, "", "")], 1.0, "cpu")
+    better, worse, weights, margins, ties = group_pairs(
+        [PreferenceGroup(rows, [0, 1, 2], 0.0, None, "", "")], 1.0, "cpu"
+    )
 
     def gradient(scores_of_pairs):
         model.zero_grad()
         chosen, rejected = scores_of_pairs()
-        loss, _ = train_rm.reward_loss(chosen, rejected, weights, margins, ties, center_coef=0.0, num_elements=1)
+        loss, _ = train_rm.reward_loss(chosen, rejected, weights, margins, ties, center_coef=0.0, num_groups=1)
         loss.backward()
         return loss.item(), model.head.weight.grad.clone(), model.transformer.embed.weight.grad.clone()
 
@@ -173,12 +178,12 @@ def test_normalised_scores_have_mean_0_and_gain_bias_also_deviation_1(house, kin
     model = load_reward_model(house / "policy", precision="fp32", seed=3)
     model.gain.fill_(2.0), model.shift.fill_(0.5)
     rows = [{"input_ids": [5, 6 + i, 9, 7 + 3 * i], "completion_mask": [False, True, True, True]} for i in range(6)]
-    elements = [Element([row], [0.0], 0.0, 1.0, "made", "made:1") for row in rows]
+    groups = [PreferenceGroup([row], [0.0], 0.0, 1.0, "made", "made:1") for row in rows]
     monkeypatch.setattr(train_rm, "policy_samples", lambda *args: rows)
     cfg = OmegaConf.create({"normalise": kind, "normalise_samples": 6, "micro_batch_size": 4})
     run = SimpleNamespace(device="cpu", terminal=SimpleNamespace(say=print))
     before = model.score(*make_rows(rows, 0))
-    train_rm.normalise(cfg, run, model, SimpleNamespace(pad_id=0), elements)
+    train_rm.normalise(cfg, run, model, SimpleNamespace(pad_id=0), groups)
     scores = model.score(*make_rows(rows, 0))
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     wanted = 1.0 if kind == "gain_bias" else before.std(correction=0).item()
@@ -187,7 +192,7 @@ def test_normalised_scores_have_mean_0_and_gain_bias_also_deviation_1(house, kin
 
 def test_margins_are_learned_only_where_asked_for(rm, house, tmp_path, read_metrics):
     """Pairs of make_data.py carry the gap of their scores."""
-    rows = read_rows("pref_hh_helpful_train.jsonl.gz", 24)
+    rows = read_package_rows("pref_hh_helpful_train.jsonl.gz", 24)
     write(tmp_path / "gaps.jsonl", [row | {"margin": 5.0} for row in rows])
     words = [f"data.train=[{tmp_path}/gaps.jsonl]", "data.eval=[]", "num_steps=1"]
     assert rm("data.eval=[]", "num_steps=1", run="plain") == 0
@@ -235,9 +240,9 @@ def test_what_fails_after_the_training_does_not_lose_the_model(rm, tmp_path, mon
 
 def test_accuracy_and_its_interval_are_statsmodels_wilson():
     pytest.importorskip("statsmodels")
-    elements = [element([0.0, 1.0]) for _ in range(10)] + [element([0.0, 0.0])]  # the tie does not count
+    groups = [group([0.0, 1.0]) for _ in range(10)] + [group([0.0, 0.0])]  # the tie does not count
     scores = [torch.tensor([1.0, 0.0]).numpy()] * 8 + [torch.tensor([0.0, 1.0]).numpy()] * 3
-    figures = evaluate_reward_model(elements, scores, plot=None)
+    figures = evaluate_reward_model(groups, scores, plot=None)
     assert figures["eval/accuracy"] == pytest.approx(0.8)
     z, p, n = 1.959963984540054, 0.8, 10
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -249,8 +254,8 @@ def test_accuracy_and_its_interval_are_statsmodels_wilson():
 def test_auc_is_the_share_of_good_above_bad():
     pytest.importorskip("sklearn")
     scores = [0.1, 0.4, 0.35, 0.8]
-    elements = [element([0.0], reward=y) for y in (0.0, 0.0, 1.0, 1.0)]
-    figures = evaluate_reward_model(elements, [torch.tensor([s]).numpy() for s in scores], plot=None)
+    groups = [group([0.0], reward=y) for y in (0.0, 0.0, 1.0, 1.0)]
+    figures = evaluate_reward_model(groups, [torch.tensor([s]).numpy() for s in scores], plot=None)
     assert figures["eval/auc"] == pytest.approx(0.75)
     assert figures["eval/auc_lower"] <= 0.75 <= figures["eval/auc_upper"]
 

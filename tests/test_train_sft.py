@@ -14,7 +14,7 @@ from data.sft import sft_loader
 from data.tokenizer import load_tokenizer
 from model.build import load_policy
 from model.packing import make_rows
-from runtime.metrics import read_rows
+from runtime.metrics import read_log
 from runtime.run import Run
 
 
@@ -67,7 +67,7 @@ def test_the_loss_curve_is_that_of_a_plain_transformers_loop(sft, compose, sft_w
     cfg = compose("train_sft", *words)
     with Run(compose("train_sft", *words, "log.wandb=disabled")) as run:
         train_sft.train(run.cfg, run)
-    ours = [row["objective/loss"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")]
+    ours = [row["objective/loss"] for row in read_log(tmp_path / "run" / "metrics.jsonl")]
     tokenizer = load_tokenizer(start)
     loader = sft_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, rank=0, world_size=1)
     theirs = transformers_losses(cfg, start, [next(loader) for _ in range(20)], tokenizer.pad_id)
@@ -143,7 +143,7 @@ def test_evaluation_and_samples_draw_nothing_from_the_training(sft, tmp_path):
 
 def test_a_run_logs_what_it_promises(sft, tmp_path):
     assert sft(tmp_path) == 0
-    rows = read_rows(tmp_path / "metrics.jsonl")
+    rows = read_log(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(7))
     assert rows[0].keys() == {"step", "eval/loss", "eval/perplexity"}
     steps = {
@@ -154,14 +154,14 @@ def test_a_run_logs_what_it_promises(sft, tmp_path):
         assert row.keys() - {"eval/loss", "eval/perplexity"} == steps
         assert ("eval/loss" in row) == (row["step"] % 3 == 0)
     assert rows[-1]["eval/loss"] < rows[0]["eval/loss"] - 0.5, "six steps taught nothing"
-    samples = read_rows(tmp_path / "samples.jsonl")
+    samples = read_log(tmp_path / "samples.jsonl")
     assert [row["step"] for row in samples] == [0, 0, 3, 3, 6, 6]
     assert {"prompt", "completion", "reference", "finish_reason"} < samples[0].keys()
 
 
 def test_the_warm_up_begins_at_its_first_rate(sft, tmp_path):
     assert sft(tmp_path, "num_steps=2", "optim.warmup_steps=4", "sample_every=0", "eval_every=0", "save_every=0") == 0
-    rates = [row["optim/lr"] for row in read_rows(tmp_path / "metrics.jsonl")]
+    rates = [row["optim/lr"] for row in read_log(tmp_path / "metrics.jsonl")]
     assert rates == pytest.approx([2.5e-3, 5e-3])
 
 
@@ -173,7 +173,7 @@ def test_held_out_loss_is_the_mean_over_all_targets(sft, coffee, compose, sft_wo
     with torch.no_grad():
         logprobs = policy.logprobs(*rows)
     expected = -logprobs.sum().item() / rows.completion_mask.sum().item()
-    assert read_rows(tmp_path / "a" / "metrics.jsonl")[-1]["eval/loss"] == pytest.approx(expected, rel=1e-5)
+    assert read_log(tmp_path / "a" / "metrics.jsonl")[-1]["eval/loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_loss_that_explodes_stops_the_run_with_exit_code_2(sft, tmp_path, capsys, monkeypatch, coffee):
@@ -238,10 +238,10 @@ def test_wandbs_offline_run_holds_metrics_samples_config_and_group(sft, tmp_path
         if record.WhichOneof("record_type") == "history":
             items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
             logged.setdefault(json.loads(items.pop("_step")), {}).update(items)
-    for row in read_rows(tmp_path / "metrics.jsonl"):
+    for row in read_log(tmp_path / "metrics.jsonl"):
         step = row.pop("step")
         assert {name: json.loads(logged[step][name]) for name in row} == row
     assert logged[0]["samples/_type"] == '"table-file"' and logged[0]["samples/nrows"] == "2"
     (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/samples_0_*.table.json")
-    first = read_rows(tmp_path / "samples.jsonl")[0]
+    first = read_log(tmp_path / "samples.jsonl")[0]
     assert first["completion"] in json.loads(table.read_text())["data"][0]

@@ -1,6 +1,6 @@
 """Published demonstrations and prompts -> rows of ours (`messages`, or `prompt` alone). One function a format.
 
-What a function does not use stays in the row: ids, sources and licences travel along, and `system` is read by
+What a function does not use stays in the row: ids, sources and licenses travel along, and `system` is read by
 `data/formats.py` as the system turn.
 """
 

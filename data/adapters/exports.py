@@ -78,16 +78,16 @@ def label_studio(row: dict) -> dict:
 
     `to_name` holds names of tags, in a list or as one text; they are the data's fields in some projects only.
     """
-    data, votes, told = row["data"], Counter(), []
+    data, votes, tags = row["data"], Counter(), []
     for annotation in row["annotations"]:
         for result in [] if annotation.get("was_cancelled") else annotation["result"]:
             if result.get("type") == "pairwise":
                 votes[result["value"]["selected"]] += 1
-                told = result["to_name"]
+                tags = result["to_name"]
     if not votes:
         raise ValueError("no annotation has a result of type pairwise")
-    told = told.split(",") if isinstance(told, str) else told
-    names = next((n for n in (told, *SIDES) if len(n) == 2 and set(n) <= set(data)), None)
+    tags = tags.split(",") if isinstance(tags, str) else tags
+    names = next((n for n in (tags, *SIDES) if len(n) == 2 and set(n) <= set(data)), None)
     if names is None:
         known = ", ".join(" and ".join(n) for n in SIDES)
         raise ValueError(f"data has {', '.join(data)}; the two sides are read from {known}: rename them there")

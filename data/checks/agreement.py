@@ -1,8 +1,8 @@
-"""How far annotators agree: Krippendorff's alpha, Fleiss' and Cohen's kappa through libraries, with intervals.
+"""Agreement of annotators: Krippendorff's alpha, Fleiss' and Cohen's kappa from libraries, with intervals.
 
-Items are resampled (an item's votes depend on each other), so intervals are percentiles over items. The gate judges
-the lower end of alpha's interval. Two warning signs are looked for in each annotator: votes that can't be told from
-chance, and sides taken by the toss of a coin where the others see a tie.
+Intervals are percentiles over resampled items, because the votes on one item are dependent. The gate uses the lower end
+of alpha's interval. Each annotator is tested for two faults: votes at chance level, and random sides on items where the
+others vote for a tie.
 """
 
 from collections import Counter, defaultdict
@@ -24,7 +24,7 @@ from runtime.plots import plot_intervals
 from runtime.report import bullets, picture, table, write_page, write_result
 
 LEVELS = ("nominal", "ordinal", "interval")
-MAX_LABELS = 200  # a pair's table has that many squared cells, drawn anew in each resample
+MAX_LABELS = 200  # a pair's table has MAX_LABELS^2 cells, which are drawn again in each resample
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def parse_vote(row: dict) -> list[Vote]:
 
 
 def _name(value) -> str:
-    """1.0 is 1: a column with missing votes has been turned into floats by many a library."""
+    """The label as text. 1.0 becomes 1, because many libraries convert a column with missing votes to floats."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def once(votes: Sequence[Vote], bad_rows: BadRows) -> list[Vote]:
-    """The votes; a second one of an annotator on an item is a bad row."""
+    """The votes without duplicates: a second vote of an annotator on an item is a bad row."""
     kept: dict[tuple[str, str], Vote] = {}
     for vote in votes:
         with bad_rows.at(vote.where):
@@ -79,8 +79,8 @@ def _number(label: str, level: str) -> float:
 class Votes:
     """Votes as a table: a row of `rows` is (item, annotator, code of the label).
 
-    `level`: what may be said of two labels: that they differ (nominal), which is more (ordinal), or by how much
-    (interval); the last two want labels that are numbers.
+    `level`: labels only differ (nominal), have an order (ordinal), or have distances (interval). For the last two,
+    labels must be numbers.
     """
 
     def __init__(self, votes: Sequence[Vote], level: str = "nominal"):
@@ -120,8 +120,8 @@ def check_agreement(
 
     Args:
         level: nominal (labels differ or not), ordinal (numbers in an order) or interval (their distances count).
-        unacceptable: labels that mean that neither answer is good enough; more than `max_unacceptable` of the votes is
-            the sign of answers too weak to be compared.
+        unacceptable: labels that mean that neither answer is good enough. If their share is above `max_unacceptable`,
+            the answers are too weak to be compared.
         tie_labels: labels that mean that neither side is better.
         max_pairs: Cohen's kappa for that many pairs of annotators, those who share most items; `min_shared` or more.
     """
@@ -180,7 +180,7 @@ def alpha_of(counts: np.ndarray, level: str = "nominal", values: Sequence[float]
 
 
 def _unacceptable(votes: Votes, labels: Sequence[str], most: float) -> dict:
-    """The share of votes that accept neither answer, with its Wilson interval, and what it says of the answers."""
+    """The share of votes that accept neither answer, with its Wilson interval and a verdict on the answers."""
     bad = np.isin(votes.names, [str(label) for label in labels])[votes.rows[:, 2]]
     lower, upper = proportion_confint(int(bad.sum()), len(bad), method="wilson")
     verdict = "answers too weak to compare" if lower > most else "unclear" if upper > most else "ok"
@@ -189,14 +189,14 @@ def _unacceptable(votes: Votes, labels: Sequence[str], most: float) -> dict:
 
 
 def kappa_of(table: np.ndarray) -> float:
-    """Cohen's kappa of a (labels, labels) table; nan where both always say the same one label."""
+    """Cohen's kappa of a (labels, labels) table; nan where both use only one and the same label."""
     if (table.sum(0) + table.sum(1) > 0).sum() < 2:
         return float("nan")
     return float(cohens_kappa(table, return_results=False))
 
 
 def fleiss(counts: np.ndarray, resamples: int, random: np.random.Generator) -> dict:
-    """Fleiss' kappa, which needs as many votes on each item: on the items with the commonest number of votes >= 2."""
+    """Fleiss' kappa. It needs equally many votes per item, so it uses items with the most common number >= 2."""
     sizes = Counter(counts.sum(1)[counts.sum(1) >= 2].tolist())
     votes_each = max(sizes, key=lambda size: (sizes[size], size))
     of_size = counts[counts.sum(1) == votes_each]
@@ -204,7 +204,7 @@ def fleiss(counts: np.ndarray, resamples: int, random: np.random.Generator) -> d
 
 
 def _fleiss_of(counts: np.ndarray) -> float:
-    """Fleiss' kappa of (items, labels) counts; nan where all say one label."""
+    """Fleiss' kappa of (items, labels) counts; nan where all votes have the same label."""
     return float(fleiss_kappa(counts)) if (counts.sum(0) > 0).sum() > 1 else float("nan")
 
 
@@ -246,7 +246,7 @@ def _pairs(votes: Votes, max_pairs: int, min_shared: int, resamples: int, random
 
 
 def _without_ties(votes: Votes, ties: np.ndarray, resamples: int, random) -> dict | None:
-    """Alpha of the votes for a side: how far those agree who see a difference."""
+    """Alpha of the votes without ties: the agreement of those who see a difference."""
     if not ties.any():
         return None
     counts = votes.counts(~ties[votes.rows[:, 2]])
@@ -266,7 +266,7 @@ def _by_category(votes: Votes, counts: np.ndarray, resamples: int, random) -> di
 
 
 def _by_annotator(votes: Votes, counts: np.ndarray, ties: np.ndarray, resamples: int, random) -> dict:
-    """Each annotator against the majority of the others, and what they do where the others see a tie."""
+    """Agreement of each annotator with the majority of the others, and their votes where the others see a tie."""
     others = counts[votes.rows[:, 0]]  # (N, labels) votes on the row's item
     others[np.arange(len(others)), votes.rows[:, 2]] -= 1  # without the row's own
     ranked = np.sort(others, axis=1)
@@ -290,7 +290,7 @@ def _by_annotator(votes: Votes, counts: np.ndarray, ties: np.ndarray, resamples:
 
 
 def _tie_breaking(votes: Votes, mine: np.ndarray, theirs: np.ndarray, side: np.ndarray, annotators: int) -> dict | None:
-    """Whether an annotator takes sides, where the others' majority is a tie, more often than the others do."""
+    """Whether an annotator chooses a side more often than the others, on items whose majority is a tie."""
     n = int(mine.sum())
     if n < 10 or not theirs.any():
         return None

@@ -1,7 +1,7 @@
-"""Which evaluation rows the training data has already shown: the same prompt, nearly the same, or a shared long span.
+"""Find evaluation rows in the training data: the same prompt, a near duplicate, or a long shared span.
 
-Prompts are compared: the user's messages of a row together, and each longer one alone, so that a question inside a
-conversation and the later turns of a benchmark are found. Spans of n words are looked for in all that a row says.
+The compared prompts are all user messages of a row together, and each long one alone. So a question inside a
+conversation and the later turns of a benchmark are found too. Spans of n words are searched in all texts of a row.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ import numpy as np
 
 from data.adapters import Layout
 from data.checks.near import BASE, NearIndex, codes, normal, sketches, words
-from data.checks.texts import Row, read_rows
+from data.checks.texts import TextRow, read_texts
 from data.records import BadRows
 from runtime.config import check_whole
 from runtime.report import bullets, heading, table, write_page, write_result
@@ -22,20 +22,26 @@ LISTED = 20  # matches of a kind that are listed for one evaluation row
 
 
 def check_contamination(
-    files: Sequence[str], against: Sequence[str], directory: Path, *, threshold: float, span_words: int, min_words: int,
+    files: Sequence[str],
+    against: Sequence[str],
+    directory: Path,
+    *,
+    threshold: float,
+    span_words: int,
+    min_words: int,
     on_bad_row: str,
     layout: Layout | None = None,
-) -> dict:  # fmt: skip
+) -> dict:
     """result.json and report.html: `exact`, `near`, `spans` count evaluation rows, each under its strongest kind.
 
     Args:
         threshold: Jaccard similarity of words and word pairs from which prompts are near duplicates.
-        span_words: words in a row that must be the same; 0 = don't look for spans.
+        span_words: number of words in a row that must be the same; 0 = no search for spans.
         min_words: of a user message that is compared alone.
     """
     check_whole(0, check__span_words=span_words, check__min_words=min_words)
     bad_rows = BadRows(on_bad_row)
-    train, evaluation = read_rows(files, bad_rows, layout), read_rows(against, bad_rows)
+    train, evaluation = read_texts(files, bad_rows, layout), read_texts(against, bad_rows)
     matches = find_copies(train, evaluation, threshold=threshold, min_words=min_words)
     found = {match["eval"] for match in matches}
     if span_words:
@@ -60,8 +66,10 @@ def check_contamination(
     return result
 
 
-def find_copies(train: Sequence[Row], evaluation: Sequence[Row], *, threshold: float, min_words: int) -> list[dict]:
-    """Exact and near matches, at most `LISTED` of a kind for an evaluation row; an exact one hides its near ones."""
+def find_copies(
+    train: Sequence[TextRow], evaluation: Sequence[TextRow], *, threshold: float, min_words: int
+) -> list[dict]:
+    """Exact and near matches, at most `LISTED` of a kind per evaluation row. Near ones are dropped if one is exact."""
     places: dict[str, list[int]] = {}
     written: dict[str, str] = {}
     for e, row in enumerate(evaluation):
@@ -90,8 +98,8 @@ def find_copies(train: Sequence[Row], evaluation: Sequence[Row], *, threshold: f
     return [m for m in matches.values() if m["kind"] == "exact" or m["eval"] not in exact]
 
 
-def find_spans(train: Sequence[Row], evaluation: Sequence[Row], span_words: int) -> list[dict]:
-    """For each evaluation row the first training row that shares `span_words` words in a row with it."""
+def find_spans(train: Sequence[TextRow], evaluation: Sequence[TextRow], span_words: int) -> list[dict]:
+    """For each evaluation row, the first training row that shares `span_words` words in a row with it."""
     parts = list(windows(evaluation, span_words))
     values, owners = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 2
     order = np.argsort(values, kind="stable")
@@ -112,16 +120,16 @@ def find_spans(train: Sequence[Row], evaluation: Sequence[Row], span_words: int)
     return [found[e] for e in sorted(found)]
 
 
-def _match(kind: str, similarity: float | None, train: Row, evaluation: Row, text: str) -> dict:
+def _match(kind: str, similarity: float | None, train: TextRow, evaluation: TextRow, text: str) -> dict:
     places = {"train": train.where, "eval": evaluation.where}
     return {"kind": kind, "similarity": similarity, **places, "text": text[:300]}
 
 
-def _texts(row: Row) -> list[list[str]]:
+def _texts(row: TextRow) -> list[list[str]]:
     return [words(text) for text in (*(message["content"] for message in row.messages), *row.later_turns)]
 
 
-def windows(rows: Sequence[Row], n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def windows(rows: Sequence[TextRow], n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """64-bit polynomial hashes of every n words in a row of a message, and the number of the row of each."""
     for start in range(0, len(rows), BATCH):
         texts = [(r, tokens) for r, row in enumerate(rows[start : start + BATCH], start) for tokens in _texts(row)]
@@ -136,8 +144,8 @@ def windows(rows: Sequence[Row], n: int) -> Iterator[tuple[np.ndarray, np.ndarra
         yield hashes[within], row[:places][within]
 
 
-def shared_span(a: Row, b: Row, n: int) -> str:
-    """The first shared span, word for word: a hash alone proves nothing."""
+def shared_span(a: TextRow, b: TextRow, n: int) -> str:
+    """The first shared span, compared word by word, because equal hashes are no proof."""
     spans = {tuple(tokens[i : i + n]) for tokens in _texts(b) for i in range(len(tokens) - n + 1)}
     for tokens in _texts(a):
         for i in range(len(tokens) - n + 1):

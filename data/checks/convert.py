@@ -1,4 +1,4 @@
-"""Any file that is read, as JSONL of ours: each row with where it comes from, and under which licence."""
+"""Convert files of any known format to our JSONL. Each row gets its origin and its license."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ def check_convert(
     Args:
         license: of rows that do not name their own.
     Raises:
-        ValueError: a row names no licence and `license` gives none.
+        ValueError: a row has no license, and `license` is None.
     """
     bad_rows, counts = BadRows(on_bad_row), Counter()
 
@@ -40,7 +40,7 @@ def check_convert(
                     for record in formats.any_record(row) if row is not None else []:
                         if part in (None, split_of(record, row)):
                             counts[current[0], type(record).__name__] += 1
-                            yield _told(formats.as_row(record), where, current[0], license)
+                            yield _with_origin(formats.as_row(record), where, current[0], license)
 
     written = write_jsonl(directory / "converted.jsonl", rows())
     if not written:
@@ -63,12 +63,12 @@ def _name(raw: Any, layout: Layout) -> str:
         return ""
 
 
-def _told(row: dict, where: str, name: str, license: str | None) -> dict:
-    """The row with its origin and its licence."""
-    told = row.get("license") or license
-    if told is None:
+def _with_origin(row: dict, where: str, name: str, license: str | None) -> dict:
+    """The row with its origin and its license."""
+    row_license = row.get("license") or license
+    if row_license is None:
         of_set = f"; the set that this schema comes from is under {FORMATS[name].license}" if name in FORMATS else ""
         raise ValueError(f"the row names no license: say check.license=NAME{of_set}")
     source = FORMATS[name].source if name in FORMATS else None
     origin = {"file": where, "format": name} | ({"schema": source} if source else {})
-    return row | {"license": told, "provenance": row.get("provenance", origin)}
+    return row | {"license": row_license, "provenance": row.get("provenance", origin)}

@@ -1,4 +1,4 @@
-"""Training sets without what evaluation sets ask: no row with the same prompt, a near one, or a long shared span."""
+"""Remove contaminated training rows: rows with a prompt, a near duplicate or a long span of an evaluation set."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,26 +10,33 @@ from data.adapters import Layout
 from data.checks.contamination import shared_span, windows
 from data.checks.dedupe import output_names, show_pairs
 from data.checks.near import NearIndex, normal, sketches
-from data.checks.texts import Row, read_rows
+from data.checks.texts import TextRow, read_texts
 from data.records import BadRows, write_jsonl
 from runtime.config import check_whole
 
 
 def check_decontaminate(
-    files: Sequence[str], against: Sequence[str], directory: Path, *, threshold: float, span_words: int, min_words: int,
-    layout: Layout | None = None, on_bad_row: str,
-) -> dict:  # fmt: skip
+    files: Sequence[str],
+    against: Sequence[str],
+    directory: Path,
+    *,
+    threshold: float,
+    span_words: int,
+    min_words: int,
+    layout: Layout | None = None,
+    on_bad_row: str,
+) -> dict:
     """NAME.jsonl of each file without its contaminated rows, pairs.jsonl (both texts), result.json, report.html.
 
-    Every training row that matches any evaluation row goes, where `check=contamination` lists a few for each.
+    Every training row that matches an evaluation row is removed. (`check=contamination` lists only a few per row.)
 
     Args:
         threshold, span_words, min_words: as there.
     """
     check_whole(0, check__span_words=span_words, check__min_words=min_words)
     bad_rows, counts, names = BadRows(on_bad_row), Counter(), output_names(files)
-    evaluation = read_rows(against, bad_rows)
-    prompts: dict[str, tuple[Row, str]] = {}  # what an evaluation row asks -> the row, and its own words
+    evaluation = read_texts(against, bad_rows)
+    prompts: dict[str, tuple[TextRow, str]] = {}  # what an evaluation row asks -> the row, and its own words
     for row in evaluation:
         for text in row.questions(min_words):
             prompts.setdefault(normal(text), (row, text))
@@ -40,7 +47,7 @@ def check_decontaminate(
     pairs: list[dict] = []
 
     def clean(file: str) -> Iterator[dict]:
-        rows = read_rows([file], bad_rows, layout)
+        rows = read_texts([file], bad_rows, layout)
         suspects = spans.suspects(rows)
         for at, row in enumerate(rows):
             match = _copied(row, prompts, asked, index, min_words) or spans.match(row, suspects.get(at, ()))
@@ -50,8 +57,8 @@ def check_decontaminate(
                 continue
             kind, similarity, text, other, of = match
             counts[file, kind] += 1
-            told = {"kind": kind, "similarity": similarity, "row": row.where, "repeats": other.where}
-            pairs.append(told | {"text": text, "of": of})
+            pair = {"kind": kind, "similarity": similarity, "row": row.where, "repeats": other.where}
+            pairs.append(pair | {"text": text, "of": of})
 
     for file, name in names.items():
         write_jsonl(directory / name, clean(file))
@@ -72,7 +79,11 @@ def check_decontaminate(
 
 
 def _copied(
-    row: Row, prompts: dict[str, tuple[Row, str]], asked: list[tuple[Row, str]], index: NearIndex, min_words: int
+    row: TextRow,
+    prompts: dict[str, tuple[TextRow, str]],
+    asked: list[tuple[TextRow, str]],
+    index: NearIndex,
+    min_words: int,
 ) -> tuple | None:
     """(kind, similarity, text, evaluation row, its text) of the strongest match of what a row asks."""
     said, best = row.questions(min_words), None
@@ -88,14 +99,14 @@ def _copied(
 class _Spans:
     """Every n words in a row that evaluation rows say, by their hashes."""
 
-    def __init__(self, evaluation: Sequence[Row], n: int):
+    def __init__(self, evaluation: Sequence[TextRow], n: int):
         self.evaluation, self.n = evaluation, n
         parts = list(windows(evaluation, n)) if n else []
         hashes, owners = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 2
         order = np.argsort(hashes, kind="stable")
         self.hashes, self.owners = hashes[order], owners[order]
 
-    def suspects(self, rows: Sequence[Row]) -> dict[int, list[int]]:
+    def suspects(self, rows: Sequence[TextRow]) -> dict[int, list[int]]:
         """For each row the evaluation rows with a span of the same hash; `match` compares the words."""
         found: dict[int, list[int]] = {}
         for hashes, at in windows(rows, self.n) if len(self.hashes) else ():
@@ -105,7 +116,7 @@ class _Spans:
                 found.setdefault(row, []).append(owner)
         return {row: list(dict.fromkeys(owners)) for row, owners in found.items()}
 
-    def match(self, row: Row, owners: Sequence[int]) -> tuple | None:
+    def match(self, row: TextRow, owners: Sequence[int]) -> tuple | None:
         for owner in owners:
             if text := shared_span(row, self.evaluation[owner], self.n):
                 return "span", None, text, self.evaluation[owner], text

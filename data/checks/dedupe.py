@@ -1,4 +1,4 @@
-"""Sets without repeats: of equal or nearly equal rows, within a file and across files, the first stays."""
+"""Remove duplicates: of equal or nearly equal rows, within a file and across files, the first one stays."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.adapters import Layout
 from data.checks.near import NearIndex, normal, sketches
-from data.checks.texts import Row, read_rows
+from data.checks.texts import TextRow, read_texts
 from data.records import BadRows, split_name, write_jsonl
 from runtime.config import check_choice
 from runtime.report import bullets, heading, table, write_page, write_result
@@ -26,7 +26,7 @@ def check_dedupe(
     exact: dict[str, int] = {}
     names = output_names(files)
 
-    def unique(rows: Sequence[Row], pairs: list[dict], file: str) -> Iterator[dict]:
+    def unique(rows: Sequence[TextRow], pairs: list[dict], file: str) -> Iterator[dict]:
         texts = [normal(text_of(row, by)) for row in rows]
         for row, sketch in zip(rows, sketches(texts), strict=True):
             first = exact.get(sketch.text)
@@ -46,7 +46,7 @@ def check_dedupe(
 
     pairs: list[dict] = []
     for file, name in names.items():
-        write_jsonl(directory / name, unique(read_rows([file], bad_rows, layout), pairs, file))
+        write_jsonl(directory / name, unique(read_texts([file], bad_rows, layout), pairs, file))
     write_jsonl(directory / "pairs.jsonl", pairs)
     table_rows = [["file", "kept", "exact repeats", "near repeats", "written"]]
     table_rows += [[f, *(counts[f, kind] for kind in ("kept", "exact", "near")), n] for f, n in names.items()]
@@ -57,8 +57,8 @@ def check_dedupe(
     return result
 
 
-def text_of(row: Row, by: str) -> str:
-    """What rows are compared by."""
+def text_of(row: TextRow, by: str) -> str:
+    """The text by which rows are compared."""
     return row.prompt if by == "prompt" else "\n".join(message["content"] for message in row.messages)
 
 

@@ -1,4 +1,4 @@
-"""The gate before training on preferences: annotators who don't agree teach nothing. Imports no statistics library."""
+"""The check of annotator agreement before training on preferences. It imports no statistics library."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,10 @@ from omegaconf import DictConfig
 
 
 def require_agreement(cfg: DictConfig) -> str | None:
-    """Refuse to train where annotators agree too little; None where no agreement was measured, else what to log.
+    """Refuse to train where annotators agree too little. Returns a line for the log, or None without `agreement`.
 
-    Reads `agreement` (the result.json of `check_data.py check=agreement`), `agreement_threshold` and
-    `agreement_override` of the door. The lower end of alpha's interval decides, not the point.
+    It reads the settings `agreement` (the result.json of `check_data.py check=agreement`), `agreement_threshold` and
+    `agreement_override`. The lower end of alpha's interval must reach the threshold.
 
     Raises:
         ValueError: below the threshold and not overridden; no such file, or not a result of that check.

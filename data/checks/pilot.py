@@ -1,4 +1,4 @@
-"""Before data is bought: what vendors' pilot files look like, and which skew short.
+"""Check the pilot files of data vendors before buying: token lengths, and vendors whose prompts are too short.
 
 Lengths are counted in tokens of a named tokenizer. A prompt is a user message; the lecture's vendors averaged 22, 54
 and 104 tokens where InstructGPT's users wrote 408, and the rule was to reject prompts that skew under about 50.
@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import ks_2samp, wasserstein_distance
 
 from data.adapters import Layout
-from data.checks.texts import Row, read_rows
+from data.checks.texts import TextRow, read_texts
 from data.records import BadRows
 from data.tokenizer import load_tokenizer
 from runtime.config import check_number, check_positive
@@ -30,7 +30,7 @@ def check_pilot(
 
     Args:
         target: file of prompts to be like, for the distance and its test; None = only the mean is compared.
-        min_tokens: a vendor is rejected whose prompts' mean is below, or of whose prompts more than `max_short` are.
+        min_tokens: a vendor is rejected if the mean of its prompts is below this, or more than `max_short` of them are.
     """
     check_positive(check__target_mean=target_mean, check__min_tokens=min_tokens)
     check_number(0, check__max_short=max_short)
@@ -39,12 +39,12 @@ def check_pilot(
         raise ValueError(f"vendors are named by their files, and two have one name: {', '.join(names)}")
     encode, bad_rows = load_tokenizer(tokenizer).encode, BadRows(on_bad_row)
     wanted = (
-        None if target is None else np.array([len(encode(m)) for r in read_rows([target], bad_rows) for m in r.asked])
+        None if target is None else np.array([len(encode(m)) for r in read_texts([target], bad_rows) for m in r.asked])
     )
 
     vendors, lengths, pool = {}, {}, []
     for name, file in zip(names, files, strict=True):
-        rows = read_rows([file], bad_rows, layout)
+        rows = read_texts([file], bad_rows, layout)
         asked = [encode(message) for row in rows for message in row.asked]
         lengths[name] = np.array([len(ids) for ids in asked])
         pool.append(np.concatenate([np.array(ids, dtype=np.int64) for ids in asked]))
@@ -65,7 +65,7 @@ def check_pilot(
 
 
 def describe(lengths: np.ndarray, min_tokens: int) -> dict:
-    """Mean, spread and percentiles of token counts."""
+    """Mean, standard deviation and percentiles of token counts."""
     return {
         "n": len(lengths),
         "mean": float(lengths.mean()),
@@ -101,7 +101,7 @@ def judge(facts: dict, *, min_tokens: int, max_short: float) -> tuple[str, str]:
     )
 
 
-def _rest(rows: Sequence[Row], encode, seed: int) -> dict:
+def _rest(rows: Sequence[TextRow], encode, seed: int) -> dict:
     """Completions and turns."""
     answers = np.array([len(encode(text)) for row in rows for text in row.answered] or [0])
     turns = np.array([len(row.asked) for row in rows])
@@ -110,10 +110,12 @@ def _rest(rows: Sequence[Row], encode, seed: int) -> dict:
         "turns_mean": float(turns.mean()),
         "multi_turn_share": float((turns > 1).mean()),
         "completions": {
-            "n": sum(len(row.answered) for row in rows), "mean": float(answers.mean()),
-            "median": float(np.median(answers)), "max": int(answers.max()),
+            "n": sum(len(row.answered) for row in rows),
+            "mean": float(answers.mean()),
+            "median": float(np.median(answers)),
+            "max": int(answers.max()),
         },
-    }  # fmt: skip
+    }
 
 
 def _mean_interval(lengths: np.ndarray, seed: int) -> list[float]:

@@ -1,8 +1,10 @@
-"""Few but good: score, drop repeats, choose for diversity, cap at N. LIMA: Zhou et al. 2023 (arXiv:2305.11206).
+"""Select a small set of good and diverse rows, as LIMA: Zhou et al. 2023 (arXiv:2305.11206).
 
-Three steps, each row's fate with its reason in reasons.jsonl: (1) a row is dropped for a plain fault, or scored; (2) of
-near duplicates (prompts) the best stays; (3) among the `pool` x `num` best, greedy k-center over hashed word n-grams
-picks rows far from those already picked (Sener and Savarese 2018, arXiv:1708.00489; no embeddings).
+reasons.jsonl has the result for each row with its reason. The steps:
+    1. A row with a plain fault is dropped. The others get a score.
+    2. Of rows with nearly equal prompts, the best one stays.
+    3. Of the `pool` x `num` best rows, greedy k-center over hashed word n-grams selects rows far from those already
+       selected (Sener and Savarese 2018, arXiv:1708.00489, here without embeddings).
 """
 
 from collections import Counter
@@ -14,7 +16,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from data.adapters import Layout
 from data.checks.near import NearIndex, normal, sketches
-from data.checks.texts import Row, read_rows
+from data.checks.texts import TextRow, read_texts
 from data.clients import Client
 from data.methods.filters import words
 from data.methods.preferences import rate
@@ -34,12 +36,12 @@ def check_quality(
     """selected.jsonl (the chosen rows, best first), reasons.jsonl (a line for every row), result.json, quality.png.
 
     Args:
-        pool: times `num`: how many of the best rows diversity chooses from.
-        client: a judge that scores helpfulness and instruction following of the pool; None = the plain score.
+        pool: times `num` is the number of best rows from which step 3 selects.
+        client: a judge that rates helpfulness and instruction following of these rows; None: the plain score.
     """
     check_whole(1, check__num=num, check__pool=pool)
     bad_rows = BadRows(on_bad_row)
-    rows = read_rows(files, bad_rows, layout)
+    rows = read_texts(files, bad_rows, layout)
     if not any(row.answered for row in rows):
         raise ValueError(f"{', '.join(files)}: no row has an answer, and check=quality selects rows by their answers")
     parts = [score_parts(row) for row in rows]
@@ -63,11 +65,11 @@ def check_quality(
     order = list(picked)
     facts = [{"score": float(scores[i]), "distance": picked[i]} for i in order]
     write_jsonl(directory / "selected.jsonl", [rows[i].raw | {"quality": f} for i, f in zip(order, facts, strict=True)])
-    told = [
+    lines = [
         {"row": r.where, "reason": why, "score": float(s), **p}
         for r, why, s, p in zip(rows, reasons, scores, parts, strict=True)
     ]
-    write_jsonl(directory / "reasons.jsonl", told)
+    write_jsonl(directory / "reasons.jsonl", lines)
     counts = dict(Counter(reason.split(" ")[0] for reason in reasons).most_common())
     result = {
         "rows": len(rows), "selected": len(order), "reasons": counts, "skipped_rows": bad_rows.skipped,
@@ -79,8 +81,8 @@ def check_quality(
     return result
 
 
-def fault_of(row: Row, *, min_words: int, max_words: int) -> str | None:
-    """A plain reason not to learn from a row."""
+def fault_of(row: TextRow, *, min_words: int, max_words: int) -> str | None:
+    """The reason why a row is dropped, or None."""
     if not row.answered or not row.answered[-1].strip():
         return "no_answer"
     count = len(row.answered[-1].split())
@@ -95,8 +97,8 @@ def fault_of(row: Row, *, min_words: int, max_words: int) -> str | None:
     return None
 
 
-def score_parts(row: Row) -> dict[str, float]:
-    """What the plain score is the mean of, each in [0, 1]. Crude on purpose: it ranks, a judge decides."""
+def score_parts(row: TextRow) -> dict[str, float]:
+    """The parts of the plain score, each in [0, 1]. The score is their mean. It is only for ranking."""
     answer = row.answered[-1] if row.answered else ""
     tokens = words(" ".join(row.answered))
     trigrams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
@@ -112,7 +114,7 @@ def score_parts(row: Row) -> dict[str, float]:
 def k_center(texts: Sequence[str], scores: np.ndarray, num: int) -> list[tuple[int, float]]:
     """(index, cosine distance to the nearest chosen before) of `num` rows, the best-scored first, then the furthest.
 
-    The distance is weighted by the score, so that among far rows the good one wins over the odd one.
+    The distance is multiplied by the score, so that of distant rows the better one is chosen.
     """
     if not texts:
         return []
@@ -130,8 +132,10 @@ def k_center(texts: Sequence[str], scores: np.ndarray, num: int) -> list[tuple[i
     return chosen
 
 
-def _drop_repeats(rows: Sequence[Row], ranked: list[int], threshold: float, reasons: list, *, limit: int) -> list[int]:
-    """The first `limit` rows, best first, whose prompt is not nearly that of a better one."""
+def _drop_repeats(
+    rows: Sequence[TextRow], ranked: list[int], threshold: float, reasons: list, *, limit: int
+) -> list[int]:
+    """The first `limit` rows, best first, without rows whose prompt nearly equals that of a better row."""
     index, kept = NearIndex(threshold), []
     for i, sketch in zip(ranked, sketches(normal(rows[i].prompt) for i in ranked), strict=True):
         if len(kept) == limit:
@@ -145,14 +149,14 @@ def _drop_repeats(rows: Sequence[Row], ranked: list[int], threshold: float, reas
     return kept
 
 
-def _judge(rows: Sequence[Row], best: list[int], client: Client) -> dict[int, float | None]:
+def _judge(rows: Sequence[TextRow], best: list[int], client: Client) -> dict[int, float | None]:
     """A judge's mean rating scaled to [0, 1], of each row's last answer."""
     answered = [([m for m in rows[i].messages[: _last(rows[i])]], rows[i].answered[-1]) for i in best]
     ratings = rate(client, answered, aspects=["helpfulness", "instruction_following"], seed=0)
     return {i: None if r is None else (sum(r.values()) / len(r) - 1) / 4 for i, r in zip(best, ratings, strict=True)}
 
 
-def _last(row: Row) -> int:
+def _last(row: TextRow) -> int:
     return max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
 
 
@@ -170,7 +174,7 @@ def _copied(tokens: list[str], prompt: list[str]) -> float:
     return sum(token in known for token in tokens) / len(tokens) if tokens else 0.0
 
 
-def _text(row: Row) -> str:
+def _text(row: TextRow) -> str:
     return "\n".join(message["content"] for message in row.messages)[:READ]
 
 

@@ -1,8 +1,8 @@
-"""Which tasks the prompts of a set ask for, against the shares that were wanted; and a sample that has them.
+"""The shares of task kinds in a set of prompts, compared with wanted shares, and a sample with the wanted shares.
 
-Ouyang et al. 2022 (arXiv:2203.02155), table 1 gives the shares of what people asked InstructGPT. Kinds are told by a
-client, or by a small classifier (`task_classifier.py`) trained on labelled prompts, whose cross-validated accuracy is
-reported beside the shares: shares are no better than the classifier.
+The default is the shares of InstructGPT's users: Ouyang et al. 2022 (arXiv:2203.02155), table 1. A client names the
+kinds, or a small classifier (`task_classifier.py`) that is trained on labelled prompts. Its cross-validated accuracy is
+reported, because it limits the accuracy of the shares.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from data.adapters import Layout
 from data.checks.task_classifier import fit_classifier
-from data.checks.texts import Row, read_rows
+from data.checks.texts import TextRow, read_texts
 from data.clients import Client, Conversation
 from data.records import BadRows, read_jsonl, write_jsonl
 from runtime.config import check_files, check_number, check_whole
@@ -52,7 +52,7 @@ def check_task_mix(
         target: wanted shares; they are scaled to sum to 1.
         min_precision: a sampled row's chance is at or above its kind's threshold, from which the classifier is right on
             that share of the labelled prompts (each judged by a fit without it).
-        client: who tells the kinds; None = the trained classifier.
+        client: the model that names the kinds; None: the trained classifier.
     """
     check_number(0, **{f"check__target__{kind}": share for kind, share in target.items()})
     if num is not None:
@@ -62,7 +62,7 @@ def check_task_mix(
         raise ValueError(f"check.target={target} wants no kind of task; give one a share above 0")
     wanted = {kind: share / sum(target.values()) for kind, share in target.items()}
     bad_rows = BadRows(on_bad_row)
-    rows = read_rows(files, bad_rows, layout)
+    rows = read_texts(files, bad_rows, layout)
     if client is None:
         kinds, sure, facts = classify(rows, labelled, min_precision=min_precision, seed=seed)
         unseen = [kind for kind, share in wanted.items() if share and kind not in (*facts["thresholds"], "chat")]
@@ -86,9 +86,9 @@ def check_task_mix(
 
 
 def classify(
-    rows: Sequence[Row], labelled: Sequence[str], *, min_precision: float, seed: int
+    rows: Sequence[TextRow], labelled: Sequence[str], *, min_precision: float, seed: int
 ) -> tuple[list[str], list[bool], dict]:
-    """(kinds, whether each is sure, facts): several user turns are chat, a single prompt what the classifier says."""
+    """(kinds, whether each is sure, facts). Several user turns are chat. The classifier names the kind of others."""
     check_files("check.labelled", labelled)
     known = [row for file in labelled for row in read_jsonl(file)]
     if any(not isinstance(row.get(key), str) for row in known for key in ("prompt", "category")):
@@ -100,20 +100,20 @@ def classify(
     single = [i for i, row in enumerate(rows) if len(row.asked) == 1]
     kinds, sure = ["chat"] * len(rows), [True] * len(rows)
     if single:
-        told = classifier.predict([rows[i].asked[0][:READ] for i in single])
-        for i, kind, certain in zip(single, *told, strict=True):
+        predictions = classifier.predict([rows[i].asked[0][:READ] for i in single])
+        for i, kind, certain in zip(single, *predictions, strict=True):
             kinds[i], sure[i] = kind, certain
     facts = {"classifier": "words and form", "classifier_accuracy": classifier.accuracy, "labelled_rows": len(known)}
     return kinds, sure, facts | {"thresholds": classifier.thresholds}
 
 
-def ask_kinds(rows: Sequence[Row], client: Client, names: list[str], seed: int) -> list[str]:
+def ask_kinds(rows: Sequence[TextRow], client: Client, names: list[str], seed: int) -> list[str]:
     """A kind for each row from a client; "unreadable" where its answer names none."""
     answers = client.ask([ask_kind(row, names) for row in rows], temperature=0.0, max_tokens=12, seed=seed)
     return [read_kind(answer.text, names) for answer in answers]
 
 
-def ask_kind(row: Row, names: list[str]) -> Conversation:
+def ask_kind(row: TextRow, names: list[str]) -> Conversation:
     """The prompt that asks for a kind."""
     kinds = "\n".join(f"{name}: {KINDS.get(name, name)}" for name in names)
     talk = "\n".join(row.asked)[:READ]
@@ -169,8 +169,8 @@ def draw_to_mix(kinds: Sequence[str], wanted: dict[str, float], num: int | None,
     counts = _apportion(wanted, possible if num is None else num)
     short = {kind: (count, len(by_kind[kind])) for kind, count in counts.items() if count > len(by_kind.get(kind, ()))}
     if short and num is not None:
-        told = ", ".join(f"{kind} needs {need} and has {have}" for kind, (need, have) in short.items())
-        raise ValueError(f"check.num={num} is too many for the mix: {told}; about {possible} rows are possible")
+        shortfalls = ", ".join(f"{kind} needs {need} and has {have}" for kind, (need, have) in short.items())
+        raise ValueError(f"check.num={num} is too many for the mix: {shortfalls}; about {possible} rows are possible")
     random = np.random.default_rng(seed)
     drawn = [random.permutation(rows)[: counts[kind]] for kind, rows in by_kind.items()]
     return sorted(np.concatenate(drawn).tolist())
@@ -217,8 +217,10 @@ def _show(directory: Path, result: dict) -> None:
     blocks = [bullets(lines), table(rows), picture(drawn)]
     if "thresholds" in result:
         known = [["kind", "threshold", "precision", "its lower end", "recall", "labelled prompts above"]]
-        known += [[kind, *(one[k] for k in ("threshold", "precision", "lower", "recall", "n"))]
-                  for kind, one in result["thresholds"].items()]  # fmt: skip
+        known += [
+            [kind, *(one[k] for k in ("threshold", "precision", "lower", "recall", "n"))]
+            for kind, one in result["thresholds"].items()
+        ]
         blocks += [heading("How far each kind can be believed"), paragraph(BELIEVED), table(known)]
     write_page(directory / "report.html", "Task mix", *blocks)
     result["verdicts"] = lines

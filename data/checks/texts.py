@@ -1,4 +1,4 @@
-"""The rows that a check reads: what people ask and what is answered, each with its FILE:LINE."""
+"""The rows of the checks: user and assistant texts, each with its FILE:LINE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from data.records import BadRows, Comparison, Example, Ranking, Rated, Record, r
 
 
 @dataclass(frozen=True)
-class Row(Record):
+class TextRow(Record):
     """A conversation; the last answer may be missing (a prompt). `raw` is the row as the trainers read it."""
 
     messages: list[Message]
@@ -33,25 +33,25 @@ class Row(Record):
 
     @property
     def later_turns(self) -> list[str]:
-        """What a benchmark's question asks once it was answered (MT-Bench's second turn)."""
+        """The later turns of a benchmark's question (MT-Bench's second turn)."""
         return self.raw.get("later_turns") or []
 
     def questions(self, min_words: int) -> list[str]:
-        """What copies are looked for by: the prompt, and each user message or later turn of `min_words` alone."""
+        """The texts to compare: the prompt, and each user message or later turn of at least `min_words` words."""
         alone = [text for text in (*self.asked, *self.later_turns) if len(text.split()) >= min_words]
         return list(dict.fromkeys([self.prompt, *alone]))
 
 
-def parse_row(row: dict) -> list[Row]:
-    """Any row that the trainers or generate.py read; of a comparison the better side, of a ranking the best."""
-    rows = [Row(_said(record), formats.as_row(record)) for record in formats.any_record(row)]
+def parse_row(row: dict) -> list[TextRow]:
+    """The texts of a row that the trainers or generate.py read. Of a comparison or ranking, the best completion."""
+    rows = [TextRow(_said(record), formats.as_row(record)) for record in formats.any_record(row)]
     for found in rows:
         if not any(text.strip() for text in found.asked):
             raise ValueError("no user message with text in it")
     return rows
 
 
-def read_rows(files: Sequence[str], bad_rows: BadRows, layout: Layout | None = None) -> list[Row]:
+def read_texts(files: Sequence[str], bad_rows: BadRows, layout: Layout | None = None) -> list[TextRow]:
     """The rows of all files, in order."""
     rows = [row for file in files for row in read_records(file, parse_row, bad_rows, layout)]
     if not rows:

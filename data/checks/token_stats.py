@@ -1,4 +1,4 @@
-"""How long rows are in tokens, what each maximal length would cut, how much of them is learned, turns and languages."""
+"""Token statistics of rows: lengths, shares that each max_length would cut, targets, turns, languages."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def check_token_stats(
     """result.json (`files.NAME`), lengths.png and report.html.
 
     Args:
-        max_rows: rows of each file whose language is guessed where they name none.
+        max_rows: number of rows per file whose language is guessed, if they have no language field.
     """
     check_whole(0, check__max_rows=max_rows)
     bad_rows, found, lengths = BadRows(on_bad_row), {}, {}
@@ -33,17 +33,19 @@ def check_token_stats(
             with bad_rows.at(record.where):
                 rows += _counts(record, tokenizer)
                 turns[sum(message["role"] == "user" for message in record.turns)] += 1
-                told = record.columns.get("language") or record.columns.get("lang")
-                if not isinstance(told, str) and guessed < max_rows:
-                    told, guessed = _guess(record), guessed + 1
-                languages[told if isinstance(told, str) else "not looked at"] += 1
+                language = record.columns.get("language") or record.columns.get("lang")
+                if not isinstance(language, str) and guessed < max_rows:
+                    language, guessed = _guess(record), guessed + 1
+                languages[language if isinstance(language, str) else "not looked at"] += 1
         if not rows:
             raise ValueError(f"{file} has no usable row; the first was skipped for: {bad_rows.skipped[0]}")
         lengths[file] = np.array(rows)
         found[file] = describe(lengths[file]) | {
-            "rows": sum(turns.values()), "user_turns": dict(sorted(turns.items())),
-            "languages": dict(languages.most_common(20)), "languages_guessed": guessed,
-        }  # fmt: skip
+            "rows": sum(turns.values()),
+            "user_turns": dict(sorted(turns.items())),
+            "languages": dict(languages.most_common(20)),
+            "languages_guessed": guessed,
+        }
     result = {"files": found, "skipped_rows": bad_rows.skipped}
     result["verdicts"] = [
         f"{file}: {f['rows']} rows, {f['tokens']} tokens, {f['target_share']:.0%} targets; "

@@ -12,9 +12,11 @@ from runtime.config import check_choice, check_whole
 from runtime.report import write_result
 
 PARSERS = {
-    "any": formats.any_record, "demonstrations": formats.examples, "preferences": formats.preferences,
+    "any": formats.any_record,
+    "demonstrations": formats.examples,
+    "preferences": formats.preferences,
     "prompts": formats.prompts,
-}  # fmt: skip
+}
 
 
 def check_view(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from data.clients import Answer, Client, Conversation
 from data.methods.filters import rouge_l
 from data.methods.progress import Progress
-from data.methods.rows import Drops, Made, ask_until, few_shot, provenance, row_id
+from data.methods.rows import Drops, GeneratedData, ask_until, few_shot, provenance, row_id
 from runtime.config import check_whole
 
 DONE = "TASK_DONE"
@@ -45,7 +45,7 @@ def camel(
     client: Client, user_client: Client, *, ideas: Sequence[str], num: int, seed: int, max_turns: int, min_turns: int,
     max_similarity: float, max_tries: int, temperature: float | None, max_tokens: int,
     progress: Progress | None = None,
-) -> Made:  # fmt: skip
+) -> GeneratedData:  # fmt: skip
     """At most `num` conversations, the ideas taken in turn, each with a role pair and a task of its own.
 
     Args:
@@ -82,7 +82,7 @@ def camel(
         else:
             rows.append(_row(session, turns, [client.model, user_client.model]))
     ends = Counter(session.end for session in sessions)
-    return Made(rows, drops, {"ends": dict(sorted(ends.items()))})
+    return GeneratedData(rows, drops, {"ends": dict(sorted(ends.items()))})
 
 
 def ask_roles(idea: str) -> Conversation:

@@ -14,7 +14,7 @@ from data.clients import Client, Conversation
 from data.methods.filters import rouge_l
 from data.methods.preferences import Prompt
 from data.methods.progress import Progress
-from data.methods.rows import Drops, Made, ask_until, provenance, row_id
+from data.methods.rows import Drops, GeneratedData, ask_until, provenance, row_id
 from runtime.config import check_choice, check_whole
 
 CONSTITUTION = (
@@ -44,7 +44,7 @@ def constitutional(
     client: Client, prompts: Sequence[Prompt], *, principles: Sequence[str], num_revisions: int, rows: str,
     max_similarity: float, max_tries: int, seed: int, temperature: float | None, max_tokens: int,
     progress: Progress | None = None,
-) -> Made:  # fmt: skip
+) -> GeneratedData:  # fmt: skip
     """Demonstrations (or pairs), one of each prompt whose answer was revised.
 
     Args:
@@ -82,7 +82,7 @@ def constitutional(
             drops.add(draft.end or "nothing_revised", draft.text, prompt=draft.prompt[1], first=draft.first)
         else:
             made.append(_row(draft, client.model, pairs=rows == "pairs"))
-    return Made(made, drops, {"prompts": len(prompts)})
+    return GeneratedData(made, drops, {"prompts": len(prompts)})
 
 
 def ask_critique(draft: Draft, principle: str) -> Conversation:

@@ -16,7 +16,7 @@ from data.clients import Answer, Client, Conversation
 from data.methods.filters import is_refusal, words
 from data.methods.preferences import Prompt
 from data.methods.progress import Progress
-from data.methods.rows import Drops, Made, answer_fault, provenance, row_id
+from data.methods.rows import Drops, GeneratedData, answer_fault, provenance, row_id
 from runtime.config import check_whole
 
 DEPTH = {
@@ -45,7 +45,7 @@ def evol_instruct(
     client: Client, prompts: Sequence[Prompt], *, num_rounds: int, breadth_share: float, max_growth: int,
     count_tokens: Callable[[str], int], seed: int, temperature: float | None, max_tokens: int,
     progress: Progress | None = None,
-) -> Made:  # fmt: skip
+) -> GeneratedData:  # fmt: skip
     """Demonstrations: the seeds and every evolution that was not eliminated, with their answers.
 
     Args:
@@ -93,7 +93,7 @@ def evol_instruct(
                 rows.append(_row(new, answer, client.model, seed))
                 following.append(new)
         pool = following
-    return Made(rows, drops, {"seeds": len(pool), "rounds": num_rounds})
+    return GeneratedData(rows, drops, {"seeds": len(pool), "rounds": num_rounds})
 
 
 def ask_evolution(text: str, how: str) -> Conversation:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from data.clients import Client, Conversation
 from data.methods.filters import Novelty, instance_fault, instruction_fault
 from data.methods.progress import Progress
-from data.methods.rows import Drops, Made, answer_fault, provenance, row_id
+from data.methods.rows import Drops, GeneratedData, answer_fault, provenance, row_id
 from runtime.config import check_whole
 
 
@@ -20,7 +20,7 @@ def magpie(
     client: Client, *, num: int, system: str | None, batch_size: int, max_rounds: int, threshold: float,
     min_instruction_tokens: int, max_instruction_tokens: int, count_tokens: Callable[[str], int], seed: int,
     temperature: float | None, answer_temperature: float | None, max_tokens: int, progress: Progress | None = None,
-) -> Made:  # fmt: skip
+) -> GeneratedData:  # fmt: skip
     """At most `num` demonstrations of one turn.
 
     Args:
@@ -65,7 +65,7 @@ def magpie(
             else:
                 rows.append(_row([*messages, {"role": "assistant", "content": output}], answer, client.model, own))
         rounds += 1
-    return Made(rows[:num], drops, {"rounds": rounds})
+    return GeneratedData(rows[:num], drops, {"rounds": rounds})
 
 
 def _row(messages: Conversation, answer, model: str, seed: int) -> dict:

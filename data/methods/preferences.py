@@ -13,7 +13,7 @@ from itertools import combinations
 
 from data.clients import Answer, Client, Conversation
 from data.methods.progress import Progress
-from data.methods.rows import Drops, Made, answer_fault, provenance, row_id
+from data.methods.rows import Drops, GeneratedData, answer_fault, provenance, row_id
 from data.reward_process import RewardProcess
 from data.rewards import call_reward, gather_columns, prompt_text
 
@@ -31,7 +31,7 @@ def preferences(
     clients: dict[str, Client], prompts: Sequence[Prompt], *, judge: Client | None, reward_model: Scorer | None,
     num_completions: int, pairs: str, aspects: Sequence[str], min_margin: float, seed: int,
     temperature: float | None, max_tokens: int, progress: Progress | None = None,
-) -> Made:  # fmt: skip
+) -> GeneratedData:  # fmt: skip
     """Comparison rows, the better completion chosen; with pairs=best demonstrations, the best of each prompt alone.
 
     Args:
@@ -88,7 +88,7 @@ def preferences(
                 rows.append(make(prompt_id, messages, chosen, rejected, judge, seed))
         if len(entries) < 2:
             drops.add("fewer_than_two_completions", prompt=messages)
-    return Made(rows, drops, {"prompts": len(prompts), "completions": len(flat)})
+    return GeneratedData(rows, drops, {"prompts": len(prompts), "completions": len(flat)})
 
 
 def check_settings(judge, reward_model, num_completions: int, pairs: str, aspects: Sequence[str]) -> None:

@@ -12,12 +12,12 @@ TRY = 7919  # between the seeds of two tries: far from those of neighbouring tur
 
 @dataclass
 class Drops:
-    """What was dropped on the way, text by text: the rows of dropped.jsonl."""
+    """The dropped texts with their reasons: the rows of dropped.jsonl."""
 
     rows: list[dict] = field(default_factory=list)
 
     def add(self, reason: str, text: str = "", **about) -> None:
-        """`about`: what else helps to see why, such as the prompt."""
+        """Add a dropped text. `about`: further columns of the row, such as the prompt."""
         self.rows.append({"reason": reason, "text": text, **about})
 
     @property
@@ -27,8 +27,8 @@ class Drops:
 
 
 @dataclass
-class Made:
-    """What a method returns: rows of our records, what was dropped, and what else belongs into the manifest."""
+class GeneratedData:
+    """The result of a method: data rows, dropped texts, and further facts for the manifest."""
 
     rows: list[dict]
     drops: Drops = field(default_factory=Drops)
@@ -36,7 +36,7 @@ class Made:
 
 
 class Fault(NamedTuple):
-    """Why an answer is none, and its text."""
+    """The reason why an answer cannot be used, and its text."""
 
     reason: str
     text: str
@@ -48,18 +48,20 @@ def provenance(method: str, prompts: list, model: str | list[str], seed: int, pa
 
 
 def row_id(method: str, content) -> str:
-    """The same content has the same id in every run."""
+    """An id that depends only on the method and the content, so it is the same in every run."""
     return f"{method}/{hash_json(content)[:16]}"
 
 
-def manifest(method: str, made: Made, clients: dict[str, Client], settings: dict, *, seed: int, licence: str) -> dict:
-    """What the trainers and the judge read: how many rows, from which models, at what cost, under which licence."""
+def manifest(
+    method: str, made: GeneratedData, clients: dict[str, Client], settings: dict, *, seed: int, license: str
+) -> dict:
+    """The manifest: numbers of rows and drops, models, cost, license. Trainers and judges read it."""
     return {
         "method": method,
         "rows": len(made.rows),
         "seed": seed,
         "models": {role: client.model for role, client in clients.items()},
-        "license": licence,
+        "license": license,
         "drops": dict(sorted(made.drops.counts.items())),
         "dropped": len(made.drops.rows),
         **made.facts,
@@ -79,10 +81,10 @@ def ask_until(
     client: Client, items: Sequence, prompt: Callable, read: Callable, *, seeds: Sequence[int], max_tries: int,
     temperature: float | None, max_tokens: int, whole: bool = True,
 ) -> list[Fault | None]:  # fmt: skip
-    """Ask `prompt(item)` for each item until `read(item, answer)` is content, with a new seed each time.
+    """Ask `prompt(item)` for each item, with a new seed each time, until `read(item, answer)` returns None.
 
-    `read` takes the answer in and returns None, or names what is wrong with it. An answer that was refused, filtered,
-    empty or (`whole`) cut does not reach it. Returns for each item None or the fault of its last try.
+    `read` uses the answer and returns None, or it returns the reason why it cannot be used. Answers that were refused,
+    filtered, empty or (with `whole`) cut are not passed to it. Returns for each item None or the fault of its last try.
     """
     faults: list[Fault | None] = [None] * len(items)
     waiting = list(range(len(items)))
@@ -98,7 +100,7 @@ def ask_until(
 
 
 def answer_fault(answer: Answer, *, whole: bool) -> str | None:
-    """Why an answer is none."""
+    """The reason why an answer cannot be used: refused, failed, filtered, cut or empty. None if it can be used."""
     if answer.missing or answer.finish_reason == "content_filter":
         reasons = {"refused": "refused_by_endpoint", "failed": "no_answer_from_endpoint"}
         return reasons.get(answer.finish_reason, "filtered_by_endpoint")

@@ -15,7 +15,7 @@ from random import Random
 from data.clients import Answer, Client, Conversation
 from data.methods.filters import Novelty, drop_conflicting, instance_fault, instruction_fault
 from data.methods.progress import Progress
-from data.methods.rows import Drops, Made, ask_until, few_shot, provenance, row_id
+from data.methods.rows import Drops, GeneratedData, ask_until, few_shot, provenance, row_id
 from data.records import read_jsonl
 from runtime.config import check_whole
 
@@ -57,7 +57,7 @@ def self_instruct(
     min_instruction_tokens: int, max_instruction_tokens: int | None, max_output_tokens: int | None,
     count_tokens: Callable[[str], int], temperature: float | None, max_tokens: int,
     progress: Progress | None = None,
-) -> Made:  # fmt: skip
+) -> GeneratedData:  # fmt: skip
     """`num` rows, one or more per kept task; fewer where `max_rounds` rounds don't give as many.
 
     Args:
@@ -100,7 +100,7 @@ def self_instruct(
             rows += [_row(task, instance, client.model, seed) for instance in kept]
 
     facts = {"rounds": rounds, "tasks": len(made), "classification": sum(t.is_classification for t in made)}
-    return Made(rows[:num], drops, facts)
+    return GeneratedData(rows[:num], drops, facts)
 
 
 def ask_instruction(examples: list[Task]) -> Conversation:

@@ -17,7 +17,7 @@ from random import Random
 from data.clients import Answer, Client, Conversation
 from data.methods.filters import is_refusal, rouge_l
 from data.methods.progress import Progress
-from data.methods.rows import Drops, Made, answer_fault, ask_until, provenance, row_id
+from data.methods.rows import Drops, GeneratedData, answer_fault, ask_until, provenance, row_id
 from runtime.config import check_whole
 
 NO_USER = re.compile(
@@ -56,7 +56,7 @@ def ultrachat(
     client: Client, user_client: Client, *, topics: Sequence[str], num: int, seed: int, num_subtopics: int,
     num_questions: int, material_share: float, min_rounds: int, max_rounds: int, max_similarity: float, max_tries: int,
     temperature: float | None, max_tokens: int, progress: Progress | None = None,
-) -> Made:  # fmt: skip
+) -> GeneratedData:  # fmt: skip
     """`num` conversations of `min_rounds` to `max_rounds` rounds; fewer where user or assistant fail the rules.
 
     Args:
@@ -101,15 +101,19 @@ def ultrachat(
             drops.add(talk.end, talk.cut, messages=talk.messages)
             continue
         made_by = [client.model, user_client.model]
-        rows.append({
-            "id": row_id("ultrachat", whole),
-            "messages": whole,
-            "topic": talk.topic,
-            "provenance": provenance("ultrachat", talk.messages, made_by, seed, talk.parents),
-        })  # fmt: skip
+        rows.append(
+            {
+                "id": row_id("ultrachat", whole),
+                "messages": whole,
+                "topic": talk.topic,
+                "provenance": provenance("ultrachat", talk.messages, made_by, seed, talk.parents),
+            }
+        )
     rounds = Counter(len(row["messages"]) // 2 for row in rows)
     cut = Counter(talk.end for talk in talks if talk.end)
-    return Made(rows, drops, {"rounds": dict(sorted(rounds.items())), "ended_early": dict(sorted(cut.items()))})
+    return GeneratedData(
+        rows, drops, {"rounds": dict(sorted(rounds.items())), "ended_early": dict(sorted(cut.items()))}
+    )
 
 
 def ask_subtopics(topic: str, count: int) -> Conversation:

@@ -16,7 +16,7 @@ from random import Random
 from data.clients import Answer, Client, Conversation
 from data.methods.preferences import ASPECTS, Prompt
 from data.methods.progress import Progress
-from data.methods.rows import Drops, Made, answer_fault, provenance, row_id
+from data.methods.rows import Drops, GeneratedData, answer_fault, provenance, row_id
 from runtime.config import check_choice, check_whole
 
 PRINCIPLES = {
@@ -33,7 +33,7 @@ def ultrafeedback(
     clients: dict[str, Client], prompts: Sequence[Prompt], *, judge: Client, num_completions: int,
     principles: Sequence[str], aspects: Sequence[str], pairs: str, min_margin: float, seed: int,
     temperature: float | None, max_tokens: int, judge_max_tokens: int, progress: Progress | None = None,
-) -> Made:  # fmt: skip
+) -> GeneratedData:  # fmt: skip
     """Comparison rows with the ratings of both sides.
 
     Args:
@@ -52,8 +52,10 @@ def ultrafeedback(
 
     # ---- 1. who answers which prompt, under which principle
     pool = list(clients.values())
-    drawn = [[pool[i % len(pool)] for i in random.sample(range(max(len(pool), num_completions)), num_completions)]
-             for _ in prompts]  # fmt: skip
+    drawn = [
+        [pool[i % len(pool)] for i in random.sample(range(max(len(pool), num_completions)), num_completions)]
+        for _ in prompts
+    ]
     heeded = [[random.choice(list(principles)) for _ in range(num_completions)] for _ in prompts]
     entries: list[list[dict]] = [[] for _ in prompts]
     for k in range(num_completions):
@@ -103,7 +105,7 @@ def ultrafeedback(
                 drops.add("tie", chosen["text"], other=rejected["text"], prompt=prompts[p][1])
             else:
                 rows.append(_row(*prompts[p], chosen, rejected, judge, seed))
-    return Made(rows, drops, {"prompts": len(prompts), "completions": sum(map(len, entries))})
+    return GeneratedData(rows, drops, {"prompts": len(prompts), "completions": sum(map(len, entries))})
 
 
 def under_principle(messages: Conversation, principle: str) -> Conversation:

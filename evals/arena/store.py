@@ -28,7 +28,7 @@ MIGRATIONS = (
         PRIMARY KEY (item, annotator));
     CREATE INDEX battles_by_pair ON battles (model_a, model_b);
     """,
-)  # fmt: skip
+)
 TABLES = {"battles", "turns", "votes", "items", "annotations"}
 GROUP = 256  # writes that share one commit at most
 

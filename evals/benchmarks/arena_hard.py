@@ -108,8 +108,8 @@ def style_gaps(games: pd.DataFrame, style: dict) -> np.ndarray:
     total[:, 1:] += 1
     gaps = (model - base) / total
     counted = np.repeat(gaps, games["weight"].astype(int), axis=0)  # a strong verdict is three battles here too
-    spread = counted.std(axis=0, ddof=1) if len(counted) > 1 else np.zeros(4)
-    return (gaps - counted.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    std = counted.std(axis=0, ddof=1) if len(counted) > 1 else np.zeros(4)
+    return (gaps - counted.mean(axis=0)) / np.where(std > 0, std, 1)
 
 
 def controlled(games: pd.DataFrame, style: dict, *, level: float, rounds: int) -> dict:

@@ -68,7 +68,7 @@ def grades_by_category(folders: Sequence[str]) -> list[Figure]:
     known = pd.DataFrame([row for row in rows if row["grade"] is not None and row["category"]])
     figures, several = [], len(known) and known["judge"].nunique() > 1
     for (model, judge, category), own in known.groupby(["model", "judge", "category"]) if len(known) else ():
-        found = mean_estimate(own["grade"], own["question"], null=5.5, level=0.95, spread=4.5)
+        found = mean_estimate(own["grade"], own["question"], null=5.5, level=0.95, max_deviation=4.5)
         low, high = found["lower"], found["upper"]  # a grade is from 1 to 10, whatever few questions allow
         bounds = (None, None) if low is None else (max(low, 1.0), min(high, 10.0))
         name = f"{model} by {short(judge)}" if several else model

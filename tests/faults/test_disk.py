@@ -19,7 +19,7 @@ from data.records import write_jsonl
 from evals.arena.store import Store
 from model.build import load_policy
 from runtime.files import write_whole
-from runtime.metrics import append_row, each_row
+from runtime.metrics import append_row, each_log_row
 from tests.faults.kills import Training
 from tests.faults.test_kills import EVERY_DOOR, TINY
 from tests.faults.test_same_inputs import models, no_pictures, place, words_of  # noqa: F401 - fixtures
@@ -125,7 +125,7 @@ def test_a_full_disk_names_the_file_and_leaves_what_was_there(name, full, disk):
     assert path.read_text().startswith('{"step": 1}\n')
     assert name == "metrics.jsonl" or path.read_text() == '{"step": 1}\n'
     if name == "metrics.jsonl":  # what broke off is no row
-        assert list(each_row(path)) == [{"step": 1}]
+        assert list(each_log_row(path)) == [{"step": 1}]
 
 
 def test_a_full_disk_at_the_answers_keeps_those_that_are_there(full, disk):

@@ -1,4 +1,4 @@
-"""What a policy says to held-out prompts: samples to read, KL to where it started, a reward model's opinion."""
+"""Samples of a policy on held-out prompts, with their KL to the reference and their reward-model scores."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from data.chat import cut_prompt
-from data.preferences import Element
+from data.preferences import PreferenceGroup
 from data.prompts import encode_prompts
 from data.tokenizer import check_same_tokenizer
 from model.build import load_policy, load_reward_model
@@ -20,32 +20,32 @@ from runtime.distributed import gathered
 from runtime.run import Run
 
 
-class Survey:
-    """Asks the same prompts with the same seeds each time, so that two surveys differ by the policy alone.
+class HeldOutSamples:
+    """Samples completions of the same prompts with the same seeds at each call, so that only the policy changes.
 
-    Adds to the metrics of the step:
+    It adds to the metrics of the step:
         objective/kl          nats per sequence: KL(policy || reference) over the vocabulary, summed along each sample
         objective/score       the reward model's score of the samples
-        eval/win_rate         share of samples that score above the data's completion, if there is one; a tie is half
+        eval/win_rate         share of samples that score higher than the data's completion, where a tie counts half
         eval/win_rate_before  the same against the reference's sample
     """
 
-    def __init__(self, cfg: DictConfig, run: Run, tokenizer, elements: Sequence[Element], window: int):
+    def __init__(self, cfg: DictConfig, run: Run, tokenizer, groups: Sequence[PreferenceGroup], window: int):
         self.cfg, self.run, self.tokenizer = cfg, run, tokenizer
         room = window - cfg.sampling.max_new_tokens
         if cfg.sample_every and room < 1:
             raise ValueError(
                 f"sampling.max_new_tokens={cfg.sampling.max_new_tokens} leaves no room for a prompt in the window of "
-                f"{window}; lower it, or say sample_every=0"
+                f"{window}; lower it, or set sample_every=0"
             )
         if cfg.data.prompts is None:
-            asked = list(islice(each_prompt(elements), cfg.num_prompts))
+            asked = list(islice(each_prompt(groups), cfg.num_prompts))
         else:
             encoded = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room)
             asked = [(list(row["input_ids"]), None) for row in encoded.items]
         asked = asked[: cfg.num_prompts][run.rank :: run.world_size]
         self.prompts = [cut_prompt(list(prompt), tokenizer, max_length=room) for prompt, _ in asked]
-        self.references = [row for _, row in asked if row is not None]  # the data's good completions
+        self.references = [row for _, row in asked if row is not None]  # completions of the data, not rated bad
         self.seeds = [cfg.seed + run.rank + i * run.world_size for i in range(len(asked))]
         self.reward_model = None
         if cfg.reward_model is not None:
@@ -63,27 +63,27 @@ class Survey:
             path = cfg.ref_policy or cfg.policy
             ref_policy = self.run.shard(load_policy(path, precision=cfg.precision, frozen=True))
         with gathered(*filter(None, (policy, ref_policy, self.reward_model))):
-            if self.prompts:  # with more ranks than prompts, some have none
-                self.ask(policy, ref_policy, step)
+            if self.prompts:  # with more ranks than prompts, some ranks have none
+                self.measure(policy, ref_policy, step)
 
-    def ask(self, policy: Policy, ref_policy: Policy, step: int) -> None:
-        """What this rank's prompts tell of the policy."""
-        answers = self.answer(policy)
-        kl = torch.cat([policy.exact_kl(ref_policy, *part).sum(1) for part in self.parts(answers.rows)])  # (B,)
-        told = {"objective/kl": kl, "objective/length": answers.rows.completion_mask.sum(1)}
+    def measure(self, policy: Policy, ref_policy: Policy, step: int) -> None:
+        """Sample completions of this rank's prompts, add their metrics, and log the first ones."""
+        samples = self.sample_completions(policy)
+        kl = torch.cat([policy.exact_kl(ref_policy, *part).sum(1) for part in self.parts(samples.rows)])  # (B,)
+        metrics = {"objective/kl": kl, "objective/length": samples.rows.completion_mask.sum(1)}
         scores = None
         if self.reward_model is not None:
-            scores = self.score(answers.rows)
+            scores = self.score(samples.rows)
             if self.scores_before is None:
-                self.scores_before = self.score(self.answer(ref_policy).rows)
-            told |= {"objective/score": scores, "eval/win_rate_before": wins(scores, self.scores_before)}
+                self.scores_before = self.score(self.sample_completions(ref_policy).rows)
+            metrics |= {"objective/score": scores, "eval/win_rate_before": wins(scores, self.scores_before)}
             if self.references:
                 of_data = self.score(make_rows(self.references, self.tokenizer.pad_id).to(self.run.device))
-                told |= {"eval/win_rate": wins(scores, of_data)}
-        self.run.metrics.add(told)
-        self.run.log_samples(self.describe(answers, kl, scores), step)
+                metrics |= {"eval/win_rate": wins(scores, of_data)}
+        self.run.metrics.add(metrics)
+        self.run.log_samples(self.sample_rows(samples, kl, scores), step)
 
-    def answer(self, policy: Policy):
+    def sample_completions(self, policy: Policy):
         """One completion of every prompt."""
         return generate(
             policy, self.prompts, **self.cfg.sampling, stop_ids=self.tokenizer.stop_ids, seeds=self.seeds,
@@ -95,43 +95,43 @@ class Survey:
         return torch.cat([self.reward_model.score(*part) for part in self.parts(rows)])
 
     def parts(self, rows: Rows) -> list[Rows]:
-        """The batch in parts that one forward takes."""
+        """The batch in parts of one forward each."""
         indices = torch.arange(len(rows.input_ids), device=rows.input_ids.device)
         return [rows.select(part) for part in indices.split(2 * self.cfg.micro_batch_size)]
 
-    def describe(self, answers, kl: Tensor, scores: Tensor | None) -> list[dict]:
-        """The first samples as texts, beside the completion in the data."""
-        samples = []
+    def sample_rows(self, samples, kl: Tensor, scores: Tensor | None) -> list[dict]:
+        """Rows of samples.jsonl: the first samples as texts, with the completion in the data."""
+        rows = []
         for i in range(min(self.cfg.num_samples, len(self.prompts))):
-            ids, mask = answers.rows.input_ids[i], answers.rows.completion_mask[i]
+            ids, mask = samples.rows.input_ids[i], samples.rows.completion_mask[i]
             sample = {
                 "prompt": self.tokenizer.decode(self.prompts[i], specials=True),
                 "completion": self.tokenizer.decode(ids[mask].tolist()),
-                "finish_reason": answers.finish_reasons[i],
+                "finish_reason": samples.finish_reasons[i],
                 "kl": round(kl[i].item(), 3),
             }
             if self.references:
-                good = self.references[i]
-                sample["reference"] = self.tokenizer.decode(good["input_ids"][good["completion_mask"]])
+                reference = self.references[i]
+                sample["reference"] = self.tokenizer.decode(reference["input_ids"][reference["completion_mask"]])
             if scores is not None:
                 sample["score"] = round(scores[i].item(), 3)
-            samples.append(sample)
-        return samples
+            rows.append(sample)
+        return rows
 
 
-def each_prompt(elements: Iterable[Element]) -> Iterator[tuple[tuple[int, ...], dict]]:
-    """Each prompt once, in the order in which they come, with the first completion of it that is not rated bad."""
+def each_prompt(groups: Iterable[PreferenceGroup]) -> Iterator[tuple[tuple[int, ...], dict]]:
+    """Yield each prompt once, in file order, with its first completion that is not rated bad."""
     seen = set()
-    for element in elements:
-        prompt = prompt_of(element)
-        if prompt not in seen and (element.reward is None or element.is_good):
+    for group in groups:
+        prompt = prompt_of(group)
+        if prompt not in seen and (group.reward is None or group.is_good):
             seen.add(prompt)
-            yield prompt, element.rows[0]
+            yield prompt, group.rows[0]
 
 
-def prompt_of(element: Element) -> tuple[int, ...]:
-    """The prompt's ids, the assistant's header included."""
-    row = element.rows[0]
+def prompt_of(group: PreferenceGroup) -> tuple[int, ...]:
+    """The ids of the prompt, including the assistant's header."""
+    row = group.rows[0]
     return tuple(row["input_ids"][: int(row["completion_mask"].argmax())].tolist())
 
 
