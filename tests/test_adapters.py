@@ -153,3 +153,18 @@ def test_one_command_converts_and_what_it_wrote_is_trained_on(monkeypatch, tmp_p
     (found,) = map(json.loads, (tmp_path / "run/converted.jsonl").read_text().splitlines())
     assert (found["chosen"], found["rejected"], found["license"]) == (GOOD, BAD, "reddit")
     assert found["provenance"] == {"file": f"{path}:2", "format": "shp", "schema": FORMATS["shp"].source}
+
+
+def test_a_sharegpt_turn_of_weight_zero_is_read_and_not_learned(tmp_path):
+    def turns(weight: int) -> dict:
+        said = [("human", "hi", {}), ("gpt", "no", {"weight": weight}), ("human", "so?", {}), ("gpt", "yes", {})]
+        return {"conversations": [{"from": who, "value": text} | more for who, text, more in said]}
+
+    file = write_rows(tmp_path / "talks.jsonl", turns(0), turns(1))
+    settings = data_config(cache=str(tmp_path / "cache"))
+    encoded = encode_demonstrations("data.train", [file], settings, tiny_tokenizer())
+    learned = []
+    for row in encoded.items:
+        kept = [i for i, taken in zip(row["input_ids"], row["completion_mask"], strict=True) if taken]
+        learned.append(tiny_tokenizer().decode(kept))
+    assert learned == ["yes", "no yes"]
