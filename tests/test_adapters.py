@@ -168,3 +168,17 @@ def test_a_sharegpt_turn_of_weight_zero_is_read_and_not_learned(tmp_path):
         kept = [i for i, taken in zip(row["input_ids"], row["completion_mask"], strict=True) if taken]
         learned.append(tiny_tokenizer().decode(kept))
     assert learned == ["yes", "no yes"]
+
+
+def test_what_an_annotator_took_back_or_has_not_sent_is_no_vote(tmp_path):
+    task = ROWS["label_studio"][0][0]
+    (vote,) = task["annotations"]
+    (result,) = vote["result"]
+    against = vote | {"was_cancelled": True, "result": [result | {"value": {"selected": "left"}}] * 2}
+    record = ROWS["argilla_1"][0][0]
+    (sent,) = record["preference"]
+    draft = sent | {"status": "draft", "value": {"rank": [1, 2], "value": ["response1", "response2"]}}
+    for row in (task | {"annotations": [against, vote, against]}, record | {"preference": [draft, sent, draft]}):
+        (pair,) = convert([row], tmp_path)
+        best = pair["chosen"] if "chosen" in pair else pair["completions"][0]
+        assert best in (GOOD, [{"role": "assistant", "content": GOOD}])
