@@ -149,8 +149,9 @@ def fill(kind: type, reader: Reader, precision: str, frozen: bool) -> nn.Module:
             shape, expected = reader.shape(part), shape_of(part, reader.config)
             if shape != expected:
                 raise ValueError(f"{reader.path}: {part} has shape {shape}, but its config asks for {expected}")
-    model.source = reader if precision == "bf16" and frozen else None  # export_model reads rounded weights again
     large = [name for name, tensor in tensors(model) if tensor.is_meta]
+    rounded = precision == "bf16" and frozen  # export_model reads those again, quantize_layers those not read yet
+    model.source = reader if rounded or large else None
     read_into(model, reader, wanted.keys() - set(large))
     if large:
         model.read_weights = lambda: read_into(model, reader, large)  # shard_model calls it once
