@@ -20,7 +20,7 @@ from rollouts.handshake import check_logprobs, ours_at
 from rollouts.server import Server
 from tests.servers.conftest import ROOT, free_port, vllm_server
 
-LORA = {"rank": 8, "alpha": 16, "targets": ["qkv", "out", "gate_up", "down"], "base": "full"}
+LORA = {"rank": 8, "alpha": 16, "targets": ["qkv", "out", "gate_up", "down"], "base": "file"}
 LIKE = 0.06  # nats, as engine.max_gap: between bf16 there and float32 here, on average
 PROMPTS = ["Coffee is", "The capital of France is", "Once upon a time", "def f(x):"] * 2
 
