@@ -21,7 +21,8 @@ CHECKS = (  # data/checks/NAME.py has check_NAME
     "quality",
 )  # fmt: skip
 TOKENIZES = ("view", "token_stats")  # those that need policy=PATH, whose tokenizer and template they read with
-DRAWS = ("pilot", "task_mix", "agreement")  # those that need a seed
+READS = ("quality",)  # those that can read rows with policy=PATH
+DRAWS = ("pilot", "task_mix", "agreement", "quality")  # those that need a seed
 ASKS = ("task_mix", "quality")  # those that can ask a client
 
 
@@ -43,6 +44,8 @@ def check_data(cfg: DictConfig, run: Run) -> float:
             raise ValueError(f"check={name} shows tokens: say policy=PATH, whose tokenizer and chat template make them")
         template = {"template": settings.pop("template"), "date": settings.pop("date")}
         settings["tokenizer"] = load_tokenizer(cfg.policy, **template)
+    if name in READS:
+        settings["policy"] = cfg.policy
     if name in DRAWS:
         settings["seed"] = cfg.seed
     if name in ASKS:

@@ -19,8 +19,9 @@ from data.checks.decontaminate import check_decontaminate  # noqa: E402
 from data.checks.dedupe import check_dedupe  # noqa: E402
 from data.checks.gate import require_agreement  # noqa: E402
 from data.checks.near import NearIndex, jaccard, normal, shingles, sketches  # noqa: E402
-from data.checks.pilot import check_pilot, describe, distance, judge  # noqa: E402
-from data.checks.quality import check_quality, k_center, score_parts  # noqa: E402
+from data.checks.pilot import check_pilot, describe, distance, judge, published_shares  # noqa: E402
+from data.checks.quality import check_quality  # noqa: E402
+from data.checks.selection import k_center, score_parts, word_vectors  # noqa: E402
 from data.checks.task_classifier import _threshold  # noqa: E402
 from data.checks.task_mix import check_task_mix, classify, compare, draw_to_mix, read_kind  # noqa: E402
 from data.checks.texts import TextRow, parse_row, read_texts  # noqa: E402
@@ -44,6 +45,13 @@ QUALITY = {
     "threshold": 0.6,
     "min_words": 3,
     "max_words": 500,
+    "by": "plain",
+    "diversity": "words",
+    "policy": None,
+    "precision": "fp32",
+    "batch_size": 4,
+    "max_length": 64,
+    "seed": 0,
     "client": None,
     "on_bad_row": "error",
 }
@@ -477,6 +485,21 @@ def test_the_lectures_vendors_are_told_apart(tmp_path, words_as_tokens):
     assert all((tmp_path / f"lengths_{name}.png").exists() for name in sizes)
 
 
+def test_a_vendors_page_shows_instructgpts_prompts_beside_it_and_its_shortest_ones(tmp_path, words_as_tokens):
+    rows = [{"prompt": text, "completion": "It is so."} for text in ("Go <on>", "Go <on>", "one two three " * 40)]
+    check_pilot(
+        [write(tmp_path / "acme.jsonl", rows)], tmp_path, tokenizer="words", target=None, target_mean=408,
+        min_tokens=50, max_short=0.6, seed=0, on_bad_row="error",
+    )  # fmt: skip
+    page = (tmp_path / "report.html").read_text()
+    for line in ("InstructGPT SFT", "Go &lt;on&gt;", "The shortest prompts"):
+        assert page.count(line) == 1
+    shares = published_shares((1, 37, 283, 632, 2048))
+    assert shares.sum() == pytest.approx(1) and (shares >= 0).all()
+    below = np.cumsum(shares)  # up to 2, 4, 8, ...
+    assert below[3] < 0.25 < below[5] and below[7] < 0.5 < below[8] and below[8] < 0.75 < below[9]
+
+
 def test_figures_of_a_vendor_are_those_of_its_lengths():
     facts = describe(np.array([10, 20, 30, 100]), 50)
     assert (facts["mean"], facts["median"], facts["max"], facts["share_under_50"]) == (40.0, 25.0, 100, 0.75)
@@ -609,9 +632,9 @@ def test_every_row_gets_a_fate_and_the_best_of_repeats_stays(tmp_path):
 
 def test_k_center_covers_all_clusters_before_it_repeats_one():
     texts = [f"{topic} {extra}" for topic in ("red apple pie", "deep sea whale", "old jazz record") for extra in "abcd"]
-    chosen = [at for at, _ in k_center(texts, np.ones(12), 3)]
+    chosen = [at for at, _ in k_center(word_vectors(texts), np.ones(12), 3)]
     assert {at // 4 for at in chosen} == {0, 1, 2}
-    everything = k_center(texts, np.ones(12), 50)
+    everything = k_center(word_vectors(texts), np.ones(12), 50)
     assert sorted(at for at, _ in everything) == list(range(12))
     distances = [distance for _, distance in everything]
     assert distances == sorted(distances, reverse=True)  # greedy: each pick is nearer to the picked than the last
@@ -664,6 +687,95 @@ def test_pairs_and_trees_are_selected_by_their_better_answer_and_the_trainers_re
     pairs = [formats.preferences(row)[0] for row in written if "chosen" in row]
     assert {pair.chosen for pair in pairs} == {good} and {pair.rejected for pair in pairs} == {"No."}
     assert [read_texts([write(tmp_path / "h.jsonl", [raw])], BadRows("error"))[0].answered] == [[good]]
+
+
+def fates(tmp_path) -> list[dict]:
+    return [json.loads(line) for line in (tmp_path / "reasons.jsonl").read_text().splitlines()]
+
+
+def test_a_named_selection_ranks_by_what_it_is_named_after(tmp_path):
+    answers = ["It is a river.", "It is a narrow inlet of the sea between two cliffs.", "A long bay with steep sides."]
+    rows = [chat(f"What is a fjord{mark} my friend number {mark}?", a) for mark, a in zip("abc", answers, strict=True)]
+    file = write(tmp_path / "d.jsonl", rows)
+    for diversity in ("none", "words"):
+        check_quality([file], tmp_path, **QUALITY | {"by": "length", "num": 1, "diversity": diversity})
+        assert "narrow inlet" in (tmp_path / "selected.jsonl").read_text()
+    assert [row["score"] for row in fates(tmp_path)] == pytest.approx([4 / 11, 1, 6 / 11])
+    drawn = set()
+    for seed in range(8):
+        check_quality([file], tmp_path, **QUALITY | {"by": "random", "num": 1, "diversity": "none", "seed": seed})
+        drawn.add((tmp_path / "selected.jsonl").read_text().split("content")[2][:30])
+    assert len(drawn) == 3
+    for words in ({"by": "difficulty"}, {"diversity": "embeddings"}):
+        with pytest.raises(ValueError, match="say policy=PATH"):
+            check_quality([file], tmp_path, **QUALITY | words)
+
+
+def test_difficulty_and_embeddings_are_a_policys_own_losses_and_states(tmp_path):
+    """Against one forward a row and torch's cross-entropy; a row whose prompt does not help its answer is dropped."""
+    import torch
+
+    from data.checks.selection import Reader
+    from data.tokenizer import train_sentencepiece
+    from model.build import export_model, new_policy
+    from tests.tiny_models import tiny_config
+
+    answers = ["Mix the dough and let it rest.", "It lies far north of here.", "Nobody knows that bird by name."]
+    rows = [chat(f"Please tell me of the {x}.", a) for x, a in zip(("bread", "fjord", "bird"), answers, strict=True)]
+    tokenizer = train_sentencepiece(
+        [m["content"] for r in rows for m in r["messages"]] * 9, 300, tmp_path / "tokenizer"
+    )
+    policy = new_policy(tiny_config(vocab_size=tokenizer.vocab_size, max_length=128), seed=0)
+    with torch.no_grad():
+        for weight in policy.parameters():  # a new network's losses are all alike
+            weight *= 6 if weight.dim() == 2 else 1
+    export_model(policy, tmp_path / "policy", tokenizer)
+    reader = Reader(str(tmp_path / "policy"), precision="fp32", batch_size=2, max_length=100)
+    parsed = [parse_row(row)[0] for row in rows]
+
+    def alone(ids: list[int], start: int) -> tuple[float, torch.Tensor]:
+        """Mean loss of ids[start:], and the mean state that predicts ids[1:]."""
+        row = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.bool)}
+        stream = pack(*row.values(), torch.arange(len(ids))[None] > 0)
+        logits = policy(stream.tokens, stream.positions, stream.blocks).detach()
+        loss = torch.nn.functional.cross_entropy(logits[start - 1 : -1], torch.tensor(ids[start:])).item()
+        return loss, policy.states(stream).detach().mean(0)
+
+    from data.chat import encode_completion
+    from model.packing import pack
+
+    ratios, states = [], []
+    for row in rows:
+        (user, said) = row["messages"]
+        encoded = encode_completion([user], said["content"], tokenizer, max_length=100, max_prompt_length=50)
+        ids, start = encoded["input_ids"], encoded["completion_mask"].index(True)
+        ratios.append(alone(ids, start)[0] / alone(ids[:1] + ids[start:], 1)[0])
+        states.append(alone(ids, start)[1])
+    assert reader.difficulty(parsed) == pytest.approx(ratios, rel=1e-4)
+    assert reader.embeddings(parsed) == pytest.approx(
+        torch.nn.functional.normalize(torch.stack(states), dim=1).numpy(), abs=1e-5
+    )
+    settings = QUALITY | {"by": "difficulty", "diversity": "embeddings", "policy": str(tmp_path / "policy")}
+    check_quality([write(tmp_path / "d.jsonl", rows)], tmp_path, **settings | {"max_length": 100})
+    found = fates(tmp_path)
+    assert {r["reason"].split(" ")[0] for r, ifd in zip(found, ratios, strict=True) if ifd < 1} <= {"selected"}
+    assert all(r["reason"] == "does_not_follow_from_prompt" for r, ifd in zip(found, ratios, strict=True) if ifd >= 1)
+    assert min(ratios) < 1 < max(ratios)  # both kinds are in the test
+
+
+def test_sides_that_say_the_same_are_a_fault_and_pairs_are_described(tmp_path):
+    good = "A rye loaf needs a long rest: mix the dough in the evening, and bake it slowly the next day."
+    rows = [
+        {"prompt": "How do I bake rye bread?", "chosen": good, "rejected": good.upper() + "!"},
+        {"prompt": "Where do I find good rye flour?", "chosen": good, "rejected": "At a mill."},
+        {"prompt": "Who eats rye bread nowadays?", "completions": ["Nobody at all.", good], "ranks": [1, 0]},
+    ]
+    result = check_quality([write(tmp_path / "d.jsonl", rows)], tmp_path, **QUALITY)
+    assert [row["reason"].split(" ")[0] for row in fates(tmp_path)] == ["sides_say_the_same", "selected", "selected"]
+    assert result["pairs"]["n"] == 3 and result["pairs_selected"]["n"] == 2
+    assert result["pairs_selected"]["better_is_longer"] == 1 and result["pairs"]["better_is_longer"] == 2 / 3
+    page = (tmp_path / "report.html").read_text()
+    assert "the better side is longer in 67%" in page and "sides_say_the_same" in page
 
 
 def test_a_kind_that_no_labelled_prompt_has_is_refused(tmp_path):

@@ -1,7 +1,8 @@
 """Check the pilot files of data vendors before buying: token lengths, and vendors whose prompts are too short.
 
 Lengths are counted in tokens of a named tokenizer. A prompt is a user message; the lecture's vendors averaged 22, 54
-and 104 tokens where InstructGPT's users wrote 408, and the rule was to reject prompts that skew under about 50.
+and 104 tokens where InstructGPT's prompts had 408, and the rule was to reject prompts that skew under about 50. Those
+408 are of its SFT prompts, which contractors wrote; what users asked (RM, PPO) was shorter.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,16 @@ from data.records import BadRows
 from data.tokenizer import load_tokenizer
 from runtime.config import check_number, check_positive
 from runtime.plots import pyplot, save_figure
-from runtime.report import bullets, picture, table, write_page, write_result
+from runtime.report import bullets, heading, picture, table, write_page, write_result
 
 PERCENTILES = (5, 25, 75, 95, 99)
+INSTRUCTGPT = {  # tokens of a prompt, examples in it included: mean; least, quartiles, most
+    "InstructGPT SFT": (408, (1, 37, 283, 632, 2048)),
+    "InstructGPT RM": (199, (1, 20, 64, 203, 2032)),
+    "InstructGPT PPO": (166, (2, 19, 62, 179, 2044)),
+}  # Ouyang et al. 2022 (arXiv:2203.02155), table 9, the training parts
+EDGES = 2.0 ** np.arange(13)  # of a histogram: 1, 2, 4, ... 4,096 tokens
+WORST = 5  # prompts of a vendor on the page
 
 
 def check_pilot(
@@ -42,12 +50,15 @@ def check_pilot(
         None if target is None else np.array([len(encode(m)) for r in read_texts([target], bad_rows) for m in r.asked])
     )
 
-    vendors, lengths, pool = {}, {}, []
+    vendors, lengths, pool, shortest = {}, {}, [], {}
     for name, file in zip(names, files, strict=True):
         rows = read_texts([file], bad_rows, layout)
         asked = [encode(message) for row in rows for message in row.asked]
         lengths[name] = np.array([len(ids) for ids in asked])
         pool.append(np.concatenate([np.array(ids, dtype=np.int64) for ids in asked]))
+        said = [message for row in rows for message in row.asked]
+        order = np.argsort(lengths[name], kind="stable")
+        shortest[name] = list({said[i]: int(lengths[name][i]) for i in order}.items())[:WORST]
         facts = describe(lengths[name], min_tokens) | _rest(rows, encode, seed)
         facts["interval_of_mean"] = _mean_interval(lengths[name], seed)
         facts["share_of_target_mean"] = facts["mean"] / target_mean
@@ -60,7 +71,7 @@ def check_pilot(
 
     lines = [f"{name}: {facts['verdict']} ({facts['reason']})" for name, facts in vendors.items()]
     result = {"vendors": vendors, "tokenizer": tokenizer, "target_mean": target_mean, "skipped_rows": bad_rows.skipped}
-    _show(directory, result | {"verdicts": lines}, lengths, wanted)
+    _show(directory, result | {"verdicts": lines}, lengths, wanted, shortest)
     return result | {"verdicts": lines}
 
 
@@ -101,6 +112,13 @@ def judge(facts: dict, *, min_tokens: int, max_short: float) -> tuple[str, str]:
     )
 
 
+def published_shares(quartiles: Sequence[int]) -> np.ndarray:
+    """(12,) share of prompts between EDGES, of published least, quartiles and most: even in log length between them."""
+    below = np.interp(np.log2(EDGES), np.log2(quartiles), [0, 0.25, 0.5, 0.75, 1])
+    below[0] = 0.0  # the shortest prompts are in the first bar
+    return np.diff(below)
+
+
 def _rest(rows: Sequence[TextRow], encode, seed: int) -> dict:
     """Completions and turns."""
     answers = np.array([len(encode(text)) for row in rows for text in row.answered] or [0])
@@ -125,20 +143,28 @@ def _mean_interval(lengths: np.ndarray, seed: int) -> list[float]:
     return np.percentile(means, [2.5, 97.5]).tolist()
 
 
-def _show(directory: Path, result: dict, lengths: dict[str, np.ndarray], wanted: np.ndarray | None) -> None:
-    vendors = result["vendors"]
-    top = max(np.percentile(one, 99) for one in lengths.values())
-    bins = np.linspace(0, top, 51)
-    pictures = []
+def _shares(lengths: np.ndarray) -> np.ndarray:
+    return np.histogram(lengths.clip(EDGES[0], EDGES[-1]), EDGES)[0] / len(lengths)
+
+
+def _show(
+    directory: Path, result: dict, lengths: dict[str, np.ndarray], wanted: np.ndarray | None, shortest: dict
+) -> None:
+    vendors, pictures = result["vendors"], []
     for name, one in lengths.items():
         figure, axis = pyplot().subplots(figsize=(7, 3))
-        axis.hist(np.minimum(one, top), bins=bins, density=True, color="tab:blue", alpha=0.8, label=name)
+        axis.stairs(_shares(one), EDGES, color="tab:blue", alpha=0.6, fill=True, label=name)
         if wanted is not None:
-            axis.hist(np.minimum(wanted, top), bins=bins, density=True, histtype="step", color="black", label="target")
+            axis.stairs(_shares(wanted), EDGES, color="black", label="target")
+        else:
+            for (published, (_, quartiles)), style in zip(INSTRUCTGPT.items(), ("-", "--", ":"), strict=True):
+                axis.stairs(published_shares(quartiles), EDGES, color="black", linestyle=style, label=published)
         axis.axvline(one.mean(), color="tab:red", linestyle="--", label=f"mean {one.mean():.0f}")
-        axis.set_xlabel("tokens of a prompt (the last bar holds all longer ones)")
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("tokens of a prompt")
+        axis.set_ylabel("share of prompts")
         axis.set_title(f"{name}: {vendors[name]['verdict']}", fontsize=10)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=7)
         pictures.append(directory / f"lengths_{name}.png")
         save_figure(figure, pictures[-1])
     columns = [
@@ -152,6 +178,13 @@ def _show(directory: Path, result: dict, lengths: dict[str, np.ndarray], wanted:
     ]
     columns += ["unique_token_ratio", "turns_mean", "verdict"]
     rows = [["vendor", *columns], *([name, *(facts[c] for c in columns)] for name, facts in vendors.items())]
-    blocks = [bullets(result["verdicts"]), table(rows), *map(picture, pictures)]
+    marks = [["prompts", "mean", "least", "25 %", "half", "75 %", "most"]]
+    for name, one in lengths.items():
+        marks.append([name, one.mean(), *(float(np.percentile(one, p)) for p in (0, 25, 50, 75, 100))])
+    marks += [[name, mean, *quartiles] for name, (mean, quartiles) in INSTRUCTGPT.items()]
+    short = [["vendor", "tokens", "prompt"]]
+    short += [[name, tokens, text[:200]] for name, texts in shortest.items() for text, tokens in texts]
+    blocks = [bullets(result["verdicts"]), table(rows), heading("Beside InstructGPT's prompts"), table(marks)]
+    blocks += [*map(picture, pictures), heading("The shortest prompts"), table(short)]
     write_page(directory / "report.html", "Vendor pilot", *blocks)
     write_result(directory, result)

@@ -1,10 +1,9 @@
 """Select a small set of good and diverse rows, as LIMA: Zhou et al. 2023 (arXiv:2305.11206).
 
-reasons.jsonl has the result for each row with its reason. The steps:
-    1. A row with a plain fault is dropped. The others get a score.
-    2. Of rows with nearly equal prompts, the best one stays.
-    3. Of the `pool` x `num` best rows, greedy k-center over hashed word n-grams selects rows far from those already
-       selected (Sener and Savarese 2018, arXiv:1708.00489, here without embeddings).
+Three steps, each row's fate with its reason in reasons.jsonl: (1) a row is dropped for a plain fault, or scored by a
+named selection (data/checks/selection.py); (2) of near duplicates (prompts) the best stays; (3) among the `pool` x
+`num` best, greedy k-center picks rows far from those already picked. Of a comparison the better side is scored, and
+sides that say the same are a fault.
 """
 
 from collections import Counter
@@ -12,41 +11,55 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from sklearn.feature_extraction.text import HashingVectorizer
 
 from data.adapters import Layout
-from data.checks.near import NearIndex, normal, sketches
+from data.checks.near import NearIndex, jaccard, normal, shingles, sketches
+from data.checks.selection import BY, DIVERSITY, Reader, k_center, length_scores, score_parts, word_vectors
 from data.checks.texts import TextRow, read_texts
 from data.clients import Client
 from data.methods.filters import words
 from data.methods.preferences import rate
 from data.records import BadRows, write_jsonl
-from runtime.config import check_whole
+from runtime.config import check_choice, check_whole
+from runtime.devices import PRECISIONS
 from runtime.plots import pyplot, save_figure
-from runtime.report import bullets, picture, table, write_page, write_result
+from runtime.report import bullets, heading, paragraph, picture, table, write_page, write_result
 
 READ = 4000  # characters of a row that its n-grams are taken from
+SAME = 0.9  # Jaccard similarity from which the two sides of a comparison say the same
+WORST = 8  # rows on the page
+BEATS = ""
 
 
 def check_quality(
-    files: Sequence[str], directory: Path, *, num: int, pool: int, threshold: float, min_words: int, max_words: int,
+    files: Sequence[str], directory: Path, *, num: int, pool: int, by: str, diversity: str, threshold: float,
+    min_words: int, max_words: int, policy: str | None, precision: str, batch_size: int, max_length: int, seed: int,
     client: Client | None, on_bad_row: str,
     layout: Layout | None = None,
 ) -> dict:  # fmt: skip
-    """selected.jsonl (the chosen rows, best first), reasons.jsonl (a line for every row), result.json, quality.png.
+    """selected.jsonl (the chosen rows, best first), reasons.jsonl (a line for every row), result.json, report.html.
 
     Args:
-        pool: times `num` is the number of best rows from which step 3 selects.
-        client: a judge that rates helpfulness and instruction following of these rows; None: the plain score.
+        pool: times `num`: how many of the best rows diversity chooses from.
+        by: plain | length | difficulty | random. diversity: words | embeddings | none. See data/checks/selection.py.
+        policy: what by=difficulty and diversity=embeddings read with, `batch_size` rows cut to `max_length` tokens.
+        client: a judge that scores helpfulness and instruction following of the pool; None = the score of `by`.
     """
-    check_whole(1, check__num=num, check__pool=pool)
+    check_whole(1, check__num=num, check__pool=pool, check__batch_size=batch_size, check__max_length=max_length)
+    check_choice("check.by", by, BY)
+    check_choice("check.diversity", diversity, DIVERSITY)
+    check_choice("check.precision", precision, PRECISIONS)
+    if policy is None and (by == "difficulty" or diversity == "embeddings"):
+        raise ValueError("check.by=difficulty and check.diversity=embeddings read rows with a model: say policy=PATH")
     bad_rows = BadRows(on_bad_row)
     rows = read_texts(files, bad_rows, layout)
     if not any(row.answered for row in rows):
         raise ValueError(f"{', '.join(files)}: no row has an answer, and check=quality selects rows by their answers")
+    reading = {"precision": precision, "batch_size": batch_size, "max_length": max_length}
+    reader = Reader(policy, **reading) if by == "difficulty" or diversity == "embeddings" else None
     parts = [score_parts(row) for row in rows]
     faults = [fault_of(row, min_words=min_words, max_words=max_words) for row in rows]
-    scores = np.array([sum(part.values()) / len(part) for part in parts])
+    scores = _scores(rows, parts, faults, by, reader, seed)
     reasons: list[str | None] = list(faults)
 
     ranked = [int(i) for i in np.argsort(-scores, kind="stable") if faults[i] is None]
@@ -56,33 +69,76 @@ def check_quality(
     best = [i for i in best if client is None or judged[i] is not None]
     for i in best if client is not None else []:
         scores[i] = judged[i]
-    chosen = k_center([_text(rows[i]) for i in best], scores[best], num)
-    picked = {best[at]: distance for at, distance in chosen}
+    picked = {best[at]: distance for at, distance in _spread(rows, best, scores, num, diversity, reader)}
     for i in unique:
-        reasons[i] = _fate(i, picked, judged)
+        reasons[i] = _fate(i, picked, judged, diversity)
     reasons = [reason or "score_too_low" for reason in reasons]
 
     order = list(picked)
     facts = [{"score": float(scores[i]), "distance": picked[i]} for i in order]
     write_jsonl(directory / "selected.jsonl", [rows[i].raw | {"quality": f} for i, f in zip(order, facts, strict=True)])
-    lines = [
+    fates = [
         {"row": r.where, "reason": why, "score": float(s), **p}
         for r, why, s, p in zip(rows, reasons, scores, parts, strict=True)
     ]
-    write_jsonl(directory / "reasons.jsonl", lines)
+    write_jsonl(directory / "reasons.jsonl", fates)
     counts = dict(Counter(reason.split(" ")[0] for reason in reasons).most_common())
     result = {
         "rows": len(rows), "selected": len(order), "reasons": counts, "skipped_rows": bad_rows.skipped,
         "mean_score": float(scores.mean()), "mean_score_of_selected": float(scores[order].mean()) if order else None,
         "distinct_words": len({word for i in order for word in words(_text(rows[i]))}),
-        "scored_by": client.model if client else "plain",
+        "by": by, "diversity": diversity, "scored_by": client.model if client else by,
+        "pairs": _pairs(rows), "pairs_selected": _pairs([rows[i] for i in order]),
     }  # fmt: skip
-    _show(directory, result, scores, order)
+    _show(directory, result, scores, order, rows, reasons)
     return result
 
 
+def _scores(rows: Sequence[TextRow], parts: list[dict], faults: list, by: str, reader: Reader | None, seed: int):
+    """(n,) in [0, 1]; with by=difficulty also the fault of rows that their prompt makes less likely."""
+    if by == "plain":
+        return np.array([sum(part.values()) / len(part) for part in parts])
+    if by == "length":
+        return length_scores(rows)
+    if by == "random":
+        return np.random.default_rng(seed).random(len(rows))
+    scores, sound = np.zeros(len(rows)), [i for i, fault in enumerate(faults) if fault is None]
+    if sound:
+        scores[sound] = reader.difficulty([rows[i] for i in sound])
+    for i in sound:
+        if scores[i] >= 1:
+            faults[i] = "does_not_follow_from_prompt"
+    return scores.clip(0, 1)
+
+
+def _spread(
+    rows: Sequence[TextRow], best: list[int], scores: np.ndarray, num: int, diversity: str, reader: Reader | None
+):
+    """(place in `best`, distance) of the `num` rows that are far from each other; the best ones where that is none."""
+    if diversity == "none":
+        order = np.argsort(-scores[best], kind="stable")[:num]
+        return [(int(at), 1.0) for at in order]
+    chosen = [rows[i] for i in best]
+    vectors = word_vectors([_text(row) for row in chosen]) if diversity == "words" and chosen else None
+    if vectors is None:
+        vectors = reader.embeddings(chosen) if chosen else np.zeros((0, 1))
+    return k_center(vectors, scores[best], num)
+
+
+def _pairs(rows: Sequence[TextRow]) -> dict | None:
+    """What the comparisons among the rows are like; None where there is none."""
+    pairs = [(row.answered[-1], row.weaker) for row in rows if row.weaker is not None]
+    if not pairs:
+        return None
+    longer = [len(words(better)) > len(words(worse)) for better, worse in pairs]
+    return {
+        "n": len(pairs), "better_is_longer": float(np.mean(longer)),
+        "similarity_of_sides": float(np.mean([_similarity(*pair) for pair in pairs])),
+    }  # fmt: skip
+
+
 def fault_of(row: TextRow, *, min_words: int, max_words: int) -> str | None:
-    """The reason why a row is dropped, or None."""
+    """A plain reason not to learn from a row."""
     if not row.answered or not row.answered[-1].strip():
         return "no_answer"
     count = len(row.answered[-1].split())
@@ -94,48 +150,15 @@ def fault_of(row: TextRow, *, min_words: int, max_words: int) -> str | None:
         return "answer_repeats_prompt"
     if "\ufffd" in row.answered[-1]:
         return "broken_characters"
+    if row.weaker is not None and _similarity(row.answered[-1], row.weaker) >= SAME:
+        return "sides_say_the_same"
     return None
-
-
-def score_parts(row: TextRow) -> dict[str, float]:
-    """The parts of the plain score, each in [0, 1]. The score is their mean. It is only for ranking."""
-    answer = row.answered[-1] if row.answered else ""
-    tokens = words(" ".join(row.answered))
-    trigrams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
-    return {
-        "length": min(1.0, np.log1p(len(tokens)) / np.log1p(200)),  # up to 200 words a longer answer tells more
-        "fresh": len(set(trigrams)) / len(trigrams) if trigrams else 0.5,  # loops repeat themselves
-        "finished": float(answer.rstrip()[-1:] in tuple(".!?)]}\"'`:") or answer.rstrip()[-1:].isdigit()),
-        "prompt": min(1.0, np.log1p(len(words(row.prompt))) / np.log1p(50)),  # the lecture: short prompts teach little
-        "own_words": 1.0 - _copied(tokens, words(row.prompt)),
-    }
-
-
-def k_center(texts: Sequence[str], scores: np.ndarray, num: int) -> list[tuple[int, float]]:
-    """(index, cosine distance to the nearest chosen before) of `num` rows, the best-scored first, then the furthest.
-
-    The distance is multiplied by the score, so that of distant rows the better one is chosen.
-    """
-    if not texts:
-        return []
-    vectors = HashingVectorizer(n_features=1 << 18, ngram_range=(1, 2), alternate_sign=False).transform(texts)
-    nearest = np.ones(len(texts))
-    at, chosen, distance = int(scores.argmax()), [], 1.0
-    for _ in range(min(num, len(texts))):
-        chosen.append((at, distance))
-        centre = np.asarray(vectors[at].todense()).ravel()
-        nearest = np.minimum(nearest, 1.0 - vectors @ centre)
-        nearest[at] = -1.0  # chosen
-        gain = np.where(nearest < 0, -np.inf, nearest * scores)
-        at = int(gain.argmax())
-        distance = float(max(nearest[at], 0.0))
-    return chosen
 
 
 def _drop_repeats(
     rows: Sequence[TextRow], ranked: list[int], threshold: float, reasons: list, *, limit: int
 ) -> list[int]:
-    """The first `limit` rows, best first, without rows whose prompt nearly equals that of a better row."""
+    """The first `limit` rows, best first, whose prompt is not nearly that of a better one."""
     index, kept = NearIndex(threshold), []
     for i, sketch in zip(ranked, sketches(normal(rows[i].prompt) for i in ranked), strict=True):
         if len(kept) == limit:
@@ -160,38 +183,57 @@ def _last(row: TextRow) -> int:
     return max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
 
 
-def _fate(i: int, picked: dict[int, float], judged: dict) -> str:
+def _fate(i: int, picked: dict[int, float], judged: dict, diversity: str) -> str:
     if i in picked:
         return f"selected (distance {picked[i]:.2f})"
     if i in judged and judged[i] is None:
         return "rating_not_parsed"
-    return "like_the_selected"
+    return "score_too_low" if diversity == "none" else "like_the_selected"
 
 
-def _copied(tokens: list[str], prompt: list[str]) -> float:
-    """Share of the answer's words that the prompt has too."""
-    known = set(prompt)
-    return sum(token in known for token in tokens) / len(tokens) if tokens else 0.0
+def _similarity(one: str, other: str) -> float:
+    return float(jaccard(shingles(normal(one)), shingles(normal(other))))
 
 
 def _text(row: TextRow) -> str:
     return "\n".join(message["content"] for message in row.messages)[:READ]
 
 
-def _show(directory: Path, result: dict, scores: np.ndarray, order: list[int]) -> None:
-    figure, axis = pyplot().subplots(figsize=(7, 3))
+def _show(
+    directory: Path, result: dict, scores: np.ndarray, order: list[int], rows: Sequence[TextRow], reasons: list[str]
+) -> None:
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3))
     bins = np.linspace(0, 1, 41)
-    axis.hist(scores, bins=bins, color="lightgray", label=f"all {len(scores)}")
-    axis.hist(scores[order], bins=bins, color="tab:blue", label=f"selected {len(order)}")
-    axis.set_xlabel("score")
-    axis.set_yscale("log")
-    axis.legend()
+    left.hist(scores, bins=bins, color="lightgray", label=f"all {len(scores)}")
+    left.hist(scores[order], bins=bins, color="tab:blue", label=f"selected {len(order)}")
+    left.set(xlabel=f"score ({result['scored_by']})", yscale="log")
+    lengths = np.array([len(words(row.answered[-1])) if row.answered else 0 for row in rows])
+    edges = 2.0 ** np.arange(13)
+    for chosen, color, label in ((lengths, "lightgray", "all"), (lengths[order], "tab:blue", "selected")):
+        share = np.histogram(chosen.clip(1, 4095), edges)[0] / max(len(chosen), 1)
+        right.stairs(share, edges, color=color, label=label, fill=color == "lightgray")
+    right.set(xlabel="words of the answer", xscale="log", ylabel="share of rows")
+    left.legend(fontsize=8)
+    right.legend(fontsize=8)
     drawn = directory / "quality.png"
     save_figure(figure, drawn)
     lines = [
-        f"{result['selected']} of {result['rows']} rows selected, see selected.jsonl; why not the others: reasons.jsonl"
+        f"{result['selected']} of {result['rows']} rows selected by {result['scored_by']}, see selected.jsonl; why not "
+        "the others: reasons.jsonl"
     ]
-    rows = [["fate", "rows"], *([reason, count] for reason, count in result["reasons"].items())]
+    if result["pairs"]:
+        lines.append(
+            f"of {result['pairs']['n']} pairs the better side is longer in {result['pairs']['better_is_longer']:.0%}; "
+            f"the sides share {result['pairs']['similarity_of_sides']:.0%} of their words and word pairs"
+        )
+    fates = [["fate", "rows"], *([reason, count] for reason, count in result["reasons"].items())]
+    dropped = [i for i, reason in enumerate(reasons) if not reason.startswith(("selected", "like_", "score_"))]
+    low = [int(i) for i in np.argsort(scores, kind="stable") if reasons[i] == "score_too_low"]
+    shown = [["row", "why", "score", "asked", "answered"]]
+    for i in [*dropped[:WORST], *low[:WORST]]:
+        said = (rows[i].prompt, rows[i].answered[-1] if rows[i].answered else "")
+        shown.append([rows[i].where, reasons[i], float(scores[i]), *(text[:200] for text in said)])
+    blocks = [bullets(lines), table(fates), picture(drawn), paragraph(BEATS), heading("The worst rows"), table(shown)]
     result["verdicts"] = lines
-    write_page(directory / "report.html", "Few but good", bullets(lines), table(rows), picture(drawn))
+    write_page(directory / "report.html", "Few but good", *blocks)
     write_result(directory, result)

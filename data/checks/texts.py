@@ -11,10 +11,14 @@ from data.records import BadRows, Comparison, Example, Ranking, Rated, Record, r
 
 @dataclass(frozen=True)
 class TextRow(Record):
-    """A conversation; the last answer may be missing (a prompt). `raw` is the row as the trainers read it."""
+    """A conversation; the last answer may be missing (a prompt). `raw` is the row as the trainers read it.
+
+    `weaker` is the answer that lost, of a ranking the last; None where nothing was compared.
+    """
 
     messages: list[Message]
     raw: dict = field(default_factory=dict)
+    weaker: str | None = None
 
     @property
     def asked(self) -> list[str]:
@@ -43,8 +47,8 @@ class TextRow(Record):
 
 
 def parse_row(row: dict) -> list[TextRow]:
-    """The texts of a row that the trainers or generate.py read. Of a comparison or ranking, the best completion."""
-    rows = [TextRow(_said(record), formats.as_row(record)) for record in formats.any_record(row)]
+    """Any row that the trainers or generate.py read; of a comparison the better side, of a ranking the best."""
+    rows = [TextRow(_said(record), formats.as_row(record), _weaker(record)) for record in formats.any_record(row)]
     for found in rows:
         if not any(text.strip() for text in found.asked):
             raise ValueError("no user message with text in it")
@@ -71,3 +75,9 @@ def _said(record: Record) -> list[Message]:
     else:
         return record.prompt
     return [*record.prompt, {"role": "assistant", "content": answer}]
+
+
+def _weaker(record: Record) -> str | None:
+    if isinstance(record, Comparison):
+        return record.rejected
+    return record.completions[record.ranks.index(max(record.ranks))] if isinstance(record, Ranking) else None
