@@ -160,3 +160,50 @@ server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 print(f"http://127.0.0.1:{server.server_port}", flush=True)
 server.serve_forever()
 """
+
+
+REWARD = """
+def gold(prompts, completions, answer, **columns):
+    assert len(answer) == len(completions) == len(prompts)
+    return [float(right in said) - 0.01 * len(said) for right, said in zip(answer, completions)]
+"""
+ASKED = [("Name a bird.", "crow"), ("Name a fish.", "pike"), ("Name a tree.", "larch"), ("Name a stone.", "opal")]
+SAID = ["Surely a crow.", "A pike it is, I should say.", "A pike.", "One is the larch.", "I cannot say."]
+
+
+@pytest.mark.parametrize("pairs", ["best", "best_worst"])
+def test_best_of_judges_a_completion_by_the_columns_of_its_own_prompt(tmp_path, pairs):
+    """Through make_data.py: each prompt's `answer` reaches the reward beside its own completions, and no other's."""
+    from data import formats
+
+    (tmp_path / "reward.py").write_text(REWARD)
+    rows = [{"id": str(i), "prompt": asked, "answer": answer} for i, (asked, answer) in enumerate(ASKED)]
+    for name, lines in (("prompts", rows), ("script", [{"contains": "", "answers": SAID}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code, _, err = call(
+        "make_data.py", "method=best_of", "client=scripted", f"client.script={tmp_path}/script.jsonl", "method.num=4",
+        f"method.prompts=[{tmp_path}/prompts.jsonl]", f"method.reward_fn={tmp_path}/reward.py:gold",
+        "method.num_completions=24", f"method.pairs={pairs}", "method.min_margin=0.5", f"hydra.run.dir={tmp_path}/made",
+    )  # fmt: skip
+    assert code == 0, err
+    made = [json.loads(line) for line in (tmp_path / "made/data.jsonl").read_text().splitlines()]
+    best = [
+        "Surely a crow.",
+        "A pike.",
+        "One is the larch.",
+    ]  # of the two with a pike the shorter; nobody named the opal
+    if pairs == "best":
+        assert [row["completion"] for row in made] == best
+        assert [row["score"] for row in made] == pytest.approx([1 - 0.01 * len(text) for text in best])
+        examples = [formats.examples(row)[0].messages for row in made]
+        assert [[m["content"] for m in said] for said in examples] == [
+            [asked, text] for (asked, _), text in zip(ASKED, best, strict=False)
+        ]
+    else:
+        records = [formats.preferences(row)[0] for row in made]
+        assert [record.chosen for record in records] == best
+        worst = ["A pike it is, I should say.", "One is the larch.", "A pike it is, I should say."]
+        assert [record.rejected for record in records] == worst
+    dropped = [json.loads(line) for line in (tmp_path / "made/dropped.jsonl").read_text().splitlines()]
+    ties = [row for row in dropped if row["reason"] == "tie"]
+    assert len(ties) == 1 and "stone" in json.dumps(ties)
