@@ -8,7 +8,6 @@ Ziegler et al. 2019 (arXiv:1909.08593), Stiennon et al. 2020 (arXiv:2009.01325),
 Every variant is a setting of conf/train_ppo.yaml, explained in docs/ppo.md, and a function that the loop calls.
 """
 
-import math
 import time
 from collections.abc import Callable
 
@@ -17,10 +16,6 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from advantages import (
-    ADVANTAGES,
-    CORRECTIONS,
-    OF_GROUPS,
-    OF_PAIRS,
     WITH_VALUES,
     AdaptiveKL,
     FixedKL,
@@ -40,7 +35,7 @@ from data.prompts import encode_prompts, prompt_loader
 from data.tokenizer import Tokenizer, check_same_tokenizer, load_tokenizer
 from data.view import show_first_batch
 from kernels.backend import set_kernels
-from losses import POLICY_LOSSES, aggregation, ppo_loss, token_rewards
+from losses import aggregation, ppo_loss, token_rewards
 from model.build import export_model, load_policy, load_reward_model, load_value_model
 from model.config import check_vocab
 from model.ema import WeightAverage
@@ -52,6 +47,7 @@ from rollouts.engine import Engine, correct_for_sampler
 from rollouts.evaluate import evaluate_policy
 from rollouts.monitor import Monitor
 from rollouts.parts import of_actions, of_states
+from rollouts.ppo_settings import check_ppo
 from rollouts.pretraining import PretrainingMix
 from rollouts.rewards import Scorer
 from rollouts.sampling import draw
@@ -59,8 +55,8 @@ from rollouts.sources import Source, check_columns, read_sources
 from rollouts.trajectory import Part, Trajectory
 from rollouts.values import teach_values
 from rollouts.viewer import credit_samples, print_credit, warn_about
-from runtime.config import RECOMPUTE, check_batch, check_choice, check_number, check_positive, check_whole
-from runtime.devices import PRECISIONS, send
+from runtime.config import check_positive
+from runtime.devices import send
 from runtime.metrics import masked
 from runtime.optim import build_optimizer, clip_grads, set_lr
 from runtime.run import Run, main
@@ -295,119 +291,6 @@ def export(cfg: DictConfig, run: Run, policy: Policy, value_model: nn.Module, to
 
 
 # ---- setting up
-
-
-def check_ppo(cfg: DictConfig, world_size: int) -> None:
-    """Raise ValueError where settings are wrong, before anything is loaded."""
-    counts = ("num_steps", "batch_size", "samples_per_prompt", "ppo_epochs", "num_prompts", "keep_last", "max_turns")
-    counts = (*counts, "watch_patience")
-    check_whole(1, **{key: cfg[key] for key in counts})
-    counts = ("seed", "save_every", "eval_every", "sample_every", "kl_exact_every", "num_samples")
-    counts = (*counts, "value_pretraining_steps", "overlong_tokens", "dynamic_sampling")
-    check_whole(0, **{key: cfg[key] for key in counts})  # 0 = never, or none
-    check_batch(cfg.minibatch_size, cfg.micro_batch_size, world_size, "minibatch_size")
-    rows = "batch_size * samples_per_prompt"
-    check_batch(cfg.batch_size * cfg.samples_per_prompt, cfg.minibatch_size, 1, rows, "minibatch_size")
-    check_positive(optim__lr=cfg.optim.lr, optim__value_lr=cfg.optim.value_lr, clip_range=cfg.clip_range)
-    check_positive(reward_timeout=cfg.reward_timeout)
-    clips = ("value_clip_range", "clip_range_high", "reward_clip", "dual_clip", "gae_lambda_alpha")
-    check_positive(**{key: cfg[key] for key in clips if cfg[key] is not None})
-    coefficients = ("kl_coef", "kl_coef_end", "ptx_coef", "value_coef", "entropy_coef", "gamma", "gae_lambda")
-    check_number(0, **{key: cfg[key] for key in coefficients})
-    check_number(0, **{f"router__{key}": value for key, value in cfg.router.items()})
-    check_number(-math.inf, missing_eos_value=cfg.missing_eos_value, sampling__temperature=cfg.sampling.temperature)
-    check_choice("precision", cfg.precision, PRECISIONS)
-    check_choice("activation_checkpointing", cfg.activation_checkpointing, RECOMPUTE)
-    check_choice("score_position", cfg.score_position, ("eos", "after_eos"))
-    check_choice("missing_eos", cfg.missing_eos, ("replace", "subtract", "none", "mask"))
-    check_choice("kl_in", cfg.kl_in, ("reward", "loss"))
-    check_choice("kl_controller", cfg.kl_controller, ("fixed", "adaptive", "linear"))
-    check_choice("advantage", cfg.advantage, ADVANTAGES)
-    check_choice("policy_loss", cfg.policy_loss, tuple(POLICY_LOSSES))
-    check_choice("aggregation", cfg.aggregation, ("token", "sequence_mean", "sequence_sum"))
-    check_choice("value_start", cfg.value_start, ("reward_model", "policy"))
-    allowed = {"reward": ("k1",), "loss": ("k2", "k3", "exact")}[cfg.kl_in]
-    if cfg.kl_estimator not in allowed:
-        raise ValueError(
-            f"kl_estimator={cfg.kl_estimator} with kl_in={cfg.kl_in}: as a reward only k1 has the gradient of the KL, "
-            f"as a loss k1 has none and k2 the right one; use {' or '.join(allowed)}"
-        )
-    if cfg.advantage in (*OF_GROUPS, *OF_PAIRS) and cfg.samples_per_prompt < 2:
-        raise ValueError(f"advantage={cfg.advantage} compares samples of a prompt; set samples_per_prompt to 2 or more")
-    if cfg.sampling.temperature <= 0 or cfg.sampling.top_k or cfg.sampling.top_p != 1:
-        raise ValueError(
-            "PPO samples from the policy itself: sampling.temperature > 0, sampling.top_k=0, sampling.top_p=1; with "
-            "anything else the log-probs belong to another distribution, and the KL can come out negative"
-        )
-    if cfg.advantage not in WITH_VALUES and cfg.whiten_advantages:
-        raise ValueError(
-            f"whiten_advantages=true with advantage={cfg.advantage}: completions are compared within their group, and "
-            "whitening over all groups would teach something from one whose scores are equal; leave it at null"
-        )
-    if cfg.dual_clip is not None and not cfg.dual_clip > 1:
-        raise ValueError(f"dual_clip={cfg.dual_clip} must be null or above 1: it bounds the ratio where A < 0")
-    check_fits(cfg)
-    check_off_policy(cfg, world_size)
-    if cfg.data.ptx and not cfg.ptx_coef:
-        raise ValueError("data.ptx would not be read, as ptx_coef=0; give it a weight (InstructGPT 27.8) or no files")
-    if cfg.gamma > 1 or cfg.gae_lambda > 1:
-        raise ValueError(f"gamma={cfg.gamma} and gae_lambda={cfg.gae_lambda} are discounts and must lie in [0, 1]")
-
-
-def check_fits(cfg: DictConfig) -> None:
-    """Raise ValueError where a setting has no effect with the others."""
-    if cfg.dual_clip is not None and cfg.policy_loss != "clip":
-        raise ValueError(
-            f"dual_clip={cfg.dual_clip} belongs to policy_loss=clip; policy_loss={cfg.policy_loss} has none"
-        )
-    if cfg.overlong_tokens >= cfg.sampling.max_new_tokens:
-        raise ValueError(
-            f"overlong_tokens={cfg.overlong_tokens} must be below sampling.max_new_tokens="
-            f"{cfg.sampling.max_new_tokens}: it is how near to the limit a completion begins to lose reward"
-        )
-    if cfg.dynamic_sampling and cfg.samples_per_prompt < 2:
-        raise ValueError("dynamic_sampling draws groups whose scores differ; set samples_per_prompt to 2 or more")
-    if cfg.advantage not in WITH_VALUES:
-        needless = {
-            "value_model": cfg.value_model, "export_value_model": cfg.export_value_model,
-            "value_pretraining_steps": cfg.value_pretraining_steps, "gae_lambda_alpha": cfg.gae_lambda_alpha,
-            "value_epochs": cfg.value_epochs,
-        }  # fmt: skip
-        if asked := [f"{key}={value}" for key, value in needless.items() if value]:
-            raise ValueError(f"{', '.join(asked)}: advantage={cfg.advantage} has no value model")
-
-
-def check_off_policy(cfg: DictConfig, world_size: int) -> None:
-    """Raise ValueError where settings for off-policy rollouts contradict others."""
-    check_choice("off_policy.correction", cfg.off_policy.correction, CORRECTIONS)
-    check_choice("off_policy.old_logprobs", cfg.off_policy.old_logprobs, ("trainer", "sampler"))
-    check_positive(off_policy__max_weight=cfg.off_policy.max_weight)
-    rows = cfg.batch_size * cfg.samples_per_prompt
-    check_choice("engine.ahead", cfg.engine.ahead, (0, 1))
-    if cfg.engine.ahead and (cfg.engine.kind == "local" or cfg.dynamic_sampling):
-        raise ValueError(
-            "engine.ahead=1 draws a rollout while another is learned: it wants a server (engine=vllm) and "
-            "dynamic_sampling=0, as the scores that decide whether more is drawn come later"
-        )
-    if cfg.advantage in OF_PAIRS:
-        wanted = {"ppo_epochs": 1, "minibatch_size": rows, "kl_in": "reward", "policy_loss": "clip"}
-        if wrong := [f"{key}={value}" for key, value in wanted.items() if cfg[key] != value]:
-            raise ValueError(
-                f"advantage={cfg.advantage} is DPO's gradient on the policy that sampled: one step a rollout, beta = "
-                f"kl_coef; set {' '.join(wrong)}"
-            )
-        if cfg.aggregation == "sequence_mean" or not cfg.kl_coef:
-            raise ValueError(
-                f"advantage={cfg.advantage} sums log-probs over a completion and multiplies them by kl_coef: "
-                "aggregation=sequence_sum (or token), kl_coef > 0"
-            )
-    if cfg.value_epochs is not None:
-        size = cfg.value_minibatch_size or cfg.minibatch_size
-        check_whole(1, value_epochs=cfg.value_epochs)
-        check_batch(size, cfg.micro_batch_size, world_size, "value_minibatch_size")
-        check_batch(rows, size, 1, "batch_size * samples_per_prompt")
-    elif cfg.value_minibatch_size is not None:
-        raise ValueError("value_minibatch_size is that of value_epochs, which is null; set both")
 
 
 def kl_controller(cfg: DictConfig) -> FixedKL:
