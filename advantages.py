@@ -48,7 +48,7 @@ def missing_eos(scores: Tensor, finished: Tensor, *, mode: str, value: float) ->
 
 
 def overlong_penalty(lengths: Tensor, *, max_new_tokens: int, overlong_tokens: int) -> Tensor:
-    """(B,) penalty in [-1, 0] of long completions: Yu et al. 2025 (arXiv:2503.14476), DAPO's soft overlong punishment.
+    """(B,) penalty in [-1, 0] of long completions: DAPO, Yu et al. 2025 (arXiv:2503.14476), Eq. 13.
 
     0 up to L = max_new_tokens - overlong_tokens, then (L - length) / overlong_tokens, so -1 at max_new_tokens
     """

@@ -303,7 +303,7 @@ def ppo_policy_loss(
     Args:
         logprobs, old_logprobs: (B, T) nats. advantages: (B, T). completion_mask: (B, T) bool.
         clip_range: eps. clip_range_high: another eps for the upper bound, so that unlikely tokens can grow (Yu et al.
-            2025, arXiv:2503.14476, DAPO's clip-higher: 0.28 with 0.2). None means the same eps.
+            2025, arXiv:2503.14476, Eq. 10, DAPO's clip-higher: 0.28 with 0.2). None means the same eps.
         dual_clip: c > 1 bounds the loss of a token with A < 0 by -A c (Ye et al. 2020, arXiv:1912.09729, Eq. 5).
         num_tokens: completion tokens of the whole optimizer step, or the count that `aggregation` returns.
     Returns:
@@ -336,7 +336,7 @@ def gspo_loss(
     num_tokens: Tensor | float,
     clip_range_high: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """GSPO: Zheng et al. 2025 (arXiv:2507.18071). A completion has one ratio, which is clipped like PPO's.
+    """GSPO: Zheng et al. 2025 (arXiv:2507.18071), Eqs. 5 and 7. A completion has one ratio, clipped like PPO's.
 
         s = exp(mean over t of log pi - log pi_old),   loss = sum_t max(-A s, -A clip(s, 1 - eps, 1 + eps)) / num_tokens
 
@@ -384,8 +384,8 @@ def aggregation(completion_mask: Tensor, kind: str, *, max_new_tokens: int) -> t
     """(B, 1) weight of each row's tokens, and (B,) what each row adds to the divisor of the loss.
 
         kind            weight              added to the divisor
-        token           1                   tokens of the row (DAPO)
-        sequence_mean   1 / tokens of row   1 (GRPO, GSPO)
+        token           1                   tokens of the row (DAPO, Eq. 12)
+        sequence_mean   1 / tokens of row   1 (GRPO, Eq. 3, and GSPO, Eq. 5)
         sequence_sum    1                   max_new_tokens (Dr. GRPO's constant length)
 
     The weights multiply the advantages, since the policy losses are proportional to them.

@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs/few_but_good")
     parser.add_argument("--sizes", type=int, nargs="+", default=[200])
+    parser.add_argument("--kinds", nargs="+", default=list(SELECTIONS), choices=SELECTIONS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100)
     args = parser.parse_args()
@@ -46,7 +47,7 @@ def main() -> None:
     wanted = {record.columns["id"]: record.messages for record in held_out}
     found = [measure(args, "all", 0, 0, f"{COFFEE}@train", [])]
     policy = args.out / "all_0_0/model"
-    for size, seed, kind in product(args.sizes, args.seeds, SELECTIONS):
+    for size, seed, kind in product(args.sizes, args.seeds, args.kinds):
         words = [word.replace("POLICY", str(policy)) for word in SELECTIONS[kind]]
         chosen = args.out / f"select_{kind}_{size}_{seed if kind == 'random' else 0}"
         run("check_data.py", "check=quality", f"check.input=[{COFFEE}@train]", f"check.num={size}", f"seed={seed}",

@@ -265,9 +265,9 @@ def export_model(
     one at a time: rank 0 holds at most one file's worth (model/weights/shards.py). Adapters are merged in float32 into
     the weights of the base's file, or into the dequantised weights of an NF4 base.
 
-    A reward model becomes `...ForSequenceClassification`: score.weight is the head, transformers ignores score.bias,
-    score.gain and score.shift. A value model becomes `...ForTokenClassification`. With sharded weights every rank must
-    call this, and rank 0 writes.
+    A reward model becomes `...ForSequenceClassification` with the normalisation multiplied into score.weight and
+    score.bias: vLLM reads both, transformers ignores the bias. A value model becomes `...ForTokenClassification`. With
+    sharded weights every rank must call this, and rank 0 writes.
 
     Args:
         durable: write checksums and wait for the disk. A server that reads the files immediately needs neither.
@@ -278,13 +278,21 @@ def export_model(
     if writes:
         remove(tmp_path)
         tmp_path.mkdir(parents=True)
-    writer = ShardWriter(tmp_path)
+    writer, head = ShardWriter(tmp_path), {}
     with split(model):  # gathered weights would be rounded
         for name, tensor in merged_weights(model, writes):
+            if name in HEAD_PARTS:
+                head[name] = tensor
+                continue
             writer.add(name, tensor)
             dtype = str(tensor.dtype).removeprefix("torch.")
     if not writes:
         return
+    if "score.gain" in head:  # a server that finds the normalisation in the file refuses it
+        gain, shift = head.pop("score.gain"), head.pop("score.shift")
+        head = {"score.weight": head["score.weight"] * gain, "score.bias": head["score.bias"] * gain + shift}
+    for name, tensor in head.items():
+        writer.add(name, tensor)
     writer.close()
     ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     config = make_config_json(model.config, model.kind, dtype, **ids)

@@ -739,7 +739,7 @@ def test_difficulty_and_embeddings_are_a_policys_own_losses_and_states(tmp_path)
         stream = pack(*row.values(), torch.arange(len(ids))[None] > 0)
         logits = policy(stream.tokens, stream.positions, stream.blocks).detach()
         loss = torch.nn.functional.cross_entropy(logits[start - 1 : -1], torch.tensor(ids[start:])).item()
-        return loss, policy.states(stream).detach().mean(0)
+        return loss, policy.hidden_states(stream).detach().mean(0)
 
     from data.chat import encode_completion
     from model.packing import pack

@@ -165,11 +165,14 @@ def test_law_7_resumed_equals_uninterrupted(rm, tmp_path, read_metrics):
 
 @pytest.mark.parametrize("kind", ["reference_mean", "gain_bias"])
 def test_normalisation_is_stored_with_the_model(rm, house, tmp_path, kind, capsys):
+    assert rm("data.eval=[]", run="plain") == 0
     assert rm(f"normalise={kind}", "data.eval=[]", "normalise_samples=8") == 0
     assert f"normalise={kind}: " in capsys.readouterr().out
-    model = load_reward_model(tmp_path / "run" / "model", precision="fp32")
-    assert model.shift != 0
-    assert (model.gain != 1) == (kind == "gain_bias")
+    plain, model = (load_reward_model(tmp_path / run / "model", precision="fp32") for run in ("plain", "run"))
+    gain = (model.head.weight / plain.head.weight).mean()
+    torch.testing.assert_close(model.head.weight, plain.head.weight * gain)
+    assert model.head.bias != plain.head.bias * gain
+    assert ((gain - 1).abs() > 1e-3) == (kind == "gain_bias")
 
 
 @pytest.mark.parametrize("kind", ["reference_mean", "gain_bias"])
@@ -232,7 +235,7 @@ def test_what_fails_after_the_training_does_not_lose_the_model(rm, tmp_path, mon
     monkeypatch.setattr(train_rm, "normalise", fail)
     with pytest.raises(RuntimeError):
         rm("data.eval=[]")
-    assert load_reward_model(tmp_path / "run" / "model", precision="fp32").shift == 0
+    assert load_reward_model(tmp_path / "run" / "model", precision="fp32").shift == 0  # it is there
 
 
 # ---- figures

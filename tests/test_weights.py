@@ -120,7 +120,7 @@ def test_rotary_scaling_survives_export(scaling, tmp_path):
     assert (ours[0, 1:] - theirs[:-1].gather(1, ids[0, 1:, None])[:, 0]).abs().max() < 2e-5
 
 
-def test_a_reward_model_keeps_head_and_normalisation_and_transformers_reads_its_raw_score(tmp_path):
+def test_a_reward_model_is_written_with_its_normalisation_in_the_head_and_transformers_reads_all_but_the_bias(tmp_path):
     transformers = pytest.importorskip("transformers")
     model = shaken(new_reward_model(tiny_config(), seed=0, precision="fp32"))
     model.gain.fill_(2.5)
@@ -129,10 +129,11 @@ def test_a_reward_model_keeps_head_and_normalisation_and_transformers_reads_its_
     batch = batch_of(ROWS, "left")
     with torch.no_grad():
         scores = model.score(*batch)
-        assert torch.equal(load_reward_model(tmp_path / "model", precision="fp32").score(*batch), scores)
+        again = load_reward_model(tmp_path / "model", precision="fp32")
+        assert again.gain == 1 and again.shift == 0 and (again.score(*batch) - scores).abs().max() < 1e-5
         theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
         raw = torch.cat([theirs(torch.tensor([p + c])).logits[0] for p, c in ROWS])
-        assert ((raw + model.head.bias) * 2.5 - 0.75 - scores).abs().max() < 1e-5
+        assert (raw + model.head.bias * 2.5 - 0.75 - scores).abs().max() < 1e-5
         values = load_value_model(tmp_path / "model", precision="fp32")(*batch)
     # V before token t + 1 reads the state that the score of the row cut after token t reads.
     cut = batch_of([(ROWS[0][0], ROWS[0][1][:-1])], "right")

@@ -83,7 +83,7 @@ class Reader:
         return -self.policy.logprobs(*rows).double().sum(1) / rows[2].sum(1)
 
     def _mean_state(self, *rows) -> torch.Tensor:
-        states, counts = self.policy.states(pack(*rows)), rows[2].sum(1).tolist()
+        states, counts = self.policy.hidden_states(pack(*rows)), rows[2].sum(1).tolist()
         return torch.stack([of_row.float().mean(0) for of_row in states.split(counts)])
 
 
