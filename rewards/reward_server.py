@@ -3,6 +3,9 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+from data.chat import encode_completion
+from data.tokenizer import load_tokenizer
+from data.view import WHOLE
 from rollouts.http import ask
 from runtime.config import check_choice, check_positive, check_whole
 
@@ -15,16 +18,21 @@ class RewardServer:
         api: classify or pooling (vLLM's, one request a completion: the server renders its own chat template, and gives
             the score before any sigmoid), or plain: {"prompts": [MESSAGES, ...], "completions": [TEXT, ...]} for the
             whole rollout, answered by {"rewards": [NUMBER, ...]}.
+        tokenizer: the directory of a reward model of ours: conversations are encoded as in training and sent as ids.
+            Where vLLM renders them, it also reads what the template puts after the stop token, and the score differs.
         model: what the server calls it. timeout: seconds of a request. max_parallel: requests at once.
     """
 
     def __init__(
-        self, url: str, api: str = "classify", model: str | None = None, timeout: float = 60.0, max_tries: int = 6,
-        max_parallel: int = 16,
+        self, url: str, api: str = "classify", model: str | None = None, tokenizer: str | None = None,
+        timeout: float = 60.0, max_tries: int = 6, max_parallel: int = 16,
     ):  # fmt: skip
         check_choice("reward_server.api", api, ("classify", "pooling", "plain"))
         check_positive(reward_server__timeout=timeout)
         check_whole(1, reward_server__max_tries=max_tries, reward_server__max_parallel=max_parallel)
+        if tokenizer is not None and api == "plain":
+            raise ValueError("reward_server.tokenizer makes ids for vLLM; api=plain sends texts, so leave it out")
+        self.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
         self.url, self.api, self.model, self.max_parallel = url, api, model, max_parallel
         self.settings = {"timeout": timeout, "max_tries": max_tries, "who": "reward_server"}
 
@@ -39,8 +47,12 @@ class RewardServer:
 
     def score(self, prompt: list[dict], completion: str) -> float:
         """One completion's score by vLLM."""
-        talk = [*prompt, {"role": "assistant", "content": completion}]
-        body = {"messages": talk, "use_activation": False} | ({"model": self.model} if self.model else {})
+        if self.tokenizer is None:
+            talk = {"messages": [*prompt, {"role": "assistant", "content": completion}]}
+        else:  # whole: the server refuses what its window cannot hold
+            row = encode_completion(prompt, completion, self.tokenizer, max_length=WHOLE, max_prompt_length=WHOLE)
+            talk = {"input": [int(token) for token in row["input_ids"]]}
+        body = talk | {"use_activation": False} | ({"model": self.model} if self.model else {})
         (reward,) = self.read(ask(self.url, body, **self.settings))
         return reward
 

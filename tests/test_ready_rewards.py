@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from data.chat import encode_completion
 from data.rewards import call_rows, load_reward_function, make_reward
+from data.tokenizer import load_tokenizer
 from rollouts.monitor import repeated_share, unique_share
 from tests.published_votes import DOOR
 from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
@@ -170,6 +172,17 @@ def test_a_reward_model_behind_http(server, api):
     if api != "plain":
         talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "four"}]
         assert seen[0] == {"messages": talk, "model": "rm", "use_activation": False}
+
+
+def test_ids_of_our_own_tokenizer_are_what_training_reads(server, house):
+    url, seen = server
+    talk, said = [{"role": "user", "content": "hi there"}], "it is so"
+    entry = {"name": "reward_server", "url": f"{url}/down", "tokenizer": str(house / "policy")}
+    assert paid(entry, [said], messages=[talk]) == [1]
+    row = encode_completion(talk, said, load_tokenizer(house / "policy"), max_length=99, max_prompt_length=99)
+    assert seen[-1] == {"input": row["input_ids"], "use_activation": False}
+    with pytest.raises(ValueError, match="api=plain sends texts"):
+        paid(entry | {"api": "plain"}, [said], messages=[talk])
 
 
 def test_a_server_that_is_busy_is_asked_again_and_another_shape_is_named(server):

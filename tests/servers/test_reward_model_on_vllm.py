@@ -47,5 +47,7 @@ def test_a_served_reward_model_gives_its_own_scores(served_reward_model, api):
             for talk, answer in zip(TALKS, ANSWERS, strict=True)]  # fmt: skip
     reading = {"pad_id": tokenizer.pad_id, "batch_size": 2, "device": torch.device("cpu")}
     expected = in_batches(model.score, rows, **reading).tolist()
-    found = RewardServer(f"{url}/{api}", api=api, model="rm")([""] * 4, ANSWERS, messages=TALKS)
+    found = RewardServer(f"{url}/{api}", api=api, model="rm", tokenizer=str(directory))(
+        [""] * 4, ANSWERS, messages=TALKS
+    )
     assert found == pytest.approx(expected, abs=1e-3) and max(expected) - min(expected) > 0.1
