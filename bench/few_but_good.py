@@ -100,9 +100,9 @@ def win_rate(completions: dict, others: dict, wanted: dict) -> float:
     return sum(points) / len(points)
 
 
-def run(*words: str) -> None:
+def run(*overrides: str) -> None:
     """One script; resumable by its directory: a step that is done is not done again."""
-    home = Path(next(word for word in words if word.startswith("hydra.run.dir=")).partition("=")[2])
+    home = Path(next(word for word in overrides if word.startswith("hydra.run.dir=")).partition("=")[2])
     done = {"train_sft.py": "model/config.json", "generate.py": "completions.jsonl", "check_data.py": "result.json"}[
         overrides[0]
     ]
