@@ -33,6 +33,7 @@ TASKS = {
     "best_of_n": "evals.best_of_n",
     "overoptimization": "evals.overoptimization",
     "plane": "evals.plane",
+    "gains": "evals.gains",
 }
 
 

@@ -14,9 +14,11 @@ from omegaconf import DictConfig
 from data.chat import cut_prompt
 from data.encoded import check_window
 from data.loader import micro_batches
+from data.prompts import encode_prompts
 from data.sft import demonstration_texts, eval_examples, sft_loader
 from data.tokenizer import Tokenizer, load_tokenizer, train_sentencepiece
 from data.view import show_first_batch
+from evals.watched import Watched
 from kernels.backend import set_kernels
 from losses import sft_loss
 from model.build import export_model, load_policy, new_policy
@@ -51,12 +53,12 @@ def train(cfg: DictConfig, run: Run) -> float:
     batches = sft_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
     held_out = eval_examples(cfg.data, tokenizer, batches)
     check_window(policy.config.max_length, batches.items, held_out)
-    shown = sample_prompts(held_out or batches.items, tokenizer, policy, cfg)
+    watched, shown = Watched(cfg, run), sample_prompts(held_out or batches.items, tokenizer, policy, cfg)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
     show_first_batch(cfg.view, run, tokenizer, batches)
 
     if run.step == 0:
-        log_and_evaluate(cfg, run, policy, tokenizer, held_out, shown, step=0)
+        log_and_evaluate(cfg, run, policy, tokenizer, held_out, shown, watched, step=0)
         run.log_metrics(step=0)
     while run.step < cfg.num_steps:
         lr = set_lr(optimizer, run.step, cfg.optim)
@@ -81,7 +83,7 @@ def train(cfg: DictConfig, run: Run) -> float:
         optimizer.step()
         optimizer.zero_grad()
         run.metrics.add({"objective/tokens": num_tokens * run.world_size, "optim/lr": lr, "optim/grad_norm": grad_norm})
-        log_and_evaluate(cfg, run, policy, tokenizer, held_out, shown, step=run.step + 1)
+        log_and_evaluate(cfg, run, policy, tokenizer, held_out, shown, watched, step=run.step + 1)
         run.end_step(num_tokens=sum(len(row["input_ids"]) for part in parts for row in part))
 
     export_model(policy, run.dir / "model", tokenizer)
@@ -120,6 +122,7 @@ def log_and_evaluate(
     tokenizer: Tokenizer,
     held_out: list[dict],
     shown: list[dict],
+    watched: Watched,
     *,
     step: int,
 ) -> None:
@@ -132,7 +135,9 @@ def log_and_evaluate(
                 policy, [row["prompt_ids"] for row in shown], **cfg.sampling, stop_ids=tokenizer.stop_ids,
                 seeds=[cfg.seed + i for i in range(len(shown))], pad_id=tokenizer.pad_id,
             )  # fmt: skip
-            run.log_samples(sample_rows(answers, shown, tokenizer), step)
+            samples = sample_rows(answers, shown, tokenizer)
+            run.metrics.add(watched.figures(shown, [sample["completion"] for sample in samples]))
+            run.log_samples(samples, step)
 
 
 def evaluate(cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, held_out: list[dict]) -> dict:
@@ -146,10 +151,12 @@ def evaluate(cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, he
 
 
 def sample_prompts(items: list[dict], tokenizer: Tokenizer, policy: Policy, cfg: DictConfig) -> list[dict]:
-    """The first `num_samples` conversations, cut after the header of their last assistant turn."""
-    room = policy.config.max_length - cfg.sampling.max_new_tokens
-    shown = []
-    for item in items[: cfg.num_samples]:
+    """The first `num_samples` prompts of `data.prompts`; without any, conversations up to their last assistant turn."""
+    room, shown = policy.config.max_length - cfg.sampling.max_new_tokens, []
+    if cfg.data.prompts:
+        asked = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room)
+        shown = [row | {"prompt_ids": row["input_ids"], "reference_ids": []} for row in asked.items[: cfg.num_samples]]
+    for item in [] if cfg.data.prompts else items[: cfg.num_samples]:
         mask = list(item["completion_mask"])
         end = len(mask) - mask[::-1].index(True)  # past the last target
         start = max((t for t in range(end) if not mask[t]), default=-1) + 1

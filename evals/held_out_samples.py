@@ -11,6 +11,7 @@ from data.chat import cut_prompt
 from data.preferences import PreferenceGroup
 from data.prompts import encode_prompts
 from data.tokenizer import check_same_tokenizer
+from evals.watched import Watched
 from model.build import load_policy, load_reward_model
 from model.heads import Policy
 from model.lora import AdaptersOff
@@ -28,6 +29,7 @@ class HeldOutSamples:
         objective/score       the reward model's score of the samples
         eval/win_rate         share of samples that score higher than the data's completion, where a tie counts half
         eval/win_rate_before  the same against the reference's sample
+        eval/watch/NAME       what a reward that `watch` names says of the samples
     """
 
     def __init__(self, cfg: DictConfig, run: Run, tokenizer, groups: Sequence[PreferenceGroup], window: int):
@@ -38,12 +40,14 @@ class HeldOutSamples:
                 f"sampling.max_new_tokens={cfg.sampling.max_new_tokens} leaves no room for a prompt in the window of "
                 f"{window}; lower it, or set sample_every=0"
             )
+        self.watched, items = Watched(cfg, run), []
         if cfg.data.prompts is None:
             asked = list(islice(each_prompt(groups), cfg.num_prompts))
         else:
-            encoded = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room)
-            asked = [(list(row["input_ids"]), None) for row in encoded.items]
-        asked = asked[: cfg.num_prompts][run.rank :: run.world_size]
+            items = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room).items
+            items = items[: cfg.num_prompts]
+            asked = [(list(row["input_ids"]), None) for row in items]
+        asked, self.items = asked[run.rank :: run.world_size], items[run.rank :: run.world_size]
         self.prompts = [cut_prompt(list(prompt), tokenizer, max_length=room) for prompt, _ in asked]
         self.references = [row for _, row in asked if row is not None]  # completions of the data, not rated bad
         self.seeds = [cfg.seed + run.rank + i * run.world_size for i in range(len(asked))]
@@ -80,8 +84,12 @@ class HeldOutSamples:
             if self.references:
                 of_data = self.score(make_rows(self.references, self.tokenizer.pad_id).to(self.run.device))
                 metrics |= {"eval/win_rate": wins(scores, of_data)}
-        self.run.metrics.add(metrics)
-        self.run.log_samples(self.sample_rows(samples, kl, scores), step)
+        texts = [
+            self.tokenizer.decode(ids[mask].tolist())
+            for ids, mask in zip(samples.rows.input_ids, samples.rows.completion_mask, strict=True)
+        ]
+        self.run.metrics.add(metrics | self.watched.figures(self.items, texts))
+        self.run.log_samples(self.sample_rows(samples, texts, kl, scores), step)
 
     def sample_completions(self, policy: Policy):
         """One completion of every prompt."""
@@ -99,14 +107,13 @@ class HeldOutSamples:
         indices = torch.arange(len(rows.input_ids), device=rows.input_ids.device)
         return [rows.select(part) for part in indices.split(2 * self.cfg.micro_batch_size)]
 
-    def sample_rows(self, samples, kl: Tensor, scores: Tensor | None) -> list[dict]:
+    def sample_rows(self, samples, texts: list[str], kl: Tensor, scores: Tensor | None) -> list[dict]:
         """Rows of samples.jsonl: the first samples as texts, with the completion in the data."""
         rows = []
         for i in range(min(self.cfg.num_samples, len(self.prompts))):
-            ids, mask = samples.rows.input_ids[i], samples.rows.completion_mask[i]
             sample = {
                 "prompt": self.tokenizer.decode(self.prompts[i], specials=True),
-                "completion": self.tokenizer.decode(ids[mask].tolist()),
+                "completion": texts[i],
                 "finish_reason": samples.finish_reasons[i],
                 "kl": round(kl[i].item(), 3),
             }

@@ -1,9 +1,15 @@
 """The report of a recipe: one table on the screen, and one self-contained HTML page.
 
-Every figure is shown with its file. Plots are embedded. Texts are answers to the same prompts before and after a step.
+The page begins with what was asked (`question` of the recipe) and what came of it, step by step where a step measured
+gains (task=gains). Then the same prompts answered before and after, what changed marked; then every step with one
+picture, its figures, and links to its files. Paths are relative to the page.
 """
 
+import difflib
 import json
+import os
+import re
+from html import escape
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -11,10 +17,12 @@ from rich.console import Console
 
 from runtime.display import printable
 from runtime.metrics import read_log
-from runtime.report import heading, paragraph, picture, print_table, table, write_page
+from runtime.plots import plot_metrics
+from runtime.report import bullets, cell, folded, heading, links, paragraph, picture, print_table, table, write_page
 
 console = Console(highlight=False)
 HEADER = ("step", "figure", "first", "last", "file")
+SHOWN = 6  # prompts that are shown with their answers
 
 
 def report(cfg: DictConfig, home: Path, seconds: dict[str, float], commands: dict[str, str]) -> Path:
@@ -27,20 +35,46 @@ def report(cfg: DictConfig, home: Path, seconds: dict[str, float], commands: dic
     rows = [row for step in cfg.steps for row in figures[step.name]]
     print_table(f"recipe {cfg.name}", HEADER, rows)
     for step in cfg.steps:
-        for sample in before_and_after(home / step.name):
+        for sample in before_and_after(home / step.name)[:2]:
             console.print(f"\n{step.name}, {shorten(sample['prompt'], 400)}", markup=False, soft_wrap=True, style="dim")
             for when in [key for key in ("before", "after", "reference") if sample[key]]:
                 console.print(f"  {when}: {shorten(sample[when], 240)}", markup=False, soft_wrap=True)
-    minutes = sum(seconds.values()) / 60
+    minutes, cores = sum(seconds.values()) / 60, os.cpu_count()
+    verdicts = [line for step in cfg.steps for line in gains_of(home / step.name)]
+    for line in verdicts:
+        console.print(f"\n{line}", markup=False, soft_wrap=True, style="bold")
     blocks = [
-        paragraph(f"{len(cfg.steps)} steps, {minutes:.1f} minutes. Paths are relative to {home}."),
-        table([HEADER, *rows]),
+        *([paragraph(cfg.question)] if "question" in cfg else []),
+        bullets(
+            [*verdicts, f"Price: {minutes:.1f} minutes in {len(cfg.steps)} steps, on a machine with {cores} cores."]
+        ),
+        *(picture(home / step.name / "gains.png") for step in cfg.steps),
+        *answers_block(home, cfg.steps),
+        heading("Steps"),
     ]
     for step in cfg.steps:
-        blocks += step_blocks(home, step, seconds[step.name], commands[step.name])
+        blocks += step_blocks(home, step, figures[step.name], seconds[step.name], commands[step.name])
     write_page(home / "report.html", f"Recipe {cfg.name}", *blocks)
     console.print(f"\nthe whole as one page: {home / 'report.html'}", markup=False, soft_wrap=True)
     return home / "report.html"
+
+
+def gains_of(directory: Path) -> list[str]:
+    """A sentence for each method that a task=gains measured; none where the step did something else."""
+    path = directory / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lines = []
+    for name, method in result.get("methods", {}).items() if result.get("task") == "gains" else ():
+        gain, first, last = method["gain"], *(method["runs"][0]["looks"][at] for at in (0, -1))
+        value, lower, upper = (gain[key] for key in ("value", "lower", "upper"))
+        sure = "no sure change" if lower is None or lower <= 0 <= upper else "better" if value > 0 else "worse"
+        within = "" if lower is None else f", 95 % interval {cell(lower)} to {cell(upper)}"
+        lines.append(
+            f"{name}: {sure} by {result['reward_fn']}: {cell(first['gold']['value'])} before, "
+            f"{cell(last['gold']['value'])} after ({value:+.3f}{within}, {gain['n']} "
+            f"{'prompts' if method['seeds'] == 1 else 'seeds'}), {cell(last['kl'])} nats from where it began."
+        )
+    return lines
 
 
 def step_figures(home: Path, step: DictConfig) -> list[tuple]:
@@ -71,17 +105,67 @@ def read_figure(directory: Path, figure: str) -> tuple[str, tuple, str]:
     return figure, (values[0], values[-1]), "metrics.jsonl"
 
 
-def step_blocks(home: Path, step: DictConfig, seconds: float, command: str) -> list[str]:
-    """A step's part of the page: its command, texts before and after, pictures."""
-    blocks = [heading(step.name), paragraph(f"{seconds / 60:.1f} minutes: {command}")]
-    samples = before_and_after(home / step.name)
-    if samples:
-        columns = [key for key in ("prompt", "before", "after", "reference") if any(sample[key] for sample in samples)]
-        blocks += [table([columns, *[[shorten(sample[key], 600) for key in columns] for sample in samples]])]
-        blocks += [paragraph(f"Texts: {step.name}/samples.jsonl, its first and its last step.")]
-    for path in sorted((home / step.name).glob("*.png")):
-        blocks += [picture(path), paragraph(f"Picture: {step.name}/{path.name}")]
+def step_blocks(home: Path, step: DictConfig, figures: list[tuple], seconds: float, command: str) -> list[str]:
+    """A step's part of the page: its figures, one picture, and behind a click its command and its files."""
+    directory, blocks = home / step.name, [heading(f"{step.name}, {seconds / 60:.1f} minutes")]
+    if step.get("about"):
+        blocks.append(paragraph(step.about))
+    names = [figure for figure in step.get("figures", []) if ".json:" not in figure]
+    if figures:
+        blocks.append(table([HEADER[1:4], *(row[1:4] for row in figures)]))
+    if names:
+        rows = [
+            {k: v for k, v in row.items() if k in (*names, "step")} for row in read_log(directory / "metrics.jsonl")
+        ]
+        (home / "pictures").mkdir(exist_ok=True)
+        plot_metrics(rows, home / "pictures" / f"{step.name}.png")
+        blocks.append(picture(home / "pictures" / f"{step.name}.png"))
+    elif not (directory / "gains.png").exists():
+        blocks += [picture(path) for path in sorted(directory.glob("*.png"))[:1]]
+    files = sorted(path for path in directory.glob("*") if path.is_file() and not path.name.startswith("."))
+    command = re.sub(r"(?<![^\s=\[,'\"({:])/(?:[^\s/,\]'\"]+/)*", "", command.replace(str(home), home.name))
+    return [*blocks, folded("command and files", paragraph(command), links([f"{step.name}/{f.name}" for f in files]))]
+
+
+def answers_block(home: Path, steps: list[DictConfig]) -> list[str]:
+    """The same prompts answered before and after each step that answered them, what changed marked."""
+    told = {step.name: before_and_after(home / step.name) for step in steps}
+    told = {name: samples for name, samples in told.items() if samples}
+    prompts = list(dict.fromkeys(sample["prompt"] for samples in told.values() for sample in samples))
+    prompts.sort(key=lambda prompt: -sum(sample["prompt"] == prompt for s in told.values() for sample in s))
+    if not prompts:
+        return []
+    blocks = [heading("Answers"), paragraph("Words that the answer before did not have are marked.")]
+    for prompt in prompts[:SHOWN]:
+        lines = []
+        for name, samples in told.items():
+            for sample in [sample for sample in samples if sample["prompt"] == prompt][:1]:
+                before, after = (shorten(sample[key], 400) for key in ("before", "after"))
+                lines += [(f"before {name}", escape(before)), (f"after {name}", marked(before, after))]
+        blocks.append(exchange(shorten(spoken(prompt), 400), list(dict.fromkeys(lines))))
     return blocks
+
+
+def exchange(prompt: str, lines: list[tuple[str, str]]) -> str:
+    """A prompt, and who said what to it; the second of each line is HTML."""
+    said = "".join(f"<dt>{escape(who)}</dt><dd>{what}</dd>" for who, what in lines)
+    return f'<div class="exchange"><p>{escape(prompt)}</p><dl>{said}</dl></div>'
+
+
+def spoken(prompt: str) -> str:
+    """A prompt as it was written for the model, with each message's role as a word."""
+    text = re.sub(r"<\|end\|>|<\|assistant\|>\s*$|<s>", " ", prompt)
+    return re.sub(r"\s*<\|(user|assistant|system)\|>\s*", r" \1: ", text).strip()
+
+
+def marked(before: str, after: str) -> str:
+    """`after` as HTML, with words that `before` does not have in their place marked."""
+    old, new = before.split(), after.split()
+    parts = []
+    for kind, _, _, start, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        words = escape(" ".join(new[start:end]))
+        parts += [words if kind == "equal" else f"<mark>{words}</mark>"] if words else []
+    return " ".join(parts)
 
 
 def shorten(text: str, most: int) -> str:
@@ -90,7 +174,7 @@ def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
-def before_and_after(directory: Path, most: int = 2) -> list[dict]:
+def before_and_after(directory: Path) -> list[dict]:
     """The same prompts answered at the first and at the last sampling."""
     rows = [row for row in read_log(directory / "samples.jsonl") if "completion" in row]
     steps = sorted({row["step"] for row in rows})
@@ -101,5 +185,5 @@ def before_and_after(directory: Path, most: int = 2) -> list[dict]:
     return [
         {"prompt": row["prompt"], "before": early[row["prompt"]], "after": row["completion"]}
         | {"reference": row.get("reference", "")}
-        for row in late[:most]
+        for row in late
     ]

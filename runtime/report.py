@@ -1,6 +1,6 @@
 """Write results: result.json, tables on the screen, self-contained HTML pages.
 
-A page is a title and blocks. `heading`, `paragraph`, `bullets`, `table` and `picture` make blocks and escape texts:
+A page is a title and blocks, each made (and escaped) by a function of this file:
 
     write_page(run_dir / "report.html", "Agreement", bullets(verdicts), table(rows), picture(run_dir / "agreement.png"))
 """
@@ -12,6 +12,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from rich.console import Console
@@ -27,6 +28,12 @@ h1, h2, p, li, td.text { overflow-wrap: anywhere } .scrolls { overflow-x: auto }
 .text { min-width: 9rem } .text:last-child { min-width: 14rem } .text.short { white-space: pre; min-width: 0 }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .2rem .8rem; text-align: right }
 .text, td:first-child, th:first-child { text-align: left } tr { border-bottom: 1px solid #ddd }
+h3, summary { font-size: 1rem } details { color: #555 } mark { background: #d8efd3; color: inherit }
+.exchange { border-left: 3px solid #ddd; padding-left: 1rem; margin: 1.2rem 0 } 
+.exchange p { font-weight: 600; margin: 0 }
+dl { display: grid; grid-template-columns: 8rem 1fr; gap: .2rem 1rem; margin: .4rem 0 }
+dt { color: #666 } dd { margin: 0 }
+@media (max-width: 40rem) { dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .4rem } }
 .bad { background: #fde8e6 } .unknown { color: #888 } img { max-width: 100% }
 """
 
@@ -92,6 +99,16 @@ def paragraph(text: str) -> str:
 def bullets(lines: Iterable[str]) -> str:
     """A list with one item per line."""
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def links(paths: Iterable[str]) -> str:
+    """Files beside the page, by their paths relative to it."""
+    return "<p>" + " ".join(f'<a href="{escape(quote(path))}">{escape(path)}</a>' for path in paths) + "</p>"
+
+
+def folded(title: str, *blocks: str) -> str:
+    """Blocks behind a click."""
+    return f"<details><summary>{escape(title)}</summary>{''.join(blocks)}</details>"
 
 
 def table(rows: Sequence[Sequence], *, kinds: Sequence[str] | None = None) -> str:

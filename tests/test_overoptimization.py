@@ -113,3 +113,25 @@ def test_methods_share_a_plane_with_the_best_of_n(door, tmp_path):
         [2.25, (20 / 6 + 2) / 2, 3.0]
     )  # of the pairs of 1, 2, 3, 4 the best is 20 / 6
     assert (tmp_path / "out" / "plane.png").stat().st_size > 5000
+
+
+def test_gains_are_paired_by_prompt_and_averaged_over_seeds(door, tmp_path):
+    """The gold of a run rises by 2 on half of the prompts and by 0 on the others, another seed's by 1 on all."""
+    (tmp_path / "gold.py").write_text(
+        "def gold(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
+    )
+    for name, rises in (("dpo_0", (2, 0)), ("dpo_1", (1, 1)), ("ppo", (2, 0))):
+        (tmp_path / name).mkdir()
+        rows = [{"step": step, "prompt": f"p{i}", "completion": "x" * (i + 1 + step * rises[i % 2]), "kl": 0.5 * step,
+                 "score": 3.0} for step in (0, 1) for i in range(40)]  # fmt: skip
+        (tmp_path / name / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = ",".join(f"{tmp_path}/{name}" for name in ("dpo_0", "dpo_1", "ppo"))
+    words = [f"task.input=[{runs}]", f"task.reward_fn={tmp_path}/gold.py:gold", "task.spread=2"]
+    assert door(DOOR, "task=gains", *words, f"hydra.run.dir={tmp_path}/out") == 0
+    methods = json.loads((tmp_path / "out" / "result.json").read_text())["methods"]
+    ppo = methods["ppo"]["gain"]
+    assert ppo["value"] == 1 and ppo["n"] == 40 and 0 < ppo["lower"] < 1 - 1.96 * (1 / 39) ** 0.5 < ppo["upper"] < 2
+    assert methods["dpo"]["gain"] == {"value": 1, "lower": 1, "upper": 1, "n": 2} and methods["dpo"]["seeds"] == 2
+    first, last = methods["ppo"]["runs"][0]["looks"]
+    assert (first["kl"], last["kl"], last["proxy"]) == (0, 0.5, 3) and first["gold"]["value"] == 20.5
+    assert (tmp_path / "out" / "gains.png").stat().st_size > 5000

@@ -1,12 +1,14 @@
 import json
 import os
+import re
 import sys
+from urllib.parse import unquote
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import run_recipe as recipes
-from evals.recipe_report import read_figure
+from evals.recipe_report import gains_of, marked, read_figure, spoken
 from runtime.door import enter
 from runtime.report import table
 
@@ -84,6 +86,10 @@ def test_a_chain_runs_once_and_shows_figures_and_texts(recipe, calls, tmp_path, 
     for word in ("a/metrics.jsonl", "1.25", "a latte, please", "python door.py name=a"):
         assert word in page
     assert "http" not in page and "src=" not in page.replace('src="data:', "")  # opens without a network
+    assert "after a</dt><dd><mark>a latte, please</mark>" in page and str(tmp_path) not in page
+    links = re.findall('href="([^"]+)"', page)
+    assert "b/samples.jsonl" in links and all((tmp_path / "out" / unquote(link)).is_file() for link in links)
+    assert page.count("<img") == 2  # a picture a step, of the figures that the recipe names
     assert recipe() == 0
     assert calls() == [] and "done before" in capfd.readouterr().out
 
@@ -99,6 +105,32 @@ def test_seeds_go_as_far_as_those_of_the_scripts(recipe, calls, capfd, tmp_path)
     two.write_text(text)
     assert recipe("all.seed=4294967295") == 0 and calls() == ["a resume=false", "b resume=false"]
     assert (tmp_path / "out" / "b" / "out").read_text() == "4294967295"
+
+
+def test_the_page_begins_with_what_was_asked_and_what_came_of_it(tmp_path):
+    look = {"step": 0, "kl": 0.0, "gold": {"value": 0.5}, "proxy": 1.0}
+    run = {"looks": [look, look | {"kl": 2.5, "gold": {"value": 0.75}}]}
+    gains = {
+        "up": {"value": 0.25, "lower": 0.2, "upper": 0.3, "n": 64},
+        "flat": {"value": 0.25, "lower": -0.1, "upper": 0.6, "n": 3},
+    }
+    methods = {name: {"gain": gain, "seeds": 1 if name == "up" else 3, "runs": [run]} for name, gain in gains.items()}
+    (tmp_path / "result.json").write_text(json.dumps({"task": "gains", "reward_fn": "taste", "methods": methods}))
+    up, flat = gains_of(tmp_path)
+    assert up == (
+        "up: better by taste: 0.5 before, 0.75 after (+0.250, 95 % interval 0.2 to 0.3, 64 prompts), 2.5 nats from "
+        "where it began."
+    )
+    assert flat.startswith("flat: no sure change by taste") and "3 seeds" in flat
+    assert gains_of(tmp_path / "elsewhere") == []
+
+
+def test_words_that_an_answer_did_not_have_are_marked_and_escaped():
+    assert marked("Ok <b> soon", "Ok, <b> very soon") == "<mark>Ok,</mark> &lt;b&gt; <mark>very</mark> soon"
+    assert (
+        spoken("<s><|user|> Hi<|end|><|assistant|> Yes?<|end|><|user|> Tea<|end|><|assistant|>")
+        == "user: Hi assistant: Yes? user: Tea"
+    )
 
 
 def test_what_follows_a_change_runs_again_and_nothing_else(recipe, calls, tmp_path):
@@ -129,7 +161,11 @@ def test_what_runs_remember_for_each_other_is_no_input(recipe, calls, tmp_path):
 
 def test_a_column_of_texts_reads_from_the_left_with_its_header():
     page = table([["figure", "said"], [1.5, "a latte, please"], [2.5, "tea"]])
-    assert page.count('class="text"') == 3 and '<td class="text">tea</td>' in page and '<td class="">1.5</td>' in page
+    assert (
+        page.count('class="text short"') == 3
+        and '<td class="text short">tea</td>' in page
+        and '<td class="">1.5</td>' in page
+    )
 
 
 def test_a_figure_of_a_result_is_named_by_its_path(tmp_path):

@@ -1,0 +1,52 @@
+"""`watch` in SFT and DPO: asked about the answers to data.prompts, through the whole command."""
+# ruff: noqa: F811 - fixtures of other test files
+
+import json
+
+import pytest
+
+from runtime.metrics import read_log
+from tests.test_train_dpo import dpo, house  # noqa: F401 - fixtures
+from tests.test_train_sft import no_pictures, sft  # noqa: F401 - fixtures
+
+COUNTS = """
+def letters(prompts, completions, weight):
+    return [None if w is None else w * len(c) + 1000 * len(p) for p, c, w in zip(prompts, completions, weight)]
+"""
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """Prompts of three lengths, the second of which the watched reward cannot judge; words that watch it."""
+    rows = [{"prompt": "Tea" * (i + 1), "weight": weight} for i, weight in enumerate((1.0, None, 2.0))]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "fn.py").write_text(COUNTS)
+    return [f"data.prompts=[{tmp_path}/asked.jsonl]", f"watch={tmp_path}/fn.py:letters", "num_samples=3"]
+
+
+def expected(directory) -> dict[int, float]:
+    """{step: what the watched reward says on average}, from the texts in samples.jsonl."""
+    said: dict[int, list[str]] = {}
+    for row in read_log(directory / "samples.jsonl"):
+        said.setdefault(row["step"], []).append(row["completion"])
+    return {step: (len(a) + 3000 + 2 * len(c) + 9000) / 2 for step, (a, _, c) in said.items()}
+
+
+def test_sft_reports_what_is_watched_of_the_answers_that_it_logs(sft, asked, tmp_path):
+    assert sft(tmp_path / "run", *asked, "sample_every=3", "num_steps=3") == 0
+    told = {row["step"]: row["eval/watch/letters"] for row in read_log(tmp_path / "run" / "metrics.jsonl")
+            if "eval/watch/letters" in row}  # fmt: skip
+    assert told == pytest.approx(expected(tmp_path / "run")) and set(told) == {0, 3}
+
+
+def test_dpo_reports_what_is_watched_of_the_answers_that_it_logs(dpo, asked, tmp_path):
+    assert dpo(*asked, "sample_every=3") == 0
+    told = {row["step"]: row["eval/watch/letters"] for row in read_log(tmp_path / "run" / "metrics.jsonl")
+            if "eval/watch/letters" in row}  # fmt: skip
+    assert told == pytest.approx(expected(tmp_path / "run")) and set(told) == {0, 3}
+
+
+def test_without_prompts_to_answer_nothing_can_be_watched(dpo, asked, capfd):
+    assert dpo(asked[1], "sample_every=3") == 2
+    assert "watch is asked about the answers to data.prompts" in capfd.readouterr().err
+    assert dpo(*asked, "sample_every=0") == 2
