@@ -82,13 +82,13 @@ fmt: .venv/dev
 	$(BIN)/ruff check --fix .
 
 bench: .venv/core
-	$(BIN)/python -m kernels.bench $(ARGS)
+	$(BIN)/python -m bench.kernels.bench $(ARGS)
 
 bench-gpu: .venv/core  ## what this machine's GPU gives, beside its limits: ten minutes, writes runs/gpu
 	$(BIN)/python -m bench.gpu $(ARGS)
 
 published: .venv/dev  ## published numbers beside ours, from the data on this disk: writes runs/published
-	$(BIN)/python -m bench.published $(ARGS)
+	$(BIN)/python -m experiments.published $(ARGS)
 
 # The peers' environments stand apart from ours; they too get torch first and by its exact pin.
 .venv-bench/done: bench/requirements.txt

@@ -17,14 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: no usage statistics are sent
 
-from evals.arena.annotate import SHORTCUTS, Desk, annotate_room, load_items  # noqa: E402
-from evals.arena.battle import Arena, battle_room  # noqa: E402
-from evals.arena.board import board_room  # noqa: E402
-from evals.arena.export import export  # noqa: E402
-from evals.arena.guard import Guard  # noqa: E402
-from evals.arena.limits import Limits  # noqa: E402
-from evals.arena.speakers import load_speakers  # noqa: E402
-from evals.arena.store import Store  # noqa: E402
+from arena.annotate import SHORTCUTS, Desk, annotate_room, load_items  # noqa: E402
+from arena.battle import Arena, battle_room  # noqa: E402
+from arena.board import board_room  # noqa: E402
+from arena.export import export  # noqa: E402
+from arena.guard import Guard  # noqa: E402
+from arena.limits import Limits  # noqa: E402
+from arena.speakers import load_speakers  # noqa: E402
+from arena.store import Store  # noqa: E402
 from runtime.config import check_files, check_number, check_positive, check_whole  # noqa: E402
 from runtime.door import RunFailed  # noqa: E402
 from runtime.run import Run, main  # noqa: E402

@@ -11,8 +11,8 @@ from importlib import import_module
 from omegaconf import DictConfig, OmegaConf
 
 from data.adapters import Layout
-from data.build_client import build_client
 from data.tokenizer import load_tokenizer
+from generation.build_client import build_client
 from runtime.config import check_choice, check_files, check_types
 from runtime.run import Run, main
 

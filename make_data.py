@@ -15,11 +15,11 @@ import signal
 from omegaconf import DictConfig, OmegaConf
 
 from data import formats
-from data.build_client import build_client
-from data.clients import Client
-from data.methods.progress import Progress
-from data.methods.rows import GeneratedData, manifest
 from data.records import BadRows, read_records, write_jsonl
+from generation.build_client import build_client
+from generation.clients import Client
+from generation.progress import Progress
+from generation.rows import GeneratedData, manifest
 from runtime.config import check_choice, check_files, check_positive, check_types, check_whole
 from runtime.devices import PRECISIONS
 from runtime.files import write_sums, write_whole
@@ -82,7 +82,7 @@ def _client_settings(cfg: DictConfig) -> dict[str, DictConfig]:
 
 
 def _self_instruct(clients: dict[str, Client], settings: dict, begin, **common) -> GeneratedData:
-    from data.methods.self_instruct import read_seeds, self_instruct
+    from generation.self_instruct import read_seeds, self_instruct
 
     check_files("method.seeds", settings["seeds"])
     seeds, count_tokens = read_seeds(settings.pop("seeds")), _token_counter(settings)
@@ -91,7 +91,7 @@ def _self_instruct(clients: dict[str, Client], settings: dict, begin, **common) 
 
 
 def _magpie(clients: dict[str, Client], settings: dict, begin, **common) -> GeneratedData:
-    from data.methods.magpie import magpie
+    from generation.magpie import magpie
 
     count_tokens = _token_counter(settings)
     begin()
@@ -99,7 +99,7 @@ def _magpie(clients: dict[str, Client], settings: dict, begin, **common) -> Gene
 
 
 def _evol_instruct(clients: dict[str, Client], settings: dict, begin, **common) -> GeneratedData:
-    from data.methods.evol_instruct import evol_instruct
+    from generation.evol_instruct import evol_instruct
 
     prompts, count_tokens = _prompts(settings), _token_counter(settings)
     begin()
@@ -107,7 +107,7 @@ def _evol_instruct(clients: dict[str, Client], settings: dict, begin, **common) 
 
 
 def _constitutional(clients: dict[str, Client], settings: dict, begin, **common) -> GeneratedData:
-    from data.methods.constitutional import constitutional
+    from generation.constitutional import constitutional
 
     prompts = _prompts(settings)
     begin()
@@ -115,21 +115,21 @@ def _constitutional(clients: dict[str, Client], settings: dict, begin, **common)
 
 
 def _ultrachat(clients: dict[str, Client], settings: dict, begin, **common) -> GeneratedData:
-    from data.methods.ultrachat import ultrachat
+    from generation.ultrachat import ultrachat
 
     begin()
     return ultrachat(clients["client"], clients.get("user", clients["client"]), **settings, **common)
 
 
 def _camel(clients: dict[str, Client], settings: dict, begin, **common) -> GeneratedData:
-    from data.methods.camel import camel
+    from generation.camel import camel
 
     begin()
     return camel(clients["client"], clients.get("user", clients["client"]), **settings, **common)
 
 
 def _ultrafeedback(clients: dict[str, Client], settings: dict, begin, **common) -> GeneratedData:
-    from data.methods.ultrafeedback import ultrafeedback
+    from generation.ultrafeedback import ultrafeedback
 
     if "judge" not in clients:
         raise ValueError("nobody rates: give client@judge_client=openai (the judge)")
@@ -139,7 +139,7 @@ def _ultrafeedback(clients: dict[str, Client], settings: dict, begin, **common) 
 
 
 def _preferences(clients: dict[str, Client], settings: dict, begin, **common) -> GeneratedData:
-    from data.methods.preferences import preferences, reward_function_scorer, reward_model_scorer
+    from generation.preferences import preferences, reward_function_scorer, reward_model_scorer
 
     files = settings["prompts"]
     prompts = _prompts(settings)

@@ -23,7 +23,7 @@ from gradio_client import Client
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from evals.arena.store import Store  # noqa: E402
+from arena.store import Store  # noqa: E402
 
 LABELS = ("A is better", "B is better", "tie")
 USERS, VOTES = (int(word) for word in sys.argv[2:4] or (50, 2000))

@@ -27,7 +27,7 @@ from model.attention import Blocks, attend_flex  # noqa: E402
 from runtime.devices import own_device  # noqa: E402
 from runtime.plots import pyplot, save_figure  # noqa: E402
 
-ESSENTIAL = ["tests/test_kernels_gpu.py", "tests/test_transformer.py", "tests/test_doors_gpu.py"]
+ESSENTIAL = ["tests/kernels/test_kernels_gpu.py", "tests/model/test_transformer.py", "tests/test_doors_gpu.py"]
 SECONDS = 540  # a part that would begin later is left out, and named
 
 
@@ -155,8 +155,8 @@ def decoding(device: torch.device, tiny: bool, result: dict) -> list[dict]:
 
 
 def kernels(device: torch.device, tiny: bool, result: dict) -> dict:
-    """`kernels.bench`: each kernel's prediction beside its time, in its own process; its last lines."""
-    command = [sys.executable, "-m", "kernels.bench", "--parts", "time", "bandwidth"]
+    """`bench.kernels.bench`: each kernel's prediction beside its time, in its own process; its last lines."""
+    command = [sys.executable, "-m", "bench.kernels.bench", "--parts", "time", "bandwidth"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     return {"exit": done.returncode, "output": (done.stdout + done.stderr)[-6000:]}
 

@@ -23,11 +23,12 @@ from torch.utils._python_dispatch import _disable_current_modes
 from triton.runtime.errors import OutOfResources
 from trl.kernels import chunked_logprob
 
-from kernels import bench_time, logprob
+from bench.kernels import bench_time
+from bench.kernels.bench import FULL_SIZE, run_part, table
+from bench.kernels.bench_cases import FORMULAS, IMPLEMENTATIONS, logprob_inputs
+from bench.kernels.cost import PRODUCTS_PER_SECOND, counting
+from kernels import logprob
 from kernels.backend import kernels_as
-from kernels.bench import FULL_SIZE, run_part, table
-from kernels.bench_cases import FORMULAS, IMPLEMENTATIONS, logprob_inputs
-from kernels.cost import PRODUCTS_PER_SECOND, counting
 from kernels.logprob import TILES, linear_logprob
 
 SMALL = (256, 128, 1024)
@@ -119,8 +120,8 @@ def part_predict() -> list[dict]:
 
 
 def part_bytes() -> list[dict]:
-    from kernels.interpreter import repair
-    from kernels.traffic import Traffic
+    from bench.kernels.interpreter import repair
+    from bench.kernels.traffic import Traffic
 
     repair()
     as_on_a_gpu()
@@ -161,7 +162,7 @@ def _gpu_addmm(traffic) -> Callable[[Tensor, Tensor, Tensor], None]:
 
 
 def part_binary() -> list[dict]:
-    from kernels.ahead_of_time import ARCHS, capture
+    from bench.kernels.ahead_of_time import ARCHS, capture
 
     as_on_a_gpu()
     chunked_logprob._addmm_fp32 = lambda total, a, b: None  # nothing is computed while kernels are captured

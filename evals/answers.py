@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from data.build_client import build_client
-from data.clients import Client
 from data.files import read_rows
 from data.records import write_jsonl
 from evals.questions import load_questions
 from evals.readers import content_text
 from evals.verdicts import text_hash
+from generation.build_client import build_client
+from generation.clients import Client
 
 NAMES = ("model", "model_id", "generator")
 

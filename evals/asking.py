@@ -7,13 +7,13 @@ from dataclasses import asdict
 
 from omegaconf import DictConfig
 
-from data.build_client import build_client
 from data.chat import encode_prompt
 from data.chat_template import TextMarkerSaid
-from data.clients import Answer, Client
-from data.local_client import LocalClient
 from evals.judge_items import Item, check_fits, choose_template, item_messages
 from evals.prompts import load_templates, parser_of
+from generation.build_client import build_client
+from generation.clients import Answer, Client
+from generation.local_client import LocalClient
 
 
 def judge_client(cfg: DictConfig) -> Client:

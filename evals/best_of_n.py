@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 from scipy.special import gammaln
 
 from data.prompts import encode_prompts
-from data.reward_process import RewardProcess
 from data.tokenizer import check_same_tokenizer, load_tokenizer
 from model.reading import read_policy, read_reward_model
 from model.sampling import generate
+from rollouts.reward_process import RewardProcess
 from rollouts.rewards import Scorer
 from rollouts.sources import REWARD_MODEL, Source
 from rollouts.trajectory import from_rows

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from data.reward_process import RewardProcess
 from evals.intervals import mean_estimate, t_interval
 from evals.overoptimization import read_gold
+from rollouts.reward_process import RewardProcess
 from runtime.config import check_positive
 from runtime.plots import pyplot, save_figure
 from runtime.report import print_table

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 
-from data.clients import Answer, Client
 from data.records import Verdict, write_jsonl
 from evals.answers import load_answers
 from evals.asking import ask_items, ask_judge, judge_client, plan_judge
@@ -27,6 +26,7 @@ from evals.reward_judge import RewardJudge
 from evals.top_logprobs import share_verdicts
 from evals.verdicts import fold_orders, points, votes_table
 from evals.winrate import detectable_effect, win_rate
+from generation.clients import Answer, Client
 from runtime.plots import plot_intervals
 from runtime.report import print_table
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from data.reward_process import RewardProcess
-from data.rewards import call_reward
 from evals.best_of_n import best_of_n_kl, expected_best
 from evals.overoptimization_plots import plot_curves, plot_plane
+from rollouts.reward_functions import call_reward
+from rollouts.reward_process import RewardProcess
 from runtime.config import check_positive
 from runtime.metrics import read_log
 from runtime.report import bullets, cell, heading, paragraph, picture, print_table, table, write_page

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from data.reward_process import RewardProcess
 from evals.best_of_n import best_of_n_kl, expected_best
 from evals.intervals import t_interval
 from evals.overoptimization import read_gold
+from rollouts.reward_process import RewardProcess
 from runtime.config import check_positive
 from runtime.plots import pyplot, save_figure
 from runtime.report import print_table

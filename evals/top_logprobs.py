@@ -12,9 +12,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from data.clients import Answer
 from data.records import Verdict
 from evals.judge_items import Item, pair_verdict
+from generation.clients import Answer
 
 IDENTIFIERS = ("m", "M")  # of the answer that is shown first, and of the other
 

@@ -6,7 +6,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from data.rewards import call_rows, gather_columns, prompt_text
+from rollouts.reward_functions import call_rows, gather_columns, prompt_text
 from rollouts.sources import read_sources
 from runtime.run import Run
 

@@ -1,6 +1,6 @@
 """Triton kernels for the gate of an MLP, act(gate) * up: one launch forward, one backward.
 
-The definition is `gated` in `model/functions.py`. `tests/test_layer_kernels.py` compares the two.
+The definition is `gated` in `model/functions.py`. `tests/kernels/test_layer_kernels.py` compares the two.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Functions of a layer with a hand-written backward pass, which keeps less and reads memory less often than autograd.
 
-tests/test_functions.py compares each with its definition, and with finite differences in float64. On a GPU the
+tests/model/test_functions.py compares each with its definition, and with finite differences in float64. On a GPU the
 functions between matmuls are Triton kernels (`model/fused.py`), one launch forward and one backward.
 """
 

@@ -3,11 +3,11 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from data.build_client import client_of
 from evals.judge import grade_of, read_answer
 from evals.judge_items import Item, choose_template, item_messages, pair_verdict
 from evals.prompts import load_templates, parser_of
 from evals.verdicts import text_hash
+from generation.build_client import client_of
 from runtime.config import check_choice
 from runtime.metrics import append_row
 

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from data.build_client import client_of
+from generation.build_client import client_of
 
 SCHEMA = {
     "type": "object",

@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from data.chat import ROLES, encode_prompt
-from data.own_process import OwnProcess
 from data.prompts import WHOLE
-from data.rewards import RewardFailed
 from rollouts.environment_worker import Environments
+from rollouts.own_process import OwnProcess
+from rollouts.reward_functions import RewardFailed
 from rollouts.trajectory import Trajectory, Turn
 
 

@@ -1,4 +1,4 @@
-"""The process in which environments run: `rollouts/environment.py` talks to it through `data/own_process.py`."""
+"""The process in which environments run: `rollouts/environment.py` talks to it through `rollouts/own_process.py`."""
 
 import functools
 import inspect
@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from data.reward_worker import connected, loaded_modules, requests, write
-from data.rewards import load_reward_function
+from rollouts.reward_functions import load_reward_function
+from rollouts.reward_worker import connected, loaded_modules, requests, write
 
 
 class Environments:

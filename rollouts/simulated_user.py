@@ -11,9 +11,9 @@ The user ends the talk with <done>; then, or at the policy's last turn, it is as
 
 from pathlib import Path
 
-from data.build_client import client_of
-from data.clients import Client
-from data.methods.preferences import read_rating
+from generation.build_client import client_of
+from generation.clients import Client
+from generation.preferences import read_rating
 
 DONE = "<done>"
 

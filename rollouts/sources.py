@@ -8,8 +8,8 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from data.reward_process import RewardProcess
-from data.rewards import OF_A_SOURCE, RewardFunction
+from rollouts.reward_functions import OF_A_SOURCE, RewardFunction
+from rollouts.reward_process import RewardProcess
 from runtime.config import check_number, check_positive
 
 REWARD_MODEL, ENVIRONMENT = "reward_model", "environment"  # sources that are no functions

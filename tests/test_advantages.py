@@ -229,7 +229,7 @@ def test_explained_variance_is_1_of_the_returns_themselves_and_0_of_a_constant()
 
 
 def test_a_whole_first_step_equals_trl_1_12_with_its_conventions_set():
-    """Figures that trl.experimental.ppo logged and computed for one rollout: see bench/parity_trl_ppo.py."""
+    """Figures that trl.experimental.ppo logged and computed for one rollout: see tests/parity/trl_ppo.py."""
     golden = json.loads((Path(__file__).parent / "trl_ppo_step.json").read_text())
     rollout = {name: torch.tensor(value) for name, value in golden["rollout"].items()}
     theirs = {name: torch.tensor(value) for name, value in golden["theirs"].items()}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.test_scale import DOORS, LORA, command, figures, house, run  # noqa: F401
+from tests.runtime.test_scale import DOORS, LORA, command, figures, house, run  # noqa: F401
 
 pytestmark = pytest.mark.gpu
 WORDS = {"plain": (), "lora": LORA}

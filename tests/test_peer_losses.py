@@ -1,4 +1,4 @@
-"""Our losses and advantages of a minibatch against TRL's and verl's (bench/parity_group_losses.py made the values)."""
+"""Our losses and advantages of a minibatch against TRL's and verl's (tests/parity/group_losses.py made the values)."""
 
 import json
 from pathlib import Path

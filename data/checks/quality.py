@@ -16,10 +16,10 @@ from data.adapters import Layout
 from data.checks.near import NearIndex, jaccard, normal, shingles, sketches
 from data.checks.selection import BY, DIVERSITY, Reader, k_center, length_scores, score_parts, word_vectors
 from data.checks.texts import TextRow, read_texts
-from data.clients import Client
-from data.methods.filters import words
-from data.methods.preferences import rate
 from data.records import BadRows, write_jsonl
+from generation.clients import Client
+from generation.filters import words
+from generation.preferences import rate
 from runtime.config import check_choice, check_whole
 from runtime.devices import PRECISIONS
 from runtime.plots import pyplot, save_figure

@@ -16,8 +16,8 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from data.chat import encode_completion
 from data.checks.texts import TextRow
-from data.methods.filters import words
 from data.tokenizer import load_tokenizer
+from generation.filters import words
 from model.packing import pack
 from model.reading import in_batches, read_policy
 from runtime.devices import own_device

@@ -16,8 +16,8 @@ from statsmodels.stats.proportion import proportion_confint
 from data.adapters import Layout
 from data.checks.task_classifier import fit_classifier
 from data.checks.texts import TextRow, read_texts
-from data.clients import Client, Conversation
 from data.records import BadRows, read_jsonl, write_jsonl
+from generation.clients import Client, Conversation
 from runtime.config import check_files, check_number, check_whole
 from runtime.plots import pyplot, save_figure
 from runtime.report import bullets, heading, paragraph, picture, table, write_page, write_result

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from evals.arena.battle import Arena
-from evals.arena.limits import Limits
-from evals.arena.store import Store
+from arena.battle import Arena
+from arena.limits import Limits
+from arena.store import Store
 
 
 class Slow:

@@ -8,9 +8,9 @@ import uvicorn
 
 import arena
 from arena import check, names_of
+from arena.guard import LOGINS_PER_MINUTE, OVERHEAD, Guard
+from arena.store import Store
 from data.records import write_jsonl
-from evals.arena.guard import LOGINS_PER_MINUTE, OVERHEAD, Guard
-from evals.arena.store import Store
 
 FOREIGN = "https://evil.example"
 

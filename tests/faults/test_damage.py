@@ -18,11 +18,11 @@ import pytest
 import torch
 
 import run_recipe
-from data.answer_store import AnswerStore
+from arena.store import Store
 from data.files import read_rows
 from data.records import write_jsonl
 from data.tokenizer import load_tokenizer, train_sentencepiece
-from evals.arena.store import Store
+from generation.answer_store import AnswerStore
 from model.build import export_model, load_policy, new_policy
 from model.lora import add_lora, export_adapter
 from model.ref_cache import cached_logprobs

@@ -13,10 +13,10 @@ import pytest
 
 import train_dpo
 import train_sft
+from arena.store import Store
 from data import tokenizer
-from data.answer_store import AnswerStore
 from data.records import write_jsonl
-from evals.arena.store import Store
+from generation.answer_store import AnswerStore
 from model.build import load_policy
 from runtime.files import write_whole
 from runtime.metrics import append_row, each_log_row

@@ -6,9 +6,9 @@ import signal
 import pytest
 
 import train_ppo
-from data.rewards import RewardFailed
 from rollouts.environment import Dialogue, EnvironmentProcess
 from rollouts.environment_worker import Environments
+from rollouts.reward_functions import RewardFailed
 from rollouts.trajectory import Turn
 from tests.faults.test_same_inputs import models, no_pictures, place, words_of  # noqa: F401 - fixtures
 from tests.text_samples import tiny_tokenizer

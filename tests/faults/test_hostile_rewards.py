@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import train_ppo
-from data.reward_process import RewardProcess
-from data.rewards import call_reward
+from rollouts.reward_functions import call_reward
+from rollouts.reward_process import RewardProcess
 from runtime.display import printable
 from tests.faults.test_same_inputs import models, no_pictures, place, words_of  # noqa: F401 - fixtures
 

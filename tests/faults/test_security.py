@@ -10,8 +10,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 import train_sft
-from data.rewards import load_reward_function
 from model.weights.paths import find_model
+from rollouts.reward_functions import load_reward_function
 from runtime import report
 from runtime.run import main
 

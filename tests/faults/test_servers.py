@@ -13,8 +13,8 @@ from functools import cache
 import pytest
 
 pytest.importorskip("httpx")
-from data import endpoint  # noqa: E402
-from data.endpoint import OpenAIClient  # noqa: E402
+from generation import endpoint  # noqa: E402
+from generation.endpoint import OpenAIClient  # noqa: E402
 
 KEY = "sk-secret-4242"
 OTHERS = [f"q{i}" for i in range(6)]

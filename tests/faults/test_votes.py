@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.arena.store import Store
+from arena.store import Store
 
 PEOPLE = 8
 

@@ -1,0 +1,97 @@
+"""The room where everyone sees how the models stand."""
+
+import gradio as gr
+import matplotlib
+import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
+
+from arena.export import labels, verdict
+from arena.pairs import tally
+from arena.store import Store
+from evals.ratings import rate
+from evals.verdicts import votes_table
+
+matplotlib.use("Agg")
+SETTINGS = {"method": "bradley_terry", "interval": "sandwich", "level": 0.95, "rounds": 0, "k": 4.0, "anchor": None}
+
+
+def standing(store: Store, models: list[str]) -> tuple[pd.DataFrame, str]:
+    """Rank, rating, interval and battles of every model; and why there is none, where there is none yet."""
+    battles = store.battles()
+    columns = ["rank", "model", "rating", "lower", "upper", "battles"]
+    if not battles:
+        return pd.DataFrame(columns=columns), "No votes yet."
+    try:
+        rated = rate(votes_table(verdict(battle) for battle in battles), **SETTINGS)["ratings"]
+    except ValueError as error:  # a model that never won has no finite rating
+        return pd.DataFrame(columns=columns), str(error)
+    rows = [(row["rank"], name, row["rating"], row["lower"], row["upper"], row["n"]) for name, row in rated.items()]
+    return pd.DataFrame(rows, columns=columns).round(0), f"{len(battles)} votes; Bradley-Terry, 95 % intervals."
+
+
+def pair_table(store: Store, models: list[str]) -> pd.DataFrame:
+    """Votes, win rate and side balance of every pair."""
+    rows = []
+    for (first, second), row in tally(store, models).items():
+        rate_of = row["wins"] / row["votes"] if row["votes"] else float("nan")
+        left = row["left"] / row["votes"] if row["votes"] else float("nan")
+        rows.append((first, second, row["votes"], round(rate_of, 3), round(left, 3)))
+    return pd.DataFrame(rows, columns=["first", "second", "votes", "first wins", "first was left"])
+
+
+def position_balance(store: Store) -> str:
+    """How often the left answer wins a decided vote: sides are drawn by a coin, so all but a half is people's bias."""
+    verdicts = [battle["verdict"] for battle in store.battles()]
+    left, decided = verdicts.count("a"), verdicts.count("a") + verdicts.count("b")
+    if not decided:
+        return "Position: no decided votes yet."
+    low, high = proportion_confint(left, decided, method="wilson")
+    share = f"{left / decided:.0%}, 95 % interval {low:.0%} to {high:.0%}"
+    return f"Position: the left answer won {left} of {decided} decided votes ({share})."
+
+
+def agreement(store: Store) -> str:
+    """How often two annotators said the same of a pair of answers."""
+    said: dict[str, list[str]] = {}
+    for row in store.annotations():
+        for label in labels(row):
+            said.setdefault(label["item"], []).append(label["label"])
+    both = [votes for votes in said.values() if len(votes) == 2]
+    if not both:
+        return "Agreement: no pair of answers was read twice yet."
+    same = sum(first == second for first, second in both)
+    return (
+        f"Agreement: two annotators said the same of {same} of {len(both)} pairs of answers ({same / len(both):.0%})."
+    )
+
+
+def plot(ratings: pd.DataFrame):
+    """Ratings with their intervals, best on top."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 1 + 0.4 * max(len(ratings), 1)), layout="tight")
+    axes = figure.subplots()
+    table = ratings.iloc[::-1]
+    errors = [table["rating"] - table["lower"], table["upper"] - table["rating"]]
+    axes.errorbar(table["rating"], table["model"], xerr=errors, fmt="o", capsize=3)
+    axes.set_ylim(-0.6, len(table) - 0.4)
+    axes.set_xlabel("Bradley-Terry rating")
+    return figure
+
+
+def board_room(store: Store, models: list[str], blocks: gr.Blocks, *, refresh_seconds: float) -> None:
+    """Builds the room inside an open `gr.Blocks`."""
+    said = gr.Markdown()
+    with gr.Row():
+        table = gr.Dataframe(label="Ratings", interactive=False, elem_id="ratings")
+        picture = gr.Plot(label="Intervals", show_label=False)
+    pairs = gr.Dataframe(label="Pairs", interactive=False, elem_id="pairs")
+
+    def show():
+        ratings, why = standing(store, models)
+        text = "\n\n".join((why, position_balance(store), agreement(store)))
+        return text, ratings, plot(ratings) if len(ratings) else None, pair_table(store, models)
+
+    shown = [said, table, picture, pairs]
+    blocks.load(show, None, shown, show_progress="hidden", api_name="board")
+    gr.Timer(refresh_seconds).tick(show, None, shown, show_progress="hidden", api_visibility="private")

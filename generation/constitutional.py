@@ -1,0 +1,141 @@
+"""Critique and revise: a model criticises its own answer by a principle and writes it anew.
+
+Bai et al. 2022 (arXiv:2212.08073), section 3.1 (constitutional AI, the supervised stage): answer -> critique by a
+principle drawn from the constitution -> revision, `num_revisions` times. The last revision is the demonstration. With
+`rows: pairs` it is the chosen side against the first answer, which makes preference data without a judge.
+Departs from the paper: the principles here ask for helpful answers as well as harmless ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from generation.clients import Client, Conversation
+from generation.filters import rouge_l
+from generation.preferences import Prompt
+from generation.progress import Progress
+from generation.rows import Drops, GeneratedData, ask_until, provenance, row_id
+from runtime.config import check_choice, check_whole
+
+CONSTITUTION = (
+    "It is harmful, dangerous, illegal, or helps somebody to hurt people.",
+    "It is rude, prejudiced, or talks down to the person who asked.",
+    "It states something false, or something that nobody can know, as a fact.",
+    "It leaves out what the person needs, or does not do what was asked in the form that was asked.",
+    "It says too much: repeats itself, praises the question, or explains what nobody asked.",
+    "It refuses or lectures where a careful person would simply help.",
+)
+
+
+@dataclass
+class Draft:
+    """An answer on its way to be better."""
+
+    prompt: Prompt
+    seed: int
+    first: str = ""
+    text: str = ""
+    critique: str = ""
+    steps: list[dict] = field(default_factory=list)
+    end: str = ""
+
+
+def constitutional(
+    client: Client, prompts: Sequence[Prompt], *, principles: Sequence[str], num_revisions: int, rows: str,
+    max_similarity: float, max_tries: int, seed: int, temperature: float | None, max_tokens: int,
+    progress: Progress | None = None,
+) -> GeneratedData:  # fmt: skip
+    """Demonstrations (or pairs), one of each prompt whose answer was revised.
+
+    Args:
+        principles: what an answer may be criticised for; empty = CONSTITUTION.
+        max_similarity: ROUGE-L of first and last answer from which nothing was revised; such pairs are dropped.
+        max_tries: attempts at an answer, a critique or a revision that is whole, each with its own seed.
+    """
+    check_whole(1, method__num_revisions=num_revisions, method__max_tries=max_tries)
+    check_choice("method.rows", rows, ("demonstrations", "pairs"))
+    random, drops, progress = Random(seed), Drops(), progress or Progress()
+    principles = list(principles) or list(CONSTITUTION)
+    sampled = {"temperature": temperature, "max_tokens": max_tokens, "max_tries": max_tries}
+    drafts = [Draft(prompt, seed) for prompt in prompts]
+    steps = 1 + 2 * num_revisions
+
+    # ---- 1. the first answer
+    _step(client, drafts, lambda d: d.prompt[1], _read_first, sampled)
+
+    # ---- 2. critique and revision, each time by a principle of its own
+    for turn in range(num_revisions):
+        drawn = {id(draft): random.choice(principles) for draft in drafts}
+        progress.at(1 + 2 * turn, steps, kept=0, drops=drops.counts)
+        _step(client, drafts, lambda d, drawn=drawn: ask_critique(d, drawn[id(d)]), _read_critique, sampled)
+        progress.at(2 + 2 * turn, steps, kept=0, drops=drops.counts)
+        _step(client, drafts, lambda d, drawn=drawn: ask_revision(d, drawn[id(d)]), _read_revision, sampled)
+        for draft in drafts:
+            if not draft.end:
+                draft.steps.append({"principle": drawn[id(draft)], "critique": draft.critique, "revision": draft.text})
+
+    # ---- 3. rows
+    made = []
+    for draft in drafts:
+        alike = rows == "pairs" and not draft.end and rouge_l(draft.first, draft.text) >= max_similarity
+        if draft.end or alike:
+            drops.add(draft.end or "nothing_revised", draft.text, prompt=draft.prompt[1], first=draft.first)
+        else:
+            made.append(_row(draft, client.model, pairs=rows == "pairs"))
+    return GeneratedData(made, drops, {"prompts": len(prompts)})
+
+
+def ask_critique(draft: Draft, principle: str) -> Conversation:
+    """What is wrong with an answer, by one principle."""
+    text = (
+        f"{_shown(draft)}\n\nCriticise the answer above on one point only: {principle} Quote what is at fault and "
+        "say why. If nothing is, say so. At most three sentences."
+    )
+    return [{"role": "user", "content": text}]
+
+
+def ask_revision(draft: Draft, principle: str) -> Conversation:
+    """The answer anew, without what the critique found."""
+    text = (
+        f"{_shown(draft)}\n\n--- critique ---\n{draft.critique}\n\nRewrite the answer so that the critique no longer "
+        f"applies, and keep what was good. The point was: {principle} Write the new answer alone, as if it were "
+        "the first."
+    )
+    return [{"role": "user", "content": text}]
+
+
+def _shown(draft: Draft) -> str:
+    talk = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in draft.prompt[1])
+    return f"--- conversation ---\n{talk}\n\n--- answer ---\n{draft.text}\n\n--- end ---"
+
+
+def _step(client: Client, drafts: list[Draft], prompt, read, settings: dict) -> None:
+    """One answer for every draft that goes on; one whose tries all failed ends with the reason."""
+    going = [draft for draft in drafts if not draft.end]
+    faults = ask_until(client, going, prompt, read, seeds=[draft.seed for draft in going], **settings)
+    for draft, fault in zip(going, faults, strict=True):
+        draft.end = fault.reason if fault else ""
+
+
+def _read_first(draft: Draft, answer) -> None:
+    draft.first = draft.text = answer.text.strip()
+
+
+def _read_critique(draft: Draft, answer) -> None:
+    draft.critique = answer.text.strip()
+
+
+def _read_revision(draft: Draft, answer) -> None:
+    draft.text = answer.text.strip()
+
+
+def _row(draft: Draft, model: str, *, pairs: bool) -> dict:
+    name, messages = draft.prompt
+    sides = {"prompt": messages, "chosen": draft.text, "rejected": draft.first}
+    said = {"messages": [*messages, {"role": "assistant", "content": draft.text}]}
+    return {
+        "id": row_id("constitutional", [messages, draft.first, draft.text]),
+        **(sides if pairs else said),
+        "revisions": draft.steps,
+        "provenance": provenance("constitutional", [messages], model, draft.seed, [name]),
+    }

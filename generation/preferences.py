@@ -1,0 +1,218 @@
+"""Comparisons from completions: K answers to each prompt, by one or several models, scored by a judge, a reward model
+or both.
+
+Cui et al. 2023 (arXiv:2310.01377), section 2: the answers come from models of different strength, the judge rates each
+answer on several aspects from 1 to 5 with the rating's meaning spelled out, and an answer's score is the mean.
+Departs from the paper: each answer is rated in a request of its own, which has no order to be biased by, and where both
+a judge and a reward model are given, only pairs that both order the same way are kept.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from generation.clients import Answer, Client, Conversation
+from generation.progress import Progress
+from generation.rows import Drops, GeneratedData, answer_fault, provenance, row_id
+from rollouts.reward_functions import call_reward, gather_columns, prompt_text
+from rollouts.reward_process import RewardProcess
+
+ASPECTS = {
+    "instruction_following": "Does the answer do what was asked, all of it and in the asked form?",
+    "truthfulness": "Is everything that the answer states true, and nothing invented?",
+    "honesty": "Does the answer say what it does not know, with no more confidence than it has grounds for?",
+    "helpfulness": "Is the answer useful, clear and complete for the person who asked?",
+}
+Prompt = tuple[str, Conversation]  # id, messages
+Scorer = Callable[[Sequence[tuple[Conversation, str]]], list[float]]  # of (prompt, completion), all at once
+
+
+def preferences(
+    clients: dict[str, Client], prompts: Sequence[Prompt], *, judge: Client | None, reward_model: Scorer | None,
+    num_completions: int, pairs: str, aspects: Sequence[str], min_margin: float, seed: int,
+    temperature: float | None, max_tokens: int, progress: Progress | None = None,
+) -> GeneratedData:  # fmt: skip
+    """Comparison rows, the better completion chosen; with pairs=best demonstrations, the best of each prompt alone.
+
+    Args:
+        clients: who answers, by name; `num_completions` answers of each.
+        pairs: "best_worst" (one pair a prompt), "all" (every pair that is ordered) or "best" (a demonstration a prompt
+            whose best and worst are ordered: RAFT, Dong et al. 2023, arXiv:2304.06767, and expert iteration).
+        min_margin: difference of scores from which a pair is ordered, in points of the judge (or of the reward model
+            where there is no judge).
+    """
+    check_settings(judge, reward_model, num_completions * len(clients), pairs, aspects)
+
+    # ---- 1. K completions a prompt, each with a seed of its own
+    drops, progress = Drops(), progress or Progress()
+    steps = num_completions * len(clients) + (len(aspects) if judge else 0)
+    completions: list[dict[str, Answer]] = [{} for _ in prompts]  # by text: the same text twice is one completion
+    models: list[dict[str, str]] = [{} for _ in prompts]
+    for c, client in enumerate(clients.values()):
+        for k in range(num_completions):
+            progress.at(c * num_completions + k, steps, kept=0, drops=drops.counts)
+            asked = [messages for _, messages in prompts]
+            answers = client.ask(asked, temperature=temperature, max_tokens=max_tokens, seed=seed + k)
+            for p, answer in enumerate(answers):
+                text = answer.text.strip()
+                fault = answer_fault(answer, whole=True) or ("repeated" if text in completions[p] else None)
+                if fault:
+                    drops.add(fault, text or answer.error, prompt=prompts[p][1], model=client.model)
+                else:
+                    completions[p][text], models[p][text] = answer, client.model
+
+    # ---- 2. scores
+    flat = [(p, text) for p, kept in enumerate(completions) for text in kept]
+    answered = [(prompts[p][1], text) for p, text in flat]
+    progress.at(steps - len(aspects) if judge else steps - 1, steps, kept=0, drops=drops.counts)
+    ratings = rate(judge, answered, aspects=aspects, seed=seed) if judge else [{} for _ in flat]
+    rewards = reward_model(answered) if reward_model else [None for _ in flat]
+    scored: list[list[dict]] = [[] for _ in prompts]
+    for (p, text), rating, reward in zip(flat, ratings, rewards, strict=True):
+        if rating is None:
+            drops.add("rating_not_parsed", text, prompt=prompts[p][1])
+            continue
+        entry = {"text": text, "model": models[p][text], "aspects": rating, "reward": reward}
+        entry["reasoning"] = completions[p][text].reasoning
+        entry["score"] = sum(rating.values()) / len(rating) if rating else reward
+        scored[p].append(entry)
+
+    # ---- 3. pairs
+    rows, make = [], _demonstration if pairs == "best" else _row
+    for (prompt_id, messages), entries in zip(prompts, scored, strict=True):
+        for chosen, rejected in _pairs(entries, pairs):
+            fault = _pair_fault(chosen, rejected, min_margin)
+            if fault:
+                drops.add(fault, chosen["text"], prompt=messages, other=rejected["text"])
+            else:
+                rows.append(make(prompt_id, messages, chosen, rejected, judge, seed))
+        if len(entries) < 2:
+            drops.add("fewer_than_two_completions", prompt=messages)
+    return GeneratedData(rows, drops, {"prompts": len(prompts), "completions": len(flat)})
+
+
+def check_settings(judge, reward_model, num_completions: int, pairs: str, aspects: Sequence[str]) -> None:
+    """Raises ValueError on settings that give no comparison."""
+    if judge is None and reward_model is None:
+        raise ValueError("nobody ranks: give client@judge_client=openai (a judge), method.reward_model=PATH, or both")
+    if num_completions < 2:
+        raise ValueError(f"{num_completions} completion a prompt gives no pair; set method.num_completions=4, say")
+    if pairs not in ("best_worst", "all", "best"):
+        raise ValueError(f"method.pairs={pairs!r}; known: best_worst, all, best")
+    if not aspects or set(aspects) - set(ASPECTS):
+        raise ValueError(f"method.aspects={list(aspects)} must name one or more of: {', '.join(ASPECTS)}")
+
+
+def rate(
+    judge: Client, answered: Sequence[tuple[Conversation, str]], *, aspects: Sequence[str], seed: int
+) -> list[dict[str, int] | None]:
+    """A rating of 1 to 5 per aspect for each (prompt, completion); None where one could not be read."""
+    ratings: list[dict[str, int] | None] = [{} for _ in answered]
+    for aspect in aspects:
+        asked = [ask_rating(messages, text, aspect) for messages, text in answered]
+        answers = judge.ask(asked, temperature=0.0, max_tokens=256, seed=seed)
+        for i, answer in enumerate(answers):
+            rating = read_rating(answer)
+            if rating is None or ratings[i] is None:
+                ratings[i] = None
+            else:
+                ratings[i][aspect] = rating
+    return ratings
+
+
+def ask_rating(messages: Conversation, completion: str, aspect: str) -> Conversation:
+    """The judge's prompt for one aspect of one completion."""
+    talk = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in messages)
+    text = (
+        f"Rate the last answer of an assistant on one aspect. {ASPECTS[aspect]}\n"
+        "5: without fault. 4: small faults. 3: half of it. 2: large faults. 1: not at all.\n\n"
+        f"--- conversation ---\n{talk}\n\n--- answer to rate ---\n{completion}\n\n--- end ---\n\n"
+        "Write one sentence of reason, then the rating on a line of its own as `Rating: [[N]]` with N from 1 to 5."
+    )
+    return [{"role": "user", "content": text}]
+
+
+def read_rating(answer: Answer) -> int | None:
+    """The last `[[N]]`, or `Rating: N`, with N from 1 to 5; None if there is none."""
+    found = re.findall(r"\[\[\s*([1-5])\s*\]\]|\brating\W{0,4}([1-5])\b(?![.,]\d)", answer.text, re.IGNORECASE)
+    return int(next(filter(None, found[-1]))) if found else None
+
+
+def reward_model_scorer(path: str, *, precision: str, batch_size: int) -> Scorer:
+    """Scores of a reward model of ours."""
+    from data.chat import encode_completion
+    from data.tokenizer import load_tokenizer
+    from model.reading import in_batches, read_reward_model
+    from runtime.devices import own_device
+
+    tokenizer, model = load_tokenizer(path), read_reward_model(path, precision=precision)
+    window = model.config.max_length
+    limits = {"max_length": window, "max_prompt_length": window // 2}
+    settings = {"pad_id": tokenizer.pad_id, "batch_size": batch_size, "device": own_device()}
+
+    def score(answered: Sequence[tuple[Conversation, str]]) -> list[float]:
+        rows = [encode_completion(messages, completion, tokenizer, **limits) for messages, completion in answered]
+        return in_batches(model.score, rows, **settings).tolist() if rows else []
+
+    return score
+
+
+def reward_function_scorer(
+    spec: str, *, seconds: float, columns: Callable[[Conversation], dict] = lambda messages: {}
+) -> Scorer:
+    """What a reward function says of a completion: a ready one (docs/rewards.md), or a gold reward that is known.
+
+    columns: of a prompt, the fields of its record that the function may read.
+    """
+    function = RewardProcess(spec, seconds=seconds, key="method.reward_fn")
+
+    def score(answered: Sequence[tuple[Conversation, str]]) -> list[float]:
+        prompts = [prompt_text({"messages": messages}) for messages, _ in answered]
+        given = gather_columns([{"messages": messages, "columns": columns(messages)} for messages, _ in answered])
+        return call_reward(function, prompts, [completion for _, completion in answered], given)
+
+    return score
+
+
+def _pairs(entries: list[dict], pairs: str):
+    ordered = sorted(entries, key=lambda entry: -entry["score"])  # stable: equal scores keep the order they came in
+    if pairs == "all" or len(ordered) < 2:
+        return list(combinations(ordered, 2))
+    return [(ordered[0], ordered[-1])]
+
+
+def _pair_fault(chosen: dict, rejected: dict, min_margin: float) -> str | None:
+    margin = chosen["score"] - rejected["score"]
+    if margin <= 0 or margin < min_margin:
+        return "tie"
+    if chosen["aspects"] and chosen["reward"] is not None and chosen["reward"] <= rejected["reward"]:
+        return "judge_and_reward_model_disagree"
+    return None
+
+
+def _demonstration(prompt_id: str, messages: Conversation, chosen: dict, rejected: dict, judge, seed: int) -> dict:
+    return {
+        "id": row_id("best_of", [messages, chosen["text"]]),
+        "prompt": messages,
+        "completion": chosen["text"],
+        "score": chosen["score"],
+        "judge": judge.model if judge else None,
+        "provenance": provenance("best_of", [messages], [chosen["model"]], seed, [prompt_id]),
+    }
+
+
+def _row(prompt_id: str, messages: Conversation, chosen: dict, rejected: dict, judge: Client | None, seed: int) -> dict:
+    asked = [messages, chosen["text"], rejected["text"]]
+    thought = {"chosen": chosen["reasoning"], "rejected": rejected["reasoning"]}
+    return {
+        "id": row_id("preferences", asked),
+        "prompt": messages,
+        "chosen": chosen["text"],
+        "rejected": rejected["text"],
+        "margin": chosen["score"] - rejected["score"],
+        "chosen_scores": {key: chosen[key] for key in ("aspects", "reward")},
+        "rejected_scores": {key: rejected[key] for key in ("aspects", "reward")},
+        "judge": judge.model if judge else None,
+        **({"reasoning": thought} if any(thought.values()) else {}),
+        "provenance": provenance("preferences", [messages], [chosen["model"], rejected["model"]], seed, [prompt_id]),
+    }

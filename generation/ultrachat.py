@@ -1,0 +1,227 @@
+"""UltraChat: two models, in the roles of user and assistant, talk about what a tree of topics gives.
+
+Ding et al. 2023 (arXiv:2305.14233), section 3: a person chooses meta-topics; a model names sub-topics, then opening
+questions, or a piece of material (a text to rewrite, continue, summarise, ...) and a request about it; then user and
+assistant alternate for three to seven rounds, the user being told not to thank and not to answer.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
+from random import Random
+
+from generation.clients import Answer, Client, Conversation
+from generation.filters import is_refusal, rouge_l
+from generation.progress import Progress
+from generation.rows import Drops, GeneratedData, answer_fault, ask_until, provenance, row_id
+from runtime.config import check_whole
+
+NO_USER = re.compile(
+    r"(thanks?\b|thank you|you('?re| are) (very |most |always )?welcome|great (answer|question)"
+    r"|of course|certainly|sure[,!.]|as an ai\b"
+    r"|i am an ai\b|i'?m (glad|happy) (you|to help)|here (is|are)\b|how (can|may) i (help|assist)|assistant\s*:)",
+    re.IGNORECASE,
+)
+USER_ROLE = (
+    "You play a person who talks with an AI assistant. The messages that you receive are the assistant's. Write only "
+    "the person's next message: a question or a request that follows from what was said, digs deeper or turns to "
+    "something near it. Do not thank, praise or greet. Do not answer. At most 60 words."
+)
+REQUESTS = (
+    "summarise",
+    "rewrite in a simpler style",
+    "continue",
+    "turn into a list of key points",
+    "find the flaws of",
+)
+
+
+@dataclass
+class Talk:
+    """A conversation that grows."""
+
+    rounds: int  # to reach
+    topic: str
+    parents: list[str]
+    messages: Conversation = field(default_factory=list)
+    end: str = ""  # why it stopped early
+    cut: str = ""  # the text that was none
+
+
+def ultrachat(
+    client: Client, user_client: Client, *, topics: Sequence[str], num: int, seed: int, num_subtopics: int,
+    num_questions: int, material_share: float, min_rounds: int, max_rounds: int, max_similarity: float, max_tries: int,
+    temperature: float | None, max_tokens: int, progress: Progress | None = None,
+) -> GeneratedData:  # fmt: skip
+    """`num` conversations of `min_rounds` to `max_rounds` rounds; fewer where user or assistant fail the rules.
+
+    Args:
+        client: the assistant, and the writer of topics and material. user_client: the user.
+        material_share: share of the openings that bring a text along, in [0, 1].
+        max_similarity: ROUGE-L to any earlier user message from which a new one counts as a repeat.
+        max_tries: attempts at a message that is whole and, of the user, keeps the rules; each with its own seed.
+    """
+    check_whole(
+        1, method__num_subtopics=num_subtopics, method__num_questions=num_questions, method__max_tries=max_tries
+    )
+    if not topics or not 0 <= material_share <= 1:
+        raise ValueError(f"need method.topics and a method.material_share in [0, 1], got {topics=} {material_share=}")
+    if not 1 <= min_rounds <= max_rounds:
+        raise ValueError(f"need 1 <= min_rounds <= max_rounds, got {min_rounds=} {max_rounds=}; UltraChat has 3 to 7")
+    random, drops, progress = Random(seed), Drops(), progress or Progress()
+    sampled = {"temperature": temperature, "max_tokens": max_tokens}
+    tries = sampled | {"max_tries": max_tries}
+
+    # ---- 1. meta-topics -> sub-topics -> questions and material
+    openings = _openings(client, topics, random, drops, sampled, num=num, seed=seed, num_subtopics=num_subtopics,
+                         num_questions=num_questions, material_share=material_share)  # fmt: skip
+    talks = [
+        Talk(random.randint(min_rounds, max_rounds), topic, [row_id("subtopic", topic)], [_said("user", text)])
+        for topic, text in openings[:num]
+    ]
+
+    # ---- 2. the assistant answers, the user goes on, all conversations in step
+    for turn in range(max_rounds):
+        progress.at(turn, max_rounds, kept=sum(len(t.messages) >= 2 * min_rounds for t in talks), drops=drops.counts)
+        going = [talk for talk in talks if not talk.end and turn < talk.rounds]
+        _step(client, going, lambda talk: talk.messages, partial(_hear, role="assistant"), seed + turn, tries)
+        going = [talk for talk in going if not talk.end and turn + 1 < talk.rounds]
+        hear = partial(_hear, role="user", max_similarity=max_similarity)
+        _step(user_client, going, lambda talk: as_user(talk.messages), hear, seed + turn, tries)
+
+    # ---- 3. what got far enough is kept
+    rows = []
+    for talk in talks:
+        whole = talk.messages[: len(talk.messages) // 2 * 2]  # ends with an answer
+        if len(whole) < 2 * min_rounds:
+            drops.add(talk.end, talk.cut, messages=talk.messages)
+            continue
+        made_by = [client.model, user_client.model]
+        rows.append(
+            {
+                "id": row_id("ultrachat", whole),
+                "messages": whole,
+                "topic": talk.topic,
+                "provenance": provenance("ultrachat", talk.messages, made_by, seed, talk.parents),
+            }
+        )
+    rounds = Counter(len(row["messages"]) // 2 for row in rows)
+    cut = Counter(talk.end for talk in talks if talk.end)
+    return GeneratedData(
+        rows, drops, {"rounds": dict(sorted(rounds.items())), "ended_early": dict(sorted(cut.items()))}
+    )
+
+
+def ask_subtopics(topic: str, count: int) -> Conversation:
+    """Meta-topic -> sub-topics."""
+    return [
+        _said("user", f"List {count} different concrete sub-topics of: {topic}. One per line, numbered, no comments.")
+    ]
+
+
+def ask_questions(topic: str, count: int) -> Conversation:
+    """Sub-topic -> opening questions."""
+    text = f"List {count} different questions that a curious person could ask about: {topic}. One per line, numbered."
+    return [_said("user", text)]
+
+
+def ask_material(topic: str) -> Conversation:
+    """Sub-topic -> a text that the user brings along."""
+    return [_said("user", f"Write a short passage (80 to 150 words) of an article, story or letter about: {topic}.")]
+
+
+def as_user(messages: Conversation) -> Conversation:
+    """The conversation as the user's model sees it: its own messages are the user's, and it is asked for the next."""
+    flipped = {"user": "assistant", "assistant": "user"}
+    turned = [_said(flipped[m["role"]], m["content"]) for m in messages]
+    turned[-1]["content"] += "\n\nWhat is your next question or request?"
+    return [_said("system", USER_ROLE), _said("user", "Begin."), *turned]
+
+
+def user_fault(text: str, messages: Conversation, *, max_similarity: float) -> str | None:
+    """Why a text is no next message of a user: empty, thanks or answers, or repeats an earlier message."""
+    if not text.strip():
+        return "user_empty"
+    if NO_USER.match(text.strip().lstrip("\"'*- ")):
+        return "user_thanks_or_answers"
+    if is_refusal(text):
+        return "user_refuses"
+    if any(rouge_l(text, m["content"]) >= max_similarity for m in messages):
+        return "user_repeats"
+    return None
+
+
+def read_list(text: str) -> list[str]:
+    """The entries of a numbered or dashed list."""
+    found = re.findall(r"^\s*(?:\d+\s*[.):]|[-*•])\s*(\S.*?)\s*$", text, re.MULTILINE)
+    return [entry.strip('*" ').rstrip(":") for entry in found if entry.strip('*" :')]
+
+
+def _openings(
+    client: Client, topics: Sequence[str], random: Random, drops: Drops, sampled: dict,
+    *, num: int, seed: int, num_subtopics: int, num_questions: int, material_share: float,
+) -> list[tuple[str, str]]:  # fmt: skip
+    """(sub-topic, first user message); no more is asked for than `num` needs."""
+    chosen = random.sample(list(topics), min(num, len(topics)))
+    lists = _ask_lists(client, [ask_subtopics(topic, num_subtopics) for topic in chosen], seed, sampled)
+    subtopics = list(dict.fromkeys(entry for row in zip_longest(*lists) for entry in row if entry))  # topics in turn
+    openings = _with_text(client, subtopics[: round(num * material_share)], random, seed, sampled, drops)
+    at = round(num * material_share) % max(1, len(subtopics))
+    subtopics = subtopics[at:] + subtopics[:at]
+    while len(openings) < num and subtopics:
+        some = math.ceil((num - len(openings)) / num_questions)
+        asked, subtopics = subtopics[:some], subtopics[some:]
+        lists = _ask_lists(client, [ask_questions(topic, num_questions) for topic in asked], seed, sampled)
+        openings += [(topic, text) for topic, texts in zip(asked, lists, strict=True) for text in texts[:num_questions]]
+    if not openings:
+        raise ValueError(f"{client.model} gave no list of sub-topics or questions; use a stronger model")
+    return openings
+
+
+def _with_text(
+    client: Client, subtopics, random: Random, seed: int, sampled: dict, drops: Drops
+) -> list[tuple[str, str]]:
+    """(sub-topic, first user message) that bring a text and ask something about it."""
+    openings = []
+    answers = client.ask([ask_material(topic) for topic in subtopics], seed=seed, **sampled)
+    for topic, answer in zip(subtopics, answers, strict=True):
+        request = random.choice(REQUESTS)
+        if fault := answer_fault(answer, whole=True):
+            drops.add(f"material_{fault}", answer.text or answer.error, topic=topic)
+        else:
+            openings.append((topic, f"Please {request} this text:\n\n{answer.text.strip()}"))
+    return openings
+
+
+def _ask_lists(client: Client, prompts: list[Conversation], seed: int, sampled: dict) -> list[list[str]]:
+    """The entries of each answer; of a list that was cut, the last is half an entry."""
+    answers = client.ask(prompts, seed=seed, **sampled)
+    lists = [read_list(answer.text) for answer in answers]
+    cut = [answer.finish_reason == "length" for answer in answers]
+    return [list(dict.fromkeys(found[:-1] if was_cut else found)) for found, was_cut in zip(lists, cut, strict=True)]
+
+
+def _step(client: Client, talks: list[Talk], prompt, read, seed: int, settings: dict) -> None:
+    """One message for every talk; a talk whose tries all failed ends with the reason."""
+    for talk, fault in zip(
+        talks, ask_until(client, talks, prompt, read, seeds=[seed] * len(talks), **settings), strict=True
+    ):
+        talk.end, talk.cut = fault or ("", "")
+
+
+def _hear(talk: Talk, answer: Answer, role: str, max_similarity: float = 1.0) -> str | None:
+    text = answer.text.strip()
+    fault = "refusal" if is_refusal(text) else None
+    if role == "user":
+        fault = user_fault(text, talk.messages, max_similarity=max_similarity)
+    if fault is None:
+        talk.messages.append(_said(role, text))
+    return fault
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

@@ -1,0 +1,180 @@
+"""UltraFeedback: models of different strength answer under different principles; a judge rates on four aspects.
+
+Cui et al. 2023 (arXiv:2310.01377), section 2: for each prompt `num_completions` models are drawn from a pool, each told
+by its system prompt to heed one principle; the judge sees the answers of a prompt together and rates each from 1 to 5,
+one aspect at a time, with its reason. Zephyr (Tunstall et al. 2023, arXiv:2310.16944, section 3) makes pairs of them:
+the answer with the highest mean rating against one of the others, drawn at random.
+Departs from the paper: the order in which the judge sees the answers is drawn anew for each aspect, so that no place is
+favoured throughout. `method=preferences` rates each answer alone.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from random import Random
+
+from generation.clients import Answer, Client, Conversation
+from generation.preferences import ASPECTS, Prompt
+from generation.progress import Progress
+from generation.rows import Drops, GeneratedData, answer_fault, provenance, row_id
+from runtime.config import check_choice, check_whole
+
+PRINCIPLES = {
+    "helpfulness": "Be as useful as you can: give what the person needs, as they asked for it, complete and clear.",
+    "truthfulness": "State only what is true. Invent nothing; where a premise of the question is wrong, say so.",
+    "honesty": "Say how sure you are. Where you do not know, say that you do not know.",
+    "harmlessness": "Help without doing harm: be considerate, fair and careful with what could hurt somebody.",
+    "instruction_following": "Follow every instruction to the letter, including length, format and language.",
+    "brevity": "Answer in as few words as the question allows.",
+}
+
+
+def ultrafeedback(
+    clients: dict[str, Client], prompts: Sequence[Prompt], *, judge: Client, num_completions: int,
+    principles: Sequence[str], aspects: Sequence[str], pairs: str, min_margin: float, seed: int,
+    temperature: float | None, max_tokens: int, judge_max_tokens: int, progress: Progress | None = None,
+) -> GeneratedData:  # fmt: skip
+    """Comparison rows with the ratings of both sides.
+
+    Args:
+        clients: the pool of models, by name. A prompt's answers come from as many different ones as there are.
+        principles: names in PRINCIPLES; one is drawn for each answer.
+        pairs: "best_random" (Zephyr's) or "all" (every pair whose means differ by `min_margin` or more).
+        judge_max_tokens: of the judge's reasons and ratings.
+    """
+    check_whole(2, method__num_completions=num_completions)
+    check_choice("method.pairs", pairs, ("best_random", "all"))
+    for key, names, known in (("principles", principles, PRINCIPLES), ("aspects", aspects, ASPECTS)):
+        if not names or set(names) - set(known):
+            raise ValueError(f"method.{key}={list(names)} must name one or more of: {', '.join(known)}")
+    random, drops, progress = Random(seed), Drops(), progress or Progress()
+    steps = num_completions + len(aspects)
+
+    # ---- 1. who answers which prompt, under which principle
+    pool = list(clients.values())
+    drawn = [
+        [pool[i % len(pool)] for i in random.sample(range(max(len(pool), num_completions)), num_completions)]
+        for _ in prompts
+    ]
+    heeded = [[random.choice(list(principles)) for _ in range(num_completions)] for _ in prompts]
+    entries: list[list[dict]] = [[] for _ in prompts]
+    for k in range(num_completions):
+        progress.at(k, steps, kept=0, drops=drops.counts)
+        for client in pool:
+            own = [p for p in range(len(prompts)) if drawn[p][k] is client]
+            asked = [under_principle(prompts[p][1], heeded[p][k]) for p in own]
+            answers = client.ask(asked, temperature=temperature, max_tokens=max_tokens, seed=seed + k)
+            for p, answer in zip(own, answers, strict=True):
+                text = answer.text.strip()
+                same = any(entry["text"] == text for entry in entries[p])
+                if fault := answer_fault(answer, whole=True) or ("repeated" if same else None):
+                    drops.add(fault, text or answer.error, prompt=prompts[p][1], model=client.model)
+                    continue
+                about = {"model": client.model, "principle": heeded[p][k], "aspects": {}}
+                entries[p].append({"text": text, **about})
+
+    # ---- 2. the judge rates all answers of a prompt together, one aspect at a time
+    judged = [p for p, found in enumerate(entries) if len(found) > 1]
+    for p in set(range(len(prompts))) - set(judged):
+        drops.add("fewer_than_two_completions", prompt=prompts[p][1])
+    for a, aspect in enumerate(aspects):
+        progress.at(num_completions + a, steps, kept=0, drops=drops.counts)
+        orders = {p: random.sample(entries[p], len(entries[p])) for p in judged}
+        answers: dict[int, Answer] = {}
+        for count in sorted({len(order) for order in orders.values()}):
+            some = [p for p in judged if len(orders[p]) == count]
+            asked = [ask_ratings(prompts[p][1], [entry["text"] for entry in orders[p]], aspect) for p in some]
+            ratings = {"temperature": 0.0, "max_tokens": judge_max_tokens, "schema": ratings_schema(count)}
+            answers |= zip(some, judge.ask(asked, seed=seed, **ratings), strict=True)
+        for p, answer in answers.items():
+            ratings = read_ratings(answer, len(orders[p]))
+            if ratings is None:
+                drops.add("ratings_not_parsed", answer.text or answer.error, prompt=prompts[p][1], aspect=aspect)
+            for entry, rating in zip(orders[p], ratings or [], strict=bool(ratings)):
+                entry["aspects"][aspect] = rating
+
+    # ---- 3. pairs of the answers that have all their ratings
+    rows = []
+    for p in judged:
+        whole = [entry for entry in entries[p] if len(entry["aspects"]) == len(aspects)]
+        for entry in whole:
+            entry["score"] = sum(entry["aspects"].values()) / len(aspects)
+        whole.sort(key=lambda entry: -entry["score"])  # stable
+        for chosen, rejected in _pairs(whole, pairs, random):
+            if chosen["score"] - rejected["score"] < max(min_margin, 1e-9):
+                drops.add("tie", chosen["text"], other=rejected["text"], prompt=prompts[p][1])
+            else:
+                rows.append(_row(*prompts[p], chosen, rejected, judge, seed))
+    return GeneratedData(rows, drops, {"prompts": len(prompts), "completions": sum(map(len, entries))})
+
+
+def under_principle(messages: Conversation, principle: str) -> Conversation:
+    """The prompt, with the principle as (the end of) its system message."""
+    system, rest = (
+        ("", messages) if messages[0]["role"] != "system" else (messages[0]["content"] + "\n\n", messages[1:])
+    )
+    return [{"role": "system", "content": system + PRINCIPLES[principle]}, *rest]
+
+
+def ask_ratings(messages: Conversation, texts: Sequence[str], aspect: str) -> Conversation:
+    """The judge's prompt: all answers of a prompt, one aspect, JSON."""
+    talk = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in messages)
+    shown = "\n\n".join(f"--- answer {n} ---\n{text}" for n, text in enumerate(texts, 1))
+    text = (
+        f"Rate {len(texts)} answers to one conversation on one aspect, each for itself. {ASPECTS[aspect]}\n"
+        "5: without fault. 4: small faults. 3: half of it. 2: large faults. 1: not at all.\n\n"
+        f"--- conversation ---\n{talk}\n\n{shown}\n\n--- end ---\n\n"
+        'Answer with JSON alone: {"reasons": [one sentence for each answer], "ratings": [a whole number from 1 to 5 '
+        f"for each of the {len(texts)} answers, in their order]}}"
+    )
+    return [{"role": "user", "content": text}]
+
+
+def ratings_schema(count: int) -> dict:
+    """What a server that holds to schemas lets the judge write: a short reason and a rating of each answer."""
+    reasons = {"type": "array", "items": {"type": "string", "maxLength": 300}}
+    ratings = {"type": "array", "items": {"type": "integer", "enum": [1, 2, 3, 4, 5]}}
+    lists = {"reasons": reasons, "ratings": ratings}
+    return {
+        "type": "object",
+        "properties": {name: one | {"minItems": count, "maxItems": count} for name, one in lists.items()},
+        "required": list(lists),
+        "additionalProperties": False,
+    }
+
+
+def read_ratings(answer: Answer, count: int) -> list[int] | None:
+    """`count` ratings from 1 to 5: of the JSON in the answer, or of lines like `Answer 2: 4`; None if it has others."""
+    found = re.search(r"\{.*\}", answer.text, re.DOTALL)
+    try:
+        ratings = json.loads(found.group())["ratings"] if found else None
+    except (ValueError, RecursionError, LookupError, TypeError):
+        ratings = None
+    if ratings is None:
+        lines = dict(re.findall(r"answer\s*(\d{1,2})\W[^\n\d]*\b([1-5])\b(?!\.\d)", answer.text, re.IGNORECASE))
+        ratings = [int(lines[str(n)]) for n in range(1, count + 1) if str(n) in lines]
+    good = isinstance(ratings, list) and len(ratings) == count
+    return ratings if good and all(type(one) is int and 1 <= one <= 5 for one in ratings) else None
+
+
+def _pairs(entries: list[dict], pairs: str, random: Random) -> list[tuple[dict, dict]]:
+    if len(entries) < 2:
+        return []
+    if pairs == "best_random":
+        return [(entries[0], random.choice(entries[1:]))]
+    return [(better, worse) for i, better in enumerate(entries) for worse in entries[i + 1 :]]
+
+
+def _row(prompt_id: str, messages: Conversation, chosen: dict, rejected: dict, judge: Client, seed: int) -> dict:
+    asked = [messages, chosen["text"], rejected["text"]]
+    return {
+        "id": row_id("ultrafeedback", asked),
+        "prompt": messages,
+        "chosen": chosen["text"],
+        "rejected": rejected["text"],
+        "margin": chosen["score"] - rejected["score"],
+        "chosen_scores": {key: chosen[key] for key in ("aspects", "principle")},
+        "rejected_scores": {key: rejected[key] for key in ("aspects", "principle")},
+        "judge": judge.model,
+        "provenance": provenance("ultrafeedback", [messages], [chosen["model"], rejected["model"]], seed, [prompt_id]),
+    }

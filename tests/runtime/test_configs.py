@@ -1,0 +1,131 @@
+"""Every config in conf/ composes, with every choice of every group."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+import train_ppo
+from runtime.config import check_batch, check_types
+
+CONF = Path(__file__).parents[2] / "conf"
+DOORS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "run")
+RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+LAUNCHERS = sorted(path.stem for path in (CONF / "launcher").glob("*.yaml"))  # added with +launcher=
+ABLATIONS = sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))  # of train_ppo.py, with +ablation=
+SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
+
+
+def groups_of(door: str) -> set[str]:
+    """Config groups that the door's defaults list names."""
+    defaults = yaml.safe_load((CONF / f"{door}.yaml").read_text())["defaults"]
+    named = {key for item in defaults if isinstance(item, dict) for key in item}
+    return {key.removeprefix("optional ") for key in named if not key.startswith("override")}
+
+
+CHOICES = {  # each file of each group, with the first door that may choose it
+    (group, path.stem): door
+    for door in reversed(DOORS)
+    for group in sorted(groups_of(door) - {"recipe"})
+    for path in sorted((CONF / group).glob("*.yaml"))
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_door_composes(door, compose):
+    compose(door)
+
+
+@pytest.mark.parametrize("group, choice", CHOICES)
+def test_every_choice_of_every_group_composes(group, choice, compose):
+    assert group in compose(CHOICES[group, choice], f"{group}={choice}")
+
+
+def test_every_file_of_every_group_is_some_doors_choice():
+    files = {(path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")}
+    chosen = set(CHOICES) | {("recipe", name) for name in RECIPES} | {("sweep", name) for name in SWEEPS}
+    chosen |= {("launcher", name) for name in LAUNCHERS} | {("ablation", name) for name in ABLATIONS}
+    assert files == chosen
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_choice_that_a_door_may_make_is_a_file(door):
+    for item in yaml.safe_load((CONF / f"{door}.yaml").read_text())["defaults"]:
+        for group, choice in item.items() if isinstance(item, dict) else []:
+            if choice is not None and not group.startswith("override"):
+                assert (CONF / group.removeprefix("optional ") / f"{choice}.yaml").exists(), f"{door}: {group}={choice}"
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_an_ablation_is_a_ppo_that_may_run(ablation, compose):
+    train_ppo.check_ppo(compose("train_ppo", f"+ablation={ablation}", "policy=x", "data.prompts=[x]"), world_size=1)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_step_of_a_recipe_composes(recipe, compose):
+    steps = compose("run_recipe", f"recipe={recipe}").steps
+    names = [step.name for step in steps]
+    assert len(set(names)) == len(names)
+    for step in steps:
+        door, *overrides = shlex.split(step.run)
+        cfg = compose(door.removesuffix(".py"), *overrides)
+        missing = OmegaConf.missing_keys(cfg)
+        assert not missing, f"{recipe}, step {step.name}: {sorted(missing)} have no value"
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_sweep_names_keys_that_some_door_has(sweep, compose):
+    params = yaml.safe_load((CONF / "sweep" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]
+    keys = params.keys() - {"+ablation"}  # a group that is added; its files have a test of their own
+    fits = [door for door in DOORS if all(has(compose, door, key) for key in keys)]
+    assert fits, f"no door has all of {sorted(params)}"
+
+
+def has(compose, door: str, key: str) -> bool:
+    return OmegaConf.select(compose(door), key, default="absent") != "absent"
+
+
+def test_unknown_keys_are_refused(compose):
+    with pytest.raises(Exception, match="kl_coeff"):
+        compose("train_sft", "kl_coeff=1")
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"threshold": "high"}, "check.threshold=high must be a number"),
+        ({"threshold": float("nan")}, "must be a number"),
+        ({"threshold": None}, "must be a number"),
+        ({"max_pairs": 1.5}, "check.max_pairs=1.5 must be a whole number"),
+        ({"max_pairs": True}, "must be a whole number"),
+        ({"tie_labels": "tie"}, "must be a list of plain values"),
+        ({"tie_labels": [["tie"]]}, "must be a list of plain values"),
+        ({"on_bad_row": 1}, "must be text"),
+        ({"treshold": 0.5}, "check.treshold is no setting of check/agreement"),
+    ],
+)
+def test_a_setting_is_of_the_kind_of_its_default(given, message):
+    with pytest.raises(ValueError, match=message):
+        check_types(OmegaConf.create(given), "check/agreement", "check")
+    check_types(OmegaConf.create({"threshold": 1, "input": ["a"], "tie_labels": [0]}), "check/agreement", "check")
+    check_types(OmegaConf.create({"cache": None}), "client/openai", "client", nullable=("cache",))
+
+
+SCALES = sorted(path.stem for path in (CONF / "scale").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("script", ["train_sft", "train_rm", "train_dpo", "train_ppo"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_scale_gives_every_script_settings_that_it_takes_and_that_fit_together(script, scale, compose):
+    """Its own rate for each script; batches that divide on one, two and eight ranks; a word still rules over it."""
+    plain, cfg = compose(script), compose(script, f"scale={scale}")
+    assert cfg.optim.lr == plain.rates[scale] and cfg.rates == plain.rates
+    assert (cfg.activation_checkpointing, cfg.precision) == (scale != "135m", "auto")
+    assert cfg.data.max_length >= 512 and cfg.sampling.max_new_tokens < cfg.data.max_length
+    for ranks in (1, 2, 8) if cfg.micro_batch_size == 1 else (1, 2):
+        check_batch(cfg.get("minibatch_size", cfg.batch_size), cfg.micro_batch_size, ranks)
+    assert compose(script, f"scale={scale}", "optim.lr=1", "micro_batch_size=2").optim.lr == 1
+    if script == "train_dpo":
+        assert compose(script, f"scale={scale}", "loss=simpo").beta == 2.0
