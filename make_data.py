@@ -139,7 +139,8 @@ def _ultrafeedback(clients: dict[str, Client], settings: dict, begin, **common) 
 
 
 def _preferences(clients: dict[str, Client], settings: dict, begin, **common) -> GeneratedData:
-    from generation.preferences import preferences, reward_function_scorer, reward_model_scorer
+    from generation.preferences import preferences
+    from rollouts.scorers import reward_function_scorer, reward_model_scorer
 
     files = settings["prompts"]
     prompts = _prompts(settings)

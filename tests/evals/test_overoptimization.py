@@ -10,7 +10,7 @@ from evals.barista import gold, score
 from evals.best_of_n import best_of_n_kl, expected_best
 from evals.overoptimization import fit, fit_prompts, peak, read_run
 from evals.sweep import over_seeds, usual_settings
-from generation.preferences import reward_function_scorer
+from rollouts.scorers import reward_function_scorer
 from tests.published_votes import DOOR
 
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import uvicorn
 
-import arena
-from arena import check, names_of
+from arena import serving
 from arena.guard import LOGINS_PER_MINUTE, OVERHEAD, Guard
+from arena.settings import check, names_of
 from arena.store import Store
 from data.records import write_jsonl
 
@@ -119,7 +119,7 @@ def test_a_server_that_ends_by_itself_is_no_success(tmp_path, door, capfd, monke
     """It was: the page was said to be open, the process exported nothing and ended with exit code 0."""
     monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: None)
     write_jsonl(tmp_path / "items.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
-    script = SimpleNamespace(train=arena.serve, __name__="arena")
+    script = SimpleNamespace(train=serving.serve, __name__="arena")
     words = [f"annotate=[{tmp_path}/items.jsonl]", "port=54321", f"hydra.run.dir={tmp_path}/arena"]
     assert door(script, *words) == 1
     said = capfd.readouterr()
