@@ -45,7 +45,7 @@ test-aot: .venv/dev
 	$(PYTEST) $(TWO) -m "aot and not slow"
 
 check: lint  ## the fast tests, while you work
-	$(PYTEST) $(TWO) -m "$(CPU) and not slow" --ignore=tests/test_pipeline.py --ignore=tests/test_learning.py -x
+	$(PYTEST) $(TWO) -m "$(CPU) and not slow" --ignore=tests/test_learning.py -x
 
 test-all: test  ## and those that take long
 	$(PYTEST) -m "$(CPU) and slow"

@@ -39,7 +39,7 @@ TASKS = {
 
 def evaluate(cfg: DictConfig, run: Run) -> float:
     """Run the task and write result.json. Returns its first figure, for sweeps."""
-    check_door(cfg, run)
+    check_script(cfg, run)
     for number in (signal.SIGINT, signal.SIGTERM):  # there is no step to finish, and answers are cached as they come
         signal.signal(number, signal.SIG_DFL)
     result = plain(import_module(TASKS[cfg.task.name]).run(cfg, run.dir))
@@ -52,7 +52,7 @@ def evaluate(cfg: DictConfig, run: Run) -> float:
     return next(iter(figures.values()), float("nan"))
 
 
-def check_door(cfg: DictConfig, run: Run) -> None:
+def check_script(cfg: DictConfig, run: Run) -> None:
     """Raise ValueError where no task is named, or the directory holds a training."""
     if cfg.get("task") is None:
         raise ValueError(f"name a task: python evaluate.py task={' | '.join(TASKS)}")

@@ -15,7 +15,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.run import parse_args, run
 
 from runtime.display import complain
-from runtime.door import FAILED, INTERRUPTED
+from runtime.script import FAILED, INTERRUPTED
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Estimate what a training needs, before it starts: memory per GPU, speed, hours, cost, and what would make it fit.
 
-    python plan.py door=train_dpo model=mistral_7b gpu=h100 num_gpus=8 'overrides=["batch_size=128"]'
+    python plan.py script=train_dpo model=mistral_7b gpu=h100 num_gpus=8 'overrides=["batch_size=128"]'
 
 Memory is counted (model/footprint.py); time is a roofline with the efficiencies that conf/plan.yaml states. No GPU was
 measured. docs/scaling.md has the assumptions.
@@ -25,9 +25,9 @@ from model.footprint import (
 )
 from runtime.config import check_batch, check_choice, check_positive, check_whole
 from runtime.devices import PRECISIONS
-from runtime.door import enter
+from runtime.script import enter
 
-DOORS = ("train_sft", "train_rm", "train_ppo", "train_dpo")
+SCRIPTS = ("train_sft", "train_rm", "train_ppo", "train_dpo")
 TILE = 4096  # columns of the vocabulary that the log-prob works on at a time
 GB = 1e9
 NF4_BYTES = 0.5 + (1 + 4 / 256) / 64  # of a weight: its code, its share of a scale and of the scale's
@@ -52,7 +52,7 @@ class Networks:
 class Job:
     """The settings of the script on which the plan depends."""
 
-    door: str
+    script: str
     rows: int  # sequences of an optimizer step, over all ranks
     micro_rows: int  # sequences of a forward, per rank
     blocks: int  # of a forward, per rank: a prompt with what follows it
@@ -79,8 +79,8 @@ class Job:
 
 def check_plan(cfg: DictConfig) -> None:
     """Raise ValueError where settings are wrong."""
-    if cfg.door not in DOORS:
-        raise ValueError(f"door={cfg.door!r} is none of {', '.join(DOORS)}")
+    if cfg.script not in SCRIPTS:
+        raise ValueError(f"script={cfg.script!r} is none of {', '.join(SCRIPTS)}")
     if cfg.gpu not in cfg.gpus:
         raise ValueError(f"gpu={cfg.gpu!r} is not in the table; known: {', '.join(cfg.gpus)} (conf/plan.yaml)")
     check_whole(1, **{key: cfg[key] for key in ("num_gpus", "prompt_tokens", "completion_tokens")})
@@ -93,8 +93,8 @@ def check_plan(cfg: DictConfig) -> None:
 
 def read_job(cfg: DictConfig) -> Job:
     """The settings of the script's composed config. Raises ValueError where they contradict each other."""
-    own = compose(cfg.door, list(cfg.overrides))
-    rollout, pairs = cfg.door == "train_ppo", cfg.door in ("train_rm", "train_dpo")
+    own = compose(cfg.script, list(cfg.overrides))
+    rollout, pairs = cfg.script == "train_ppo", cfg.script in ("train_rm", "train_dpo")
     sides = 2 if pairs else 1
     micro = own.micro_batch_size
     batch = own.batch_size * own.samples_per_prompt if rollout else own.batch_size
@@ -104,7 +104,7 @@ def read_job(cfg: DictConfig) -> Job:
     lora = own.lora.rank > 0  # then the reference is the policy with its adapters off
     references = int(not lora and (rollout or own.get("ref") == "live"))
     scorers = int(rollout and own.get("reward") is None)
-    outputs = int(cfg.door != "train_rm")
+    outputs = int(cfg.script != "train_rm")
     learners = 2 if rollout and own.advantage == "gae" else 1
     shared = not rollout or (own.value_start == "policy" and cfg.num_gpus == 1)  # FSDP2 cannot share a weight
     if batch % cfg.num_gpus:
@@ -112,7 +112,7 @@ def read_job(cfg: DictConfig) -> Job:
     key = "minibatch_size" if rollout else "batch_size"  # as the script will check it
     check_batch(own[key], micro, cfg.num_gpus, key)
     return Job(
-        door=cfg.door, rows=batch * sides, micro_rows=micro * sides,
+        script=cfg.script, rows=batch * sides, micro_rows=micro * sides,
         blocks=micro, block=cfg.prompt_tokens + sides * completion, length=cfg.prompt_tokens + completion,
         targets=micro * sides * completion, epochs=own.get("ppo_epochs", 1), num_steps=own.num_steps,
         dtype=torch.float32 if own.precision == "fp32" else torch.bfloat16,  # auto: every GPU of the table has bf16
@@ -252,7 +252,9 @@ def report(cfg: DictConfig) -> dict:
     result |= {"total_gb": total / GB, "room_gb": room / GB, "fits": total <= room, "seconds": times}
     result |= {"tokens_per_second": job.rows * job.length / step, "hours": hours}
     if cfg.dataset_rows:
-        result["hours_per_epoch"] = cfg.dataset_rows / (job.rows / (2 if job.door in DOORS[1::2] else 1)) * step / 3600
+        result["hours_per_epoch"] = (
+            cfg.dataset_rows / (job.rows / (2 if job.script in SCRIPTS[1::2] else 1)) * step / 3600
+        )
     if cfg.price_per_gpu_hour:
         result["cost"] = hours * cfg.num_gpus * cfg.price_per_gpu_hour
     result["way_out"] = None if result["fits"] else suggest(config, job, cfg, room)
@@ -262,7 +264,7 @@ def report(cfg: DictConfig) -> dict:
 def show(cfg: DictConfig) -> None:
     """Print the plan as two tables and a verdict."""
     result, console = report(cfg), Console()
-    title = f"{cfg.door}, {result['parameters'] / 1e9:.2f} B parameters, {cfg.num_gpus} x {cfg.gpu}"
+    title = f"{cfg.script}, {result['parameters'] / 1e9:.2f} B parameters, {cfg.num_gpus} x {cfg.gpu}"
     table = Table("memory per GPU", "GB", title=title)
     for name, value in result["memory_gb"].items():
         table.add_row(name, f"{value:.2f}")
@@ -273,7 +275,9 @@ def show(cfg: DictConfig) -> None:
     for name, value in result["seconds"].items():
         times.add_row(name, f"{value:.2f}")
     console.print(times)
-    console.print(f"{result['tokens_per_second']:,.0f} tokens/s, {result['hours']:.2f} hours for the door's num_steps")
+    console.print(
+        f"{result['tokens_per_second']:,.0f} tokens/s, {result['hours']:.2f} hours for the script's num_steps"
+    )
     for name, text in (("hours_per_epoch", "hours an epoch"), ("cost", "cost of num_steps")):
         if name in result:
             console.print(f"{result[name]:,.2f} {text}")

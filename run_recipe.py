@@ -23,9 +23,9 @@ from rich.console import Console
 
 from evals.recipe_report import report
 from runtime.config import check_at_most, check_whole, flat
-from runtime.door import INTERRUPTED, enter
 from runtime.files import sha256_of, write_whole
 from runtime.inputs import NO_INPUTS, file_named_by, matches_of
+from runtime.script import INTERRUPTED, enter
 from runtime.seeds import LARGEST
 
 ROOT = Path(__file__).parent
@@ -85,8 +85,8 @@ def command_line(step: DictConfig, cfg: DictConfig) -> list[str]:
 
 def compose(step: DictConfig, cfg: DictConfig) -> DictConfig:
     """The config of the step's script. Raises Hydra's error where an override does not fit."""
-    door, *overrides = command_line(step, cfg)
-    return hydra.compose(door.removesuffix(".py"), overrides)
+    script, *overrides = command_line(step, cfg)
+    return hydra.compose(script.removesuffix(".py"), overrides)
 
 
 def launcher(step: DictConfig) -> list[str]:

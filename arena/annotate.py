@@ -1,4 +1,4 @@
-"""The room where annotators rank the answers to a prompt, with the criteria beside them and the keyboard at hand."""
+"""The tab where annotators rank the answers to a prompt, with the criteria beside them and the keyboard at hand."""
 
 import random
 import re
@@ -124,8 +124,8 @@ class Desk:
         )
 
 
-def annotate_room(desk: Desk, blocks: gr.Blocks) -> None:
-    """Builds the room inside an open `gr.Blocks`."""
+def annotate_tab(desk: Desk, blocks: gr.Blocks) -> None:
+    """Builds the tab inside an open `gr.Blocks`."""
     state = gr.State(None)
     with gr.Row():
         with gr.Column(scale=3):

@@ -1,4 +1,4 @@
-"""The room where a visitor talks to two hidden models at once and says which is better."""
+"""The tab where a visitor talks to two hidden models at once and says which is better."""
 
 import contextlib
 import html
@@ -124,8 +124,8 @@ def visitor_of(request: gr.Request) -> str:
     return request.username or request.session_hash
 
 
-def battle_room(arena: Arena, *, parallel: int) -> None:
-    """Builds the room inside an open `gr.Blocks`."""
+def battle_tab(arena: Arena, *, parallel: int) -> None:
+    """Builds the tab inside an open `gr.Blocks`."""
     state = gr.State(None)
     gr.Markdown("Write to two models at once. You learn who they are after your vote.")
     with gr.Row():

@@ -1,4 +1,4 @@
-"""The room where everyone sees how the models stand."""
+"""The tab where everyone sees how the models stand."""
 
 import gradio as gr
 import matplotlib
@@ -79,8 +79,8 @@ def plot(ratings: pd.DataFrame):
     return figure
 
 
-def board_room(store: Store, models: list[str], blocks: gr.Blocks, *, refresh_seconds: float) -> None:
-    """Builds the room inside an open `gr.Blocks`."""
+def board_tab(store: Store, models: list[str], blocks: gr.Blocks, *, refresh_seconds: float) -> None:
+    """Builds the tab inside an open `gr.Blocks`."""
     said = gr.Markdown()
     with gr.Row():
         table = gr.Dataframe(label="Ratings", interactive=False, elem_id="ratings")

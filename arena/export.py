@@ -1,4 +1,4 @@
-"""From the arena's store to the files that other doors read: verdicts, comparisons, rankings, annotators' labels."""
+"""From the arena's store to the files that other scripts read: verdicts, comparisons, rankings, annotators' labels."""
 
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +14,7 @@ def export(store: Store, directory: Path) -> dict[str, int]:
 
     verdicts.jsonl     one vote a row           evaluate.py task=ratings | audit, task.format=verdicts
     comparisons.jsonl  prompt, chosen, rejected train_rm.py, train_dpo.py (no ties, "both bad", equal answers)
-    rankings.jsonl     prompt, completions, ranks   the same doors, K-wise
+    rankings.jsonl     prompt, completions, ranks   the same scripts, K-wise
     labels.jsonl       item, annotator, label   check_data.py check=agreement
     """
     battles, annotations = store.battles(), store.annotations()

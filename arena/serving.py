@@ -9,17 +9,17 @@ from omegaconf import DictConfig
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: no usage statistics are sent
 
-from arena.annotate import SHORTCUTS, Desk, annotate_room, load_items  # noqa: E402
-from arena.battle import Arena, battle_room  # noqa: E402
-from arena.board import board_room  # noqa: E402
+from arena.annotate import SHORTCUTS, Desk, annotate_tab, load_items  # noqa: E402
+from arena.battle import Arena, battle_tab  # noqa: E402
+from arena.board import board_tab  # noqa: E402
 from arena.export import export  # noqa: E402
 from arena.guard import Guard  # noqa: E402
 from arena.limits import Limits  # noqa: E402
 from arena.settings import check, names_of  # noqa: E402
 from arena.speakers import load_speakers  # noqa: E402
 from arena.store import Store  # noqa: E402
-from runtime.door import RunFailed  # noqa: E402
 from runtime.run import Run  # noqa: E402
+from runtime.script import RunFailed  # noqa: E402
 
 
 def serve(cfg: DictConfig, run: Run) -> float:
@@ -56,12 +56,12 @@ def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts:
         if len(speakers) > 1:
             with gr.Tab("Battle"):
                 arena = Arena(store, speakers, limits, seed=cfg.seed, max_turns=cfg.max_turns)
-                battle_room(arena, parallel=cfg.parallel)
+                battle_tab(arena, parallel=cfg.parallel)
         if cfg.annotate:
             with gr.Tab("Annotate"):
-                annotate_room(Desk(store, limits, seed=cfg.seed), page)
+                annotate_tab(Desk(store, limits, seed=cfg.seed), page)
         with gr.Tab("Board"):
-            board_room(store, list(speakers), page, refresh_seconds=cfg.refresh_seconds)
+            board_tab(store, list(speakers), page, refresh_seconds=cfg.refresh_seconds)
     page.queue(max_size=cfg.max_waiting, default_concurrency_limit=cfg.parallel)
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None), page, path="", server_name=cfg.host, server_port=cfg.port, auth=accounts,

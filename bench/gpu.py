@@ -27,7 +27,7 @@ from model.attention import Blocks, attend_flex  # noqa: E402
 from runtime.devices import own_device  # noqa: E402
 from runtime.plots import pyplot, save_figure  # noqa: E402
 
-ESSENTIAL = ["tests/kernels/test_kernels_gpu.py", "tests/model/test_transformer.py", "tests/test_doors_gpu.py"]
+ESSENTIAL = ["tests/kernels/test_kernels_gpu.py", "tests/model/test_transformer.py", "tests/test_scripts_gpu.py"]
 SECONDS = 540  # a part that would begin later is left out, and named
 
 

@@ -1,4 +1,4 @@
-"""Does plan.py's memory hold? Each door trains a small model in a process of its own; its growth beside the plan.
+"""Does plan.py's memory hold? Each script trains a small model in a process of its own; its growth beside the plan.
 
     python -m bench.plan_vs_measured              a row a case: planned MB, measured MB, their ratio
     python -m bench.plan_vs_measured train_ppo    one case
@@ -30,13 +30,13 @@ SHAPE = dict(
 )  # fmt: skip
 PROMPT, COMPLETION = 64, 64
 BATCH = {"train_sft": 16, "train_rm": 8, "train_dpo": 8, "train_ppo": 16}  # rows, pairs, prompts; one forward
-CASES = {name: (name, 0) for name in BATCH}  # name -> door, LoRA's rank
+CASES = {name: (name, 0) for name in BATCH}  # name -> script, LoRA's rank
 CASES |= {f"{name}_lora": (name, 16) for name in ("train_rm", "train_dpo", "train_ppo")}
 
 
-def words_of(door: str, rank: int, home: Path) -> list[str]:
-    """The door's settings: one forward a step, nothing besides the training."""
-    size, length = BATCH[door], PROMPT + COMPLETION
+def words_of(script: str, rank: int, home: Path) -> list[str]:
+    """The script's settings: one forward a step, nothing besides the training."""
+    size, length = BATCH[script], PROMPT + COMPLETION
     data = {"train_ppo": [f"data.prompts=[{home}/prompts.jsonl]", f"reward_model={home}/reward", "kl_exact_every=0",
                           f"minibatch_size={size}", "ppo_epochs=1", f"sampling.max_new_tokens={COMPLETION}",
                           f"sampling.slots={size}"]}  # fmt: skip
@@ -44,7 +44,7 @@ def words_of(door: str, rank: int, home: Path) -> list[str]:
     data |= {"train_rm": [*pairs, "normalise=none"], "train_dpo": [*pairs, "ref=live"]}
     data["train_sft"] = [f"data.train=[{home}/chats.jsonl]", f"data.max_length={length}"]
     return [
-        *data[door], f"policy={home}/policy", "num_steps=2", f"batch_size={size}", f"micro_batch_size={size}",
+        *data[script], f"policy={home}/policy", "num_steps=2", f"batch_size={size}", f"micro_batch_size={size}",
         "eval_every=0", "sample_every=0", "save_every=0", "log.wandb=disabled", f"lora.rank={rank}", "overwrite=true",
         "precision=fp32",
     ]  # fmt: skip
@@ -81,25 +81,25 @@ def whole_prompt(text: str, num_tokens: Callable[[list[dict]], int]) -> list[dic
     return next(messages for messages in asked if num_tokens(messages) <= PROMPT)
 
 
-def planned(door: str, rank: int, home: Path) -> float:
+def planned(script: str, rank: int, home: Path) -> float:
     """MB of plan.py for the same settings on a CPU: one rank, written-out attention."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        overrides = json.dumps([f"++run_dir={home}/run", *words_of(door, rank, home)])
-        plan_overrides = [f"door={door}", f"overrides={overrides}", "num_gpus=1"]
+        overrides = json.dumps([f"++run_dir={home}/run", *words_of(script, rank, home)])
+        plan_overrides = [f"script={script}", f"overrides={overrides}", "num_gpus=1"]
         plan_overrides += [f"prompt_tokens={PROMPT}", f"completion_tokens={COMPLETION}"]
         cfg = compose("plan", plan_overrides)
         parts = plan.memory(ModelConfig(**SHAPE), plan.read_job(cfg), cfg, fused_attention=False)
     return sum(parts.values()) / 1e6
 
 
-def measured(door: str, rank: int, home: Path) -> float:
-    """MB by which this process grows while the door runs."""
+def measured(script: str, rank: int, home: Path) -> float:
+    """MB by which this process grows while the script runs."""
     import importlib
 
     from runtime import host, run
 
-    module = importlib.import_module(door)
+    module = importlib.import_module(script)
     host.tune_allocator = lambda: ctypes.CDLL(None).mallopt(-3, 2**16)  # M_MMAP_THRESHOLD
     host.tune_allocator()
     run.plot_metrics = lambda rows, path: None
@@ -107,9 +107,9 @@ def measured(door: str, rank: int, home: Path) -> float:
     torch.nn.functional.linear(torch.ones(256, 256), weight).sum().backward()  # torch's own libraries and pools
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = host.peak_memory_gb(torch.device("cpu"))
-    sys.argv = [f"{door}.py", *words_of(door, rank, home), f"hydra.run.dir={home}/{door}"]
-    run.main(module.train, door)
-    rows = [json.loads(line) for line in (home / door / "metrics.jsonl").read_text().splitlines()]
+    sys.argv = [f"{script}.py", *words_of(script, rank, home), f"hydra.run.dir={home}/{script}"]
+    run.main(module.train, script)
+    rows = [json.loads(line) for line in (home / script / "metrics.jsonl").read_text().splitlines()]
     return 1000 * (rows[-1]["perf/peak_memory_gb"] - before)
 
 

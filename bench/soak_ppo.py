@@ -30,7 +30,7 @@ def measure() -> tuple[float, int]:
 
 
 def soak(policy: str, reward_model: str, prompts: str, minutes: float) -> np.ndarray:
-    """Run the door until the time is over; (steps, 2) what `measure` gave at each step."""
+    """Run the script until the time is over; (steps, 2) what `measure` gave at each step."""
     seen: list[tuple[float, int]] = []
     stop = time.monotonic() + 60 * minutes
     end_step = runtime.run.Run.end_step

@@ -42,7 +42,7 @@ class Work:
     """A row of the table: what we run, what the peer runs, and the least ratio that we promise."""
 
     name: str
-    ours: list[str]  # a door with its words, or ["generate", ...]
+    ours: list[str]  # a script with its words, or ["generate", ...]
     peer: list[str]  # what the peer runs, without its precision
     promised: float
     python: Path = TRL
@@ -99,15 +99,15 @@ class Bench:
         (directory / "TARGETS.jsonl").write_text("".join(json.dumps(row) + "\n" for row in targets))
 
     def rows(self, file: str) -> list[dict]:
-        """The rows of SFT or PAIRS as our doors encode them."""
+        """The rows of SFT or PAIRS as our scripts encode them."""
         from hydra import compose, initialize_config_dir
 
         from data.preferences import preference_loader
         from data.sft import sft_loader
 
-        door, loader = {"SFT": ("train_sft", sft_loader), "PAIRS": ("train_dpo", preference_loader)}[file]
+        script, loader = {"SFT": ("train_sft", sft_loader), "PAIRS": ("train_dpo", preference_loader)}[file]
         with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-            data = compose(door, ["data.max_length=512", "data.shuffle=false"]).data
+            data = compose(script, ["data.max_length=512", "data.shuffle=false"]).data
         data.train = [str(self.directory / f"{file}.jsonl")]
         items = next(loader(data, self.tokenizer, batch_size=8, seed=0, rank=0, world_size=1))
         return items if file == "SFT" else [row for group in items for row in group.rows]
@@ -136,8 +136,8 @@ class Bench:
         files = {name: str(self.directory / f"{name}.jsonl") for name in self.files} | {"RM": str(self.scorer)}
         for name, path in files.items():
             command = [word.replace(f"[{name}]", f"[{path}]").replace(f"={name}", f"={path}") for word in command]
-        door, *rest = command
-        memory = self.run([sys.executable, door, f"policy={self.model}", f"hydra.run.dir={out}", *rest], root)
+        script, *rest = command
+        memory = self.run([sys.executable, script, f"policy={self.model}", f"hydra.run.dir={out}", *rest], root)
         steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         memory = max(step["perf/peak_memory_gb"] for step in steps) if torch.cuda.is_available() else memory
         return statistics.median([s["perf/step_seconds"] for s in steps if s["step"] > 1]), memory

@@ -4,7 +4,7 @@
 
 Four "models" answer with the best of 1, 2, 4 and 8 replies of the policy by evals/barista.py's gold reward, so their
 order is known. Fifty people prefer by the same reward, with Bradley-Terry's noise. What the arena exports then goes
-through the doors: evaluate.py task=ratings, and train_rm.py on nine tenths of the comparisons.
+through the scripts: evaluate.py task=ratings, and train_rm.py on nine tenths of the comparisons.
 """
 
 import argparse
@@ -42,8 +42,8 @@ class BestOf:
         yield max(picked, key=score)
 
 
-def door(*overrides: str) -> None:
-    """Runs a door to its end."""
+def script(*overrides: str) -> None:
+    """Runs a script to its end."""
     subprocess.run([sys.executable, *overrides, "overwrite=true", "log.wandb=disabled"], cwd=ROOT, check=True)
 
 
@@ -54,7 +54,7 @@ def sample_replies(policy: str, home: Path) -> dict[str, list[str]]:
     home.mkdir(parents=True, exist_ok=True)
     write_jsonl(home / "prompts.jsonl", [{"prompt": text} for text in list(dict.fromkeys(rows))[:PROMPTS]])
     overrides = [f"data.prompts=[{home}/prompts.jsonl]", f"samples_per_prompt={REPLIES}", "sampling.max_new_tokens=48"]
-    door("generate.py", f"policy={policy}", *overrides, f"hydra.run.dir={home}/replies")
+    script("generate.py", f"policy={policy}", *overrides, f"hydra.run.dir={home}/replies")
     replies: dict[str, list[str]] = {}
     for row in read_log(home / "replies" / "completions.jsonl"):
         replies.setdefault(row["prompt"][0]["content"], []).append(row["completion"] or ".")
@@ -94,7 +94,7 @@ def main() -> None:
     )
     votes, comparisons = home / "arena" / "verdicts.jsonl", home / "arena" / "comparisons.jsonl"
     overrides = [f"task.input=[{votes}]", "task.format=verdicts", "task.interval=sandwich"]
-    door("evaluate.py", "task=ratings", *overrides, f"hydra.run.dir={home}/ratings")
+    script("evaluate.py", "task=ratings", *overrides, f"hydra.run.dir={home}/ratings")
     overrides = [
         f"policy={policy}",
         f"data.train=[{comparisons}@train]",
@@ -102,7 +102,7 @@ def main() -> None:
         "num_steps=60",
     ]
     overrides += ["batch_size=32", "micro_batch_size=32", "optim.lr=3e-4", "optim.warmup_steps=5", "eval_every=60"]
-    door("train_rm.py", *overrides, "save_every=0", f"hydra.run.dir={home}/rm")
+    script("train_rm.py", *overrides, "save_every=0", f"hydra.run.dir={home}/rm")
     last = [row for row in read_log(home / "rm" / "metrics.jsonl") if "eval/accuracy" in row][-1]
     figures = {key: round(last[f"eval/{key}"], 4) for key in ("accuracy", "accuracy_lower", "accuracy_upper")}
     print(f"reward model on held-out votes: {figures}")

@@ -1,4 +1,4 @@
-"""The pictures of docs/arena.md: the three rooms in a real browser, on a desk and on a telephone.
+"""The pictures of docs/arena.md: the three tabs in a real browser, on a desk and on a telephone.
 
     python experiments/arena_screens.py models="{sft:runs/coffee/sft/model,ppo:runs/coffee/ppo/model}" docs
 
@@ -55,7 +55,7 @@ def add_votes(path: Path, names: list[str], count: int = 120) -> None:
 
 
 def take_screenshots(page: Page, address: str, out: Path, tag: str) -> None:
-    """A picture of every room."""
+    """A picture of every tab."""
     page.goto(address)
     page.fill("#message textarea", "Hi, can I get a chai latte please?")
     page.click("#send")

@@ -1,6 +1,6 @@
 """How an SFT step's time and memory grow with length, batch, vocabulary and model size: ours, and transformers' model.
 
-    python experiments/growth.py --out runs/growth      minutes on two cores; the peer needs .venv-bench (make bench-peers)
+    python experiments/growth.py --out runs/growth      minutes on two cores; the peer needs `make bench-peers`
 
 Random weights and tokens, every row full (so that padding plays no part), bf16 products under float32 weights, fused
 AdamW on both sides, targets on the last half of each row. Each point is a process of its own: one step to warm up, then

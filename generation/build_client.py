@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from generation.clients import Client
 from generation.scripted_client import ScriptedClient, scripted_replies
 from runtime.config import check_choice, check_types
-from runtime.door import CONF
+from runtime.script import CONF
 
 
 def build_client(cfg: DictConfig) -> Client:

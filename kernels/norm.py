@@ -1,8 +1,8 @@
 """Triton kernels for RMSNorm of the residual stream, fused with the addition before it and the cast after it.
 
 There is one launch forward and one backward. The definition is `add_rms_norm` in `model/functions.py`, and
-`tests/kernels/test_layer_kernels.py` compares the two. Each function here is a `torch.library` operator, so that meta tensors,
-checkpointing and FSDP2 treat it as one operation with known shapes.
+`tests/kernels/test_layer_kernels.py` compares the two. Each function here is a `torch.library` operator, so that
+meta tensors, checkpointing and FSDP2 treat it as one operation with known shapes.
 """
 
 import torch

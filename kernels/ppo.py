@@ -1,6 +1,6 @@
 """Triton kernels for PPO's clipped policy and value losses, with their metrics and gradients.
 
-The definitions are `ppo_policy_loss` and `ppo_value_loss` in `losses.py`. `tests/kernels/test_ppo_kernel.py` compares them.
+The definitions are `ppo_policy_loss` and `ppo_value_loss` in `losses.py`; `tests/kernels/test_ppo_kernel.py` compares.
 The forward launch reads each input once and writes both gradients. The backward launch multiplies them by the gradient
 of the loss. It leaves them as they are where that is 1, as after `loss.backward()`.
 """

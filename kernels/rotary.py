@@ -1,8 +1,8 @@
 """Triton kernels for rotary embedding of queries and keys, fused with their norms where a model has them.
 
 There is one launch forward and one backward. The definition is `heads_of` in `model/functions.py`, and
-`tests/kernels/test_layer_kernels.py` compares the two. q, k and v are neighbours in the output of one matmul, (N, (H + 2K) Dh).
-The kernels read the part of q and k.
+`tests/kernels/test_layer_kernels.py` compares the two. q, k and v are neighbours in the output of one matmul,
+(N, (H + 2K) Dh). The kernels read the part of q and k.
 """
 
 import torch

@@ -8,8 +8,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runtime.devices import PRECISIONS
-from runtime.door import CONF
 from runtime.files import write_whole
+from runtime.script import CONF
 
 # Settings that may differ between a run and its resume: they change what is shown and kept, not what is computed.
 # A name includes all keys under it.

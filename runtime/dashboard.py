@@ -1,11 +1,11 @@
 """Make a wandb workspace for a script: its main metrics in sections, with the runs of a sweep grouped by name.
 
-python -m runtime.dashboard door=train_ppo entity=ME [save=false]
+python -m runtime.dashboard script=train_ppo entity=ME [save=false]
 """
 
 from omegaconf import DictConfig
 
-from runtime.door import enter
+from runtime.script import enter
 
 
 def build(cfg: DictConfig):
@@ -18,17 +18,17 @@ def build(cfg: DictConfig):
     import wandb_workspaces.workspaces as workspaces
     from wandb_workspaces.expr import Config
 
-    if cfg.door not in cfg.panels:
-        raise ValueError(f"door={cfg.door!r} has no panels in conf/dashboard.yaml; known: {', '.join(cfg.panels)}")
+    if cfg.script not in cfg.panels:
+        raise ValueError(f"script={cfg.script!r} has no panels in conf/dashboard.yaml; known: {', '.join(cfg.panels)}")
     sections = [
         workspaces.Section(
             name=name, is_open=True, panels=[reports.LinePlot(x="Step", y=list(figures)) for figures in plots]
         )
-        for name, plots in cfg.panels[cfg.door].items()
+        for name, plots in cfg.panels[cfg.script].items()
     ]
     grouped = workspaces.RunsetSettings(groupby=[Config("name")])
     return workspaces.Workspace(
-        entity=cfg.entity, project=cfg.log.project, name=cfg.door, sections=sections, runset_settings=grouped
+        entity=cfg.entity, project=cfg.log.project, name=cfg.script, sections=sections, runset_settings=grouped
     )
 
 

@@ -32,11 +32,11 @@ from runtime.config import (
 )
 from runtime.devices import choose_precision
 from runtime.display import Terminal, complain
-from runtime.door import INTERRUPTED, RunFailed, enter
 from runtime.files import sync
 from runtime.inputs import changed_inputs, code_digests, input_digests
 from runtime.metrics import Metrics, append_row, drop_rows_after, each_log_row
 from runtime.plots import plot_metrics
+from runtime.script import INTERRUPTED, RunFailed, enter
 from runtime.seeds import LARGEST
 from runtime.shares import places_of
 from runtime.stopping import StopSignals

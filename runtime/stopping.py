@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runtime.display import complain
-from runtime.door import INTERRUPTED
+from runtime.script import INTERRUPTED
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 APART = 1.0  # seconds; signals within this time count as one, since Slurm, torchrun and recipes each forward it

@@ -1,4 +1,4 @@
-"""What the tests of doors share: composed configs, doors run in this process, a few real conversations."""
+"""What the tests of scripts share: composed configs, scripts run in this process, a few real conversations."""
 
 import gzip
 import json
@@ -44,22 +44,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def compose(tmp_path):
-    """compose(door, *overrides) -> the config that the door would get, its run directory under tmp_path."""
+    """compose(script, *overrides) -> the config that the script would get, its run directory under tmp_path."""
 
-    def compose(door: str, *overrides: str):
+    def compose(script: str, *overrides: str):
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
-            return hydra.compose(door, [f"++run_dir={tmp_path / 'run'}", *overrides])
+            return hydra.compose(script, [f"++run_dir={tmp_path / 'run'}", *overrides])
 
     yield compose
     GlobalHydra.instance().clear()
 
 
 @pytest.fixture
-def door(monkeypatch):
-    """door(module, *words) -> exit code of `python module.py words`, run in this process."""
+def script(monkeypatch):
+    """script(module, *words) -> exit code of `python module.py words`, run in this process."""
 
-    def door(module, *words: str) -> int:
+    def script(module, *words: str) -> int:
         from runtime.run import main
 
         monkeypatch.setattr(sys, "argv", [module.__name__ + ".py", *words])
@@ -70,7 +70,7 @@ def door(monkeypatch):
             return exit.code
         return 0
 
-    yield door
+    yield script
     GlobalHydra.instance().clear()
 
 

@@ -1,6 +1,6 @@
 """The loops of train_ppo.py and train_dpo.py on the enumerable task, with a table in place of every network.
 
-Both call `on_step(step, policy)` before the first step and after every step; experiments/exact_optimum.py draws with it.
+Both call `on_step(step, policy)` before the first step and after every step; experiments/exact_optimum.py draws so.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""A tiny random checkpoint of every family, made by transformers, which is the oracle of tests/model/test_families.py."""
+"""A tiny random checkpoint of every family, made by transformers, the oracle of tests/model/test_families.py."""
 
 from pathlib import Path
 

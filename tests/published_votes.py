@@ -13,7 +13,7 @@ import pytest
 import evaluate
 from evals.verdicts import votes_table
 
-DOOR = SimpleNamespace(train=evaluate.evaluate, __name__="evaluate")  # what conftest's `door` opens
+SCRIPT = SimpleNamespace(train=evaluate.evaluate, __name__="evaluate")  # what conftest's `script` opens
 FOLDER = Path(__file__).parents[2] / "shared" / "reference" / "evaluation"
 
 

@@ -1,7 +1,7 @@
 """Every command that the docs, docstrings and conf/'s comments print is one that runs.
 
-A door's composes with every value that it sweeps over, lacks no required key and passes the door's own checks; a bench
-script parses its words; make targets, test files and files of the project exist.
+A script composes with every value of a sweep, lacks no required key and passes its own checks; a script with argparse
+parses its arguments; make targets, test files and files of the project exist.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from runtime.config import check_policy_or_model, check_training
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "bench").glob("*.py")), *sorted((ROOT / "kernels").glob("*.py"))]
-DOORS = {path.stem for path in (ROOT / "conf").glob("*.yaml")}
+SCRIPTS = {path.stem for path in (ROOT / "conf").glob("*.yaml")}
 CHECKS = {
     "train_sft": lambda cfg: (check_training(cfg, 1), check_policy_or_model(cfg)),
     "train_rm": lambda cfg: (check_training(cfg, 1), check_policy_or_model(cfg)),
@@ -78,17 +78,17 @@ def test_a_printed_command_runs(page, command, compose):
     elif program == "pytest":
         assert all((ROOT / word).exists() for word in rest if word.startswith("tests/"))
     else:
-        check_script(words if program.endswith(".py") else rest, compose, whole=not program.endswith(".py"))
+        check_program(words if program.endswith(".py") else rest, compose, whole=not program.endswith(".py"))
 
 
-def check_script(words: list[str], compose, *, whole: bool) -> None:
-    """The script or -m module of a command: a door composes, others parse their words."""
+def check_program(words: list[str], compose, *, whole: bool) -> None:
+    """The script or -m module of a command: a script composes, others parse their words."""
     at = next(i for i, word in enumerate(words) if word.endswith(".py") or words[i - 1] == "-m")
     name, rest = words[at].removesuffix(".py"), words[at + 1 :]
     path = ROOT / (name if "/" in name else name.replace(".", "/"))
-    assert path.with_suffix(".py").exists() or "/" not in name and name in DOORS, f"there is no {name}"
-    if path.stem in DOORS:
-        check_door(path.stem, rest, compose, whole=whole and not any("..." in word for word in rest))
+    assert path.with_suffix(".py").exists() or "/" not in name and name in SCRIPTS, f"there is no {name}"
+    if path.stem in SCRIPTS:
+        check_script(path.stem, rest, compose, whole=whole and not any("..." in word for word in rest))
     elif rest != ["--help"] and "argparse" in path.with_suffix(".py").read_text():
         parser_of(path.with_suffix(".py")).parse_args([word for word in rest if word != "..."])
 
@@ -110,20 +110,20 @@ def parser_of(path: Path) -> argparse.ArgumentParser:
     return parser
 
 
-def check_door(door: str, words: list[str], compose, *, whole: bool) -> None:
-    """The door composes for every value of every sweep; where nothing is left out, it misses no key."""
+def check_script(script: str, words: list[str], compose, *, whole: bool) -> None:
+    """The script composes for every value of every sweep; where nothing is left out, it misses no key."""
     for overrides in each_value([word for word in words if "..." not in word]):
-        cfg = compose(door, *overrides)
-        if door == "run_recipe":
+        cfg = compose(script, *overrides)
+        if script == "run_recipe":
             check_steps(cfg)
         if whole:
-            check_values(door, cfg)
+            check_values(script, cfg)
 
 
-def check_values(door: str, cfg) -> None:
-    """No required key is left open, and the door's own checks pass."""
+def check_values(script: str, cfg) -> None:
+    """No required key is left open, and the script's own checks pass."""
     assert not (open_keys := unset(OmegaConf.to_container(cfg, resolve=False))), f"{open_keys} have no value"
-    CHECKS.get(door, lambda cfg: None)(cfg)
+    CHECKS.get(script, lambda cfg: None)(cfg)
 
 
 def unset(value, name: str = "") -> list[str]:
@@ -152,7 +152,7 @@ def each_value(words: list[str]) -> list[list[str]]:
 
 
 def check_steps(recipe) -> None:
-    """Every step of a recipe, as the recipe would compose and its door would check it."""
+    """Every step of a recipe, as the recipe would compose and its script would check it."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
         for step in recipe.steps:

@@ -11,7 +11,7 @@ from advantages import dr_grpo, gae_advantages, grpo, overlong_penalty, reinforc
 from losses import aggregation, cispo_loss, gspo_loss, ppo_policy_loss
 from tests.test_losses import random_rows
 from tests.test_ppo_values import stopping  # noqa: F401 - fixtures
-from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
 HIGH = {"clip_range": 0.1, "clip_range_high": 0.4}
 

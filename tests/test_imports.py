@@ -12,7 +12,7 @@ LAYERS = (  # each may import itself and those after it; what stands in one line
     ("advantages",), ("losses",), ("kernels", "runtime"),
 )  # fmt: skip
 BELOW = {name: {name, *sum(LAYERS[number + 1 :], ())} for number, layer in enumerate(LAYERS) for name in layer}
-EXTRAS = {  # distributions that only some doors need -> the module that they are imported as
+EXTRAS = {  # distributions that only some scripts need -> the module that they are imported as
     "scipy", "sklearn", "statsmodels", "krippendorff", "evalica", "openai", "tenacity", "httpx", "pyarrow",
     "openpyxl", "rouge_score", "datasketch", "nltk", "punkt", "langdetect", "gradio", "optuna", "submitit", "joblib",
     "transformers", "peft", "hypothesis", "math_verify",

@@ -1,4 +1,4 @@
-"""The doors learn what they are paid for: a toy reward rises, a margin opens, judgements are told apart."""
+"""The scripts learn what they are paid for: a toy reward rises, a margin opens, judgements are told apart."""
 
 import json
 
@@ -19,7 +19,7 @@ def share_of_a(prompts, completions):
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory):
+def inputs(tmp_path_factory):
     """A fresh one-layer policy and orders; the judge likes answers that say yes."""
     home = tmp_path_factory.mktemp("learning")
     tokenizer = train_sentencepiece([w + " please yes no a" for w in WORDS] * 9, 300, home / "tokenizer")
@@ -34,22 +34,22 @@ def house(tmp_path_factory):
 
 
 @pytest.fixture
-def run(door, house, tmp_path, monkeypatch, read_metrics):
+def run(script, inputs, tmp_path, monkeypatch, read_metrics):
     """run(module, words) -> its rows of metrics."""
     monkeypatch.setattr("runtime.run.plot_metrics", lambda rows, path: None)  # seconds a run
 
     def run(module, *words):
-        shared = [f"policy={house}/policy", "log.wandb=disabled", "save_every=0", f"hydra.run.dir={tmp_path}/run"]
-        assert door(module, *shared, *words) == 0
+        shared = [f"policy={inputs}/policy", "log.wandb=disabled", "save_every=0", f"hydra.run.dir={tmp_path}/run"]
+        assert script(module, *shared, *words) == 0
         return read_metrics(tmp_path / "run")
 
     return run
 
 
 @pytest.mark.parametrize("words", [[], ["advantage=rloo", "samples_per_prompt=4", "batch_size=8"]], ids=["gae", "rloo"])
-def test_ppo_raises_a_toy_reward(run, house, words):
+def test_ppo_raises_a_toy_reward(run, inputs, words):
     rows = run(
-        train_ppo, f"data.prompts=[{house}/asked.jsonl]", f"reward={house}/rewards.py:share_of_a", "num_steps=25",
+        train_ppo, f"data.prompts=[{inputs}/asked.jsonl]", f"reward={inputs}/rewards.py:share_of_a", "num_steps=25",
         "batch_size=32", "minibatch_size=16", "micro_batch_size=16", "sampling.max_new_tokens=8", "missing_eos=none",
         "kl_coef=0.01", "optim.lr=1e-2", "optim.value_lr=1e-2", "sample_every=0", "kl_exact_every=0", *words,
     )  # fmt: skip
@@ -58,18 +58,18 @@ def test_ppo_raises_a_toy_reward(run, house, words):
     assert rows[-1]["objective/kl"] > 1
 
 
-def test_dpo_opens_a_margin(run, house):
+def test_dpo_opens_a_margin(run, inputs):
     rows = run(
-        train_dpo, f"data.train=[{house}/pairs.jsonl]", "num_steps=15", "batch_size=8", "micro_batch_size=8",
+        train_dpo, f"data.train=[{inputs}/pairs.jsonl]", "num_steps=15", "batch_size=8", "micro_batch_size=8",
         "optim.lr=3e-3", "eval_every=0", "sample_every=0", "ref=live",
     )  # fmt: skip
     assert rows[-1]["rewards/margin"] > 0.5 > rows[0]["rewards/margin"]
     assert rows[-1]["objective/loss"] < 0.6
 
 
-def test_a_reward_model_tells_the_sides_apart(run, house):
+def test_a_reward_model_tells_the_sides_apart(run, inputs):
     rows = run(
-        train_rm, f"data.train=[{house}/pairs.jsonl]", f"data.eval=[{house}/pairs.jsonl]", "num_steps=15",
+        train_rm, f"data.train=[{inputs}/pairs.jsonl]", f"data.eval=[{inputs}/pairs.jsonl]", "num_steps=15",
         "batch_size=8", "optim.lr=3e-3", "eval_every=15",
     )  # fmt: skip
     assert rows[-1]["eval/accuracy"] == 1.0

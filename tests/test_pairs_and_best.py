@@ -8,7 +8,7 @@ from advantages import importance_weights, online_dpo, raft
 from losses import aggregation, dpo_loss, ppo_policy_loss, sft_loss
 from model.build import load_policy, load_value_model
 from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
-from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
 K, BETA = 3, 0.3
 PAIRS = ["advantage=online_dpo", "samples_per_prompt=2", "ppo_epochs=1", "minibatch_size=16"]
@@ -65,8 +65,8 @@ def test_a_group_without_a_difference_teaches_nothing_and_a_row_left_out_is_neit
 
 
 @pytest.mark.parametrize("kind", ["raft", "online_dpo"])
-def test_the_best_and_the_worst_are_chosen_by_what_was_paid(ppo, house, stopping, tmp_path, read_metrics, kind):
-    words = [stopping, f"reward={house}/rewards.py:length", "reward_model=null", "missing_eos=none", "num_samples=16"]
+def test_the_best_and_the_worst_are_chosen_by_what_was_paid(ppo, inputs, stopping, tmp_path, read_metrics, kind):
+    words = [stopping, f"reward={inputs}/rewards.py:length", "reward_model=null", "missing_eos=none", "num_samples=16"]
     words += [f"advantage={kind}", "samples_per_prompt=2", "num_steps=2", "ppo_epochs=1", "minibatch_size=16"]
     words += [f"kl_coef={0.1 if kind == 'online_dpo' else 0}", "aggregation=sequence_sum"]
     assert ppo(*words) == 0

@@ -23,7 +23,7 @@ from model.kv_cache import KVCache
 from model.lora import add_lora
 from model.packing import make_rows, pack
 from runtime.optim import build_optimizer, init_state
-from tests.test_train_rm import house, rm  # noqa: F401 - fixtures
+from tests.test_train_rm import inputs, rm  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # parameters, from the model cards' weight files; Qwen3.5: of transformers' text model of these sizes
@@ -121,7 +121,7 @@ def test_products_of_a_recurrence_are_those_that_torch_counts():
 def planned(*words: str) -> dict:
     out = ROOT / "plan.py"
     code = (
-        "import json,sys; sys.path.insert(0, '.'); import plan; from runtime.door import enter; "
+        "import json,sys; sys.path.insert(0, '.'); import plan; from runtime.script import enter; "
         "enter(lambda cfg: print(json.dumps(plan.report(cfg))), 'plan')"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=out.parent)
@@ -130,10 +130,10 @@ def planned(*words: str) -> dict:
 
 
 def test_zephyr_fits_on_eight_and_a_full_8b_does_not_fit_on_one():
-    eight = planned("door=train_dpo", 'overrides=["batch_size=128","precision=bf16"]', "num_gpus=8")
+    eight = planned("script=train_dpo", 'overrides=["batch_size=128","precision=bf16"]', "num_gpus=8")
     assert eight["fits"] and eight["way_out"] is None
     recomputed = '["precision=bf16","activation_checkpointing=true"]'
-    one = planned("door=train_dpo", "model=llama3_8b", f"overrides={recomputed}", "num_gpus=1")
+    one = planned("script=train_dpo", "model=llama3_8b", f"overrides={recomputed}", "num_gpus=1")
     assert not one["fits"] and one["total_gb"] > 16 * 8.03  # sixteen bytes a parameter, and more
     assert one["way_out"] == "num_gpus=2"
 
@@ -141,11 +141,11 @@ def test_zephyr_fits_on_eight_and_a_full_8b_does_not_fit_on_one():
 def compose_all(script, words):
     """The plan's config, its job and the script's own config, all composed."""
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        cfg = hydra.compose("plan", [f"door={script}", *words])
+        cfg = hydra.compose("plan", [f"script={script}", *words])
         return cfg, plan.read_job(cfg), hydra.compose(script, list(cfg.overrides))
 
 
-@pytest.mark.parametrize("script", plan.DOORS)
+@pytest.mark.parametrize("script", plan.SCRIPTS)
 def test_every_change_that_a_plan_advises_is_one_that_the_script_takes(script):
     """The plan's trial and the script's own config are composed with it, and are of the advised value."""
     cfg, job, _ = compose_all(script, [])
@@ -160,12 +160,12 @@ def test_every_change_that_a_plan_advises_is_one_that_the_script_takes(script):
         assert key == "num_gpus" or changed != job
 
 
-@pytest.mark.parametrize("script", plan.DOORS)
+@pytest.mark.parametrize("script", plan.SCRIPTS)
 def test_a_plan_is_of_the_scripts_own_settings(script):
     """What a plan assumed of its own accord (recomputed layers, say) was not what the script would run."""
     _, job, own = compose_all(script, [])
     assert (job.checkpointing, job.lora_rank, job.micro_rows) == (
-        own.activation_checkpointing, own.lora.rank, own.micro_batch_size * (2 if script in plan.DOORS[1::2] else 1),
+        own.activation_checkpointing, own.lora.rank, own.micro_batch_size * (2 if script in plan.SCRIPTS[1::2] else 1),
     )  # fmt: skip
     _, job, _ = compose_all(script, ['overrides=["activation_checkpointing=true","lora.rank=3","precision=fp32"]'])
     assert (job.checkpointing, job.lora_rank, job.dtype) == (True, 3, torch.float32)
@@ -173,17 +173,17 @@ def test_a_plan_is_of_the_scripts_own_settings(script):
 
 ROLLOUTS = '"minibatch_size=128","sampling.max_new_tokens=512"'
 FITS = {  # a row of docs/scaling.md: words of the plan, GB per GPU at most
-    "8B PPO on eight": (["door=train_ppo", "model=llama3_8b", "num_gpus=8",
+    "8B PPO on eight": (["script=train_ppo", "model=llama3_8b", "num_gpus=8",
                          f'overrides=["scale=8b","batch_size=512",{ROLLOUTS}]'], 60),
-    "1.7B PPO": (["door=train_ppo", "model=smollm2_1_7b", "num_gpus=1",
+    "1.7B PPO": (["script=train_ppo", "model=smollm2_1_7b", "num_gpus=1",
                   f'overrides=["scale=1b","batch_size=128",{ROLLOUTS}]'], 0.92 * 80),
-    "8B PPO with LoRA": (["door=train_ppo", "model=llama3_8b", "num_gpus=1", 'overrides=["scale=8b","batch_size=128",'
+    "8B PPO with LoRA": (["script=train_ppo", "model=llama3_8b", "num_gpus=1", 'overrides=["scale=8b","batch_size=128",'
                           f'"lora.rank=16","value_start=policy",{ROLLOUTS}]'], 60),
-    "8B SFT on 24 GB": (["door=train_sft", "model=llama3_8b", "gpu=rtx4090", "num_gpus=1",
+    "8B SFT on 24 GB": (["script=train_sft", "model=llama3_8b", "gpu=rtx4090", "num_gpus=1",
                          'overrides=["scale=8b","lora.rank=16","lora.base=nf4"]'], 0.92 * 24),
-    "8B DPO on 24 GB": (["door=train_dpo", "model=llama3_8b", "gpu=rtx4090", "num_gpus=1",
+    "8B DPO on 24 GB": (["script=train_dpo", "model=llama3_8b", "gpu=rtx4090", "num_gpus=1",
                          'overrides=["scale=8b","lora.rank=16","lora.base=nf4"]'], 0.92 * 24),
-    "70B DPO on two": (["door=train_dpo", "model=llama3_70b", "num_gpus=2",
+    "70B DPO on two": (["script=train_dpo", "model=llama3_70b", "num_gpus=2",
                         'overrides=["scale=70b","lora.rank=16","lora.base=nf4"]'], 0.92 * 80),
 }  # fmt: skip
 
@@ -192,7 +192,9 @@ FITS = {  # a row of docs/scaling.md: words of the plan, GB per GPU at most
 def test_what_a_person_has_is_enough(row):
     """Rows of 1,024 tokens; every setting is composed by the script."""
     words, limit = FITS[row]
-    cfg, job, own = compose_all(words[0].removeprefix("door="), [*words, "prompt_tokens=512", "completion_tokens=512"])
+    cfg, job, own = compose_all(
+        words[0].removeprefix("script="), [*words, "prompt_tokens=512", "completion_tokens=512"]
+    )
     config = ModelConfig(**OmegaConf.to_container(cfg.model))
     assert job.checkpointing and own.precision == "auto"
     assert sum(plan.memory(config, job, cfg).values()) / plan.GB <= limit
@@ -255,7 +257,7 @@ def test_a_reward_model_may_recompute_its_layers_to_the_same_gradient(rm, read_m
 
 def test_a_plan_that_a_script_would_refuse_says_what_to_change():
     """PPO's own minibatch on eight GPUs: a smaller part of it changes memory alone."""
-    given = {"door": "train_ppo", "num_gpus": 8, "overrides": [], "completion_tokens": 9, "prompt_tokens": 9}
+    given = {"script": "train_ppo", "num_gpus": 8, "overrides": [], "completion_tokens": 9, "prompt_tokens": 9}
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
         with pytest.raises(ValueError, match="minibatch_size=64 .* x 8 ranks = 128; use 128, or micro_batch_size=8$"):
@@ -264,7 +266,7 @@ def test_a_plan_that_a_script_would_refuse_says_what_to_change():
 
 
 def test_wrong_plans_are_refused():
-    cfg = OmegaConf.create({"door": "train_foo"})
+    cfg = OmegaConf.create({"script": "train_foo"})
     with pytest.raises(ValueError, match="train_foo"):
         plan.check_plan(cfg)
 
@@ -272,7 +274,7 @@ def test_wrong_plans_are_refused():
 @pytest.mark.slow
 def test_memory_is_within_a_tenth_of_what_a_process_holds():
     done = subprocess.run(
-        [sys.executable, "-m", "bench.plan_vs_measured", *plan.DOORS],
+        [sys.executable, "-m", "bench.plan_vs_measured", *plan.SCRIPTS],
         capture_output=True,
         text=True,
         cwd=ROOT,

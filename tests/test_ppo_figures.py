@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_ppo_values import stopping  # noqa: F401 - fixtures
-from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
 FIGURES = Path(__file__).with_name("ppo_figures.json")
 RUNS = {
@@ -20,8 +20,8 @@ RUNS = {
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_figures_of_two_steps_are_what_they_were(ppo, stopping, house, tmp_path, read_metrics, name):
-    assert ppo(stopping, *[word.format(home=house) for word in RUNS[name]]) == 0
+def test_the_figures_of_two_steps_are_what_they_were(ppo, stopping, inputs, tmp_path, read_metrics, name):
+    assert ppo(stopping, *[word.format(home=inputs) for word in RUNS[name]]) == 0
     rows, known = read_metrics(tmp_path / "run"), json.loads(FIGURES.read_text())[name]
     assert len(rows) == len(known)
     for row, old in zip(rows, known, strict=True):

@@ -8,21 +8,21 @@ from safetensors.torch import load_file
 import train_ppo
 from model.build import load_value_model
 from tests.test_ppo_values import HELD_STILL, column, samples_of, stopping, value_loss_if_the_values_stay  # noqa: F401
-from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
 
 def weights(path):
     return load_file(path / "model.safetensors")
 
 
-def test_value_pretraining_leaves_the_policy_where_it_is(ppo, house, tmp_path, read_metrics):
+def test_value_pretraining_leaves_the_policy_where_it_is(ppo, inputs, tmp_path, read_metrics):
     words = ["value_pretraining_steps=2", "optim.value_lr=3e-3", "optim.schedule=constant", "num_steps=3"]
     assert ppo(*words, "sample_every=0", "export_value_model=true", "save_every=1") == 0
     rows = read_metrics(tmp_path / "run")
     assert [row["policy/grad_norm"] == 0 for row in rows] == [True, True, False]
     assert rows[0]["objective/kl_exact"] == pytest.approx(0, abs=1e-6)
     assert rows[2]["objective/kl_exact"] == pytest.approx(0, abs=1e-6)  # measured before the first step of the policy
-    before, after = weights(house / "policy"), weights(tmp_path / "run" / "model")
+    before, after = weights(inputs / "policy"), weights(tmp_path / "run" / "model")
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert ppo(*words, "sample_every=0", "num_steps=2", "save_every=0", run="two") == 0
     after = weights(tmp_path / "two" / "model")
@@ -38,10 +38,10 @@ def test_a_run_goes_on_with_another_ones_value_model(ppo, tmp_path, read_metrics
     assert second > fresh  # the rollout is the same, and the value model has learned
 
 
-def test_the_kl_is_counted_from_ref_policy(ppo, house, tmp_path, read_metrics):
+def test_the_kl_is_counted_from_ref_policy(ppo, inputs, tmp_path, read_metrics):
     assert ppo("num_steps=2", "optim.lr=1e-2", run="first") == 0
     on = f"policy={tmp_path}/first/model"
-    assert ppo(on, f"ref_policy={house}/policy", "num_steps=1", run="iterated") == 0
+    assert ppo(on, f"ref_policy={inputs}/policy", "num_steps=1", run="iterated") == 0
     assert ppo(on, "num_steps=1", run="anew") == 0
     iterated, anew = (read_metrics(tmp_path / run)[0]["objective/kl_exact"] for run in ("iterated", "anew"))
     assert anew == pytest.approx(0, abs=1e-5) and iterated > 1e-3
@@ -129,8 +129,8 @@ def test_every_kind_runs_alike_on_micro_batches_of_any_size(ppo, stopping, tmp_p
         (["watch_patience=0"], "watch_patience=0"),
     ],
 )
-def test_settings_that_mean_nothing_are_named(ppo, house, capsys, words, message):
-    assert ppo(*[word.format(home=house) for word in words]) == 2
+def test_settings_that_mean_nothing_are_named(ppo, inputs, capsys, words, message):
+    assert ppo(*[word.format(home=inputs) for word in words]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -139,7 +139,7 @@ def test_settings_that_mean_nothing_are_named(ppo, house, capsys, words, message
     [["advantage=reinforce_pp", "kl_coef=1"], ["kl_in=loss", "kl_estimator=exact", "kl_coef=20"]],
     ids=["sampled", "exact"],
 )
-def test_a_policy_alone_with_a_teacher_comes_nearer_to_it(ppo, house, tmp_path, read_metrics, words):
+def test_a_policy_alone_with_a_teacher_comes_nearer_to_it(ppo, inputs, tmp_path, read_metrics, words):
     assert ppo("num_steps=3", "optim.lr=1e-2", run="teacher") == 0
     words = [*words, f"ref_policy={tmp_path}/teacher/model", "reward_model=null", "missing_eos=none", "sample_every=0"]
     words += ["num_steps=6", "optim.lr=3e-3", "optim.schedule=constant", "batch_size=16", "minibatch_size=16"]

@@ -11,7 +11,7 @@ import train_ppo
 from data.tokenizer import load_tokenizer
 from model.build import export_model, load_policy
 from model.packing import make_rows, pack
-from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
 REWARDS = """
 CALLS = []
@@ -22,17 +22,17 @@ def by_prompt(prompts, completions, id):
 
 
 @pytest.fixture(scope="session")
-def stopping(house):
+def stopping(inputs):
     """The tiny policy with a stop token that is drawn about every eighth time, so that lengths differ."""
-    policy, tokenizer = load_policy(house / "policy"), load_tokenizer(house / "policy")
+    policy, tokenizer = load_policy(inputs / "policy"), load_tokenizer(inputs / "policy")
     ids = torch.randint(5, tokenizer.vocab_size, (8, 24), generator=torch.Generator().manual_seed(0)).tolist()
     rows = make_rows([{"input_ids": row, "completion_mask": [False] + [True] * 23} for row in ids], tokenizer.pad_id)
     with torch.no_grad():
         hidden = policy.hidden_states(pack(*rows))
         mean, level = hidden.mean(0), (hidden @ policy.lm_head.weight.T).logsumexp(1).mean() - 2
         policy.lm_head.weight[tokenizer.stop_ids[0]] = level * mean / mean.square().sum()
-    export_model(policy, house / "stopping", tokenizer)
-    return f"policy={house}/stopping"
+    export_model(policy, inputs / "stopping", tokenizer)
+    return f"policy={inputs}/stopping"
 
 
 def samples_of(run, step=1):
@@ -219,20 +219,20 @@ def test_the_seed_decides_what_is_sampled_and_may_be_large(ppo, tmp_path):
     assert len(set(drawn.values())) == 4
 
 
-def test_each_network_is_clipped_by_its_own_norm(ppo, house, tmp_path, read_metrics):
+def test_each_network_is_clipped_by_its_own_norm(ppo, inputs, tmp_path, read_metrics):
     """Scores a hundred times larger move the value model's gradient, not the policy's whitened one."""
     words = ["reward_model=null", "value_clip_range=null", "num_steps=1"]
     words += ["ppo_epochs=1", "minibatch_size=8", "kl_coef=0", "missing_eos=none", "gae_lambda=1", "sample_every=0"]
     for weight in (1, 100):
-        assert ppo(*words, f"reward={{name:'{house}/rewards.py:length',weight:{weight}}}", run=str(weight)) == 0
+        assert ppo(*words, f"reward={{name:'{inputs}/rewards.py:length',weight:{weight}}}", run=str(weight)) == 0
     (one,), (hundred,) = (read_metrics(tmp_path / run) for run in ("1", "100"))
     assert hundred["value/grad_norm"] == pytest.approx(100 * one["value/grad_norm"], rel=0.05)
     assert hundred["policy/grad_norm"] == pytest.approx(one["policy/grad_norm"], rel=1e-3)
 
 
-def test_truncation_that_pays_is_said_with_both_figures(ppo, house, capsys):
-    (house / "low.py").write_text("def low(prompts, completions):\n    return [-5.0] * len(prompts)\n")
-    words = [f"reward={house}/low.py:low", "reward_model=null", "num_steps=1", "sampling.max_new_tokens=2"]
+def test_truncation_that_pays_is_said_with_both_figures(ppo, inputs, capsys):
+    (inputs / "low.py").write_text("def low(prompts, completions):\n    return [-5.0] * len(prompts)\n")
+    words = [f"reward={inputs}/low.py:low", "reward_model=null", "num_steps=1", "sampling.max_new_tokens=2"]
     assert ppo(*words, "missing_eos=replace") == 0
     assert "missing_eos_value=-1, more than the mean score of -5" in capsys.readouterr().out
     assert ppo(*words, "missing_eos=subtract", run="subtract") == 0

@@ -9,10 +9,10 @@ from hydra.core.global_hydra import GlobalHydra
 
 import run_recipe as recipes
 from evals.recipe_report import gains_of, marked, read_figure, spoken
-from runtime.door import enter
 from runtime.report import table
+from runtime.script import enter
 
-FAKE_DOOR = """
+FAKE_SCRIPT = """
 import json, os, sys, time
 words = dict(word.split("=", 1) for word in sys.argv[1:])
 directory = words["hydra.run.dir"]
@@ -36,16 +36,16 @@ sys.exit(int(os.environ.get("FAKE_EXIT", "0")))
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
-    """recipe(*words) -> exit code of a recipe of two steps, run in this process, whose door only notes its call."""
+    """recipe(*words) -> exit code of a recipe of two steps, run in this process, whose script only notes its call."""
     (tmp_path / "recipe").mkdir()
     (tmp_path / "input.txt").write_text("first")
-    (tmp_path / "door.py").write_text(FAKE_DOOR)
+    (tmp_path / "script.py").write_text(FAKE_SCRIPT)
     (tmp_path / "recipe" / "two.yaml").write_text(
         "# @package _global_\nname: two\nsteps:\n"
-        f"  - {{name: a, run: 'door.py name=a data.train=[{tmp_path / 'input.txt'}]', figures: [eval/loss]}}\n"
-        "  - {name: b, run: 'door.py name=b policy=${dir}/a/out data.train=[x]', figures: [eval/loss]}\n"
+        f"  - {{name: a, run: 'script.py name=a data.train=[{tmp_path / 'input.txt'}]', figures: [eval/loss]}}\n"
+        "  - {name: b, run: 'script.py name=b policy=${dir}/a/out data.train=[x]', figures: [eval/loss]}\n"
     )
-    (tmp_path / "door.yaml").write_text("defaults: [train_sft]\n")
+    (tmp_path / "script.yaml").write_text("defaults: [train_sft]\n")
     monkeypatch.setattr(recipes, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
 
@@ -65,7 +65,7 @@ def recipe(tmp_path, monkeypatch):
 
 @pytest.fixture
 def calls(tmp_path):
-    """calls() -> what the doors were called with since the last look."""
+    """calls() -> what the scripts were called with since the last look."""
     path = tmp_path / "out" / "calls"
 
     def calls() -> list[str]:
@@ -83,7 +83,7 @@ def test_a_chain_runs_once_and_shows_figures_and_texts(recipe, calls, tmp_path, 
     for word in ("eval/loss", "1.25", "before: gibberish", "after: a latte, please"):
         assert word in told
     page = (tmp_path / "out" / "report.html").read_text()
-    for word in ("a/metrics.jsonl", "1.25", "a latte, please", "python door.py name=a"):
+    for word in ("a/metrics.jsonl", "1.25", "a latte, please", "python script.py name=a"):
         assert word in page
     assert "http" not in page and "src=" not in page.replace('src="data:', "")  # opens without a network
     assert "after a</dt><dd><mark>a latte, please</mark>" in page and str(tmp_path) not in page
@@ -153,7 +153,7 @@ def test_a_pattern_stands_for_the_files_that_it_matches(recipe, calls, tmp_path)
 
 def test_what_runs_remember_for_each_other_is_no_input(recipe, calls, tmp_path):
     (tmp_path / "ref_cache").mkdir()
-    (tmp_path / "door.yaml").write_text(f"defaults: [train_sft, _self_]\nref_cache: {tmp_path / 'ref_cache'}\n")
+    (tmp_path / "script.yaml").write_text(f"defaults: [train_sft, _self_]\nref_cache: {tmp_path / 'ref_cache'}\n")
     assert recipe() == 0 and len(calls()) == 2
     (tmp_path / "ref_cache" / "of_another_run").write_text("log-probs")
     assert recipe() == 0 and calls() == []

@@ -39,7 +39,7 @@ def write(path, rows):
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory):
+def inputs(tmp_path_factory):
     """A tiny policy with a tokenizer of its own, and small files of real pairs, rankings and ratings."""
     home = tmp_path_factory.mktemp("dpo")
     pairs = read_package_rows("pref_hh_helpful_train.jsonl.gz", 24)
@@ -62,19 +62,19 @@ def house(tmp_path_factory):
 
 
 @pytest.fixture
-def dpo(door, house, tmp_path):
+def dpo(script, inputs, tmp_path):
     """dpo(*words, run="run") -> exit code; 3 steps of 4 pairs unless the words say otherwise."""
 
     def dpo(*words, run="run"):
         given = {word.split("=")[0] for word in words}
         defaults = [
-            f"policy={house / 'policy'}", f"data.train=[{house / 'train.jsonl'}]", "data.max_length=96",
+            f"policy={inputs / 'policy'}", f"data.train=[{inputs / 'train.jsonl'}]", "data.max_length=96",
             "data.max_prompt_length=48", "num_steps=3", "batch_size=4", "micro_batch_size=2", "eval_every=0",
             "sample_every=0", "save_every=0", "optim.lr=1e-3", "optim.warmup_steps=0", "log.wandb=disabled",
-            f"ref_cache={house / 'cache'}", "sampling.max_new_tokens=6", "num_prompts=4", "num_samples=2",
+            f"ref_cache={inputs / 'cache'}", "sampling.max_new_tokens=6", "num_prompts=4", "num_samples=2",
         ]  # fmt: skip
         kept = [word for word in defaults if word.split("=")[0] not in given]
-        return door(train_dpo, f"hydra.run.dir={tmp_path / run}", *kept, *words)
+        return script(train_dpo, f"hydra.run.dir={tmp_path / run}", *kept, *words)
 
     return dpo
 
@@ -103,10 +103,10 @@ def test_first_loss_is_ln_2_and_a_cached_reference_is_a_live_one(dpo, tmp_path, 
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_micro_batches_do_not_change_the_step(dpo, house, loss, weights, tmp_path, read_metrics):
+def test_micro_batches_do_not_change_the_step(dpo, inputs, loss, weights, tmp_path, read_metrics):
     words = [f"loss={loss}", "num_steps=1", "optim.lr=1e-2", "nll_coef=0.5", "optim.eps=1e-3"]
     if loss == "plackett_luce":
-        words.append(f"data.train=[{house / 'ranked.jsonl'}]")
+        words.append(f"data.train=[{inputs / 'ranked.jsonl'}]")
     for size in (1, 4):
         assert dpo(*words, f"micro_batch_size={size}", run=f"by{size}") == 0
     one, four = (read_metrics(tmp_path / f"by{size}")[0] for size in (1, 4))
@@ -115,11 +115,11 @@ def test_micro_batches_do_not_change_the_step(dpo, house, loss, weights, tmp_pat
         assert torch.allclose(tensor, weights("by4")[name], atol=2e-5), name
 
 
-def test_the_nll_term_is_that_of_the_chosen_completions_per_token(dpo, house, tmp_path, read_metrics):
+def test_the_nll_term_is_that_of_the_chosen_completions_per_token(dpo, inputs, tmp_path, read_metrics):
     assert dpo("nll_coef=0.5", "num_steps=1", "batch_size=16", "micro_batch_size=8") == 0
     (row,) = read_metrics(tmp_path / "run")
-    tokenizer, cut = load_tokenizer(house / "policy"), {"max_length": 96, "max_prompt_length": 48}
-    records = [record for line in read_lines(house / "train.jsonl") for record in formats.preferences(line)]
+    tokenizer, cut = load_tokenizer(inputs / "policy"), {"max_length": 96, "max_prompt_length": 48}
+    records = [record for line in read_lines(inputs / "train.jsonl") for record in formats.preferences(line)]
     pairs = [encode_completions(r.prompt, [r.chosen, r.rejected], tokenizer, **cut) for r in records]
     num_tokens = sum(sum(chosen["completion_mask"]) for chosen, _ in pairs)
     nll = -row["logprobs/chosen"] * len(pairs) / num_tokens
@@ -134,8 +134,8 @@ def test_training_raises_the_margin_of_the_pairs_it_sees(dpo, tmp_path, read_met
     assert rows[-1]["objective/loss"] < 0.6
 
 
-def test_interrupted_and_resumed_is_uninterrupted(dpo, weights, house):
-    words = [f"data.eval=[{house / 'eval.jsonl'}]", "save_every=2", "eval_every=2", "optim.schedule=constant"]
+def test_interrupted_and_resumed_is_uninterrupted(dpo, weights, inputs):
+    words = [f"data.eval=[{inputs / 'eval.jsonl'}]", "save_every=2", "eval_every=2", "optim.schedule=constant"]
     assert dpo(*words, "num_steps=4", run="whole") == 0
     assert dpo(*words, "num_steps=2", run="halves") == 0
     assert dpo(*words, "num_steps=4", "resume=true", run="halves") == 0
@@ -143,8 +143,8 @@ def test_interrupted_and_resumed_is_uninterrupted(dpo, weights, house):
         assert torch.equal(tensor, weights("halves")[name]), name
 
 
-def test_survey_and_evaluation_begin_at_the_reference(dpo, house, tmp_path, read_metrics):
-    assert dpo(f"data.eval=[{house / 'eval.jsonl'}]", "eval_every=3", "sample_every=3", "optim.lr=1e-2") == 0
+def test_survey_and_evaluation_begin_at_the_reference(dpo, inputs, tmp_path, read_metrics):
+    assert dpo(f"data.eval=[{inputs / 'eval.jsonl'}]", "eval_every=3", "sample_every=3", "optim.lr=1e-2") == 0
     before, *_, after = read_metrics(tmp_path / "run")
     assert before["step"] == 0 and before["objective/kl"] == pytest.approx(0, abs=1e-6)
     assert before["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -156,8 +156,8 @@ def test_survey_and_evaluation_begin_at_the_reference(dpo, house, tmp_path, read
 
 
 @pytest.mark.parametrize("loss, file", [("kto", "rated"), ("kto", "train"), ("plackett_luce", "ranked")])
-def test_single_rated_rows_and_rankings_train(dpo, house, tmp_path, read_metrics, loss, file):
-    data = house / f"{file}.jsonl"
+def test_single_rated_rows_and_rankings_train(dpo, inputs, tmp_path, read_metrics, loss, file):
+    data = inputs / f"{file}.jsonl"
     words = [f"data.train=[{data}]", f"data.eval=[{data}]", "eval_every=3", "data.max_prompt_length=32"]
     assert dpo(f"loss={loss}", *words, "optim.lr=1e-2", "batch_size=8", "beta=0.5") == 0
     before, *_, after = read_metrics(tmp_path / "run")
@@ -211,11 +211,11 @@ def mean_log_ratio(policy, ref_policy, rows, per_token):
 
 @pytest.mark.parametrize("per_token", [False, True])
 def test_ktos_reference_point_is_the_mean_ratio_over_all_completions_beside_other_prompts(
-    dpo, house, tmp_path, read_metrics, per_token
+    dpo, inputs, tmp_path, read_metrics, per_token
 ):
     """Through the whole command: half of them chosen, half rejected, in the unit of the rewards."""
-    near = shaken(load_policy(house / "policy"))
-    export_model(near, tmp_path / "near", load_tokenizer(house / "policy"))
+    near = shaken(load_policy(inputs / "policy"))
+    export_model(near, tmp_path / "near", load_tokenizer(inputs / "policy"))
     words = [
         "loss=kto",
         f"average_logprobs={per_token}",
@@ -226,8 +226,8 @@ def test_ktos_reference_point_is_the_mean_ratio_over_all_completions_beside_othe
     for ref in ("cached", "live"):
         assert dpo(*words, f"ref={ref}", run=ref) == 0
     cut = {"max_length": 96, "max_prompt_length": 48}
-    tokenizer = load_tokenizer(house / "policy")
-    records = [record for line in read_lines(house / "train.jsonl") for record in formats.preferences(line)]
+    tokenizer = load_tokenizer(inputs / "policy")
+    records = [record for line in read_lines(inputs / "train.jsonl") for record in formats.preferences(line)]
     pairs = [encode_completions(r.prompt, [r.chosen, r.rejected], tokenizer, **cut) for r in records]
     split = [
         (ids[:start], ids[start:])
@@ -236,28 +236,34 @@ def test_ktos_reference_point_is_the_mean_ratio_over_all_completions_beside_othe
         for ids, start in [(list(row["input_ids"]), row["completion_mask"].index(True))]
     ]
     rows = [(split[i][0], split[(i + 2) % len(split)][1][: 96 - len(split[i][0])]) for i in range(len(split))]
-    expected = max(0.0, mean_log_ratio(load_policy(house / "policy"), near, rows, per_token))
+    expected = max(0.0, mean_log_ratio(load_policy(inputs / "policy"), near, rows, per_token))
     for ref in ("cached", "live"):
         (row,) = read_metrics(tmp_path / ref)
         assert row["objective/reference_point"] == pytest.approx(expected, rel=1e-3) and expected > 0
 
 
-def test_ktos_reference_point_is_never_below_zero(dpo, house, tmp_path, read_metrics):
+def test_ktos_reference_point_is_never_below_zero(dpo, inputs, tmp_path, read_metrics):
     """The policy far from a reference that likes the data: the mean ratio is negative, the reference point 0."""
-    export_model(shaken(load_policy(house / "policy")), tmp_path / "far", load_tokenizer(house / "policy"))
-    words = ["loss=kto", "num_steps=1", "batch_size=16", f"policy={tmp_path / 'far'}", f"ref_policy={house / 'policy'}"]
+    export_model(shaken(load_policy(inputs / "policy")), tmp_path / "far", load_tokenizer(inputs / "policy"))
+    words = [
+        "loss=kto",
+        "num_steps=1",
+        "batch_size=16",
+        f"policy={tmp_path / 'far'}",
+        f"ref_policy={inputs / 'policy'}",
+    ]
     assert dpo(*words) == 0
     (row,) = read_metrics(tmp_path / "run")
     assert row["objective/reference_point"] == 0.0
     assert row["rewards/chosen"] < 0 and row["rewards/rejected"] < 0  # the completions' own ratios are: none is clamped
 
 
-def test_log_probs_per_token_are_over_completion_tokens_alone(dpo, house, tmp_path, read_metrics):
+def test_log_probs_per_token_are_over_completion_tokens_alone(dpo, inputs, tmp_path, read_metrics):
     """SimPO through the whole command, its value by hand from rows read one at a time."""
     assert dpo("loss=simpo", "num_steps=1", "batch_size=16", "beta=2", "target_margin=0.5") == 0
     (row,) = read_metrics(tmp_path / "run")
-    policy, tokenizer = load_policy(house / "policy"), load_tokenizer(house / "policy")
-    records = [record for line in read_lines(house / "train.jsonl") for record in formats.preferences(line)]
+    policy, tokenizer = load_policy(inputs / "policy"), load_tokenizer(inputs / "policy")
+    records = [record for line in read_lines(inputs / "train.jsonl") for record in formats.preferences(line)]
     total, cut = 0.0, {"max_length": 96, "max_prompt_length": 48}
     for r in records:
         means = []
@@ -269,25 +275,25 @@ def test_log_probs_per_token_are_over_completion_tokens_alone(dpo, house, tmp_pa
     assert row["objective/loss"] == pytest.approx(total / len(records), rel=1e-4)
 
 
-def test_the_first_step_is_taken_at_the_first_rate_of_the_warm_up(dpo, house, weights):
+def test_the_first_step_is_taken_at_the_first_rate_of_the_warm_up(dpo, inputs, weights):
     """AdamW's first step moves a weight by the rate: a quarter of optim.lr where the warm-up has four steps."""
     assert dpo("num_steps=1", "optim.lr=1e-2", "optim.warmup_steps=4", "optim.eps=1e-12") == 0
-    before = load_file(house / "policy" / "model.safetensors")
+    before = load_file(inputs / "policy" / "model.safetensors")
     moved = max((tensor - before[name]).abs().max().item() for name, tensor in weights().items())
     assert moved == pytest.approx(2.5e-3, rel=1e-2)
 
 
 @pytest.mark.parametrize("loss, nll_coef", [("orpo", 1.0), ("cpo", 0.7), ("dpo", 0.3)])
-def test_the_held_out_loss_is_what_training_lowers(dpo, house, tmp_path, read_metrics, loss, nll_coef):
+def test_the_held_out_loss_is_what_training_lowers(dpo, inputs, tmp_path, read_metrics, loss, nll_coef):
     """The same pairs, in parts of other sizes, before a step: one number by both ways."""
     words = [f"loss={loss}", f"nll_coef={nll_coef}", "num_steps=1", "batch_size=16", "eval_every=1"]
-    assert dpo(*words, f"data.eval=[{house / 'train.jsonl'}]", "micro_batch_size=8") == 0
+    assert dpo(*words, f"data.eval=[{inputs / 'train.jsonl'}]", "micro_batch_size=8") == 0
     before, after = read_metrics(tmp_path / "run")
     assert before["eval/loss"] == pytest.approx(after["objective/loss"], rel=1e-5)
     assert before["eval/loss"] > nll_coef  # the NLL is there: above 1 nat per token from random weights
 
 
-def test_rows_with_a_label_are_rated_rows(dpo, house, tmp_path, read_metrics):
+def test_rows_with_a_label_are_rated_rows(dpo, inputs, tmp_path, read_metrics):
     """As KTO's published sets have them: label true or false in the place of a reward."""
     rows = [{"prompt": f"Name {i}.", "completion": f"Word {i * i}.", "reward": float(i % 2)} for i in range(8)]
     labelled = [{k: v for k, v in row.items() if k != "reward"} | {"label": bool(row["reward"])} for row in rows]
@@ -296,9 +302,9 @@ def test_rows_with_a_label_are_rated_rows(dpo, house, tmp_path, read_metrics):
     assert read_metrics(tmp_path / "reward") == read_metrics(tmp_path / "label")
 
 
-def test_margins_of_the_pairs_are_the_target(dpo, house, tmp_path, read_metrics):
+def test_margins_of_the_pairs_are_the_target(dpo, inputs, tmp_path, read_metrics):
     """Before anything is learned a pair's loss is -log sigmoid(-(target_margin + margin_coef * its margin))."""
-    rows = [row | {"margin": float(i % 3)} for i, row in enumerate(read_lines(house / "train.jsonl"))]
+    rows = [row | {"margin": float(i % 3)} for i, row in enumerate(read_lines(inputs / "train.jsonl"))]
     file = write(tmp_path / "margins.jsonl", rows)
     words = ["margin_coef=0.5", "target_margin=0.25", f"data.train=[{file}]", "batch_size=16", "num_steps=1"]
     assert dpo(*words) == 0
@@ -306,8 +312,8 @@ def test_margins_of_the_pairs_are_the_target(dpo, house, tmp_path, read_metrics)
     assert read_metrics(tmp_path / "run")[0]["objective/loss"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_ranks_that_begin_at_1_spell_the_same_ranking(dpo, house, tmp_path, read_metrics):
-    rows = read_lines(house / "ranked.jsonl")
+def test_ranks_that_begin_at_1_spell_the_same_ranking(dpo, inputs, tmp_path, read_metrics):
+    rows = read_lines(inputs / "ranked.jsonl")
     from_one = [row | {"ranks": [rank + 1 for rank in row["ranks"]]} for row in rows]
     for name, written in (("zero", rows), ("one", from_one)):
         file = write(tmp_path / f"{name}.jsonl", written)
@@ -315,10 +321,10 @@ def test_ranks_that_begin_at_1_spell_the_same_ranking(dpo, house, tmp_path, read
     assert read_metrics(tmp_path / "one") == read_metrics(tmp_path / "zero")
 
 
-def test_a_held_out_row_of_the_other_kind_does_not_make_one_class_two(dpo, house, tmp_path, capsys):
-    rated = read_lines(house / "rated.jsonl")
+def test_a_held_out_row_of_the_other_kind_does_not_make_one_class_two(dpo, inputs, tmp_path, capsys):
+    rated = read_lines(inputs / "rated.jsonl")
     good = write(tmp_path / "good.jsonl", [row | {"reward": 1.0} for row in rated])
-    assert dpo("loss=kto", f"data.train=[{good}]", f"data.eval=[{house / 'rated.jsonl'}]") == 2
+    assert dpo("loss=kto", f"data.train=[{good}]", f"data.eval=[{inputs / 'rated.jsonl'}]") == 2
     assert "all 16 are rated good" in capsys.readouterr().err
 
 
@@ -338,8 +344,8 @@ def test_pairs_of_which_none_spells_a_ranking_are_refused_where_rankings_are_ask
     assert dpo("loss=plackett_luce", f"data.train=[{write(file, rows)}]", "num_steps=1") == 0
 
 
-def test_kto_refuses_one_class_and_ratings_that_say_neither(dpo, house, tmp_path, capsys):
-    rated = read_lines(house / "rated.jsonl")
+def test_kto_refuses_one_class_and_ratings_that_say_neither(dpo, inputs, tmp_path, capsys):
+    rated = read_lines(inputs / "rated.jsonl")
     for reward, says in (
         (1.0, "all 16 are rated good"),
         (0.0, "all 16 are rated bad"),
@@ -409,14 +415,16 @@ def test_settings_that_cannot_be_meant_are_refused_before_anything_is_written(dp
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reference_of_another_vocabulary_is_refused(dpo, house, capsys):
+def test_a_reference_of_another_vocabulary_is_refused(dpo, inputs, capsys):
     for ref in ("cached", "live"):
-        assert dpo(f"ref_policy={house / 'other'}", f"ref={ref}") == 2
+        assert dpo(f"ref_policy={inputs / 'other'}", f"ref={ref}") == 2
         assert "another vocabulary" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("loss", ["dpo", "kto"])
-def test_a_cached_reference_computes_the_rows_that_the_run_reads_and_no_others(dpo, house, tmp_path, monkeypatch, loss):
+def test_a_cached_reference_computes_the_rows_that_the_run_reads_and_no_others(
+    dpo, inputs, tmp_path, monkeypatch, loss
+):
     """Three pairs of sixteen a step, two steps; with evaluation, the held-out ones too; a longer run adds the rest."""
     seen, total = [], train_dpo.total_logprobs
     monkeypatch.setattr(
@@ -430,14 +438,14 @@ def test_a_cached_reference_computes_the_rows_that_the_run_reads_and_no_others(d
     per_pair = {"dpo": 2, "kto": 4}[loss]  # KTO's rows have a partner each
     assert dpo(*words, "num_steps=2", run="short") == 0
     assert computed() == 6 * per_pair
-    assert dpo(*words, "num_steps=2", "eval_every=2", f"data.eval=[{house / 'eval.jsonl'}]", run="eval") == 0
+    assert dpo(*words, "num_steps=2", "eval_every=2", f"data.eval=[{inputs / 'eval.jsonl'}]", run="eval") == 0
     assert computed() == (6 + 8) * per_pair
     seen.clear()
     assert dpo(*words, "num_steps=40", "optim.lr=1e-9", run="long") == 0
     assert computed() == (16 + 8) * per_pair
 
 
-def test_a_damaged_cache_is_named_and_a_changed_policy_does_not_find_it(dpo, house, tmp_path, capsys, read_metrics):
+def test_a_damaged_cache_is_named_and_a_changed_policy_does_not_find_it(dpo, inputs, tmp_path, capsys, read_metrics):
     words = [f"ref_cache={tmp_path / 'cache'}", "num_steps=1"]
     assert dpo(*words) == 0
     path = next((tmp_path / "cache").rglob("*.safetensors"))

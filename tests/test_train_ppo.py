@@ -32,7 +32,7 @@ def short(prompts, completions, id):
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory):
+def inputs(tmp_path_factory):
     """A tiny policy, a reward model with its tokenizer and one with another, prompts, reward functions."""
     home = tmp_path_factory.mktemp("ppo")
     with gzip.open(EMBEDDED / "sft_coffee_train.jsonl.gz", "rt", encoding="utf-8") as file:
@@ -55,20 +55,20 @@ def house(tmp_path_factory):
 
 
 @pytest.fixture
-def ppo(door, house, tmp_path, monkeypatch):
+def ppo(script, inputs, tmp_path, monkeypatch):
     """ppo(*words, run="run") -> exit code; 2 rollouts of 8 prompts unless the words say otherwise."""
     monkeypatch.setattr("runtime.run.plot_metrics", lambda rows, path: None)  # seconds a run; test_plots draws
 
     def ppo(*words, run="run"):
         defaults = {
-            "policy": house / "policy", "reward_model": house / "rm", "data.prompts": f"[{house}/rows.jsonl]",
+            "policy": inputs / "policy", "reward_model": inputs / "rm", "data.prompts": f"[{inputs}/rows.jsonl]",
             "num_steps": 2, "batch_size": 8, "minibatch_size": 4, "micro_batch_size": 2, "sampling.max_new_tokens": 8,
             "kl_exact_every": 1, "sample_every": 1, "save_every": 0, "log.wandb": "disabled", "optim.lr": 1e-3,
             "optim.warmup_steps": 0,
             "hydra.run.dir": tmp_path / run,
         }  # fmt: skip
         given = dict(word.split("=", 1) for word in words)
-        return door(train_ppo, *[f"{key}={value}" for key, value in (defaults | given).items()])
+        return script(train_ppo, *[f"{key}={value}" for key, value in (defaults | given).items()])
 
     return ppo
 
@@ -124,10 +124,10 @@ def test_law_1_the_micro_batch_size_changes_nothing(ppo, tmp_path, read_metrics)
             assert one[name] == pytest.approx(four[name], rel=2e-3, abs=2e-5), name
 
 
-def test_law_7_resumed_equals_uninterrupted_with_everything_on(ppo, house, tmp_path, read_metrics):
+def test_law_7_resumed_equals_uninterrupted_with_everything_on(ppo, inputs, tmp_path, read_metrics):
     words = [
         "num_steps=4", "optim.schedule=constant", "ema_decay=0.9", "kl_controller=adaptive", "kl_horizon=50",
-        "ptx_coef=0.5", f"data.ptx=[{house}/rows.jsonl]", "save_every=1", "samples_per_prompt=2", "keep_last=9",
+        "ptx_coef=0.5", f"data.ptx=[{inputs}/rows.jsonl]", "save_every=1", "samples_per_prompt=2", "keep_last=9",
     ]  # fmt: skip
     assert ppo(*words, run="whole") == 0
     assert ppo(*words, "num_steps=2", run="parts") == 0
@@ -156,8 +156,8 @@ def test_every_variant_runs_and_begins_at_ratio_one(ppo, tmp_path, read_metrics,
     assert row["policy/ratio_first"] == pytest.approx(1, abs=1e-5 if "precision=bf16" not in words else 1e-2)
 
 
-def test_rewards_are_summed_with_their_weights(ppo, house, tmp_path, read_metrics):
-    one, weighed = f"reward={house}/rewards.py:length", f"{{name:'{house}/rewards.py:length',weight:0.1}}"
+def test_rewards_are_summed_with_their_weights(ppo, inputs, tmp_path, read_metrics):
+    one, weighed = f"reward={inputs}/rewards.py:length", f"{{name:'{inputs}/rewards.py:length',weight:0.1}}"
     assert ppo(one, "reward_model=null", run="fn") == 0
     assert ppo(run="rm") == 0
     assert ppo(f"reward=[{{name:reward_model,weight:2}},{weighed}]", run="both") == 0
@@ -174,8 +174,8 @@ def test_the_exported_policy_is_the_average_where_one_is_asked_for(ppo, tmp_path
     assert moved > 1e-4
 
 
-def test_held_out_prompts_are_answered_before_and_after(ppo, house, tmp_path, read_metrics):
-    words = [f"data.eval=[{house}/rows.jsonl]", "eval_every=2", "num_prompts=5", "sample_every=0"]
+def test_held_out_prompts_are_answered_before_and_after(ppo, inputs, tmp_path, read_metrics):
+    words = [f"data.eval=[{inputs}/rows.jsonl]", "eval_every=2", "num_prompts=5", "sample_every=0"]
     assert ppo(*words) == 0
     rows = read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows if "eval/score" in row] == [0, 2]
@@ -192,8 +192,8 @@ def test_the_viewer_shows_every_token_of_the_first_rollout(ppo, capsys):
     assert text.count("target ") >= 8 and "advantage" in text and "<|assistant|>" in text
 
 
-def test_signs_of_a_run_that_cannot_learn_are_said_with_figures(ppo, house, capsys):
-    assert ppo(f"reward={house}/rewards.py:constant", "reward_model=null", "sampling.max_new_tokens=1") == 0
+def test_signs_of_a_run_that_cannot_learn_are_said_with_figures(ppo, inputs, capsys):
+    assert ppo(f"reward={inputs}/rewards.py:constant", "reward_model=null", "sampling.max_new_tokens=1") == 0
     said = capsys.readouterr().out
     assert "step 1: all 8 scores are 0.5" in said
     assert "step 1: 0 of 8 completions ended with a stop token" in said
@@ -235,8 +235,8 @@ def test_signs_of_a_run_that_cannot_learn_are_said_with_figures(ppo, house, caps
         (["ppo_epochs=0"], "ppo_epochs=0"),
     ],
 )
-def test_bad_input_is_refused_by_name_with_exit_code_2(ppo, house, capsys, tmp_path, words, message):
-    assert ppo(*[word.format(home=house) for word in words]) == 2
+def test_bad_input_is_refused_by_name_with_exit_code_2(ppo, inputs, capsys, tmp_path, words, message):
+    assert ppo(*[word.format(home=inputs) for word in words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
     sees_a_rollout = any(place in words[0] for place in ("nan_rm", "rewards.py"))
@@ -288,9 +288,9 @@ class OneRank:
         self.rank, self.world_size, self.device = rank, world_size, torch.device("cpu")
 
 
-def test_a_row_draws_by_its_number_and_step_not_by_its_place(house, compose):
-    policy, tokenizer = load_policy(house / "policy", frozen=True), load_tokenizer(house / "policy")
-    cfg = compose("train_ppo", f"policy={house}/policy", "sampling.max_new_tokens=6", "seed=5")
+def test_a_row_draws_by_its_number_and_step_not_by_its_place(inputs, compose):
+    policy, tokenizer = load_policy(inputs / "policy", frozen=True), load_tokenizer(inputs / "policy")
+    cfg = compose("train_ppo", f"policy={inputs}/policy", "sampling.max_new_tokens=6", "seed=5")
     prompts = [
         {"input_ids": tokenizer.encode(text), "messages": [], "where": text}
         for text in ("one latte", "a mocha please", "two teas", "a cake")

@@ -33,7 +33,7 @@ def write(path, rows):
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory):
+def inputs(tmp_path_factory):
     """A tiny policy, and small files of real pairs, rankings and ratings."""
     home = tmp_path_factory.mktemp("rm")
     pairs, rated = (
@@ -56,20 +56,21 @@ def house(tmp_path_factory):
 
 
 @pytest.fixture
-def rm(door, house, tmp_path, monkeypatch):
+def rm(script, inputs, tmp_path, monkeypatch):
     """rm(*words, run="run") -> exit code; 3 steps of 4 elements unless the words say otherwise."""
     monkeypatch.setattr("runtime.run.plot_metrics", lambda rows, path: None)  # seconds a run
 
     def rm(*words, run="run"):
         defaults = {
-            "policy": house / "policy", "data.train": f"[{house}/pairs.jsonl]", "data.eval": f"[{house}/pairs.jsonl]",
+            "policy": inputs / "policy", "data.train": f"[{inputs}/pairs.jsonl]",
+            "data.eval": f"[{inputs}/pairs.jsonl]",
             "data.max_length": 96, "data.max_prompt_length": 48, "num_steps": 3, "batch_size": 4, "micro_batch_size": 2,
             "eval_every": 3, "save_every": 0, "log.wandb": "disabled", "optim.lr": 1e-3,
             "hydra.run.dir": tmp_path / run,
             "sampling.max_new_tokens": 6,
         }  # fmt: skip
         given = dict(word.split("=", 1) for word in words)
-        return door(train_rm, *[f"{key}={value}" for key, value in (defaults | given).items()])
+        return script(train_rm, *[f"{key}={value}" for key, value in (defaults | given).items()])
 
     return rm
 
@@ -106,9 +107,9 @@ def test_margins_come_from_the_record_times_their_coefficient():
     assert weights.tolist() == [1.0] and margins.tolist() == [1.5] and ties.tolist() == [False]
 
 
-def test_a_ranking_as_one_element_equals_its_pairs_one_by_one(house):
+def test_a_ranking_as_one_element_equals_its_pairs_one_by_one(inputs):
     """InstructGPT's K forwards give the loss and gradient of C(K, 2) separate comparisons."""
-    model = load_reward_model(house / "policy", precision="fp32", seed=3)
+    model = load_reward_model(inputs / "policy", precision="fp32", seed=3)
     prompt, answers = [5, 6, 7, 8], [[9, 10], [11], [12, 13, 14]]
     rows = [{"input_ids": prompt + a, "completion_mask": [False] * 4 + [True] * len(a)} for a in answers]
     better, worse, weights, margins, ties = group_pairs(
@@ -135,8 +136,8 @@ def test_a_ranking_as_one_element_equals_its_pairs_one_by_one(house):
 
 
 @pytest.mark.parametrize("kind", ["pairs", "ranked", "rated"])
-def test_every_kind_of_judgement_trains_and_is_measured(rm, house, tmp_path, read_metrics, kind):
-    assert rm(f"data.train=[{house}/{kind}.jsonl]", f"data.eval=[{house}/{kind}.jsonl]") == 0
+def test_every_kind_of_judgement_trains_and_is_measured(rm, inputs, tmp_path, read_metrics, kind):
+    assert rm(f"data.train=[{inputs}/{kind}.jsonl]", f"data.eval=[{inputs}/{kind}.jsonl]") == 0
     first, *_, last = read_metrics(tmp_path / "run")
     main = {"eval/auc"} if kind == "rated" else {"eval/accuracy", "eval/accuracy_lower", "eval/accuracy_upper"}
     assert main | {"eval/loss", "eval/score_length_correlation"} <= set(first) & set(last)
@@ -145,9 +146,9 @@ def test_every_kind_of_judgement_trains_and_is_measured(rm, house, tmp_path, rea
     load_reward_model(tmp_path / "run" / "model", precision="fp32")
 
 
-def test_law_1_the_micro_batch_size_changes_nothing(rm, tmp_path, house, read_metrics):
+def test_law_1_the_micro_batch_size_changes_nothing(rm, tmp_path, inputs, read_metrics):
     for size in (1, 4):
-        assert rm(f"micro_batch_size={size}", f"data.train=[{house}/ranked.jsonl]", "data.eval=[]", run=str(size)) == 0
+        assert rm(f"micro_batch_size={size}", f"data.train=[{inputs}/ranked.jsonl]", "data.eval=[]", run=str(size)) == 0
     for one, four in zip(read_metrics(tmp_path / "1"), read_metrics(tmp_path / "4"), strict=True):
         for name in one:
             assert one[name] == pytest.approx(four[name], rel=1e-3, abs=1e-5), name
@@ -164,7 +165,7 @@ def test_law_7_resumed_equals_uninterrupted(rm, tmp_path, read_metrics):
 
 
 @pytest.mark.parametrize("kind", ["reference_mean", "gain_bias"])
-def test_normalisation_is_stored_with_the_model(rm, house, tmp_path, kind, capsys):
+def test_normalisation_is_stored_with_the_model(rm, inputs, tmp_path, kind, capsys):
     assert rm("data.eval=[]", run="plain") == 0
     assert rm(f"normalise={kind}", "data.eval=[]", "normalise_samples=8") == 0
     assert f"normalise={kind}: " in capsys.readouterr().out
@@ -176,9 +177,9 @@ def test_normalisation_is_stored_with_the_model(rm, house, tmp_path, kind, capsy
 
 
 @pytest.mark.parametrize("kind", ["reference_mean", "gain_bias"])
-def test_normalised_scores_have_mean_0_and_gain_bias_also_deviation_1(house, kind, monkeypatch):
+def test_normalised_scores_have_mean_0_and_gain_bias_also_deviation_1(inputs, kind, monkeypatch):
     """Whatever gain and shift the model came with."""
-    model = load_reward_model(house / "policy", precision="fp32", seed=3)
+    model = load_reward_model(inputs / "policy", precision="fp32", seed=3)
     model.gain.fill_(2.0), model.shift.fill_(0.5)
     rows = [{"input_ids": [5, 6 + i, 9, 7 + 3 * i], "completion_mask": [False, True, True, True]} for i in range(6)]
     groups = [PreferenceGroup([row], [0.0], 0.0, 1.0, "made", "made:1") for row in rows]
@@ -193,7 +194,7 @@ def test_normalised_scores_have_mean_0_and_gain_bias_also_deviation_1(house, kin
     assert scores.std(correction=0).item() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_margins_are_learned_only_where_asked_for(rm, house, tmp_path, read_metrics):
+def test_margins_are_learned_only_where_asked_for(rm, inputs, tmp_path, read_metrics):
     """Pairs of make_data.py carry the gap of their scores."""
     rows = read_package_rows("pref_hh_helpful_train.jsonl.gz", 24)
     write(tmp_path / "gaps.jsonl", [row | {"margin": 5.0} for row in rows])
@@ -207,9 +208,9 @@ def test_margins_are_learned_only_where_asked_for(rm, house, tmp_path, read_metr
 
 
 @pytest.mark.parametrize("kind", ["pairs", "ranked", "rated"])
-def test_the_held_out_loss_is_what_training_lowers(rm, house, tmp_path, read_metrics, kind):
+def test_the_held_out_loss_is_what_training_lowers(rm, inputs, tmp_path, read_metrics, kind):
     """The same elements, before a step: one number by both ways, with everything that the objective holds."""
-    rows = [json.loads(line) for line in (house / f"{kind}.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (inputs / f"{kind}.jsonl").read_text().splitlines()]
     write(
         tmp_path / "own.jsonl", [row | ({"margin": 0.5 * i} if kind == "pairs" else {}) for i, row in enumerate(rows)]
     )
@@ -220,8 +221,8 @@ def test_the_held_out_loss_is_what_training_lowers(rm, house, tmp_path, read_met
     assert before["eval/loss"] == pytest.approx(after["objective/loss"], rel=1e-5)
 
 
-def test_normalising_without_a_liked_completion_is_refused_before_the_training(rm, house, tmp_path, capsys):
-    rows = [json.loads(line) | {"reward": 0.5 * (i % 2)} for i, line in enumerate((house / "rated.jsonl").open())]
+def test_normalising_without_a_liked_completion_is_refused_before_the_training(rm, inputs, tmp_path, capsys):
+    rows = [json.loads(line) | {"reward": 0.5 * (i % 2)} for i, line in enumerate((inputs / "rated.jsonl").open())]
     write(tmp_path / "bad.jsonl", rows)
     assert rm("normalise=reference_mean", f"data.train=[{tmp_path}/bad.jsonl]", "data.eval=[]") == 2
     assert "none of the 24 ratings is above 0.5" in capsys.readouterr().err
@@ -299,7 +300,7 @@ def test_small_rules():
         (["normalise_samples=0.5"], "normalise_samples=0.5"),
     ],
 )
-def test_bad_input_is_refused_by_name_with_exit_code_2(rm, house, capsys, tmp_path, words, message):
-    assert rm(*[word.format(home=house) for word in words]) == 2
+def test_bad_input_is_refused_by_name_with_exit_code_2(rm, inputs, capsys, tmp_path, words, message):
+    assert rm(*[word.format(home=inputs) for word in words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import advantages
 import train_ppo
 from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
-from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
 DOCS = Path(__file__).parents[1] / "docs"
 

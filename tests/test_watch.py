@@ -6,7 +6,7 @@ import json
 import pytest
 
 from runtime.metrics import read_log
-from tests.test_train_dpo import dpo, house  # noqa: F401 - fixtures
+from tests.test_train_dpo import dpo, inputs  # noqa: F401 - fixtures
 from tests.test_train_sft import no_pictures, sft  # noqa: F401 - fixtures
 
 COUNTS = """

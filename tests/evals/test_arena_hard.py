@@ -11,7 +11,7 @@ import pytest
 from evals.benchmarks.arena_hard import FEATURES, controlled, games_of, score, style_gaps
 from evals.questions import load_questions
 from evals.readers import read_votes
-from tests.published_votes import DOOR, write_lines
+from tests.published_votes import SCRIPT, write_lines
 
 QUESTIONS = Path(__file__).parents[3] / "shared" / "reference" / "arena_hard" / "question_v2.jsonl.gz"
 POINTS = {"A>>B": [1] * 3, "A>B": [1], "A=B": [0.5], "B>A": [0], "B>>A": [0] * 3, "A<<B": [0] * 3, "B<A": [1]}
@@ -28,10 +28,10 @@ def judgments(seed=0, n=60):
     return rows
 
 
-def test_the_score_is_the_mean_of_points_with_strong_verdicts_three_times(tmp_path, door):
+def test_the_score_is_the_mean_of_points_with_strong_verdicts_three_times(tmp_path, script):
     rows, words = judgments(), ("task=arena_hard", "task.baselines={coding:base-1,creative_writing:base-2}")
     file = write_lines(tmp_path / "m.jsonl", rows)
-    assert door(DOOR, *words, f"task.input=[{file}]", f"hydra.run.dir={tmp_path}/out") == 0
+    assert script(SCRIPT, *words, f"task.input=[{file}]", f"hydra.run.dir={tmp_path}/out") == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     for category in ("coding", "creative_writing"):
         points = []
@@ -42,7 +42,7 @@ def test_the_score_is_the_mean_of_points_with_strong_verdicts_three_times(tmp_pa
         assert figure["value"] == pytest.approx(100 * np.mean(points)) and figure["lower"] < figure["value"]
     assert result["errors"] == sum(None in row["games"] for row in rows)
     wrong = ("task=arena_hard", "task.baselines={default:nobody}", f"task.input=[{file}]")
-    assert door(DOOR, *wrong, f"hydra.run.dir={tmp_path}/wrong") == 2
+    assert script(SCRIPT, *wrong, f"hydra.run.dir={tmp_path}/wrong") == 2
 
 
 def test_what_style_explains_is_taken_out(tmp_path):

@@ -14,7 +14,7 @@ from evals.families import families_of, family_warnings
 from evals.intervals import holm, share_estimate
 from evals.readers import read_votes
 from evals.verdicts import sort_pairs, votes_table
-from tests.published_votes import DOOR, given, published
+from tests.published_votes import SCRIPT, given, published
 
 CONF = Path(__file__).parents[2] / "conf"
 MODELS = {"vicuna-s": 0.9, "llama-s": 0.0, "claude-s": 1.4, "oasst-s": 0.4}
@@ -250,7 +250,7 @@ def test_families_are_found_by_name_and_by_ancestry(tmp_path, task):
     assert family_warnings("claude-3", {"mine": str(run / "completions.jsonl")}, task.families) == []
 
 
-def test_the_door_writes_json_a_page_and_pictures(tmp_path, door):
+def test_the_script_writes_json_a_page_and_pictures(tmp_path, script):
     votes, answers = made(lambda *_: "a", questions=24)
     rows = [{k: v for k, v in row.items() if v is not None and v == v} for row in votes.to_dict("records")]
     (tmp_path / "v.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -266,7 +266,7 @@ def test_the_door_writes_json_a_page_and_pictures(tmp_path, door):
         "task.format=verdicts",
         "task.rounds=20",
     ]
-    assert door(DOOR, "task=audit", *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert script(SCRIPT, "task=audit", *words, f"hydra.run.dir={tmp_path}/out") == 0
     result, page = (Path(tmp_path / "out" / name).read_text() for name in ("result.json", "audit.html"))
     for name in ("position", "length", "self_preference", "agreement", "degenerate"):
         assert {"value", "lower", "upper", "n", "verdict"} <= set(json.loads(result)[name])

@@ -16,7 +16,7 @@ from evals.published_parsers import fastchat_pair
 from evals.questions import load_questions, load_references
 from generation.clients import Answer
 from generation.scripted_client import ScriptedClient
-from tests.published_votes import DOOR, given, published, write_lines
+from tests.published_votes import SCRIPT, given, published, write_lines
 
 TASK = OmegaConf.create({"mode": "pairwise", "models": None, "baseline": None, "turns": 2, "both_orders": True})
 QUESTIONS = [
@@ -124,9 +124,9 @@ def judge_words(tmp_path, script, *words):
     ]  # fmt: skip
 
 
-def test_the_door_judges_pairs_and_counts_what_it_cannot_read(tmp_path, door):
+def test_the_script_judges_pairs_and_counts_what_it_cannot_read(tmp_path, script):
     script = [{"contains": "1+1", "answers": ["I like [[A]]"]}, {"contains": "", "answers": ["hm"]}]
-    assert door(DOOR, *judge_words(tmp_path, script)) == 0
+    assert script(SCRIPT, *judge_words(tmp_path, script)) == 0
     result = json.loads(Path(tmp_path / "out/result.json").read_text())
     verdicts = [json.loads(line) for line in Path(tmp_path / "out/verdicts.jsonl").read_text().splitlines()]
     assert len(verdicts) == 8 and result["unreadable"] == 0.5
@@ -135,7 +135,7 @@ def test_the_door_judges_pairs_and_counts_what_it_cannot_read(tmp_path, door):
     assert any("cannot be read" in warning for warning in result["warnings"])
 
 
-def test_three_models_are_compared_in_pairs_and_the_order_is_measured_by_category(tmp_path, door, capsys):
+def test_three_models_are_compared_in_pairs_and_the_order_is_measured_by_category(tmp_path, script, capsys):
     rng, models = np.random.default_rng(0), ("base", "good", "bad")
     questions = [{"question_id": str(i), "category": "ab"[i % 2], "turns": [f"Q{i}?"]} for i in range(40)]
     answers = [{"question_id": str(i), "model_id": m, "choices": [{"turns": [f"{m} {rng.integers(99)} Q{i}"]}]}
@@ -146,7 +146,7 @@ def test_three_models_are_compared_in_pairs_and_the_order_is_measured_by_categor
                  ["[[B]]"]}, {"contains": "", "answers": ["[[A]]", "[[B]]", "[[A]]"]}]))}  # fmt: skip
     words = ["task=judge", "client=scripted", "task.baseline=base", "task.turns=1", f"hydra.run.dir={tmp_path}/out"]
     words += [f"client.script={names['script']}", f"task.answers=[{names['answers']}]"]
-    assert door(DOOR, *words, f"task.questions={names['questions']}") == 0
+    assert script(SCRIPT, *words, f"task.questions={names['questions']}") == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     (paired,) = result["paired"]["base"]
     assert paired["models"] == ["good", "bad"] and paired["significant"] and paired["lower"] > 20 and paired["n"] == 40
@@ -157,9 +157,9 @@ def test_three_models_are_compared_in_pairs_and_the_order_is_measured_by_categor
     assert "what the order shown does" in out and "paired differences" in out
 
 
-def test_the_door_grades_single_answers(tmp_path, door):
+def test_the_script_grades_single_answers(tmp_path, script):
     script = [{"contains": "x says", "answers": ["[[8]]"]}, {"contains": "", "answers": ["[[3]]"]}]
-    assert door(DOOR, *judge_words(tmp_path, script, "task.mode=single")) == 0
+    assert script(SCRIPT, *judge_words(tmp_path, script, "task.mode=single")) == 0
     models = json.loads(Path(tmp_path / "out/result.json").read_text())["models"]
     assert json.loads(Path(tmp_path / "out/result.json").read_text())["paired"][0]["value"] == 5
     assert (models["x"]["value"], models["y"]["value"]) == (8, 3) and models["x"]["turns"]["2"]["value"] == 8
@@ -188,13 +188,13 @@ def test_a_killed_run_asks_nothing_twice(tmp_path):
     assert len(asked) == len(conversations) + 1  # the one that died is asked again
 
 
-def test_an_unknown_template_or_mode_is_refused_before_anything_is_asked(tmp_path, door, capsys):
+def test_an_unknown_template_or_mode_is_refused_before_anything_is_asked(tmp_path, script, capsys):
     script = [{"contains": "", "answers": ["[[A]]"]}]
     for words, message in (
         ("judge.template=nope", "judge.template='nope'"),
         ("task.mode=triple", "task.mode='triple'"),
     ):
-        assert door(DOOR, *judge_words(tmp_path, script, words)) == 2
+        assert script(SCRIPT, *judge_words(tmp_path, script, words)) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "result.json").exists()
 

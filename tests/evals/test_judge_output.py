@@ -211,7 +211,7 @@ def test_other_wordings_are_read_by_the_same_rules(text, verdict):
 def verdict_page() -> str:
     """docs/verdicts.md: what a judge writes and what is read, from the tables above."""
     lines = ["# Verdicts: a judge's text and what is read from it", "",
-             "`python -m tests.evals.test_judge_output` writes this page from the tables of that test, which checks it.",
+             "`python -m tests.evals.test_judge_output` writes this page from that test's tables and checks it.",
              "The answer shown first is A. An error is counted with its reason and is no vote.", "",
              "| judge's text | verdict | reason of an error |", "| --- | --- | --- |"]  # fmt: skip
     for text, _ in [*PAIRS, *OTHER_WORDINGS]:

@@ -1,6 +1,6 @@
 """Trainings that are killed (SIGKILL) and resumed until they are done, and what is left of them.
 
-A door runs in a process of its own, forked from a server that has imported torch once: a start costs no import, and
+A script runs in a process of its own, forked from a server that has imported torch once: a start costs no import, and
 the process that dies has done nothing but this training.
 """
 
@@ -20,9 +20,9 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-DOORS = ("train_sft", "train_rm", "train_dpo", "train_ppo")
+SCRIPTS = ("train_sft", "train_rm", "train_dpo", "train_ppo")
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch.distributed.checkpoint", *DOORS, "tests.faults.kills"])
+PROCESSES.set_forkserver_preload(["torch.distributed.checkpoint", *SCRIPTS, "tests.faults.kills"])
 LIMIT = 300  # seconds in which a tiny training is through on any machine
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink")  # as Python's audit events call them
 OLD_RUN = re.compile("seed: 1 -> 0|holds a finished run without checkpoints")  # what a killed overwriting may leave
@@ -56,8 +56,8 @@ def is_called(name: str) -> bool:
     return frame is not None
 
 
-def run_door(door: str, words: list[str], log: Path, change: int | None) -> None:
-    """`python DOOR.py WORDS` in this process, its output added to `log`. Pictures are left out: a second each.
+def run_script(script: str, words: list[str], log: Path, change: int | None) -> None:
+    """`python SCRIPT.py WORDS` in this process, its output added to `log`. Pictures are left out: a second each.
 
     With `change` it dies before its `change`-th change of the disk.
     """
@@ -70,10 +70,10 @@ def run_door(door: str, words: list[str], log: Path, change: int | None) -> None
     os.dup2(file, 2)
     torch.set_num_threads(1)
     runtime.run.plot_metrics = lambda rows, path: None
-    sys.argv = [f"{door}.py", *words]
+    sys.argv = [f"{script}.py", *words]
     if change is not None:
         die_before(change)
-    runtime.run.main(import_module(door).train, door)
+    runtime.run.main(import_module(script).train, script)
 
 
 class Refused(Exception):
@@ -81,16 +81,16 @@ class Refused(Exception):
 
 
 class Training:
-    """One door's training in `directory`: to the end in one go, or through kills."""
+    """One script's training in `directory`: to the end in one go, or through kills."""
 
-    def __init__(self, door: str, words: list[str], directory: Path):
-        self.door, self.words, self.directory = door, words, directory
+    def __init__(self, script: str, words: list[str], directory: Path):
+        self.script, self.words, self.directory = script, words, directory
         self.log = directory.with_name(f"{directory.name}.log")
         self.started = 0.0  # when its latest process began, in seconds since 1970
 
     def start(self, *more: str, change: int | None = None) -> multiprocessing.Process:
         words = [*self.words, *more, f"hydra.run.dir={self.directory}"]
-        process = PROCESSES.Process(target=run_door, args=(self.door, words, self.log, change))
+        process = PROCESSES.Process(target=run_script, args=(self.script, words, self.log, change))
         self.started = time.time()
         process.start()
         return process
@@ -168,7 +168,7 @@ def kill_until(training: Training, kills: int, *, old: Path, seconds: float, see
     Returns:
         How many kills struck where.
     Raises:
-        AssertionError: a door failed.
+        AssertionError: a script failed.
     """
     chance, places, results, resume = random.Random(seed), Counter(), [], False
     while places.total() < kills:

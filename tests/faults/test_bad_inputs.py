@@ -14,8 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from data.tokenizer import train_sentencepiece
 from model.build import export_model, new_policy, new_reward_model
-from runtime.door import enter
 from runtime.run import main
+from runtime.script import enter
 from tests.tiny_models import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ COMMON = ["log.wandb=disabled", "batch_size=8", "micro_batch_size=4", "num_steps
 SIZES = {"num_layers": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16}
 TINY = ["model=tiny", "model.vocab_size=400", *(f"model.{name}={size}" for name, size in SIZES.items())]
 WITHOUT_A_RUN = {"plan": [], "run_recipe": ["dir=run"]}  # and how they are told where to write
-DOORS = {  # a good command line; the row's words come on top
+SCRIPTS = {  # a good command line; the row's words come on top
     "train_sft": [*TINY, "data.train=[TALKS]"],
     "train_rm": ["policy=SFT_DIR", "data.train=[PAIRS]"],
     "train_dpo": ["policy=SFT_DIR", "data.train=[PAIRS]", "ref_cache=CACHE"],
@@ -76,12 +76,12 @@ def read(name: str) -> list[dict]:
 
 
 def test_the_table_lists_each_bad_input_once_and_the_text_counts_them():
-    assert len({(door, words) for door, words, _ in ROWS}) == len(ROWS) >= 60
-    assert {door for door, _, _ in ROWS} == DOORS.keys()
+    assert len({(script, words) for script, words, _ in ROWS}) == len(ROWS) >= 60
+    assert {script for script, _, _ in ROWS} == SCRIPTS.keys()
     assert f"runs each of its {len(ROWS)} rows" in (ROOT / "docs/errors.md").read_text(encoding="utf-8")
 
 
-def run_door(name: str, words: list[str], monkeypatch) -> int:
+def run_script(name: str, words: list[str], monkeypatch) -> int:
     """The exit code of `python NAME.py WORDS`, run in this process."""
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
     GlobalHydra.instance().clear()
@@ -104,11 +104,11 @@ def test_bad_input_gets_its_message_exit_code_2_and_writes_nothing(
     given = words.split("` `")
     keys = {word.split("=")[0] for word in given}
     common = COMMON if name.startswith("train") else []
-    good = [word for word in [*common, *DOORS[name]] if word.split("=")[0] not in keys]
+    good = [word for word in [*common, *SCRIPTS[name]] if word.split("=")[0] not in keys]
     capital = re.compile("|".join(sorted(files, key=len, reverse=True)))
     line = [capital.sub(lambda found: str(files[found[0]]), word) for word in [*good, *given]]
     line += WITHOUT_A_RUN.get(name, ["hydra.run.dir=run", "overwrite=true"])
-    assert run_door(name, line, monkeypatch) == 2
+    assert run_script(name, line, monkeypatch) == 2
     told = capsys.readouterr().err
     assert told.count("error:") == 1 and "Traceback" not in told
     assert message in told.partition("error:")[2]  # before it Hydra repeats the words

@@ -21,7 +21,7 @@ from model.build import load_policy
 from runtime.files import write_whole
 from runtime.metrics import append_row, each_log_row
 from tests.faults.kills import Training
-from tests.faults.test_kills import EVERY_DOOR, TINY
+from tests.faults.test_kills import EVERY_SCRIPT, TINY
 from tests.faults.test_same_inputs import models, no_pictures, place, words_of  # noqa: F401 - fixtures
 
 LONG = pytest.mark.slow
@@ -43,7 +43,7 @@ def disk(tmp_path):
 )
 def test_a_full_disk_stops_a_run_with_a_message_and_loses_nothing(free, where, disk, tmp_path, coffee):
     """With 150 kB the tensors' file of the next save breaks off, with 370 kB one that comes after it."""
-    words = [*TINY, *EVERY_DOOR, f"data.train=[{coffee['train']}]", "batch_size=8", "eval_every=0", "sample_every=0"]
+    words = [*TINY, *EVERY_SCRIPT, f"data.train=[{coffee['train']}]", "batch_size=8", "eval_every=0", "sample_every=0"]
     words.append("optim.schedule=constant")  # may be prolonged
     left_alone = Training("train_sft", [*words, "num_steps=5"], tmp_path / "whole")
     left_alone.finish()
@@ -78,7 +78,7 @@ def full(disk):
     return full
 
 
-def test_a_full_disk_at_the_export_is_named_and_resume_exports(full, disk, door, place, capfd):  # noqa: F811
+def test_a_full_disk_at_the_export_is_named_and_resume_exports(full, disk, script, place, capfd):  # noqa: F811
     words = [*words_of("train_sft", place), f"hydra.run.dir={disk}/run", "num_steps=1"]
     taken, export = None, train_sft.export_model
 
@@ -89,18 +89,18 @@ def test_a_full_disk_at_the_export_is_named_and_resume_exports(full, disk, door,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_sft, "export_model", export_to_a_full_disk)
-        assert door(train_sft, *words) == 1
+        assert script(train_sft, *words) == 1
     told = capfd.readouterr().err
     assert "after step 1:" in told and str(disk / "run/model.writing") in told and "Traceback" not in told
     assert "the last good checkpoint is step_000001" in told and not (disk / "run/model").exists()
     taken.unlink()
-    assert door(train_sft, *words, "resume=true") == 0 and load_policy(disk / "run/model")
+    assert script(train_sft, *words, "resume=true") == 0 and load_policy(disk / "run/model")
 
 
-def test_a_full_disk_at_the_reference_cache_is_named(full, disk, door, place, capfd):  # noqa: F811
+def test_a_full_disk_at_the_reference_cache_is_named(full, disk, script, place, capfd):  # noqa: F811
     full(0)
     words = [*words_of("train_dpo", place), f"ref_cache={disk}/cache", "num_steps=1"]
-    assert door(train_dpo, *words) == 1
+    assert script(train_dpo, *words) == 1
     told = capfd.readouterr().err
     assert str(disk / "cache") in told and "Traceback" not in told and not list(disk.rglob("*.safetensors"))
 

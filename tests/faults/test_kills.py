@@ -23,12 +23,12 @@ TINY = [
     "model=tiny", "model.vocab_size=400", "model.num_layers=1", "model.hidden_size=32", "model.intermediate_size=48",
     "model.num_heads=2", "model.num_kv_heads=1", "model.head_dim=16",
 ]  # fmt: skip
-EVERY_DOOR = ["save_every=1", "keep_last=2", "optim.lr=1e-2", "sampling.max_new_tokens=6", "log.wandb=disabled"]
+EVERY_SCRIPT = ["save_every=1", "keep_last=2", "optim.lr=1e-2", "sampling.max_new_tokens=6", "log.wandb=disabled"]
 
 
 @pytest.fixture(scope="session")
 def trainings(tmp_path_factory, coffee):
-    """door -> its words; DPO and PPO start from what a tiny SFT and reward model training leave."""
+    """script -> its words; DPO and PPO start from what a tiny SFT and reward model training leave."""
     home = tmp_path_factory.mktemp("kills")
     with gzip.open(EMBEDDED / "pref_coffee_train.jsonl.gz", "rt", encoding="utf-8") as file:
         lines = list(itertools.islice(file, 24))
@@ -51,17 +51,17 @@ def trainings(tmp_path_factory, coffee):
             "normalise=reference_mean",
         ],
     }
-    words = {door: [*EVERY_DOOR, *more] for door, more in words.items()}
+    words = {script: [*EVERY_SCRIPT, *more] for script, more in words.items()}
     Training("train_sft", words["train_sft"], home / "sft").finish()
     rm_words = [f"policy={home}/sft/model", *(word for word in words["train_rm"] if not word.startswith("model"))]
     Training("train_rm", rm_words, home / "rm").finish()
     policy = f"policy={home}/sft/model"
     words["train_dpo"] = [
-        *EVERY_DOOR, *compared, *steps, policy, "data.max_length=160", "data.max_prompt_length=96", "sample_every=4",
+        *EVERY_SCRIPT, *compared, *steps, policy, "data.max_length=160", "data.max_prompt_length=96", "sample_every=4",
         "num_prompts=4", "num_samples=2",
     ]  # fmt: skip
     words["train_ppo"] = [
-        *EVERY_DOOR, policy, f"reward_model={home}/rm/model", f"data.prompts=[{asked}]", f"data.eval=[{asked}]",
+        *EVERY_SCRIPT, policy, f"reward_model={home}/rm/model", f"data.prompts=[{asked}]", f"data.eval=[{asked}]",
         "num_steps=4", "batch_size=8", "minibatch_size=4", "micro_batch_size=4", "eval_every=3", "num_prompts=4",
         "sample_every=2", "num_samples=2", "kl_controller=adaptive", "kl_horizon=50", "ema_decay=0.9", "ptx_coef=0.5",
         f"data.ptx=[{coffee['train']}]",
@@ -69,24 +69,24 @@ def trainings(tmp_path_factory, coffee):
     return words
 
 
-def survives(door: str, words: list[str], home: Path, *, kills: int, seed: int = 0) -> None:
+def survives(script: str, words: list[str], home: Path, *, kills: int, seed: int = 0) -> None:
     """Kill a training, which overwrites an old one of another seed, and compare it with the one that was left alone."""
 
     def training(name: str, *more: str) -> Training:
-        cache = [f"ref_cache={home}/cache_{name}"] if door == "train_dpo" else []
-        return Training(door, [*words, *cache, *more], home / name)
+        cache = [f"ref_cache={home}/cache_{name}"] if script == "train_dpo" else []
+        return Training(script, [*words, *cache, *more], home / name)
 
     old, left_alone, struck = training("old", "seed=1"), training("whole"), training("killed")
     old.finish()
     seconds = left_alone.finish()
     places = kill_until(struck, kills, old=old.directory, seconds=seconds, seed=seed)
-    print(f"{door}: {kills} kills, of them {dict(places)}; {seconds:.1f} s uninterrupted")
+    print(f"{script}: {kills} kills, of them {dict(places)}; {seconds:.1f} s uninterrupted")
     assert struck.result() == left_alone.result()
 
 
-@pytest.mark.parametrize("door", ["train_sft", "train_ppo"])
-def test_two_kills_lose_nothing(door, trainings, tmp_path):
-    survives(door, trainings[door], tmp_path, kills=2)
+@pytest.mark.parametrize("script", ["train_sft", "train_ppo"])
+def test_two_kills_lose_nothing(script, trainings, tmp_path):
+    survives(script, trainings[script], tmp_path, kills=2)
 
 
 LORA = ["lora.rank=1", "lora.alpha=7", "lora.targets=[qkv,down]"]
@@ -116,17 +116,17 @@ CONFIGURATIONS = {  # a script and what is added to its words; with the recipe b
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_ten_kills_lose_nothing(name, trainings, tmp_path):
-    door, more = CONFIGURATIONS[name]
+    script, more = CONFIGURATIONS[name]
     if name == "ppo random reward":
         (tmp_path / "rate.py").write_text(
             "import random\ndef rate(prompts, completions):\n    return [random.random() for _ in prompts]\n"
         )
         more = [*more, f"reward={tmp_path}/rate.py:rate"]
-    words = trainings[door]
+    words = trainings[script]
     if name in ("sft adapters", "rm adapters"):  # they adapt a trained model, and name no sizes of one
         sft = next(word for word in trainings["train_dpo"] if word.startswith("policy="))
         words = [sft, *(word for word in words if not word.startswith("model"))]
-    survives(door, [*words, *more], tmp_path, kills=10, seed=sorted(CONFIGURATIONS).index(name))
+    survives(script, [*words, *more], tmp_path, kills=10, seed=sorted(CONFIGURATIONS).index(name))
 
 
 @pytest.mark.slow

@@ -3,18 +3,18 @@ import torch
 
 from model.build import load_policy
 from model.ema import WeightAverage
-from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
 
-def test_what_is_evaluated_is_what_is_exported(ppo, house, tmp_path, read_metrics):  # noqa: F811
+def test_what_is_evaluated_is_what_is_exported(ppo, inputs, tmp_path, read_metrics):  # noqa: F811
     """Through the whole command: an average that has hardly left the start has no KL to it, the weights have."""
-    words = [f"data.eval=[{house}/rows.jsonl]", "eval_every=1", "num_prompts=8", "optim.lr=1e-2", "num_steps=3"]
+    words = [f"data.eval=[{inputs}/rows.jsonl]", "eval_every=1", "num_prompts=8", "optim.lr=1e-2", "num_steps=3"]
     for run, decay in (("average", "0.9999999"), ("last", "null")):
         assert ppo(*words, f"ema_decay={decay}", run=run) == 0
     average, last = (read_metrics(tmp_path / run)[-1] for run in ("average", "last"))
     assert average["eval/kl"] < 1e-4 < 0.01 < last["eval/kl"]
     assert average["objective/kl"] == last["objective/kl"] > 0.01  # the rollouts are the weights' own, and go on so
-    first, exported = (load_policy(path) for path in (house / "policy", tmp_path / "average" / "model"))
+    first, exported = (load_policy(path) for path in (inputs / "policy", tmp_path / "average" / "model"))
     for before, after in zip(first.parameters(), exported.parameters(), strict=True):
         assert torch.allclose(before, after, atol=1e-5)
 

@@ -16,7 +16,7 @@ from model.experts import GroupedProduct, Stack, grouped_mm, router_loss
 from model.packing import pack
 from model.weights.mxfp4 import dequantise
 from tests.family_checkpoints import checkpoint
-from tests.runtime.test_scale import house, job  # noqa: F401 - fixtures
+from tests.runtime.test_scale import inputs, job  # noqa: F401 - fixtures
 from tests.tiny_models import batch_of, random_ids, shaken, tiny_config
 
 SCRIPTS = {"train_sft": train_sft, "train_rm": train_rm, "train_dpo": train_dpo, "train_ppo": train_ppo}
@@ -98,15 +98,15 @@ SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in ("train_rm", "tra
 
 
 @pytest.mark.parametrize("name", ["train_sft", *SLOW])
-def test_the_router_losses_reach_every_training_script(name, door, job, house, tmp_path, read_metrics):  # noqa: F811
+def test_the_router_losses_reach_every_training_script(name, script, job, inputs, tmp_path, read_metrics):  # noqa: F811
     """The same run with and without them: experts are measured in both, and the weights come out otherwise."""
-    tokenizer = load_tokenizer(house / "policy")
+    tokenizer = load_tokenizer(inputs / "policy")
     policy = shaken(new_policy(tiny_config("olmoe", vocab_size=400, max_length=1024), seed=0))
     export_model(policy, tmp_path / "moe", tokenizer)
     learned = []
     for coef in (0.0, 5.0):
         words = [f"policy={tmp_path / 'moe'}", f"router.balance_coef={coef}", "num_steps=2"]
-        assert door(SCRIPTS[name], *job(name, f"run{coef}", *words)[1:]) == 0
+        assert script(SCRIPTS[name], *job(name, f"run{coef}", *words)[1:]) == 0
         rows = read_metrics(tmp_path / f"run{coef}")
         assert any(row.get("experts/balance_loss", 0) >= 0.99 and "experts/unused" in row for row in rows)
         learned.append(load_file(tmp_path / f"run{coef}" / "model" / "model.safetensors"))

@@ -15,7 +15,7 @@ from model.chunks import Chunks
 from model.gated_delta import ShortConvolution, gated_delta, gated_delta_step
 from model.packing import pack
 from model.sampling import generate
-from tests.runtime.test_scale import house, job  # noqa: F401 - fixtures
+from tests.runtime.test_scale import inputs, job  # noqa: F401 - fixtures
 from tests.tiny_models import random_ids, shaken, tiny_config
 
 CUTS = [[0, 130, 194, 200, 301], [301, 310], [310, 311, 311, 400]]  # blocks: a prompt's ends, and its answers' ends
@@ -39,31 +39,31 @@ def random_inputs(size):
     return [x.detach().requires_grad_() for x in (q, k, v, -0.1 * g.exp(), beta)]
 
 
-def stepped(inputs):
+def stepped(row):
     """The definition over one row, token by token, and the last state."""
     state, outs = torch.zeros(1, HV, DK, DV, dtype=torch.float64), []
-    for token in zip(*inputs, strict=True):
+    for token in zip(*row, strict=True):
         out, state = gated_delta_step(state, *(x[None] for x in token))
         outs.append(out)
     return torch.cat(outs), state[0]
 
 
 def test_chunks_and_forked_states_are_the_recurrence_of_every_row_alone():
-    inputs, chunks = random_inputs(400), Chunks(CUTS, torch.device("cpu"))
-    out, states = gated_delta(*inputs, chunks)
+    sample, chunks = random_inputs(400), Chunks(CUTS, torch.device("cpu"))
+    out, states = gated_delta(*sample, chunks)
     weights, expected = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out), 0
     counted = torch.zeros(400, dtype=torch.bool)
     for row in rows_of(CUTS):
-        alone, _ = stepped([x[row] for x in inputs])
+        alone, _ = stepped([x[row] for x in sample])
         torch.testing.assert_close(out[row], alone, rtol=1e-10, atol=1e-10)
         fresh = ~counted[row]  # a shared prompt's outputs count once
         expected = expected + (alone * weights[row])[fresh].sum()
         counted[row] = True
-    grads = torch.autograd.grad((out * weights).sum(), inputs, retain_graph=True)
-    for ours, theirs in zip(grads, torch.autograd.grad(expected, inputs), strict=True):
+    grads = torch.autograd.grad((out * weights).sum(), sample, retain_graph=True)
+    for ours, theirs in zip(grads, torch.autograd.grad(expected, sample), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     for (level, place), (begin, end, *_) in zip(chunks.ends, CUTS, strict=True):
-        _, state = stepped([x[begin:end] for x in inputs])
+        _, state = stepped([x[begin:end] for x in sample])
         torch.testing.assert_close(states[level][place].flatten(0, 1), state, rtol=1e-10, atol=1e-10)
 
 
@@ -102,23 +102,23 @@ def test_states_move_with_their_rows_while_decoding(slots):
 
 
 @pytest.fixture
-def hybrid(house, tmp_path):  # noqa: F811
+def hybrid(inputs, tmp_path):  # noqa: F811
     """The directory of a tiny policy with gated DeltaNets and a real tokenizer."""
     config = tiny_config("qwen3_5_text", vocab_size=400, max_length=1024, num_layers=3)
-    export_model(shaken(new_policy(config, seed=0)), tmp_path / "hybrid", load_tokenizer(house / "policy"))
+    export_model(shaken(new_policy(config, seed=0)), tmp_path / "hybrid", load_tokenizer(inputs / "policy"))
     return tmp_path / "hybrid"
 
 
-SLOW = (pytest.param(script, marks=pytest.mark.slow) for script in (train_sft, train_rm, train_ppo))
+SLOW = (pytest.param(module, marks=pytest.mark.slow) for module in (train_sft, train_rm, train_ppo))
 
 
-@pytest.mark.parametrize("script", [train_dpo, *SLOW])
-def test_every_training_script_learns_with_gated_delta_nets(script, door, job, hybrid, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("module", [train_dpo, *SLOW])
+def test_every_training_script_learns_with_gated_delta_nets(module, script, job, hybrid, tmp_path):  # noqa: F811
     """Also with its layers computed again, which changes nothing."""
     ends = {}
     for again in ("false", "true"):
         words = [f"policy={hybrid}", "num_steps=2", "save_every=0", f"activation_checkpointing={again}"]
-        assert door(script, *job(script.__name__, again, *words)[1:]) == 0
+        assert script(module, *job(module.__name__, again, *words)[1:]) == 0
         ends[again] = load_file(tmp_path / again / "model" / "model.safetensors")
     start = load_file(hybrid / "model.safetensors")
     for name, weight in ends["false"].items():

@@ -16,12 +16,12 @@ from model.linear import Linear
 from model.lora import AdaptersOff, Lora, adapters, add_lora, export_adapter, merge_noise, value_on
 from model.packing import make_rows, pack
 from model.sampling import decoding, generate
-from tests.runtime.test_scale import house, job  # noqa: F401 - fixtures
+from tests.runtime.test_scale import inputs, job  # noqa: F401 - fixtures
 from tests.tiny_models import batch_of, random_ids, shaken, tiny_config
 
 LORA = {"rank": 3, "alpha": 7.0, "targets": ["qkv", "out", "gate_up", "down"], "seed": 5}
 ROWS = batch_of([(random_ids(5, 1), random_ids(4, 2)), (random_ids(3, 3), random_ids(7, 4))], "right")
-DOORS = {"train_sft": train_sft, "train_rm": train_rm, "train_dpo": train_dpo, "train_ppo": train_ppo}
+SCRIPTS = {"train_sft": train_sft, "train_rm": train_rm, "train_dpo": train_dpo, "train_ppo": train_ppo}
 
 
 def trained(config, **changes):
@@ -48,18 +48,18 @@ def test_learning_starts_at_the_base_and_only_adapters_learn():
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_the_merged_export_is_the_policy_with_its_adapters_on(house, tmp_path, family):  # noqa: F811
+def test_the_merged_export_is_the_policy_with_its_adapters_on(inputs, tmp_path, family):  # noqa: F811
     policy = trained(tiny_config(family, vocab_size=400))
-    export_model(policy, tmp_path / "model", load_tokenizer(house / "policy"))
+    export_model(policy, tmp_path / "model", load_tokenizer(inputs / "policy"))
     merged = load_policy(tmp_path / "model")
     assert (total(merged) - total(policy)).abs().max() < 1e-4  # nats of a whole row
     assert (merged.logprobs(*ROWS) - policy.logprobs(*ROWS)).abs().max() < 1e-5
     assert (total(merged) - total(AdaptersOff(policy))).abs().max() > 0.1
 
 
-def test_peft_loads_the_adapter_with_the_same_logits(house, tmp_path):  # noqa: F811
+def test_peft_loads_the_adapter_with_the_same_logits(inputs, tmp_path):  # noqa: F811
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    policy, tokenizer = trained(tiny_config(vocab_size=400)), load_tokenizer(house / "policy")
+    policy, tokenizer = trained(tiny_config(vocab_size=400)), load_tokenizer(inputs / "policy")
     base = add_lora(new_policy(policy.config, seed=0), **LORA)
     base.load_state_dict({n: torch.zeros_like(w) if ".lora." in n else w for n, w in policy.state_dict().items()})
     export_model(base, tmp_path / "base", tokenizer)
@@ -76,11 +76,11 @@ def test_peft_loads_the_adapter_with_the_same_logits(house, tmp_path):  # noqa: 
 
 
 @pytest.mark.parametrize("kind, auto", [("reward", "SequenceClassification"), ("value", "TokenClassification")])
-def test_peft_loads_an_adapter_with_its_head(house, tmp_path, kind, auto):  # noqa: F811
+def test_peft_loads_an_adapter_with_its_head(inputs, tmp_path, kind, auto):  # noqa: F811
     """On a base with biases of q, k and v, and on some products alone. peft has no bias of the head: it lies beside."""
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     policy = shaken(new_policy(tiny_config("qwen2", vocab_size=400), seed=0))
-    export_model(policy, tmp_path / "base", load_tokenizer(house / "policy"))
+    export_model(policy, tmp_path / "base", load_tokenizer(inputs / "policy"))
     load = {"reward": load_reward_model, "value": load_value_model}[kind]
     few = LORA | {"rank": 1, "targets": ["qkv", "down"]}
     model = add_lora(load(tmp_path / "base", precision="fp32", frozen=True, seed=3), **few)
@@ -176,8 +176,8 @@ def decoded_logits(policy, prompt):
         return policy(stream.tokens, stream.positions, stream.blocks, stream.last)
 
 
-def test_what_samples_in_bf16_is_what_was_trained(house):  # noqa: F811
-    policy, prompt = young(house / "policy"), random_ids(9, 1)
+def test_what_samples_in_bf16_is_what_was_trained(inputs):  # noqa: F811
+    policy, prompt = young(inputs / "policy"), random_ids(9, 1)
     sampled = decoded_logits(policy, prompt).log_softmax(-1)
     base = decoded_logits(AdaptersOff(policy).policy, prompt)  # adapters on: the same
     assert torch.equal(sampled, base.log_softmax(-1))
@@ -209,21 +209,21 @@ def test_a_young_adapter_is_seen_whole_in_bf16(size, bias):
         assert ((y.float() - exact) * adds).sum() / adds.square().sum() == pytest.approx(1, abs=0.15)
 
 
-def test_the_export_of_a_bf16_training_is_the_fp32_file_with_the_adapter_merged_in_float32(house, tmp_path):  # noqa: F811
-    policy, base = young(house / "policy"), load_file(house / "policy" / "model.safetensors")
-    export_model(policy, tmp_path / "model", load_tokenizer(house / "policy"))
-    merged, exact = load_file(tmp_path / "model" / "model.safetensors"), load_policy(house / "policy")
+def test_the_export_of_a_bf16_training_is_the_fp32_file_with_the_adapter_merged_in_float32(inputs, tmp_path):  # noqa: F811
+    policy, base = young(inputs / "policy"), load_file(inputs / "policy" / "model.safetensors")
+    export_model(policy, tmp_path / "model", load_tokenizer(inputs / "policy"))
+    merged, exact = load_file(tmp_path / "model" / "model.safetensors"), load_policy(inputs / "policy")
     for name, lora in adapters(policy).items():
         exact.get_submodule(name).weight.data += lora.delta()
-    export_model(exact, tmp_path / "exact", load_tokenizer(house / "policy"))
+    export_model(exact, tmp_path / "exact", load_tokenizer(inputs / "policy"))
     for name, tensor in load_file(tmp_path / "exact" / "model.safetensors").items():
         assert merged[name].dtype == torch.float32 and torch.equal(merged[name], tensor), name
     moved = [name for name in base if not torch.equal(base[name], merged[name])]
     assert len(moved) == 7 * policy.config.num_layers  # q k v o gate up down; all else is the file's, to the bit
 
 
-def test_rounding_a_young_merge_is_said_to_cost_more_than_was_learned(house, tmp_path, caplog):  # noqa: F811
-    policy = young(house / "policy")
+def test_rounding_a_young_merge_is_said_to_cost_more_than_was_learned(inputs, tmp_path, caplog):  # noqa: F811
+    policy = young(inputs / "policy")
     with torch.no_grad():
         for factor, least, most in ((0.1, 0.99, 1.01), (1e4, 0.0, 0.05)):  # 1: all of it is lost
             for lora in adapters(policy).values():
@@ -235,12 +235,12 @@ def test_rounding_a_young_merge_is_said_to_cost_more_than_was_learned(house, tmp
     assert f"{merge_noise(policy):.2f} times what the adapter adds" in caplog.text
 
 
-def test_a_bf16_training_with_adapters_gains_as_much_in_its_export_as_in_itself(door, job, house, tmp_path):  # noqa: F811
+def test_a_bf16_training_with_adapters_gains_as_much_in_its_export_as_in_itself(script, job, inputs, tmp_path):  # noqa: F811
     """Through the whole command: the margin of base + adapter, and of model/ as float32 reads it."""
     words = ["lora.rank=4", "precision=bf16", "num_steps=4", "optim.lr=1e-3", "ref=live"]
-    assert door(train_dpo, *job("train_dpo", "run", *words)[1:]) == 0
+    assert script(train_dpo, *job("train_dpo", "run", *words)[1:]) == 0
     merged = load_file(tmp_path / "run" / "model" / "model.safetensors")
-    base = load_file(house / "policy" / "model.safetensors")
+    base = load_file(inputs / "policy" / "model.safetensors")
     adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     for name in ("layers.0.self_attn.q_proj", "layers.0.mlp.down_proj"):
         A, B = (adapter[f"base_model.model.model.{name}.lora_{side}.weight"] for side in "AB")
@@ -248,22 +248,22 @@ def test_a_bf16_training_with_adapters_gains_as_much_in_its_export_as_in_itself(
         assert torch.allclose(added, B @ A * (16 / 4), atol=1e-7) and added.abs().max() > 0
 
 
-@pytest.mark.parametrize("name", list(DOORS))
-def test_every_door_learns_adapters(door, job, house, tmp_path, read_metrics, name):  # noqa: F811
+@pytest.mark.parametrize("name", list(SCRIPTS))
+def test_every_script_learns_adapters(script, job, inputs, tmp_path, read_metrics, name):  # noqa: F811
     own = {"train_dpo": ["ref=live"], "train_ppo": ["value_start=policy"]}  # one base beside the reward model's
     words = ["lora.rank=4", "num_steps=2", *own.get(name, [])]
-    assert door(DOORS[name], *job(name, "run", *words)[1:]) == 0
+    assert script(SCRIPTS[name], *job(name, "run", *words)[1:]) == 0
     learned, base = (
         tmp_path / "run",
-        load_file(house / ("rm" if name == "train_rm" else "policy") / "model.safetensors"),
+        load_file(inputs / ("rm" if name == "train_rm" else "policy") / "model.safetensors"),
     )
     merged = load_file(learned / "model" / "model.safetensors")
     assert torch.equal(
         merged["model.embed_tokens.weight"],
-        load_file(house / "policy" / "model.safetensors")["model.embed_tokens.weight"],
+        load_file(inputs / "policy" / "model.safetensors")["model.embed_tokens.weight"],
     )
     moved = "model.layers.0.self_attn.v_proj.weight"
-    assert (merged[moved] - load_file(house / "policy" / "model.safetensors")[moved]).abs().max() > 0 and base
+    assert (merged[moved] - load_file(inputs / "policy" / "model.safetensors")[moved]).abs().max() > 0 and base
     assert (learned / "adapter" / "adapter_config.json").exists()
     rows = read_metrics(learned)
     if name == "train_dpo":
@@ -278,6 +278,6 @@ def test_every_door_learns_adapters(door, job, house, tmp_path, read_metrics, na
 @pytest.mark.parametrize(
     "words", [["lora.rank=-1"], ["lora.rank=2", "lora.alpha=0"], ["lora.rank=2", "lora.targets=[q]"]]
 )
-def test_settings_that_cannot_be_meant_are_refused(door, job, words, capsys):  # noqa: F811
-    assert door(train_dpo, *job("train_dpo", "run", *words)[1:]) == 2
+def test_settings_that_cannot_be_meant_are_refused(script, job, words, capsys):  # noqa: F811
+    assert script(train_dpo, *job("train_dpo", "run", *words)[1:]) == 2
     assert "lora." in capsys.readouterr().err

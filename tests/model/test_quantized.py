@@ -14,8 +14,8 @@ from model.linear import Linear
 from model.lora import AdaptersOff, add_lora, value_on
 from model.quantized import NF4Linear, quantize_layers
 from model.sampling import generate
-from tests.model.test_lora import DOORS, ROWS, trained
-from tests.runtime.test_scale import house, job, run  # noqa: F401
+from tests.model.test_lora import ROWS, SCRIPTS, trained
+from tests.runtime.test_scale import inputs, job, run  # noqa: F401
 from tests.tiny_models import tiny_config
 
 functional = pytest.importorskip("bitsandbytes.functional")
@@ -55,10 +55,10 @@ def test_a_forward_and_its_gradient_are_those_of_the_dequantised_weight():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_what_samples_and_what_is_exported_is_what_was_trained(house, tmp_path, precision):  # noqa: F811
+def test_what_samples_and_what_is_exported_is_what_was_trained(inputs, tmp_path, precision):  # noqa: F811
     """A young adapter moves log-probs by less than 4 bits do: on the base as its file has it, it would be lost."""
-    tokenizer = load_tokenizer(house / "policy")
-    base = load_policy(house / "policy", precision=precision, frozen=True)
+    tokenizer = load_tokenizer(inputs / "policy")
+    base = load_policy(inputs / "policy", precision=precision, frozen=True)
     policy = add_lora(base, **NF4)
     for module in policy.modules():
         if getattr(module, "lora", None) is not None:
@@ -66,7 +66,7 @@ def test_what_samples_and_what_is_exported_is_what_was_trained(house, tmp_path, 
     trained_to = policy.logprobs(*ROWS).detach()
     export_model(policy, tmp_path / "model", tokenizer)
     exported = load_policy(tmp_path / "model").logprobs(*ROWS).detach()
-    before, on_file = AdaptersOff(policy).logprobs(*ROWS), load_policy(house / "policy").logprobs(*ROWS).detach()
+    before, on_file = AdaptersOff(policy).logprobs(*ROWS), load_policy(inputs / "policy").logprobs(*ROWS).detach()
     assert (exported - trained_to).abs().max() < (1e-5 if precision == "fp32" else 0.05)
     assert (before - on_file).abs().max() > 0.05  # what NF4 moves
     how = dict(max_new_tokens=4, temperature=1.0, top_k=0, top_p=1.0, slots=2, stop_ids=[], pad_id=0)
@@ -94,8 +94,8 @@ def test_what_cannot_be_meant_is_refused():
         quantize_layers(new_policy(tiny_config("olmoe"), seed=0))
 
 
-@pytest.mark.parametrize("name", DOORS)
-def test_every_script_trains_resumes_and_exports(house, door, job, tmp_path, monkeypatch, name):  # noqa: F811
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_trains_resumes_and_exports(inputs, script, job, tmp_path, monkeypatch, name):  # noqa: F811
     """Two steps, and one with a resume to two: the same bytes. The export is the base's values plus the adapter."""
     monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
     quiet = [*WORDS, "eval_every=0", "sample_every=0", "save_every=1"]
@@ -103,7 +103,7 @@ def test_every_script_trains_resumes_and_exports(house, door, job, tmp_path, mon
     parts = (("parts", 1), ("parts", 2)) if name in ("train_sft", "train_ppo") else ()
     for directory, steps in (("whole", 2), *parts):
         _, *words = job(name, directory, *quiet, f"num_steps={steps}", "resume=true", "resume_anyway=true")
-        assert door(DOORS[name], *words) == 0
+        assert script(SCRIPTS[name], *words) == 0
     files = [(tmp_path / d / "model" / "model.safetensors").read_bytes() for d in {"whole", *dict(parts)}]
     assert files[0] == files[-1]
     adapter = load_file(tmp_path / "whole" / "adapter" / "adapter_model.safetensors")
@@ -111,7 +111,9 @@ def test_every_script_trains_resumes_and_exports(house, door, job, tmp_path, mon
     load = load_reward_model if name == "train_rm" else load_policy
     how = {"precision": "fp32"}
     model = load(tmp_path / "whole" / "model", **how)
-    start = load_reward_model(house / "policy", seed=0, **how) if name == "train_rm" else load_policy(house / "policy")
+    start = (
+        load_reward_model(inputs / "policy", seed=0, **how) if name == "train_rm" else load_policy(inputs / "policy")
+    )
     mine = add_lora(
         start.requires_grad_(False), **NF4 | {"rank": 4, "alpha": 16, "targets": ["qkv", "out", "gate_up", "down"]}
     )
@@ -123,7 +125,7 @@ def test_every_script_trains_resumes_and_exports(house, door, job, tmp_path, mon
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one(house, job, tmp_path):  # noqa: F811
+def test_two_ranks_train_as_one(inputs, job, tmp_path):  # noqa: F811
     names = ("train_sft", "train_dpo")
     for ranks in (1, 2):
         words = [*WORDS, "num_steps=3", "save_every=0", "sample_every=0", f"micro_batch_size={4 // ranks}"]

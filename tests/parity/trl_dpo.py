@@ -81,7 +81,7 @@ def ids_of(group, kl_rows, row_key) -> dict:
 
 
 def run_ours(python: str, home: Path, name: str) -> list[dict]:
-    """Our door's metrics, one row a step."""
+    """Our script's metrics, one row a step."""
     command = OURS[name].split()
     data = home / ("rated.jsonl" if name == "kto" else "pairs.jsonl")
     common = [

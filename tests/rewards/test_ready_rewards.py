@@ -13,8 +13,8 @@ from data.chat import encode_completion
 from data.tokenizer import load_tokenizer
 from rollouts.monitor import repeated_share, unique_share
 from rollouts.reward_functions import call_rows, load_reward_function, make_reward
-from tests.published_votes import DOOR
-from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+from tests.published_votes import SCRIPT
+from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
 REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
 FIB = "def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)"
@@ -99,7 +99,7 @@ def scripted(path, *rules):
     return {"kind": "scripted", "script": str(path)}
 
 
-def test_a_judge_grades_or_compares_in_both_orders_and_its_verdicts_can_be_audited(door, tmp_path):
+def test_a_judge_grades_or_compares_in_both_orders_and_its_verdicts_can_be_audited(script, tmp_path):
     client = scripted(tmp_path / "grades.jsonl", ("good", "Rating: [[8]]"), ("cut", "Rating:"), ("", "Rating: [[3]]"))
     entry = {"name": "judge", "client": client, "template": "short"}
     assert paid(entry, ["good", "cut", "bad"], directory=tmp_path) == [8, None, 3]
@@ -112,7 +112,7 @@ def test_a_judge_grades_or_compares_in_both_orders_and_its_verdicts_can_be_audit
     rewards = paid(entry, said, prompts, tmp_path, baseline=against)
     assert rewards == [1] * 5 + [0, 0.5, None]  # `even`: whoever is shown first wins, so it is a tie
     words = [f"task.input=[{tmp_path}/judge/verdicts.jsonl]", "task.format=verdicts", "task.rounds=20"]
-    assert door(DOOR, "task=audit", *words, "task.questions=null", f"hydra.run.dir={tmp_path}/audit") == 0
+    assert script(SCRIPT, "task=audit", *words, "task.questions=null", f"hydra.run.dir={tmp_path}/audit") == 0
     result = json.loads((tmp_path / "audit" / "result.json").read_text())
     assert result["position"]["flips"]["items"] == 7
 
@@ -174,12 +174,12 @@ def test_a_reward_model_behind_http(server, api):
         assert seen[0] == {"messages": talk, "model": "rm", "use_activation": False}
 
 
-def test_ids_of_our_own_tokenizer_are_what_training_reads(server, house):
+def test_ids_of_our_own_tokenizer_are_what_training_reads(server, inputs):
     url, seen = server
     talk, said = [{"role": "user", "content": "hi there"}], "it is so"
-    entry = {"name": "reward_server", "url": f"{url}/down", "tokenizer": str(house / "policy")}
+    entry = {"name": "reward_server", "url": f"{url}/down", "tokenizer": str(inputs / "policy")}
     assert paid(entry, [said], messages=[talk]) == [1]
-    row = encode_completion(talk, said, load_tokenizer(house / "policy"), max_length=99, max_prompt_length=99)
+    row = encode_completion(talk, said, load_tokenizer(inputs / "policy"), max_length=99, max_prompt_length=99)
     assert seen[-1] == {"input": row["input_ids"], "use_activation": False}
     with pytest.raises(ValueError, match="api=plain sends texts"):
         paid(entry | {"api": "plain"}, [said], messages=[talk])
@@ -195,7 +195,7 @@ def test_a_server_that_is_busy_is_asked_again_and_another_shape_is_named(server)
         paid({"name": "reward_server", "url": f"{url}/classify", "api": "plain"}, ["x"], **one)
 
 
-def test_math_trains_on_gsm8ks_own_rows(ppo, house, tmp_path, read_metrics):
+def test_math_trains_on_gsm8ks_own_rows(ppo, inputs, tmp_path, read_metrics):
     file = REFERENCE / "gsm8k" / "train.jsonl.gz"
     if not file.exists():
         pytest.skip(f"{file} is not there")

@@ -15,7 +15,7 @@ from rollouts.trajectory import Turn
 from tests.data.test_chat import tokenizers  # noqa: F401 - fixtures
 from tests.data.test_tokenizer import byte_level_file
 from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
-from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
 ENVIRONMENTS = """
 class Twice:
@@ -77,15 +77,15 @@ def test_values_and_gae_run_over_the_whole_dialogue(ppo, stopping, env, tmp_path
 
 
 def test_a_reward_function_and_the_environment_are_added_and_logged_apart(
-    ppo, house, stopping, env, tmp_path, read_metrics
+    ppo, inputs, stopping, env, tmp_path, read_metrics
 ):
     words = [
         stopping,
         *ALONE,
         env("Twice"),
-        f"reward=[{{name:'{house}/rewards.py:length',weight:0.1}},{{name:environment,weight:10}}]",
+        f"reward=[{{name:'{inputs}/rewards.py:length',weight:0.1}},{{name:environment,weight:10}}]",
     ]
-    assert ppo(*words, f"data.eval=[{house}/rows.jsonl]", "num_prompts=3", "eval_every=1") == 0
+    assert ppo(*words, f"data.eval=[{inputs}/rows.jsonl]", "num_prompts=3", "eval_every=1") == 0
     before, row = read_metrics(tmp_path / "run")
     expected = 0.1 * row["objective/reward/length"] + 10 * row["objective/reward/environment"]
     assert row["objective/score"] == pytest.approx(expected, rel=1e-5)
@@ -181,8 +181,8 @@ def test_the_calculators_episode_is_paid_by_its_answer():
         assert calculator.step([*messages, {"role": "assistant", "content": answer}]) == ([], expected, True)
 
 
-def test_a_dialogue_stops_at_the_window_and_counts_as_cut(house):
-    tokenizer = load_tokenizer(house / "policy")
+def test_a_dialogue_stops_at_the_window_and_counts_as_cut(inputs):
+    tokenizer = load_tokenizer(inputs / "policy")
 
     class Chatty:
         def reset(self, record):
@@ -201,12 +201,12 @@ def test_a_dialogue_stops_at_the_window_and_counts_as_cut(house):
     assert begin({"messages": []}, [1, 2]).turns == [-1, -1]
 
 
-def test_a_second_model_as_the_user_talks_and_rates(ppo, house, stopping, tmp_path, read_metrics):
+def test_a_second_model_as_the_user_talks_and_rates(ppo, inputs, stopping, tmp_path, read_metrics):
     """The scripted user goes on twice at most, ends some talks with <done>, and rates what it saw."""
     rules = [("The talk is over", "Rating: [[4]]"), ("Your goal: a latte", "<done>"), ("", "And the milk?")]
     script = "".join(json.dumps({"contains": text, "answers": [answer]}) + "\n" for text, answer in rules)
     (tmp_path / "user.jsonl").write_text(script)
-    rows = [json.loads(line) for line in (house / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (inputs / "rows.jsonl").read_text().splitlines()]
     rows = [row | {"goal": "a latte" if i % 2 else "oat milk"} for i, row in enumerate(rows)]
     (tmp_path / "goals.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     client = f"client:{{kind:scripted,script:'{tmp_path}/user.jsonl'}}"

@@ -8,7 +8,7 @@ import pytest
 from rollouts.rewards import Scorer
 from rollouts.sources import read_sources
 from tests.test_ppo_values import samples_of, stopping  # noqa: F401 - fixtures
-from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
 REWARDS = """
 CALLS = {"proxy": 0, "gold": 0, "flat": 0, "noisy": 0}
@@ -35,16 +35,16 @@ def size(prompts, completions, tokens):
 
 
 @pytest.fixture
-def words(house, stopping, tmp_path):
+def words(inputs, stopping, tmp_path):
     (tmp_path / "fn.py").write_text(REWARDS)
     return [stopping, "reward_model=null", "kl_coef=0", "missing_eos=none", "sample_every=0", "kl_exact_every=0"]
 
 
 def test_a_run_warns_where_its_score_rises_while_what_is_watched_falls(
-    ppo, words, house, tmp_path, read_metrics, capsys
+    ppo, words, inputs, tmp_path, read_metrics, capsys
 ):
     watched = ",".join(f"{tmp_path}/fn.py:{name}" for name in ("gold", "flat", "noisy"))
-    words += [f"reward={tmp_path}/fn.py:proxy", f"watch=[{watched}]", f"data.eval=[{house}/rows.jsonl]"]
+    words += [f"reward={tmp_path}/fn.py:proxy", f"watch=[{watched}]", f"data.eval=[{inputs}/rows.jsonl]"]
     assert ppo(*words, "eval_every=1", "num_prompts=6", "num_steps=4") == 0
     said = capsys.readouterr().out
     assert "step 3: in 3 evaluations in a row the score rose" in said and "while gold fell" in said
@@ -71,10 +71,10 @@ def test_a_normalised_reward_has_mean_0_and_deviation_1_over_all_that_was_paid(p
         assert rows[step - 1]["objective/score"] == pytest.approx(sum(expected) / 8, abs=1e-5)
 
 
-def test_running_scales_and_what_was_seen_go_on_after_a_resume(ppo, words, house, tmp_path):
+def test_running_scales_and_what_was_seen_go_on_after_a_resume(ppo, words, inputs, tmp_path):
     """A checkpoint of step 1 holds both; the run that goes on from it ends with the figures of the one that did not."""
     size = f"{{name:'{tmp_path}/fn.py:size',normalise:true}}"
-    words += [f"reward={size}", f"watch={tmp_path}/fn.py:size", f"data.eval=[{house}/rows.jsonl]", "num_prompts=2"]
+    words += [f"reward={size}", f"watch={tmp_path}/fn.py:size", f"data.eval=[{inputs}/rows.jsonl]", "num_prompts=2"]
     words += ["eval_every=1", "save_every=1", "num_steps=2", "keep_last=2"]
     assert ppo(*words) == 0
     whole = (tmp_path / "run" / "metrics.jsonl").read_text()

@@ -9,7 +9,7 @@ import torch
 from rollouts.rewards import Scorer
 from rollouts.sources import Source
 from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
-from tests.test_train_ppo import house, ppo  # noqa: F401 - fixtures
+from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
 REWARDS = """
 def halves(prompts, completions):

@@ -14,7 +14,7 @@ from model.next_token import uniforms
 from rollouts import rewards
 from runtime import devices, distributed, host, metrics
 from runtime.devices import own_device
-from tests.runtime.test_scale import house, job  # noqa: F401
+from tests.runtime.test_scale import inputs, job  # noqa: F401
 
 MPS = torch.device("mps")
 
@@ -63,18 +63,18 @@ class NoFloat64(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        inputs = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        tensors = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         outputs = [x for x in torch.utils._pytree.tree_leaves(out) if isinstance(x, torch.Tensor)]
         hosts = {id(x) for x in self.on_host}
         if any(x.dtype == torch.float64 for x in outputs):
             cast = "_to_copy" in str(function)
-            others = [x for x in inputs if x.dtype != torch.float64 and (cast or x.is_floating_point())]
+            others = [x for x in tensors if x.dtype != torch.float64 and (cast or x.is_floating_point())]
             assert all(id(x) in hosts for x in others), f"{function} makes float64"
         return out
 
 
 @pytest.mark.parametrize("name", ["train_sft", "train_ppo"])
-def test_a_whole_training_needs_no_float64_on_the_device(house, door, job, tmp_path, monkeypatch, apple, name):  # noqa: F811
+def test_a_whole_training_needs_no_float64_on_the_device(inputs, script, job, tmp_path, monkeypatch, apple, name):  # noqa: F811
     monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
     monkeypatch.setattr(devices, "own_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(distributed, "own_device", lambda: torch.device("cpu"))
@@ -88,7 +88,7 @@ def test_a_whole_training_needs_no_float64_on_the_device(house, door, job, tmp_p
     module = {"train_sft": train_sft, "train_ppo": train_ppo}[name]
     with mode:
         _, *words = job(name, "run", "num_steps=1", "eval_every=1", "sample_every=1", "save_every=0")
-        assert door(module, *words) == 0
+        assert script(module, *words) == 0
     assert mode.on_host or name == "train_sft"
 
 

@@ -11,31 +11,31 @@ import train_ppo
 from runtime.config import check_batch, check_types
 
 CONF = Path(__file__).parents[2] / "conf"
-DOORS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "run")
+SCRIPTS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "run")
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
 LAUNCHERS = sorted(path.stem for path in (CONF / "launcher").glob("*.yaml"))  # added with +launcher=
 ABLATIONS = sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))  # of train_ppo.py, with +ablation=
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 
 
-def groups_of(door: str) -> set[str]:
-    """Config groups that the door's defaults list names."""
-    defaults = yaml.safe_load((CONF / f"{door}.yaml").read_text())["defaults"]
+def groups_of(script: str) -> set[str]:
+    """Config groups that the script's defaults list names."""
+    defaults = yaml.safe_load((CONF / f"{script}.yaml").read_text())["defaults"]
     named = {key for item in defaults if isinstance(item, dict) for key in item}
     return {key.removeprefix("optional ") for key in named if not key.startswith("override")}
 
 
-CHOICES = {  # each file of each group, with the first door that may choose it
-    (group, path.stem): door
-    for door in reversed(DOORS)
-    for group in sorted(groups_of(door) - {"recipe"})
+CHOICES = {  # each file of each group, with the first script that may choose it
+    (group, path.stem): script
+    for script in reversed(SCRIPTS)
+    for group in sorted(groups_of(script) - {"recipe"})
     for path in sorted((CONF / group).glob("*.yaml"))
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_a_door_composes(door, compose):
-    compose(door)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_composes(script, compose):
+    compose(script)
 
 
 @pytest.mark.parametrize("group, choice", CHOICES)
@@ -43,19 +43,21 @@ def test_every_choice_of_every_group_composes(group, choice, compose):
     assert group in compose(CHOICES[group, choice], f"{group}={choice}")
 
 
-def test_every_file_of_every_group_is_some_doors_choice():
+def test_every_file_of_every_group_is_some_scripts_choice():
     files = {(path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")}
     chosen = set(CHOICES) | {("recipe", name) for name in RECIPES} | {("sweep", name) for name in SWEEPS}
     chosen |= {("launcher", name) for name in LAUNCHERS} | {("ablation", name) for name in ABLATIONS}
     assert files == chosen
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_every_choice_that_a_door_may_make_is_a_file(door):
-    for item in yaml.safe_load((CONF / f"{door}.yaml").read_text())["defaults"]:
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_choice_that_a_script_may_make_is_a_file(script):
+    for item in yaml.safe_load((CONF / f"{script}.yaml").read_text())["defaults"]:
         for group, choice in item.items() if isinstance(item, dict) else []:
             if choice is not None and not group.startswith("override"):
-                assert (CONF / group.removeprefix("optional ") / f"{choice}.yaml").exists(), f"{door}: {group}={choice}"
+                assert (CONF / group.removeprefix("optional ") / f"{choice}.yaml").exists(), (
+                    f"{script}: {group}={choice}"
+                )
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
@@ -69,22 +71,22 @@ def test_every_step_of_a_recipe_composes(recipe, compose):
     names = [step.name for step in steps]
     assert len(set(names)) == len(names)
     for step in steps:
-        door, *overrides = shlex.split(step.run)
-        cfg = compose(door.removesuffix(".py"), *overrides)
+        script, *overrides = shlex.split(step.run)
+        cfg = compose(script.removesuffix(".py"), *overrides)
         missing = OmegaConf.missing_keys(cfg)
         assert not missing, f"{recipe}, step {step.name}: {sorted(missing)} have no value"
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
-def test_every_sweep_names_keys_that_some_door_has(sweep, compose):
+def test_every_sweep_names_keys_that_some_script_has(sweep, compose):
     params = yaml.safe_load((CONF / "sweep" / f"{sweep}.yaml").read_text())["hydra"]["sweeper"]["params"]
     keys = params.keys() - {"+ablation"}  # a group that is added; its files have a test of their own
-    fits = [door for door in DOORS if all(has(compose, door, key) for key in keys)]
-    assert fits, f"no door has all of {sorted(params)}"
+    fits = [script for script in SCRIPTS if all(has(compose, script, key) for key in keys)]
+    assert fits, f"no script has all of {sorted(params)}"
 
 
-def has(compose, door: str, key: str) -> bool:
-    return OmegaConf.select(compose(door), key, default="absent") != "absent"
+def has(compose, script: str, key: str) -> bool:
+    return OmegaConf.select(compose(script), key, default="absent") != "absent"
 
 
 def test_unknown_keys_are_refused(compose):

@@ -1,4 +1,4 @@
-"""The wandb workspace of each door, built without a network."""
+"""The wandb workspace of each script, built without a network."""
 
 import json
 
@@ -8,12 +8,12 @@ from runtime.dashboard import build
 
 pytest.importorskip("wandb_workspaces")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the package's own validators
-DOORS = ("train_sft", "train_rm", "train_dpo", "train_ppo")
+SCRIPTS = ("train_sft", "train_rm", "train_dpo", "train_ppo")
 
 
-@pytest.mark.parametrize("name", DOORS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_the_workspace_has_a_plot_for_every_panel_of_the_config(compose, name):
-    cfg = compose("dashboard", f"door={name}", "entity=me")
+    cfg = compose("dashboard", f"script={name}", "entity=me")
     sent = json.loads(build(cfg)._to_model().model_dump_json(by_alias=True))
     assert (sent["entity"], sent["project"]) == ("me", cfg.log.project)
     sections = sent["spec"]["section"]["panelBankConfig"]["sections"]
@@ -22,6 +22,6 @@ def test_the_workspace_has_a_plot_for_every_panel_of_the_config(compose, name):
     assert "name" in json.dumps(sent["spec"]["section"]["runSets"][0]["grouping"])
 
 
-def test_a_door_without_panels_is_refused(compose):
-    with pytest.raises(ValueError, match="door='train'"):
-        build(compose("dashboard", "door=train", "entity=me"))
+def test_a_script_without_panels_is_refused(compose):
+    with pytest.raises(ValueError, match="script='train'"):
+        build(compose("dashboard", "script=train", "entity=me"))

@@ -1,4 +1,4 @@
-"""The doors on several gloo ranks: the same losses as on one, checkpoints for any number of ranks, no rank left behind.
+"""The scripts on several gloo ranks: the same losses as on one, checkpoints for any number of ranks, no rank left.
 
 Every test starts processes of its own through launch.py, as a user would.
 """
@@ -23,7 +23,7 @@ from runtime.distributed import gathered, shard_model, start_ranks, stop_ranks
 from tests.tiny_models import batch_of, random_ids, shaken, tiny_config
 
 ROOT = Path(__file__).parents[2]
-DOORS = ("train_sft", "train_rm", "train_dpo", "train_ppo")
+SCRIPTS = ("train_sft", "train_rm", "train_dpo", "train_ppo")
 STEPS = 10
 LORA = ("lora.rank=4",)
 # Until the first step the margins of DPO are 0 but for rounding, which decides how many count as positive.
@@ -31,7 +31,7 @@ OF_ROUNDING = ("rewards/accuracy", "eval/accuracy")
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory):
+def inputs(tmp_path_factory):
     """A tiny policy and reward model of one tokenizer; real pairs, conversations and prompts."""
     home = tmp_path_factory.mktemp("scale")
     files = {"pairs": ("pref_hh_helpful_train.jsonl.gz", 20), "chats": ("sft_coffee_train.jsonl.gz", 20)}
@@ -50,42 +50,42 @@ def house(tmp_path_factory):
     return home
 
 
-def command(house, door, directory, *words):
-    """The door and its command line: a few steps of 8 rows, everything on."""
-    pairs = [f"data.train=[{house}/pairs_train.jsonl]", f"data.eval=[{house}/pairs_eval.jsonl]", "eval_every=5"]
+def command(inputs, script, directory, *words):
+    """The script and its command line: a few steps of 8 rows, everything on."""
+    pairs = [f"data.train=[{inputs}/pairs_train.jsonl]", f"data.eval=[{inputs}/pairs_eval.jsonl]", "eval_every=5"]
     pairs += ["data.max_length=96", "data.max_prompt_length=48"]
     own = {
-        "train_sft": [f"data.train=[{house}/chats_train.jsonl]", f"data.eval=[{house}/chats_eval.jsonl]",
+        "train_sft": [f"data.train=[{inputs}/chats_train.jsonl]", f"data.eval=[{inputs}/chats_eval.jsonl]",
                       "eval_every=5", "sample_every=5", "num_samples=2", "data.max_length=96"],
         "train_rm": [*pairs, "normalise=gain_bias", "normalise_samples=3"],
         "train_dpo": [*pairs, "sample_every=5", "num_prompts=3", "num_samples=2", f"ref_cache={directory}_cache"],
-        "train_ppo": [f"data.prompts=[{house}/chats_train.jsonl]", f"data.eval=[{house}/chats_eval.jsonl]",
-                      f"reward_model={house}/rm", "minibatch_size=4", "ppo_epochs=2", "kl_exact_every=5",
+        "train_ppo": [f"data.prompts=[{inputs}/chats_train.jsonl]", f"data.eval=[{inputs}/chats_eval.jsonl]",
+                      f"reward_model={inputs}/rm", "minibatch_size=4", "ppo_epochs=2", "kl_exact_every=5",
                       "eval_every=5", "missing_eos=none"],
     }  # fmt: skip
     shared = [
-        f"policy={house}/policy", f"num_steps={STEPS}", "batch_size=8", "micro_batch_size=2", "save_every=5",
+        f"policy={inputs}/policy", f"num_steps={STEPS}", "batch_size=8", "micro_batch_size=2", "save_every=5",
         "optim.lr=1e-3", "optim.warmup_steps=0", "optim.schedule=constant", "log.wandb=disabled",
         "sampling.max_new_tokens=6", f"hydra.run.dir={directory}",
     ]  # fmt: skip
-    return [door, *shared, *own[door], *words]
+    return [script, *shared, *own[script], *words]
 
 
 @pytest.fixture
-def job(house, tmp_path):
-    """job(door, run, *words) -> the door and its command line, for a run under tmp_path."""
-    return lambda door, run, *words: command(house, door, tmp_path / run, *words)
+def job(inputs, tmp_path):
+    """job(script, run, *words) -> the script and its command line, for a run under tmp_path."""
+    return lambda script, run, *words: command(inputs, script, tmp_path / run, *words)
 
 
 @pytest.fixture(scope="session")
-def one_rank(house, tmp_path_factory):
-    """one_rank(*words) -> a directory with every door's run on one rank, made once."""
+def one_rank(inputs, tmp_path_factory):
+    """one_rank(*words) -> a directory with every script's run on one rank, made once."""
     done = {}
 
     def one_rank(*words):
         if words not in done:
             done[words] = tmp_path_factory.mktemp("one_rank")
-            run(1, [command(house, door, done[words] / door, *words) for door in DOORS], done[words])
+            run(1, [command(inputs, script, done[words] / script, *words) for script in SCRIPTS], done[words])
         return done[words]
 
     return one_rank
@@ -95,7 +95,7 @@ def start(ranks, jobs, tmp_path, how=("dist=fsdp",)):
     """The process that runs the jobs one after the other, on so many ranks."""
     path = tmp_path / f"jobs_{ranks}_{len(list(tmp_path.iterdir()))}.json"
     path.write_text(json.dumps([[*words, *(how if ranks > 1 else [])] for words in jobs]))
-    return launch(ranks, ROOT / "tests" / "run_doors.py", path)
+    return launch(ranks, ROOT / "tests" / "run_scripts.py", path)
 
 
 def launch(ranks, script, *words):
@@ -184,11 +184,11 @@ def test_no_thread_of_gloo_outlives_the_process_group(group_of_one):
     raise AssertionError(threads())
 
 
-def test_weights_in_bf16_products_travel_in_bf16_and_are_exported_whole(house, tmp_path, group_of_one):
+def test_weights_in_bf16_products_travel_in_bf16_and_are_exported_whole(inputs, tmp_path, group_of_one):
     """What lies on a rank, its gradients and what is exported are float32, the export of a rollout's server too."""
     _, _, device = start_ranks("fsdp")
     try:
-        for path, load in ((house / "policy", load_policy), (house / "rm", load_reward_model)):
+        for path, load in ((inputs / "policy", load_policy), (inputs / "rm", load_reward_model)):
             model = shard_model(load(path, precision="bf16"), device, shard_size=None, cpu_offload=False)
             rows = batch_of([(random_ids(5, 1), random_ids(4, 2))], "right")
             (model.score if hasattr(model, "score") else model.logprobs)(*rows).sum().backward()
@@ -200,7 +200,7 @@ def test_weights_in_bf16_products_travel_in_bf16_and_are_exported_whole(house, t
             with gathered(model):
                 assert not hasattr(model, "head") or model.head.weight.dtype == torch.float32
                 assert all(p.dtype == torch.bfloat16 for p in model.transformer.parameters())
-                export_model(model, tmp_path / "model", load_tokenizer(house / "policy"))
+                export_model(model, tmp_path / "model", load_tokenizer(inputs / "policy"))
                 assert model.transformer.embed.weight.dtype == torch.bfloat16  # as it was
             before, after = (load_file(home / "model.safetensors") for home in (path, tmp_path / "model"))
             for name in before:
@@ -213,17 +213,19 @@ def test_weights_in_bf16_products_travel_in_bf16_and_are_exported_whole(house, t
 @pytest.mark.parametrize("words", [(), LORA], ids=["full", "lora"])
 def test_two_ranks_in_bf16_are_one_within_what_another_seed_moves(job, tmp_path, words):
     words = [*words, "precision=bf16", "num_steps=6", "save_every=0"]
-    run(1, [job(door, f"one_{door}", *words) for door in DOORS], tmp_path)
-    run(1, [job(door, f"seed_{door}", *words, "seed=1") for door in DOORS], tmp_path)
-    run(2, [job(door, f"two_{door}", *words, "micro_batch_size=2") for door in DOORS], tmp_path)
-    for door in DOORS:
-        one, seed, two = (figures(tmp_path / f"{kind}_{door}") for kind in ("one", "seed", "two"))
+    run(1, [job(script, f"one_{script}", *words) for script in SCRIPTS], tmp_path)
+    run(1, [job(script, f"seed_{script}", *words, "seed=1") for script in SCRIPTS], tmp_path)
+    run(2, [job(script, f"two_{script}", *words, "micro_batch_size=2") for script in SCRIPTS], tmp_path)
+    for script in SCRIPTS:
+        one, seed, two = (figures(tmp_path / f"{kind}_{script}") for kind in ("one", "seed", "two"))
         for name in ("objective/loss", "objective/score", "eval/loss"):
             curves = [[row[name] for row in rows if name in row] for rows in (one, seed, two)]
             if curves[0]:
                 noise, moved = (max(abs(a - b) for a, b in zip(curves[0], other, strict=True)) for other in curves[1:])
-                noise *= 3 if door == "train_ppo" else 1  # a rounding may draw other tokens: one more seed, as it were
-                assert moved < noise, f"{door} {name}: {moved} where another seed moves {noise}"
+                noise *= (
+                    3 if script == "train_ppo" else 1
+                )  # a rounding may draw other tokens: one more seed, as it were
+                assert moved < noise, f"{script} {name}: {moved} where another seed moves {noise}"
 
 
 @pytest.mark.slow
@@ -238,19 +240,19 @@ def test_two_ranks_in_bf16_are_one_within_what_another_seed_moves(job, tmp_path,
     ],
     ids=["2", "4", "hsdp", "offload", "lora"],
 )
-def test_every_door_gives_one_ranks_curve(one_rank, job, tmp_path, ranks, how, words):
+def test_every_script_gives_one_ranks_curve(one_rank, job, tmp_path, ranks, how, words):
     size = f"micro_batch_size={4 // ranks}"
-    run(ranks, [job(door, door, *words, size) for door in DOORS], tmp_path, how)
-    for door in DOORS:
-        assert_same_curve(one_rank(*words) / door, tmp_path / door)
-        assert_same_weights(one_rank(*words) / door, tmp_path / door)
+    run(ranks, [job(script, script, *words, size) for script in SCRIPTS], tmp_path, how)
+    for script in SCRIPTS:
+        assert_same_curve(one_rank(*words) / script, tmp_path / script)
+        assert_same_weights(one_rank(*words) / script, tmp_path / script)
 
 
 @pytest.mark.slow
-def test_no_rank_ever_holds_the_whole_model(tmp_path, house):
+def test_no_rank_ever_holds_the_whole_model(tmp_path, inputs):
     shapes = dict(hidden_size=512, intermediate_size=1536, num_layers=12, num_heads=8, num_kv_heads=4, head_dim=64)
     policy = new_policy(tiny_config(vocab_size=4000, **shapes), seed=0)
-    export_model(policy, tmp_path / "model", load_tokenizer(house / "policy"))
+    export_model(policy, tmp_path / "model", load_tokenizer(inputs / "policy"))
     megabytes = sum(weight.nbytes for weight in policy.parameters()) / 1e6  # 150
     peaks = {}
     for ranks in (1, 2):

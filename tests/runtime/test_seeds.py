@@ -11,7 +11,7 @@ from text_samples import conversations, said, write_rows
 from data.tokenizer import train_sentencepiece
 from model.build import export_model, new_policy, new_reward_model
 from run_recipe import compose
-from runtime.door import CONF
+from runtime.script import CONF
 from runtime.seeds import LARGEST
 from tests.tiny_models import tiny_config
 
@@ -52,14 +52,14 @@ def home(tmp_path_factory):
     return home
 
 
-@pytest.mark.parametrize("script", WORDS)
-def test_a_large_seed_works_and_one_beyond_all_is_refused(script, home, door, tmp_path, capsys):
-    job = getattr(import_module(script), JOBS.get(script, "train"))
-    words = [word.replace("HOME", str(home)) for word in WORDS[script]] + [f"hydra.run.dir={tmp_path}/run"]
-    assert door(SimpleNamespace(train=job, __name__=script), *words, f"seed={LARGEST + 1}") == 2
+@pytest.mark.parametrize("name", WORDS)
+def test_a_large_seed_works_and_one_beyond_all_is_refused(name, home, script, tmp_path, capsys):
+    job = getattr(import_module(name), JOBS.get(name, "train"))
+    words = [word.replace("HOME", str(home)) for word in WORDS[name]] + [f"hydra.run.dir={tmp_path}/run"]
+    assert script(SimpleNamespace(train=job, __name__=name), *words, f"seed={LARGEST + 1}") == 2
     assert f"seed={LARGEST + 1} must be at most {LARGEST}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert door(SimpleNamespace(train=job, __name__=script), *words, f"seed={LARGEST}") == 0, capsys.readouterr().err
+    assert script(SimpleNamespace(train=job, __name__=name), *words, f"seed={LARGEST}") == 0, capsys.readouterr().err
 
 
 def test_a_recipe_hands_its_seed_to_every_step():

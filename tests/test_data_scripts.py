@@ -23,13 +23,13 @@ RULES = [
 ]
 
 
-def start(door: str, *words: str) -> subprocess.Popen:
-    command = [sys.executable, door, *map(str, words)]
+def start(script: str, *words: str) -> subprocess.Popen:
+    command = [sys.executable, script, *map(str, words)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def call(door: str, *words: str) -> tuple[int, str, str]:
-    process = start(door, *words)
+def call(script: str, *words: str) -> tuple[int, str, str]:
+    process = start(script, *words)
     out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
@@ -87,7 +87,7 @@ def test_check_data_writes_its_result_and_names_a_bad_row(tmp_path):
     assert code == 2 and "votes.jsonl:61" in err and "Traceback" not in err
 
 
-def test_a_killed_door_goes_on_to_the_same_rows(tmp_path):
+def test_a_killed_script_goes_on_to_the_same_rows(tmp_path):
     """Against a slow endpoint on loopback, killed with SIGKILL in the middle."""
     server = subprocess.Popen(
         [sys.executable, "-c", SLOW_SERVER],
@@ -131,7 +131,7 @@ def _asked(url: str) -> int:
 SLOW_SERVER = """
 import hashlib, json, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from tests.test_data_doors import RULES
+from tests.test_data_scripts import RULES
 asked = 0
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args): pass

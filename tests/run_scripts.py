@@ -1,6 +1,6 @@
-"""Runs a list of doors one after the other in this process: `python run_doors.py jobs.json`, also under torchrun.
+"""Runs a list of scripts one after the other in this process: `python run_scripts.py jobs.json`, also under torchrun.
 
-jobs.json holds [[door, word, ...], ...]. The processes of a test import torch once, not once a door.
+jobs.json holds [[script, word, ...], ...]. The processes of a test import torch once, not once a script.
 """
 
 import importlib
@@ -21,10 +21,10 @@ torch.set_num_threads(1)
 devices.native_bf16 = lambda device_type: False  # as tests/conftest.py
 
 
-def run_doors(jobs: list[list[str]]) -> None:
+def run_scripts(jobs: list[list[str]]) -> None:
     runtime.run.plot_metrics = lambda rows, path: None  # seconds a run; another test draws
     port = int(os.environ.get("MASTER_PORT", "0"))
-    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # every door founds a process group of its own
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # every script founds a process group of its own
     for number, (name, *words) in enumerate(jobs):
         os.environ["MASTER_PORT"] = str(port + 1 + number)
         sys.argv = [name + ".py", *words]
@@ -34,4 +34,4 @@ def run_doors(jobs: list[list[str]]) -> None:
 
 
 if __name__ == "__main__":
-    run_doors(json.loads(Path(sys.argv[1]).read_text()))
+    run_scripts(json.loads(Path(sys.argv[1]).read_text()))
