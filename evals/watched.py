@@ -33,6 +33,8 @@ class Watched:
         Raises:
             ValueError: something else than a number for each answer, or None.
         """
+        if not self.sources:  # the prompts may then be of conversations, which have no columns
+            return {}
         figures, columns = {}, gather_columns(list(prompts))
         for source in self.sources:
             said = call_rows(source.function, [prompt_text(prompt) for prompt in prompts], texts, columns)

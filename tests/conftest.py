@@ -56,10 +56,10 @@ def compose(tmp_path):
 
 
 @pytest.fixture
-def script(monkeypatch):
-    """script(module, *words) -> exit code of `python module.py words`, run in this process."""
+def run_script(monkeypatch):
+    """run_script(module, *words) -> exit code of `python module.py words`, run in this process."""
 
-    def script(module, *words: str) -> int:
+    def run_script(module, *words: str) -> int:
         from runtime.run import main
 
         monkeypatch.setattr(sys, "argv", [module.__name__ + ".py", *words])
@@ -70,7 +70,7 @@ def script(monkeypatch):
             return exit.code
         return 0
 
-    yield script
+    yield run_script
     GlobalHydra.instance().clear()
 
 

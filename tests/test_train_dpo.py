@@ -62,7 +62,7 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture
-def dpo(script, inputs, tmp_path):
+def dpo(run_script, inputs, tmp_path):
     """dpo(*words, run="run") -> exit code; 3 steps of 4 pairs unless the words say otherwise."""
 
     def dpo(*words, run="run"):
@@ -74,7 +74,7 @@ def dpo(script, inputs, tmp_path):
             f"ref_cache={inputs / 'cache'}", "sampling.max_new_tokens=6", "num_prompts=4", "num_samples=2",
         ]  # fmt: skip
         kept = [word for word in defaults if word.split("=")[0] not in given]
-        return script(train_dpo, f"hydra.run.dir={tmp_path / run}", *kept, *words)
+        return run_script(train_dpo, f"hydra.run.dir={tmp_path / run}", *kept, *words)
 
     return dpo
 

@@ -55,7 +55,7 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture
-def ppo(script, inputs, tmp_path, monkeypatch):
+def ppo(run_script, inputs, tmp_path, monkeypatch):
     """ppo(*words, run="run") -> exit code; 2 rollouts of 8 prompts unless the words say otherwise."""
     monkeypatch.setattr("runtime.run.plot_metrics", lambda rows, path: None)  # seconds a run; test_plots draws
 
@@ -68,7 +68,7 @@ def ppo(script, inputs, tmp_path, monkeypatch):
             "hydra.run.dir": tmp_path / run,
         }  # fmt: skip
         given = dict(word.split("=", 1) for word in words)
-        return script(train_ppo, *[f"{key}={value}" for key, value in (defaults | given).items()])
+        return run_script(train_ppo, *[f"{key}={value}" for key, value in (defaults | given).items()])
 
     return ppo
 

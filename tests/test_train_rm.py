@@ -56,7 +56,7 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture
-def rm(script, inputs, tmp_path, monkeypatch):
+def rm(run_script, inputs, tmp_path, monkeypatch):
     """rm(*words, run="run") -> exit code; 3 steps of 4 elements unless the words say otherwise."""
     monkeypatch.setattr("runtime.run.plot_metrics", lambda rows, path: None)  # seconds a run
 
@@ -70,7 +70,7 @@ def rm(script, inputs, tmp_path, monkeypatch):
             "sampling.max_new_tokens": 6,
         }  # fmt: skip
         given = dict(word.split("=", 1) for word in words)
-        return script(train_rm, *[f"{key}={value}" for key, value in (defaults | given).items()])
+        return run_script(train_rm, *[f"{key}={value}" for key, value in (defaults | given).items()])
 
     return rm
 

@@ -24,9 +24,9 @@ def no_pictures(monkeypatch):
 
 
 @pytest.fixture
-def sft(script, sft_words):
+def sft(run_script, sft_words):
     """sft(directory, *overrides) -> exit code of a short training there."""
-    return lambda directory, *words: script(train_sft, *sft_words, f"hydra.run.dir={directory}", *words)
+    return lambda directory, *words: run_script(train_sft, *sft_words, f"hydra.run.dir={directory}", *words)
 
 
 def weights_hash(directory: Path) -> str:
@@ -84,7 +84,7 @@ def test_the_size_of_micro_batches_changes_nothing_but_rounding(sft, tmp_path, r
             assert a == pytest.approx(b, rel=2e-5)
 
 
-def test_a_template_that_strips_thinking_trains_a_row_for_each_turn(sft, script, tmp_path, read_metrics, capsys):
+def test_a_template_that_strips_thinking_trains_a_row_for_each_turn(sft, run_script, tmp_path, read_metrics, capsys):
     """The whole command on a checkpoint with such a template: what is learned, said, shown and resumed."""
     words = ["num_steps=1", "eval_every=0", "sample_every=0", "save_every=0"]
     assert sft(tmp_path / "start", *words) == 0
@@ -104,7 +104,7 @@ def test_a_template_that_strips_thinking_trains_a_row_for_each_turn(sft, script,
     (start / "SHA256SUMS").unlink()
     words = [f"hydra.run.dir={tmp_path / 'out'}", f"policy={start}", f"data.train=[{file}]", "data.shuffle=false"]
     words += ["num_steps=2", "batch_size=4", "micro_batch_size=4", "view=true", "eval_every=0", "sample_every=0"]
-    assert script(train_sft, *words, "log.wandb=disabled") == 0
+    assert run_script(train_sft, *words, "log.wandb=disabled") == 0
     printed = capsys.readouterr().out
     assert "1 of 2 conversations are a row for each assistant turn" in printed and "4 rows in all" in printed
     tokenizer = load_tokenizer(start)
@@ -188,16 +188,16 @@ def test_a_loss_that_explodes_stops_the_run_with_exit_code_2(sft, tmp_path, caps
     assert not (tmp_path / "model").exists()
 
 
-def test_a_sweep_leaves_complete_runs_and_tears_each_down(script, sft_words, tmp_path, read_metrics):
+def test_a_sweep_leaves_complete_runs_and_tears_each_down(run_script, sft_words, tmp_path, read_metrics):
     words = [w for w in sft_words if not w.startswith(("optim.lr", "num_steps"))]
     grid = ["-m", "optim.lr=1e-3,1e-2", "seed=0,1", f"hydra.sweep.dir={tmp_path}", "num_steps=2", "sample_every=0"]
-    assert script(train_sft, *grid, *words) == 0
+    assert run_script(train_sft, *grid, *words) == 0
     runs = {path.name: read_metrics(path) for path in sorted(tmp_path.iterdir()) if path.is_dir()}
     assert sorted(runs) == ["0", "1", "2", "3"]
     assert all(len(rows) == 3 and (tmp_path / name / "model" / "config.json").exists() for name, rows in runs.items())
     assert len({weights_hash(tmp_path / name) for name in runs}) == 4
     alone = [*words, "optim.lr=1e-2", "seed=1", "num_steps=2", "sample_every=0", f"hydra.run.dir={tmp_path / 'alone'}"]
-    assert script(train_sft, *alone) == 0
+    assert run_script(train_sft, *alone) == 0
     assert weights_hash(tmp_path / "alone") == weights_hash(tmp_path / "3"), "a job depends on the jobs before it"
 
 

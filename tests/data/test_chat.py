@@ -1,12 +1,12 @@
 """Chat templates: the ids of the models' own templates, and a mask over what the assistant says and nothing else."""
 
 import pytest
-from test_tokenizer import byte_level_file
 from text_samples import STRANGE, conversations, mistral, mistral_file, said, smollm2, tiny_tokenizer
 
 from data.builtin_templates import TEMPLATES
 from data.chat import cut_prompt, encode_chat, encode_completion, encode_completions, encode_prompt
 from data.tokenizer import load_tokenizer
+from tests.data.test_tokenizer import byte_level_file
 
 LONG = 1 << 20
 SYSTEM = {"role": "system", "content": "Be kind.\n"}

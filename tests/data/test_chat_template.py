@@ -4,7 +4,6 @@ import copy
 import json
 
 import pytest
-from test_tokenizer import byte_level_file
 from text_samples import data_config, said, write_rows
 
 from data import sandbox
@@ -13,6 +12,7 @@ from data.chat import encode_chat, encode_completions, encode_prompt, encode_row
 from data.messages import parse_messages
 from data.sft import encode_demonstrations
 from data.tokenizer import load_tokenizer
+from tests.data.test_tokenizer import byte_level_file
 
 LONG = 1 << 20
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]

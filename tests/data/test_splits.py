@@ -30,7 +30,7 @@ def tokenizer_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def trained_on(script, tokenizer_dir, tmp_path, monkeypatch):
+def trained_on(run_script, tokenizer_dir, tmp_path, monkeypatch):
     """trained_on(rows, *words) -> (text read, text learned) of the rows that `train_sft.py` takes, or its exit code."""
     seen = []
     real = train_sft.make_rows
@@ -43,7 +43,9 @@ def trained_on(script, tokenizer_dir, tmp_path, monkeypatch):
         path = write_rows(tmp_path / "rows.jsonl", *rows)
         monkeypatch.setattr(train_sft, "make_rows", spy)
         words = [*TINY, f"num_steps={len(rows)}", f"tokenizer={tokenizer_dir}", f"data.train=[{path}]", *words]
-        code = script(train_sft, *words, "data.shuffle=false", f"hydra.run.dir={tmp_path / 'run'}", "overwrite=true")
+        code = run_script(
+            train_sft, *words, "data.shuffle=false", f"hydra.run.dir={tmp_path / 'run'}", "overwrite=true"
+        )
         decode = tiny_tokenizer().decode
         read = [(decode(r["input_ids"], specials=True), decode(r["input_ids"][r["completion_mask"]])) for r in seen]
         return code or read

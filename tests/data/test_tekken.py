@@ -5,12 +5,12 @@ import random
 from pathlib import Path
 
 import pytest
-from test_tokenizer import TEXTS
 from text_samples import mistral_file, said
 
 from data.chat import encode_prompt, encode_rows
 from data.messages import parse_messages
 from data.tokenizer import load_tokenizer
+from tests.data.test_tokenizer import TEXTS
 
 LONG = 1 << 20
 NAMED = ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"]  # of versions 11 and 13

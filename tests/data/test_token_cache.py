@@ -303,7 +303,7 @@ def test_no_process_is_left_over(tmp_path, four_chunks):
     assert not multiprocessing.active_children()
 
 
-def test_the_jobs_of_a_sweep_and_a_restart_tokenise_nothing_again(script, sft_words, tmp_path, tokenised):
+def test_the_jobs_of_a_sweep_and_a_restart_tokenise_nothing_again(run_script, sft_words, tmp_path, tokenised):
     """Through the whole command: 40 conversations to learn and 8 held out, each once."""
     words = [
         *sft_words,
@@ -313,9 +313,9 @@ def test_the_jobs_of_a_sweep_and_a_restart_tokenise_nothing_again(script, sft_wo
         "save_every=0",
         f"data.cache={tmp_path}/cache",
     ]
-    assert script(train_sft, "-m", *words, "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep") == 0
+    assert run_script(train_sft, "-m", *words, "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep") == 0
     assert len(tokenised) == 48
-    assert script(train_sft, *words, f"hydra.run.dir={tmp_path}/again") == 0
+    assert run_script(train_sft, *words, f"hydra.run.dir={tmp_path}/again") == 0
     assert len(tokenised) == 48
     first, again = ((tmp_path / d / "metrics.jsonl").read_text().splitlines() for d in ("sweep/0", "again"))
     assert [json.loads(row)["eval/loss"] for row in first] == [json.loads(row)["eval/loss"] for row in again]

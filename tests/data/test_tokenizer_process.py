@@ -9,7 +9,6 @@ import mistral_common
 import pytest
 import tiktoken_ext.openai_public
 import transformers
-from test_tokenizer import byte_level_file
 from text_samples import STRANGE, conversations, data_config, mistral_file, said, tiny_tokenizer, write_rows
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
@@ -22,6 +21,7 @@ from data.tokenizer import load_tokenizer
 from data.vocabularies import patterns
 from data.vocabularies.byte_level import SPLITS
 from data.vocabularies.vocabulary import HereTokenizer, encoder_of
+from tests.data.test_tokenizer import byte_level_file
 
 WORDS = r"\p{L}+|\p{N}+|\s+|[^\p{L}\p{N}\s]+"
 MANY_WAYS = r"(?:z|z)*b|."

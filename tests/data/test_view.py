@@ -94,7 +94,7 @@ def test_the_first_the_longest_the_most_cut_and_given_rows_are_shown(tmp_path, c
     assert page.count('class="side"') == 2 and "chosen: " in page and "rejected: " in page
 
 
-def test_a_run_shows_its_first_batch_and_trains_the_same(script, sft_words, read_metrics, tmp_path, monkeypatch):
+def test_a_run_shows_its_first_batch_and_trains_the_same(run_script, sft_words, read_metrics, tmp_path, monkeypatch):
     import runtime.run
 
     monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
@@ -102,9 +102,9 @@ def test_a_run_shows_its_first_batch_and_trains_the_same(script, sft_words, read
     taken = []
     real = train_sft.micro_batches
     monkeypatch.setattr(train_sft, "micro_batches", lambda batch, size: taken.append(batch) or real(batch, size))
-    assert script(train_sft, *words, f"hydra.run.dir={tmp_path / 'a'}") == 0
+    assert run_script(train_sft, *words, f"hydra.run.dir={tmp_path / 'a'}") == 0
     first = next(batch for batch in taken if len(batch) == 8)
-    assert script(train_sft, *words, "view=true", f"hydra.run.dir={tmp_path / 'b'}") == 0
+    assert run_script(train_sft, *words, "view=true", f"hydra.run.dir={tmp_path / 'b'}") == 0
     assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b")
     page = (tmp_path / "b/first_batch.html").read_text()
     assert re.findall(r"<h2>(/\S+?:\d+)</h2>", page) == [row["where"] for row in first]

@@ -184,10 +184,10 @@ def test_a_judge_that_is_not_named_must_be_the_only_one(mt_bench):
         split_judge(two, judge=None, humans="expert_*")
 
 
-def test_the_script_gives_fastchats_figures_with_turns_categories_and_people(tmp_path, script):
+def test_the_script_gives_fastchats_figures_with_turns_categories_and_people(tmp_path, run_script):
     files = ",".join(published("mtbench/human.jsonl", "mtbench/gpt4_pair.jsonl"))
     words = [f"task.input=[{files}]", "task.format=mtbench", "task.rounds=10", f"hydra.run.dir={tmp_path}/out"]
-    assert script(SCRIPT, "task=agreement", *words) == 0
+    assert run_script(SCRIPT, "task=agreement", *words) == 0
     result = json.loads(Path(tmp_path / "out/result.json").read_text())
     expected = given("mtbench_official_agreement")
     assert result["turns"]["1"]["agreement"] == pytest.approx(expected["turn1|gpt4-pair|human|with_tie"]["ratio"])
@@ -222,11 +222,11 @@ def test_no_figure_depends_on_how_the_models_are_called():
     assert one[:-1] == pytest.approx(other[:-1]) and one[-1] != pytest.approx(other[-1])
 
 
-def test_errors_of_other_judges_are_not_counted(tmp_path, script):
+def test_errors_of_other_judges_are_not_counted(tmp_path, run_script):
     rows = [{"question": str(q), "model_a": "x", "model_b": "y", "verdict": v, "judge": j, "human": j == "p"}
             for q in range(12) for j, v in (("p", "ab"[q % 2]), ("one", "ab"[q % 2]), ("two", "error"))]  # fmt: skip
     file = tmp_path / "v.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [f"task.input=[{file}]", "task.format=verdicts", "task.judge=one", "task.rounds=10", "task.questions=null"]
-    assert script(SCRIPT, "task=agreement", *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, "task=agreement", *words, f"hydra.run.dir={tmp_path}/out") == 0
     assert json.loads((tmp_path / "out/result.json").read_text())["errors"] == 0

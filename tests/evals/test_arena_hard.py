@@ -28,10 +28,10 @@ def judgments(seed=0, n=60):
     return rows
 
 
-def test_the_score_is_the_mean_of_points_with_strong_verdicts_three_times(tmp_path, script):
+def test_the_score_is_the_mean_of_points_with_strong_verdicts_three_times(tmp_path, run_script):
     rows, words = judgments(), ("task=arena_hard", "task.baselines={coding:base-1,creative_writing:base-2}")
     file = write_lines(tmp_path / "m.jsonl", rows)
-    assert script(SCRIPT, *words, f"task.input=[{file}]", f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, *words, f"task.input=[{file}]", f"hydra.run.dir={tmp_path}/out") == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     for category in ("coding", "creative_writing"):
         points = []
@@ -42,7 +42,7 @@ def test_the_score_is_the_mean_of_points_with_strong_verdicts_three_times(tmp_pa
         assert figure["value"] == pytest.approx(100 * np.mean(points)) and figure["lower"] < figure["value"]
     assert result["errors"] == sum(None in row["games"] for row in rows)
     wrong = ("task=arena_hard", "task.baselines={default:nobody}", f"task.input=[{file}]")
-    assert script(SCRIPT, *wrong, f"hydra.run.dir={tmp_path}/wrong") == 2
+    assert run_script(SCRIPT, *wrong, f"hydra.run.dir={tmp_path}/wrong") == 2
 
 
 def test_what_style_explains_is_taken_out(tmp_path):

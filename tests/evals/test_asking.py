@@ -10,7 +10,7 @@ QUESTIONS = [{"question_id": str(i), "category": "a", "turns": [f"Q{i}?"]} for i
 
 
 @pytest.fixture
-def judged(tmp_path, script):
+def judged(tmp_path, run_script):
     """judged(models, name, *words) -> result.json of task=judge over these models, all judges' answers in one place."""
     files = {"q": write_lines(tmp_path / "q.jsonl", QUESTIONS)}
     files["s"] = write_lines(tmp_path / "s.jsonl", [{"contains": "", "answers": ["[[A]]", "[[B]]"]}])
@@ -22,7 +22,7 @@ def judged(tmp_path, script):
         common = ["task=judge", "client=scripted", "task.turns=1", f"client.cache={tmp_path}/cache"]
         common += [f"client.script={files['s']}", f"task.questions={files['q']}", f"task.answers=[{files['a']}]"]
         common += ["client.prompt_price=1", "client.completion_price=1"]
-        assert script(SCRIPT, *common, *words, f"hydra.run.dir={tmp_path}/{name}") == 0
+        assert run_script(SCRIPT, *common, *words, f"hydra.run.dir={tmp_path}/{name}") == 0
         return json.loads((tmp_path / name / "result.json").read_text())
 
     return judged
@@ -45,7 +45,7 @@ def test_a_new_model_pays_for_its_own_pairs_alone(judged):
     assert again["asked"] == 30  # another setting is another question
 
 
-def test_a_jury_sums_what_its_judges_cost(judged, tmp_path, script, capsys):
+def test_a_jury_sums_what_its_judges_cost(judged, tmp_path, run_script, capsys):
     spent = [judged("xyz", name, f"judge.template={name}")["usage"] for name in ("fastchat", "short")]
     inputs = []
     for name in ("fastchat", "short"):
@@ -53,7 +53,7 @@ def test_a_jury_sums_what_its_judges_cost(judged, tmp_path, script, capsys):
         write_lines(tmp_path / name / "verdicts.jsonl", [row | {"judge": name} for row in rows])
         inputs.append(f"{tmp_path}/{name}/verdicts.jsonl")
     words = ("task=jury", f"task.input=[{','.join(inputs)}]", "task.rounds=5", f"hydra.run.dir={tmp_path}/jury")
-    assert script(SCRIPT, *words) == 0
+    assert run_script(SCRIPT, *words) == 0
     total = json.loads((tmp_path / "jury/result.json").read_text())["spent"]
     assert total["runs"] == 2 and total["asked"] == 60 and total["seconds"] > 0
     assert total["cost"] == pytest.approx(sum(usage["cost"] for usage in spent))

@@ -250,7 +250,7 @@ def test_families_are_found_by_name_and_by_ancestry(tmp_path, task):
     assert family_warnings("claude-3", {"mine": str(run / "completions.jsonl")}, task.families) == []
 
 
-def test_the_script_writes_json_a_page_and_pictures(tmp_path, script):
+def test_the_script_writes_json_a_page_and_pictures(tmp_path, run_script):
     votes, answers = made(lambda *_: "a", questions=24)
     rows = [{k: v for k, v in row.items() if v is not None and v == v} for row in votes.to_dict("records")]
     (tmp_path / "v.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -266,7 +266,7 @@ def test_the_script_writes_json_a_page_and_pictures(tmp_path, script):
         "task.format=verdicts",
         "task.rounds=20",
     ]
-    assert script(SCRIPT, "task=audit", *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, "task=audit", *words, f"hydra.run.dir={tmp_path}/out") == 0
     result, page = (Path(tmp_path / "out" / name).read_text() for name in ("result.json", "audit.html"))
     for name in ("position", "length", "self_preference", "agreement", "degenerate"):
         assert {"value", "lower", "upper", "n", "verdict"} <= set(json.loads(result)[name])

@@ -46,17 +46,17 @@ def test_rows_of_three_kinds_are_read(tmp_path):
     assert [pair["subset"] for pair in pairs] == ["donotanswer", "pairs", "pairs"]
 
 
-def test_the_script_takes_scores_from_the_file(tmp_path, script, capsys):
+def test_the_script_takes_scores_from_the_file(tmp_path, run_script, capsys):
     rows = [{"subset": "donotanswer", "chosen_score": i, "rejected_score": 1} for i in (0, 2, 2)]
     file = write_lines(tmp_path / "scores.jsonl", rows)
-    assert script(SCRIPT, "task=rm_accuracy", f"task.input=[{file}]", f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, "task=rm_accuracy", f"task.input=[{file}]", f"hydra.run.dir={tmp_path}/out") == 0
     result = json.loads(Path(tmp_path / "out/result.json").read_text())
     assert (
         result["subsets"]["donotanswer"]["accuracy"] == pytest.approx(2 / 3)
         and 0.2 < result["subsets"]["donotanswer"]["lower"] < 0.3
     )
     pairs = write_lines(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
-    assert script(SCRIPT, "task=rm_accuracy", f"task.input=[{pairs}]", f"hydra.run.dir={tmp_path}/other") == 2
+    assert run_script(SCRIPT, "task=rm_accuracy", f"task.input=[{pairs}]", f"hydra.run.dir={tmp_path}/other") == 2
     assert "judge=reward_model" in capsys.readouterr().err
 
 
@@ -88,13 +88,13 @@ def test_the_peak_of_a_gold_score_is_found():
     assert gold_fit([{"kl": 1.0, "gold": None}]) is None
 
 
-def test_the_script_draws_the_frontier_of_runs(tmp_path, script, capsys):
+def test_the_script_draws_the_frontier_of_runs(tmp_path, run_script, capsys):
     run = tmp_path / "ppo"
     run.mkdir()
     rows = [{"step": i, "objective/kl": i / 10, "objective/score": math.sqrt(i)} for i in range(1, 6)]
     write_lines(run / "metrics.jsonl", [{"step": 0, "eval/loss": 1.0}, *rows])
-    assert script(SCRIPT, "task=kl_frontier", f"task.input=[{run}]", f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, "task=kl_frontier", f"task.input=[{run}]", f"hydra.run.dir={tmp_path}/out") == 0
     result = json.loads(Path(tmp_path / "out/result.json").read_text())
     assert len(result["frontier"]) == 5 and (tmp_path / "out/kl_frontier.png").exists()
-    assert script(SCRIPT, "task=kl_frontier", f"task.input=[{tmp_path}]", f"hydra.run.dir={tmp_path}/other") == 2
+    assert run_script(SCRIPT, "task=kl_frontier", f"task.input=[{tmp_path}]", f"hydra.run.dir={tmp_path}/other") == 2
     assert "metrics.jsonl" in capsys.readouterr().err

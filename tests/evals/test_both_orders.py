@@ -22,10 +22,10 @@ ROWS = [
 ]
 
 
-def test_judgebench_counts_what_is_right_oftener_than_wrong(tmp_path, script, capsys):
+def test_judgebench_counts_what_is_right_oftener_than_wrong(tmp_path, run_script, capsys):
     file = write_lines(tmp_path / "j.jsonl", ROWS)
     words = ("task=both_orders", "task.format=judgebench")
-    assert script(SCRIPT, *words, f"task.input=[{file}]", f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, *words, f"task.input=[{file}]", f"hydra.run.dir={tmp_path}/out") == 0
     groups = json.loads((tmp_path / "out/result.json").read_text())["judges"]["j"]
     values = {name: groups["all"][name]["value"] for name in ("acc_ab", "acc_ba", "acc_both", "judgebench")}
     assert values == {"acc_ab": 4 / 6, "acc_ba": 1 / 6, "acc_both": 1 / 6, "judgebench": 3 / 6}
@@ -34,14 +34,14 @@ def test_judgebench_counts_what_is_right_oftener_than_wrong(tmp_path, script, ca
     )
     assert groups["all"]["errors"] == 1 and groups["all"]["order"]["flips"]["to_second"] == 1
     once = write_lines(tmp_path / "once.jsonl", [ROWS[0] | {"judgments": ROWS[0]["judgments"][:1]}])
-    assert script(SCRIPT, *words, f"task.input=[{once}]", f"hydra.run.dir={tmp_path}/bad") == 2
+    assert run_script(SCRIPT, *words, f"task.input=[{once}]", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "asked in one order only on 1 of 1" in capsys.readouterr().err
 
 
-def test_llmbars_published_accuracies_come_out_of_the_command(tmp_path, script):
+def test_llmbars_published_accuracies_come_out_of_the_command(tmp_path, run_script):
     (file,) = published("llmbar/vanilla_both_orders.csv.gz")
     words = ("task=both_orders", f"task.input=[{file}]", "task.format=llmbar", f"hydra.run.dir={tmp_path}/out")
-    assert script(SCRIPT, *words) == 0
+    assert run_script(SCRIPT, *words) == 0
     manual = json.loads((tmp_path / "out/result.json").read_text())["judges"]["ChatGPT"]["Manual"]
     found = [round(100 * manual[name]["value"], 6) for name in ("acc_avg", "acc_both", "agreement_rate")]
     assert found == [34.782609, 10.869565, 52.173913]  # as LLMBar's own table has them

@@ -17,7 +17,7 @@ def answers_of(model, n=6):
 
 
 @pytest.fixture
-def judge(tmp_path, script, capsys):
+def judge(tmp_path, run_script, capsys):
     """judge(said, *words, questions, answers) -> (exit code, result.json or what was printed as the error)."""
 
     def judge(said, *words, questions=QUESTIONS, answers=None):
@@ -28,7 +28,7 @@ def judge(tmp_path, script, capsys):
             "task=judge", "client=scripted", f"client.script={script}", f"task.questions={paths['q']}",
             f"task.answers=[{paths['a']}]", f"hydra.run.dir={tmp_path}/out", "overwrite=true", *words,
         ]  # fmt: skip
-        code = script(SCRIPT, *asked)
+        code = run_script(SCRIPT, *asked)
         return code, json.loads((tmp_path / "out/result.json").read_text()) if code == 0 else capsys.readouterr().err
 
     return judge
@@ -105,23 +105,23 @@ def test_with_one_order_the_order_is_drawn_and_recorded(judge, tmp_path):
     assert all(row["verdict"] == row["shown"] for row in rows)  # the judge always names the one shown first
 
 
-def win_rates(script, tmp_path, capsys, rows, *words, format="arena"):
+def win_rates(run_script, tmp_path, capsys, rows, *words, format="arena"):
     words = ("task=winrate", f"task.input=[{write_lines(tmp_path / 'v.jsonl', rows)}]", f"task.format={format}", *words)
-    code = script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out", "overwrite=true")
+    code = run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out", "overwrite=true")
     said = capsys.readouterr()
     return (json.loads((tmp_path / "out/result.json").read_text()), said.out) if code == 0 else (code, said.err)
 
 
-def test_battles_of_both_sides_are_one_result(tmp_path, script, capsys):
+def test_battles_of_both_sides_are_one_result(tmp_path, run_script, capsys):
     rows = [{"question_id": f"q{i}", "model_a": "base", "model_b": "new", "winner": "model_b"} for i in range(9)]
     rows += [{"question_id": f"r{i}", "model_a": "new", "model_b": "base", "winner": "model_b"} for i in range(3)]
     for words in (["task.baseline=base"], []):
-        result, _ = win_rates(script, tmp_path, capsys, rows, *words)
+        result, _ = win_rates(run_script, tmp_path, capsys, rows, *words)
         assert (result["model"], result["baseline"], result["win_rate"], result["n_total"]) == ("new", "base", 75, 12)
-    assert win_rates(script, tmp_path, capsys, rows, "task.baseline=nobody")[0] == 2
+    assert win_rates(run_script, tmp_path, capsys, rows, "task.baseline=nobody")[0] == 2
 
 
-def test_an_answer_without_text_is_named_and_the_other_battles_count(tmp_path, script, capsys):
+def test_an_answer_without_text_is_named_and_the_other_battles_count(tmp_path, run_script, capsys):
     def talk(text):
         return [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
 
@@ -129,7 +129,7 @@ def test_an_answer_without_text_is_named_and_the_other_battles_count(tmp_path, s
         {"model_a": "m1", "model_b": "m2", "winner": w, "conversation_a": talk(t), "conversation_b": talk("b")}
         for w, t in (("model_a", "x"), ("model_b", None), ("model_b", [{"type": "text", "text": "four"}]))
     ]
-    result, said = win_rates(script, tmp_path, capsys, rows)
+    result, said = win_rates(run_script, tmp_path, capsys, rows)
     assert (result["n_total"], result["n_errors"], result["win_rate"]) == (2, 1, 50)
     assert "v.jsonl:2: an answer of m1" in said.replace("\n", "")
     votes = read_votes([str(tmp_path / "v.jsonl")], "arena")
@@ -144,24 +144,24 @@ def alpaca(model, preferences):
     ]  # fmt: skip
 
 
-def test_one_model_without_verdicts_does_not_hide_the_others(tmp_path, script, capsys):
+def test_one_model_without_verdicts_does_not_hide_the_others(tmp_path, run_script, capsys):
     rows = alpaca("good", [1.0, 2.0, 1.2]) + alpaca("allnull", [None] * 3)
-    result, said = win_rates(script, tmp_path, capsys, rows, format="alpaca_eval")
+    result, said = win_rates(run_script, tmp_path, capsys, rows, format="alpaca_eval")
     assert result["models"]["good"]["b"]["win_rate"] == pytest.approx(40)
     assert result["models"]["allnull"]["b"]["win_rate"] is None and "allnull against b: none of the 3" in said
 
 
-def test_ten_verdicts_have_a_standard_error_that_is_none_of_nothing(tmp_path, script, capsys):
+def test_ten_verdicts_have_a_standard_error_that_is_none_of_nothing(tmp_path, run_script, capsys):
     rows = alpaca("m", [2.0] * 9 + [1.0])
-    result, _ = win_rates(script, tmp_path, capsys, rows, format="alpaca_eval")
+    result, _ = win_rates(run_script, tmp_path, capsys, rows, format="alpaca_eval")
     assert result["length_controlled_standard_error"] > 1 and "few" in result["length_control"]["estimator"]
     assert "cannot tell" in result["length_control"]["without_difficulty"]
 
 
 @pytest.mark.parametrize("wins, ties", [(6, 0), (5, 1), (0, 0)])
-def test_intervals_never_pass_100_and_six_of_six_are_not_certain(tmp_path, script, capsys, wins, ties):
+def test_intervals_never_pass_100_and_six_of_six_are_not_certain(tmp_path, run_script, capsys, wins, ties):
     rows = alpaca("m", [2.0] * wins + [1.5] * ties + [1.0] * (6 - wins - ties))
-    result, _ = win_rates(script, tmp_path, capsys, rows, format="alpaca_eval")
+    result, _ = win_rates(run_script, tmp_path, capsys, rows, format="alpaca_eval")
     assert 0 <= result["lower"] < result["upper"] <= 100 and result["upper"] - result["lower"] > 15
 
 

@@ -139,7 +139,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def run_script(script, tmp_path, questions, completions, *words):
+def run_script(run_script, tmp_path, questions, completions, *words):
     answers = [
         {"question_id": str(i), "model_id": "m", "choices": [{"turns": [text]}]} for i, text in enumerate(completions)
     ]
@@ -148,21 +148,21 @@ def run_script(script, tmp_path, questions, completions, *words):
         f"task.questions={write_lines(tmp_path / 'q.jsonl', asked)}",
         f"task.input=[{write_lines(tmp_path / 'a.jsonl', answers)}]",
     )
-    code = script(SCRIPT, "task=exact", *paths, f"hydra.run.dir={tmp_path}/out", *words)
+    code = run_script(SCRIPT, "task=exact", *paths, f"hydra.run.dir={tmp_path}/out", *words)
     return code, json.loads(Path(tmp_path / "out/result.json").read_text())["models"]["m"] if code == 0 else None
 
 
-def test_the_script_scores_gsm8k_and_counts_missing_answers_as_wrong(tmp_path, script):
+def test_the_script_scores_gsm8k_and_counts_missing_answers_as_wrong(tmp_path, run_script):
     questions = [{"question": f"q{i}", "answer": f"well\n#### {i}"} for i in range(4)]
-    code, result = run_script(script, tmp_path, questions, ["it is 0", "it is 1.0", "it is 5"], "task.format=gsm8k")
+    code, result = run_script(run_script, tmp_path, questions, ["it is 0", "it is 1.0", "it is 5"], "task.format=gsm8k")
     assert code == 0 and result["value"] == 0.5 and (result["n"], result["unanswered"]) == (4, 1)
 
 
-def test_the_script_scores_instructions_by_prompt_and_one_by_one(tmp_path, script):
+def test_the_script_scores_instructions_by_prompt_and_one_by_one(tmp_path, run_script):
     ids = ["punctuation:no_comma", "change_case:english_lowercase"]
     questions = [{"prompt": "p", "instruction_id_list": ids, "kwargs": [{}, {}]}] * 2
     code, result = run_script(
-        script, tmp_path, questions, ["this is good and in english", "Half"], "task.format=ifeval"
+        run_script, tmp_path, questions, ["this is good and in english", "Half"], "task.format=ifeval"
     )
     assert code == 0 and result["value"] == 0.5 and result["instruction_level"]["value"] == 0.75
     assert result["instructions"]["punctuation:no_comma"]["value"] == 1
@@ -171,14 +171,14 @@ def test_the_script_scores_instructions_by_prompt_and_one_by_one(tmp_path, scrip
 CODE = [{"prompt": "def add(a, b):\n", "test": "def check(f):\n    assert f(1, 2) == 3", "entry_point": "add"}]
 
 
-def test_code_runs_only_where_it_was_asked_for(tmp_path, script, capsys):
+def test_code_runs_only_where_it_was_asked_for(tmp_path, run_script, capsys):
     answer = ["```python\ndef add(a, b):\n    return a + b\n```"]
-    assert run_script(script, tmp_path, CODE, answer, "task.format=code")[0] == 2
+    assert run_script(run_script, tmp_path, CODE, answer, "task.format=code")[0] == 2
     assert "task.run_code=true" in capsys.readouterr().err
-    assert run_script(script, tmp_path, CODE, answer, "task.format=code", "task.run_code=true")[1]["value"] == 1
+    assert run_script(run_script, tmp_path, CODE, answer, "task.format=code", "task.run_code=true")[1]["value"] == 1
 
 
-def test_samples_of_one_question_give_pass_at_k_and_the_majority(tmp_path, script):
+def test_samples_of_one_question_give_pass_at_k_and_the_majority(tmp_path, run_script):
     said = [["4", "5", "4", "5"], ["1", "2", "2", "3"], ["9", "9", "9", "8"]]  # gold 0 + 4, 1, 9
     asked = [{"question_id": str(i), "question": f"q{i}", "answer": f"#### {n}"} for i, n in enumerate((4, 1, 9))]
     rows = [
@@ -187,7 +187,7 @@ def test_samples_of_one_question_give_pass_at_k_and_the_majority(tmp_path, scrip
     ]
     words = (f"task.questions={write_lines(tmp_path / 'q.jsonl', asked)}",
              f"task.input=[{write_lines(tmp_path / 'a.jsonl', rows)}]", f"hydra.run.dir={tmp_path}/out")  # fmt: skip
-    assert script(SCRIPT, "task=exact", *words) == 0
+    assert run_script(SCRIPT, "task=exact", *words) == 0
     result = json.loads((tmp_path / "out/result.json").read_text())["models"]["m"]
     assert result["value"] == pytest.approx((2 + 1 + 3) / 12) and result["samples"] == [4]
     assert result["pass_at_k"]["1"]["value"] == pytest.approx(0.5)

@@ -124,9 +124,9 @@ def judge_words(tmp_path, script, *words):
     ]  # fmt: skip
 
 
-def test_the_script_judges_pairs_and_counts_what_it_cannot_read(tmp_path, script):
+def test_the_script_judges_pairs_and_counts_what_it_cannot_read(tmp_path, run_script):
     script = [{"contains": "1+1", "answers": ["I like [[A]]"]}, {"contains": "", "answers": ["hm"]}]
-    assert script(SCRIPT, *judge_words(tmp_path, script)) == 0
+    assert run_script(SCRIPT, *judge_words(tmp_path, script)) == 0
     result = json.loads(Path(tmp_path / "out/result.json").read_text())
     verdicts = [json.loads(line) for line in Path(tmp_path / "out/verdicts.jsonl").read_text().splitlines()]
     assert len(verdicts) == 8 and result["unreadable"] == 0.5
@@ -135,7 +135,7 @@ def test_the_script_judges_pairs_and_counts_what_it_cannot_read(tmp_path, script
     assert any("cannot be read" in warning for warning in result["warnings"])
 
 
-def test_three_models_are_compared_in_pairs_and_the_order_is_measured_by_category(tmp_path, script, capsys):
+def test_three_models_are_compared_in_pairs_and_the_order_is_measured_by_category(tmp_path, run_script, capsys):
     rng, models = np.random.default_rng(0), ("base", "good", "bad")
     questions = [{"question_id": str(i), "category": "ab"[i % 2], "turns": [f"Q{i}?"]} for i in range(40)]
     answers = [{"question_id": str(i), "model_id": m, "choices": [{"turns": [f"{m} {rng.integers(99)} Q{i}"]}]}
@@ -146,7 +146,7 @@ def test_three_models_are_compared_in_pairs_and_the_order_is_measured_by_categor
                  ["[[B]]"]}, {"contains": "", "answers": ["[[A]]", "[[B]]", "[[A]]"]}]))}  # fmt: skip
     words = ["task=judge", "client=scripted", "task.baseline=base", "task.turns=1", f"hydra.run.dir={tmp_path}/out"]
     words += [f"client.script={names['script']}", f"task.answers=[{names['answers']}]"]
-    assert script(SCRIPT, *words, f"task.questions={names['questions']}") == 0
+    assert run_script(SCRIPT, *words, f"task.questions={names['questions']}") == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     (paired,) = result["paired"]["base"]
     assert paired["models"] == ["good", "bad"] and paired["significant"] and paired["lower"] > 20 and paired["n"] == 40
@@ -157,9 +157,9 @@ def test_three_models_are_compared_in_pairs_and_the_order_is_measured_by_categor
     assert "what the order shown does" in out and "paired differences" in out
 
 
-def test_the_script_grades_single_answers(tmp_path, script):
+def test_the_script_grades_single_answers(tmp_path, run_script):
     script = [{"contains": "x says", "answers": ["[[8]]"]}, {"contains": "", "answers": ["[[3]]"]}]
-    assert script(SCRIPT, *judge_words(tmp_path, script, "task.mode=single")) == 0
+    assert run_script(SCRIPT, *judge_words(tmp_path, script, "task.mode=single")) == 0
     models = json.loads(Path(tmp_path / "out/result.json").read_text())["models"]
     assert json.loads(Path(tmp_path / "out/result.json").read_text())["paired"][0]["value"] == 5
     assert (models["x"]["value"], models["y"]["value"]) == (8, 3) and models["x"]["turns"]["2"]["value"] == 8
@@ -188,13 +188,13 @@ def test_a_killed_run_asks_nothing_twice(tmp_path):
     assert len(asked) == len(conversations) + 1  # the one that died is asked again
 
 
-def test_an_unknown_template_or_mode_is_refused_before_anything_is_asked(tmp_path, script, capsys):
+def test_an_unknown_template_or_mode_is_refused_before_anything_is_asked(tmp_path, run_script, capsys):
     script = [{"contains": "", "answers": ["[[A]]"]}]
     for words, message in (
         ("judge.template=nope", "judge.template='nope'"),
         ("task.mode=triple", "task.mode='triple'"),
     ):
-        assert script(SCRIPT, *judge_words(tmp_path, script, words)) == 2
+        assert run_script(SCRIPT, *judge_words(tmp_path, script, words)) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "result.json").exists()
 

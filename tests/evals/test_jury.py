@@ -22,10 +22,10 @@ def verdicts(judge, sharpness, seed, questions=60):
     return rows
 
 
-def test_a_jury_agrees_is_counted_and_rates(tmp_path, script, capsys):
+def test_a_jury_agrees_is_counted_and_rates(tmp_path, run_script, capsys):
     rows = verdicts("one", 2, 0) + verdicts("two", 2, 1) + verdicts("coin", 0, 2)
     words = ("task=jury", f"task.input=[{write_lines(tmp_path / 'v.jsonl', rows)}]", "task.rounds=20")
-    assert script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     kappas = {tuple(row["judges"]): row["kappa"] for row in result["agreement"]}
     assert kappas["one", "two"] > 0.25 > abs(kappas["one", "coin"]) and len(kappas) == 3 and result["n"] == 180
@@ -39,12 +39,12 @@ def test_a_jury_agrees_is_counted_and_rates(tmp_path, script, capsys):
     shares = result["shares"]
     assert shares["one"]["x"]["value"] > 60 > shares["coin"]["x"]["value"] and shares["coin"]["x"]["lower"] < 50
     assert sum(row["value"] for row in shares["one"].values()) == pytest.approx(150)  # a point is given once
-    assert script(SCRIPT, *words, "task.baseline=y", f"hydra.run.dir={tmp_path}/y") == 0
+    assert run_script(SCRIPT, *words, "task.baseline=y", f"hydra.run.dir={tmp_path}/y") == 0
     against = json.loads((tmp_path / "y/result.json").read_text())["shares"]
     assert set(against["one"]) == {"x", "z"} and against["one"]["x"]["n"] == 60
-    assert script(SCRIPT, *words, "task.baseline=nobody", f"hydra.run.dir={tmp_path}/nobody") == 2
+    assert run_script(SCRIPT, *words, "task.baseline=nobody", f"hydra.run.dir={tmp_path}/nobody") == 2
     alone = write_lines(tmp_path / "one.jsonl", verdicts("one", 2, 0, questions=3))
-    assert script(SCRIPT, "task=jury", f"task.input=[{alone}]", f"hydra.run.dir={tmp_path}/bad") == 2
+    assert run_script(SCRIPT, "task=jury", f"task.input=[{alone}]", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "two judges or more" in capsys.readouterr().err
 
 

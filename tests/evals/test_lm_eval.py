@@ -26,14 +26,14 @@ def test_results_become_figures_with_intervals_that_stay_between_0_and_1():
     assert "arc_easy,hellaswag" in words and words[words.index("--num_fewshot") + 1] == "5" and "--limit" not in words
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path, script, capsys):
+def test_a_folder_without_a_model_is_refused(tmp_path, run_script, capsys):
     words = ("task=lm_eval", f"task.policy={tmp_path}", "task.tasks=[arc_easy]", f"hydra.run.dir={tmp_path}/out")
-    assert script(SCRIPT, *words) == 2
+    assert run_script(SCRIPT, *words) == 2
     assert "lm_eval" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_an_exported_model_is_evaluated_in_one_command(tmp_path, script):
+def test_an_exported_model_is_evaluated_in_one_command(tmp_path, run_script):
     pytest.importorskip("lm_eval")
     text = ["the sky is blue and the grass is green", "one two three four five"] * 20
     tokenizer = train_sentencepiece(text, 300, tmp_path / "tokenizer")
@@ -50,6 +50,6 @@ def test_an_exported_model_is_evaluated_in_one_command(tmp_path, script):
         'doc_to_choice: "{{choices}}"\ndoc_to_target: answer\nmetric_list: [{metric: acc}]\n'
     )
     words = ("task=lm_eval", f"task.policy={tmp_path}/model", "task.tasks=[own_choice]", f"task.include_path={tasks}")
-    assert script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
     (figure,) = json.loads((tmp_path / "out/result.json").read_text())["figures"]
     assert (figure["benchmark"], figure["measure"], figure["n"]) == ("own_choice", "acc", 12)

@@ -81,7 +81,7 @@ def test_what_it_cannot_read_is_refused(judge):
         judge(max_length=100).compare(items())
 
 
-def test_the_script_asks_both_orders_and_refuses_grades(policy, tmp_path, script, capsys):
+def test_the_script_asks_both_orders_and_refuses_grades(policy, tmp_path, run_script, capsys):
     answers = [
         {"question_id": q, "model_id": m, "choices": [{"turns": said}]}
         for m, own in ANSWERS.items()
@@ -90,11 +90,11 @@ def test_the_script_asks_both_orders_and_refuses_grades(policy, tmp_path, script
     names = write_lines(tmp_path / "q.jsonl", QUESTIONS), write_lines(tmp_path / "a.jsonl", answers)
     words = ["task=judge", "judge=logprobs", f"judge.path={policy}", f"task.questions={names[0]}", "task.turns=1",
              f"task.answers=[{names[1]}]", f"hydra.run.dir={tmp_path}/out"]  # fmt: skip
-    assert script(SCRIPT, *words) == 0
+    assert run_script(SCRIPT, *words) == 0
     rows = [json.loads(line) for line in (tmp_path / "out/verdicts.jsonl").read_text().splitlines()]
     assert [row["shown"] for row in rows] == ["a", "b"] * 5
     assert all(row["verdict"] == ("b" if row["preference"] > 0.5 else "a") for row in rows)
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["unreadable"] == 0 and result["models"]["y"]["x"]["n_total"] == 5
-    assert script(SCRIPT, *words, "task.mode=single", "overwrite=true") == 2
+    assert run_script(SCRIPT, *words, "task.mode=single", "overwrite=true") == 2
     assert "judge.kind=logprobs chooses between two answers" in capsys.readouterr().err

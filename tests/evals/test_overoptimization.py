@@ -89,7 +89,7 @@ def test_jobs_of_a_sweep_are_told_over_seeds():
     assert other["lower"] == pytest.approx(3 - 12.7062 * 0.1, abs=1e-3)  # t with one degree of freedom
 
 
-def test_methods_share_a_plane_with_the_best_of_n(script, tmp_path):
+def test_methods_share_a_plane_with_the_best_of_n(run_script, tmp_path):
     """Two seeds of one method and one of another; best of n is chosen by the gold reward itself."""
     (tmp_path / "gold.py").write_text(
         "def gold(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
@@ -103,7 +103,7 @@ def test_methods_share_a_plane_with_the_best_of_n(script, tmp_path):
     np.savez_compressed(tmp_path / "best" / "scores.npz", gold=np.array([[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 2.0, 2.0]]))
     runs = ",".join(f"{tmp_path}/{name}" for name in ("rloo_0", "rloo_1", "dpo"))
     words = [f"task.input=[{runs}]", f"task.best_of_n={tmp_path}/best", f"task.reward_fn={tmp_path}/gold.py:gold"]
-    assert script(SCRIPT, "task=plane", *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, "task=plane", *words, f"hydra.run.dir={tmp_path}/out") == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert [end["gold"] for end in result["ends"]["rloo"]] == [3, 5] and result["ends"]["dpo"][0]["kl"] == 1
     mean = result["means"]["rloo"]  # two values that differ by 2: 12.706 standard errors of 1
@@ -115,7 +115,7 @@ def test_methods_share_a_plane_with_the_best_of_n(script, tmp_path):
     assert (tmp_path / "out" / "plane.png").stat().st_size > 5000
 
 
-def test_gains_are_paired_by_prompt_and_averaged_over_seeds(script, tmp_path):
+def test_gains_are_paired_by_prompt_and_averaged_over_seeds(run_script, tmp_path):
     """The gold of a run rises by 2 on half of the prompts and by 0 on the others, another seed's by 1 on all."""
     (tmp_path / "gold.py").write_text(
         "def gold(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
@@ -127,7 +127,7 @@ def test_gains_are_paired_by_prompt_and_averaged_over_seeds(script, tmp_path):
         (tmp_path / name / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     runs = ",".join(f"{tmp_path}/{name}" for name in ("dpo_0", "dpo_1", "ppo"))
     words = [f"task.input=[{runs}]", f"task.reward_fn={tmp_path}/gold.py:gold", "task.spread=2"]
-    assert script(SCRIPT, "task=gains", *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, "task=gains", *words, f"hydra.run.dir={tmp_path}/out") == 0
     methods = json.loads((tmp_path / "out" / "result.json").read_text())["methods"]
     ppo = methods["ppo"]["gain"]
     assert ppo["value"] == 1 and ppo["n"] == 40 and 0 < ppo["lower"] < 1 - 1.96 * (1 / 39) ** 0.5 < ppo["upper"] < 2

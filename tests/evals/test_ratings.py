@@ -172,12 +172,12 @@ def test_weights_count_as_that_many_battles():
 
 
 @pytest.mark.parametrize("method", ["elo", "bradley_terry"])
-def test_the_script_rates_battles_in_file_order(method, tmp_path, script, capsys):
+def test_the_script_rates_battles_in_file_order(method, tmp_path, run_script, capsys):
     names = {"a": "model_a", "b": "model_b", "tie": "tie (bothbad)"}
     rows = [{"model_a": a, "model_b": b, "winner": names[verdict]} for a, b, verdict in TRIANGLE * 3]
     file = write_lines(tmp_path / "battles.jsonl", [*rows, {"model_a": "x", "model_b": "y", "winner": "garbage"}])
     words = [f"task.method={method}", "task.format=arena", f"task.input=[{file}]", f"hydra.run.dir={tmp_path / 'out'}"]
-    assert script(SCRIPT, "task=ratings", *words) == 0
+    assert run_script(SCRIPT, "task=ratings", *words) == 0
     result = json.loads(Path(tmp_path / "out/result.json").read_text())
     assert set(result["ratings"]["x"]) >= {"rating", "lower", "upper", "rank"}
     assert result["errors"] == 1 and result["n"] == 15 and result["n_ties"] == 3
@@ -187,7 +187,7 @@ def test_the_script_rates_battles_in_file_order(method, tmp_path, script, capsys
 @pytest.mark.parametrize(
     "choice, code, n", [(None, 2, 0), ("all", 0, 9), ("people", 0, 3), ("j1", 0, 3), ("nobody", 2, 0)]
 )
-def test_votes_of_people_and_judges_are_not_pooled_without_a_word(choice, code, n, tmp_path, script, capsys):
+def test_votes_of_people_and_judges_are_not_pooled_without_a_word(choice, code, n, tmp_path, run_script, capsys):
     who = [(f"p{i}", True) for i in range(3)] + [("j1", False)] * 3 + [("j2", False)] * 3
     rows = [
         {"question": f"q{i}", "model_a": a, "model_b": b, "judge": judge, "human": human, "verdict": verdict}
@@ -195,7 +195,7 @@ def test_votes_of_people_and_judges_are_not_pooled_without_a_word(choice, code, 
     ]
     file = write_lines(tmp_path / "votes.jsonl", rows)
     words = ["task=ratings", "task.format=verdicts", f"task.input=[{file}]", f"hydra.run.dir={tmp_path / 'out'}"]
-    assert script(SCRIPT, *words, *([f"task.judge={choice}"] if choice else [])) == code
+    assert run_script(SCRIPT, *words, *([f"task.judge={choice}"] if choice else [])) == code
     said = capsys.readouterr().err
     if code == 0:
         assert json.loads((tmp_path / "out/result.json").read_text())["n"] == n

@@ -16,7 +16,7 @@ CATEGORIES = ("writing", "math", "coding", "roleplay")
 
 
 @pytest.fixture
-def runs(tmp_path, script):
+def runs(tmp_path, run_script):
     questions = [{"question_id": str(i), "category": CATEGORIES[i % 4], "turns": [f"Q{i}?"]} for i in range(12)]
     answers = []
     for model in MODELS:
@@ -33,13 +33,13 @@ def runs(tmp_path, script):
     }
     for name, script in says.items():
         words = [f"client.script={write_lines(tmp_path / f'{name}.jsonl', script)}", f"hydra.run.dir={tmp_path}/{name}"]
-        assert script(SCRIPT, *common, *words, *(["task.mode=single"] if name == "grades" else [])) == 0
+        assert run_script(SCRIPT, *common, *words, *(["task.mode=single"] if name == "grades" else [])) == 0
     return [f"{tmp_path}/{name}" for name in says]
 
 
-def test_the_pages_show_every_figure_with_its_interval_and_n(tmp_path, script, runs, capsys):
+def test_the_pages_show_every_figure_with_its_interval_and_n(tmp_path, run_script, runs, capsys):
     words = ("task=report", f"task.input=[{','.join(runs)}]", "task.title=Old and new")
-    assert script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
     page, board = ((tmp_path / "out" / name).read_text() for name in ("report.html", "leaderboard.html"))
     result = json.loads((tmp_path / "out/result.json").read_text())
     for figure in result["figures"]:
@@ -51,12 +51,12 @@ def test_the_pages_show_every_figure_with_its_interval_and_n(tmp_path, script, r
         assert "width=device-width" in text and text.count('<div class="scrolls"><table>') == text.count("<table>") > 0
     assert "<td" in board and "n 12" in board and "<script" not in page + board
     words = ("task=report", f"task.input=[{','.join([*runs, str(copytree(runs[0], tmp_path / 'again' / 'one'))])}]")
-    assert script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/both") == 0
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/both") == 0
     figures = json.loads((tmp_path / "both/result.json").read_text())["figures"]
     assert len({(figure["model"], figure["benchmark"]) for figure in figures}) == len(figures)  # none hides another
     board = (tmp_path / "both/leaderboard.html").read_text()
     assert "judge scripted:one.jsonl (run again/one)" in board and str(tmp_path) not in page + board
-    assert script(SCRIPT, "task=report", f"task.input=[{tmp_path}]", f"hydra.run.dir={tmp_path}/bad") == 2
+    assert run_script(SCRIPT, "task=report", f"task.input=[{tmp_path}]", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "holds no result.json" in capsys.readouterr().err
 
 

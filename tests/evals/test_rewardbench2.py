@@ -38,11 +38,11 @@ def test_the_composite_of_ties_is_the_published_one():
     assert score_table([group | {"subset": "Ties"} for group in groups])["score"] == result["score"]
 
 
-def test_the_command_reads_scores_or_asks_a_judge_for_grades(tmp_path, script):
+def test_the_command_reads_scores_or_asks_a_judge_for_grades(tmp_path, run_script):
     rows = [row("a", "Math", [3, 1, 1, 1]), row("b", "Math", [1, 1, 1, 1]), row("c", "Focus", [0, 1, 0, 0])]
     rows += [row("tied:1", "Ties", [5, 4, 1], 2), row("ref:1", "Ties", [3, 1])]
     words = ("task=rm_accuracy", f"task.input=[{write_lines(tmp_path / 'v2.jsonl', rows)}]")
-    assert script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     subsets = {name: figure["score"] for name, figure in result["subsets"].items()}
     assert subsets == {"Math": 0.625, "Focus": 0, "Ties": pytest.approx(1 + 0.01 * math.tanh(1))}
@@ -52,19 +52,19 @@ def test_the_command_reads_scores_or_asks_a_judge_for_grades(tmp_path, script):
     script = [{"contains": "\na 0\n", "answers": ["Rating: [[9]]"]}, {"contains": "", "answers": ["Rating: [[4]]"]}]
     asked = (f"task.input=[{write_lines(tmp_path / 'v2.jsonl', rows[:2])}]", "client=scripted", "judge=llm",
              f"client.script={write_lines(tmp_path / 's.jsonl', script)}")  # fmt: skip
-    assert script(SCRIPT, words[0], *asked, f"hydra.run.dir={tmp_path}/judged") == 0
+    assert run_script(SCRIPT, words[0], *asked, f"hydra.run.dir={tmp_path}/judged") == 0
     result = json.loads((tmp_path / "judged/result.json").read_text())
     assert result["subsets"]["Math"]["score"] == pytest.approx((1 + 0.25) / 2)
     wrong = write_lines(tmp_path / "bad.jsonl", [row("a", "Math", [1, 2]) | {"num_correct": 2}])
-    assert script(SCRIPT, words[0], f"task.input=[{wrong}]", f"hydra.run.dir={tmp_path}/bad") == 2
+    assert run_script(SCRIPT, words[0], f"task.input=[{wrong}]", f"hydra.run.dir={tmp_path}/bad") == 2
 
 
-def test_pairs_of_rewardbench_1_can_be_judged_by_a_model(tmp_path, script):
+def test_pairs_of_rewardbench_1_can_be_judged_by_a_model(tmp_path, run_script):
     pairs = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}", "subset": "hep-go"} for i in range(6)]
     script = [{"contains": "", "answers": ["[[A]]"]}]
     words = ("task=rm_accuracy", f"task.input=[{write_lines(tmp_path / 'p.jsonl', pairs)}]", "client=scripted",
              f"client.script={write_lines(tmp_path / 's.jsonl', script)}", "judge=llm")  # fmt: skip
-    assert script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert 0 < result["accuracy"] < 1 and result["errors"] == 0  # it names the place, and places are drawn
     assert result["sections"]["Reasoning"]["lower"] < result["sections"]["Reasoning"]["accuracy"]

@@ -74,7 +74,7 @@ def test_style_differences_are_relative_and_standardised():
     assert z[:, 0] == pytest.approx([-1.2247449, 0, 1.2247449]) and not z[:, 1:].any()
 
 
-def test_the_script_reads_style_from_arena_battles(tmp_path, script):
+def test_the_script_reads_style_from_arena_battles(tmp_path, run_script):
     a, b, won, style = simulated(300)
     rows = []
     for i in range(300):
@@ -84,17 +84,19 @@ def test_the_script_reads_style_from_arena_battles(tmp_path, script):
         rows.append({"model_a": "xy"[a[i]], "model_b": "xy"[b[i]], "winner": winner, "conv_metadata": meta | tokens})
     file = write_lines(tmp_path / "battles.jsonl", [*rows, rows[0] | {"winner": "?"}])
     words = [f"task.input=[{file}]", "task.style_control=true", "task.rounds=5", f"hydra.run.dir={tmp_path}/out"]
-    assert script(SCRIPT, "task=ratings", *words) == 0
+    assert run_script(SCRIPT, "task=ratings", *words) == 0
     result = json.loads(Path(tmp_path / "out/result.json").read_text())
     gaps = [r["y"]["rating"] - r["x"]["rating"] for r in (result["ratings"], result["style_controlled"])]
     assert gaps[0] > 100 and abs(gaps[1]) < 60 and result["style"]["tokens"]["lower"] > 0
 
 
-def test_style_control_without_texts_is_refused(tmp_path, script, capsys):
+def test_style_control_without_texts_is_refused(tmp_path, run_script, capsys):
     rows = [{"model_a": "x", "model_b": "y", "winner": w} for w in ("model_a", "model_b")]
     file = write_lines(tmp_path / "battles.jsonl", rows)
     assert (
-        script(SCRIPT, "task=ratings", f"task.input=[{file}]", "task.style_control=true", f"hydra.run.dir={tmp_path}/o")
+        run_script(
+            SCRIPT, "task=ratings", f"task.input=[{file}]", "task.style_control=true", f"hydra.run.dir={tmp_path}/o"
+        )
         == 2
     )
     assert "conv_metadata" in capsys.readouterr().err

@@ -64,7 +64,7 @@ def judge():
     running.http.server_close()
 
 
-def test_the_preference_is_alpaca_evals_share_of_two_identifiers(tmp_path, script, judge, capsys):
+def test_the_preference_is_alpaca_evals_share_of_two_identifiers(tmp_path, run_script, judge, capsys):
     questions = [{"question_id": str(i), "category": "a", "turns": [f"Q{i}?"]} for i in range(6)]
     answers = [{"question_id": str(i), "model_id": m, "choices": [{"turns": [f"{m} answers {i}" + "!" * i]}]}
                for m in ("base", "good") for i in range(6)]  # fmt: skip
@@ -77,7 +77,7 @@ def test_the_preference_is_alpaca_evals_share_of_two_identifiers(tmp_path, scrip
         "task.turns=1",
     ]
     served = ["client=openai", f"client.base_url={judge.url}", "client.model=gpt"]
-    assert script(SCRIPT, *words, *served, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, *words, *served, f"hydra.run.dir={tmp_path}/out") == 0
     assert all((b["logprobs"], b["top_logprobs"], b["max_tokens"], b["temperature"]) == (True, 5, 1, 1.0)
                for b in judge.bodies)  # fmt: skip
     rows = [json.loads(line) for line in (tmp_path / "out/verdicts.jsonl").read_text().splitlines()]
@@ -92,28 +92,30 @@ def test_the_preference_is_alpaca_evals_share_of_two_identifiers(tmp_path, scrip
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["errors"] == {"neither m nor M is among the likely tokens": 2} and result["judge"] == "gpt"
     asked = len(judge.bodies)
-    assert script(SCRIPT, *words, *served, f"hydra.run.dir={tmp_path}/out", "overwrite=true") == 0
+    assert run_script(SCRIPT, *words, *served, f"hydra.run.dir={tmp_path}/out", "overwrite=true") == 0
     assert len(judge.bodies) == asked  # what was told is kept
     rates = ("task=winrate", f"task.input=[{tmp_path}/out/verdicts.jsonl]", "task.format=verdicts")
-    assert script(SCRIPT, *rates, f"hydra.run.dir={tmp_path}/rate") == 0
+    assert run_script(SCRIPT, *rates, f"hydra.run.dir={tmp_path}/rate") == 0
     rate = json.loads((tmp_path / "rate/result.json").read_text())
     known = [(found[q, "a"] + found[q, "b"]) / 2 for q in "01235"]
     assert rate["win_rate"] == pytest.approx(100 * sum(known) / 5) and rate["n_errors"] == 1
 
 
-def test_a_server_without_log_probabilities_and_other_clients_are_refused(tmp_path, script, judge, capsys):
+def test_a_server_without_log_probabilities_and_other_clients_are_refused(tmp_path, run_script, judge, capsys):
     judge.tells = False
     questions = [{"question_id": "0", "category": "a", "turns": ["Q0?"]}]
     answers = [{"question_id": "0", "model_id": m, "choices": [{"turns": [f"{m} answers"]}]} for m in ("base", "good")]
     files = [write_lines(tmp_path / f"{name}.jsonl", rows) for name, rows in (("q", questions), ("a", answers))]
     words = ["task=judge", "judge=alpaca_eval2", f"task.questions={files[0]}", f"task.answers=[{files[1]}]"]
     served = ["client=openai", f"client.base_url={judge.url}", "client.model=gpt"]
-    assert script(SCRIPT, *words, *served, f"hydra.run.dir={tmp_path}/out") == 2
+    assert run_script(SCRIPT, *words, *served, f"hydra.run.dir={tmp_path}/out") == 2
     assert "names no log-probabilities" in capsys.readouterr().err
     script = write_lines(tmp_path / "s.jsonl", [{"contains": "", "answers": ["m"]}])
-    assert script(SCRIPT, *words, "client=scripted", f"client.script={script}", f"hydra.run.dir={tmp_path}/bad") == 2
+    assert (
+        run_script(SCRIPT, *words, "client=scripted", f"client.script={script}", f"hydra.run.dir={tmp_path}/bad") == 2
+    )
     assert "client=scripted has none" in capsys.readouterr().err
-    assert script(SCRIPT, *words, *served, "task.mode=single", f"hydra.run.dir={tmp_path}/bad") == 2
+    assert run_script(SCRIPT, *words, *served, "task.mode=single", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "chooses between two answers" in capsys.readouterr().err
-    assert script(SCRIPT, *words, *served, "judge.template=fastchat", f"hydra.run.dir={tmp_path}/bad") == 2
+    assert run_script(SCRIPT, *words, *served, "judge.template=fastchat", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "use alpaca_eval_clf" in capsys.readouterr().err

@@ -51,11 +51,11 @@ def test_length_controlled_fits_are_alpaca_evals_without_its_gamed_baseline(mode
         assert result["length_control"]["C"] == pytest.approx(expected[name]["C191"])
 
 
-def test_length_controlled_rates_from_published_weights(tmp_path, script, capsys):
+def test_length_controlled_rates_from_published_weights(tmp_path, run_script, capsys):
     names = ("ae2_lc_glm_weights.csv", "instruction_difficulty_recovered.csv.gz")
     weights, difficulty = published(*(f"alpaca_eval/{name}" for name in names))
     words = ("task=lc_weights", f"task.weights={weights}", f"task.difficulty={difficulty}")
-    assert script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/all") == 0
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/all") == 0
     models = json.loads((tmp_path / "all/result.json").read_text())["models"]
     for model, expected in given("lc_from_published_weights").items():
         found = models[model]["length_controlled_win_rate"], models[model]["alpaca_eval_standard_error"]
@@ -66,24 +66,24 @@ def test_length_controlled_rates_from_published_weights(tmp_path, script, capsys
         assert 100 * predicted_rates(known[model], known[against], difficulty).mean() == pytest.approx(
             expected, abs=1e-6
         )
-    assert script(SCRIPT, *words, f"task.baseline={against}", f"hydra.run.dir={tmp_path}/pair") == 0
+    assert run_script(SCRIPT, *words, f"task.baseline={against}", f"hydra.run.dir={tmp_path}/pair") == 0
     models = json.loads((tmp_path / "pair/result.json").read_text())["models"]
     assert models[model]["length_controlled_win_rate"] == pytest.approx(expected, abs=1e-6)
     assert models[against]["length_controlled_win_rate"] == 50
-    assert script(SCRIPT, *words, "task.baseline=nobody", f"hydra.run.dir={tmp_path}/bad") == 2
+    assert run_script(SCRIPT, *words, "task.baseline=nobody", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "task.baseline=nobody is not in" in capsys.readouterr().err
 
 
-def test_weights_of_our_own_fits_give_the_rates_that_they_gave(tmp_path, script, few_refits):
+def test_weights_of_our_own_fits_give_the_rates_that_they_gave(tmp_path, run_script, few_refits):
     difficulty = tmp_path / "difficulty.json"
     difficulty.write_text(json.dumps({f"instruction {i}": d for i, d in enumerate(difficulties())}))
     rows = annotations("phi-2") + annotations("alpaca-7b_verbose")
     words = (f"task.input=[{write_lines(tmp_path / 'a.jsonl', rows)}]", "task.format=alpaca_eval")
     run = f"hydra.run.dir={tmp_path}/fits"
-    assert script(SCRIPT, "task=winrate", *words, f"task.difficulty={difficulty}", run) == 0
+    assert run_script(SCRIPT, "task=winrate", *words, f"task.difficulty={difficulty}", run) == 0
     fits = json.loads((tmp_path / "fits/result.json").read_text())["models"]
     words = ("task=lc_weights", f"task.weights={tmp_path}/fits/result.json", f"task.difficulty={difficulty}")
-    assert script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/rates") == 0
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/rates") == 0
     rates = json.loads((tmp_path / "rates/result.json").read_text())["models"]
     for model, own in fits.items():
         expected = own["baseline"]["length_controlled_win_rate"]
@@ -92,11 +92,11 @@ def test_weights_of_our_own_fits_give_the_rates_that_they_gave(tmp_path, script,
 
 
 def test_two_models_against_one_baseline_differ_by_the_published_paired_difference(
-    tmp_path, script, few_refits, capsys
+    tmp_path, run_script, few_refits, capsys
 ):
     rows = annotations("alpaca-7b_verbose") + annotations("alpaca-7b_concise")
     words = ("task=winrate", f"task.input=[{write_lines(tmp_path / 'a.jsonl', rows)}]", "task.format=alpaca_eval")
-    assert script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
     (paired,) = json.loads((tmp_path / "out/result.json").read_text())["paired"]["baseline"]
     expected = given("ae2_paired")["alpaca-7b verbose-concise"]
     assert paired["models"] == ["alpaca-7b_verbose", "alpaca-7b_concise"]
@@ -116,7 +116,7 @@ def gamed_rows(seed, n=400):
     ]
 
 
-def test_gamed_baselines_pull_the_weight_of_length_to_theirs_and_are_named(tmp_path, script, few_refits, capsys):
+def test_gamed_baselines_pull_the_weight_of_length_to_theirs_and_are_named(tmp_path, run_script, few_refits, capsys):
     rng, rows = np.random.default_rng(0), []
     for i in range(200):
         long, short = int(rng.integers(400, 900)), int(rng.integers(50, 400))
@@ -125,19 +125,19 @@ def test_gamed_baselines_pull_the_weight_of_length_to_theirs_and_are_named(tmp_p
     words = ("task=winrate", f"task.input=[{write_lines(tmp_path / 'a.jsonl', rows)}]", "task.format=alpaca_eval")
     found = {}
     for name, extra in (("without", []), ("with", [f"task.gamed={write_lines(tmp_path / 'g.jsonl', gamed_rows(1))}"])):
-        assert script(SCRIPT, *words, *extra, f"hydra.run.dir={tmp_path}/{name}") == 0
+        assert run_script(SCRIPT, *words, *extra, f"hydra.run.dir={tmp_path}/{name}") == 0
         found[name] = json.loads((tmp_path / name / "result.json").read_text())
     without, pulled = (found[name]["length_control"] for name in ("without", "with"))
     assert (without["gamed_baseline_regulariser"], pulled["gamed_baseline_regulariser"]) == (False, True)
     assert pulled["weights"]["length"] > without["weights"]["length"] + 0.3
     assert found["with"]["win_rate"] == found["without"]["win_rate"]
     bad = write_lines(tmp_path / "bad.jsonl", [{"preference": 1.0}])
-    assert script(SCRIPT, *words, f"task.gamed={bad}", f"hydra.run.dir={tmp_path}/bad") == 2
+    assert run_script(SCRIPT, *words, f"task.gamed={bad}", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "lacks std_delta_len, instruction_difficulty" in capsys.readouterr().err
 
 
 def test_a_controlled_rate_far_from_the_raw_one_and_a_constant_answer_are_warned_of(
-    tmp_path, script, few_refits, capsys
+    tmp_path, run_script, few_refits, capsys
 ):
     rng, rows = np.random.default_rng(0), []
     for i in range(300):  # the model wins only because it is longer
@@ -147,7 +147,7 @@ def test_a_controlled_rate_far_from_the_raw_one_and_a_constant_answer_are_warned
                      "output_1": "x" * 1000, "output_2": f"{i:04d}" + "y" * (996 + gap)})  # fmt: skip
     constant = [row | {"generator_2": "constant", "output_2": "one and the same text"} for row in rows]
     file = write_lines(tmp_path / "a.jsonl", rows + constant)
-    assert script(SCRIPT, "task=winrate", f"task.input=[{file}]", "task.format=alpaca_eval",
+    assert run_script(SCRIPT, "task=winrate", f"task.input=[{file}]", "task.format=alpaca_eval",
                 f"hydra.run.dir={tmp_path}/out") == 0  # fmt: skip
     models = json.loads((tmp_path / "out/result.json").read_text())["models"]
     (far,) = models["long"]["base"]["warnings"]
@@ -187,15 +187,15 @@ def test_length_control_takes_out_what_length_explains():
     assert length_controlled(lifted, *longer, None)["length_controlled_win_rate"] == pytest.approx(50, abs=2)
 
 
-def run_script(script, tmp_path, rows, *words):
+def run_script(run_script, tmp_path, rows, *words):
     (tmp_path / "annotations.json").write_text(json.dumps(rows))
     asked = f"task.input=[{tmp_path}/annotations.json]", "task.format=alpaca_eval", f"hydra.run.dir={tmp_path}/out"
-    code = script(SCRIPT, "task=winrate", *asked, "overwrite=true", *words)
+    code = run_script(SCRIPT, "task=winrate", *asked, "overwrite=true", *words)
     return code, json.loads(Path(tmp_path / "out/result.json").read_text()) if code == 0 else None
 
 
-def test_the_script_gives_alpaca_evals_figures(tmp_path, script):
-    code, result = run_script(script, tmp_path, annotations("alpaca-7b"))
+def test_the_script_gives_alpaca_evals_figures(tmp_path, run_script):
+    code, result = run_script(run_script, tmp_path, annotations("alpaca-7b"))
     expected = given("ae2_win_rate")["alpaca-7b"]
     assert code == 0 and {n: result[n] for n in FIGURES} == pytest.approx({n: expected[n] for n in FIGURES}, abs=1e-9)
     minimal = given("lc_fit_no_gamed_regulariser")["alpaca-7b"]["length_controlled_minimal"]["lc_sklearn191"]
@@ -203,12 +203,12 @@ def test_the_script_gives_alpaca_evals_figures(tmp_path, script):
     assert result["minimum_detectable_effect"] == pytest.approx(4.93, abs=0.01)
 
 
-def test_difficulty_is_joined_on_the_instruction_whatever_the_order_of_rows(tmp_path, script):
+def test_difficulty_is_joined_on_the_instruction_whatever_the_order_of_rows(tmp_path, run_script):
     rows, difficulty = annotations("alpaca-7b"), difficulties()
     table = {f"instruction {i}": value for i, value in enumerate(difficulty)}
     (tmp_path / "difficulty.json").write_text(json.dumps(table))
     results = [
-        run_script(script, tmp_path, part, f"task.difficulty={tmp_path}/difficulty.json")[1]
+        run_script(run_script, tmp_path, part, f"task.difficulty={tmp_path}/difficulty.json")[1]
         for part in (rows, rows[::-1])
     ]
     expected = given("lc_fit_no_gamed_regulariser")["alpaca-7b"]["length_controlled_noreg"]["lc_sklearn191"]
@@ -216,16 +216,18 @@ def test_difficulty_is_joined_on_the_instruction_whatever_the_order_of_rows(tmp_
     assert results[0]["length_control"]["difficulty_joined_on"] == "instruction"
 
 
-def test_difficulties_by_number_need_the_number_in_the_rows_whatever_their_order(tmp_path, script, capsys):
+def test_difficulties_by_number_need_the_number_in_the_rows_whatever_their_order(tmp_path, run_script, capsys):
     lines = [f"{i},{value}" for i, value in enumerate(difficulties())]
     (tmp_path / "difficulty.csv").write_text("\n".join(["index,instruction_difficulty", *lines]))
     words, rows = f"task.difficulty={tmp_path}/difficulty.csv", annotations("alpaca-7b")
-    assert run_script(script, tmp_path, rows, words)[0] == 2  # by the order of rows a shuffled file would be misaligned
+    assert (
+        run_script(run_script, tmp_path, rows, words)[0] == 2
+    )  # by the order of rows a shuffled file would be misaligned
     assert "no `index`" in capsys.readouterr().err
     numbered = [row | {"index": i} for i, row in enumerate(rows)]
     expected = given("lc_fit_no_gamed_regulariser")["alpaca-7b"]["length_controlled_noreg"]["lc_sklearn191"]
     for part in (numbered, sorted(numbered, key=lambda row: str(row["index"]))):
-        _, result = run_script(script, tmp_path, part, words)
+        _, result = run_script(run_script, tmp_path, part, words)
         assert result["length_controlled_win_rate"] == pytest.approx(expected, abs=0.5)
         assert result["length_control"]["difficulty_joined_on"] == "index"
 
@@ -245,27 +247,27 @@ def hand_made(preferences, lengths=lambda i: (10 + i, 30 - i)):
     ]
 
 
-def test_ties_are_coded_0_or_one_and_a_half_and_garbage_is_counted(tmp_path, script):
-    _, result = run_script(script, tmp_path, hand_made([0, 1.5, 1, 2, 2.0, None, "garbage", -1, 3, float("nan")]))
+def test_ties_are_coded_0_or_one_and_a_half_and_garbage_is_counted(tmp_path, run_script):
+    _, result = run_script(run_script, tmp_path, hand_made([0, 1.5, 1, 2, 2.0, None, "garbage", -1, 3, float("nan")]))
     assert {n: result[n] for n in ("n_draws", "n_wins", "n_wins_base", "n_total", "n_errors")} == {
         "n_draws": 2, "n_wins": 2, "n_wins_base": 1, "n_total": 5, "n_errors": 5,
     }  # fmt: skip
     assert result["win_rate"] == 60 and result["model"] == "m.1"
 
 
-def test_answers_of_one_length_leave_the_controlled_rate_unknown_with_a_reason(tmp_path, script):
-    code, result = run_script(script, tmp_path, hand_made([1, 2] * 10, lengths=lambda i: (5, 5)))
+def test_answers_of_one_length_leave_the_controlled_rate_unknown_with_a_reason(tmp_path, run_script):
+    code, result = run_script(run_script, tmp_path, hand_made([1, 2] * 10, lengths=lambda i: (5, 5)))
     assert code == 0 and result["length_controlled_win_rate"] is None
     assert "lengths that differ" in result["length_control"]["reason"]
 
 
-def test_a_model_that_always_wins_leaves_nothing_to_fit(tmp_path, script):
-    code, result = run_script(script, tmp_path, hand_made([2] * 20, lengths=lambda i: (5, 5 + i)))
+def test_a_model_that_always_wins_leaves_nothing_to_fit(tmp_path, run_script):
+    code, result = run_script(run_script, tmp_path, hand_made([2] * 20, lengths=lambda i: (5, 5 + i)))
     assert code == 0 and result["win_rate"] == 100 and result["length_controlled_win_rate"] is None
     assert "verdicts or more that differ" in result["length_control"]["reason"]
 
 
-def test_a_question_without_difficulty_is_refused(tmp_path, script, capsys):
+def test_a_question_without_difficulty_is_refused(tmp_path, run_script, capsys):
     (tmp_path / "difficulty.json").write_text('{"0": 0.5}')
-    code, _ = run_script(script, tmp_path, hand_made([1, 2] * 10), f"task.difficulty={tmp_path}/difficulty.json")
+    code, _ = run_script(run_script, tmp_path, hand_made([1, 2] * 10), f"task.difficulty={tmp_path}/difficulty.json")
     assert code == 2 and "no difficulty" in capsys.readouterr().err

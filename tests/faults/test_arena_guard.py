@@ -115,12 +115,12 @@ def test_what_people_wrote_is_for_this_user_alone(tmp_path):
     assert modes.keys() >= {"arena.sqlite", "arena.sqlite-wal"} and set(modes.values()) == {0o600}
 
 
-def test_a_server_that_ends_by_itself_is_no_success(tmp_path, script, capfd, monkeypatch):
+def test_a_server_that_ends_by_itself_is_no_success(tmp_path, run_script, capfd, monkeypatch):
     """It was: the page was said to be open, the process exported nothing and ended with exit code 0."""
     monkeypatch.setattr(uvicorn.Server, "run", lambda server, sockets: None)
     write_jsonl(tmp_path / "items.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
-    script = SimpleNamespace(train=serving.serve, __name__="arena")
+    arena = SimpleNamespace(train=serving.serve, __name__="arena")
     words = [f"annotate=[{tmp_path}/items.jsonl]", "port=54321", f"hydra.run.dir={tmp_path}/arena"]
-    assert script(script, *words) == 1
+    assert run_script(arena, *words) == 1
     said = capfd.readouterr()
     assert "the page's server ended by itself" in said.err and "is open" not in said.out

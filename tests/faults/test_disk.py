@@ -78,7 +78,7 @@ def full(disk):
     return full
 
 
-def test_a_full_disk_at_the_export_is_named_and_resume_exports(full, disk, script, place, capfd):  # noqa: F811
+def test_a_full_disk_at_the_export_is_named_and_resume_exports(full, disk, run_script, place, capfd):  # noqa: F811
     words = [*words_of("train_sft", place), f"hydra.run.dir={disk}/run", "num_steps=1"]
     taken, export = None, train_sft.export_model
 
@@ -89,18 +89,18 @@ def test_a_full_disk_at_the_export_is_named_and_resume_exports(full, disk, scrip
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_sft, "export_model", export_to_a_full_disk)
-        assert script(train_sft, *words) == 1
+        assert run_script(train_sft, *words) == 1
     told = capfd.readouterr().err
     assert "after step 1:" in told and str(disk / "run/model.writing") in told and "Traceback" not in told
     assert "the last good checkpoint is step_000001" in told and not (disk / "run/model").exists()
     taken.unlink()
-    assert script(train_sft, *words, "resume=true") == 0 and load_policy(disk / "run/model")
+    assert run_script(train_sft, *words, "resume=true") == 0 and load_policy(disk / "run/model")
 
 
-def test_a_full_disk_at_the_reference_cache_is_named(full, disk, script, place, capfd):  # noqa: F811
+def test_a_full_disk_at_the_reference_cache_is_named(full, disk, run_script, place, capfd):  # noqa: F811
     full(0)
     words = [*words_of("train_dpo", place), f"ref_cache={disk}/cache", "num_steps=1"]
-    assert script(train_dpo, *words) == 1
+    assert run_script(train_dpo, *words) == 1
     told = capfd.readouterr().err
     assert str(disk / "cache") in told and "Traceback" not in told and not list(disk.rglob("*.safetensors"))
 

@@ -23,10 +23,10 @@ def no_pictures(monkeypatch):
 
 
 @pytest.fixture
-def sft(script, sft_words, tmp_path):
+def sft(run_script, sft_words, tmp_path):
     """sft(*words) -> exit code of a training of 2 steps in tmp_path/run."""
     words = [*sft_words, "num_steps=2", "eval_every=0", "sample_every=0", f"hydra.run.dir={tmp_path}/run"]
-    return lambda *more: script(train_sft, *words, *more)
+    return lambda *more: run_script(train_sft, *words, *more)
 
 
 def test_a_finished_run_without_checkpoints_is_not_begun_again_by_resume(sft, tmp_path, capsys):
@@ -38,7 +38,7 @@ def test_a_finished_run_without_checkpoints_is_not_begun_again_by_resume(sft, tm
     assert sft("save_every=0", "resume=true", "overwrite=true") == 0  # to resume where one can, to begin where not
 
 
-def test_resume_in_the_directory_of_another_run_deletes_nothing(sft, script, tmp_path, capsys):
+def test_resume_in_the_directory_of_another_run_deletes_nothing(sft, run_script, tmp_path, capsys):
     """Also where that run has no checkpoint yet: its config tells."""
     assert sft("save_every=0") == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -49,7 +49,7 @@ def test_resume_in_the_directory_of_another_run_deletes_nothing(sft, script, tmp
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [f"policy={tmp_path}/run/model", f"data.train=[{pairs}]", "batch_size=4", "micro_batch_size=4"]
     words += ["num_steps=1", "log.wandb=disabled", f"hydra.run.dir={tmp_path}/run", "resume=true"]
-    assert script(train_dpo, *words) == 2
+    assert run_script(train_dpo, *words) == 2
     assert "this has changed" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 

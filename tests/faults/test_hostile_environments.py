@@ -94,11 +94,11 @@ def test_what_it_says_that_cannot_be_written_is_named_with_the_prompt():
     ],
     ids=["hangs", "raises"],
 )
-def test_an_environment_that_fails_later_ends_the_run_by_a_sentence(body, told, script, place, capfd):  # noqa: F811
+def test_an_environment_that_fails_later_ends_the_run_by_a_sentence(body, told, run_script, place, capfd):  # noqa: F811
     counts = "Bad.calls = getattr(Bad, 'calls', 0) + 1\n        "
     (place / "bad.py").write_text(CODE.format(f"{counts}if Bad.calls <= 2: return [], 1.0, True\n        {body}"))
     words = [*words_of("train_ppo", place), "reward=null", f"env={place}/bad.py:Bad", "num_steps=3", "reward_timeout=3"]
-    assert script(train_ppo, *words, "batch_size=2") == 1
+    assert run_script(train_ppo, *words, "batch_size=2") == 1
     said = capfd.readouterr().err
     assert f"after step 1: {told}" in said
     assert "the last good checkpoint is step_000001; the same command with resume=true goes on" in said

@@ -115,12 +115,12 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_a_function_that_hangs_in_a_later_step_ends_the_run_by_a_sentence(script, place, capfd):  # noqa: F811
+def test_a_function_that_hangs_in_a_later_step_ends_the_run_by_a_sentence(run_script, place, capfd):  # noqa: F811
     (place / "rate.py").write_text(
         "import ctypes\ncalls = []\ndef rate(prompts, completions):\n    calls.append(1)\n"
         "    len(calls) > 1 and ctypes.PyDLL(None).pause()\n    return [1.0] * len(prompts)\n"
     )
-    assert script(train_ppo, *words_of("train_ppo", place), "num_steps=3", "reward_timeout=3") == 1
+    assert run_script(train_ppo, *words_of("train_ppo", place), "num_steps=3", "reward_timeout=3") == 1
     told = capfd.readouterr().err
     assert "after step 1: reward function rate took more than reward_timeout=3 seconds and was killed" in told
     assert "the last good checkpoint is step_000001; the same command with resume=true goes on" in told

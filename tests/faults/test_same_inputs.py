@@ -104,12 +104,12 @@ def edit_reward(place: Path) -> None:
     ],
     ids=["answers", "policy", "labels", "reference", "reward model", "reward function"],
 )
-def test_a_resume_with_another_input_names_it(module, change, named, script, place, models, capfd):
+def test_a_resume_with_another_input_names_it(module, change, named, run_script, place, models, capfd):
     words = [*words_of(module.__name__, place), "optim.schedule=constant"]
-    assert script(module, *words, "num_steps=1") == 0
+    assert run_script(module, *words, "num_steps=1") == 0
     change(*(place, models)[: change.__code__.co_argcount])
     capfd.readouterr()
-    assert script(module, *words, "num_steps=2", "resume=true") == 2
+    assert run_script(module, *words, "num_steps=2", "resume=true") == 2
     told = capfd.readouterr().err
     assert named.format(place) in told and "resume_anyway=true" in told
 
@@ -135,19 +135,21 @@ def test_parts_of_files_and_the_base_of_an_adapter_are_inputs_and_new_ones_are_n
     ]  # fmt: skip
 
 
-def test_a_resume_anyway_goes_on_and_is_what_later_resumes_are_compared_with(script, place, capfd):
+def test_a_resume_anyway_goes_on_and_is_what_later_resumes_are_compared_with(run_script, place, capfd):
     words = [*words_of("train_sft", place), "optim.schedule=constant"]
-    assert script(train_sft, *words, "num_steps=1") == 0
-    assert script(train_sft, *words, "num_steps=2", "resume=true") == 0  # nothing changed
+    assert run_script(train_sft, *words, "num_steps=1") == 0
+    assert run_script(train_sft, *words, "num_steps=2", "resume=true") == 0  # nothing changed
     swap_answers(place)
     more = [*words, "num_steps=3", "resume=true"]
-    assert script(train_sft, *more, "overwrite=true") == 2  # as a recipe calls its steps: no old model passes for a new
-    assert script(train_sft, *more, "resume_anyway=true") == 0
-    assert script(train_sft, *words, "num_steps=4", "resume=true") == 0
+    assert (
+        run_script(train_sft, *more, "overwrite=true") == 2
+    )  # as a recipe calls its steps: no old model passes for a new
+    assert run_script(train_sft, *more, "resume_anyway=true") == 0
+    assert run_script(train_sft, *words, "num_steps=4", "resume=true") == 0
 
 
 @pytest.mark.parametrize("body", ["import sys; sys.exit(0)", "1 / 0"])
-def test_a_reward_function_that_fails_in_a_later_step_is_no_bad_input(body, script, place, capfd):
+def test_a_reward_function_that_fails_in_a_later_step_is_no_bad_input(body, run_script, place, capfd):
     """Exit code 1, with the row and the checkpoint to go on from; and no model."""
     count = f"{place}/count"
     (place / "rate.py").write_text(
@@ -155,33 +157,33 @@ def test_a_reward_function_that_fails_in_a_later_step_is_no_bad_input(body, scri
         f"    if len(open({count!r}).read()) > 1:\n        {body}\n    return [1.0] * len(prompts)\n"
     )
     words = [*words_of("train_ppo", place), "num_steps=3"]
-    assert script(train_ppo, *words) == 1
+    assert run_script(train_ppo, *words) == 1
     told = capfd.readouterr().err
     assert "after step 1: reward function rate raised" in told and "on row 0" in told
     assert "the last good checkpoint is step_000001; the same command with resume=true goes on" in told
     assert not (place / "run/model").exists()
 
 
-def test_a_resume_with_other_code_names_it(script, place, monkeypatch, capfd):
+def test_a_resume_with_other_code_names_it(run_script, place, monkeypatch, capfd):
     words = [*words_of("train_sft", place), "optim.schedule=constant"]
-    assert script(train_sft, *words, "num_steps=1") == 0
+    assert run_script(train_sft, *words, "num_steps=1") == 0
     digest = inputs.sha256_once
     monkeypatch.setattr(inputs, "sha256_once", lambda path: "edited" if path.name == "losses.py" else digest(path))
-    assert script(train_sft, *words, "num_steps=2", "resume=true") == 2
+    assert run_script(train_sft, *words, "num_steps=2", "resume=true") == 2
     told = capfd.readouterr().err
     assert "the code losses.py is another" in told and "model/heads.py" not in told
 
 
-def test_a_run_is_prolonged_under_its_schedule_and_never_shortened(script, place, capfd, read_metrics):
+def test_a_run_is_prolonged_under_its_schedule_and_never_shortened(run_script, place, capfd, read_metrics):
     words = [*words_of("train_sft", place), "optim.schedule=cosine"]
-    assert script(train_sft, *words, "num_steps=3", "optim.num_steps=4") == 0
-    assert script(train_sft, *words, "num_steps=4", "optim.num_steps=4", "resume=true") == 0
+    assert run_script(train_sft, *words, "num_steps=3", "optim.num_steps=4") == 0
+    assert run_script(train_sft, *words, "num_steps=4", "optim.num_steps=4", "resume=true") == 0
     rows = read_metrics(place / "run")
-    assert script(train_sft, *words, "num_steps=4", "overwrite=true") == 0
+    assert run_script(train_sft, *words, "num_steps=4", "overwrite=true") == 0
     assert read_metrics(place / "run") == rows  # the same rates as in one go
-    assert script(train_sft, *words, "num_steps=5", "resume=true") == 2
+    assert run_script(train_sft, *words, "num_steps=5", "resume=true") == 2
     assert "say optim.num_steps=4" in capfd.readouterr().err
-    assert script(train_sft, *words, "num_steps=3", "optim.num_steps=4", "resume=true") == 2
+    assert run_script(train_sft, *words, "num_steps=3", "optim.num_steps=4", "resume=true") == 2
     assert "num_steps=3, but" in capfd.readouterr().err
 
 
@@ -270,11 +272,11 @@ def test_a_damaged_small_file_of_a_run_is_named(name, tmp_path):
         draw(tmp_path / "run", seed=1, resume=True)
 
 
-def test_a_refused_run_leaves_the_users_own_empty_directory(script, place, capfd):
+def test_a_refused_run_leaves_the_users_own_empty_directory(run_script, place, capfd):
     words = [word for word in words_of("train_sft", place) if not word.startswith("data")]
     (place / "run").mkdir()
-    assert script(train_sft, *words, "data.train=[nothing.jsonl]") == 2
+    assert run_script(train_sft, *words, "data.train=[nothing.jsonl]") == 2
     assert (place / "run").is_dir() and not list((place / "run").iterdir())
     (place / "run").rmdir()
-    assert script(train_sft, *words, "data.train=[nothing.jsonl]") == 2
+    assert run_script(train_sft, *words, "data.train=[nothing.jsonl]") == 2
     assert not (place / "run").exists()  # what Hydra made

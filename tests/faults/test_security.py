@@ -87,11 +87,11 @@ def test_a_path_in_a_package_cannot_leave_it(path):
         find_model(f"package:{path}")
 
 
-def test_keys_in_the_environment_are_not_in_what_a_run_leaves(script, sft_words, tmp_path, monkeypatch, capfd):
+def test_keys_in_the_environment_are_not_in_what_a_run_leaves(run_script, sft_words, tmp_path, monkeypatch, capfd):
     for name in ("OPENAI_API_KEY", "WANDB_API_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, "sk-fake-0123456789")
     words = [*sft_words, "num_steps=1", "log.wandb=offline", f"hydra.run.dir={tmp_path}/run"]
-    assert script(train_sft, *words) == 0
+    assert run_script(train_sft, *words) == 0
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in files)
     told = capfd.readouterr()
@@ -123,7 +123,7 @@ def test_a_report_shows_what_a_model_wrote_as_text(tmp_path, capsys):
     assert "[/bold]" in capsys.readouterr().out
 
 
-def test_a_row_of_data_may_hold_anything_and_stays_text(tmp_path, script, sft_words, capfd):
+def test_a_row_of_data_may_hold_anything_and_stays_text(tmp_path, run_script, sft_words, capfd):
     """Markup of the terminal, control characters, line separators: samples are printed and logged as they are."""
     talk = [
         {"role": "user", "content": f"[/red] [bold] \x1b[2J \u2028 {NASTY}"},
@@ -134,7 +134,7 @@ def test_a_row_of_data_may_hold_anything_and_stays_text(tmp_path, script, sft_wo
     words = [word for word in sft_words if not word.startswith(("data.", "num_samples", "sample_every"))]
     words += [f"data.train=[{data}]", f"data.eval=[{data}]", "num_steps=1", "sample_every=1"]
     words += ["num_samples=2", "model.vocab_size=340"]
-    assert script(train_sft, *words, f"hydra.run.dir={tmp_path}/run") == 0
+    assert run_script(train_sft, *words, f"hydra.run.dir={tmp_path}/run") == 0
     rows = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().rstrip("\n").split("\n")]
     assert NASTY in rows[0]["prompt"] and "[/]" in rows[0]["reference"]
 
@@ -148,7 +148,7 @@ def test_a_row_of_data_may_hold_anything_and_stays_text(tmp_path, script, sft_wo
     ],
 )
 def test_a_key_on_the_command_line_is_refused_and_written_nowhere(script, words, tmp_path, monkeypatch, capfd):
-    module = import_module(script)
+    module = import_module("arena.serving" if script == "arena" else script)
     monkeypatch.setattr("sys.argv", [f"{script}.py", *words, f"hydra.run.dir={tmp_path}/run"])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as exit:

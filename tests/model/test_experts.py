@@ -98,7 +98,7 @@ SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in ("train_rm", "tra
 
 
 @pytest.mark.parametrize("name", ["train_sft", *SLOW])
-def test_the_router_losses_reach_every_training_script(name, script, job, inputs, tmp_path, read_metrics):  # noqa: F811
+def test_the_router_losses_reach_every_training_script(name, run_script, job, inputs, tmp_path, read_metrics):  # noqa: F811
     """The same run with and without them: experts are measured in both, and the weights come out otherwise."""
     tokenizer = load_tokenizer(inputs / "policy")
     policy = shaken(new_policy(tiny_config("olmoe", vocab_size=400, max_length=1024), seed=0))
@@ -106,7 +106,7 @@ def test_the_router_losses_reach_every_training_script(name, script, job, inputs
     learned = []
     for coef in (0.0, 5.0):
         words = [f"policy={tmp_path / 'moe'}", f"router.balance_coef={coef}", "num_steps=2"]
-        assert script(SCRIPTS[name], *job(name, f"run{coef}", *words)[1:]) == 0
+        assert run_script(SCRIPTS[name], *job(name, f"run{coef}", *words)[1:]) == 0
         rows = read_metrics(tmp_path / f"run{coef}")
         assert any(row.get("experts/balance_loss", 0) >= 0.99 and "experts/unused" in row for row in rows)
         learned.append(load_file(tmp_path / f"run{coef}" / "model" / "model.safetensors"))

@@ -113,12 +113,12 @@ SLOW = (pytest.param(module, marks=pytest.mark.slow) for module in (train_sft, t
 
 
 @pytest.mark.parametrize("module", [train_dpo, *SLOW])
-def test_every_training_script_learns_with_gated_delta_nets(module, script, job, hybrid, tmp_path):  # noqa: F811
+def test_every_training_script_learns_with_gated_delta_nets(module, run_script, job, hybrid, tmp_path):  # noqa: F811
     """Also with its layers computed again, which changes nothing."""
     ends = {}
     for again in ("false", "true"):
         words = [f"policy={hybrid}", "num_steps=2", "save_every=0", f"activation_checkpointing={again}"]
-        assert script(module, *job(module.__name__, again, *words)[1:]) == 0
+        assert run_script(module, *job(module.__name__, again, *words)[1:]) == 0
         ends[again] = load_file(tmp_path / again / "model" / "model.safetensors")
     start = load_file(hybrid / "model.safetensors")
     for name, weight in ends["false"].items():

@@ -235,10 +235,10 @@ def test_rounding_a_young_merge_is_said_to_cost_more_than_was_learned(inputs, tm
     assert f"{merge_noise(policy):.2f} times what the adapter adds" in caplog.text
 
 
-def test_a_bf16_training_with_adapters_gains_as_much_in_its_export_as_in_itself(script, job, inputs, tmp_path):  # noqa: F811
+def test_a_bf16_training_with_adapters_gains_as_much_in_its_export_as_in_itself(run_script, job, inputs, tmp_path):  # noqa: F811
     """Through the whole command: the margin of base + adapter, and of model/ as float32 reads it."""
     words = ["lora.rank=4", "precision=bf16", "num_steps=4", "optim.lr=1e-3", "ref=live"]
-    assert script(train_dpo, *job("train_dpo", "run", *words)[1:]) == 0
+    assert run_script(train_dpo, *job("train_dpo", "run", *words)[1:]) == 0
     merged = load_file(tmp_path / "run" / "model" / "model.safetensors")
     base = load_file(inputs / "policy" / "model.safetensors")
     adapter = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
@@ -249,10 +249,10 @@ def test_a_bf16_training_with_adapters_gains_as_much_in_its_export_as_in_itself(
 
 
 @pytest.mark.parametrize("name", list(SCRIPTS))
-def test_every_script_learns_adapters(script, job, inputs, tmp_path, read_metrics, name):  # noqa: F811
+def test_every_script_learns_adapters(run_script, job, inputs, tmp_path, read_metrics, name):  # noqa: F811
     own = {"train_dpo": ["ref=live"], "train_ppo": ["value_start=policy"]}  # one base beside the reward model's
     words = ["lora.rank=4", "num_steps=2", *own.get(name, [])]
-    assert script(SCRIPTS[name], *job(name, "run", *words)[1:]) == 0
+    assert run_script(SCRIPTS[name], *job(name, "run", *words)[1:]) == 0
     learned, base = (
         tmp_path / "run",
         load_file(inputs / ("rm" if name == "train_rm" else "policy") / "model.safetensors"),
@@ -278,6 +278,6 @@ def test_every_script_learns_adapters(script, job, inputs, tmp_path, read_metric
 @pytest.mark.parametrize(
     "words", [["lora.rank=-1"], ["lora.rank=2", "lora.alpha=0"], ["lora.rank=2", "lora.targets=[q]"]]
 )
-def test_settings_that_cannot_be_meant_are_refused(script, job, words, capsys):  # noqa: F811
-    assert script(train_dpo, *job("train_dpo", "run", *words)[1:]) == 2
+def test_settings_that_cannot_be_meant_are_refused(run_script, job, words, capsys):  # noqa: F811
+    assert run_script(train_dpo, *job("train_dpo", "run", *words)[1:]) == 2
     assert "lora." in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_what_cannot_be_meant_is_refused():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_script_trains_resumes_and_exports(inputs, script, job, tmp_path, monkeypatch, name):  # noqa: F811
+def test_every_script_trains_resumes_and_exports(inputs, run_script, job, tmp_path, monkeypatch, name):  # noqa: F811
     """Two steps, and one with a resume to two: the same bytes. The export is the base's values plus the adapter."""
     monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
     quiet = [*WORDS, "eval_every=0", "sample_every=0", "save_every=1"]
@@ -103,7 +103,7 @@ def test_every_script_trains_resumes_and_exports(inputs, script, job, tmp_path, 
     parts = (("parts", 1), ("parts", 2)) if name in ("train_sft", "train_ppo") else ()
     for directory, steps in (("whole", 2), *parts):
         _, *words = job(name, directory, *quiet, f"num_steps={steps}", "resume=true", "resume_anyway=true")
-        assert script(SCRIPTS[name], *words) == 0
+        assert run_script(SCRIPTS[name], *words) == 0
     files = [(tmp_path / d / "model" / "model.safetensors").read_bytes() for d in {"whole", *dict(parts)}]
     assert files[0] == files[-1]
     adapter = load_file(tmp_path / "whole" / "adapter" / "adapter_model.safetensors")

@@ -99,7 +99,7 @@ def scripted(path, *rules):
     return {"kind": "scripted", "script": str(path)}
 
 
-def test_a_judge_grades_or_compares_in_both_orders_and_its_verdicts_can_be_audited(script, tmp_path):
+def test_a_judge_grades_or_compares_in_both_orders_and_its_verdicts_can_be_audited(run_script, tmp_path):
     client = scripted(tmp_path / "grades.jsonl", ("good", "Rating: [[8]]"), ("cut", "Rating:"), ("", "Rating: [[3]]"))
     entry = {"name": "judge", "client": client, "template": "short"}
     assert paid(entry, ["good", "cut", "bad"], directory=tmp_path) == [8, None, 3]
@@ -112,7 +112,7 @@ def test_a_judge_grades_or_compares_in_both_orders_and_its_verdicts_can_be_audit
     rewards = paid(entry, said, prompts, tmp_path, baseline=against)
     assert rewards == [1] * 5 + [0, 0.5, None]  # `even`: whoever is shown first wins, so it is a tie
     words = [f"task.input=[{tmp_path}/judge/verdicts.jsonl]", "task.format=verdicts", "task.rounds=20"]
-    assert script(SCRIPT, "task=audit", *words, "task.questions=null", f"hydra.run.dir={tmp_path}/audit") == 0
+    assert run_script(SCRIPT, "task=audit", *words, "task.questions=null", f"hydra.run.dir={tmp_path}/audit") == 0
     result = json.loads((tmp_path / "audit" / "result.json").read_text())
     assert result["position"]["flips"]["items"] == 7
 

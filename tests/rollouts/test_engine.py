@@ -145,11 +145,11 @@ ALONE = ["missing_eos=none", "eval_every=0", "sample_every=0", "kl_exact_every=0
 @pytest.mark.parametrize(
     "more", [["sampling.temperature=0.7"], ["score_position=after_eos", "samples_per_prompt=2", "advantage=rloo"]]
 )
-def test_a_server_with_our_sampler_gives_the_local_curve(script, job, loopback, tmp_path, read_metrics, more):  # noqa: F811
+def test_a_server_with_our_sampler_gives_the_local_curve(run_script, job, loopback, tmp_path, read_metrics, more):  # noqa: F811
     server = loopback()
-    assert script(train_ppo, *job("train_ppo", "local", "num_steps=2", *ALONE, *more)[1:]) == 0
+    assert run_script(train_ppo, *job("train_ppo", "local", "num_steps=2", *ALONE, *more)[1:]) == 0
     words = [*ALONE, *more, *words_for(server)]
-    assert script(train_ppo, *job("train_ppo", "server", "num_steps=2", *words)[1:]) == 0
+    assert run_script(train_ppo, *job("train_ppo", "server", "num_steps=2", *words)[1:]) == 0
     local, served = read_metrics(tmp_path / "local"), read_metrics(tmp_path / "server")
     assert len(local) == len(served) == 2
     for one, other in zip(local, served, strict=True):
@@ -159,21 +159,21 @@ def test_a_server_with_our_sampler_gives_the_local_curve(script, job, loopback, 
     assert len(server.loads) == 2 and not torch.equal(*server.loads)  # it follows the policy
 
 
-def test_another_distribution_is_weighed_and_the_weights_are_cut(script, job, loopback, tmp_path, read_metrics):  # noqa: F811
+def test_another_distribution_is_weighed_and_the_weights_are_cut(run_script, job, loopback, tmp_path, read_metrics):  # noqa: F811
     server = loopback(sharpness=1.5)
     words = [*words_for(server), "engine.max_gap=9", "num_steps=2", "off_policy.max_weight=1.2", *ALONE]
-    assert script(train_ppo, *job("train_ppo", "run", *words)[1:]) == 0
+    assert run_script(train_ppo, *job("train_ppo", "run", *words)[1:]) == 0
     for row in read_metrics(tmp_path / "run"):
         assert row["policy/sampler_kl"] > 0.01 and 0.2 < row["policy/sampler_weight"] <= 1.2
         assert row["policy/ratio_first"] == pytest.approx(1, abs=1e-4)  # the old log-probs are the policy's own
 
 
-def test_the_weights_reach_the_advantages_and_the_directory_is_the_one_asked_for(script, job, loopback, tmp_path):  # noqa: F811
+def test_the_weights_reach_the_advantages_and_the_directory_is_the_one_asked_for(run_script, job, loopback, tmp_path):  # noqa: F811
     server = loopback(sharpness=1.5)
     words = ["advantage=rloo", "samples_per_prompt=2", "kl_coef=0", "missing_eos=none", "sample_every=1", "num_steps=1"]
     words += ["num_samples=99", "off_policy.max_weight=1.2", f"engine.directory={tmp_path}/shared", "eval_every=0"]
     words += ["engine.max_gap=9"]
-    assert script(train_ppo, *job("train_ppo", "run", *words_for(server), *words)[1:]) == 0
+    assert run_script(train_ppo, *job("train_ppo", "run", *words_for(server), *words)[1:]) == 0
     assert server.loaded_from == str(tmp_path / "shared") and not (tmp_path / "run" / "engine").exists()
     rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     weights = []
@@ -209,16 +209,16 @@ def test_weights_of_sequences_are_products_and_a_mask_drops_what_is_above_the_bo
     assert torch.allclose(weights("sequence_mask"), torch.tensor([[0.0] * 3, [0.5, 0.5, 0.0]]))
 
 
-def test_a_server_that_is_down_for_a_moment_is_asked_again(script, job, loopback, tmp_path, monkeypatch):  # noqa: F811
+def test_a_server_that_is_down_for_a_moment_is_asked_again(run_script, job, loopback, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     words = [*words_for(loopback(broken=3)), "num_steps=1", "engine.max_tries=4", *ALONE]
-    assert script(train_ppo, *job("train_ppo", "run", *words)[1:]) == 0
+    assert run_script(train_ppo, *job("train_ppo", "run", *words)[1:]) == 0
 
 
-def test_a_server_that_stays_down_is_a_failure_that_can_go_on(script, job, loopback, monkeypatch, capsys):  # noqa: F811
+def test_a_server_that_stays_down_is_a_failure_that_can_go_on(run_script, job, loopback, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     words = [*words_for(loopback(broken=9)), "num_steps=1", "engine.max_tries=2", *ALONE]
-    assert script(train_ppo, *job("train_ppo", "run", *words)[1:]) == 1
+    assert run_script(train_ppo, *job("train_ppo", "run", *words)[1:]) == 1
     told = capsys.readouterr().err
     assert "failed after 2 tries (HTTP 503" in told
 
@@ -259,14 +259,14 @@ SHORT = [{"id": "served", "root": "served", "max_model_len": 20}]
         "short window", "tokenizer", "temperature", "another policy", "shifted",
     ],
 )  # fmt: skip
-def test_a_server_that_cannot_be_used_is_named(script, job, loopback, monkeypatch, capsys, server, words, told):  # noqa: F811
+def test_a_server_that_cannot_be_used_is_named(run_script, job, loopback, monkeypatch, capsys, server, words, told):  # noqa: F811
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     words = [*words_for(loopback(**server)), "num_steps=1", *ALONE, *words]
-    assert script(train_ppo, *job("train_ppo", "run", *words)[1:]) == 2
+    assert run_script(train_ppo, *job("train_ppo", "run", *words)[1:]) == 2
     assert told in capsys.readouterr().err
 
 
-def test_the_script_says_how_to_start_a_server_without_its_calls(script, job, loopback, capsys, monkeypatch):  # noqa: F811
+def test_the_script_says_how_to_start_a_server_without_its_calls(run_script, job, loopback, capsys, monkeypatch):  # noqa: F811
     server = loopback()
     known = server.reply
     for path, code, told in [
@@ -275,16 +275,16 @@ def test_the_script_says_how_to_start_a_server_without_its_calls(script, job, lo
     ]:
         monkeypatch.setattr(server, "reply", lambda at, body: (code, {}) if at == path else known(at, body))  # noqa: B023
         words = [*words_for(server), "num_steps=1", *ALONE, "overwrite=true"]
-        assert script(train_ppo, *job("train_ppo", "run", *words)[1:]) == 2
+        assert run_script(train_ppo, *job("train_ppo", "run", *words)[1:]) == 2
         assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [[], ["engine.ahead=1", "num_steps=3"]], ids=["now", "ahead"])
-def test_rows_of_a_restarted_server_are_drawn_again(script, job, loopback, tmp_path, read_metrics, more):  # noqa: F811
+def test_rows_of_a_restarted_server_are_drawn_again(run_script, job, loopback, tmp_path, read_metrics, more):  # noqa: F811
     words = ["num_steps=2", *ALONE, *more]
     whole, lost = loopback(), loopback(lose=8 + 8 + 3)  # probes, the first rollout, three rows of the second
     for server, run in ((whole, "whole"), (lost, "lost")):
-        assert script(train_ppo, *job("train_ppo", run, *words, *words_for(server))[1:]) == 0
+        assert run_script(train_ppo, *job("train_ppo", run, *words, *words_for(server))[1:]) == 0
     assert_same_figures(read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "lost"))
     assert len(lost.loads) == len(whole.loads) + 1  # the policy once more, and no row under the old weights
     rows = [row[:2] for row in lost.drawn if row[2] != "default"]
@@ -298,10 +298,10 @@ def assert_same_figures(one, other):
         assert {name: right[name] for name in kept} == kept
 
 
-def test_a_rollout_ahead_has_the_same_prompts_and_seeds_and_says_its_age(script, job, loopback, tmp_path, read_metrics):  # noqa: F811
+def test_a_rollout_ahead_has_the_same_prompts_and_says_its_age(run_script, job, loopback, tmp_path, read_metrics):  # noqa: F811
     now, ahead = loopback(), loopback()
     for server, run, more in ((now, "now", []), (ahead, "ahead", ["engine.ahead=1"])):
-        assert script(train_ppo, *job("train_ppo", run, *words_for(server), "num_steps=4", *ALONE, *more)[1:]) == 0
+        assert run_script(train_ppo, *job("train_ppo", run, *words_for(server), "num_steps=4", *ALONE, *more)[1:]) == 0
     assert [row[:2] for row in sorted(ahead.drawn)] == [row[:2] for row in sorted(now.drawn)]
     left, right = read_metrics(tmp_path / "now"), read_metrics(tmp_path / "ahead")
     assert [row["policy/staleness"] for row in left] == [0, 0, 0, 0]
@@ -314,26 +314,26 @@ def test_a_rollout_ahead_has_the_same_prompts_and_seeds_and_says_its_age(script,
     assert [len(rows) for rows in drawn_by.values()] == [16, 8, 8]  # two rollouts are of the policy that begins
 
 
-def test_a_run_with_a_rollout_ahead_goes_on_bit_for_bit(script, job, loopback, tmp_path, read_metrics):  # noqa: F811
+def test_a_run_with_a_rollout_ahead_goes_on_bit_for_bit(run_script, job, loopback, tmp_path, read_metrics):  # noqa: F811
     words = [word for word in ALONE if "save_every" not in word] + ["save_every=2", "engine.ahead=1"]
     ones, parts = loopback(), loopback()
-    assert script(train_ppo, *job("train_ppo", "whole", *words_for(ones), "num_steps=4", *words)[1:]) == 0
+    assert run_script(train_ppo, *job("train_ppo", "whole", *words_for(ones), "num_steps=4", *words)[1:]) == 0
     told = job("train_ppo", "parts", *words_for(parts), "num_steps=4", *words)[1:]
-    stop_after(2, script, told)
+    stop_after(2, run_script, told)
     drawn = len(parts.drawn)
-    assert script(train_ppo, *told, "resume=true") == 0
+    assert run_script(train_ppo, *told, "resume=true") == 0
     assert_same_figures(read_metrics(tmp_path / "whole"), read_metrics(tmp_path / "parts"))
     again = [row[:2] for row in parts.drawn[drawn + 8 :]]  # after the probes of the second start
     assert len(again) == 8 and not set(again) & {row[:2] for row in parts.drawn[:drawn]}  # nothing is drawn twice
 
 
-def stop_after(steps, script, words):  # noqa: F811
+def stop_after(steps, run_script, words):  # noqa: F811
     """The run, told to stop after so many steps."""
     from runtime.run import Run
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "stopping", property(lambda run: run.step == steps))
-        assert script(train_ppo, *words) == 75
+        assert run_script(train_ppo, *words) == 75
 
 
 @pytest.mark.parametrize("reply", [b'{"choices": [{"tok', b""], ids=["half", "none"])

@@ -74,12 +74,12 @@ class Handler(BaseHTTPRequestHandler):
         return {"text": "", "output_ids": ids, "meta_info": meta | {"output_token_logprobs": tokens}}
 
 
-def test_the_curve_is_the_local_one(script, job, sglang, tmp_path, read_metrics, monkeypatch):  # noqa: F811
+def test_the_curve_is_the_local_one(run_script, job, sglang, tmp_path, read_metrics, monkeypatch):  # noqa: F811
     monkeypatch.setattr("runtime.run.plot_metrics", lambda *args: None)
     words = ["num_steps=2", "missing_eos=none", "eval_every=0", "sample_every=0", "kl_exact_every=0", "save_every=0"]
-    assert script(train_ppo, *job("train_ppo", "local", *words)[1:]) == 0
+    assert run_script(train_ppo, *job("train_ppo", "local", *words)[1:]) == 0
     words += ["engine=sglang", f"engine.url={sglang.url}"]
-    assert script(train_ppo, *job("train_ppo", "served", *words)[1:]) == 0
+    assert run_script(train_ppo, *job("train_ppo", "served", *words)[1:]) == 0
     for one, other in zip(read_metrics(tmp_path / "local"), read_metrics(tmp_path / "served"), strict=True):
         for name in one:
             assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), f"step {one['step']}: {name}"

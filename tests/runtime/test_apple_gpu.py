@@ -74,7 +74,7 @@ class NoFloat64(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", ["train_sft", "train_ppo"])
-def test_a_whole_training_needs_no_float64_on_the_device(inputs, script, job, tmp_path, monkeypatch, apple, name):  # noqa: F811
+def test_a_whole_training_needs_no_float64_on_the_device(inputs, run_script, job, tmp_path, monkeypatch, apple, name):  # noqa: F811
     monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
     monkeypatch.setattr(devices, "own_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(distributed, "own_device", lambda: torch.device("cpu"))
@@ -88,7 +88,7 @@ def test_a_whole_training_needs_no_float64_on_the_device(inputs, script, job, tm
     module = {"train_sft": train_sft, "train_ppo": train_ppo}[name]
     with mode:
         _, *words = job(name, "run", "num_steps=1", "eval_every=1", "sample_every=1", "save_every=0")
-        assert script(module, *words) == 0
+        assert run_script(module, *words) == 0
     assert mode.on_host or name == "train_sft"
 
 

@@ -56,12 +56,12 @@ def test_a_cpu_is_asked_for_its_instructions(monkeypatch, has, native_there):
 
 
 @pytest.mark.parametrize("has, precision", [(True, "bf16"), (False, "fp32")])
-def test_the_run_records_what_auto_became(script, sft_words, tmp_path, native, has, precision):
+def test_the_run_records_what_auto_became(run_script, sft_words, tmp_path, native, has, precision):
     """Through the whole command; the weights are those of that precision asked for by name, and float32 on disk."""
     native(has)
     for run, word in (("auto", "precision=auto"), ("named", f"precision={precision}")):
         words = [*sft_words, "num_steps=1", "eval_every=0", "sample_every=0", "save_every=0", word]
-        assert script(train_sft, f"hydra.run.dir={tmp_path / run}", *words) == 0
+        assert run_script(train_sft, f"hydra.run.dir={tmp_path / run}", *words) == 0
     assert f"precision: {precision}\n" in (tmp_path / "auto" / "config.yaml").read_text()
     auto, named = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("auto", "named"))
     assert all(torch.equal(auto[name], tensor) and tensor.dtype == torch.float32 for name, tensor in named.items())

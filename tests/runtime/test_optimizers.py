@@ -191,18 +191,18 @@ def test_two_ranks_make_half_of_the_matrices_each_and_step_as_one_does():
 
 
 @pytest.mark.parametrize("kind, rank", [("muon", 0), ("muon", 4), ("adamw8bit", 0), ("adamw8bit", 4)])
-def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(script, sft_words, tmp_path, monkeypatch, kind, rank):
+def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(run_script, sft_words, tmp_path, monkeypatch, kind, rank):
     monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
     quiet = ["eval_every=0", "sample_every=0", f"optim={kind}", "optim.lr=1e-3"]
     start = ["model.hidden_size=64", "model.intermediate_size=96", "model.head_dim=32"]
     if rank:
-        assert script(train_sft, *sft_words, *quiet, *start, "num_steps=1", f"hydra.run.dir={tmp_path}/base") == 0
+        assert run_script(train_sft, *sft_words, *quiet, *start, "num_steps=1", f"hydra.run.dir={tmp_path}/base") == 0
         sft_words = [word for word in sft_words if not word.startswith("model")]
         start = [f"policy={tmp_path}/base/model", f"lora.rank={rank}"]
     monkeypatch.setattr("runtime.adamw8bit.LEAST", 64)  # adapters of so small a model would stay whole
     for name, steps in (("whole", 3), ("parts", 2), ("parts", 3)):
         words = [*sft_words, *quiet, *start, f"num_steps={steps}", "optim.schedule=constant", "resume=true"]
-        assert script(train_sft, *words, "resume_anyway=true", f"hydra.run.dir={tmp_path}/{name}") == 0
+        assert run_script(train_sft, *words, "resume_anyway=true", f"hydra.run.dir={tmp_path}/{name}") == 0
     hashes = [
         hashlib.sha256((tmp_path / n / "model/model.safetensors").read_bytes()).digest() for n in ("whole", "parts")
     ]

@@ -279,15 +279,15 @@ BAD = {  # words -> what the message must say
 
 
 @pytest.mark.parametrize("word", BAD)
-def test_bad_input_gets_one_message_and_exit_code_2(word, script, sft_words, tmp_path, capsys):
+def test_bad_input_gets_one_message_and_exit_code_2(word, run_script, sft_words, tmp_path, capsys):
     directory = tmp_path / "run"
-    assert script(train_sft, *sft_words, f"hydra.run.dir={directory}", word) == 2
+    assert run_script(train_sft, *sft_words, f"hydra.run.dir={directory}", word) == 2
     told = capsys.readouterr().err
     assert told.count("error:") == 1 and BAD[word] in told and "Traceback" not in told
     assert not directory.exists()
 
 
-def test_a_missing_value_is_named(script, sft_words, tmp_path, capsys):
+def test_a_missing_value_is_named(run_script, sft_words, tmp_path, capsys):
     words = [word for word in sft_words if not word.startswith("data.train")]
-    assert script(train_sft, *words, f"hydra.run.dir={tmp_path / 'run'}") == 2
+    assert run_script(train_sft, *words, f"hydra.run.dir={tmp_path / 'run'}") == 2
     assert "data.train" in capsys.readouterr().err

@@ -53,13 +53,15 @@ def home(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_a_large_seed_works_and_one_beyond_all_is_refused(name, home, script, tmp_path, capsys):
+def test_a_large_seed_works_and_one_beyond_all_is_refused(name, home, run_script, tmp_path, capsys):
     job = getattr(import_module(name), JOBS.get(name, "train"))
     words = [word.replace("HOME", str(home)) for word in WORDS[name]] + [f"hydra.run.dir={tmp_path}/run"]
-    assert script(SimpleNamespace(train=job, __name__=name), *words, f"seed={LARGEST + 1}") == 2
+    assert run_script(SimpleNamespace(train=job, __name__=name), *words, f"seed={LARGEST + 1}") == 2
     assert f"seed={LARGEST + 1} must be at most {LARGEST}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert script(SimpleNamespace(train=job, __name__=name), *words, f"seed={LARGEST}") == 0, capsys.readouterr().err
+    assert run_script(SimpleNamespace(train=job, __name__=name), *words, f"seed={LARGEST}") == 0, (
+        capsys.readouterr().err
+    )
 
 
 def test_a_recipe_hands_its_seed_to_every_step():

@@ -6,7 +6,7 @@ import math
 from tests.published_votes import SCRIPT, write_lines
 
 
-def test_log_probabilities_of_a_real_server_become_preferences(served, tmp_path, script):
+def test_log_probabilities_of_a_real_server_become_preferences(served, tmp_path, run_script):
     questions = [{"question_id": str(i), "category": "a", "turns": [f"What is {i} and {i}?"]} for i in range(3)]
     said = {"right": "The sum is {}.", "odd": "Bananas, {}."}
     answers = [
@@ -18,7 +18,7 @@ def test_log_probabilities_of_a_real_server_become_preferences(served, tmp_path,
     words = ["task=judge", "judge=alpaca_eval2", "judge.top_logprobs=20", "task.turns=1", "client=openai"]
     words += [f"task.questions={files[0]}", f"task.answers=[{files[1]}]"]
     words += [f"client.base_url={served.url}", f"client.model={served.model}"]
-    assert script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
     rows = [json.loads(line) for line in (tmp_path / "out/verdicts.jsonl").read_text().splitlines()]
     known = [row["preference"] for row in rows if row["preference"] is not None]
     assert len(rows) == 6 and all(0 <= p <= 1 and math.isfinite(p) for p in known)
