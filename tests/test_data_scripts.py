@@ -45,8 +45,8 @@ def camel_words(script: Path, home: Path) -> list:
     return ["method=camel", "client=scripted", f"client.script={script}", "method.num=6", f"hydra.run.dir={home}"]
 
 
-def test_make_data_writes_rows_and_a_manifest_and_refuses_to_write_over_them(run_script, tmp_path):
-    code, out, err = call("make_data.py", *camel_words(run_script, tmp_path / "a"))
+def test_make_data_writes_rows_and_a_manifest_and_refuses_to_write_over_them(script, tmp_path):
+    code, out, err = call("make_data.py", *camel_words(script, tmp_path / "a"))
     assert code == 0, err
     rows = [json.loads(line) for line in (tmp_path / "a/data.jsonl").read_text().splitlines()]
     facts = json.loads((tmp_path / "a/manifest.json").read_text())
@@ -54,7 +54,7 @@ def test_make_data_writes_rows_and_a_manifest_and_refuses_to_write_over_them(run
     assert all(row["license"] == facts["license"] and row["messages"] for row in rows)
     assert f"{len(rows)} rows" in out
     before = (tmp_path / "a/data.jsonl").read_bytes()
-    code, _, err = call("make_data.py", *camel_words(run_script, tmp_path / "a"))
+    code, _, err = call("make_data.py", *camel_words(script, tmp_path / "a"))
     assert code == 2 and "resume=true" in err and "Traceback" not in err
     assert (tmp_path / "a/data.jsonl").read_bytes() == before
 

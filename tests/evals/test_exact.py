@@ -139,7 +139,7 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def run_script(run_script, tmp_path, questions, completions, *words):
+def scored(run_script, tmp_path, questions, completions, *words):
     answers = [
         {"question_id": str(i), "model_id": "m", "choices": [{"turns": [text]}]} for i, text in enumerate(completions)
     ]
@@ -154,14 +154,14 @@ def run_script(run_script, tmp_path, questions, completions, *words):
 
 def test_the_script_scores_gsm8k_and_counts_missing_answers_as_wrong(tmp_path, run_script):
     questions = [{"question": f"q{i}", "answer": f"well\n#### {i}"} for i in range(4)]
-    code, result = run_script(run_script, tmp_path, questions, ["it is 0", "it is 1.0", "it is 5"], "task.format=gsm8k")
+    code, result = scored(run_script, tmp_path, questions, ["it is 0", "it is 1.0", "it is 5"], "task.format=gsm8k")
     assert code == 0 and result["value"] == 0.5 and (result["n"], result["unanswered"]) == (4, 1)
 
 
 def test_the_script_scores_instructions_by_prompt_and_one_by_one(tmp_path, run_script):
     ids = ["punctuation:no_comma", "change_case:english_lowercase"]
     questions = [{"prompt": "p", "instruction_id_list": ids, "kwargs": [{}, {}]}] * 2
-    code, result = run_script(
+    code, result = scored(
         run_script, tmp_path, questions, ["this is good and in english", "Half"], "task.format=ifeval"
     )
     assert code == 0 and result["value"] == 0.5 and result["instruction_level"]["value"] == 0.75
@@ -173,9 +173,9 @@ CODE = [{"prompt": "def add(a, b):\n", "test": "def check(f):\n    assert f(1, 2
 
 def test_code_runs_only_where_it_was_asked_for(tmp_path, run_script, capsys):
     answer = ["```python\ndef add(a, b):\n    return a + b\n```"]
-    assert run_script(run_script, tmp_path, CODE, answer, "task.format=code")[0] == 2
+    assert scored(run_script, tmp_path, CODE, answer, "task.format=code")[0] == 2
     assert "task.run_code=true" in capsys.readouterr().err
-    assert run_script(run_script, tmp_path, CODE, answer, "task.format=code", "task.run_code=true")[1]["value"] == 1
+    assert scored(run_script, tmp_path, CODE, answer, "task.format=code", "task.run_code=true")[1]["value"] == 1
 
 
 def test_samples_of_one_question_give_pass_at_k_and_the_majority(tmp_path, run_script):

@@ -29,7 +29,8 @@ def test_results_become_figures_with_intervals_that_stay_between_0_and_1():
 def test_a_folder_without_a_model_is_refused(tmp_path, run_script, capsys):
     words = ("task=lm_eval", f"task.policy={tmp_path}", "task.tasks=[arc_easy]", f"hydra.run.dir={tmp_path}/out")
     assert run_script(SCRIPT, *words) == 2
-    assert "lm_eval" in capsys.readouterr().err
+    said = capsys.readouterr().err  # without the extra, that is said first
+    assert "lm_eval" in said or "holds no config.json" in said
 
 
 @pytest.mark.slow

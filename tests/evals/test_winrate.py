@@ -187,7 +187,7 @@ def test_length_control_takes_out_what_length_explains():
     assert length_controlled(lifted, *longer, None)["length_controlled_win_rate"] == pytest.approx(50, abs=2)
 
 
-def run_script(run_script, tmp_path, rows, *words):
+def scored(run_script, tmp_path, rows, *words):
     (tmp_path / "annotations.json").write_text(json.dumps(rows))
     asked = f"task.input=[{tmp_path}/annotations.json]", "task.format=alpaca_eval", f"hydra.run.dir={tmp_path}/out"
     code = run_script(SCRIPT, "task=winrate", *asked, "overwrite=true", *words)
@@ -195,7 +195,7 @@ def run_script(run_script, tmp_path, rows, *words):
 
 
 def test_the_script_gives_alpaca_evals_figures(tmp_path, run_script):
-    code, result = run_script(run_script, tmp_path, annotations("alpaca-7b"))
+    code, result = scored(run_script, tmp_path, annotations("alpaca-7b"))
     expected = given("ae2_win_rate")["alpaca-7b"]
     assert code == 0 and {n: result[n] for n in FIGURES} == pytest.approx({n: expected[n] for n in FIGURES}, abs=1e-9)
     minimal = given("lc_fit_no_gamed_regulariser")["alpaca-7b"]["length_controlled_minimal"]["lc_sklearn191"]
@@ -208,7 +208,7 @@ def test_difficulty_is_joined_on_the_instruction_whatever_the_order_of_rows(tmp_
     table = {f"instruction {i}": value for i, value in enumerate(difficulty)}
     (tmp_path / "difficulty.json").write_text(json.dumps(table))
     results = [
-        run_script(run_script, tmp_path, part, f"task.difficulty={tmp_path}/difficulty.json")[1]
+        scored(run_script, tmp_path, part, f"task.difficulty={tmp_path}/difficulty.json")[1]
         for part in (rows, rows[::-1])
     ]
     expected = given("lc_fit_no_gamed_regulariser")["alpaca-7b"]["length_controlled_noreg"]["lc_sklearn191"]
@@ -220,14 +220,12 @@ def test_difficulties_by_number_need_the_number_in_the_rows_whatever_their_order
     lines = [f"{i},{value}" for i, value in enumerate(difficulties())]
     (tmp_path / "difficulty.csv").write_text("\n".join(["index,instruction_difficulty", *lines]))
     words, rows = f"task.difficulty={tmp_path}/difficulty.csv", annotations("alpaca-7b")
-    assert (
-        run_script(run_script, tmp_path, rows, words)[0] == 2
-    )  # by the order of rows a shuffled file would be misaligned
+    assert scored(run_script, tmp_path, rows, words)[0] == 2  # by the order of rows a shuffled file would be misaligned
     assert "no `index`" in capsys.readouterr().err
     numbered = [row | {"index": i} for i, row in enumerate(rows)]
     expected = given("lc_fit_no_gamed_regulariser")["alpaca-7b"]["length_controlled_noreg"]["lc_sklearn191"]
     for part in (numbered, sorted(numbered, key=lambda row: str(row["index"]))):
-        _, result = run_script(run_script, tmp_path, part, words)
+        _, result = scored(run_script, tmp_path, part, words)
         assert result["length_controlled_win_rate"] == pytest.approx(expected, abs=0.5)
         assert result["length_control"]["difficulty_joined_on"] == "index"
 
@@ -248,7 +246,7 @@ def hand_made(preferences, lengths=lambda i: (10 + i, 30 - i)):
 
 
 def test_ties_are_coded_0_or_one_and_a_half_and_garbage_is_counted(tmp_path, run_script):
-    _, result = run_script(run_script, tmp_path, hand_made([0, 1.5, 1, 2, 2.0, None, "garbage", -1, 3, float("nan")]))
+    _, result = scored(run_script, tmp_path, hand_made([0, 1.5, 1, 2, 2.0, None, "garbage", -1, 3, float("nan")]))
     assert {n: result[n] for n in ("n_draws", "n_wins", "n_wins_base", "n_total", "n_errors")} == {
         "n_draws": 2, "n_wins": 2, "n_wins_base": 1, "n_total": 5, "n_errors": 5,
     }  # fmt: skip
@@ -256,18 +254,18 @@ def test_ties_are_coded_0_or_one_and_a_half_and_garbage_is_counted(tmp_path, run
 
 
 def test_answers_of_one_length_leave_the_controlled_rate_unknown_with_a_reason(tmp_path, run_script):
-    code, result = run_script(run_script, tmp_path, hand_made([1, 2] * 10, lengths=lambda i: (5, 5)))
+    code, result = scored(run_script, tmp_path, hand_made([1, 2] * 10, lengths=lambda i: (5, 5)))
     assert code == 0 and result["length_controlled_win_rate"] is None
     assert "lengths that differ" in result["length_control"]["reason"]
 
 
 def test_a_model_that_always_wins_leaves_nothing_to_fit(tmp_path, run_script):
-    code, result = run_script(run_script, tmp_path, hand_made([2] * 20, lengths=lambda i: (5, 5 + i)))
+    code, result = scored(run_script, tmp_path, hand_made([2] * 20, lengths=lambda i: (5, 5 + i)))
     assert code == 0 and result["win_rate"] == 100 and result["length_controlled_win_rate"] is None
     assert "verdicts or more that differ" in result["length_control"]["reason"]
 
 
 def test_a_question_without_difficulty_is_refused(tmp_path, run_script, capsys):
     (tmp_path / "difficulty.json").write_text('{"0": 0.5}')
-    code, _ = run_script(run_script, tmp_path, hand_made([1, 2] * 10), f"task.difficulty={tmp_path}/difficulty.json")
+    code, _ = scored(run_script, tmp_path, hand_made([1, 2] * 10), f"task.difficulty={tmp_path}/difficulty.json")
     assert code == 2 and "no difficulty" in capsys.readouterr().err
