@@ -183,7 +183,7 @@ def test_best_of_judges_a_completion_by_the_columns_of_its_own_prompt(tmp_path, 
     code, _, err = call(
         "make_data.py", "method=best_of", "client=scripted", f"client.script={tmp_path}/script.jsonl", "method.num=4",
         f"method.prompts=[{tmp_path}/prompts.jsonl]", f"method.reward_fn={tmp_path}/reward.py:gold",
-        "method.num_completions=24", f"method.pairs={pairs}", "method.min_margin=0.5", f"hydra.run.dir={tmp_path}/made",
+        "method.num_completions=64", f"method.pairs={pairs}", "method.min_margin=0.5", f"hydra.run.dir={tmp_path}/made",
     )  # fmt: skip
     assert code == 0, err
     made = [json.loads(line) for line in (tmp_path / "made/data.jsonl").read_text().splitlines()]

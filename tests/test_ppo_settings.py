@@ -121,7 +121,7 @@ def test_every_kind_runs_alike_on_micro_batches_of_any_size(ppo, stopping, tmp_p
         (["reward=[{{name:length,weight:much}}]"], "reward.length.weight=much must be a finite number"),
         (["reward=[{{name:length,normalise:1}}]"], "reward.length.normalise=1 must be true or false"),
         (["reward=[{{name:length,least:1,longest:9}}]"], "length has no setting longest; its own are least, most"),
-        (["reward=maths"], "reward=maths is no ready reward (code, exact,"),
+        (["reward=maths"], "reward=maths is no ready reward (code, coffee, exact,"),
         (["reward=[3]"], "reward: 3 names no reward"),
         (["reward=exact"], "exact reads the column answer, which no prompt has"),
         (["reward=environment"], "reward: environment asks for env=FILE.py:CLASS"),

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import advantages
-import train_ppo
+from rollouts import ppo_settings
 from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
 from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
@@ -33,7 +33,7 @@ def test_the_pages_estimator_runs_and_is_the_median(ppo, stopping, tmp_path, mon
     assert table.replace(', "median": median', "") in (Path(advantages.__file__).read_text())
     exec(compile(function, "tutorial", "exec"), scope := dict(vars(advantages)))
     monkeypatch.setitem(advantages.OF_GROUPS, "median", scope["median"])
-    monkeypatch.setattr(train_ppo, "ADVANTAGES", (*advantages.ADVANTAGES, "median"))
+    monkeypatch.setattr(ppo_settings, "ADVANTAGES", (*advantages.ADVANTAGES, "median"))
     words = [stopping, "advantage=median", "samples_per_prompt=4", "kl_coef=0", "missing_eos=none", "num_samples=32"]
     assert ppo(*words, "num_steps=1") == 0
     rows = samples_of(tmp_path / "run")

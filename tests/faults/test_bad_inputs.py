@@ -85,7 +85,7 @@ def run_script(name: str, words: list[str], monkeypatch) -> int:
     """The exit code of `python NAME.py WORDS`, run in this process."""
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
     GlobalHydra.instance().clear()
-    module = import_module(name)
+    module = import_module("arena.serving" if name == "arena" else name)  # `arena` is the package
     job = getattr(module, "train" if name.startswith("train") else JOBS.get(name, name))
     with pytest.raises(SystemExit) as stopped:
         (enter if name in WITHOUT_A_RUN else main)(job, name)
