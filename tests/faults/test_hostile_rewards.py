@@ -23,7 +23,7 @@ BAD = {  # the body of rate(prompts, completions) -> what is said
     "os._exit(0)": "ended its process with exit code 0",
     "os.kill(os.getpid(), 9)": "ended its process by SIGKILL",
     "ctypes.string_at(0)": "ended its process by SIGSEGV",
-    "os.closerange(3, 100)": "ended its process",
+    "os.closerange(3, 1 << 20)": "ended its process",
     "raise KeyError('x')": "raised KeyError",
     "return rate(prompts, completions)": "raised RecursionError",
     "raise MemoryError": "raised MemoryError",
