@@ -26,7 +26,7 @@ class AnswerStore:
         self.path = Path(directory) / FILE
         self._lock = threading.Lock()  # `ask` may be called from several threads of one process
         self._connection: sqlite3.Connection | None = None
-        if self.path.exists():  # else the first entry makes it
+        if self.path.exists():  # otherwise the first `put` creates it
             self._open()
 
     def get(self, key: str) -> dict | None:
@@ -82,7 +82,7 @@ class AnswerStore:
             raise ValueError(f"cannot open {self.path}: {error}; name another directory as client.cache") from error
         try:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
-            connection.execute("PRAGMA trusted_schema = OFF")  # a foreign schema calls no function
+            connection.execute("PRAGMA trusted_schema = OFF")  # a foreign schema cannot call functions
             connection.execute("PRAGMA cell_size_check = ON")
             connection.execute("PRAGMA synchronous = NORMAL")
             with connection:
@@ -105,8 +105,8 @@ class AnswerStore:
         schema = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_schema")]
         if schema != [SCHEMA]:
             raise ValueError(
-                f"{self.path} is no file of answers of this version (it holds {str(schema)[:200]}); move it away, or "
-                "name another directory as client.cache"
+                f"{self.path} is not an answer cache of this version (its schema is {str(schema)[:200]}); move it "
+                "away, or set client.cache to another directory"
             )
         if (found := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise self._damaged(found)

@@ -1,8 +1,8 @@
-"""CAMEL: two agents with roles work on one idea until the task is done, without people.
+"""CAMEL: two agents in given roles work on an idea until the task is done. No person takes part.
 
 Li et al. 2023 (arXiv:2303.17760), section 3 and figure 2: idea -> role pair -> task specifier -> inception prompts, in
 which the user instructs and the assistant solves, never the other way round -> turns until the user says that the task
-is done. Conversations that flip roles or loop are cut where they do, and counted.
+is done. A conversation is cut where the roles flip or the text loops, and such cuts are counted.
 """
 
 import re
@@ -30,7 +30,7 @@ USER_FLIP = re.compile(r"\W*(solution\s*:|here is (my|the) solution|next request
 
 @dataclass
 class Session:
-    """Two roles at work on a task. `messages` holds what was said, the user first."""
+    """The conversation of two roles about a task. `messages` begins with the user's."""
 
     idea: str
     seed: int
@@ -46,12 +46,14 @@ def camel(
     max_similarity: float, max_tries: int, temperature: float | None, max_tokens: int,
     progress: Progress | None = None,
 ) -> GeneratedData:  # fmt: skip
-    """At most `num` conversations, the ideas taken in turn, each with a role pair and a task of its own.
+    """Returns at most `num` conversations. The ideas are used in turn; each conversation has its own roles and task.
 
     Args:
-        max_turns: instructions of the user at most; fewer than `min_turns` answered ones are no conversation.
-        max_similarity: ROUGE-L to the same speaker's last message or the one before, from which the talk is a loop.
-        max_tries: attempts at a message that is whole, keeps its role and does not repeat, each with its own seed.
+        max_turns: the largest number of user instructions. Conversations with fewer than `min_turns` answers are
+            dropped.
+        max_similarity: a message is a loop if its ROUGE-L to one of the speaker's last two reaches this value.
+        max_tries: number of attempts at a message, each with its own seed. A message must be complete, keep its role
+            and not repeat.
     """
     check_whole(1, method__max_tries=max_tries)
     if not ideas or not 1 <= min_turns <= max_turns:
@@ -61,18 +63,18 @@ def camel(
 
     progress = progress or Progress()
 
-    # ---- 1. who, and what exactly
+    # ---- 1. the roles and the task
     _step(client, sessions, lambda s: ask_roles(s.idea), _read_roles, **sampled)
     _step(client, sessions, lambda s: ask_task(s.idea, *s.roles), _read_task, **sampled)
 
-    # ---- 2. the user instructs, the assistant solves, all sessions in step
+    # ---- 2. the user instructs and the assistant solves, in all sessions at the same time
     for turn in range(max_turns):
         kept = sum(len(s.messages) >= 2 * min_turns for s in sessions)
         progress.at(turn, max_turns, kept=kept, drops=Counter(s.end for s in sessions if s.end and s.end != "done"))
         _step(user_client, sessions, as_user, lambda s, a: _hear(s, a, "user", max_similarity), **sampled)
         _step(client, sessions, as_assistant, lambda s, a: _hear(s, a, "assistant", max_similarity), **sampled)
 
-    # ---- 3. what got somewhere is kept
+    # ---- 3. keep the sessions with enough turns
     rows, drops = [], Drops()
     for session in sessions:
         session.end = session.end or "max_turns"
@@ -96,7 +98,7 @@ def ask_roles(idea: str) -> Conversation:
 
 
 def ask_task(idea: str, assistant_role: str, user_role: str) -> Conversation:
-    """Idea and roles -> a task that is specific enough to begin with."""
+    """Idea and roles -> a specific task."""
     text = (
         f"{_a(assistant_role).capitalize()} helps {_a(user_role)} with this idea: {idea}\n\nMake it one specific task. "
         "Be concrete and inventive, and use at most 50 words. Answer with the task alone."
@@ -105,7 +107,7 @@ def ask_task(idea: str, assistant_role: str, user_role: str) -> Conversation:
 
 
 def as_assistant(session: Session) -> Conversation:
-    """What the assistant's model sees: its inception prompt and the talk."""
+    """The prompt of the assistant's model: its inception prompt and the conversation."""
     assistant_role, user_role = session.roles
     text = (
         f"You are {_a(assistant_role)}; the person you talk with is {_a(user_role)}. Never flip roles: they "
@@ -117,7 +119,7 @@ def as_assistant(session: Session) -> Conversation:
 
 
 def as_user(session: Session) -> Conversation:
-    """What the user's model sees: its inception prompt, and the talk with the roles of chat turned round."""
+    """The prompt of the user's model: its inception prompt and the conversation with exchanged roles."""
     assistant_role, user_role = session.roles
     text = (
         f"You are {_a(user_role)}; the assistant you talk with is {_a(assistant_role)}. Never flip roles: you "
@@ -132,13 +134,13 @@ def as_user(session: Session) -> Conversation:
 
 
 def flip_fault(text: str, role: str) -> str | None:
-    """Whether a speaker took the other's part: an assistant that instructs, a user that solves."""
+    """The fault of a message whose speaker took the other role: an assistant that instructs, or a user that solves."""
     flipped = ASSISTANT_FLIP.match(text) if role == "assistant" else USER_FLIP.match(text)
     return f"role_flip_{role}" if flipped else None
 
 
 def _step(client: Client, sessions: list[Session], prompt, read, **settings) -> None:
-    """One answer for every session that goes on; one whose answers all failed ends with the reason."""
+    """Ask once in every open session. If all tries fail, the session ends and stores the reason."""
     going = [session for session in sessions if not session.end]
     faults = ask_until(client, going, prompt, read, seeds=[session.seed for session in going], **settings)
     for session, fault in zip(going, faults, strict=True):
@@ -161,7 +163,7 @@ def _read_task(session: Session, answer: Answer) -> None:
 
 
 def _hear(session: Session, answer: Answer, role: str, max_similarity: float) -> str | None:
-    """A message joins the talk, or the user ends it; a flipped role and a loop are faults."""
+    """Add a message to the session, or end it if the user says so. Flipped roles and loops are faults."""
     text = answer.text.strip()
     before = [m["content"] for m in session.messages if m["role"] == role]
     if role == "user" and DONE in text:

@@ -1,9 +1,9 @@
-"""Critique and revise: a model criticises its own answer by a principle and writes it anew.
+"""Critique and revise: a model criticises its own answer by a principle, and then rewrites it.
 
 Bai et al. 2022 (arXiv:2212.08073), section 3.1 (constitutional AI, the supervised stage): answer -> critique by a
 principle drawn from the constitution -> revision, `num_revisions` times. The last revision is the demonstration. With
-`rows: pairs` it is the chosen side against the first answer, which makes preference data without a judge.
-Departs from the paper: the principles here ask for helpful answers as well as harmless ones.
+`rows: pairs` it is the chosen answer and the first answer is the rejected one: preference data without a judge.
+Difference from the paper: the principles ask for helpful answers as well as harmless ones.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ CONSTITUTION = (
 
 @dataclass
 class Draft:
-    """An answer on its way to be better."""
+    """An answer and its revisions."""
 
     prompt: Prompt
     seed: int
@@ -45,12 +45,12 @@ def constitutional(
     max_similarity: float, max_tries: int, seed: int, temperature: float | None, max_tokens: int,
     progress: Progress | None = None,
 ) -> GeneratedData:  # fmt: skip
-    """Demonstrations (or pairs), one of each prompt whose answer was revised.
+    """Returns one demonstration (or one pair) for each prompt whose answer was revised.
 
     Args:
-        principles: what an answer may be criticised for; empty = CONSTITUTION.
-        max_similarity: ROUGE-L of first and last answer from which nothing was revised; such pairs are dropped.
-        max_tries: attempts at an answer, a critique or a revision that is whole, each with its own seed.
+        principles: the faults that a critique looks for; empty = CONSTITUTION.
+        max_similarity: a pair is dropped if the ROUGE-L of its first and last answer reaches this value.
+        max_tries: number of attempts at a complete answer, critique or revision, each with its own seed.
     """
     check_whole(1, method__num_revisions=num_revisions, method__max_tries=max_tries)
     check_choice("method.rows", rows, ("demonstrations", "pairs"))
@@ -63,7 +63,7 @@ def constitutional(
     # ---- 1. the first answer
     _step(client, drafts, lambda d: d.prompt[1], _read_first, sampled)
 
-    # ---- 2. critique and revision, each time by a principle of its own
+    # ---- 2. critique and revision; each round draws a principle for each answer
     for turn in range(num_revisions):
         drawn = {id(draft): random.choice(principles) for draft in drafts}
         progress.at(1 + 2 * turn, steps, kept=0, drops=drops.counts)
@@ -86,7 +86,7 @@ def constitutional(
 
 
 def ask_critique(draft: Draft, principle: str) -> Conversation:
-    """What is wrong with an answer, by one principle."""
+    """The prompt for a critique of an answer by one principle."""
     text = (
         f"{_shown(draft)}\n\nCriticise the answer above on one point only: {principle} Quote what is at fault and "
         "say why. If nothing is, say so. At most three sentences."
@@ -95,7 +95,7 @@ def ask_critique(draft: Draft, principle: str) -> Conversation:
 
 
 def ask_revision(draft: Draft, principle: str) -> Conversation:
-    """The answer anew, without what the critique found."""
+    """The prompt for a revision that removes the faults named in the critique."""
     text = (
         f"{_shown(draft)}\n\n--- critique ---\n{draft.critique}\n\nRewrite the answer so that the critique no longer "
         f"applies, and keep what was good. The point was: {principle} Write the new answer alone, as if it were "
@@ -110,7 +110,7 @@ def _shown(draft: Draft) -> str:
 
 
 def _step(client: Client, drafts: list[Draft], prompt, read, settings: dict) -> None:
-    """One answer for every draft that goes on; one whose tries all failed ends with the reason."""
+    """Ask once for every open draft. If all tries fail, the draft ends and stores the reason."""
     going = [draft for draft in drafts if not draft.end]
     faults = ask_until(client, going, prompt, read, seeds=[draft.seed for draft in going], **settings)
     for draft, fault in zip(going, faults, strict=True):

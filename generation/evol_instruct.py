@@ -2,9 +2,9 @@
 
 Xu et al. 2023 (arXiv:2304.12244, WizardLM), section 3: in-depth evolving adds a constraint, deepens, concretises, asks
 for more steps of reasoning, or complicates the input; in-breadth evolving writes a rarer instruction of the same
-domain. An evolution is eliminated when the model itself says that it asks the same as before, when the answer to it
-is a short refusal or says nothing, or when it copies words of the prompt. The instruction before an eliminated
-evolution goes into the next round again. All rounds together are the data, the seeds' answers included.
+domain. An evolved instruction is eliminated if the model says that it asks the same as before, if its answer is a short
+refusal or empty, or if it copies words of the prompt. Then the previous instruction takes part in the next round again.
+The data are the instructions and answers of all rounds, including the seeds.
 """
 
 import re
@@ -28,12 +28,12 @@ DEPTH = {
 }
 BREADTH = "breadth"
 COPIED = re.compile(r"(given|rewritten|created|new)[ _]+(prompt|instruction)|the prompt above", re.IGNORECASE)
-SHORT_REFUSAL = 80  # words below which an answer that says sorry is a refusal (the paper's)
+SHORT_REFUSAL = 80  # an answer with "sorry" and fewer words is a refusal (the paper's number)
 
 
 @dataclass
 class Instruction:
-    """An instruction on its way through the rounds."""
+    """An instruction with its origin."""
 
     text: str
     parents: list[str]
@@ -46,12 +46,12 @@ def evol_instruct(
     count_tokens: Callable[[str], int], seed: int, temperature: float | None, max_tokens: int,
     progress: Progress | None = None,
 ) -> GeneratedData:  # fmt: skip
-    """Demonstrations: the seeds and every evolution that was not eliminated, with their answers.
+    """Returns demonstrations: the seeds and every evolved instruction that was not eliminated, with their answers.
 
     Args:
         prompts: the seeds; each is one user message.
-        breadth_share: of the evolutions, the others are in depth, their kind drawn anew each time.
-        max_growth: tokens that an evolution in depth may be longer than what it came from.
+        breadth_share: share of in-breadth evolutions. The others are in depth; each draws its kind.
+        max_growth: an in-depth evolution is dropped if it has more additional tokens than this.
     """
     check_whole(0, method__num_rounds=num_rounds)
     if not 0 <= breadth_share <= 1:
@@ -65,7 +65,7 @@ def evol_instruct(
             drops.add("seed_has_several_turns", messages[-1]["content"], id=name)
 
     for turn in range(num_rounds + 1):
-        # ---- 1. evolve (the seeds of round 0 are as they are)
+        # ---- 1. evolve (round 0 uses the seeds unchanged)
         step = 3 * turn - 2
         evolved = pool if turn == 0 else _evolve(client, pool, random, seed + turn, breadth_share, sampled)
         if turn:
@@ -114,7 +114,7 @@ def ask_evolution(text: str, how: str) -> Conversation:
 
 
 def ask_same(before: str, after: str) -> Conversation:
-    """Whether an evolution asks anything else."""
+    """The prompt that asks whether two instructions are the same."""
     text = (
         "Do these two instructions ask for the same thing, with the same constraints, at the same depth? Answer Yes or "
         f"No.\n\n--- first ---\n{before}\n\n--- second ---\n{after}\n--- end ---"
@@ -123,7 +123,7 @@ def ask_same(before: str, after: str) -> Conversation:
 
 
 def evolution_fault(text: str, same: str) -> str | None:
-    """Why an evolution is none, by its text and by what the model says of it."""
+    """The reason to eliminate an evolved instruction: its text, or the model's answer `same` to `ask_same`. Or None."""
     if not words(text):
         return "evolution_empty"
     if COPIED.search(text):
@@ -134,7 +134,7 @@ def evolution_fault(text: str, same: str) -> str | None:
 
 
 def says_nothing(text: str) -> str | None:
-    """An answer that is a short refusal, or punctuation."""
+    """The fault of an answer that is a short refusal or has no words, else None."""
     said = words(text)
     if is_refusal(text) or "sorry" in said and len(said) < SHORT_REFUSAL:
         return "refusal"

@@ -1,4 +1,4 @@
-"""A local checkpoint as a client: our own sampler answers."""
+"""A client that samples the answers from a local checkpoint."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +15,7 @@ from runtime.devices import PRECISIONS, choose_precision, own_device
 
 
 class LocalClient(Client):
-    """Our own sampler on a checkpoint. A row's text depends on its request, not on the batch it shares.
+    """Samples with `model/sampling.py`. An answer depends on its request alone, not on the other rows of its batch.
 
     Args:
         policy: path of the checkpoint.
@@ -36,7 +36,7 @@ class LocalClient(Client):
             yield from self._batch({key: requests[key] for key in keys[start : start + self.batch_size]})
 
     def _batch(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
-        settings = next(iter(requests.values()))  # one call of ask, so one temperature, length and stop for all
+        settings = next(iter(requests.values()))  # all come from one call of ask, so these settings are equal
         room = self.policy.config.max_length - settings.max_tokens
         if room < 1:
             raise ValueError(
@@ -48,7 +48,7 @@ class LocalClient(Client):
         for key, r in requests.items():
             try:
                 ids = encode(r.messages) if r.messages[-1]["content"] is not None else before_user(r.messages, encode)
-            except TextMarkerSaid as error:  # one text costs one answer
+            except TextMarkerSaid as error:  # only this request fails
                 yield key, Answer("", "refused", 0, 0, error=str(error))
                 continue
             prompts.append(ids)

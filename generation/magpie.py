@@ -1,10 +1,10 @@
-"""Magpie: an aligned model, shown its own template up to where the user speaks, writes what a user would ask.
+"""Magpie: an aligned model writes user messages if its prompt ends where the template expects one.
 
-Xu et al. 2024 (arXiv:2406.08464), section 2.1: (1) the pre-query template alone is the prompt, and the model goes on as
-the user; (2) the instruction that it wrote is asked in the usual way. No seed tasks, no few-shot examples. What
-stays: instructions unlike all others, whole, and not refused.
-A checkpoint of ours needs nothing further; an endpoint must serve `/completions`, and `client.pre_query` is the text of
-its template before the user's message.
+Xu et al. 2024 (arXiv:2406.08464), section 2.1: (1) the prompt is the template before the user's message, so the model
+writes that message; (2) the model then answers it in the usual way. There are no seed tasks and no few-shot examples.
+An instruction is kept if it is unlike all earlier ones, complete, and not refused.
+A local checkpoint needs no further settings. An endpoint must serve `/completions`, and `client.pre_query` is the text
+of its template before the user's message.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ def magpie(
     """At most `num` demonstrations of one turn.
 
     Args:
-        system: a system message before the user's turn, which steers what is asked (the paper's section 2.2).
-        batch_size: instructions drawn in a round; all are filtered against each other.
-        threshold: an instruction's ROUGE-L against every one kept before is below it.
-        max_instruction_tokens: a longer one is cut by the request, and dropped.
-        temperature: of the instructions (high: diverse). answer_temperature: of the answers.
+        system: a system message before the user's turn; it steers the subject (the paper's section 2.2).
+        batch_size: number of instructions sampled in a round.
+        threshold: an instruction is dropped if its ROUGE-L to one that was kept before reaches this value.
+        max_instruction_tokens: a longer instruction is cut by the request, and dropped.
+        temperature: that of the instructions; a high one makes them diverse. answer_temperature: that of the answers.
     """
     check_whole(1, method__batch_size=batch_size, method__max_rounds=max_rounds)
     novelty, drops, rows, progress = Novelty(threshold), Drops(), [], progress or Progress()
@@ -37,7 +37,7 @@ def magpie(
     while len(rows) < num and rounds < max_rounds:
         progress.at(max(len(rows) / num, rounds / max_rounds), 1, kept=len(rows), drops=drops.counts)
 
-        # ---- 1. the user's turn to come
+        # ---- 1. the model writes user messages
         seeds = [seed + rounds * batch_size + i for i in range(batch_size)]
         asked = [[*before, {"role": "user", "content": None}]] * batch_size
         drawn = client.ask(asked, temperature=temperature, max_tokens=max_instruction_tokens, seed=seeds)
@@ -54,7 +54,7 @@ def magpie(
                 novelty.add(text)
                 instructions.append((own, text))
 
-        # ---- 2. its answer
+        # ---- 2. the model answers them
         asked = [[*before, {"role": "user", "content": text}] for _, text in instructions]
         answers = client.ask(asked, temperature=answer_temperature, max_tokens=max_tokens, seed=seed)
         for (own, text), messages, answer in zip(instructions, asked, answers, strict=True):

@@ -1,10 +1,10 @@
-"""Comparisons from completions: K answers to each prompt, by one or several models, scored by a judge, a reward model
-or both.
+"""Comparisons from completions: one or several models give K answers to each prompt; a judge, a reward model or both
+score them.
 
 Cui et al. 2023 (arXiv:2310.01377), section 2: the answers come from models of different strength, the judge rates each
-answer on several aspects from 1 to 5 with the rating's meaning spelled out, and an answer's score is the mean.
-Departs from the paper: each answer is rated in a request of its own, which has no order to be biased by, and where both
-a judge and a reward model are given, only pairs that both order the same way are kept.
+answer on several aspects from 1 to 5 with a description of each rating, and the score of an answer is the mean.
+Differences from the paper: each answer is rated in its own request, so there is no order of answers and no bias by it.
+With both a judge and a reward model, only pairs that both order the same way are kept.
 """
 
 import re
@@ -30,21 +30,21 @@ def preferences(
     num_completions: int, pairs: str, aspects: Sequence[str], min_margin: float, seed: int,
     temperature: float | None, max_tokens: int, progress: Progress | None = None,
 ) -> GeneratedData:  # fmt: skip
-    """Comparison rows, the better completion chosen; with pairs=best demonstrations, the best of each prompt alone.
+    """Returns comparison rows whose chosen completion has the higher score, or demonstrations with pairs=best.
 
     Args:
-        clients: who answers, by name; `num_completions` answers of each.
-        pairs: "best_worst" (one pair a prompt), "all" (every pair that is ordered) or "best" (a demonstration a prompt
-            whose best and worst are ordered: RAFT, Dong et al. 2023, arXiv:2304.06767, and expert iteration).
-        min_margin: difference of scores from which a pair is ordered, in points of the judge (or of the reward model
-            where there is no judge).
+        clients: the models that answer, by name; each gives `num_completions` answers.
+        pairs: "best_worst" (one pair per prompt), "all" (every ordered pair) or "best" (a demonstration for each prompt
+            whose best and worst completion are ordered: RAFT, Dong et al. 2023, arXiv:2304.06767, expert iteration).
+        min_margin: a pair is ordered if its scores differ by this many points of the judge, or of the reward model if
+            there is no judge.
     """
     check_settings(judge, reward_model, num_completions * len(clients), pairs, aspects)
 
-    # ---- 1. K completions a prompt, each with a seed of its own
+    # ---- 1. K completions per prompt, each with its own seed
     drops, progress = Drops(), progress or Progress()
     steps = num_completions * len(clients) + (len(aspects) if judge else 0)
-    completions: list[dict[str, Answer]] = [{} for _ in prompts]  # by text: the same text twice is one completion
+    completions: list[dict[str, Answer]] = [{} for _ in prompts]  # by text: equal texts are one completion
     models: list[dict[str, str]] = [{} for _ in prompts]
     for c, client in enumerate(clients.values()):
         for k in range(num_completions):
@@ -90,9 +90,9 @@ def preferences(
 
 
 def check_settings(judge, reward_model, num_completions: int, pairs: str, aspects: Sequence[str]) -> None:
-    """Raises ValueError on settings that give no comparison."""
+    """Raises ValueError if the settings cannot give a comparison."""
     if judge is None and reward_model is None:
-        raise ValueError("nobody ranks: give client@judge_client=openai (a judge), method.reward_model=PATH, or both")
+        raise ValueError("nothing ranks: give client@judge_client=openai (a judge), method.reward_model=PATH, or both")
     if num_completions < 2:
         raise ValueError(f"{num_completions} completion a prompt gives no pair; set method.num_completions=4, say")
     if pairs not in ("best_worst", "all", "best"):
@@ -104,7 +104,7 @@ def check_settings(judge, reward_model, num_completions: int, pairs: str, aspect
 def rate(
     judge: Client, answered: Sequence[tuple[Conversation, str]], *, aspects: Sequence[str], seed: int
 ) -> list[dict[str, int] | None]:
-    """A rating of 1 to 5 per aspect for each (prompt, completion); None where one could not be read."""
+    """A rating of 1 to 5 per aspect for each (prompt, completion); None if a rating could not be read."""
     ratings: list[dict[str, int] | None] = [{} for _ in answered]
     for aspect in aspects:
         asked = [ask_rating(messages, text, aspect) for messages, text in answered]

@@ -1,4 +1,4 @@
-"""What a run that makes data says while it runs: how far it is, what it kept and dropped, what it cost so far."""
+"""Progress lines of data generation: the share done, the time left, rows kept and dropped, and the cost so far."""
 
 import time
 from collections import Counter
@@ -8,10 +8,10 @@ EVERY = 10.0  # seconds between two lines
 
 
 class Progress:
-    """A line now and then. Methods tell it their steps, clients their answers.
+    """Prints a line every EVERY seconds. Methods report their steps, and clients their answers.
 
     Args:
-        say: prints a line; None keeps quiet. clients: whose answers, tokens and cost are counted.
+        say: prints a line; None prints nothing. clients: their answers, tokens and cost are counted.
     """
 
     def __init__(self, say: Callable[[str], None] | None = None, clients: Sequence = ()):
@@ -22,12 +22,12 @@ class Progress:
             client.on_answer = self.answered
 
     def at(self, done: float, total: float, *, kept: int, drops: Counter) -> None:
-        """`done` of `total` steps lie behind; `kept` rows and `drops` by reason so far."""
+        """Report that `done` of `total` steps are complete, with `kept` rows and `drops` by reason so far."""
         self.done, self.step, self.kept, self.drops = done / total, 1 / total, kept, drops
         self._due(self.done)
 
     def answered(self, number: int, total: int) -> None:
-        """Answer `number` of the `total` that the step under way asks for has come."""
+        """Report that answer `number` of the `total` of the current step has arrived."""
         self._due(min(1.0, self.done + self.step * number / total))
 
     def _due(self, share: float) -> None:

@@ -1,4 +1,4 @@
-"""A client that says what a file or a function says: for tests, dry runs and judges that are known."""
+"""A client whose answers come from a file or a function: for tests, dry runs and judges with known verdicts."""
 
 from collections.abc import Callable, Iterator
 
@@ -7,7 +7,7 @@ from generation.clients import Answer, Client, Request
 
 
 class ScriptedClient(Client):
-    """For tests and dry runs: `reply(request) -> text`."""
+    """Answers each request with `reply(request)`, a text."""
 
     def __init__(self, reply: Callable[[Request], str], *, model: str = "scripted", cache: str | None = None, **limits):
         super().__init__(model, cache=cache, **limits)
@@ -21,9 +21,8 @@ class ScriptedClient(Client):
 
 
 def scripted_replies(path: str) -> Callable[[Request], str]:
-    """Replies from JSONL rows `{"contains": TEXT, "answers": [..]}`: the first row whose text is in the conversation.
-
-    Which of its answers is a function of the request's hash, so the same seed gives the same set.
+    """Replies from JSONL rows `{"contains": TEXT, "answers": [..]}`. The first row whose TEXT is in the conversation
+    answers. The request's hash selects one of its answers, so equal requests get equal answers.
     """
     rules = read_jsonl(path)
     if any(not {"contains", "answers"} <= set(rule) or not rule["answers"] for rule in rules) or not rules:

@@ -1,9 +1,9 @@
-"""Self-Instruct: a model writes new tasks after the pattern of human ones, and answers them.
+"""Self-Instruct: a model writes new tasks in the style of human ones, and answers them.
 
 Wang et al. 2023 (arXiv:2212.10560), section 2.2: (1) new instructions from a prompt of six human and two generated
 ones, (2) is it a classification task, (3) instances, input first or, for classification, the label first, (4) filters.
-Departs from the paper where it wrote for a completion model: here each example is a turn of a chat, a request gives one
-task, and the examples of steps 2 and 3 are drawn from the seed tasks instead of being a fixed list.
+Differences from the paper, which used a completion model: each example is a turn of a chat, each request returns one
+task, and the examples of steps 2 and 3 are drawn from the seed tasks instead of a fixed list.
 """
 
 import re
@@ -30,8 +30,8 @@ class Task:
     instruction: str = ""
     is_classification: bool = False
     instances: list[tuple[str, str]] = field(default_factory=list)
-    parents: list[str] = field(default_factory=list)  # ids of the tasks shown when this one was written
-    asked: list[Conversation] = field(default_factory=list)  # every prompt on the way
+    parents: list[str] = field(default_factory=list)  # ids of the examples in the prompt that produced it
+    asked: list[Conversation] = field(default_factory=list)  # all prompts that were used for it
 
 
 def read_seeds(files: Sequence[str]) -> list[Task]:
@@ -58,12 +58,12 @@ def self_instruct(
     count_tokens: Callable[[str], int], temperature: float | None, max_tokens: int,
     progress: Progress | None = None,
 ) -> GeneratedData:  # fmt: skip
-    """`num` rows, one or more per kept task; fewer where `max_rounds` rounds don't give as many.
+    """Returns `num` rows, one or more per kept task, or fewer if `max_rounds` rounds are not enough.
 
     Args:
-        seeds: human tasks; the few-shot prompts draw from them.
-        count_tokens: of a text; instructions and outputs have as many as the limits say, None = any number.
-        threshold: a new instruction's ROUGE-L against every task kept so far is below it.
+        seeds: human tasks, from which the few-shot prompts draw.
+        count_tokens: number of tokens of a text. The limits on instructions and outputs use it; None = no limit.
+        threshold: a new instruction is dropped if its ROUGE-L to a task that was kept before reaches this value.
     """
     check_whole(1, method__max_rounds=max_rounds, method__tasks_per_round=tasks_per_round)
     check_whole(0, method__num_human=num_human, method__num_generated=num_generated, method__num_examples=num_examples)
@@ -75,7 +75,7 @@ def self_instruct(
         rounds += 1
         sampled = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed + rounds}
 
-        # ---- 1. new instructions, shown human and generated ones
+        # ---- 1. new instructions; the examples are human and generated ones
         shown = [_draw(random, seeds, num_human) + _draw(random, made, num_generated) for _ in range(tasks_per_round)]
         tasks = [Task(parents=[task.id for task in some]) for some in shown]
         fault_of = partial(
@@ -88,12 +88,12 @@ def self_instruct(
         prompts = [ask_kind(task, _both_kinds(random, seeds, num_examples)) for task in tasks]
         tasks = _step(client, tasks, prompts, _read_kind, drops, temperature=0.0, max_tokens=8, seed=seed)
 
-        # ---- 3. instances: label first for classification (inputs first would all get the likeliest label)
+        # ---- 3. instances: the label first for classification, else the model gives most inputs its likeliest label
         alike = {kind: [task for task in seeds if task.is_classification is kind] for kind in (True, False)}
         prompts = [ask_instance(task, _draw(random, alike[task.is_classification], num_examples)) for task in tasks]
         tasks = _step(client, tasks, prompts, _read_instances, drops, **sampled)
 
-        # ---- 4. keep the tasks that have a sound instance
+        # ---- 4. keep the tasks that have a valid instance
         for task in tasks:
             kept = _filter_instances(task, count_tokens, max_output_tokens, drops)
             made += [task] if kept else []
@@ -134,8 +134,8 @@ def ask_instance(task: Task, examples: list[Task]) -> Conversation:
 def read_instances(text: str, *, is_classification: bool) -> list[tuple[str, str]]:
     """(input, output) of each block of an answer.
 
-    An answer to an open task that uses neither field name is the output itself: the model did the task, which so
-    needed no input.
+    If the answer to an open task has neither field name, the whole answer is the output and the input is empty: the
+    model has done the task, so the task needed no input.
     """
     first, second = ("Label", "Input") if is_classification else ("Input", "Output")
     if not re.search(rf"^\s*({first}|{second})\s*:", text, re.IGNORECASE | re.MULTILINE):
@@ -147,7 +147,10 @@ def read_instances(text: str, *, is_classification: bool) -> list[tuple[str, str
 
 
 def _step(client: Client, tasks: list[Task], prompts: list[Conversation], read, drops: Drops, seed: int, **sampled):
-    """One request per task; `read` puts the answer into the task or names why it is dropped. -> those that stay"""
+    """Send one request per task. `read` stores the answer in the task or returns the reason to drop it.
+
+    Returns the tasks that were kept.
+    """
     for task, prompt in zip(tasks, prompts, strict=True):
         task.asked.append(prompt)
     seeds = [seed] * len(tasks)
@@ -182,7 +185,7 @@ def _read_kind(task: Task, answer: Answer) -> str | None:
 def _read_instances(task: Task, answer: Answer) -> str | None:
     task.instances = read_instances(answer.text, is_classification=task.is_classification)
     if answer.finish_reason == "length":
-        task.instances = task.instances[:-1]  # the last one is half an instance
+        task.instances = task.instances[:-1]  # the last instance is incomplete
     return None if task.instances else "no_whole_instance"
 
 
@@ -216,6 +219,6 @@ def _draw(random: Random, tasks: list[Task], count: int) -> list[Task]:
 
 
 def _both_kinds(random: Random, seeds: list[Task], count: int) -> list[Task]:
-    """`count` of each kind, mixed: an example list of one kind teaches one answer."""
+    """`count` tasks of each kind in random order. With examples of one kind only, the model gives one answer only."""
     kinds = [[task for task in seeds if task.is_classification is kind] for kind in (True, False)]
     return random.sample(both := [task for kind in kinds for task in _draw(random, kind, count)], len(both))

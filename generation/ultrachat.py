@@ -1,8 +1,8 @@
-"""UltraChat: two models, in the roles of user and assistant, talk about what a tree of topics gives.
+"""UltraChat: two models, in the roles of user and assistant, talk about topics from a tree of topics.
 
 Ding et al. 2023 (arXiv:2305.14233), section 3: a person chooses meta-topics; a model names sub-topics, then opening
 questions, or a piece of material (a text to rewrite, continue, summarise, ...) and a request about it; then user and
-assistant alternate for three to seven rounds, the user being told not to thank and not to answer.
+assistant alternate for three to seven rounds. The user's prompt forbids thanks and answers.
 """
 
 import math
@@ -44,12 +44,12 @@ REQUESTS = (
 class Talk:
     """A conversation that grows."""
 
-    rounds: int  # to reach
+    rounds: int  # the number to reach
     topic: str
     parents: list[str]
     messages: Conversation = field(default_factory=list)
-    end: str = ""  # why it stopped early
-    cut: str = ""  # the text that was none
+    end: str = ""  # the reason if it ended early
+    cut: str = ""  # the text that was rejected then
 
 
 def ultrachat(
@@ -57,13 +57,16 @@ def ultrachat(
     num_questions: int, material_share: float, min_rounds: int, max_rounds: int, max_similarity: float, max_tries: int,
     temperature: float | None, max_tokens: int, progress: Progress | None = None,
 ) -> GeneratedData:  # fmt: skip
-    """`num` conversations of `min_rounds` to `max_rounds` rounds; fewer where user or assistant fail the rules.
+    """Returns at most `num` conversations of `min_rounds` to `max_rounds` rounds.
+
+    There are fewer if messages of the user or of the assistant break the rules.
 
     Args:
-        client: the assistant, and the writer of topics and material. user_client: the user.
-        material_share: share of the openings that bring a text along, in [0, 1].
-        max_similarity: ROUGE-L to any earlier user message from which a new one counts as a repeat.
-        max_tries: attempts at a message that is whole and, of the user, keeps the rules; each with its own seed.
+        client: the assistant; it also writes topics and material. user_client: the user.
+        material_share: share of the opening messages that contain a text, in [0, 1].
+        max_similarity: a user message is a repeat if its ROUGE-L to an earlier one reaches this value.
+        max_tries: number of attempts at a message, each with its own seed. A message must be complete, and the user's
+            must keep the rules.
     """
     check_whole(
         1, method__num_subtopics=num_subtopics, method__num_questions=num_questions, method__max_tries=max_tries
@@ -84,7 +87,7 @@ def ultrachat(
         for topic, text in openings[:num]
     ]
 
-    # ---- 2. the assistant answers, the user goes on, all conversations in step
+    # ---- 2. the assistant answers and the user continues, in all conversations at the same time
     for turn in range(max_rounds):
         progress.at(turn, max_rounds, kept=sum(len(t.messages) >= 2 * min_rounds for t in talks), drops=drops.counts)
         going = [talk for talk in talks if not talk.end and turn < talk.rounds]
@@ -93,7 +96,7 @@ def ultrachat(
         hear = partial(_hear, role="user", max_similarity=max_similarity)
         _step(user_client, going, lambda talk: as_user(talk.messages), hear, seed + turn, tries)
 
-    # ---- 3. what got far enough is kept
+    # ---- 3. keep the conversations with enough rounds
     rows = []
     for talk in talks:
         whole = talk.messages[: len(talk.messages) // 2 * 2]  # ends with an answer
@@ -130,12 +133,12 @@ def ask_questions(topic: str, count: int) -> Conversation:
 
 
 def ask_material(topic: str) -> Conversation:
-    """Sub-topic -> a text that the user brings along."""
+    """Sub-topic -> a text for the user's first message."""
     return [_said("user", f"Write a short passage (80 to 150 words) of an article, story or letter about: {topic}.")]
 
 
 def as_user(messages: Conversation) -> Conversation:
-    """The conversation as the user's model sees it: its own messages are the user's, and it is asked for the next."""
+    """The prompt of the user's model. The roles are exchanged, so its answer is the next user message."""
     flipped = {"user": "assistant", "assistant": "user"}
     turned = [_said(flipped[m["role"]], m["content"]) for m in messages]
     turned[-1]["content"] += "\n\nWhat is your next question or request?"
@@ -143,7 +146,7 @@ def as_user(messages: Conversation) -> Conversation:
 
 
 def user_fault(text: str, messages: Conversation, *, max_similarity: float) -> str | None:
-    """Why a text is no next message of a user: empty, thanks or answers, or repeats an earlier message."""
+    """The reason to reject a user message: it is empty, thanks, answers, refuses or repeats. None if it is good."""
     if not text.strip():
         return "user_empty"
     if NO_USER.match(text.strip().lstrip("\"'*- ")):
@@ -165,7 +168,7 @@ def _openings(
     client: Client, topics: Sequence[str], random: Random, drops: Drops, sampled: dict,
     *, num: int, seed: int, num_subtopics: int, num_questions: int, material_share: float,
 ) -> list[tuple[str, str]]:  # fmt: skip
-    """(sub-topic, first user message); no more is asked for than `num` needs."""
+    """(sub-topic, first user message) of each conversation. It sends only as many requests as `num` needs."""
     chosen = random.sample(list(topics), min(num, len(topics)))
     lists = _ask_lists(client, [ask_subtopics(topic, num_subtopics) for topic in chosen], seed, sampled)
     subtopics = list(dict.fromkeys(entry for row in zip_longest(*lists) for entry in row if entry))  # topics in turn
@@ -185,7 +188,7 @@ def _openings(
 def _with_text(
     client: Client, subtopics, random: Random, seed: int, sampled: dict, drops: Drops
 ) -> list[tuple[str, str]]:
-    """(sub-topic, first user message) that bring a text and ask something about it."""
+    """(sub-topic, first user message) with messages that contain a text and a request about it."""
     openings = []
     answers = client.ask([ask_material(topic) for topic in subtopics], seed=seed, **sampled)
     for topic, answer in zip(subtopics, answers, strict=True):
@@ -198,7 +201,7 @@ def _with_text(
 
 
 def _ask_lists(client: Client, prompts: list[Conversation], seed: int, sampled: dict) -> list[list[str]]:
-    """The entries of each answer; of a list that was cut, the last is half an entry."""
+    """The entries of each answer. The last entry of a cut list is dropped, as it is incomplete."""
     answers = client.ask(prompts, seed=seed, **sampled)
     lists = [read_list(answer.text) for answer in answers]
     cut = [answer.finish_reason == "length" for answer in answers]
@@ -206,7 +209,7 @@ def _ask_lists(client: Client, prompts: list[Conversation], seed: int, sampled: 
 
 
 def _step(client: Client, talks: list[Talk], prompt, read, seed: int, settings: dict) -> None:
-    """One message for every talk; a talk whose tries all failed ends with the reason."""
+    """Add one message to every conversation. If all tries fail, the conversation ends and stores the reason."""
     for talk, fault in zip(
         talks, ask_until(client, talks, prompt, read, seeds=[seed] * len(talks), **settings), strict=True
     ):

@@ -1,11 +1,11 @@
 """UltraFeedback: models of different strength answer under different principles; a judge rates on four aspects.
 
-Cui et al. 2023 (arXiv:2310.01377), section 2: for each prompt `num_completions` models are drawn from a pool, each told
-by its system prompt to heed one principle; the judge sees the answers of a prompt together and rates each from 1 to 5,
-one aspect at a time, with its reason. Zephyr (Tunstall et al. 2023, arXiv:2310.16944, section 3) makes pairs of them:
-the answer with the highest mean rating against one of the others, drawn at random.
-Departs from the paper: the order in which the judge sees the answers is drawn anew for each aspect, so that no place is
-favoured throughout. `method=preferences` rates each answer alone.
+Cui et al. 2023 (arXiv:2310.01377), section 2: for each prompt `num_completions` models are drawn from a pool, and the
+system prompt of each names one principle. The judge sees all answers to a prompt and rates each from 1 to 5, one aspect
+at a time, with a reason. Zephyr (Tunstall et al. 2023, arXiv:2310.16944, section 3) makes pairs: the answer with the
+highest mean rating against a random one of the others.
+Difference from the paper: for each aspect the judge sees the answers in a new random order, so that no place always has
+the advantage. `method=preferences` rates each answer alone.
 """
 
 import json
@@ -34,13 +34,13 @@ def ultrafeedback(
     principles: Sequence[str], aspects: Sequence[str], pairs: str, min_margin: float, seed: int,
     temperature: float | None, max_tokens: int, judge_max_tokens: int, progress: Progress | None = None,
 ) -> GeneratedData:  # fmt: skip
-    """Comparison rows with the ratings of both sides.
+    """Returns comparison rows with the ratings of both completions.
 
     Args:
-        clients: the pool of models, by name. A prompt's answers come from as many different ones as there are.
+        clients: the pool of models, by name. The answers to a prompt come from as many different models as possible.
         principles: names in PRINCIPLES; one is drawn for each answer.
         pairs: "best_random" (Zephyr's) or "all" (every pair whose means differ by `min_margin` or more).
-        judge_max_tokens: of the judge's reasons and ratings.
+        judge_max_tokens: limit of the judge's answer, with reasons and ratings.
     """
     check_whole(2, method__num_completions=num_completions)
     check_choice("method.pairs", pairs, ("best_random", "all"))
@@ -50,7 +50,7 @@ def ultrafeedback(
     random, drops, progress = Random(seed), Drops(), progress or Progress()
     steps = num_completions + len(aspects)
 
-    # ---- 1. who answers which prompt, under which principle
+    # ---- 1. draw models and principles; the models answer
     pool = list(clients.values())
     drawn = [
         [pool[i % len(pool)] for i in random.sample(range(max(len(pool), num_completions)), num_completions)]
@@ -73,7 +73,7 @@ def ultrafeedback(
                 about = {"model": client.model, "principle": heeded[p][k], "aspects": {}}
                 entries[p].append({"text": text, **about})
 
-    # ---- 2. the judge rates all answers of a prompt together, one aspect at a time
+    # ---- 2. the judge rates all answers to a prompt together, one aspect at a time
     judged = [p for p, found in enumerate(entries) if len(found) > 1]
     for p in set(range(len(prompts))) - set(judged):
         drops.add("fewer_than_two_completions", prompt=prompts[p][1])
@@ -93,7 +93,7 @@ def ultrafeedback(
             for entry, rating in zip(orders[p], ratings or [], strict=bool(ratings)):
                 entry["aspects"][aspect] = rating
 
-    # ---- 3. pairs of the answers that have all their ratings
+    # ---- 3. pairs of the answers that have all ratings
     rows = []
     for p in judged:
         whole = [entry for entry in entries[p] if len(entry["aspects"]) == len(aspects)]
@@ -109,7 +109,7 @@ def ultrafeedback(
 
 
 def under_principle(messages: Conversation, principle: str) -> Conversation:
-    """The prompt, with the principle as (the end of) its system message."""
+    """The prompt with the principle as its system message, or at the end of its system message."""
     system, rest = (
         ("", messages) if messages[0]["role"] != "system" else (messages[0]["content"] + "\n\n", messages[1:])
     )
@@ -117,7 +117,7 @@ def under_principle(messages: Conversation, principle: str) -> Conversation:
 
 
 def ask_ratings(messages: Conversation, texts: Sequence[str], aspect: str) -> Conversation:
-    """The judge's prompt: all answers of a prompt, one aspect, JSON."""
+    """The judge's prompt: all answers to a prompt, one aspect; the reply is JSON."""
     talk = "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in messages)
     shown = "\n\n".join(f"--- answer {n} ---\n{text}" for n, text in enumerate(texts, 1))
     text = (
@@ -131,7 +131,7 @@ def ask_ratings(messages: Conversation, texts: Sequence[str], aspect: str) -> Co
 
 
 def ratings_schema(count: int) -> dict:
-    """What a server that holds to schemas lets the judge write: a short reason and a rating of each answer."""
+    """The JSON schema of the judge's reply: a short reason and a rating for each answer."""
     reasons = {"type": "array", "items": {"type": "string", "maxLength": 300}}
     ratings = {"type": "array", "items": {"type": "integer", "enum": [1, 2, 3, 4, 5]}}
     lists = {"reasons": reasons, "ratings": ratings}
@@ -144,7 +144,7 @@ def ratings_schema(count: int) -> dict:
 
 
 def read_ratings(answer: Answer, count: int) -> list[int] | None:
-    """`count` ratings from 1 to 5: of the JSON in the answer, or of lines like `Answer 2: 4`; None if it has others."""
+    """`count` ratings from 1 to 5: from JSON in the answer, or from lines like `Answer 2: 4`. Otherwise None."""
     found = re.search(r"\{.*\}", answer.text, re.DOTALL)
     try:
         ratings = json.loads(found.group())["ratings"] if found else None

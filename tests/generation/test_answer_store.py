@@ -86,7 +86,7 @@ def test_a_file_with_anything_but_our_table_is_refused(kept, sql):
     directory, _ = kept
     with sqlite3.connect(directory / FILE) as connection:
         connection.execute(sql)
-    with pytest.raises(ValueError, match="no file of answers of this version"):
+    with pytest.raises(ValueError, match="not an answer cache of this version"):
         reread(directory)
 
 

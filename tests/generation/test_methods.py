@@ -383,7 +383,7 @@ def test_a_rating_is_read_or_counted_as_missing(text, rating):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"judge": None}, "nobody ranks"),
+        ({"judge": None}, "nothing ranks"),
         ({"num_completions": 1}, "no pair"),
         ({"pairs": "some"}, "best_worst"),
         ({"aspects": ["beauty"]}, "beauty"),
