@@ -1,4 +1,4 @@
-"""The tab where annotators rank the answers to a prompt, with the criteria beside them and the keyboard at hand."""
+"""The tab where annotators rank the answers to a prompt. It shows the criteria and has keyboard shortcuts."""
 
 import random
 import re
@@ -18,8 +18,8 @@ from evals.verdicts import text_hash
 
 CRITERIA = Path(__file__).parents[1] / "docs" / "annotation.md"
 MAX_ANSWERS = 9  # one key each
-LOAN = 900  # seconds after which somebody who reads an item has left
-# Keys act while no text field has the focus. They edit the ranking and press the buttons; the page does the rest.
+LOAN = 900  # seconds after which an annotator's item is given to somebody else
+# The keys work while no text field has the focus. They edit the ranking and press the buttons.
 SHORTCUTS = """
 <script>
 document.addEventListener("keydown", (event) => {
@@ -46,9 +46,9 @@ document.addEventListener("keydown", (event) => {
 
 
 def load_items(files: list[str], *, double_share: float, seed: int) -> list[dict]:
-    """Items from records with a prompt and 2 to 9 completions; a share of them goes to two annotators.
+    """Items from records with a prompt and 2 to 9 completions. A share of them goes to two annotators.
 
-    Which items are read twice depends on their text and the seed alone, so a restart asks for the same.
+    Which items go to two annotators depends on their text and the seed alone, so it is the same after a restart.
     """
     if not 0 <= double_share <= 1:
         raise ValueError(f"double_share={double_share} must lie in [0, 1]")
@@ -73,7 +73,11 @@ def _sides(record) -> list[str]:
 
 
 def parse_ranking(text: str, num_answers: int) -> list[int]:
-    """The rank of each answer as shown, 1 = best: "2 > 1=3" is [2, 1, 2]. ValueError has a sentence for the reader."""
+    """The rank of each answer in the order on the page, 1 = best: "2 > 1=3" is [2, 1, 2].
+
+    Raises:
+        ValueError: with a sentence for the annotator.
+    """
     if not re.fullmatch(r"\s*\d(\s*[>=]\s*\d)*\s*", text):
         raise ValueError("Write the answers from best to worst, like 2 > 1=3 (= is a tie).")
     groups = [[int(n) for n in group.split("=")] for group in text.split(">")]
@@ -88,7 +92,7 @@ def parse_ranking(text: str, num_answers: int) -> list[int]:
 
 
 class Desk:
-    """Hands out items and takes rankings. An item that somebody reads is lent: no more people get it than it needs."""
+    """Hands out items and takes rankings. It never gives an item to more people at once than it needs."""
 
     def __init__(self, store: Store, limits: Limits, *, seed: int):
         self.store, self.limits, self.seed = store, limits, seed
@@ -96,7 +100,7 @@ class Desk:
         self._lock = threading.Lock()
 
     def next(self, annotator: str) -> dict | None:
-        """The next item with its answers in this reader's own order (`shown`), or None when none is waiting."""
+        """The next item, with the order of its answers for this annotator (`shown`), or None if there is none."""
         with self._lock:
             now = time.monotonic()
             self._lent = {who: loan for who, loan in self._lent.items() if who != annotator and now - loan[1] < LOAN}
@@ -110,7 +114,11 @@ class Desk:
         return item
 
     def submit(self, item: dict, annotator: str, ranking: str, unacceptable: bool, reason: str) -> None:
-        """Store one ranking, turned back into the answers' own order. ValueError has a sentence for the reader."""
+        """Store a ranking in the original order of the answers.
+
+        Raises:
+            ValueError: with a sentence for the annotator.
+        """
         on_page = parse_ranking(ranking, len(item["answers"]))
         if len(reason) > self.limits.max_characters:
             raise ValueError(
@@ -125,7 +133,7 @@ class Desk:
 
 
 def annotate_tab(desk: Desk, blocks: gr.Blocks) -> None:
-    """Builds the tab inside an open `gr.Blocks`."""
+    """Build the tab inside an open `gr.Blocks`."""
     state = gr.State(None)
     with gr.Row():
         with gr.Column(scale=3):
@@ -148,7 +156,7 @@ def annotate_tab(desk: Desk, blocks: gr.Blocks) -> None:
         boxes = [
             gr.update(value=texts[n] if n < len(texts) else "", visible=n < len(texts)) for n in range(MAX_ANSWERS)
         ]
-        head = "\n\n".join(f"{m['role']}: {m['content']}" for m in item["prompt"]) if item else "Nothing is waiting."
+        head = "\n\n".join(f"{m['role']}: {m['content']}" for m in item["prompt"]) if item else "No items are left."
         return [head, *boxes, "", False, "", said, item]
 
     def on_next(request: gr.Request):

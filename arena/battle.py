@@ -1,4 +1,4 @@
-"""The tab where a visitor talks to two hidden models at once and says which is better."""
+"""The tab where a visitor talks to two anonymous models at once and votes for the better one."""
 
 import contextlib
 import html
@@ -13,7 +13,7 @@ import gradio as gr
 
 from arena.limits import Limits
 from arena.pairs import choose_pair
-from arena.speakers import SpeakerError
+from arena.speakers import SpeakerError, TextRefused
 from arena.store import Store
 
 log = logging.getLogger(__name__)
@@ -23,12 +23,12 @@ APOLOGY = "(this model could not answer; the battle is over)"
 
 @dataclass
 class Battle:
-    """What the server knows of a visitor's battle; the browser never sees it."""
+    """A visitor's battle. It stays on the server; the browser never sees it."""
 
     id: str = ""
     models: tuple[str, str] = ("", "")
     talks: tuple[list, list] = field(default_factory=lambda: ([], []))  # messages with each model
-    turns: int = 0  # that both models have answered
+    turns: int = 0  # number of messages that both models have answered
     over: bool = False
 
 
@@ -38,12 +38,12 @@ class Arena:
     def __init__(self, store: Store, speakers: dict, limits: Limits, *, seed: int, max_turns: int):
         self.store, self.speakers, self.limits, self.max_turns = store, speakers, limits, max_turns
         self.rng = random.Random(seed)
-        self._busy: set[str] = set()  # battles with an answer or a vote under way
+        self._busy: set[str] = set()  # battles that are being answered or voted on
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def alone(self, battle: Battle) -> Iterator[None]:
-        """One thing at a time in a battle. Raises ValueError where one is under way."""
+        """Lock a battle. Raises ValueError if it is locked already."""
         with self._lock:
             if battle.id in self._busy:
                 raise ValueError("The models are still answering; please wait for both.")
@@ -55,7 +55,7 @@ class Arena:
                 self._busy.discard(battle.id)
 
     def say(self, text: str, battle: Battle | None, visitor: str) -> Iterator[Battle]:
-        """One turn: both models answer side by side. Yields the battle as the answers grow.
+        """One turn: both models answer at the same time. Yields the battle whenever an answer has grown.
 
         Raises:
             ValueError: with a sentence for the visitor.
@@ -64,15 +64,15 @@ class Arena:
         self.limits.spend(visitor)
         battle = battle if battle is not None and not battle.over else self._begin(visitor)
         with self.alone(battle):
-            if battle.over:  # the vote came between
-                raise ValueError("This battle has its vote; your next message begins a new one.")
+            if battle.over:  # a vote was stored in the meantime
+                raise ValueError("You have voted on this battle; your next message begins a new one.")
             yield from self._turn(text, battle)
 
     def _turn(self, text: str, battle: Battle) -> Iterator[Battle]:
         if battle.turns == self.max_turns:
             raise ValueError(f"A battle has at most {self.max_turns} turns; please vote.")
         for talk in battle.talks:
-            del talk[2 * battle.turns :]  # a turn that was broken off
+            del talk[2 * battle.turns :]  # an interrupted turn
             talk += [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
         try:
             seed = self.rng.getrandbits(31)
@@ -81,6 +81,10 @@ class Arena:
                 for side, (model, talk) in enumerate(zip(battle.models, battle.talks, strict=True))
             ]
             yield from self._grow(battle, streams)
+        except TextRefused:
+            for talk in battle.talks:
+                del talk[2 * battle.turns :]
+            raise
         except SpeakerError:
             log.exception("battle %s ended: a model could not answer", battle.id)
             battle.over = True
@@ -94,7 +98,11 @@ class Arena:
         yield battle
 
     def vote(self, battle: Battle | None, visitor: str, verdict: str) -> str:
-        """Store the vote; only then say who was who. Raises ValueError with a sentence for the visitor."""
+        """Store the vote, and then return a sentence with the names of the models.
+
+        Raises:
+            ValueError: with a sentence for the visitor.
+        """
         if battle is None or not battle.turns:
             raise ValueError("There is nothing to vote on yet: write a message first.")
         with self.alone(battle):
@@ -120,14 +128,14 @@ class Arena:
 
 
 def visitor_of(request: gr.Request) -> str:
-    """Who this is: the name given at the login, else the browser's session."""
+    """The visitor's name from the login, or else the browser's session."""
     return request.username or request.session_hash
 
 
 def battle_tab(arena: Arena, *, parallel: int) -> None:
-    """Builds the tab inside an open `gr.Blocks`."""
+    """Build the tab inside an open `gr.Blocks`."""
     state = gr.State(None)
-    gr.Markdown("Write to two models at once. You learn who they are after your vote.")
+    gr.Markdown("Write to two models at once. You see their names after your vote.")
     with gr.Row():
         plain = {"render_markdown": False, "buttons": [], "feedback_options": None, "height": 420}
         chats = [gr.Chatbot(label=f"Model {side}", elem_id=f"chat-{side}", **plain) for side in "AB"]
@@ -158,7 +166,7 @@ def battle_tab(arena: Arena, *, parallel: int) -> None:
 
     def on_vote(label: str, battle: Battle | None, request: gr.Request):
         try:
-            if label not in list(VERDICTS):  # what the browser sends need not be a button's label
+            if label not in list(VERDICTS):  # a browser may send any text
                 raise ValueError(f"A vote is one of: {', '.join(VERDICTS)}.")
             said = arena.vote(battle, visitor_of(request), VERDICTS[label])
         except ValueError as error:
@@ -172,17 +180,17 @@ def battle_tab(arena: Arena, *, parallel: int) -> None:
 
 
 def talks(battle: Battle | None) -> list[list[dict]]:
-    """What the two chat boxes show. They render HTML, so tags that people or models write are escaped."""
+    """The messages of the two chat boxes. The boxes render HTML, so tags in the texts are escaped."""
     if battle is None:
         return [[], []]
     return [[m | {"content": html.escape(m["content"], quote=False)} for m in talk] for talk in battle.talks]
 
 
 def can_vote(battle: Battle | None) -> bool:
-    """Whether there is something to vote on and no vote yet."""
+    """Whether the battle has an answered message and no vote yet."""
     return battle is not None and battle.turns > 0 and not battle.over
 
 
 def buttons(interactive: bool) -> list:
-    """One update a verdict's button."""
+    """An update for each vote button."""
     return [gr.update(interactive=interactive) for _ in VERDICTS]

@@ -1,4 +1,4 @@
-"""The tab where everyone sees how the models stand."""
+"""The tab with the ratings of the models."""
 
 import gradio as gr
 import matplotlib
@@ -16,21 +16,21 @@ SETTINGS = {"method": "bradley_terry", "interval": "sandwich", "level": 0.95, "r
 
 
 def standing(store: Store, models: list[str]) -> tuple[pd.DataFrame, str]:
-    """Rank, rating, interval and battles of every model; and why there is none, where there is none yet."""
+    """(table of rank, rating, interval and battles of each model, a sentence about it or about why it is empty)."""
     battles = store.battles()
     columns = ["rank", "model", "rating", "lower", "upper", "battles"]
     if not battles:
         return pd.DataFrame(columns=columns), "No votes yet."
     try:
         rated = rate(votes_table(verdict(battle) for battle in battles), **SETTINGS)["ratings"]
-    except ValueError as error:  # a model that never won has no finite rating
+    except ValueError as error:  # for example, a model that never won has no finite rating
         return pd.DataFrame(columns=columns), str(error)
     rows = [(row["rank"], name, row["rating"], row["lower"], row["upper"], row["n"]) for name, row in rated.items()]
     return pd.DataFrame(rows, columns=columns).round(0), f"{len(battles)} votes; Bradley-Terry, 95 % intervals."
 
 
 def pair_table(store: Store, models: list[str]) -> pd.DataFrame:
-    """Votes, win rate and side balance of every pair."""
+    """Votes, win rate and share of left places for every pair."""
     rows = []
     for (first, second), row in tally(store, models).items():
         rate_of = row["wins"] / row["votes"] if row["votes"] else float("nan")
@@ -40,7 +40,7 @@ def pair_table(store: Store, models: list[str]) -> pd.DataFrame:
 
 
 def position_balance(store: Store) -> str:
-    """How often the left answer wins a decided vote: sides are drawn by a coin, so all but a half is people's bias."""
+    """How often the left answer wins a decided vote. Sides are random, so a share other than 1/2 is position bias."""
     verdicts = [battle["verdict"] for battle in store.battles()]
     left, decided = verdicts.count("a"), verdicts.count("a") + verdicts.count("b")
     if not decided:
@@ -51,17 +51,18 @@ def position_balance(store: Store) -> str:
 
 
 def agreement(store: Store) -> str:
-    """How often two annotators said the same of a pair of answers."""
+    """How often two annotators gave the same verdict on a pair of answers."""
     said: dict[str, list[str]] = {}
     for row in store.annotations():
         for label in labels(row):
             said.setdefault(label["item"], []).append(label["label"])
     both = [votes for votes in said.values() if len(votes) == 2]
     if not both:
-        return "Agreement: no pair of answers was read twice yet."
+        return "Agreement: no pair of answers has two verdicts yet."
     same = sum(first == second for first, second in both)
     return (
-        f"Agreement: two annotators said the same of {same} of {len(both)} pairs of answers ({same / len(both):.0%})."
+        f"Agreement: two annotators gave the same verdict on {same} of {len(both)} pairs of answers "
+        f"({same / len(both):.0%})."
     )
 
 
@@ -80,7 +81,7 @@ def plot(ratings: pd.DataFrame):
 
 
 def board_tab(store: Store, models: list[str], blocks: gr.Blocks, *, refresh_seconds: float) -> None:
-    """Builds the tab inside an open `gr.Blocks`."""
+    """Build the tab inside an open `gr.Blocks`."""
     said = gr.Markdown()
     with gr.Row():
         table = gr.Dataframe(label="Ratings", interactive=False, elem_id="ratings")

@@ -1,4 +1,4 @@
-"""From the arena's store to the files that other scripts read: verdicts, comparisons, rankings, annotators' labels."""
+"""Export of the arena's store to the files that other scripts read: verdicts, comparisons, rankings, labels."""
 
 from itertools import combinations
 from pathlib import Path
@@ -10,7 +10,7 @@ from runtime.files import write_sums
 
 
 def export(store: Store, directory: Path) -> dict[str, int]:
-    """Writes every file below; returns the rows of each.
+    """Write the files below. Returns the number of rows of each.
 
     verdicts.jsonl     one vote a row           evaluate.py task=ratings | audit, task.format=verdicts
     comparisons.jsonl  prompt, chosen, rejected train_rm.py, train_dpo.py (no ties, "both bad", equal answers)
@@ -33,7 +33,7 @@ def export(store: Store, directory: Path) -> dict[str, int]:
 
 
 def verdict(battle: dict) -> dict:
-    """A vote as `evals.verdicts.Verdict`. Side a was on the left, read first. "Both bad" is a tie."""
+    """A vote as `evals.verdicts.Verdict`. Side a was on the left, so it was read first. "Both bad" is a tie."""
     bad = battle["verdict"] == "both_bad"
     answers = {side: "\n\n".join(turn[f"answer_{side}"] for turn in battle["turns"]) for side in "ab"}
     return {
@@ -47,7 +47,7 @@ def verdict(battle: dict) -> dict:
 
 
 def comparison(battle: dict) -> dict:
-    """The last turn as a preference; the turns before are told with the winner's answers, which led there."""
+    """The last turn as a preference. The prompt holds the earlier turns with the winner's answers."""
     winner, loser = ("a", "b") if battle["verdict"] == "a" else ("b", "a")
     *before, last = battle["turns"]
     prompt = [
@@ -69,7 +69,7 @@ def comparison(battle: dict) -> dict:
 
 
 def differs(battle: dict) -> bool:
-    """Whether the last answers of a battle are two."""
+    """Whether the last two answers of a battle differ."""
     last = battle["turns"][-1]
     return last["answer_a"].strip() != last["answer_b"].strip()
 
@@ -81,7 +81,7 @@ def ranking(row: dict) -> dict:
 
 
 def labels(row: dict) -> list[dict]:
-    """For every pair of answers which one this annotator ranked higher: what agreement is measured on."""
+    """For every pair of answers, which one this annotator ranked higher. Agreement is measured on these labels."""
     found = []
     for i, j in combinations(range(len(row["ranks"])), 2):
         order = row["ranks"][i] - row["ranks"][j]

@@ -1,7 +1,7 @@
-"""What the page answers at all: to whom, from which page, how much, how often; and what its answers tell a browser.
+"""Checks of requests before gradio sees them: host name, origin, size, login rate. It also adds security headers.
 
-An ASGI middleware around gradio's application. Behind a proxy on this machine, uvicorn takes the visitor's address from
-X-Forwarded-For.
+It is an ASGI middleware around gradio's application. Behind a proxy on this machine, uvicorn takes the visitor's
+address from X-Forwarded-For.
 """
 
 import threading
@@ -20,15 +20,15 @@ OVERHEAD = 1 << 16  # bytes of a request beside the text that a visitor may writ
 
 
 class TooLarge(Exception):
-    """A request's body goes on past its limit."""
+    """The body of a request is longer than its limit."""
 
 
 class Guard:
-    """Refuses what no page of ours sends, and adds HEADERS to every answer.
+    """Refuses requests that the arena's page does not send, and adds HEADERS to every reply.
 
     Args:
-        hosts: names under which the page may be asked for, without port; empty = any (a login guards the page).
-        max_characters: of one text, 4 bytes each at most in UTF-8 and 12 in JSON's escapes.
+        hosts: the page's allowed host names, without port; empty = any name (then a login is required).
+        max_characters: limit of a text. A character has at most 4 bytes in UTF-8, and 12 in JSON's escapes.
     """
 
     def __init__(self, app, *, hosts: list[str], max_characters: int):
@@ -68,10 +68,10 @@ class Guard:
                 await answer(send, 413, f"At most {self.most} bytes.")
 
     def refusal(self, scope: dict, headers: dict[str, str]) -> tuple[int, str] | None:
-        """Status and sentence for a request that is not answered."""
+        """(status, sentence) for a refused request, or None."""
         host = host_of(f"//{headers.get('host', '')}")
         if self.hosts and host not in self.hosts:
-            return 421, f"This page is not {host!r}; hosts=[{host}] lets it answer under that name."
+            return 421, f"This page is not {host!r}; hosts=[{host}] allows that name."
         changes = scope["method"] not in ("GET", "HEAD", "OPTIONS")
         origin = headers.get("origin")
         foreign = origin is not None and host_of(origin) != host
@@ -84,7 +84,7 @@ class Guard:
         return None
 
     def may_log_in(self, scope: dict) -> bool:
-        """Counts a login of this address."""
+        """Count a login from this address. Returns whether it is allowed."""
         address, now = (scope.get("client") or ("",))[0], time.monotonic()
         with self.lock:
             for name in [name for name, times in self.logins.items() if now - times[-1] > 60]:
@@ -95,7 +95,7 @@ class Guard:
 
 
 def host_of(url: str) -> str:
-    """The name in a URL, without port, in lower case; empty where it has none."""
+    """The host name in a URL, without port, in lower case; empty if there is none."""
     try:
         return (urlsplit(url).hostname or "").lower()
     except ValueError:
@@ -103,14 +103,14 @@ def host_of(url: str) -> str:
 
 
 def safe_headers(headers: list) -> list:
-    """An answer's headers and HEADERS; no other page may read it, or make a browser send its cookies."""
+    """The headers of a reply with HEADERS. No other page may read the reply, or make a browser send its cookies."""
     kept = [(name, value) for name, value in headers if not name.lower().startswith(b"access-control-allow-")]
     kept = [(name, same_site(value) if name.lower() == b"set-cookie" else value) for name, value in kept]
     return [(name, value) for name, value in kept if name.lower() not in HEADERS] + list(HEADERS.items())
 
 
 def same_site(cookie: bytes) -> bytes:
-    """The cookie with SameSite=Lax, whatever it said before."""
+    """The cookie with SameSite=Lax instead of its own SameSite."""
     parts = [part for part in cookie.split(b";") if not part.strip().lower().startswith(b"samesite")]
     return b";".join([*parts, b" SameSite=Lax"])
 

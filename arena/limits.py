@@ -1,4 +1,4 @@
-"""Who may do how much: one visitor's messages a minute, and the length of a text."""
+"""Limits for visitors: messages per minute and the length of a text."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from collections import deque
 
 
 class Limits:
-    """Raises ValueError with a sentence for the visitor."""
+    """Checks the limits. Every method raises ValueError with a sentence for the visitor."""
 
     def __init__(self, *, messages_per_minute: int, max_characters: int):
         self.messages_per_minute, self.max_characters = messages_per_minute, max_characters
@@ -23,7 +23,7 @@ class Limits:
         return text
 
     def spend(self, visitor: str) -> None:
-        """Count one message of this visitor."""
+        """Count a message of this visitor."""
         now = time.monotonic()
         with self._lock:
             for name in [name for name, times in self._recent.items() if now - times[-1] > 60]:

@@ -1,4 +1,4 @@
-"""Which two models meet next: the pair that we know least about."""
+"""The choice of the next pair of models: the one with the most uncertain win rate."""
 
 import math
 import random
@@ -16,7 +16,7 @@ FROM battles b LEFT JOIN votes v ON v.battle = b.id GROUP BY b.model_a, b.model_
 
 
 def tally(store: Store, models: list[str]) -> dict[tuple[str, str], dict[str, float]]:
-    """For each pair (first < second): battles begun, votes, the first one's wins (a tie is half), times it was left."""
+    """For each pair (first < second): battles, votes, wins of the first (a tie is half), votes with the first left."""
     pairs = {pair: {"battles": 0, "votes": 0, "wins": 0.0, "left": 0} for pair in combinations(sorted(models), 2)}
     for row in store.read(TALLY):
         pair = tuple(sorted((row["model_a"], row["model_b"])))
@@ -30,7 +30,7 @@ def tally(store: Store, models: list[str]) -> dict[tuple[str, str], dict[str, fl
 
 
 def width(votes: float, wins: float) -> float:
-    """Width of the Wilson interval of a win rate; without votes, everything is possible."""
+    """The width of the Wilson interval of a win rate, which is 1 without votes."""
     if not votes:
         return 1.0
     low, high = proportion_confint(wins, votes, method="wilson")
@@ -38,9 +38,9 @@ def width(votes: float, wins: float) -> float:
 
 
 def choose_pair(store: Store, models: list[str], rng: random.Random) -> tuple[str, str]:
-    """(left, right): the pair whose win rate has the widest interval, sides by a coin.
+    """(left, right): the pair whose win rate has the widest interval, in random order.
 
-    Battles that still wait for a vote count as half voted, so that simultaneous visitors do not all get one pair.
+    A battle without a vote counts as half a vote, so that simultaneous visitors do not all get the same pair.
     """
     pairs = tally(store, models)
     uncertain = {}

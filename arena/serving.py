@@ -1,4 +1,4 @@
-"""The page while it is open, and the files that it leaves."""
+"""Serving the page, and the export when it is closed."""
 
 import os
 import socket
@@ -27,9 +27,11 @@ def serve(cfg: DictConfig, run: Run) -> float:
     accounts = check(cfg)
     database = run.dir / "arena.sqlite"
     if cfg.export and not database.exists():
-        raise ValueError(f"{run.dir} holds no arena.sqlite: nothing to export; name the arena's directory")
+        raise ValueError(
+            f"{run.dir} has no arena.sqlite, so there is nothing to export; set hydra.run.dir to the arena's directory"
+        )
     if cfg.overwrite and database.exists():
-        raise ValueError(f"{database} holds people's votes; say resume=true, or move the file away yourself")
+        raise ValueError(f"{database} holds people's votes; set resume=true, or move the file away yourself")
     speakers = load_speakers(cfg.models or {}, precision=cfg.precision, sampling=cfg.sampling)
     items = load_items(cfg.annotate, double_share=cfg.double_share, seed=cfg.seed)
 
@@ -45,7 +47,7 @@ def serve(cfg: DictConfig, run: Run) -> float:
 
 
 def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts: list | None) -> None:
-    """Serve the three pages until a stop signal arrives."""
+    """Serve the three tabs until a stop signal arrives."""
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
@@ -80,7 +82,7 @@ def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts:
         time.sleep(0.2)
     if not run.stopping:
         raise RunFailed(
-            "the page's server ended by itself, what it said is above; the votes are stored: start it again"
+            "the page's server ended by itself; its messages are above. The votes are stored: start it again"
         )
     server.should_exit = True
     serving.join(timeout=5)

@@ -1,4 +1,4 @@
-"""Which settings open the page, to whom, and under which names."""
+"""Checks of the arena's settings: models, limits, addresses and accounts."""
 
 import ipaddress
 from pathlib import Path
@@ -9,7 +9,7 @@ from runtime.config import check_files, check_number, check_positive, check_whol
 
 
 def check(cfg: DictConfig) -> list[tuple[str, str]] | None:
-    """Names and passwords of `auth`, or None. Raises ValueError where settings are wrong or unsafe."""
+    """(name, password) of each account in `auth`, or None. Raises ValueError if settings are wrong or unsafe."""
     if not isinstance(cfg.models, DictConfig | None):
         raise ValueError(f"models={cfg.models} must map names to models: models={{NAME: PATH, ...}}")
     if not cfg.export and len(cfg.models or {}) < 2 and not cfg.annotate:
@@ -29,13 +29,13 @@ def check(cfg: DictConfig) -> list[tuple[str, str]] | None:
     if not is_loopback(cfg.host) or cfg.hosts:
         raise ValueError(
             f"host={cfg.host} hosts={cfg.hosts} opens the page to other machines without a login; give auth=FILE "
-            "(name:password a line), or keep host=127.0.0.1 hosts=[]"
+            "(a name:password on each line), or keep host=127.0.0.1 hosts=[]"
         )
     return None
 
 
 def names_of(cfg: DictConfig) -> list[str]:
-    """The host names under which the page answers: those of this machine and of `hosts`. Empty: any name."""
+    """The allowed host names: those of this machine and of `hosts`. Empty: any name."""
     if not is_loopback(cfg.host) and not cfg.hosts:
         return []
     return ["localhost", "127.0.0.1", "::1", cfg.host, *cfg.hosts]
@@ -50,12 +50,12 @@ def is_loopback(host: str) -> bool:
 
 
 def read_accounts(path: Path) -> list[tuple[str, str]]:
-    """(name, password) of every line of the file that auth= names."""
+    """(name, password) of every line of the file."""
     if not path.is_file():
-        raise ValueError(f"auth={path} is no file; write one name:password a line into it")
+        raise ValueError(f"auth={path} is no file; it must have a name:password on each line")
     if path.stat().st_mode & 0o077:
-        raise ValueError(f"auth={path} holds passwords that others of this machine may read; say chmod 600 {path}")
+        raise ValueError(f"auth={path} holds passwords that other users of this machine can read; run chmod 600 {path}")
     accounts = [tuple(line.split(":", 1)) for line in path.read_text().splitlines() if line.strip()]
     if not accounts or any(len(account) != 2 or not all(account) for account in accounts):
-        raise ValueError(f"auth={path} must hold one name:password a line")  # the lines themselves are secret
+        raise ValueError(f"auth={path} must have a name:password on each line")  # the lines themselves are secret
     return accounts

@@ -1,4 +1,4 @@
-"""The models that visitors talk to: our checkpoints and OpenAI-compatible endpoints, as streams of growing text."""
+"""The models that visitors talk to: checkpoints and OpenAI-compatible endpoints, as streams of growing text."""
 
 import queue
 import threading
@@ -6,15 +6,21 @@ from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
+from data.chat_template import TextMarkerSaid
+
 Messages = list[dict[str, str]]
 
 
 class SpeakerError(Exception):
-    """The model cannot answer. Its text is for the log, not for the page: it may name the model."""
+    """The model cannot answer. The message is for the log, not for the page, as it may name the model."""
+
+
+class TextRefused(ValueError):
+    """A model's template cannot carry the visitor's text. The message is for the visitor and names no model."""
 
 
 class LocalSpeaker:
-    """A checkpoint of ours; one answer at a time, the others wait."""
+    """A checkpoint. It gives one answer at a time; other requests wait."""
 
     def __init__(self, path: str, *, precision: str, sampling: DictConfig):
         from data.tokenizer import load_tokenizer
@@ -25,12 +31,21 @@ class LocalSpeaker:
         self.sampling, self.busy = sampling, threading.Lock()
 
     def stream(self, messages: Messages, seed: int) -> Iterator[str]:
-        """The answer as it grows. A conversation over the window loses its beginning."""
+        """Yield the growing answer. A conversation that is longer than the window loses its first messages.
+
+        Raises:
+            SpeakerError: the model failed. TextRefused: a text holds a marker of the template.
+        """
         pieces: queue.SimpleQueue = queue.SimpleQueue()
         worker = threading.Thread(target=self._answer, args=(messages, seed, pieces), daemon=True)
         worker.start()
         while isinstance(piece := pieces.get(), str):
             yield piece
+        if isinstance(piece, TextMarkerSaid):
+            raise TextRefused(
+                "One of the models cannot read this conversation: a text in it is a marker of the model's template, "
+                "such as [/INST]. Write your message without it, or vote on the answers so far."
+            ) from piece
         if piece is not None:
             raise SpeakerError(repr(piece)) from piece
 
@@ -43,7 +58,7 @@ class LocalSpeaker:
         def grow(row: int, token: int, last: bool) -> None:
             ids.append(token)
             text = self.tokenizer.decode(i for i in ids if i not in self.tokenizer.stop_ids)
-            if last or not text.endswith("\ufffd"):  # a character whose bytes are not all there yet waits
+            if last or not text.endswith("\ufffd"):  # wait for the remaining bytes of a character
                 pieces.put(text)
 
         try:
@@ -55,7 +70,7 @@ class LocalSpeaker:
                     on_token=grow, **self.sampling,
                 )  # fmt: skip
             pieces.put(None)
-        except Exception as error:  # whatever it is, the visitor's stream must end
+        except Exception as error:  # every error must end the visitor's stream
             pieces.put(error)
 
 
@@ -71,7 +86,7 @@ class EndpointSpeaker:
         self.api = openai.OpenAI(base_url=base_url, api_key=self._key, timeout=120)
 
     def stream(self, messages: Messages, seed: int) -> Iterator[str]:
-        """The answer as it grows."""
+        """Yield the growing answer."""
         from generation.endpoint import redact
 
         text = ""
@@ -84,7 +99,7 @@ class EndpointSpeaker:
                 if chunk.choices and chunk.choices[0].delta.content:
                     text += chunk.choices[0].delta.content
                     yield text
-        except Exception as error:  # a cut stream is httpx's, garbage json's: the visitor is told the same of all
+        except Exception as error:  # a cut stream raises httpx's errors, garbage json's; the visitor sees one sentence
             raise SpeakerError(redact(self._key, repr(error))) from None
         if not text:
             raise SpeakerError(f"{self.model} sent an empty answer")
@@ -93,10 +108,10 @@ class EndpointSpeaker:
 def load_speakers(
     models: DictConfig, *, precision: str, sampling: DictConfig
 ) -> dict[str, LocalSpeaker | EndpointSpeaker]:
-    """name -> speaker, from `models: {NAME: PATH}` or `{NAME: {base_url:, model:, api_key_env:}}`.
+    """{name: speaker} from `models: {NAME: PATH}` or `{NAME: {base_url:, model:, api_key_env:}}`.
 
     Raises:
-        ValueError: a model that is neither, or with further keys: a key of an endpoint would be written to config.yaml.
+        ValueError: a model has another form or further keys. A secret key would be written to config.yaml.
     """
     speakers = {}
     for name, place in models.items():
@@ -106,7 +121,8 @@ def load_speakers(
             if unknown := set(place) - {"base_url", "model", "api_key_env"}:
                 raise ValueError(
                     f"models.{name} has {', '.join(sorted(map(str, unknown)))}; it takes base_url, model and "
-                    "api_key_env, which names the environment variable with the key: the key itself would be written"
+                    "api_key_env (the name of the environment variable with the key, not the key, which would be "
+                    "written to config.yaml)"
                 )
             key = place.get("api_key_env", "OPENAI_API_KEY")
             speakers[name] = EndpointSpeaker(

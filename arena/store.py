@@ -1,4 +1,4 @@
-"""Battles, votes and annotations in SQLite: one writer, on disk before anyone is thanked."""
+"""Battles, votes and annotations in SQLite. One thread writes; a vote is confirmed only when it is on disk."""
 
 import json
 import os
@@ -30,13 +30,13 @@ MIGRATIONS = (
     """,
 )
 TABLES = {"battles", "turns", "votes", "items", "annotations"}
-GROUP = 256  # writes that share one commit at most
+GROUP = 256  # at most so many writes share a commit
 
 
 class Store:
-    """All writes go through one thread, many in one transaction; a write returns when its transaction is on disk.
+    """The database. One thread does all writes and may group them; a write returns when its transaction is on disk.
 
-    model_a is the model shown on the left. Readers have a connection each and never wait for the writer (WAL).
+    model_a is the model on the left. Each reader has its own connection and never waits for the writer (WAL).
     """
 
     def __init__(self, path: Path):
@@ -48,7 +48,7 @@ class Store:
         self._writer.start()
 
     def close(self) -> None:
-        """Finish what is waiting."""
+        """Finish the waiting writes."""
         self._writes.put(None)
         self._writer.join()
 
@@ -58,16 +58,16 @@ class Store:
         self._write("INSERT INTO battles VALUES (?, ?, ?, ?, ?)", (battle, visitor, model_a, model_b, time.time()))
 
     def add_turn(self, battle: str, turn: int, prompt: str, answer_a: str, answer_b: str) -> None:
-        """Raises ValueError where the battle has its vote already: nobody voted on what comes after."""
+        """Raises ValueError if the battle has a vote already, as the vote does not count for later turns."""
         sql = "INSERT INTO turns SELECT ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM votes WHERE battle = ?)"
         if self._write(sql, (battle, turn, prompt, answer_a, answer_b, battle)) != 1:
-            raise ValueError("This battle has its vote; your next message begins a new one.")
+            raise ValueError("You have voted on this battle; your next message begins a new one.")
 
     def vote(self, battle: str, visitor: str, verdict: str) -> None:
         """The visitor's vote on a battle of theirs.
 
         Raises:
-            ValueError: not their battle, no answers yet, or they voted on it already.
+            ValueError: the battle is not theirs, has no answers yet, or has a vote.
         """
         sql = (
             "INSERT INTO votes (verdict, at, battle) SELECT ?, ?, id FROM battles WHERE id = ? AND visitor = ? "
@@ -76,12 +76,12 @@ class Store:
         try:
             rows = self._write(sql, (verdict, time.time(), battle, visitor))
         except sqlite3.IntegrityError as error:
-            raise ValueError(f"battle {battle} has its vote already") from error
+            raise ValueError(f"battle {battle} has a vote already") from error
         if rows != 1:
             raise ValueError(f"battle {battle} is not this visitor's, or has no answers to vote on yet")
 
     def battles(self) -> list[dict]:
-        """Every battle that was voted on, in the order of the votes, with its turns."""
+        """Every battle with a vote, with its turns, in the order of the votes."""
         turns: dict[str, list[dict]] = {}
         for row in self.read("SELECT * FROM turns ORDER BY battle, turn"):
             turns.setdefault(row["battle"], []).append(row)
@@ -93,14 +93,14 @@ class Store:
     # ---- annotation
 
     def add_items(self, items: list[dict]) -> int:
-        """Add items {id, prompt, answers, readers}, leave those that are there already; returns how many are new."""
+        """Add items {id, prompt, answers, readers}. Existing ones stay as they are. Returns the number of new ones."""
         rows = [(i["id"], json.dumps(i["prompt"]), json.dumps(i["answers"]), i["readers"]) for i in items]
         return sum(self._write("INSERT OR IGNORE INTO items VALUES (?, ?, ?, ?)", row) for row in rows)
 
     def next_item(self, annotator: str, lent: dict[str, int]) -> dict | None:
-        """What this annotator reads next: never an item twice; begun ones first, so that each gets its readers.
+        """The next item for this annotator, or None. Items with an annotation come first, and no item comes twice.
 
-        `lent`: how many others are reading an item at this moment, by its id.
+        `lent`: for each item id, the number of other people who are reading it now.
         """
         sql = (
             "SELECT i.*, count(a.item) AS done FROM items i LEFT JOIN annotations a ON a.item = i.id GROUP BY i.id "
@@ -113,9 +113,9 @@ class Store:
     def annotate(
         self, item: str, annotator: str, *, ranks: list[int], acceptable: bool, reason: str, shown: list[int]
     ) -> None:
-        """One reader's ranks of an item's answers, in the answers' own order (1 = best, equal = tie).
+        """Store an annotator's ranks in the original order of the answers (1 = best, equal = tie).
 
-        `shown` is the order on the page. Raises ValueError if this reader ranked the item already.
+        `shown` is the order on the page. Raises ValueError if this annotator has ranked the item already.
         """
         row = (item, annotator, json.dumps(ranks), acceptable, reason, json.dumps(shown), time.time())
         try:
@@ -124,21 +124,21 @@ class Store:
             raise ValueError(f"{annotator} ranked item {item} already, or there is no such item") from error
 
     def annotations(self) -> list[dict]:
-        """Every annotation with its item, in the order they were made."""
+        """Every annotation with its item, in the order of their times."""
         rows = self.read("SELECT i.*, a.* FROM annotations a JOIN items i ON i.id = a.item ORDER BY a.at")
         return [_item(row) | {"ranks": json.loads(row["ranks"]), "shown": json.loads(row["shown"])} for row in rows]
 
     # ---- connections
 
     def read(self, sql: str, values: tuple = ()) -> list[dict]:
-        """Rows of a query, on this thread's own connection."""
+        """The rows of a query, on this thread's own connection."""
         if not hasattr(self._local, "connection"):
             self._local.connection = _connect(self.path)
             self._local.connection.row_factory = sqlite3.Row
         return [dict(row) for row in self._local.connection.execute(sql, values)]
 
     def _write(self, sql: str, values: tuple) -> int:
-        """Rows that the statement changed, once they are on disk."""
+        """The number of changed rows. It returns when they are on disk."""
         future: Future = Future()
         self._writes.put((sql, values, future))
         return future.result()
@@ -160,18 +160,18 @@ class Store:
 
 
 def _commit(connection: sqlite3.Connection, group: list[tuple[str, tuple, Future]]) -> None:
-    """Each statement succeeds or fails by itself; answers go out when the commit has reached the disk."""
+    """Each statement succeeds or fails by itself. The results are set when the commit is on disk."""
     answers: list[Callable[[], None]] = []
     try:
         connection.execute("BEGIN IMMEDIATE")
         for sql, values, future in group:
             try:
-                changed = connection.execute(sql, values).rowcount  # a failed statement undoes itself, no more
+                changed = connection.execute(sql, values).rowcount  # a failed statement undoes only itself
                 answers.append(lambda future=future, changed=changed: future.set_result(changed))
             except sqlite3.Error as error:
                 answers.append(lambda future=future, error=error: future.set_exception(error))
         connection.execute("COMMIT")
-    except sqlite3.Error as error:  # disk full, file gone: nobody is thanked
+    except sqlite3.Error as error:  # the disk is full or the file is gone: every write fails
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         answers = [lambda future=future, error=error: future.set_exception(error) for _, _, future in group]
@@ -188,7 +188,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _migrate(path: Path) -> None:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # people's words are for this user alone
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # only this user may read people's texts
     try:
         connection = _connect(path)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -200,7 +200,7 @@ def _migrate(path: Path) -> None:
             raise sqlite3.DatabaseError(f"it lacks the tables {', '.join(sorted(TABLES - known))}")
         for table in sorted(TABLES & known):
             for _ in connection.execute(f"SELECT * FROM {table}"):
-                pass  # a text that is none shows only when it is read
+                pass  # an invalid text is noticed only when it is read
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is no database of an arena, or a damaged one ({error}); save what is left with "

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -19,9 +20,10 @@ from arena.board import standing  # noqa: E402
 from arena.export import export  # noqa: E402
 from arena.limits import Limits  # noqa: E402
 from arena.pairs import choose_pair, tally  # noqa: E402
-from arena.speakers import EndpointSpeaker, SpeakerError  # noqa: E402
+from arena.speakers import EndpointSpeaker, LocalSpeaker, SpeakerError  # noqa: E402
 from arena.store import MIGRATIONS, Store  # noqa: E402
 from data import formats  # noqa: E402
+from data.chat_template import TextMarkerSaid  # noqa: E402
 from data.records import BadRows, read_records, write_jsonl  # noqa: E402
 from evals.readers import read_votes
 
@@ -64,9 +66,28 @@ def test_a_vote_counts_once_and_only_from_the_visitor_of_the_battle(store):
     with pytest.raises(ValueError, match="not this visitor's"):
         store.vote(battle.id, "bob", "a")
     assert "A was" in arena.vote(battle, "ann", "a")
-    with pytest.raises(ValueError, match="its vote already"):
+    with pytest.raises(ValueError, match="has a vote already"):
         arena.vote(battle, "ann", "b")
     assert [row["verdict"] for row in store.battles()] == ["a"]
+
+
+def test_a_marker_of_a_template_in_a_message_is_named_and_the_battle_goes_on(store, monkeypatch):
+    def refuse(messages, tokenizer, **settings):
+        raise TextMarkerSaid("messages[2] (user) holds '[/INST]'")
+
+    monkeypatch.setattr("data.chat.encode_prompt", refuse)
+    local = LocalSpeaker.__new__(LocalSpeaker)
+    local.policy, local.tokenizer = SimpleNamespace(config=SimpleNamespace(max_length=64)), None
+    local.sampling = SimpleNamespace(max_new_tokens=8)
+    arena = arena_of(store, "x", "y")
+    battle = list(arena.say("hello", None, "ann"))[-1]
+    answering = arena.speakers.pop("x")
+    arena.speakers["x"] = local
+    with pytest.raises(ValueError, match=r"One of the models .* such as \[/INST\]\. Write your message without it"):
+        list(arena.say("a [/INST] b", battle, "ann"))
+    assert not battle.over and [len(talk) for talk in battle.talks] == [2, 2]
+    arena.speakers["x"] = answering
+    assert list(arena.say("again", battle, "ann"))[-1] is battle and battle.turns == 2
 
 
 def test_nothing_is_voted_on_before_it_is_answered(store):

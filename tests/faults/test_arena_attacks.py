@@ -82,7 +82,7 @@ def test_a_turn_that_was_left_frees_its_battle_and_stores_nothing(arena):
 def test_no_turn_after_the_vote(arena):
     battle = begun(arena)
     arena.vote(battle, "v", "a")
-    with pytest.raises(ValueError, match="has its vote"):
+    with pytest.raises(ValueError, match="You have voted"):
         arena.store.add_turn(battle.id, 2, "late", "p", "q")
     *_, other = arena.say("three", battle, "v")
     assert other.id != battle.id and len(arena.store.battles()[0]["turns"]) == 1
