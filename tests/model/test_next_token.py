@@ -43,6 +43,11 @@ def test_top_k_and_top_p_keep_what_a_sort_keeps(top_k, top_p):
     assert (torch.bincount(tokens, minlength=301) / n - expected).abs().max() < 2 / n + 1e-6
 
 
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p():
+    tokens = next_token(torch.zeros(1, 4), torch.tensor([0.9]).double(), temperature=1.0, top_k=0, top_p=0.5)
+    assert tokens.tolist() == [1]  # two of four equal tokens reach one half
+
+
 def test_a_token_without_probability_is_never_taken():
     logits = torch.full((3, 600), -torch.inf)
     logits[0, 599], logits[1, 0], logits[2, 300] = 5.0, -3.0, 0.0
