@@ -151,13 +151,13 @@ def annotate_tab(desk: Desk, blocks: gr.Blocks) -> None:
             gr.Markdown(CRITERIA.read_text())
     shown = [prompt, *answers, ranking, unacceptable, reason, notice, state]
 
-    def page(item: dict | None, said: str) -> list:
+    def page(item: dict | None, sentence: str) -> list:
         texts = [item["answers"][i] for i in item["shown"]] if item else []
         boxes = [
             gr.update(value=texts[n] if n < len(texts) else "", visible=n < len(texts)) for n in range(MAX_ANSWERS)
         ]
         head = "\n\n".join(f"{m['role']}: {m['content']}" for m in item["prompt"]) if item else "No items are left."
-        return [head, *boxes, "", False, "", said, item]
+        return [head, *boxes, "", False, "", sentence, item]
 
     def on_next(request: gr.Request):
         return page(desk.next(visitor_of(request)), "")

@@ -168,10 +168,10 @@ def battle_tab(arena: Arena, *, parallel: int) -> None:
         try:
             if label not in list(VERDICTS):  # a browser may send any text
                 raise ValueError(f"A vote is one of: {', '.join(VERDICTS)}.")
-            said = arena.vote(battle, visitor_of(request), VERDICTS[label])
+            names = arena.vote(battle, visitor_of(request), VERDICTS[label])
         except ValueError as error:
             return gr.skip(), *talks(battle), str(error), *buttons(can_vote(battle)), battle
-        return gr.skip(), *talks(battle), f"{said} Your next message begins a new battle.", *buttons(False), battle
+        return gr.skip(), *talks(battle), f"{names} Your next message begins a new battle.", *buttons(False), battle
 
     for start in (send.click, box.submit):
         start(on_send, [box, state], shown, concurrency_limit=parallel, concurrency_id="models", api_name="say")

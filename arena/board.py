@@ -52,11 +52,11 @@ def position_balance(store: Store) -> str:
 
 def agreement(store: Store) -> str:
     """How often two annotators gave the same verdict on a pair of answers."""
-    said: dict[str, list[str]] = {}
+    votes_of: dict[str, list[str]] = {}
     for row in store.annotations():
         for label in labels(row):
-            said.setdefault(label["item"], []).append(label["label"])
-    both = [votes for votes in said.values() if len(votes) == 2]
+            votes_of.setdefault(label["item"], []).append(label["label"])
+    both = [votes for votes in votes_of.values() if len(votes) == 2]
     if not both:
         return "Agreement: no pair of answers has two verdicts yet."
     same = sum(first == second for first, second in both)
@@ -82,7 +82,7 @@ def plot(ratings: pd.DataFrame):
 
 def board_tab(store: Store, models: list[str], blocks: gr.Blocks, *, refresh_seconds: float) -> None:
     """Build the tab inside an open `gr.Blocks`."""
-    said = gr.Markdown()
+    summary = gr.Markdown()
     with gr.Row():
         table = gr.Dataframe(label="Ratings", interactive=False, elem_id="ratings")
         picture = gr.Plot(label="Intervals", show_label=False)
@@ -93,6 +93,6 @@ def board_tab(store: Store, models: list[str], blocks: gr.Blocks, *, refresh_sec
         text = "\n\n".join((why, position_balance(store), agreement(store)))
         return text, ratings, plot(ratings) if len(ratings) else None, pair_table(store, models)
 
-    shown = [said, table, picture, pairs]
+    shown = [summary, table, picture, pairs]
     blocks.load(show, None, shown, show_progress="hidden", api_name="board")
     gr.Timer(refresh_seconds).tick(show, None, shown, show_progress="hidden", api_visibility="private")

@@ -94,9 +94,9 @@ def main() -> None:
             for number in range(args.rounds):
                 for root in (other, ROOT) if number % 2 == 0 else (ROOT, other):
                     seconds[root].append(run(root))
-            told = (", ".join(f"{value:.2f}" for value in seconds[root]) for root in (other, ROOT))
+            seconds_of = (", ".join(f"{value:.2f}" for value in seconds[root]) for root in (other, ROOT))
             ratio = statistics.median(seconds[other]) / statistics.median(seconds[ROOT])
-            print(f"| {name} | {' | '.join(told)} | **{ratio:.2f}** |", flush=True)
+            print(f"| {name} | {' | '.join(seconds_of)} | **{ratio:.2f}** |", flush=True)
     finally:
         subprocess.run(["git", "worktree", "remove", "--force", other], check=True, cwd=ROOT)
 

@@ -34,12 +34,12 @@ def _demonstrations(row: dict) -> list[Example]:
         return [Example(path, columns=_rest(row, "prompt")) for path in _tree_paths(row["prompt"], [])]
     name = next((name for name in ("completion", "answer", "response") if name in row), None)
     if "messages" in row:
-        said, used = _with_system(row, parse_messages(row["messages"])), ("messages", "system", "tools")
+        turns, used = _with_system(row, parse_messages(row["messages"])), ("messages", "system", "tools")
     elif "prompt" in row and name:
-        said, used = _go_on(row, _given(row), _answers(row[name], name)), (*GIVEN, name)
+        turns, used = _go_on(row, _given(row), _answers(row[name], name)), (*GIVEN, name)
     else:
         raise ValueError(f"no demonstration: expected messages, or prompt and completion; got {_fields(row)}")
-    return [Example(said, tools=parse_tools(row.get("tools")), columns=_rest(row, *used))]
+    return [Example(turns, tools=parse_tools(row.get("tools")), columns=_rest(row, *used))]
 
 
 def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
@@ -142,27 +142,27 @@ def _comparison(row: dict) -> Comparison:
 def _side(value: Any, given: list[Message], name: str) -> tuple[list[Message], str]:
     """(prompt, completion) of a side, which may repeat the conversation: Anthropic's text, UltraFeedback's messages."""
     if is_hh(value) or isinstance(value, str) and not given:
-        said = parse_hh(value, name)
+        turns = parse_hh(value, name)
     elif isinstance(value, list):
-        said = parse_messages(value, name)
+        turns = parse_messages(value, name)
     else:
         return given, _completion(value, name)
-    if not said or said[-1]["role"] != "assistant":
+    if not turns or turns[-1]["role"] != "assistant":
         raise ValueError(f"{name} must end with an assistant turn")
-    return _joined(given, said[:-1], name), _text_alone(said[-1], name)
+    return _joined(given, turns[:-1], name), _text_alone(turns[-1], name)
 
 
-def _joined(given: list[Message], said: list[Message], name: str) -> list[Message]:
+def _joined(given: list[Message], turns: list[Message], name: str) -> list[Message]:
     """The row's prompt, and what a side says before its last turn, which may repeat the prompt or go on from it."""
     asked = [m for m in given if m["role"] != "system"]
-    if said[: len(given)] == given:
-        return said
-    if said[: len(asked)] == asked:  # the system turn stands in the prompt alone
-        return [*given, *said[len(asked) :]]
-    if len(asked) == 1 and any(m["content"].strip() == asked[0]["content"].strip() for m in said):
-        return said  # the prompt is a text, one turn of the conversation that the side repeats
-    if not said or said[0]["role"] in ("assistant", "tool"):
-        return [*given, *said]
+    if turns[: len(given)] == given:
+        return turns
+    if turns[: len(asked)] == asked:  # only the prompt has the system turn
+        return [*given, *turns[len(asked) :]]
+    if len(asked) == 1 and any(m["content"].strip() == asked[0]["content"].strip() for m in turns):
+        return turns  # the prompt is a text, one turn of the conversation that the side repeats
+    if not turns or turns[0]["role"] in ("assistant", "tool"):
+        return [*given, *turns]
     raise ValueError(f"{name} does not answer the row's prompt: the prompt is none of its messages")
 
 
@@ -174,11 +174,11 @@ def _given(row: dict) -> list[Message]:
             "context and prompt are both texts, and nothing says whether the context is part of the question; rename "
             "what is not, with data.columns={background: context}, say"
         )
-    said = [] if context is None else _prompt(context)
+    turns = [] if context is None else _prompt(context)
     if prompt is not None or context is None:
         asked = _prompt(prompt)
-        said = said if said and said[-len(asked) :] == asked else [*said, *asked]
-    return _with_system(row, said)
+        turns = turns if turns and turns[-len(asked) :] == asked else [*turns, *asked]
+    return _with_system(row, turns)
 
 
 def _with_system(row: dict, messages: list[Message]) -> list[Message]:
@@ -214,10 +214,10 @@ def _answers(value: Any, name: str) -> list[Message]:
     """What follows the prompt: a text, a message, or a conversation that goes on."""
     if not isinstance(value, list):
         return [_assistant(_completion(value, name))]
-    said = parse_messages(value, name)
-    if not said or said[0]["role"] != "assistant":
+    turns = parse_messages(value, name)
+    if not turns or turns[0]["role"] != "assistant":
         raise ValueError(f"{name} must begin with an assistant turn")
-    return said
+    return turns
 
 
 def _reward(row: dict) -> float | None:
@@ -239,7 +239,7 @@ def _flag(value: Any, name: str) -> bool:
 
 
 def _prompt(value: Any) -> list[Message]:
-    """A prompt is text, messages, or Taskmaster's context of `text`, `api` and `response` turns."""
+    """A prompt is a text, messages, or Taskmaster's context of `text`, `api` and `response` turns."""
     if is_hh(value):
         return parse_hh(value, "prompt")
     if isinstance(value, str):
@@ -256,10 +256,10 @@ def _completion(value: Any, name: str) -> str:
         return value
     if isinstance(value, dict) and "content" not in value:
         return _taskmaster(value)
-    said = parse_messages(value if isinstance(value, list) else [value], name)
-    if len(said) != 1 or said[0]["role"] != "assistant":
+    turns = parse_messages(value if isinstance(value, list) else [value], name)
+    if len(turns) != 1 or turns[0]["role"] != "assistant":
         raise ValueError(f"{name} must be text or one assistant message")
-    return _text_alone(said[0], name)
+    return _text_alone(turns[0], name)
 
 
 def _text_alone(message: Message, name: str) -> str:
@@ -316,21 +316,21 @@ def _replies(node: dict) -> list[dict]:
 
 def _tree_paths(node: dict, before: list[Message]) -> Iterator[list[Message]]:
     """Every conversation that follows the best assistant reply and ends with one."""
-    said, replies = [*before, _node(node)], _replies(node)
-    followed = replies[:1] if said[-1]["role"] == "user" else [r for r in replies if r.get("replies")]
-    if said[-1]["role"] == "assistant" and not followed:
-        yield said
+    turns, replies = [*before, _node(node)], _replies(node)
+    followed = replies[:1] if turns[-1]["role"] == "user" else [r for r in replies if r.get("replies")]
+    if turns[-1]["role"] == "assistant" and not followed:
+        yield turns
     for reply in followed:
-        yield from _tree_paths(reply, said)
+        yield from _tree_paths(reply, turns)
 
 
 def _tree_rankings(node: dict, before: list[Message]) -> Iterator[tuple[list[Message], list[tuple[Any, str]]]]:
-    said = [*before, _node(node)]
+    turns = [*before, _node(node)]
     ranked = [(r["rank"], _node(r)["content"]) for r in _replies(node) if r.get("rank") is not None]
-    if said[-1]["role"] == "user" and len(ranked) > 1:
-        yield said, ranked
+    if turns[-1]["role"] == "user" and len(ranked) > 1:
+        yield turns, ranked
     for reply in _replies(node):
-        yield from _tree_rankings(reply, said)
+        yield from _tree_rankings(reply, turns)
 
 
 def _turns(context: list) -> Iterator[tuple[int, dict]]:

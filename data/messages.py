@@ -48,8 +48,8 @@ def parse_hh(text: str, name: str = "text") -> list[Message]:
     if not rest or first.strip():
         raise ValueError(f'{name} is not in the form "\\n\\nHuman: ... \\n\\nAssistant: ...": it begins {text[:40]!r}')
     roles = {"Human": "user", "Assistant": "assistant"}
-    said = [{"role": roles[r], "content": c.strip()} for r, c in zip(rest[::2], rest[1::2], strict=True)]
-    return said[:-1] if said[-1] == {"role": "assistant", "content": ""} else said
+    turns = [{"role": roles[r], "content": c.strip()} for r, c in zip(rest[::2], rest[1::2], strict=True)]
+    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
 
 
 def is_hh(value: Any) -> bool:

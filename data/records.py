@@ -209,8 +209,8 @@ def split_of(record: Record, row: dict) -> str:
 
 def opening(record: Record) -> str | None:
     """The first thing that the user says, without the spaces around it; None where no user says anything."""
-    said = (message["content"].strip() for message in record.turns if message["role"] == "user")
-    return next(filter(None, said), None)
+    texts = (message["content"].strip() for message in record.turns if message["role"] == "user")
+    return next(filter(None, texts), None)
 
 
 def _digest(value: Any) -> str:

@@ -27,7 +27,7 @@ class Tokenizer:
     """`encode` never yields a special token: text that spells one stays text. `chat_template` writes conversations.
 
     `template` names another chat template than the checkpoint's own (`builtin_templates.choose_template`); `date` is
-    the day that a template is told. Padding is told by masks alone; `pad_id` fills the gaps and never ends a turn.
+    the date that a template sees. Only masks mark padding; `pad_id` fills the gaps and never ends a turn.
     `stop_ids` are all that end a turn: the template's, the tokenizer's and generation_config.json's.
     """
 
@@ -226,8 +226,8 @@ def _added(backend: tokenizers.Tokenizer) -> list[str]:
 def load_tokenizer(path: str | Path, *, template: str | None = None, date: str = FIXED_DATE) -> Tokenizer:
     """The tokenizer in a Hugging Face directory, a SentencePiece .model file, a .gguf file, or `package:name/file`.
 
-    `template` names a chat template for a base model, which comes without one; `date` is the day that a template which
-    asks for it is told.
+    `template` names a chat template for a base model, which comes without one; `date` is today's date
+    for templates that use it.
 
     Raises:
         ValueError: nothing there, an unknown kind of tokenizer, or see `builtin_templates.choose_template`.

@@ -1,4 +1,4 @@
-"""task=gains: what trainings gained by a measure that they were not paid by, beside what they were paid by and the KL.
+"""task=gains: the gains of trainings by a measure that is not their reward, beside the reward and the KL.
 
 A run is a directory whose samples.jsonl answers the same held-out prompts before the first step and after the last
 (train_ppo.py and train_dpo.py with num_samples=num_prompts); runs called METHOD_0, METHOD_1, ... are seeds of one
@@ -60,8 +60,8 @@ def measure(directory: str, reward_fn, *, spread: float) -> dict:
     prompts, gold = np.arange(len(found["gold"])), found["gold"]
 
     def estimate(values: np.ndarray) -> dict:
-        told = mean_estimate(values, prompts, null=0.0, level=0.95, max_deviation=spread)
-        return {"value": float(values.mean())} | {name: told[name] for name in BOUNDS[1:]}
+        estimate = mean_estimate(values, prompts, null=0.0, level=0.95, max_deviation=spread)
+        return {"value": float(values.mean())} | {name: estimate[name] for name in BOUNDS[1:]}
 
     looks = []
     for i, step in enumerate(found["steps"].tolist()):
@@ -72,7 +72,7 @@ def measure(directory: str, reward_fn, *, spread: float) -> dict:
 
 
 def draw(path: Path, methods: dict[str, list[dict]], name: str) -> None:
-    """Two panels over the KL: what was paid (the proxy), and what it was worth; a colour a method, bars of 95 %."""
+    """Two panels over the KL: the reward (proxy) and the gold measure. A colour per method; bars are 95 % intervals."""
     figure, axes = pyplot().subplots(2, 1, figsize=(6.5, 6.5), sharex=True)
     for number, (method, runs) in enumerate(methods.items()):
         for seed, run in enumerate(runs):

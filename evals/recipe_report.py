@@ -129,16 +129,16 @@ def step_blocks(home: Path, step: DictConfig, figures: list[tuple], seconds: flo
 
 def answers_block(home: Path, steps: list[DictConfig]) -> list[str]:
     """The same prompts answered before and after each step that answered them, what changed marked."""
-    told = {step.name: before_and_after(home / step.name) for step in steps}
-    told = {name: samples for name, samples in told.items() if samples}
-    prompts = list(dict.fromkeys(sample["prompt"] for samples in told.values() for sample in samples))
-    prompts.sort(key=lambda prompt: -sum(sample["prompt"] == prompt for s in told.values() for sample in s))
+    samples_of = {step.name: before_and_after(home / step.name) for step in steps}
+    samples_of = {name: samples for name, samples in samples_of.items() if samples}
+    prompts = list(dict.fromkeys(sample["prompt"] for samples in samples_of.values() for sample in samples))
+    prompts.sort(key=lambda prompt: -sum(sample["prompt"] == prompt for s in samples_of.values() for sample in s))
     if not prompts:
         return []
     blocks = [heading("Answers"), paragraph("Words that the answer before did not have are marked.")]
     for prompt in prompts[:SHOWN]:
         lines = []
-        for name, samples in told.items():
+        for name, samples in samples_of.items():
             for sample in [sample for sample in samples if sample["prompt"] == prompt][:1]:
                 before, after = (shorten(sample[key], 400) for key in ("before", "after"))
                 lines += [(f"before {name}", escape(before)), (f"after {name}", marked(before, after))]

@@ -52,7 +52,7 @@ def num_of_known_dialogues(name: str) -> int:
 
 
 def pair_accuracy(train: list, held_out: list) -> tuple[float, int]:
-    """Share of held-out pairs told rightly, and their number."""
+    """Share of held-out pairs ranked right, and their number."""
     vectorizer = CountVectorizer(ngram_range=(1, 2), min_df=2).fit([t for r in train for t in (r.chosen, r.rejected)])
     differences, held_differences = (
         vectorizer.transform([r.chosen for r in rows]) - vectorizer.transform([r.rejected for r in rows])

@@ -68,11 +68,11 @@ def main() -> None:
 
 def summary(runs: list[dict]) -> dict:
     """Mean over seeds and its t interval: of the last loss, the best, and the rate of wins."""
-    told = {"kind": runs[0]["kind"], "size": runs[0]["size"], "seeds": len(runs)}
+    summary = {"kind": runs[0]["kind"], "size": runs[0]["size"], "seeds": len(runs)}
     for name in ("loss", "best_loss", "win_rate"):
         values = [one[name] for one in runs if name in one]
-        told[name] = t_interval(values)
-    return told
+        summary[name] = t_interval(values)
+    return summary
 
 
 def measure(args, kind: str, size: int, seed: int, file: str | Path, more: list[str]) -> dict:

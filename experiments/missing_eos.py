@@ -36,10 +36,10 @@ def main() -> None:
     for rule in RULES:
         for offset in OFFSETS:
 
-            def paid(scores, completions, rule=rule, offset=offset):
+            def final(scores, completions, rule=rule, offset=offset):
                 return missing_eos(scores + offset, (completions == STOP).any(1), mode=rule, value=VALUE)
 
-            found = [measure(train_ppo(seed, kl_coef=0.5, score=paid), tasks[seed][1]) for seed in SEEDS]
+            found = [measure(train_ppo(seed, kl_coef=0.5, score=final), tasks[seed][1]) for seed in SEEDS]
             print(f"{rule:8} {offset:+.0f}", "  ".join(f"cut {cut:.2f} score {score:5.2f}" for cut, score in found))
 
 

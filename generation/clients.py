@@ -214,7 +214,7 @@ class Client:
             self._counted.add(key)
             self.usage.answers += 1
             self.usage.from_cache += not fresh
-            name = answer.model or "not told"
+            name = answer.model or "unknown"
             self.usage.served_by[name] = self.usage.served_by.get(name, 0) + 1
         self.usage.counted_by_us += answer.counted_by_us
         self.usage.prompt_tokens += answer.prompt_tokens

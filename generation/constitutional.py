@@ -132,10 +132,10 @@ def _read_revision(draft: Draft, answer) -> None:
 def _row(draft: Draft, model: str, *, pairs: bool) -> dict:
     name, messages = draft.prompt
     sides = {"prompt": messages, "chosen": draft.text, "rejected": draft.first}
-    said = {"messages": [*messages, {"role": "assistant", "content": draft.text}]}
+    demonstration = {"messages": [*messages, {"role": "assistant", "content": draft.text}]}
     return {
         "id": row_id("constitutional", [messages, draft.first, draft.text]),
-        **(sides if pairs else said),
+        **(sides if pairs else demonstration),
         "revisions": draft.steps,
         "provenance": provenance("constitutional", [messages], model, draft.seed, [name]),
     }

@@ -135,10 +135,10 @@ def evolution_fault(text: str, same: str) -> str | None:
 
 def says_nothing(text: str) -> str | None:
     """The fault of an answer that is a short refusal or has no words, else None."""
-    said = words(text)
-    if is_refusal(text) or "sorry" in said and len(said) < SHORT_REFUSAL:
+    found = words(text)
+    if is_refusal(text) or "sorry" in found and len(found) < SHORT_REFUSAL:
         return "refusal"
-    return None if said else "answer_empty"
+    return None if found else "answer_empty"
 
 
 def _evolve(client: Client, pool, random: Random, seed: int, breadth_share: float, sampled) -> list[Instruction]:
@@ -152,10 +152,10 @@ def _evolve(client: Client, pool, random: Random, seed: int, breadth_share: floa
 
 
 def _row(instruction: Instruction, answer: Answer, model: str, seed: int) -> dict:
-    said = [{"role": "user", "content": instruction.text}, {"role": "assistant", "content": answer.text.strip()}]
+    messages = [{"role": "user", "content": instruction.text}, {"role": "assistant", "content": answer.text.strip()}]
     return {
-        "id": row_id("evol_instruct", said),
-        "messages": said,
+        "id": row_id("evol_instruct", messages),
+        "messages": messages,
         "evolution": instruction.how,
         **({"reasoning": answer.reasoning} if answer.reasoning else {}),
         "provenance": provenance("evol_instruct", [instruction.text], model, seed, instruction.parents),

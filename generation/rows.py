@@ -73,8 +73,8 @@ def manifest(
 
 def few_shot(turns: list[tuple[str, str]], last: str) -> Conversation:
     """A chat whose earlier turns are the examples: small chat models follow it better than a list in one message."""
-    said = [message for user, assistant in turns for message in (("user", user), ("assistant", assistant))]
-    return [{"role": role, "content": content} for role, content in [*said, ("user", last)]]
+    messages = [message for user, assistant in turns for message in (("user", user), ("assistant", assistant))]
+    return [{"role": role, "content": content} for role, content in [*messages, ("user", last)]]
 
 
 def ask_until(

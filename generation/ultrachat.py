@@ -83,7 +83,7 @@ def ultrachat(
     openings = _openings(client, topics, random, drops, sampled, num=num, seed=seed, num_subtopics=num_subtopics,
                          num_questions=num_questions, material_share=material_share)  # fmt: skip
     talks = [
-        Talk(random.randint(min_rounds, max_rounds), topic, [row_id("subtopic", topic)], [_said("user", text)])
+        Talk(random.randint(min_rounds, max_rounds), topic, [row_id("subtopic", topic)], [_message("user", text)])
         for topic, text in openings[:num]
     ]
 
@@ -122,27 +122,29 @@ def ultrachat(
 def ask_subtopics(topic: str, count: int) -> Conversation:
     """Meta-topic -> sub-topics."""
     return [
-        _said("user", f"List {count} different concrete sub-topics of: {topic}. One per line, numbered, no comments.")
+        _message(
+            "user", f"List {count} different concrete sub-topics of: {topic}. One per line, numbered, no comments."
+        )
     ]
 
 
 def ask_questions(topic: str, count: int) -> Conversation:
     """Sub-topic -> opening questions."""
     text = f"List {count} different questions that a curious person could ask about: {topic}. One per line, numbered."
-    return [_said("user", text)]
+    return [_message("user", text)]
 
 
 def ask_material(topic: str) -> Conversation:
     """Sub-topic -> a text for the user's first message."""
-    return [_said("user", f"Write a short passage (80 to 150 words) of an article, story or letter about: {topic}.")]
+    return [_message("user", f"Write a short passage (80 to 150 words) of an article, story or letter about: {topic}.")]
 
 
 def as_user(messages: Conversation) -> Conversation:
     """The prompt of the user's model. The roles are exchanged, so its answer is the next user message."""
     flipped = {"user": "assistant", "assistant": "user"}
-    turned = [_said(flipped[m["role"]], m["content"]) for m in messages]
+    turned = [_message(flipped[m["role"]], m["content"]) for m in messages]
     turned[-1]["content"] += "\n\nWhat is your next question or request?"
-    return [_said("system", USER_ROLE), _said("user", "Begin."), *turned]
+    return [_message("system", USER_ROLE), _message("user", "Begin."), *turned]
 
 
 def user_fault(text: str, messages: Conversation, *, max_similarity: float) -> str | None:
@@ -222,9 +224,9 @@ def _hear(talk: Talk, answer: Answer, role: str, max_similarity: float = 1.0) ->
     if role == "user":
         fault = user_fault(text, talk.messages, max_similarity=max_similarity)
     if fault is None:
-        talk.messages.append(_said(role, text))
+        talk.messages.append(_message(role, text))
     return fault
 
 
-def _said(role: str, content: str) -> dict[str, str]:
+def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}

@@ -199,14 +199,14 @@ def read_into(model: nn.Module, reader: Reader, names: Collection[str]) -> None:
     for name, tensor in tensors(model):
         if name not in names:
             continue
-        mine, start = own_rows(tensor)
-        rows, end = 0, start + len(mine) if mine.ndim else 1
+        own, start = own_rows(tensor)
+        rows, end = 0, start + len(own) if own.ndim else 1
         for part in parts_of(name, reader.config):  # its rows in our stacked tensor are rows .. rows + size
             size = (reader.shape(part) or (1,))[0]
             low, high = max(start, rows), min(end, rows + size)
             if low < high:
                 piece = reader.read(part, slice(low - rows, high - rows))
-                (mine[low - start : high - start] if mine.ndim else mine).copy_(piece)
+                (own[low - start : high - start] if own.ndim else own).copy_(piece)
             rows += size
 
 

@@ -10,6 +10,6 @@ def exact(prompts: list[str], completions: list[str], answer: list, *, ignore_ca
         return text.strip().casefold() if ignore_case else text.strip()
 
     return [
-        None if a is None else float(plain(without_thinking(said) or "") == plain(str(a)))
-        for said, a in zip(completions, answer, strict=True)
+        None if a is None else float(plain(without_thinking(completion) or "") == plain(str(a)))
+        for completion, a in zip(completions, answer, strict=True)
     ]

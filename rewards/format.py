@@ -10,4 +10,4 @@ def format(prompts: list[str], completions: list[str], *, pattern: str = THINK_T
     character, also the end of a line.
     """
     wanted = re.compile(pattern, re.DOTALL)
-    return [float(wanted.fullmatch(said.strip()) is not None) for said in completions]
+    return [float(wanted.fullmatch(completion.strip()) is not None) for completion in completions]

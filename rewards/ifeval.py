@@ -15,10 +15,10 @@ def ifeval(
         partial: True pays the share of the instructions that are followed.
     """
     rewards = []
-    for said, names, given in zip(completions, instruction_id_list, kwargs, strict=True):
+    for completion, names, given in zip(completions, instruction_id_list, kwargs, strict=True):
         if not names:
             rewards.append(None)
             continue
-        hits = check_answer(names, given, said)[0 if strict else 1]
+        hits = check_answer(names, given, completion)[0 if strict else 1]
         rewards.append(sum(hits) / len(hits) if partial else float(all(hits)))
     return rewards

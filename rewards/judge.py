@@ -61,8 +61,8 @@ class Judge:
 
     def grade(self, prompts: list[str], completions: list[str]) -> list[float | None]:
         """The grades, 1 to 10."""
-        said = zip(prompts, completions, strict=True)
-        items = [Item(question(prompt), 1, (model_of(text),), ([text],), None) for prompt, text in said]
+        pairs = zip(prompts, completions, strict=True)
+        items = [Item(question(prompt), 1, (model_of(text),), ([text],), None) for prompt, text in pairs]
         grades = []
         for item, (answer, reading) in zip(items, self.ask(items), strict=True):
             grades.append(float(reading.weight) if reading.verdict == "grade" else None)

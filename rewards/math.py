@@ -16,19 +16,22 @@ def math(prompts: list[str], completions: list[str], answer: list, *, symbolic: 
         ValueError: an answer that is no number (or, symbolic, that math-verify cannot read).
     """
     same = _same_expression if symbolic else _same_number
-    return [None if a is None else float(same(said, str(a))) for said, a in zip(completions, answer, strict=True)]
+    return [
+        None if a is None else float(same(completion, str(a)))
+        for completion, a in zip(completions, answer, strict=True)
+    ]
 
 
-def _same_number(said: str, answer: str) -> bool:
+def _same_number(completion: str, answer: str) -> bool:
     expected = last_number(answer)
     if expected is None:
         raise ValueError(
             f"the answer {answer[:80]!r} holds no number; {{name: math, symbolic: true}} reads expressions"
         )
-    return last_number(said) == expected
+    return last_number(completion) == expected
 
 
-def _same_expression(said: str, answer: str) -> bool:
+def _same_expression(completion: str, answer: str) -> bool:
     from math_verify import parse, verify
 
     answer = answer.rsplit("####", 1)[-1].strip()
@@ -36,4 +39,4 @@ def _same_expression(said: str, answer: str) -> bool:
     expected = parse(answer, **without_alarm) or parse(f"${answer}$", **without_alarm)
     if not expected:
         raise ValueError(f"math-verify cannot read the answer {answer[:80]!r}")
-    return verify(expected, parse(without_thinking(said) or "", **without_alarm), timeout_seconds=None)
+    return verify(expected, parse(without_thinking(completion) or "", **without_alarm), timeout_seconds=None)

@@ -1,8 +1,8 @@
-"""A calculator as a tool: the policy may ask for sums before it answers, and is paid where its answer is right.
+"""A calculator as a tool: the policy may ask for sums before it answers, and is rewarded if its answer is right.
 
     python train_ppo.py env=rollouts/calculator.py:Calculator data.prompts=[sums.jsonl] ...
 
-A record has a `prompt` and its `answer`. The policy writes <calc>3 * (4 + 5)</calc> and is told 27, as often as
+A record has a `prompt` and its `answer`. The policy writes <calc>3 * (4 + 5)</calc> and receives 27, as often as
 max_turns allows; a turn without <calc> is its answer, whose last number counts. Every call costs a little, so that a
 policy that can do without learns to.
 """

@@ -106,10 +106,10 @@ class Local:
             pad_id=self.tokenizer.pad_id,
         )  # fmt: skip
         rows = zip(made.rows.input_ids.cpu(), made.rows.completion_mask.cpu(), strict=True)
-        said = [ids[mask].tolist() for ids, mask in rows]
+        completions = [ids[mask].tolist() for ids, mask in rows]
         return [
             Turn(ids, logprobs, reason == "stop")
-            for ids, logprobs, reason in zip(said, made.logprobs, made.finish_reasons, strict=True)
+            for ids, logprobs, reason in zip(completions, made.logprobs, made.finish_reasons, strict=True)
         ]
 
 

@@ -38,7 +38,7 @@ class Episode:
     turns: list[int]  # beside them: the policy's turn, -1 for what it did not say
     logprobs: list[float] | None  # beside them: what the sampler drew them with
     messages: list[dict] = field(default_factory=list)  # the dialogue as texts
-    paid: list[float] = field(default_factory=list)  # the environment's reward of each turn
+    rewards: list[float] = field(default_factory=list)  # the environment's reward of each turn
     num_turns: int = 0
     finished: bool = False  # the last turn ended with a stop token
     over: bool = False
@@ -111,16 +111,16 @@ class Dialogue:
         """The environments answer the policy's turns; an episode that has no further turn is over."""
         for episode in episodes:
             turn = [i for i, number in zip(episode.ids, episode.turns, strict=True) if number == episode.num_turns - 1]
-            said = {"role": "assistant", "content": self.tokenizer.decode(turn)}
-            episode.messages = [*episode.messages, said]
+            message = {"role": "assistant", "content": self.tokenizer.decode(turn)}
+            episode.messages = [*episode.messages, message]
         answers = self.environments.step([(episode.number, episode.messages) for episode in episodes])
         for episode, given in zip(episodes, answers, strict=True):
             if not isinstance(given, tuple | list) or len(given) != 3:
                 raise ValueError(f"env={self.name}: step() returned {str(given)[:80]}; wanted (messages, reward, done)")
             messages, reward, done = given
             if not isinstance(reward, int | float) or not math.isfinite(reward):
-                raise ValueError(f"env={self.name}: step() paid {reward!r}; wanted a finite number")
-            episode.paid.append(float(reward))
+                raise ValueError(f"env={self.name}: step() returned the reward {reward!r}; expected a finite number")
+            episode.rewards.append(float(reward))
             episode.over = bool(done) or not episode.finished or episode.num_turns == self.max_turns
             if episode.over:
                 continue
@@ -168,12 +168,12 @@ class Dialogue:
         return messages
 
     def rewards(self, episodes: list[Episode], trajectory: Trajectory) -> dict[str, Tensor]:
-        """{"environment": (B, T)}: what each turn was paid, on its last token."""
+        """{"environment": (B, T)}: each turn's reward, on its last token."""
         rewards = torch.zeros(trajectory.tokens.shape, dtype=torch.float32)
         turns = trajectory.turn.cpu()
         for row, episode in enumerate(episodes):
-            for number, paid in enumerate(episode.paid):
-                rewards[row, int((turns[row] == number).nonzero().max())] = paid
+            for number, reward in enumerate(episode.rewards):
+                rewards[row, int((turns[row] == number).nonzero().max())] = reward
         return {"environment": rewards.to(trajectory.tokens.device)}
 
 
@@ -205,7 +205,7 @@ class EnvironmentProcess(OwnProcess):
         if "failed" in reply:
             at = "" if reply["number"] is None else f" (episode {reply['number']} of the rollout)"
             raise RewardFailed(f"{self.called}: {reply['failed']}{at}")
-        return reply["said"]
+        return reply["returned"]
 
 
 def load_environment(cfg: DictConfig, tokenizer, window: int) -> SingleTurn | Dialogue:

@@ -50,7 +50,7 @@ def serve(spec: str, settings: str, known: str, descriptor: str, parent: str) ->
         write(pipe, {"modules": loaded_modules()})
         for request in requests(pipe):
             try:
-                write(pipe, {"said": getattr(environments, request["method"])(request["given"])})
+                write(pipe, {"returned": getattr(environments, request["method"])(request["given"])})
             except Failed as failed:
                 number, what = failed.args
                 write(pipe, {"number": number, "failed": what})

@@ -34,7 +34,7 @@ def evaluate_policy(
             kl = of_actions(lambda *rows, **more: policy.exact_kl(ref_policy, *rows, **more), parts, **settings).sum(1)
             figures = {"kl": kl, "length": rollout.action_mask.sum(1), "truncated": ~rollout.finished}
             figures |= {"score": scores[rollout.judged]}
-            figures |= {f"reward/{name}": paid.sum(1)[rollout.judged] for name, paid in rollout.rewards.items()}
+            figures |= {f"reward/{name}": rewards.sum(1)[rollout.judged] for name, rewards in rollout.rewards.items()}
             run.metrics.add({f"eval/{name}": value for name, value in figures.items()})
             run.log_samples(answer_samples(rollout, engine.tokenizer, scores, kl, count=cfg.num_samples), step)
             scores = scores[rollout.judged]

@@ -35,12 +35,12 @@ def ask(
     for attempt in range(1, max_tries + 1):
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
-                said = response.read(MOST + 1)
-                if len(said) > MOST:
+                reply = response.read(MOST + 1)
+                if len(reply) > MOST:
                     raise ValueError(f"the answer is longer than {MOST:,} bytes")
-                if len(said) < int(response.headers.get("Content-Length", 0)):  # read(n) does not mind
-                    raise OSError(f"the answer was cut after {len(said)} bytes")
-                return read(said or b"{}")
+                if len(reply) < int(response.headers.get("Content-Length", 0)):  # read(n) does not mind
+                    raise OSError(f"the answer was cut after {len(reply)} bytes")
+                return read(reply or b"{}")
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
             if error.code not in SERVER_DOWN:

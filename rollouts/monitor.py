@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def repeated_share(text: str, n: int = 3) -> float:
-    """The share of a text's runs of n words that it has said before; 0 where it has none."""
+    """The share of a text's runs of n words that occurred earlier in it; 0 if it has none."""
     words = text.lower().split()
     runs = list(zip(*(words[i:] for i in range(n)), strict=False))
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
@@ -62,11 +62,11 @@ class Monitor:
         rows = {"score": scores, "kl": kl}
         for source in self.sources:
             rows[source.name] = scores[:0]
-        for source, said, _ in asked(self.sources, rollout, self.tokenizer) if rollout else ():
-            known = [x if x is not None else source.unjudged for x in said]
+        for source, values, _ in asked(self.sources, rollout, self.tokenizer) if rollout else ():
+            known = [x if x is not None else source.unjudged for x in values]
             if bad := [x for x in known if not (x is None or isinstance(x, int | float))]:
                 raise ValueError(
-                    f"watch: {source.name} says {str(bad[0])[:80]}; wanted a number for each completion, or None"
+                    f"watch: {source.name} returned {str(bad[0])[:80]}; expected a number for each completion, or None"
                 )
             rows[source.name] = scores.new_tensor([float(x) for x in known if x is not None])
         self.seen.append({"step": step} | {name: self.interval(values) for name, values in rows.items()})

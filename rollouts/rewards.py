@@ -1,8 +1,8 @@
-"""What a rollout is paid: a reward model, Python functions, the environment, or several of these.
+"""The rewards of a rollout: of a reward model, Python functions, the environment, or several of these.
 
 A function is called as `function(prompts, completions, **columns)` (`rollouts/reward_functions.py`) and says for every
 row one of
-    1.5                     the completion's reward, paid at its end
+    1.5                     the completion's reward, given at its end
     [0.0, 0.5, ...]         a reward for each of its tokens, stop token included (their ids are the column `tokens`)
     [((0, 12), 1.0), ...]   rewards of stretches of its text, as (first character, one past the last)
     None                    nothing: the row is left out of the loss and of the means, and counted

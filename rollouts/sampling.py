@@ -16,7 +16,7 @@ from runtime.run import Run
 def draw(
     cfg: DictConfig, run: Run, engine: Engine, policy: Policy, prompts: Loader, score: Scorer
 ) -> tuple[Trajectory, Tensor]:
-    """The step's rollout, and (B, T) what it is paid.
+    """The step's rollout, and (B, T) its rewards.
 
     dynamic_sampling=n: groups whose scores are all equal teach nothing, and others are drawn in their place, up to n
     batches in all (DAPO, Yu et al. 2025, arXiv:2503.14476); what is still missing then is filled with such groups.
@@ -28,10 +28,10 @@ def draw(
     for number in range(cfg.dynamic_sampling):
         with engine.ready(policy):
             rollout = engine.rollout(policy, next(prompts), step=run.step, batch=number, samples_per_prompt=K)
-        paid = score(rollout, learned_from=True)
-        batches.append((rollout, paid))
+        rewards = score(rollout, learned_from=True)
+        batches.append((rollout, rewards))
         wanted = len(rollout) // K
-        scores = torch.cat([paid.sum(1) for _, paid in batches]).view(-1, K)
+        scores = torch.cat([rewards.sum(1) for _, rewards in batches]).view(-1, K)
         differ = scores.amax(1) - scores.amin(1) > 1e-6
         kept = torch.cat([differ.nonzero().flatten(), (~differ).nonzero().flatten()])[:wanted].sort().values  # groups
         if not any_rank(int(differ.sum()) < wanted, run.device):
@@ -39,8 +39,8 @@ def draw(
     run.metrics.add({"objective/batches_drawn": float(len(batches)), "objective/groups_differ": differ[kept].float()})
     rows = (kept[:, None] * K + torch.arange(K, device=kept.device)).flatten()
     width = max(rollout.tokens.shape[1] for rollout, _ in batches)
-    paid = torch.cat([nn.functional.pad(paid, (0, width - paid.shape[1])) for _, paid in batches])
-    return joined([rollout for rollout, _ in batches], engine.tokenizer.pad_id).select(rows), paid[rows]
+    rewards = torch.cat([nn.functional.pad(rewards, (0, width - rewards.shape[1])) for _, rewards in batches])
+    return joined([rollout for rollout, _ in batches], engine.tokenizer.pad_id).select(rows), rewards[rows]
 
 
 def joined(rollouts: list[Trajectory], pad_id: int) -> Trajectory:

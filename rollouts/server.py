@@ -1,6 +1,6 @@
 """Rollouts by an inference server (vLLM, SGLang) that is given every new policy.
 
-Before a rollout the policy is exported and the server told to load it, under a version of its own; then every prompt
+Before a rollout the policy is exported and the server loads it under a new version; then every prompt
 goes there as token ids, and token ids come back with the log-probs that the server drew them with, and the version of
 the weights. An answer of other weights is not used: the policy is loaded again and the row drawn again, with the same
 seed; rows that came back well are kept. Two programs never compute quite the same log-probs: `correct_for_sampler`

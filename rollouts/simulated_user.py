@@ -42,13 +42,13 @@ class SimulatedUser:
     def step(self, messages: list[dict]) -> tuple[list[dict], float, bool]:
         """The user's next message; or its rating, and the end."""
         self.turns += 1
-        said = self.ask(messages, f"Write your next message, or {DONE} alone if you have what you want.")
-        if DONE in said or not said or self.turns == self.max_turns:
+        text = self.ask(messages, f"Write your next message, or {DONE} alone if you have what you want.")
+        if DONE in text or not text or self.turns == self.max_turns:
             return [], self.rate(messages), True
-        return [{"role": "user", "content": said}], 0.0, False
+        return [{"role": "user", "content": text}], 0.0, False
 
     def rate(self, messages: list[dict]) -> float:
-        """0 to 1. Raises ValueError where the client gives no rating: an episode without one would be paid 0."""
+        """0 to 1. Raises ValueError where the client gives no rating: an episode without one would get 0."""
         asked = "The talk is over. How well did the assistant serve your goal? 5: fully, 1: not at all. "
         asked += "Reply `Rating: [[N]]`."
         (answer,) = self.client.ask([self.conversation(messages, asked)], temperature=0.0, max_tokens=64, seed=0)

@@ -16,7 +16,7 @@ REWARD_MODEL, ENVIRONMENT = "reward_model", "environment"  # sources that are no
 
 
 class RunningScale:
-    """Mean and deviation of all that a source has paid so far, a completion at a time."""
+    """Mean and deviation of all rewards of a source so far, one value per completion."""
 
     def __init__(self):
         self.count, self.center, self.squares = 0.0, 0.0, 0.0
@@ -47,7 +47,7 @@ class Source:
     function: called with prompts, completions and columns; None for the reward model and the environment.
     weight: of what it pays in the sum. clip: each of its rewards is kept within [-clip, clip]; None = never.
     normalise: a completion's reward loses the running mean and is divided by the running deviation, before the clip.
-    unjudged: what is paid where the function says None; None: the row is left out.
+    unjudged: the reward if the function returns None; None: the row is left out.
     """
 
     name: str

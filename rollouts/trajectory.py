@@ -1,4 +1,4 @@
-"""The trajectory: what a policy did with a batch of prompts, and what it was paid for it. The one object of RL here."""
+"""The trajectory: the tokens of a policy on a batch of prompts, and their rewards. All RL code works on this object."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -123,7 +123,7 @@ class Part(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What the policy said once: token ids, the log-probs they were drawn with (None: unknown), did it stop?"""
+    """One turn of the policy: its token ids, their log-probs in the sampler (None: unknown), and whether it stopped."""
 
     ids: list[int]
     logprobs: list[float] | None

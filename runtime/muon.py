@@ -61,9 +61,9 @@ class Muon(torch.optim.AdamW):
                     pieces[number] = torch.empty(rows, p.shape[1], dtype=products_in(p), device=p.device)
                 if ranks > 1:
                     dist.broadcast(pieces[number], group=among, group_src=maker)
-            mine, first = own_rows(p)
-            mine.mul_(1 - group["lr"] * group["weight_decay"])
-            mine.sub_(torch.cat(pieces)[first : first + len(mine)].to(mine), alpha=group["lr"])
+            own, first = own_rows(p)
+            own.mul_(1 - group["lr"] * group["weight_decay"])
+            own.sub_(torch.cat(pieces)[first : first + len(own)].to(own), alpha=group["lr"])
 
     def ahead(self, p: Tensor, group: dict) -> Tensor:
         """G + momentum B, after B <- momentum B + G."""

@@ -198,7 +198,7 @@ FORMATS: dict[str, Format] = {
     ),
 }  # fmt: skip
 
-# Read as they are by data/formats.py: the kind of record is told by the fields.
+# data/formats.py reads these; the fields decide the kind of record.
 OURS = "https://github.com/huggingface/trl/blob/main/docs/source/dataset_formats.md"
 
 

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from data.adapters.demonstrations import rest, said, sharegpt, text
+from data.adapters.demonstrations import alternating, rest, sharegpt, text
 from data.messages import join_text, parse_hh
 
 WINNERS = {"model_a": 1, "model_b": -1, "tie": 0, "tie (bothbad)": 0, "both_bad": 0}
@@ -96,7 +96,7 @@ def helpsteer(row: dict) -> dict:
     first, *later = re.split(r"\n?<extra_id_1>(User|Assistant)\n", text(row, "prompt"))
     turns = [{"role": r.lower(), "content": c} for r, c in zip(later[::2], later[1::2], strict=True) if c.strip()]
     reward = whole(row["helpfulness"], "helpfulness", 0, 1, 2, 3, 4) / 4
-    answer = {"prompt": [*said(first), *turns], "completion": text(row, "response"), "reward": reward}
+    answer = {"prompt": [*alternating(first), *turns], "completion": text(row, "response"), "reward": reward}
     return answer | rest(row, "prompt", "response")
 
 

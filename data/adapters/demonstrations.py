@@ -28,7 +28,7 @@ def text(row: dict, name: str) -> str:
     return row[name]
 
 
-def said(*contents: str) -> list[dict]:
+def alternating(*contents: str) -> list[dict]:
     """User, assistant, user, ... in turn."""
     return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
 
@@ -38,7 +38,7 @@ def alpaca(row: dict) -> dict:
     asked = text(row, "instruction")
     if row.get("input"):
         asked += f"\n\n{text(row, 'input')}"
-    return {"messages": said(asked, text(row, "output"))} | rest(row, "instruction", "input", "output", "text")
+    return {"messages": alternating(asked, text(row, "output"))} | rest(row, "instruction", "input", "output", "text")
 
 
 def alpaca_prompt(row: dict) -> dict:
@@ -50,7 +50,7 @@ def alpaca_prompt(row: dict) -> dict:
 def dolly(row: dict) -> dict:
     """Instruction, perhaps a context that it is about, and a response."""
     asked = text(row, "instruction") + (f"\n\n{text(row, 'context')}" if row.get("context") else "")
-    return {"messages": said(asked, text(row, "response"))} | rest(row, "instruction", "context", "response")
+    return {"messages": alternating(asked, text(row, "response"))} | rest(row, "instruction", "context", "response")
 
 
 def self_instruct(row: dict) -> dict:
@@ -59,7 +59,7 @@ def self_instruct(row: dict) -> dict:
     if not isinstance(first, dict):
         raise ValueError("instances must be a list of {input, output}")
     asked = text(row, "instruction") + (f"\n\n{text(first, 'input')}" if first.get("input") else "")
-    return {"messages": said(asked, text(first, "output"))} | rest(row, "instruction", "instances")
+    return {"messages": alternating(asked, text(first, "output"))} | rest(row, "instruction", "instances")
 
 
 def sharegpt(row: dict) -> dict:
@@ -76,7 +76,7 @@ def sharegpt(row: dict) -> dict:
 
 def lima(row: dict) -> dict:
     """A list of texts, user first. LIMA's test set has a prompt alone."""
-    turns = said(*row["conversations"])
+    turns = alternating(*row["conversations"])
     if len(turns) == 1:
         return {"prompt": turns} | rest(row, "conversations")
     return {"messages": turns} | rest(row, "conversations")
@@ -84,13 +84,13 @@ def lima(row: dict) -> dict:
 
 def ultrachat(row: dict) -> dict:
     """UltraChat as first published: a list of texts, user first."""
-    return {"messages": said(*row["data"])} | rest(row, "data")
+    return {"messages": alternating(*row["data"])} | rest(row, "data")
 
 
 def capybara(row: dict) -> dict:
     """Exchanges of `input` and `output`."""
     turns = [content for turn in row["conversation"] for content in (text(turn, "input"), text(turn, "output"))]
-    return {"messages": said(*turns)} | rest(row, "conversation")
+    return {"messages": alternating(*turns)} | rest(row, "conversation")
 
 
 def chats(row: dict) -> dict:
@@ -101,7 +101,7 @@ def chats(row: dict) -> dict:
 
 def openorca(row: dict) -> dict:
     """System prompt, question, response."""
-    asked = {"system": row.get("system_prompt"), "messages": said(text(row, "question"), text(row, "response"))}
+    asked = {"system": row.get("system_prompt"), "messages": alternating(text(row, "question"), text(row, "response"))}
     return asked | rest(row, "system_prompt", "question", "response")
 
 

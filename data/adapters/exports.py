@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.adapters.comparisons import pair
-from data.adapters.demonstrations import rest, said, text
+from data.adapters.demonstrations import alternating, rest, text
 
 SIDES = (("answer1", "answer2"), ("text1", "text2"))  # of Label Studio's templates
 PROMPTS = ("prompt", "instruction", "question", "context", "conversation", "messages")
@@ -30,7 +30,7 @@ def argilla(row: dict) -> dict:
         if all(value in fields for value in values if isinstance(value, str)):
             return _voted(prompt, fields, values, columns)
         if all(isinstance(value, str) for value in values):
-            return {"messages": [*_asked(prompt), *said("", values[0])[1:]]} | columns
+            return {"messages": [*_asked(prompt), {"role": "assistant", "content": values[0]}]} | columns
     raise ValueError(f"no response ranks fields, names one or is a text; questions: {', '.join(given) or 'none'}")
 
 
@@ -44,7 +44,7 @@ def _voted(prompt: Any, fields: dict, votes: Sequence[str], columns: dict) -> di
 
 
 def _asked(prompt: Any) -> list[dict]:
-    return said(prompt) if isinstance(prompt, str) else prompt
+    return alternating(prompt) if isinstance(prompt, str) else prompt
 
 
 def argilla_1(row: dict) -> dict:
@@ -104,7 +104,8 @@ def label_studio_text(row: dict) -> dict:
         raise ValueError("no annotation has a result of type textarea")
     prompt = next((row["data"][name] for name in PROMPTS if name in row["data"]), None)
     answer = answer if isinstance(answer, str) else "\n".join(answer)
-    return {"messages": [*_asked(prompt), *said("", answer)[1:]]} | rest(row, "data", "annotations", "predictions")
+    messages = [*_asked(prompt), {"role": "assistant", "content": answer}]
+    return {"messages": messages} | rest(row, "data", "annotations", "predictions")
 
 
 def trees(rows: Sequence[tuple[str, dict]]) -> list[tuple[str, dict]]:

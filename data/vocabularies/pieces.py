@@ -79,7 +79,7 @@ def byte_fallback_bpe(
 
 
 def as_llama(backend: tokenizers.Tokenizer, kind: str, settings: dict) -> tokenizers.Tokenizer:
-    """The tokenizer under transformers 5's rule for Llama's class: where a space goes first is told by `legacy`.
+    """The tokenizer under transformers 5's rule for Llama's class: `legacy` decides whether a space goes first.
 
     That class leaves aside what tokenizer.json says of it, except in byte-level files (Llama 3).
     """

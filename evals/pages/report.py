@@ -62,7 +62,7 @@ def interval(figure: Figure) -> str:
 
 
 def grades_by_category(folders: Sequence[str]) -> list[Figure]:
-    """The mean grade of each model in each category (`benchmark`) of every grades.jsonl; judges are told apart."""
+    """The mean grade of each model in each category (`benchmark`) of every grades.jsonl; judges are separate."""
     rows = [row for folder in folders if (Path(folder) / "grades.jsonl").is_file()
             for row in read_jsonl(Path(folder) / "grades.jsonl")]  # fmt: skip
     known = pd.DataFrame([row for row in rows if row["grade"] is not None and row["category"]])
@@ -204,12 +204,12 @@ def run(cfg: DictConfig, out: Path) -> dict:
         head = ("", "longer wins", "lower", "upper", "n")
         blocks += [heading("Win rate against length"), picture(out / "length.png"), table([head, *by_length])]
         apart = disagreements(votes, task.samples)
-        told = (
+        sentence = (
             table([("question", "turn", "models", "winner"), *apart])
             if apart
             else paragraph("None: one judge, or all agree.")
         )
-        blocks += [heading("Where judges disagree"), told]
+        blocks += [heading("Where judges disagree"), sentence]
     people = [f for f in figures if f.benchmark.startswith(("agreement", "audit"))]
     if people:
         blocks += [

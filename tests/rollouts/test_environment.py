@@ -98,7 +98,7 @@ def test_a_reward_function_and_the_environment_are_added_and_logged_apart(
     [
         ("Silent", "env=Silent: step() says nothing and is not done"),
         ("Assistant", "is no message"),
-        ("Unpaid", "step() paid None"),
+        ("Unpaid", "step() returned the reward None"),
         ("Long", "env=Long: reset() of"),
         ("function", "must name a class with reset(record) and step(messages)"),
         ("Missing", "has no function 'Missing'"),
