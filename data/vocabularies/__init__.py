@@ -44,7 +44,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
 def _from_directory(path: Path) -> Vocabulary:
     check_sums(path, [*_FILES, "generation_config.json"])
     files = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
-    settings = json_object(path / "special_tokens_map.json") | json_object(path / "tokenizer_config.json")
+    settings = json_object(path / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings:  # as in transformers, which reads the older file only then
+        settings |= json_object(path / "special_tokens_map.json")
     tokens = {name: _token(value) for name, value in settings.items() if name.endswith("_token")}
     tokens |= {name: _token(v) for name, v in (settings.get("model_specific_special_tokens") or {}).items()}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):

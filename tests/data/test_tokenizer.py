@@ -174,6 +174,33 @@ def test_sentencepiece_files_that_differ_in_where_a_space_goes_first_give_their_
         assert ids == theirs.apply_chat_template(talk, tokenize=True, return_dict=False)
 
 
+@pytest.mark.parametrize("settings", [{"legacy": True}, {"legacy": False}, {"add_prefix_space": False}, {}])
+def test_a_file_that_names_llamas_class_is_read_by_its_rule(settings, tmp_path):
+    """`legacy` decides whether a space goes before a text that follows a special token."""
+    transformers = pytest.importorskip("transformers")
+    mistral("mistral").save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    known = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("legacy", "add_prefix_space")}
+    path.write_text(json.dumps(known | {"tokenizer_class": "LlamaTokenizer"} | settings))
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for talk in conversations()[:5]:
+        ids = encode_chat(talk, ours, max_length=1 << 20)["input_ids"]
+        assert ids == theirs.apply_chat_template(talk, tokenize=True, return_dict=False)
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_special_tokens_map_rules_only_where_the_config_lists_no_tokens(newer, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    byte_level_file(tmp_path, ["<a>", "<b>"], eos_token="<a>")
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<b>"}))
+    if newer:
+        path, backend = tmp_path / "tokenizer_config.json", Backend.from_file(str(tmp_path / "tokenizer.json"))
+        tokens = {str(backend.token_to_id(name)): {"content": name, "special": True} for name in ("<a>", "<b>")}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"added_tokens_decoder": tokens}))
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ours.eos_token == theirs.eos_token == ("<a>" if newer else "<b>")
+
+
 def test_mistral_files_with_tokens_for_the_instruction_marks_are_refused(tmp_path):
     byte_level_file(tmp_path, ["<s>", "</s>", "[INST]", "[/INST]"], bos_token="<s>", eos_token="</s>")
     with pytest.raises(ValueError, match="v0.3"):

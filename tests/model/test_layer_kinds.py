@@ -1,0 +1,25 @@
+"""Configs from before `layer_types`: the kinds of their layers are those that transformers derives."""
+
+import pytest
+from transformers import Gemma2Config, Gemma3TextConfig, Qwen2Config, Qwen3Config, SmolLM3Config
+
+from model.weights.hf_config import LAYER_TYPES, read_layers
+
+OLD = [
+    (Gemma3TextConfig, "gemma3_text", {"sliding_window_pattern": 3, "sliding_window": 16}),
+    (Gemma3TextConfig, "gemma3_text", {"sliding_window": 16}),
+    (Gemma2Config, "gemma2", {"sliding_window": 16}),
+    (Qwen2Config, "qwen2", {"max_window_layers": 2, "use_sliding_window": True, "sliding_window": 16}),
+    (Qwen3Config, "qwen3", {"max_window_layers": 5, "use_sliding_window": True, "sliding_window": 16}),
+    (SmolLM3Config, "smollm3", {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 16}),
+]
+
+
+@pytest.mark.parametrize("config, family, keys", OLD)
+def test_layer_kinds_without_layer_types_are_those_of_transformers(config, family, keys):
+    theirs = config(num_hidden_layers=8, **keys)
+    ours = read_layers(dict(keys), keys, family, 8)
+    assert ours["sliding_window"] == 16
+    assert list(ours["layer_kinds"]) == [LAYER_TYPES[name] for name in theirs.layer_types]
+    if family == "smollm3":
+        assert list(ours["rotary_layers"]) == [bool(turned) for turned in theirs.no_rope_layers]
