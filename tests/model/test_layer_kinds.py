@@ -23,3 +23,10 @@ def test_layer_kinds_without_layer_types_are_those_of_transformers(config, famil
     assert list(ours["layer_kinds"]) == [LAYER_TYPES[name] for name in theirs.layer_types]
     if family == "smollm3":
         assert list(ours["rotary_layers"]) == [bool(turned) for turned in theirs.no_rope_layers]
+
+
+@pytest.mark.parametrize("config, family", [(Qwen2Config, "qwen2"), (Qwen3Config, "qwen3"), (SmolLM3Config, "smollm3")])
+def test_a_window_needs_use_sliding_window_in_the_families_that_have_the_key(config, family):
+    theirs = config(num_hidden_layers=4, sliding_window=16, max_window_layers=0)
+    ours = read_layers({"sliding_window": 16}, {"max_window_layers": 0}, family, 4)
+    assert set(theirs.layer_types) == {"full_attention"} and "sliding_window" not in ours
