@@ -11,7 +11,7 @@ CPU := not gpu and not interpreter and not aot and not servers
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 18
 
-.PHONY: help run test test-servers test-all test-gpu check lint fmt bench bench-gpu published bench-peers mutants test-rest test-interpreter test-aot
+.PHONY: help run test test-servers test-templates test-all test-gpu check lint fmt bench bench-gpu published bench-peers mutants test-rest test-interpreter test-aot
 
 run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smollm2 for the pretrained one)
 	$(COMPILED) $(BIN)/python run_recipe.py $(ARGS)
@@ -70,6 +70,16 @@ test-all: test  ## and those that take long
 
 test-servers: .venv/dev .venv-vllm/done .venv-llamacpp/done  ## against vLLM and llama.cpp on this machine, half an hour
 	$(PYTEST) -m servers tests/servers $(ARGS)
+
+# The source distribution of llama.cpp's Python bindings carries the templates; nothing of it is built.
+.venv/llama_cpp_templates: .venv/dev
+	rm -rf $@ && mkdir -p $@.writing
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $@.writing llama-cpp-python==0.3.36
+	tar xzf $@.writing/llama_cpp_python-0.3.36.tar.gz -C $@.writing --strip-components 5 --wildcards '*/models/templates/*.jinja'
+	rm $@.writing/*.tar.gz && mv $@.writing $@
+
+test-templates: .venv/llama_cpp_templates  ## the chat templates that llama.cpp collects, against transformers, 20 s
+	CHAT_TEMPLATES=$< $(PYTEST) tests/data/test_published_templates.py $(ARGS)
 
 test-gpu: .venv/dev  ## on a machine with a CUDA device
 	$(PYTEST) -m gpu

@@ -134,30 +134,37 @@ class ChatTemplate:
         self._stop = re.compile("|".join([marked, *(f"({re.escape(s)})" for s in sorted(stops, key=len)[::-1])]))
         self.text_markers = self._find_text_markers()
 
-    def probe(self, added: list[str]) -> tuple[str | None, set[str]]:
+    def probe(self, added: list[str], declared: list[str]) -> tuple[str | None, set[str]]:
         """(the added token that ends an assistant turn, the added tokens that open and close turns).
 
-        Some files do not mark these tokens as special. The first added token after an answer ends it. Added tokens
-        beside a user's text, and at the beginning of the assistant's header, are markers. Tags of thinking are not,
-        because thinking is part of an answer.
+        `declared` are the stop tokens that the checkpoint's files name. If the template writes one of them between an
+        answer and the next user turn, it ends the turn: other tokens before it are part of the answer. Otherwise the
+        first added token after the answer ends it.
+
+        Some files do not mark these tokens as special. Added tokens beside a user's text, and at the beginning of the
+        assistant's header, are markers. Tags of thinking are not, because thinking is part of an answer.
         """
         written = [name for name in added if name.strip(" \n\t\r▁") and "think" not in name.lower()]
         token = re.compile("|".join(map(re.escape, sorted(written, key=len)[::-1])) or "(?!)")
         for first in ([], [{"role": "system", "content": "system"}]):  # some templates ask for a system message
             said = [*first, {"role": "user", "content": f"{OPEN}0{CLOSE}"}]
             said.append({"role": "assistant", "content": f"{OPEN}1{CLOSE}"})
-            views = [(len(said) - 1, False), (len(said) - 1, True), (len(said), False)]
-            asked, header, whole = self.render(said, None, views)
+            said.append({"role": "user", "content": f"{OPEN}2{CLOSE}"})
+            asked, header, whole, more = self.render(
+                said, None, [(len(said) - 2, False), (len(said) - 2, True), (len(said) - 1, False), (len(said), False)]
+            )
             if not (asked.error or header.error or whole.error) and f"{OPEN}0{CLOSE}" in header.text:
                 break
         else:
             return None, set()
         self.header = header.text.removeprefix(os.path.commonprefix([asked.text, header.text]))
         before, after = header.text.split(f"{OPEN}0{CLOSE}", 1)
-        answered = whole.text.partition(f"{OPEN}1{CLOSE}")[2]
-        stop = next(iter(token.findall(answered)), None)
+        answered = token.findall(whole.text.partition(f"{OPEN}1{CLOSE}")[2])
+        between = (more.text or "").partition(f"{OPEN}1{CLOSE}")[2].partition(f"{OPEN}2{CLOSE}")[0]
+        ends = [name for name in token.findall(between) if name in declared]
+        stop = next(iter([*ends, *answered]), None)
         found = [*token.findall(before)[-1:], *token.findall(after)[:1], *token.findall(self.header)[:1]]
-        return stop, {*found, *([stop] if stop else [])}
+        return stop, {*found, *answered[:1], *([stop] if stop else [])}
 
     def _find_text_markers(self) -> dict[bool, re.Pattern]:
         """Patterns of plain text that ends a turn, such as `[/INST]` and `### Response:`, line by line.

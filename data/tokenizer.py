@@ -37,7 +37,8 @@ class Tokenizer:
         self._template = choose_template(template, vocabulary, date=date)
         self.template = None if self._template is None else template or "own"
         self.bos_token, self.eos_token = vocabulary.bos_token, vocabulary.eos_token
-        stop, markers = self._template.probe(_added(vocabulary.backend)) if self._template else (None, set())
+        declared = [vocabulary.eos_token, *map(vocabulary.backend.id_to_token, vocabulary.stop_ids)]
+        stop, markers = self._template.probe(_added(vocabulary.backend), declared) if self._template else (None, set())
         self.vocabulary = vocabulary = with_special(vocabulary, markers)
         self.backend = vocabulary.backend
         self.backend.no_truncation()

@@ -241,6 +241,20 @@ def test_every_id_that_ends_an_answer_is_known_and_exported_with_the_rest(tmp_pa
     assert load_tokenizer(tmp_path / "in").generation_config["eos_token_id"] == [text, end]
 
 
+def test_a_token_inside_an_answer_does_not_end_it_where_the_files_name_the_one_that_does(tmp_path):
+    """Command A's answers end with <|END_RESPONSE|><|END_OF_TURN_TOKEN|>, Kimi K3's have two more tokens inside."""
+    end, inside = "<|im_end|>", "<|endoftext|>"
+    jinja = TEMPLATES["chatml"].replace("<|im_end|>", f"{inside}{end}")
+    tokenizer = speaker(tmp_path, jinja)
+    assert tokenizer.stop_ids == [tokenizer.special_id(end)]
+    assert learned(tokenizer, said("a", "b", "c", "d")) == [f"b{inside}{end}", f"d{inside}{end}"]
+    # Phi-3 writes the end of text once, after the last turn: it is not what ends a turn.
+    jinja = TEMPLATES["chatml"] + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+    tokenizer = speaker(tmp_path, jinja, eos_token=inside)
+    assert tokenizer.stop_id == tokenizer.special_id(end)
+    assert learned(tokenizer, said("a", "b", "c", "d")) == [f"b{end}", f"d{end}"]
+
+
 def test_an_export_renders_tools_and_thinking_as_before(tmp_path):
     transformers = pytest.importorskip("transformers")
     (tmp_path / "in").mkdir()

@@ -1,11 +1,12 @@
 """Published chat templates, each with its model's own way: ids and masks are transformers', or the row is refused.
 
 The templates are read from the wheels of trl and axolotl (Apache-2.0, installed for tests without their
-dependencies), which carry them as published; further ones from the directory that CHAT_TEMPLATES names.
+dependencies), which carry them as published. `make test-templates` reads those that llama.cpp collects.
 """
 
 import datetime
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -23,9 +24,14 @@ from data.vocabularies import Vocabulary
 LONG = 1 << 20
 TOKEN = re.compile(
     r"<\|[^|>\s'\"{}]{1,40}\|>|<｜[^｜]{1,40}｜>|\[/?(?:INST|TOOL_CALLS|TOOL_RESULTS|AVAILABLE_TOOLS|SYSTEM_PROMPT)\]"
-    r"|<(?:start_of_turn|end_of_turn|sop|/?think|/?tool_call|/?tool_response|\|turn|turn\|)>"
+    r"|<(?:start_of_turn|end_of_turn|sop|sep|/?think|/?tool_call|/?tool_response|\|turn|turn\||SPECIAL_\d+|seed:[be]os|end_of_sentence)>"
+    r"|\[e~\["
 )
 ORDINARY = {"<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"}
+STOPS = {  # that models' files name; other stop tokens are found in the template
+    "<|return|>", "<|call|>", "<seed:eos>", "<|end_of_msg|>", "<|END_OF_TURN_TOKEN|>", "[e~[", "<sep>", "<SPECIAL_12>",
+    "<end_of_sentence>",
+}  # fmt: skip
 CARELESS = {"<｜User｜>", "<｜Assistant｜>"}  # markers that the makers' file does not call special
 
 TOOLS = [
@@ -197,7 +203,7 @@ def make_tokenizers(letters: str, jinja: str):
     settings = {"bos_token": "<s>", "eos_token": "</s>"}
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **settings)
     theirs.chat_template = jinja
-    stops = tuple(backend.token_to_id(name) for name in names if name in ("<|return|>", "<|call|>"))
+    stops = tuple(backend.token_to_id(name) for name in names if name in STOPS)
     about = {"templates": {"default": jinja}, "stop_ids": stops}
     ours = Tokenizer(Vocabulary(Backend.from_str(backend.to_str()), "<s>", "</s>", **about))
     theirs.chat_control_tokens = tuple(ours.specials)
@@ -301,10 +307,15 @@ def test_ids_and_masks_are_those_of_transformers_or_the_row_is_refused(template,
     assert {name for name, why in found.items() if why == "rows"} == ROWS.get(template, set())
 
 
-@pytest.mark.skipif("CHAT_TEMPLATES" not in os.environ, reason="CHAT_TEMPLATES names a directory of .jinja files")
-def test_further_templates_are_equal_or_refused(letters, the_day):
-    for path in sorted(Path(os.environ["CHAT_TEMPLATES"]).glob("*.jinja")):
-        ours, theirs = make_tokenizers(letters, path.read_text(encoding="utf-8"))
-        found = [compare(ours, theirs, name) for name in CONVERSATIONS]
-        counts = f"{found.count('equal')} of {len(found)} equal, {found.count('rows')} a row for each turn"
-        print(f"{path.stem}: {counts}, the others refused")
+FURTHER = json.loads(Path(__file__).with_name("llama_cpp_templates.json").read_text())
+
+
+@pytest.mark.parametrize("template", sorted(FURTHER) if "CHAT_TEMPLATES" in os.environ else [])  # make test-templates
+def test_the_templates_that_llama_cpp_collects_are_equal_or_refused(template, letters, the_day):
+    path = Path(os.environ["CHAT_TEMPLATES"]) / f"{template}.jinja"
+    ours, theirs = make_tokenizers(letters, path.read_text(encoding="utf-8"))
+    found = {name: compare(ours, theirs, name) for name in CONVERSATIONS}
+    refused = FURTHER[template]["refused"]
+    refused = set(CONVERSATIONS) if refused == "all" else set(refused)
+    assert {name for name, why in found.items() if why not in ("equal", "rows")} == refused, found
+    assert {name for name, why in found.items() if why == "rows"} == set(FURTHER[template]["rows"])
