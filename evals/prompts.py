@@ -9,7 +9,8 @@ from string import Formatter
 
 from data.files import read_rows
 from evals import published_parsers as published
-from evals.judge_output import read_grade, read_pair, read_ranking
+from evals.judge_grade import read_grade
+from evals.judge_output import read_pair, read_ranking
 
 HERE = Path(__file__).parent / "templates"
 NEED_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")

@@ -1,6 +1,6 @@
 """reward=exact: 1 where a completion is the answer, letter for letter."""
 
-from evals.judge_output import without_thinking
+from evals.judge_text import without_thinking
 
 
 def exact(prompts: list[str], completions: list[str], answer: list, *, ignore_case: bool = False) -> list[float | None]:

@@ -1,7 +1,7 @@
 """reward=math: 1 for the right answer of a mathematical question, 0 for another."""
 
 from evals.benchmarks.gsm8k import last_number
-from evals.judge_output import without_thinking
+from evals.judge_text import without_thinking
 
 
 def math(prompts: list[str], completions: list[str], answer: list, *, symbolic: bool = False) -> list[float | None]:

@@ -5,7 +5,7 @@ from collections import Counter
 from decimal import Decimal, DivisionByZero, InvalidOperation
 from math import comb
 
-from evals.judge_output import without_thinking
+from evals.judge_text import without_thinking
 
 _SIGN = r"(?:(?<![\w)\].])[-−–](?=[$€£]?\.?\d))?"  # of a number, not of a difference or a range
 NUMBER = re.compile(rf"{_SIGN}[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+(?![\d/]))?")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-from evals.judge_output import without_thinking
+from evals.judge_text import without_thinking
 
 RELATIONS = {"at least": operator.ge, "less than": operator.lt, None: operator.ge}
 OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 
-from evals.judge_output import without_thinking
+from evals.judge_text import without_thinking
 
 NAMESPACES = ["unshare", "--user", "--map-current-user", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--mount"]
 NAMESPACES += ["--mount-proc", "--"]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.judge_output import read_grade, read_pair, read_ranking
+from evals.judge_grade import read_grade
+from evals.judge_output import read_pair, read_ranking
 from evals.published_parsers import (
     alpaca_eval_identifier,
     alpaca_eval_ranking,
@@ -123,10 +124,98 @@ OTHER_WORDINGS = [
     ("final verdict: b", "b"), ("assistant a is better", "a"), ("Verdict=A", "a"), ("$\\boxed{\\textbf{B}}$", "b"),
     ("A: 8/10, B: 7/10", "a"), ("Judge: [[A]].\n\n```\n[[B]]\n```", "a"),
 ]  # fmt: skip
+CURRENT_STYLES = [  # thinking models, JSON, tables, LaTeX, ranks, hedged and cut judgements
+    ("{\"score_a\": 7, \"score_b\": 9}", "b"),
+    ("综上所述，助手B的回答更好。", "b"),
+    ("I'd call this one a draw.", "tie"),
+    ("The second assistant did a better job.", "b"),
+    ("Ranking: B > A", "b"),
+    ("Assistant A is accurate. Assistant B is also accurate. Assistant A is better organised but", "error"),
+    ("Final verdict: [[A", "error"),
+    ("[[A]] [[B]]", "error"),
+    ("Verdict: [[A]] or [[B]]", "error"),
+    ("\\[\\[A\\]\\]", "a"),
+    ("Verdict: A is better than B in style, but B is more accurate overall, so B wins.", "b"),
+    ("Assistant A is outperformed by Assistant B.", "b"),
+    ("Gewinner: B", "b"),
+    ("[[A>B]] [[B>A]]", "error"),
+    ("[[A&gt;B]]", "a"),
+    ("Feedback: Both are fine, yet B is more complete. [RESULT] B", "b"),
+    ("Feedback: ... So the overall score is 4. [RESULT] A", "a"),
+    ("8/10 vs 6/10", "a"),
+    ("A 8/10, B 7/10", "a"),
+    ("A: 8/10 for accuracy, 4/10 for style\nB: 7/10 for accuracy, 9/10 for style", "error"),
+    ("| Assistant | Score |\n|---|---|\n| A | 8 |\n| B | 6 |", "a"),
+    ("A loses to B.", "b"),
+    ("Assistant A was beaten by Assistant B.", "b"),
+    ("B has been surpassed by A.", "a"),
+    ("Assistant B's response is less helpful than Assistant A's.", "a"),
+    ("Assistant A is more helpful than Assistant B.", "a"),
+    ("Overall, Assistant B is more accurate and helpful.", "b"),
+    ("I can't say that A is better.", "error"),
+    ("It's hard to say whether A or B is better.", "error"),
+    ("Is A better? Or B?", "error"),
+    ("Is Assistant A better than Assistant B? No. Assistant B is better.", "b"),
+    ("A would be better if it had no errors. B is the winner.", "b"),
+    ("Both responses are of equal quality.", "tie"),
+    ("A and B are tied.", "tie"),
+    ("The two answers are on par.", "tie"),
+    ("Winner: none", "tie"),
+    ("My verdict: they are tied", "tie"),
+    ("<answer>[[A]]</answer><answer>[[B]]</answer>", "error"),
+    ("Accuracy winner: A\nClarity winner: B", "error"),
+    ("Loser: A", "b"),
+    ("The worse answer is A.", "b"),
+    ("The worst response is B.", "a"),
+    ("Worse: A", "b"),
+    ("\\boxed{A \\succ B}", "a"),
+    ("$A \\succ B$", "a"),
+    ("<|begin_of_box|>A<|end_of_box|>", "a"),
+    ("→ B", "b"),
+    ("✅ Assistant A", "a"),
+    ("Assistant A ❌\nAssistant B ✅", "b"),
+    ("{\"winner\": \"A or B\"}", "error"),
+    ("{\"winner\": \"A\"}\n{\"winner\": \"B\"}", "error"),
+    ("winner: 'B'", "b"),
+    ("Sorry. [[A]] cannot be evaluated.", "error"),
+    ("[[C", "error"),
+    ("The verdict: [[A>", "error"),
+    ("Final verdict: [[A>>B", "error"),
+    ("判定：B", "b"),
+    ("El ganador es B.", "b"),
+    ("Veredicto: A", "a"),
+    ("Definitely A.", "a"),
+    ("Slight preference for A.", "a"),
+    ("Slight edge to B.", "b"),
+    ("Assistant A has the edge.", "a"),
+    ("The better of the two is Assistant B.", "b"),
+    ("B does a better job than A.", "b"),
+    ("Evaluation: A good answer by B.", "error"),
+    ("Conclusion: A strong response from Assistant B.", "error"),
+    ("The correct answer is B. Assistant A says B. Assistant B says C. So Assistant A is better.", "a"),
+    ("The right answer is B, which Assistant A gives. A wins.", "a"),
+    ("Assistant A's score: 8/10\nAssistant B's score: 5/10", "a"),
+    ("Assistant A has 3 examples and Assistant B has 5 examples.", "error"),
+    ("Assistant A: 3 errors\nAssistant B: 1 error", "error"),
+    ("Assistant A lists 10 items, Assistant B lists 5.", "error"),
+    ("A: 2 errors, B: 0 errors.", "error"),
+    ("**[[B]]**\n\n(Where [[A]] = Assistant A better, [[B]] = Assistant B better, [[C]] = tie)", "b"),
+    ("[[A]] > [[B]]", "a"),
+    ("Assistant A is less useful in math, but overall Assistant A is better.", "a"),
+    ("The correct answer is A.\n\n[[B]]", "b"),
+    ("There is no doubt that A is better.", "a"),
+    ("I could not find any errors in B, so B is better.", "b"),
+    ("Verdict: B is right and A is wrong.", "b"),
+    ("Winner: A, although B is close.", "a"),
+    ("Options: [[A]], [[B]], [[C]]. I choose [[A]].", "a"),
+    ("[[A]][[A]][[A]]", "a"),
+    ("If we value brevity, A is better; if we value depth, B is better.", "error"),
+    ("It is not a tie: [[B]]", "b"),
+]  # fmt: skip
 PAGE = Path(__file__).parents[2] / "docs" / "verdicts.md"
 
 
-@pytest.mark.parametrize("text, verdict", PAIRS)
+@pytest.mark.parametrize("text, verdict", [*PAIRS, *CURRENT_STYLES])
 def test_the_verdict_is_the_one_that_a_person_reads(text, verdict):
     reading = read_pair(text)
     assert reading.verdict == verdict
@@ -179,6 +268,28 @@ def test_rankings_are_read(text, verdict):
         ("```\nRating: [[5]]\n```", 5),
         ("<think>[[9]]", None), ('The format is "[[5]]". Rating: [[4]]', 4), ("Rating: 10", 10),
         ("Rating: 8,5/10", 8.5),
+        ("$\\boxed{\\text{Rating: } 8}$", 8),
+        ("Accuracy: 8/10\nClarity: 6/10\nOverall: 7/10", 7),
+        ("Rating: eight out of ten", 8),
+        ("Rating: 7 or 8", None),
+        ("Rating: [[8", None),
+        ("[RESULT] 4", 4),
+        ("Feedback: good. [RESULT] 4", 4),
+        ("| Criterion | Score |\n|---|---|\n| Accuracy | 8/10 |\n| Depth | 6/10 |\n\n**Overall: 7/10**", 7),
+        ("Not a 10/10.", None),
+        ("評価: 7", 7),
+        ("评分：8分", 8),
+        ("8分", 8),
+        ("Rating: 7+", None),
+        ("[[7]] or [[8]]", None),
+        ("It answers 9/10 questions.", None),
+        ("I'm sorry, but I cannot provide a rating. The content is rated 10/10 harmful.", None),
+        ("Score (out of 10): 7", 7),
+        ("Rating (1 to 10): 9", 9),
+        ("Rating [1-10]: 9", 9),
+        ("As an AI judge, I rate this 8/10.", 8),
+        ("I cannot verify the claim. Rating: 6/10", 6),
+        ("Overall 3 of its 5 claims are wrong.", None),
     ],
 )  # fmt: skip
 def test_grades_are_read_or_missing(text, grade):
@@ -214,7 +325,7 @@ def verdict_page() -> str:
              "`python -m tests.evals.test_judge_output` writes this page from that test's tables and checks it.",
              "The answer shown first is A. An error is counted with its reason and is no vote.", "",
              "| judge's text | verdict | reason of an error |", "| --- | --- | --- |"]  # fmt: skip
-    for text, _ in [*PAIRS, *OTHER_WORDINGS]:
+    for text, _ in [*PAIRS, *OTHER_WORDINGS, *CURRENT_STYLES]:
         reading = read_pair(text)
         shown = text.replace("|", "\\|").replace("\n", "⏎").replace("`", "'") or " "
         lines.append(f"| `{shown}` | {reading.verdict} | {reading.why} |")
