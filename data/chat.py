@@ -17,8 +17,8 @@ def encode_chat(messages: list[Message], tokenizer, *, max_length: int, tools: l
     the right at `max_length` tokens. Content that spells a special token stays text, so nobody can forge a turn.
 
     Header and content of an assistant turn are tokenised separately, as at generation. So the ids equal those of
-    transformers' apply_chat_template, unless an assistant's content begins with white space that the tokenizer would
-    merge with the header's.
+    transformers' apply_chat_template, unless the tokenizer would merge the end of the header with the beginning of the
+    answer, as where one is a space.
 
     Raises:
         ValueError: there is no assistant turn, or an empty one; the template cannot write the conversation; or the cut

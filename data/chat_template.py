@@ -176,14 +176,14 @@ class ChatTemplate:
         for roles in (("user", "assistant", "user"), ("system", "user", "assistant", "user")):
             said = [{"role": role, "content": f"{OPEN}{i}{CLOSE}"} for i, role in enumerate(roles)]
             (whole,) = self.render(said, None, [(len(said), True)])
-            if whole.error:
+            marks = [] if whole.error else list(_MARK.finditer(whole.text))
+            if not marks:
                 continue
-            marks = list(_MARK.finditer(whole.text))
             for mark, following in zip(marks, [*marks[1:], None], strict=True):
                 between = whole.text[mark.end() : following.start() if following else None]
                 if not any(token in between for token in self.control):
                     found[roles[int(mark[1])] == "assistant"] |= set(map(_as_pattern, _lines_after_text(between)))
-            starts.append(self._without_tokens(whole.text[: marks[0].start()]) if marks else "")
+            starts.append(self._without_tokens(whole.text[: marks[0].start()]))
         if len(starts) == 2 and starts[1].startswith(starts[0]) and (first := starts[1][len(starts[0]) :].strip()):
             found[False] |= set(map(_as_pattern, first.splitlines()))
         return {who: re.compile("|".join(sorted(patterns))) for who, patterns in found.items() if patterns}
@@ -326,6 +326,9 @@ class ChatTemplate:
         for number, (start, end) in enumerate(spelled.targets):
             numbers = set(map(int, _MARK.findall(spelled.text[start:end])))
             within = {places[n][0] for n in numbers}
+            if tagged and (others := [i for i in within if i < 0 or messages[i]["role"] != "assistant"]):
+                whose = "the tools" if others[0] < 0 else f"messages[{others[0]}] ({messages[others[0]]['role']})"
+                raise ValueError(f"the chat template's generation tags hold texts of {whose}; {_OTHER}")
             owner = min(within, default=owners[-1] if owners else -1) if tagged else targets[number]
             if within - {owner}:
                 raise ValueError(

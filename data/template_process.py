@@ -51,6 +51,16 @@ class Namespace(jinja2.utils.Namespace):
         super().__setitem__(name, value)
 
 
+class Dict:
+    """`dict(...)` and `dict.fromkeys(...)` for templates, and nothing else of the class."""
+
+    def __call__(self, *args, **kwargs):
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args):
+        return dict.fromkeys(*args)
+
+
 def check_name(name):
     """Raise SecurityError for a name that jinja2's sandbox keeps from templates."""
     if isinstance(name, str) and name.startswith("_"):
@@ -76,7 +86,7 @@ def make_environment():
     environment.globals |= {
         "raise_exception": stop,
         "strftime_now": lambda form: environment.today.strftime(form),
-        "dict": lambda *args, **kwargs: dict(*args, **kwargs),
+        "dict": Dict(),
         "namespace": Namespace,
     }
     return environment

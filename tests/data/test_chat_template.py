@@ -187,6 +187,20 @@ def test_a_template_without_a_stop_token_or_with_another_header_cannot_be_learne
         )
 
 
+def test_generation_tags_around_other_roles_are_refused(tmp_path):
+    body = "message['content'] + '<|im_end|>\\n'"
+    jinja = TEMPLATES["chatml"].replace(f" + {body}", "}}{% generation %}{{ " + body + "}}{% endgeneration %}{{ ''")
+    assert "endgeneration" in jinja
+    with pytest.raises(ValueError, match=r"generation tags hold texts of messages\[0\] \(user\)"):
+        encode_chat(said("a", "b"), speaker(tmp_path, jinja), max_length=LONG)
+
+
+def test_a_template_that_prints_whole_messages_is_refused_when_it_is_used_and_not_before(tmp_path):
+    tokenizer = speaker(tmp_path, "{% for m in messages %}{{ m | string + eos_token }}{% endfor %}")
+    with pytest.raises(ValueError, match="chat template"):
+        encode_chat(said("a", "b"), tokenizer, max_length=LONG)
+
+
 def test_ids_do_not_change_overnight(tmp_path):
     tokenizer = speaker(tmp_path)
     assert "01 Jan 2026" in tokenizer.chat_template.prompt(said("a"))
