@@ -34,15 +34,19 @@ class _Process:
     """One helper process at a time, started at the first request and again after it had to be stopped.
 
     Args:
-        program: of this folder. what: works there, for errors. first: a request with which each process begins.
+        program: of this folder. what: works there, for errors.
     """
 
-    def __init__(self, program: str, what: str, first: dict | None = None):
-        self.program, self.what, self.first = HERE / program, what, first
+    def __init__(self, program: str, what: str):
+        self.program, self.what = HERE / program, what
         self.lock, self.child, self.owner = threading.Lock(), None, None
+        self.known: dict[str, int] = {}  # texts that the process has -> their numbers there
 
-    def ask(self, request: dict):
-        """The reply, from JSON. Raises Stopped where it does not come in time or is too long."""
+    def ask(self, request: dict, text: str):
+        """The reply, from JSON, to a request about `text`, a template or a tokenizer, which is sent once.
+
+        Raises Stopped where the reply does not come in time or is too long.
+        """
         with self.lock:
             if self.child is None or self.owner != os.getpid():  # a forked process needs one of its own
                 self.child = subprocess.Popen(
@@ -50,14 +54,12 @@ class _Process:
                 )
                 self.owner = os.getpid()
                 os.set_blocking(self.child.stdin.fileno(), False)
-                requests = [self.first, request] if self.first else [request]
-            else:
-                requests = [request]
+                self.known = {}
             try:
-                for each in requests:
-                    body = json.dumps(each).encode()
-                    reply = json.loads(self._exchange(struct.pack("<Q", len(body)) + body))
-                return reply
+                if text not in self.known:
+                    self._exchange({"text": text})
+                    self.known[text] = len(self.known)
+                return self._exchange(request | {"about": self.known[text]})
             except (TimeoutError, EOFError, BrokenPipeError) as error:
                 self.stop()
                 raise Stopped(f"the {self.what} was stopped: {error or 'its process ended'}") from None
@@ -72,9 +74,10 @@ class _Process:
         self.child.stdout.close()
         self.child = None
 
-    def _exchange(self, message: bytes) -> bytes:
-        """Sends the message and returns the reply, both within SECONDS."""
-        ends = time.monotonic() + SECONDS
+    def _exchange(self, request: dict):
+        """Sends the request and returns the reply, both within SECONDS."""
+        ends, body = time.monotonic() + SECONDS, json.dumps(request).encode()
+        message = struct.pack("<Q", len(body)) + body
         sink, source = self.child.stdin.fileno(), self.child.stdout.fileno()
         left, reply, size = memoryview(message), bytearray(), 8
         with selectors.PollSelector() as selector:
@@ -98,7 +101,7 @@ class _Process:
                         size += struct.unpack("<Q", reply[:8])[0]
                         if size > MOST_BYTES:
                             raise TimeoutError(f"it answers with more than {MOST_BYTES:,} bytes")
-        return bytes(reply[8:])
+        return json.loads(reply[8:])
 
 
 _templates = _Process("template_process.py", "chat template")
@@ -118,8 +121,8 @@ def render(
     `tokens` are the special tokens that the template may use (bos_token, ...), `date` is today's date for it
     (YYYY-MM-DD). Raises Stopped where the template had to be stopped.
     """
-    request = {"template": template, "messages": messages, "tools": tools, "views": views}
-    replies = _templates.ask(request | {"tokens": tokens, "date": date})
+    request = {"messages": messages, "tools": tools, "views": views, "tokens": tokens, "date": date}
+    replies = _templates.ask(request, template)
     return [Rendering(text, [tuple(span) for span in spans or []], error) for text, spans, error in replies]
 
 
@@ -127,7 +130,7 @@ class BoundedTokenizer:
     """A tokenizer's encoding in a process of its own, for one whose patterns may take for ever on a text."""
 
     def __init__(self, backend):
-        self.process = _Process("tokenizer_process.py", "tokenizer", {"tokenizer": backend.to_str()})
+        self.process, self.text = _Process("tokenizer_process.py", "tokenizer"), backend.to_str()
 
     def encode(self, text: str, specials: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """As `tokenizer_process.encode`. Raises Stopped where the text takes too long, ValueError where it fails."""
@@ -143,7 +146,7 @@ class BoundedTokenizer:
         return self._ask("encode_letters", text)
 
     def _ask(self, name: str, *words):
-        found, error = self.process.ask({"name": name, "words": words})
+        found, error = self.process.ask({"name": name, "words": words}, self.text)
         if error:
             raise ValueError(f"the tokenizer gave up on a text: {error}")
         return found

@@ -93,6 +93,7 @@ def make_environment():
 
 
 ENVIRONMENT = make_environment()
+TEMPLATES = []  # their texts, in the order in which they came
 
 
 @functools.lru_cache(64)
@@ -120,12 +121,14 @@ def render(text, variables):
 
 
 def answer(request):
-    """A Rendering, as `render` gives it, of each view that the request asks for."""
+    """A Rendering, as `render` gives it, of each view that the request asks for; or a new template is remembered."""
+    if "text" in request:
+        return TEMPLATES.append(request["text"])
     ENVIRONMENT.today = datetime.datetime.fromisoformat(request["date"])
     messages = request["messages"]
     return [
         render(
-            request["template"],
+            TEMPLATES[request["about"]],
             request["tokens"]
             | {"messages": messages[:end], "tools": request["tools"], "documents": None, "add_generation_prompt": asks},
         )

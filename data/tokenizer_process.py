@@ -50,8 +50,8 @@ def main() -> None:
     source, sink, backend = sys.stdin.buffer, sys.stdout.buffer, None
     while head := source.read(8):
         request = json.loads(source.read(*struct.unpack("<Q", head)))
-        if "tokenizer" in request:
-            backend, reply = tokenizers.Tokenizer.from_str(request["tokenizer"]), [None, None]
+        if "text" in request:
+            backend, reply = tokenizers.Tokenizer.from_str(request["text"]), None
         else:
             reply = answer(backend, request["name"], request["words"])
         body = json.dumps(reply).encode()
