@@ -10,6 +10,7 @@ end it writes one page, dir/report.html (evals/recipe_report.py).
 import hashlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -79,8 +80,16 @@ def origin(directory: Path) -> str | None:
 
 
 def command_line(step: DictConfig, cfg: DictConfig) -> list[str]:
-    """The command line of the step: script, its overrides, and the overrides for all steps."""
-    return shlex.split(step.run) + [f"{key}={value}" for key, value in flat(cfg["all"]).items()]
+    """The command line of the step: script, its overrides, and the overrides for all steps.
+
+    A step with its own `seed=N` runs with N + 1000 * all.seed. So the seeds of one training differ, and a repeated
+    recipe has new ones.
+    """
+    words, shared = shlex.split(step.run), flat(cfg["all"])
+    own = [word.removeprefix("seed=") for word in words if re.fullmatch(r"seed=\d+", word)]
+    if own and isinstance(shared.get("seed"), int):
+        shared["seed"] = int(own[-1]) + 1000 * shared["seed"]
+    return words + [f"{key}={value}" for key, value in shared.items()]
 
 
 def compose(step: DictConfig, cfg: DictConfig) -> DictConfig:

@@ -6,7 +6,6 @@ method. A gain is the mean over prompts of after minus before, with its interval
 seeds' gains.
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from omegaconf import DictConfig
 
 from evals.intervals import mean_estimate, t_interval
 from evals.overoptimization import read_gold
+from evals.trainings import runs_by_training
 from rollouts.reward_process import RewardProcess
 from runtime.config import check_positive
 from runtime.plots import pyplot, save_figure
@@ -28,9 +28,8 @@ def run(cfg: DictConfig, out: Path) -> dict:
     check_positive(task__reward_timeout=task.reward_timeout, task__spread=task.spread)
     reward_fn = RewardProcess(task.reward_fn, seconds=task.reward_timeout, key="task.reward_fn")
     methods: dict[str, list[dict]] = {}
-    for directory in task.input:
-        found = measure(directory, reward_fn, spread=task.spread)
-        methods.setdefault(re.sub(r"_\d+$", "", Path(directory).name), []).append(found)
+    for name, directories in runs_by_training(task.input).items():
+        methods[name] = [measure(directory, reward_fn, spread=task.spread) for directory in directories]
     rows = [
         (name, number, *(run["looks"][at]["gold"]["value"] for at in (0, -1)),
          *(run["gain"][key] for key in ("value", "lower", "upper")), run["looks"][-1]["kl"])

@@ -4,7 +4,6 @@ The samples.jsonl of a run must answer the same held-out prompts at every evalua
 are seeds of one method. Best of n uses the samples of task=best_of_n, chosen by the gold reward.
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from omegaconf import DictConfig
 from evals.best_of_n import best_of_n_kl, expected_best
 from evals.intervals import t_interval
 from evals.overoptimization import read_gold
+from evals.trainings import runs_by_training
 from rollouts.reward_process import RewardProcess
 from runtime.config import check_positive
 from runtime.plots import pyplot, save_figure
@@ -25,10 +25,9 @@ def run(cfg: DictConfig, out: Path) -> dict:
     check_positive(task__reward_timeout=task.reward_timeout)
     reward_fn = RewardProcess(task.reward_fn, seconds=task.reward_timeout, key="task.reward_fn")
     best, methods = best_of_n(task.best_of_n), {}
-    for directory in task.input:
-        name = Path(directory).name
-        found = read_gold(directory, reward_fn)
-        methods.setdefault(re.sub(r"_\d+$", "", name), []).append((found["kl"].mean(0), found["gold"].mean(0)))
+    for name, directories in runs_by_training(task.input).items():
+        found = [read_gold(directory, reward_fn) for directory in directories]
+        methods[name] = [(one["kl"].mean(0), one["gold"].mean(0)) for one in found]
     rows, ends = [], {}
     for name, seeds in methods.items():
         ends[name] = [

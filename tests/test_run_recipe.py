@@ -107,6 +107,14 @@ def test_seeds_go_as_far_as_those_of_the_scripts(recipe, calls, capfd, tmp_path)
     assert (tmp_path / "out" / "b" / "out").read_text() == "4294967295"
 
 
+def test_steps_with_seeds_of_their_own_keep_them_apart(recipe, tmp_path):
+    two = tmp_path / "recipe" / "two.yaml"
+    two.write_text(two.read_text().replace("name=b", "name=b seed=2"))
+    for seed, used in ((0, ("0", "2")), (3, ("3", "3002"))):
+        assert recipe(f"all.seed={seed}") == 0
+        assert tuple((tmp_path / "out" / step / "out").read_text() for step in "ab") == used
+
+
 def test_the_page_begins_with_what_was_asked_and_what_came_of_it(tmp_path):
     look = {"step": 0, "kl": 0.0, "gold": {"value": 0.5}, "proxy": 1.0}
     run = {"looks": [look, look | {"kl": 2.5, "gold": {"value": 0.75}}]}

@@ -10,6 +10,7 @@ from evals.barista import gold, score
 from evals.best_of_n import best_of_n_kl, expected_best
 from evals.overoptimization import fit, fit_prompts, peak, read_run
 from evals.sweep import over_seeds, usual_settings
+from evals.trainings import runs_by_training
 from rollouts.scorers import reward_function_scorer
 from tests.published_votes import SCRIPT
 
@@ -113,6 +114,17 @@ def test_methods_share_a_plane_with_the_best_of_n(run_script, tmp_path):
         [2.25, (20 / 6 + 2) / 2, 3.0]
     )  # of the pairs of 1, 2, 3, 4 the best is 20 / 6
     assert (tmp_path / "out" / "plane.png").stat().st_size > 5000
+
+
+def test_two_runs_with_one_seed_are_not_two_seeds(run_script, tmp_path, capsys):
+    for name, seed in (("rloo_0", 0), ("rloo_1", 1), ("rloo_2", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"seed: {seed}\n")
+    assert runs_by_training([f"{tmp_path}/rloo_0", f"{tmp_path}/rloo_1"]) == {
+        "rloo": [f"{tmp_path}/rloo_0", f"{tmp_path}/rloo_1"]
+    }
+    with pytest.raises(ValueError, match="rloo_0 and .*rloo_2 are seeds of rloo, but both have seed=0; run one"):
+        runs_by_training([f"{tmp_path}/rloo_{n}" for n in range(3)])
 
 
 def test_gains_are_paired_by_prompt_and_averaged_over_seeds(run_script, tmp_path):
