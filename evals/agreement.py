@@ -16,7 +16,7 @@ from evals.questions import add_categories
 from evals.readers import read_votes
 from evals.verdicts import PAIR, check_readable, fold_orders, points
 from runtime.plots import plot_intervals
-from runtime.report import print_table
+from runtime.report import interval_cell, print_table
 
 OUTCOMES = ["a", "b", "tie"]
 
@@ -134,6 +134,11 @@ def agreement_of(pairs: pd.DataFrame, *, symmetric: bool, level: float, rounds: 
     return result | {"n": len(pairs), "n_no_ties": len(without)}
 
 
+def estimate(found: dict, name: str) -> dict:
+    """A figure of `agreement_of` as {"value", "lower", "upper"}."""
+    return dict(zip(("value", "lower", "upper"), (found[name], *found[f"{name}_interval"]), strict=True))
+
+
 def by_group(pairs: pd.DataFrame, *, symmetric: bool, level: float, rounds: int) -> dict:
     """`agreement_of` all pairs, of each turn and of each category."""
     settings = {"symmetric": symmetric, "level": level, "rounds": rounds}
@@ -208,12 +213,9 @@ def run(cfg: DictConfig, out: Path) -> dict:
     print_table(
         f"{name} against people ({result['errors']} of its verdicts are none)",
         ("", "agreement", "no ties", "kappa", "n"),
-        [(group, g["agreement"], g["agreement_no_ties"], g["kappa"], g["n"]) for group, g in groups.items()]
-        + [
-            (
-                "people among themselves",
-                *(result["human_human"][k] for k in ("agreement", "agreement_no_ties", "kappa", "n")),
-            )
+        [
+            (group, *(interval_cell(estimate(g, key)) for key in ("agreement", "agreement_no_ties", "kappa")), g["n"])
+            for group, g in [*groups.items(), ("people among themselves", result["human_human"])]
         ],
     )
     ceiling = result["human_human"]["categories"]

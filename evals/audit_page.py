@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from evals.agreement import estimate
 from evals.families import short
-from runtime.report import bullets, cell, heading, paragraph, picture, table, write_page
+from runtime.report import bullets, cell, heading, interval_cell, paragraph, picture, table, write_page
 
 TITLES = {
     "position": "Order shown",
@@ -59,8 +60,10 @@ def _orders(categories: dict) -> list[tuple]:
 
 
 def _categories(categories: dict) -> list[tuple]:
-    rows = [("", "agreement", "lower", "upper", "people", "rank corr.", "n")]
+    rows = [("", "agreement", "lower", "upper", "n", "people among themselves", "n")]
     for name, row in categories.items():
-        people = row["people"]["agreement"] if row["people"] else None
-        rows.append((name, row["agreement"], *row["agreement_interval"], people, row["spearman"], row["n"]))
+        people = (
+            (interval_cell(estimate(row["people"], "agreement")), row["people"]["n"]) if row["people"] else (None,) * 2
+        )
+        rows.append((name, row["agreement"], *row["agreement_interval"], row["n"], *people))
     return rows

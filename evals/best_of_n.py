@@ -12,6 +12,7 @@ from scipy.special import gammaln
 
 from data.prompts import encode_prompts
 from data.tokenizer import check_same_tokenizer, load_tokenizer
+from evals.intervals import t_interval
 from model.reading import read_policy, read_reward_model
 from model.sampling import generate
 from rollouts.reward_process import RewardProcess
@@ -98,8 +99,13 @@ def run(cfg: DictConfig, out: Path) -> dict:
     sizes = 2 ** np.arange(int(np.log2(cfg.task.num_completions)) + 1)
     kl, curves, rows = best_of_n_kl(sizes), {}, []
     for name in scores.keys() - {"gold"} or ["gold"]:
-        proxy, gold = (expected_best(scores[name], scores[by], sizes).mean(0) for by in (name, "gold"))
-        curves[name] = {"n": sizes, "kl": kl, "proxy": proxy, "gold": gold}
-        rows += [(name, int(n), *point) for n, *point in zip(sizes, kl, proxy, gold, strict=True)]
-    print_table("best of n", ("chosen by", "n", "KL", "its score", "gold score"), sorted(rows))
+        best = {by: expected_best(scores[name], scores[key], sizes) for by, key in (("proxy", name), ("gold", "gold"))}
+        bounds = {by: np.array([t_interval(column.tolist()) for column in values.T]) for by, values in best.items()}
+        curves[name] = {"n": sizes, "kl": kl, "prompts": len(scores["gold"])}
+        for by, (value, lower, upper) in {by: found.T for by, found in bounds.items()}.items():
+            curves[name] |= {by: value, f"{by}_lower": lower, f"{by}_upper": upper}
+        rows += [(name, int(n), *point, *own, *gold)
+                 for n, point, own, gold in zip(sizes, kl[:, None], *bounds.values(), strict=True)]  # fmt: skip
+    head = ("chosen by", "n", "KL, exact", "its score", "lower", "upper", "gold score", "lower", "upper")
+    print_table(f"best of n, t intervals over {len(scores['gold'])} prompts", head, sorted(rows))
     return {"curves": curves, "gold_mean": scores["gold"].mean(), "gold_sd": scores["gold"].std()}

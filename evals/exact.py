@@ -142,17 +142,17 @@ def run(cfg: DictConfig, out: Path) -> dict:
     print_table(task.format, ("model", "share", "lower", "upper", "n", "unanswered"), rows)
     extra = ("all_followed_loose", "instruction_level", "instruction_level_loose", "lm_eval_strict", "lm_eval_flexible")
     further = [
-        (f"{model}: {name}", r[name]["value"], r[name]["lower"], r[name]["upper"])
+        (f"{model}: {name}", *(r[name][key] for key in ("value", "lower", "upper", "n")))
         for model, r in results.items()
         for name in (*extra, "majority")
         if name in r
     ]
     further += [
-        (f"{model}: pass@{k}", figure["value"], figure["lower"], figure["upper"])
+        (f"{model}: pass@{k}", *(figure[key] for key in ("value", "lower", "upper", "n")))
         for model, r in results.items()
         for k, figure in r.get("pass_at_k", {}).items()
     ]
     if further:
-        print_table("beside it", ("", "share", "lower", "upper"), further)
+        print_table("beside it", ("", "share", "lower", "upper", "n"), further)
     plot_intervals(out / "exact.png", f"{task.format}: share right", [row[:4] for row in rows], null=None)
     return {"benchmark": task.format, "models": results}

@@ -84,6 +84,13 @@ def t_interval(values: Sequence[float]) -> tuple[float | None, float | None, flo
     return mean, mean - half, mean + half
 
 
+def mean_of_independent(figures: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """(value, lower, upper) of the mean of independent figures (MOVER: Zou & Donner 2008)."""
+    values, lower, upper = (np.array(column, float) for column in zip(*figures, strict=True))
+    below, above = (math.hypot(*gaps) / len(values) for gaps in (values - lower, upper - values))
+    return float(values.mean()), float(values.mean()) - below, float(values.mean()) + above
+
+
 def percent(estimate: dict) -> dict:
     """An estimate of a share, in percent."""
     scaled = {name: None if estimate[name] is None else 100 * estimate[name] for name in ("value", "lower", "upper")}

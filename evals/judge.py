@@ -28,7 +28,7 @@ from evals.verdicts import fold_orders, points, votes_table
 from evals.winrate import detectable_effect, win_rate
 from generation.clients import Answer, Client
 from runtime.plots import plot_intervals
-from runtime.report import print_table
+from runtime.report import interval_cell, print_table
 
 
 def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict, Counter]:
@@ -238,7 +238,7 @@ def report_pairs(rows: list[dict], task: DictConfig, out: Path) -> dict:
     flat = [(f"{b} against {a}", r) for b, others in results.items() for a, r in others.items()]
     columns = ("win_rate", "lower", "upper", "n_wins", "n_draws", "n_wins_base", "n_errors")
     head = ("", "win rate", "lower", "upper", "wins", "ties", "losses", "no verdict", "first share")
-    table = [(name, *(r.get(c) for c in columns), r["order"]["value"]) for name, r in flat]
+    table = [(name, *(r.get(c) for c in columns), interval_cell(r["order"])) for name, r in flat]
     print_table("win rate in percent", head, table)
     shown = [(name, r["win_rate"], r["lower"], r["upper"]) for name, r in flat if r["win_rate"] is not None]
     plot_intervals(out / "judge.png", "win rate, percent (both orders)", shown[:60], null=50)
@@ -260,9 +260,9 @@ def report_pairs(rows: list[dict], task: DictConfig, out: Path) -> dict:
 def report_grades(rows: list[dict], out: Path) -> dict:
     """Print and plot the grades."""
     results = summarise_grades(pd.DataFrame(rows))
-    table = [(model, r["value"], r["lower"], r["upper"]) for model, r in results.items()]
-    print_table("mean grade", ("model", "grade", "lower", "upper"), table)
-    plot_intervals(out / "judge.png", "mean grade", table[:60], null=None)
+    table = [(model, r["value"], r["lower"], r["upper"], r["n"]) for model, r in results.items()]
+    print_table("mean grade", ("model", "grade", "lower", "upper", "n"), table)
+    plot_intervals(out / "judge.png", "mean grade", [row[:4] for row in table[:60]], null=None)
     grades = {model: own.assign(value=own["grade"]) for model, own in pd.DataFrame(rows).groupby("model", sort=False)}
     paired = paired_differences(grades, max_difference=9.0)
     if paired:

@@ -13,7 +13,7 @@ from evals.intervals import percent, share_estimate
 from evals.ratings import rate
 from evals.readers import read_votes
 from evals.verdicts import fold_orders, points
-from runtime.report import cell, print_table
+from runtime.report import interval_cell, print_table
 
 
 def judge_matrix(votes: pd.DataFrame, *, level: float, rounds: int) -> list[dict]:
@@ -59,13 +59,6 @@ def share_matrix(votes: pd.DataFrame, baseline: str | None, *, level: float) -> 
     return matrix
 
 
-def interval_cell(figure: dict | None) -> str:
-    """A value and its interval as the text of a table cell."""
-    if figure is None:
-        return "-"
-    return f"{cell(figure['value'])} ({cell(figure['lower'])} to {cell(figure['upper'])})"
-
-
 def spent(files: Sequence[str]) -> dict:
     """Cost, seconds and requests of the verdicts, from the result.json beside each file."""
     results = [Path(file).parent / "result.json" for file in files]
@@ -105,10 +98,17 @@ def run(cfg: DictConfig, out: Path) -> dict:
         "spent": spent(task.input),
     }
     rows = [
-        (" and ".join(row["judges"]), row["agreement"], *row["agreement_interval"], row["kappa"], row["n"])
+        (
+            " and ".join(row["judges"]),
+            row["agreement"],
+            *row["agreement_interval"],
+            row["kappa"],
+            *row["kappa_interval"],
+            row["n"],
+        )
         for row in result["agreement"]
     ]
-    print_table("judges among themselves", ("", "agreement", "lower", "upper", "kappa", "n"), rows)
+    print_table("judges among themselves", ("", "agreement", "lower", "upper", "kappa", "lower", "upper", "n"), rows)
     models = sorted({model for own in result["shares"].values() for model in own})
     rows = [(judge, *(interval_cell(own.get(model)) for model in models)) for judge, own in result["shares"].items()]
     against = task.baseline or "all others"

@@ -72,9 +72,9 @@ def run(cfg: DictConfig, out: Path) -> dict:
         }
     order = sorted(models, key=lambda model: -models[model]["length_controlled_win_rate"])
     rows = [
-        (model, models[model]["length_controlled_win_rate"], models[model]["alpaca_eval_standard_error"])
+        (model, *(models[model][k] for k in ("length_controlled_win_rate", "alpaca_eval_standard_error", "n")))
         for model in order
     ]
     title = f"length-controlled win rate against {task.baseline or 'the baseline of the fits'} ({NO_INTERVAL})"
-    print_table(title, ("model", "rate", "alpaca_eval's s.e."), rows)
+    print_table(title, ("model", "rate", "alpaca_eval's s.e.", "instructions"), rows)
     return {"baseline": task.baseline, "models": {model: models[model] for model in order}}

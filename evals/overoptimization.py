@@ -5,8 +5,9 @@ Gao et al. 2022 (arXiv:2210.10760), section 3.1, with d = sqrt(KL(policy || init
     best of n    gold(d) = d (alpha - beta d)          turns at d = alpha / (2 beta)
     RL           gold(d) = d (alpha - beta log d)      turns at d = exp(alpha / beta - 1)
 
-Scores are in standard deviations of the initial policy's samples, from their mean. The intervals resample prompts, with
-all steps of a prompt together.
+Scores are in standard deviations of the initial policy's samples, from their mean. The intervals of a fit resample
+prompts, with all steps of a prompt together; those of a mean are t intervals over prompts. `task.seeds` averages over
+runs NAME_0, NAME_1, ... as task=report does (`evals/seeds.py`).
 """
 
 import math
@@ -16,14 +17,18 @@ import numpy as np
 from omegaconf import DictConfig
 
 from evals.best_of_n import best_of_n_kl, expected_best
+from evals.intervals import t_interval
 from evals.overoptimization_plots import plot_curves, plot_plane
+from evals.seeds import Figure, over_seeds, seeds_among, seeds_of
 from rollouts.reward_functions import call_reward
 from rollouts.reward_process import RewardProcess
 from runtime.config import check_positive
 from runtime.metrics import read_log
-from runtime.report import bullets, cell, heading, paragraph, picture, print_table, table, write_page
+from runtime.report import bullets, heading, interval_cell, paragraph, picture, print_table, table, write_page
 
 BENT = {"best_of_n": lambda d: d**2, "rl": lambda d: d * np.log(d)}  # the factor of beta in the fit
+MEANS = ("best_gold", "best_kl", "last_gold", "last_kl", "last_proxy", "fall")  # of a curve, over prompts
+FITTED = ("alpha", "beta", "peak")
 PEAK = {"best_of_n": lambda alpha, beta: alpha / (2 * beta), "rl": lambda alpha, beta: math.exp(alpha / beta - 1)}
 
 
@@ -118,8 +123,10 @@ def run(cfg: DictConfig, out: Path) -> dict:
     """task=overoptimization: result.json, two pictures, and a page with both."""
     task = cfg.task
     check_positive(task__reward_timeout=task.reward_timeout)
-    reward_fn = RewardProcess(task.reward_fn, seconds=task.reward_timeout, key="task.reward_fn")
     chosen, mean, sd = best_of_n_curves(task.best_of_n)
+    for name in task.seeds:
+        seeds_among([*chosen, *(Path(path).name for path in (*task.input, *task.plane))], name)
+    reward_fn = RewardProcess(task.reward_fn, seconds=task.reward_timeout, key="task.reward_fn")
     curves = {"best_of_n": chosen, "rl": {Path(path).name: read_run(path, reward_fn) for path in task.input}}
     plane = {Path(path).name: read_run(path, reward_fn) for path in task.plane}
     for one in [*chosen.values(), *curves["rl"].values(), *plane.values()]:
@@ -131,49 +138,91 @@ def run(cfg: DictConfig, out: Path) -> dict:
     }
     summaries = {form: {name: summary(one, fits[form][name]) for name, one in c.items()} for form, c in curves.items()}
     ends = {name: summary(one, None) for name, one in plane.items()}
+    means = {form: seed_means(named, list(task.seeds)) for form, named in (summaries | {"plane": ends}).items()}
     plot_curves(out / "overoptimization.png", curves, fits)
-    plot_plane(out / "plane.png", plane)
-    page(out, summaries, ends)
-    return {"gold_mean": mean, "gold_sd": sd, **summaries, "plane": ends}
+    if plane:
+        plot_plane(out / "plane.png", plane)
+    page(out, summaries | {"plane": ends}, means)
+    return {"gold_mean": mean, "gold_sd": sd, **summaries, "plane": ends, "seeds": means}
 
 
 def summary(one: dict, fitted: dict | None) -> dict:
-    """The means of a curve, the measured best gold score and the last, and the fit."""
-    kl = np.atleast_2d(one["kl"]).mean(0)
-    gold, proxy = one["gold"].mean(0), one["proxy"].mean(0)
-    best = int(gold.argmax())
-    drop = one["gold"][:, best] - one["gold"][:, -1]
-    error = drop.std(ddof=1) / math.sqrt(len(drop))
-    result = {"kl": kl, "gold": gold, "proxy": proxy, "fit": fitted, "best_gold": gold[best], "best_kl": kl[best]}
-    fall = {"value": drop.mean(), "lower": drop.mean() - 1.96 * error, "upper": drop.mean() + 1.96 * error}
-    return result | {"fall": fall, "last_gold": gold[-1], "last_kl": kl[-1], "last_proxy": proxy[-1]}
+    """The means of a curve at every step, the measured best gold score and the last with intervals, and the fit.
+
+    A figure of MEANS is {"value", "lower", "upper"}. The KL of best of n is exact, without an interval.
+    """
+    gold, proxy = one["gold"], one["proxy"]
+    best = int(gold.mean(0).argmax())
+    kl = np.broadcast_to(one["kl"], gold.shape)
+    columns = (gold[:, best], kl[:, best], gold[:, -1], kl[:, -1], proxy[:, -1], gold[:, best] - gold[:, -1])
+    result = {"kl": kl.mean(0), "gold": gold.mean(0), "proxy": proxy.mean(0), "num_prompts": len(gold), "fit": fitted}
+    figures = {name: over_prompts(column) for name, column in zip(MEANS, columns, strict=True)}
+    if one["kl"].ndim == 1:
+        figures |= {key: figures[key] | {"lower": None, "upper": None} for key in ("best_kl", "last_kl")}
+    return result | figures
 
 
-def page(out: Path, summaries: dict, ends: dict) -> None:
-    """Write overoptimization.html and print its tables."""
-    head = ("", "best gold", "at KL", "last gold", "its KL", "its proxy", "fall from best", "lower", "upper")
-    fits = ("", "alpha", "beta", "turns at sqrt(KL)", "R2")
-    blocks = [paragraph("Scores in standard deviations of the initial policy's samples.")]
-    for form, curves in (summaries | {"plane": ends}).items():
+def over_prompts(values: np.ndarray) -> dict:
+    """{"value", "lower", "upper"}: mean and t interval of one value a prompt."""
+    return dict(zip(("value", "lower", "upper"), t_interval(values.astype(float).tolist()), strict=True))
+
+
+def seed_means(curves: dict[str, dict], trainings: list[str]) -> dict[str, dict]:
+    """{NAME: {figure: {"value", "lower", "upper", "note"}}} over the curves NAME_0, NAME_1, ... of each training.
+
+    A fit that does not turn in every seed has no mean peak.
+    """
+    found: dict[str, dict] = {}
+    for name in trainings:
+        own = {key: c for key, c in curves.items() if seeds_of(key, [name])}
+        if not own:
+            continue
         rows = [
-            (name, c["best_gold"], c["best_kl"], c["last_gold"], c["last_kl"], c["last_proxy"], *c["fall"].values())
-            for name, c in curves.items()
+            Figure(key, model, c[key]["value"], c[key]["lower"], c[key]["upper"], c["num_prompts"])
+            for model, c in own.items() for key in MEANS
+        ]  # fmt: skip
+        rows += [
+            Figure(key, model, *(c["fit"][key][part] for part in ("value", "lower", "upper")), c["num_prompts"])
+            for model, c in own.items() if c["fit"]
+            for key in FITTED if all(math.isfinite(other["fit"][key]["value"]) for other in own.values())
+        ]  # fmt: skip
+        found[name] = {"num_seeds": len(own), "num_prompts": min(c["num_prompts"] for c in own.values())}
+        found[name] |= {f.benchmark: {k: getattr(f, k) for k in ("value", "lower", "upper", "note")}
+                        for f in over_seeds(rows, [name])}  # fmt: skip
+    return found
+
+
+def page(out: Path, summaries: dict, means: dict) -> None:
+    """Write overoptimization.html and print its tables."""
+    head = ("", "best gold", "at KL", "last gold", "its KL", "its proxy", "fall from best", "prompts")
+    fits = ("", "alpha", "beta", "turns at sqrt(KL)", "R2", "prompts")
+    blocks = [paragraph("Scores in standard deviations of the initial policy's samples.")]
+    for form, curves in summaries.items():
+        rows = [(name, *(interval_cell(c[key]) for key in MEANS), c["num_prompts"]) for name, c in curves.items()]
+        rows += [
+            (f"{name}, mean of {m['num_seeds']} seeds", *(interval_cell(m[key]) for key in MEANS), m["num_prompts"])
+            for name, m in means[form].items()
         ]
         fitted = [
-            (name, *(with_interval(c["fit"][key]) for key in ("alpha", "beta", "peak")), c["fit"]["r2"])
+            (name, *(interval_cell(c["fit"][key]) for key in FITTED), c["fit"]["r2"], c["num_prompts"])
             for name, c in curves.items()
             if c["fit"]
         ]
+        fitted += [
+            (f"{name}, mean of {m['num_seeds']} seeds", *(interval_cell(m.get(key)) for key in FITTED), None,
+             m["num_prompts"])
+            for name, m in means[form].items() if "alpha" in m
+        ]  # fmt: skip
         print_table(form, head, rows)
         blocks += [heading(form), table([head, *rows])]
         if fitted:
             print_table(f"{form}: fit", fits, fitted)
             blocks.append(table([fits, *fitted]))
     blocks += [picture(out / "overoptimization.png"), picture(out / "plane.png")]
-    lines = ["A fall is the best measured gold score minus the last, with its interval over prompts."]
+    lines = [
+        "Intervals are at 95 %, over prompts; a mean over seeds adds, in squares, what other seeds would change.",
+        "The best is the largest of several means, so chance raises it, and the fall from it to the last.",
+        "The KL of best of n is exact. R2 describes a fit to the means and has no interval.",
+        "A fit has no turning point where its beta is not above 0, and no mean of it where that is so for one seed.",
+    ]
     write_page(out / "overoptimization.html", "Over-optimisation", *blocks, bullets(lines))
-
-
-def with_interval(figure: dict) -> str:
-    """1.2 (1.0 to 1.4)."""
-    return f"{cell(figure['value'])} ({cell(figure['lower'])} to {cell(figure['upper'])})"

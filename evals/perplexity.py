@@ -47,8 +47,9 @@ def run(cfg: DictConfig, out: Path) -> dict:
     result = perplexity(np.concatenate(list(tables.values())))
     result["files"] = {file: perplexity(table) for file, table in tables.items()}
     rows = [
-        (Path(file).name, *(r[k] for k in ("loss", "loss_lower", "loss_upper"))) for file, r in result["files"].items()
+        (Path(file).name, *(r[k] for k in ("loss", "loss_lower", "loss_upper", "conversations", "tokens")))
+        for file, r in result["files"].items()
     ]
-    print_table("nats per assistant token", ("file", "loss", "lower", "upper"), rows)
-    plot_intervals(out / "perplexity.png", "nats per assistant token", rows, null=None)
+    print_table("nats per assistant token", ("file", "loss", "lower", "upper", "conversations", "tokens"), rows)
+    plot_intervals(out / "perplexity.png", "nats per assistant token", [row[:4] for row in rows], null=None)
     return result

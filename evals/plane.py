@@ -33,12 +33,35 @@ def run(cfg: DictConfig, out: Path) -> dict:
         ends[name] = [
             {"kl": kl[-1], "gold": gold[-1], "best_of_n": float(np.interp(kl[-1], *best))} for kl, gold in seeds
         ]
-        (kl, *_), gold, beyond = (t_interval(column) for column in zip(*(_end(end) for end in ends[name]), strict=True))
-        rows.append((name, len(seeds), kl, *gold, *beyond))
-    head = ("method", "seeds", "KL, nats", "gold", "lower", "upper", "minus best of n", "lower", "upper")
+        kl, gold, beyond = (t_interval(column) for column in zip(*(_end(end) for end in ends[name]), strict=True))
+        rows.append((name, len(seeds), *kl, *gold, *beyond))
+    head = (
+        "method",
+        "seeds",
+        "KL, nats",
+        "lower",
+        "upper",
+        "gold",
+        "lower",
+        "upper",
+        "minus best of n",
+        "lower",
+        "upper",
+    )
     print_table("where each ends, with t intervals over seeds", head, rows)
     draw(out / "plane.png", methods, best)
-    columns = ("seeds", "kl", "gold", "lower", "upper", "minus_best_of_n", "minus_lower", "minus_upper")
+    columns = (
+        "seeds",
+        "kl",
+        "kl_lower",
+        "kl_upper",
+        "gold",
+        "lower",
+        "upper",
+        "minus_best_of_n",
+        "minus_lower",
+        "minus_upper",
+    )
     means = {name: dict(zip(columns, row, strict=True)) for name, *row in rows}
     return {"ends": ends, "means": means, "best_of_n": {"kl": best[0], "gold": best[1]}}
 

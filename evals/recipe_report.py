@@ -22,6 +22,10 @@ from runtime.report import bullets, cell, folded, heading, links, paragraph, pic
 
 console = Console(highlight=False)
 HEADER = ("step", "figure", "first", "last", "file")
+NO_INTERVALS = (
+    "Figures of a step are those that one run logged: without intervals, unless a lower and an upper end are listed. "
+    "What prompts and seeds change is measured by a step that reads every answer (task=gains)."
+)
 SHOWN = 6  # prompts that are shown with their answers
 
 
@@ -51,6 +55,7 @@ def report(cfg: DictConfig, home: Path, seconds: dict[str, float], commands: dic
         *(picture(home / step.name / "gains.png") for step in cfg.steps),
         *answers_block(home, cfg.steps),
         heading("Steps"),
+        paragraph(NO_INTERVALS),
     ]
     for step in cfg.steps:
         blocks += step_blocks(home, step, figures[step.name], seconds[step.name], commands[step.name])

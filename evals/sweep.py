@@ -48,7 +48,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     order = sorted(done, key=lambda job: -sign * job["last"]) + [job for job in jobs if job not in done]
     settings = list(jobs[0]["settings"])
     print_table(
-        "sweep",
+        "sweep (a job is one value, without an interval; intervals are over seeds)",
         ["job", *settings, task.key],
         [[job["job"], *(job["settings"][name] for name in settings), job["last"]] for job in order],
     )

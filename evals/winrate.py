@@ -161,11 +161,23 @@ def run(cfg: DictConfig, out: Path) -> dict:
     flat = [result for others in results.values() for result in others.values()]
     if all(result["win_rate"] is None for result in flat):
         raise ValueError(f"none of the {len(votes)} rows has a preference; is task.format the right one?")
-    columns = ("win_rate", "lower", "upper", "length_controlled_win_rate", "length_controlled_standard_error",
-               "minimum_detectable_effect", "n_total", "n_errors")  # fmt: skip
+    columns = ("win_rate", "lower", "upper", "length_controlled_win_rate", "length_controlled_lower",
+               "length_controlled_upper", "minimum_detectable_effect", "n_total", "n_errors")  # fmt: skip
     print_table(
         "win rate in percent (detectable: distance from 50 that so many comparisons would show)",
-        ("model", "against", "win rate", "lower", "upper", "length-controlled", "s.e.", "detectable", "n", "errors"),
+        (
+            "model",
+            "against",
+            "win rate",
+            "lower",
+            "upper",
+            "length-controlled",
+            "lower",
+            "upper",
+            "detectable",
+            "n",
+            "errors",
+        ),
         [(r["model"], r["baseline"], *(r.get(name) for name in columns)) for r in flat],
     )
     for r in flat:

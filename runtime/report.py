@@ -67,6 +67,13 @@ def cell(value) -> str:
     return str(value)
 
 
+def interval_cell(figure: dict | None, key: str = "value") -> str:
+    """The text of a table cell for an estimate: 1.2 (1.0 to 1.4); without an interval the value alone."""
+    if figure is None or figure.get("lower") is None or not math.isfinite(figure["lower"]):
+        return cell(figure and figure[key])
+    return f"{cell(figure[key])} ({cell(figure['lower'])} to {cell(figure['upper'])})"
+
+
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence]) -> None:
     """Print a table, with numbers aligned to the right."""
     shown = Table(title=title, title_justify="left")

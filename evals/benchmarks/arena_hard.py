@@ -23,7 +23,7 @@ from evals.intervals import percent, share_estimate, unknown
 from evals.readers import read_votes
 from evals.verdicts import points, sort_pairs
 from runtime.plots import plot_intervals
-from runtime.report import print_table
+from runtime.report import interval_cell, print_table
 
 FEATURES = ("tokens", "headers", "lists", "bold")
 METADATA = {"tokens": "token_len", "headers": "header_count", "lists": "list_count", "bold": "bold_count"}
@@ -165,7 +165,9 @@ def run(cfg: DictConfig, out: Path) -> dict:
             results[category]["style_controlled"] = found
         for model, row in sorted(table.items(), key=lambda pair: -pair[1]["value"]):
             own = results[category].get("style_controlled", {}).get("models", {}).get(model, {})
-            rows.append((f"{category}: {model}", row["value"], row["lower"], row["upper"], own.get("value"), row["n"]))
+            rows.append(
+                (f"{category}: {model}", row["value"], row["lower"], row["upper"], interval_cell(own or None), row["n"])
+            )
     print_table(f"Arena-Hard, percent ({dropped} items without a verdict)",
                 ("", "score", "lower", "upper", "style controlled", "games"), rows)  # fmt: skip
     plot_intervals(out / "arena_hard.png", "score, percent", [r[:4] for r in rows if r[2] is not None][:60], null=50)

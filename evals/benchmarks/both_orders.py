@@ -17,7 +17,7 @@ from evals.biases import position
 from evals.intervals import share_estimate
 from evals.readers import read_votes
 from runtime.plots import plot_intervals
-from runtime.report import print_table
+from runtime.report import interval_cell, print_table
 
 SOURCES = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")  # JudgeBench reports by these
 ACCURACIES = ("acc_ab", "acc_ba", "acc_avg", "acc_both", "judgebench")
@@ -77,8 +77,8 @@ def run(cfg: DictConfig, out: Path) -> dict:
             name: order_accuracy(pd.concat([labels[labels["question"].isin(part["question"])], part]), level=task.level)
             for name, part in groups.items()
         }
-    rows = [(f"{judge}: {name}", *(row[key]["value"] for key in (*ACCURACIES, "agreement_rate")),
-             row["order"]["value"], row["n"], row["errors"])
+    figures = (*ACCURACIES, "agreement_rate", "order")
+    rows = [(f"{judge}: {name}", *(interval_cell(row[key]) for key in figures), row["n"], row["errors"])
             for judge, groups in results.items() for name, row in groups.items()]  # fmt: skip
     head = (
         "",

@@ -11,7 +11,7 @@ from data.files import read_rows
 from data.formats import preferences
 from data.records import Comparison
 from evals.benchmarks.rewardbench2 import is_version_2, read_groups, score_table
-from evals.intervals import holm
+from evals.intervals import holm, mean_of_independent
 from evals.judge import grade_answers, judge_pairs
 from evals.judge_items import Item
 from evals.reward_judge import RewardJudge
@@ -177,8 +177,9 @@ def accuracy_table(subsets: list[str], scores: np.ndarray) -> dict:
             sections[section] = {"accuracy": value, "lower": low, "upper": high, "n": n, "missing_subsets": missing}
     result = {"accuracy": float(right.mean()), "n": len(right), "subsets": table, "sections": sections}
     complete = len(sections) == len(SECTIONS) and not any(s["missing_subsets"] for s in sections.values())
-    result["score"] = float(np.mean([s["accuracy"] for s in sections.values()])) if complete else None
-    return result
+    bounds = [(s["accuracy"], s["lower"], s["upper"]) for s in sections.values()]
+    mean = mean_of_independent(bounds) if complete else (None, None, None)
+    return result | dict(zip(("score", "score_lower", "score_upper"), mean, strict=True))
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
@@ -186,19 +187,25 @@ def run(cfg: DictConfig, out: Path) -> dict:
     first = next((row for file in cfg.task.input for _, row in read_rows(file)), None)
     if first is not None and is_version_2(first):
         result = score_table(score_groups([g for file in cfg.task.input for g in read_groups(file)], cfg))
-        rows = [(name, row["score"], row.get("lower"), row.get("upper")) for name, row in result["subsets"].items()]
-        extra = [("MEAN OF THE SUBSETS", result["score"], None, None)]
+        rows = [
+            (n, *(row.get(key) for key in ("score", "lower", "upper", "n"))) for n, row in result["subsets"].items()
+        ]
+        keys = ("score", "score_lower", "score_upper", "n")
+        extra = [("MEAN OF THE SUBSETS", *(result[key] for key in keys))]
     else:
         pairs = [pair for file in cfg.task.input for pair in read_pairs(file)]
         if not pairs:
             raise ValueError(f"no decided comparison in {', '.join(cfg.task.input)}")
         scores, errors = score_pairs(pairs, cfg)
         result = accuracy_table([pair["subset"] for pair in pairs], scores) | {"errors": errors}
-        rows = [(name, row["accuracy"], row["lower"], row["upper"]) for name, row in result["subsets"].items()]
-        extra = [(n.upper(), row["accuracy"], row["lower"], row["upper"]) for n, row in result["sections"].items()]
+        keys = ("accuracy", "lower", "upper", "n")
+        rows = [(name, *(row[key] for key in keys)) for name, row in result["subsets"].items()]
+        extra = [(name.upper(), *(row[key] for key in keys)) for name, row in result["sections"].items()]
+        if result["score"] is not None:
+            extra.append(("SCORE", *(result[key] for key in ("score", "score_lower", "score_upper", "n"))))
     result["stand_out"] = best_and_worst(result)
-    print_table("reward model accuracy", ("", "accuracy", "lower", "upper"), rows + extra)
+    print_table("reward model accuracy", ("", "accuracy", "lower", "upper", "n"), rows + extra)
     for name, row in result["stand_out"].items():
         print(f"{name} stands out from the whole: {row['value']:.3f}, Holm-adjusted p {row['p_adjusted']:.3g}")
-    plot_intervals(out / "rm_accuracy.png", "accuracy", [row for row in rows if row[2] is not None], null=0.5)
+    plot_intervals(out / "rm_accuracy.png", "accuracy", [row[:4] for row in rows if row[2] is not None], null=0.5)
     return result

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.files import read_rows
-from evals.intervals import share_estimate, unknown
+from evals.intervals import mean_of_independent, share_estimate, unknown
 from evals.readers import content_text
 
 
@@ -120,4 +120,7 @@ def score_table(groups: Sequence[dict]) -> dict:
         value = float(np.mean([best_share(row["scores"]) for row in rows]))
         table[subset] = {"score": value} | {name: estimate.get(name) for name in ("lower", "upper", "n", "reason")}
     known = [row["score"] for row in table.values() if row["score"] is not None]
-    return {"score": float(np.mean(known)) if len(known) == len(table) else None, "subsets": table, "n": len(groups)}
+    bounds = [(row["score"], row["lower"], row["upper"]) for row in table.values() if row.get("lower") is not None]
+    score = float(np.mean(known)) if len(known) == len(table) else None
+    _, lower, upper = mean_of_independent(bounds) if len(bounds) == len(table) else (None, None, None)
+    return {"score": score, "score_lower": lower, "score_upper": upper, "subsets": table, "n": len(groups)}

@@ -1,28 +1,11 @@
 """What the results of evaluations say of each model, as rows of one table whatever the task."""
 
 import math
-import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from evals.audit_page import TITLES
 from evals.families import short
-from evals.intervals import t_interval
-
-
-class Figure(NamedTuple):
-    """A figure of a model in a benchmark; `note` says why there is no interval, or what else a reader must know."""
-
-    benchmark: str
-    model: str
-    value: float
-    lower: float | None
-    upper: float | None
-    n: int | None
-    note: str = ""
-    least: float = -math.inf  # the figure cannot be less than this
-    most: float = math.inf
-
+from evals.seeds import Figure
 
 SHARE, PERCENT = (0.0, 1.0), (0.0, 100.0)
 
@@ -39,52 +22,6 @@ def figures_of(result: dict, run: str) -> list[Figure]:
     if read is None:
         raise ValueError(f"{run} is a result of task={result.get('task')}; task=report reads {', '.join(READERS)}")
     return [figure for figure in read(result, run) if figure.value is not None]
-
-
-def seeds_of(model: str, trainings: Sequence[str]) -> str | None:
-    """The training whose seed a model is, NAME for NAME_0, NAME_1, ...; None where it is none of them."""
-    return next((name for name in trainings if re.fullmatch(rf"{re.escape(name)}_\d+", model)), None)
-
-
-def over_seeds(figures: Sequence[Figure], trainings: Sequence[str]) -> list[Figure]:
-    """The mean over the seeds of each training in each benchmark.
-
-    Its interval says both what other seeds and what other questions would change. Seeds answer the same questions, so
-    their luck with the questions is common and more seeds do not average it away:
-
-        (mean - lower)^2 = (half width of the t interval over seeds)^2 + (mean of the seeds' own value - lower)^2
-
-    (MOVER: Zou & Donner 2008, for a sum of two parts), and the same above. One seed has no interval over seeds.
-
-    Raises:
-        ValueError: a training with fewer than two seeds among the models.
-    """
-    groups: dict[tuple[str, str], list[Figure]] = {}
-    for figure in figures:
-        name = seeds_of(figure.model, trainings)
-        if name is not None:
-            groups.setdefault((name, figure.benchmark), []).append(figure)
-    for name in trainings:
-        models = sorted({f.model for (training, _), own in groups.items() if training == name for f in own})
-        if len(models) < 2:
-            raise ValueError(
-                f"task.seeds={name} wants results of two or more models called {name}_0, {name}_1, ...; there are "
-                f"{', '.join(models) or 'none'}"
-            )
-    return [_mean_of_seeds(name, own) for (name, _), own in groups.items()]
-
-
-def _mean_of_seeds(name: str, own: list[Figure]) -> Figure:
-    mean, low, high = t_interval([figure.value for figure in own])
-    first, sizes = own[0], [figure.n for figure in own if figure.n is not None]
-    row = {"model": f"{name}, mean of {len(own)} seeds", "value": mean, "n": min(sizes, default=None)}
-    if low is None or any(figure.lower is None for figure in own):
-        return first._replace(**row, lower=None, upper=None, note="too few seeds, or a seed without an interval")
-    below = math.hypot(mean - low, sum(figure.value - figure.lower for figure in own) / len(own))
-    above = math.hypot(high - mean, sum(figure.upper - figure.value for figure in own) / len(own))
-    bounds = {"lower": max(mean - below, first.least), "upper": min(mean + above, first.most)}
-    notes = "; ".join(dict.fromkeys(note for figure in own for note in figure.note.split("; ") if note))
-    return first._replace(**row, **bounds, note=notes)
 
 
 def _figure(

@@ -11,8 +11,9 @@ from omegaconf import DictConfig
 from data.records import read_jsonl
 from evals.families import short
 from evals.intervals import mean_estimate, share_estimate
-from evals.pages.figures import Figure, figures_of, over_seeds, seeds_of
+from evals.pages.figures import figures_of
 from evals.readers import read_votes
+from evals.seeds import Figure, over_seeds, seeds_of
 from evals.verdicts import PAIR, fold_orders, points
 from runtime.plots import plot_intervals, pyplot, save_figure
 from runtime.report import bullets, cell, heading, paragraph, picture, table, write_page

@@ -98,3 +98,26 @@ def test_the_script_draws_the_frontier_of_runs(tmp_path, run_script, capsys):
     assert len(result["frontier"]) == 5 and (tmp_path / "out/kl_frontier.png").exists()
     assert run_script(SCRIPT, "task=kl_frontier", f"task.input=[{tmp_path}]", f"hydra.run.dir={tmp_path}/other") == 2
     assert "metrics.jsonl" in capsys.readouterr().err
+
+
+def test_seeds_of_a_training_are_one_curve_of_the_frontier(tmp_path, run_script, capsys):
+    for seed, more in enumerate((0.0, 0.1, 0.2)):
+        (tmp_path / f"ppo_{seed}").mkdir()
+        rows = [{"step": i, "objective/kl": i + more, "objective/score": 2 * i + more} for i in (1, 2)]
+        write_lines(tmp_path / f"ppo_{seed}" / "metrics.jsonl", rows)
+    words = [
+        "task=kl_frontier",
+        f"task.input=[{','.join(f'{tmp_path}/ppo_{i}' for i in range(3))}]",
+        "task.seeds=[ppo]",
+    ]
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
+    result = json.loads(Path(tmp_path / "out/result.json").read_text())
+    first, last = result["frontier"]
+    assert [point["run"] for point in (first, last)] == ["ppo", "ppo"] and first["seeds"] == 3
+    assert (first["kl"], last["score"]) == pytest.approx((1.1, 4.1))
+    half = 4.3027 * 0.1 / 3**0.5  # t with two degrees of freedom
+    assert (first["kl_upper"], last["score_lower"]) == pytest.approx((1.1 + half, 4.1 - half), abs=1e-4)
+    write_lines(tmp_path / "ppo_2" / "metrics.jsonl", rows[:1])
+    capsys.readouterr()
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/other") == 2
+    assert "needs the same steps" in capsys.readouterr().err

@@ -147,3 +147,44 @@ def test_gains_are_paired_by_prompt_and_averaged_over_seeds(run_script, tmp_path
     first, last = methods["ppo"]["runs"][0]["looks"]
     assert (first["kl"], last["kl"], last["proxy"]) == (0, 0.5, 3) and first["gold"]["value"] == 20.5
     assert (tmp_path / "out" / "gains.png").stat().st_size > 5000
+
+
+def test_curves_of_seeds_have_a_mean_with_an_interval_over_seeds_and_prompts(run_script, tmp_path, capsys):
+    """Three seeds of one proxy and a single run; the gold score is the answer's length."""
+    (tmp_path / "gold.py").write_text(
+        "def gold(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
+    )
+    lengths = {"rm_0": (4, 9, 5), "rm_1": (4, 7, 4), "rm_2": (4, 8, 3), "other": (4, 5, 6)}
+    for name, of_steps in lengths.items():
+        (tmp_path / name).mkdir()
+        rows = [{"step": step, "prompt": f"p{i}", "completion": "x" * (length + i % 3), "kl": step + 0.1 * (i % 2),
+                 "score": step + i / 10} for step, length in enumerate(of_steps) for i in range(12)]  # fmt: skip
+        (tmp_path / name / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "best").mkdir()
+    rng = np.random.default_rng(0)
+    scores = {name: rng.normal(size=(12, 4)) for name in ("gold", "rm")}
+    np.savez_compressed(tmp_path / "best" / "scores.npz", **scores)
+    inputs = ",".join(f"{tmp_path}/{name}" for name in lengths)
+    words = ["task=overoptimization", f"task.input=[{inputs}]", f"task.best_of_n={tmp_path}/best", "task.rounds=20",
+             f"task.reward_fn={tmp_path}/gold.py:gold"]  # fmt: skip
+    assert run_script(SCRIPT, *words, "task.seeds=[rm]", f"hydra.run.dir={tmp_path}/out") == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    mean, runs = result["seeds"]["rl"]["rm"], [result["rl"][f"rm_{i}"] for i in range(3)]
+    assert (mean["num_seeds"], mean["num_prompts"]) == (3, 12) and "other" not in result["seeds"]["rl"]
+    falls = [run["fall"]["value"] * result["gold_sd"] for run in runs]
+    assert falls == pytest.approx([4, 3, 5])  # the answers' lengths above, 9 - 5 and so on
+    # every prompt falls alike, so the interval is that over seeds: t with two degrees of freedom, 4.3027
+    half = 4.3027 * 1 / 3**0.5 / result["gold_sd"]
+    assert mean["fall"]["value"] == pytest.approx(4 / result["gold_sd"])
+    assert mean["fall"]["upper"] - mean["fall"]["value"] == pytest.approx(half, rel=1e-3)
+    own = runs[0]["last_gold"]  # lengths 5, 6, 7 four times each: t with 11 degrees of freedom, 2.2010
+    error = (8 / 11 / 12) ** 0.5 / result["gold_sd"]
+    assert own["upper"] - own["value"] == pytest.approx(2.2010 * error, rel=1e-3)
+    over_seeds_alone = 4.3027 * np.std([run["last_gold"]["value"] for run in runs], ddof=1) / 3**0.5
+    wide = np.hypot(over_seeds_alone, 2.2010 * error)  # the luck of the prompts is common to the seeds
+    assert mean["last_gold"]["upper"] - mean["last_gold"]["value"] == pytest.approx(wide, rel=1e-3)
+    page = (tmp_path / "out" / "overoptimization.html").read_text()
+    assert "rm, mean of 3 seeds" in page and "prompts</th>" in page
+    capsys.readouterr()
+    assert run_script(SCRIPT, *words, "task.seeds=[other]", f"hydra.run.dir={tmp_path}/no") == 2
+    assert "task.seeds=other wants results of two or more models" in capsys.readouterr().err

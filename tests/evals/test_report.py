@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from evals.intervals import mean_estimate, t_interval
-from evals.pages.figures import Figure, over_seeds
 from evals.pages.report import names_of
+from evals.seeds import Figure, over_seeds
 from tests.published_votes import SCRIPT, write_lines
 
 MODELS = ("old", "new")
