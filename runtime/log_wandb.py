@@ -22,7 +22,7 @@ class Log:
 
     def __init__(self, cfg: DictConfig, directory: Path, *, job: str, run_id: str | None, say: Callable[[str], None]):
         mode = cfg.log.wandb
-        if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+        if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.login(prompt=False, verify=False)):
             mode = "offline"
             say(f"wandb: nobody is logged in, so the run stays in {directory / 'wandb'} (`wandb sync` sends it)")
         self.run = wandb.init(
