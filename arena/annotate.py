@@ -146,6 +146,7 @@ def annotate_tab(desk: Desk, blocks: gr.Blocks) -> None:
             unacceptable = gr.Checkbox(label="None of them is acceptable (key n)", elem_id="unacceptable")
             reason = gr.Textbox(label="Reason (optional)", max_length=desk.limits.max_characters, elem_id="reason")
             submit = gr.Button("Submit (Enter)", variant="primary", elem_id="submit")
+            another = gr.Button("Next item", elem_id="next")
             notice = gr.Textbox(show_label=False, interactive=False, container=False, elem_id="annotate-notice")
         with gr.Column(scale=2), gr.Accordion("Criteria", open=True):
             gr.Markdown(CRITERIA.read_text())
@@ -173,4 +174,4 @@ def annotate_tab(desk: Desk, blocks: gr.Blocks) -> None:
 
     blocks.load(on_next, None, shown, queue=False)
     submit.click(on_submit, [ranking, unacceptable, reason, state], shown, queue=False, api_name="annotate")
-    gr.Button("Next item", elem_id="next").click(on_next, None, shown, queue=False, api_name="next")
+    another.click(on_next, None, shown, queue=False, api_name="next")

@@ -30,13 +30,27 @@ def standing(store: Store, models: list[str]) -> tuple[pd.DataFrame, str]:
 
 
 def pair_table(store: Store, models: list[str]) -> pd.DataFrame:
-    """Votes, win rate and share of left places for every pair."""
+    """For every pair: n votes, how often the first won, and the share of battles in which it stood on the left."""
     rows = []
     for (first, second), row in tally(store, models).items():
-        rate_of = row["wins"] / row["votes"] if row["votes"] else float("nan")
         left = row["left"] / row["votes"] if row["votes"] else float("nan")
-        rows.append((first, second, row["votes"], round(rate_of, 3), round(left, 3)))
-    return pd.DataFrame(rows, columns=["first", "second", "votes", "first wins", "first was left"])
+        rows.append((f"{first} against {second}", row["votes"], share(row["wins"], row["votes"]), round(left, 3)))
+    return pd.DataFrame(rows, columns=["pair", "n", "first wins", "on left"])
+
+
+def share(hits: float, n: int) -> str:
+    """A share with its Wilson interval, in percent."""
+    if not n:
+        return "-"
+    low, high = proportion_confint(hits, n, method="wilson")
+    return f"{hits / n:.0%} ({low:.0%} to {high:.0%})"
+
+
+def narrow(ratings: pd.DataFrame) -> pd.DataFrame:
+    """The table of `standing` with each rating and its interval in one cell, so that a telephone shows them."""
+    cells = [f"{row.rating:.0f} ({row.lower:.0f} to {row.upper:.0f})" for row in ratings.itertuples()]
+    columns = {"#": ratings["rank"], "model": ratings["model"], "rating (95 %)": cells, "n": ratings["battles"]}
+    return pd.DataFrame(columns)
 
 
 def position_balance(store: Store) -> str:
@@ -45,9 +59,7 @@ def position_balance(store: Store) -> str:
     left, decided = verdicts.count("a"), verdicts.count("a") + verdicts.count("b")
     if not decided:
         return "Position: no decided votes yet."
-    low, high = proportion_confint(left, decided, method="wilson")
-    share = f"{left / decided:.0%}, 95 % interval {low:.0%} to {high:.0%}"
-    return f"Position: the left answer won {left} of {decided} decided votes ({share})."
+    return f"Position: the left answer won {left} of {decided} decided votes: {share(left, decided)}."
 
 
 def agreement(store: Store) -> str:
@@ -61,8 +73,8 @@ def agreement(store: Store) -> str:
         return "Agreement: no pair of answers has two verdicts yet."
     same = sum(first == second for first, second in both)
     return (
-        f"Agreement: two annotators gave the same verdict on {same} of {len(both)} pairs of answers "
-        f"({same / len(both):.0%})."
+        f"Agreement: two annotators gave the same verdict on {same} of {len(both)} pairs of answers: "
+        f"{share(same, len(both))}."
     )
 
 
@@ -83,15 +95,17 @@ def plot(ratings: pd.DataFrame):
 def board_tab(store: Store, models: list[str], blocks: gr.Blocks, *, refresh_seconds: float) -> None:
     """Build the tab inside an open `gr.Blocks`."""
     summary = gr.Markdown()
-    with gr.Row():
-        table = gr.Dataframe(label="Ratings", interactive=False, elem_id="ratings")
-        picture = gr.Plot(label="Intervals", show_label=False)
-    pairs = gr.Dataframe(label="Pairs", interactive=False, elem_id="pairs")
+    settings = {"interactive": False, "wrap": True}
+    widths = ["10%", "40%", "34%", "16%"]
+    table = gr.Dataframe(label="Ratings", elem_id="ratings", column_widths=widths, **settings)
+    picture = gr.Plot(label="Intervals", show_label=False)
+    widths = ["44%", "14%", "24%", "18%"]
+    pairs = gr.Dataframe(label="Pairs", elem_id="pairs", column_widths=widths, **settings)
 
     def show():
         ratings, why = standing(store, models)
         text = "\n\n".join((why, position_balance(store), agreement(store)))
-        return text, ratings, plot(ratings) if len(ratings) else None, pair_table(store, models)
+        return text, narrow(ratings), plot(ratings) if len(ratings) else None, pair_table(store, models)
 
     shown = [summary, table, picture, pairs]
     blocks.load(show, None, shown, show_progress="hidden", api_name="board")

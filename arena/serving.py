@@ -21,6 +21,11 @@ from arena.store import Store  # noqa: E402
 from runtime.run import Run  # noqa: E402
 from runtime.script import RunFailed  # noqa: E402
 
+TABLES = (  # of the guidelines: words are not broken, a wide table scrolls
+    ".prose table { display: block; overflow-x: auto } "
+    ".prose td, .prose th { overflow-wrap: normal !important; word-break: normal !important }"
+)
+
 
 def serve(cfg: DictConfig, run: Run) -> float:
     """Serve the page until it is closed, then export. With export=true, only export."""
@@ -67,7 +72,7 @@ def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts:
     page.queue(max_size=cfg.max_waiting, default_concurrency_limit=cfg.parallel)
     app = gr.mount_gradio_app(
         FastAPI(openapi_url=None), page, path="", server_name=cfg.host, server_port=cfg.port, auth=accounts,
-        theme=plain, head=SHORTCUTS, footer_links=[], ssr_mode=False, max_file_size=1, show_error=False,
+        theme=plain, head=SHORTCUTS, css=TABLES, footer_links=[], ssr_mode=False, max_file_size=1, show_error=False,
     )  # fmt: skip
     guard = Guard(app, hosts=names_of(cfg), max_characters=cfg.max_characters)
     listening = socket.create_server((cfg.host, cfg.port))
