@@ -54,6 +54,7 @@ class Family:
     own_layer_types: bool = False  # config.json may give each layer's kind
     partial_rotary: bool = False  # config.json may set the rotated part of each head
     share: float = 1.0  # default of the rotated part of each head
+    windows_rotate: bool = False  # where some layers have a window, only those rotate (EXAONE 4)
     theta: float = 10000.0  # default of rope_theta
     window_theta: float | None = None  # RoPE base of layers with a window, if it is another one
     head_dim: int | None = None  # default of head_dim; None: hidden_size / num_heads
@@ -87,6 +88,10 @@ FAMILIES = {  # model_type -> its differences from Llama
     "olmo3": Family(
         "Olmo3", BIAS, norms="after", qk_norm="width", windowed=True, window=4096, own_layer_types=True,
         kinds=("window", "window", "window", "full"), theta=5e5, window_theta=5e5,
+    ),
+    "exaone4": Family(
+        "Exaone4", norms="after", qk_norm="head", windowed=True, window=4096, own_layer_types=True,
+        kinds=("window", "window", "window", "full"), windows_rotate=True,
     ),
     "phi3": Family("Phi3", windowed=True, partial_rotary=True),
     "granite": Family("Granite", BIASES | SCALES),
@@ -248,6 +253,8 @@ class ModelConfig:
 
     def turns(self, layer: int) -> bool:
         """Whether this layer's queries and keys are rotated."""
+        if self.facts.windows_rotate and self.sliding_window is not None:
+            return self.kind(layer) == "window"
         return not self.rotary_layers or self.rotary_layers[layer % len(self.rotary_layers)]
 
 

@@ -43,6 +43,7 @@ CASES = {  # name -> model_type, what differs from SIZES
     "smollm3 with windows": ("smollm3", {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 7}),
     "olmo2": ("olmo2", {}),
     "olmo3": ("olmo3", {"num_hidden_layers": 5, "sliding_window": 7, "rope_scaling": YARN, "rope_theta": 5e5}),
+    "exaone4": ("exaone4", {"sliding_window": 7, "layer_types": TYPES}),
     "phi3": ("phi3", {"sliding_window": 7}),
     "phi4-mini": (
         "phi3",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import advantages
 from rollouts import ppo_settings
+from tests.family_checkpoints import CASES as FAMILY_CASES
 from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
 from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
@@ -42,3 +43,17 @@ def test_the_pages_estimator_runs_and_is_the_median(ppo, stopping, tmp_path, mon
         middle = sorted(row["score"] for row in group)[1]  # torch's median of four is the lower one
         for row in group:
             assert abs(column(row, "advantage")[0].item() - (row["score"] - middle)) < 1e-4
+
+
+def test_every_line_that_adds_the_pages_family_is_in_the_file_that_it_names():
+    page = (DOCS / "tutorial_family.md").read_text()
+    lines = {"model": 0, "tests": 0}
+    for text, code in re.findall(r"(.*?)^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
+        named = re.findall(r"`((?:model|tests)/\S+\.py)`", text)
+        file = named[-1] if named else file  # noqa: F821 - two blocks in a row are of one file
+        assert code in (DOCS.parent / file).read_text(), code
+        lines[file.split("/")[0]] += code.count("\n")
+    assert [f"{lines['model']} lines in three files of `model/`" in page, f"{lines['tests']} lines" in page] == [
+        True
+    ] * 2
+    assert "exaone4" in FAMILY_CASES  # tests/model/test_families.py compares every case with transformers

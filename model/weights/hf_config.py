@@ -184,8 +184,8 @@ def read_layers(left: dict, raw: dict, family: str, num_layers: int) -> dict:
         window = None
     if types is not None:
         kinds = kinds_of(types, num_layers)
-    elif family == "gemma3_text":
-        every = raw.get("sliding_window_pattern", 6)
+    elif family in ("gemma3_text", "exaone4"):
+        every = raw.get("sliding_window_pattern", len(facts.kinds))
         kinds = ["window" if (i + 1) % every else "full" for i in layers]
     elif facts.kinds:
         kinds = [facts.kinds[i % len(facts.kinds)] for i in layers]
@@ -197,6 +197,8 @@ def read_layers(left: dict, raw: dict, family: str, num_layers: int) -> dict:
         kinds = ["window"] * num_layers
     if window is None and types is not None and "window" in kinds:
         raise ValueError("layer_types names sliding_attention, but sliding_window or use_sliding_window turns it off")
+    if facts.windows_rotate and window is not None and "window" not in kinds:
+        raise ValueError(f"sliding_window={window} but no layer has it, so that no layer would rotate; set it to null")
     if window is None or "window" not in kinds:
         return options
     return options | {"sliding_window": window, "layer_kinds": tuple(kinds)}

@@ -34,6 +34,7 @@ MIXTRAL = {"gate_up": ["w1", "w3"], "down": ["w2"]}
 OWN = {  # family -> names that differ from Llama's
     "olmo2": NORMED_AFTER,
     "olmo3": NORMED_AFTER,
+    "exaone4": NORMED_AFTER,
     "gemma2": NORMED_TWICE,
     "gemma3_text": NORMED_TWICE,
     "qwen3_moe": {"mlp.router": ["mlp.gate"]},

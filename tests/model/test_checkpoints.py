@@ -61,6 +61,7 @@ CONFIGS = {  # name -> family, keys that are dropped, keys that are set
     "no tie_word_embeddings where it means tied": ("smollm3", ("tie_word_embeddings",), {}),
     "no no_rope_layers": ("smollm3", ("no_rope_layers",), {"no_rope_layer_interval": 2}),
     "no layer_types": ("olmo3", ("layer_types",), {}),
+    "no layer with a window": ("exaone4", (), {"sliding_window": None, "layer_types": ["full_attention"] * 3}),
     "olmo3 in its older form": ("olmo3", ("rope_parameters",), {"rope_theta": 700.0, "rope_scaling": YARN}),
     "no num_key_value_heads where it means all": ("olmo2", (), {}),
     "longrope by its first name": (
