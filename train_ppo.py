@@ -377,9 +377,7 @@ def load_monitor(cfg: DictConfig, run: Run, tokenizer: Tokenizer) -> Monitor:
     """What is watched beside the reward."""
     sources = read_sources("watch", cfg.watch, run.dir / "watched", cfg.reward_timeout)
     if sources and not (cfg.data.eval and cfg.eval_every):
-        raise ValueError(
-            "watch is asked about the answers to data.eval, every eval_every steps; give data.eval=[FILES]"
-        )
+        raise ValueError("watch scores the answers to data.eval, every eval_every steps; give data.eval=[FILES]")
     picture = run.dir / "hacking.png"
     return Monitor(sources, tokenizer, patience=cfg.watch_patience, mean=run.mean, picture=picture)
 

@@ -1,4 +1,4 @@
-"""How far a judge agrees with people, beside how far people agree with each other."""
+"""Agreement of a judge with people, and of people with each other."""
 
 import math
 from fnmatch import fnmatch
@@ -83,7 +83,7 @@ def majority(people: pd.DataFrame) -> pd.DataFrame:
 
 
 def kappa(table: np.ndarray) -> float:
-    """Cohen's kappa (Cohen 1960) of a (3, 3) table of votes; NaN where chance alone agrees always or never."""
+    """Cohen's kappa (Cohen 1960) of a (3, 3) table of votes. NaN if chance alone agrees always or never."""
     if not table.sum():
         return math.nan
     rows, columns = table.sum(1) / table.sum(), table.sum(0) / table.sum()
@@ -164,7 +164,7 @@ def majority_agreement(people: pd.DataFrame, judge: pd.DataFrame) -> dict:
         "kappa_no_ties": kappa(both_ways(vote_tables(without, symmetric=False).sum(0))) if len(without) else None,
         "spearman": float(spearmanr(np.r_[x, 1 - x], np.r_[y, 1 - y]).statistic) if varied else None,
         "pearson": float(pearsonr(np.r_[x, 1 - x], np.r_[y, 1 - y]).statistic) if varied else None,
-        "as_written": {  # with each pair in one order only, sorted by name, as published figures have it
+        "as_written": {  # each pair in one order only, sorted by name, as in published figures
             "kappa": kappa(vote_tables(items, symmetric=False).sum(0)) if len(items) else None,
             "kappa_no_ties": kappa(vote_tables(without, symmetric=False).sum(0)) if len(without) else None,
             "spearman": float(spearmanr(x, y).statistic) if varied else None,
@@ -176,9 +176,9 @@ def majority_agreement(people: pd.DataFrame, judge: pd.DataFrame) -> dict:
 
 
 def alpha(votes: pd.DataFrame, level: str, *, as_written: bool = False) -> float | None:
-    """Krippendorff's alpha (nominal or ordinal) of the voters over the items; a voter's last vote on an item counts.
+    """Krippendorff's alpha (nominal or ordinal) of the voters over the items. A voter's last vote on an item counts.
 
-    Each item counts with its models named both ways, unless `as_written`.
+    Each item counts with its models in both orders, unless `as_written`.
     """
     table = votes.assign(points=points(votes["verdict"])).pivot_table(
         index="judge", columns=PAIR, values="points", aggfunc="last", sort=False
@@ -207,11 +207,11 @@ def run(cfg: DictConfig, out: Path) -> dict:
     result["human_alpha"] = {kind: alpha(everyone, kind) for kind in ("nominal", "ordinal")}
     name = judge["judge"].iloc[0]
     own = votes["judge"] == name
-    result["errors"] = int((votes[own]["verdict"] == "error").sum())  # other judges' are not its own
+    result["errors"] = int((votes[own]["verdict"] == "error").sum())  # errors of other judges do not count
     result["human_errors"] = int((votes[votes["human"]]["verdict"] == "error").sum())
     groups = {"all": result, **{f"turn {k}": v for k, v in result["turns"].items()}, **result["categories"]}
     print_table(
-        f"{name} against people ({result['errors']} of its verdicts are none)",
+        f"{name} against people ({result['errors']} of its verdicts are unreadable)",
         ("", "agreement", "no ties", "kappa", "n"),
         [
             (group, *(interval_cell(estimate(g, key)) for key in ("agreement", "agreement_no_ties", "kappa")), g["n"])

@@ -24,7 +24,7 @@ NAMES = ("model", "model_id", "generator")
 def load_answers(files: Sequence[str]) -> dict[str, dict[str, list[str]]]:
     """{model: {question: [answer of each turn]}}.
 
-    Formats: FastChat's model_answer files, AlpacaEval's outputs, completions.jsonl of generate.py. Where rows have no
+    Formats: FastChat's model_answer files, AlpacaEval's outputs, completions.jsonl of generate.py. If rows have no
     model name, the model is named after the folder of the file. A question without an id is identified by its prompt.
 
     Raises:
@@ -38,14 +38,14 @@ def load_answers(files: Sequence[str]) -> dict[str, dict[str, list[str]]]:
             known = answers.setdefault(str(model), {})
             if question in known:
                 raise ValueError(
-                    f"{where}: {model} answers question {question[:60]!r} twice; keep one answer a question"
+                    f"{where}: {model} answers question {question[:60]!r} twice; keep one answer per question"
                 )
             known[question] = turns
     return answers
 
 
 def load_samples(files: Sequence[str]) -> dict[str, dict[str, list[str]]]:
-    """{model: {question: [first turn of each sample]}}. Samples are `choices` of a row, or several rows with it."""
+    """{model: {question: [first turn of each sample]}}. Samples are `choices` of a row, or several rows."""
     samples: dict[str, dict[str, list[str]]] = {}
     for file in files:
         for where, row in read_rows(file):
@@ -69,18 +69,18 @@ def _answer(where: str, row: dict) -> tuple[str, list[str]]:
             raise ValueError(f"{where} lacks question_id; it has {', '.join(row)}")
         return str(number), [content_text(where, "turns", turn) for turn in turns]
     if "messages" in row:
-        said = [message for message in row["messages"] if message.get("role") == "assistant"]
+        turns = [message for message in row["messages"] if message.get("role") == "assistant"]
         number = next((row[key] for key in ("question_id", "uid", "id") if row.get(key) is not None), None)
         question = question_text(row["messages"]) if number is None else number
-        if not said:
+        if not turns:
             raise ValueError(f"{where}: messages hold no assistant turn")
-        return str(question), [content_text(where, "messages", message) for message in said]
+        return str(question), [content_text(where, "messages", message) for message in turns]
     for name, asked in (("completion", "prompt"), ("output", "instruction")):
         if name in row:
             question = row.get("question_id", question_text(row.get(asked, "")))
             return str(question), [content_text(where, name, row[name])]
     raise ValueError(
-        f"{where} holds no answer: expected choices, messages, completion or output, it has {', '.join(row)}"
+        f"{where} holds no answer: it needs choices, messages, completion or output, and has {', '.join(row)}"
     )
 
 
@@ -106,7 +106,7 @@ def text_features(turns: Sequence[str]) -> dict[str, float]:
 
 def style_features(turns: Sequence[str]) -> dict[str, float]:
     """The features for style control: words, headers, list items and bold spans of a Markdown answer."""
-    text = re.sub(r"```[^`]*```", "", "\n".join(turns))  # as published: a fence with a backtick in it stays
+    text = re.sub(r"```[^`]*```", "", "\n".join(turns))  # as published: a fence that contains a backtick is not removed
     return {
         "tokens": len(re.findall(r"\w+|[^\w\s]", "\n".join(turns))),
         "headers": len(re.findall(r"^#{1,6}\s", text, flags=re.MULTILINE)),
@@ -116,7 +116,7 @@ def style_features(turns: Sequence[str]) -> dict[str, float]:
 
 
 def add_answers(votes: pd.DataFrame, answers: dict[str, dict[str, list[str]]]) -> pd.DataFrame:
-    """The votes with length, hash, unique words and freshness of both answers, where the answers are known.
+    """The votes with length, hash, unique words and freshness of both answers, if the answers are known.
 
     A vote on turn t is about the answers up to turn t.
     """
@@ -141,7 +141,7 @@ def add_answers(votes: pd.DataFrame, answers: dict[str, dict[str, list[str]]]) -
 def answer_questions(
     questions: list[dict], client: Client, *, model: str, temperatures: Mapping, **settings
 ) -> list[dict]:
-    """A client's answers to every turn of every question, in FastChat's format. Later turns follow its own answers.
+    """A client's answers to all turns of all questions, in FastChat's format. Later turns follow its own answers.
 
     Args:
         temperatures: {category: temperature}, with the key `default` for other categories.
@@ -156,8 +156,8 @@ def answer_questions(
                 temperature = temperatures.get(question["category"], temperatures["default"])
                 by_temperature.setdefault(temperature, []).append(i)
         for temperature, rows in by_temperature.items():
-            said = client.ask([conversations[i] for i in rows], temperature=temperature, **settings)
-            for i, answer in zip(rows, said, strict=True):
+            replies = client.ask([conversations[i] for i in rows], temperature=temperature, **settings)
+            for i, answer in zip(rows, replies, strict=True):
                 conversations[i].append({"role": "assistant", "content": answer.text})
     return [
         {

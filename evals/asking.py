@@ -17,7 +17,7 @@ from generation.local_client import LocalClient
 
 
 def judge_client(cfg: DictConfig) -> Client:
-    """The client of `judge=llm` and its like.
+    """The client for `judge=llm` and the other judges that ask a model.
 
     Raises:
         ValueError: no client is given.
@@ -33,7 +33,7 @@ def ask_judge(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[l
     """([(answer, parser of its verdict) for every item], cost).
 
     Raises:
-        ValueError: a template, rule or prompt does not fit the judge. Then nothing was asked.
+        ValueError: a template, rule or prompt does not fit the judge. No request has been sent then.
     """
     templates = load_templates(cfg.judge.template, cfg.task.mode)
     parsers = parser_of(cfg.judge.rule, templates)
@@ -53,7 +53,7 @@ def ask_items(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[l
 
 
 def plan_judge(cfg: DictConfig, items: Sequence[Item]) -> dict:
-    """task.plan=true: the number of questions, the number in the cache, and the cost bound. Nothing is asked."""
+    """task.plan=true: the number of questions, the number in the cache, and the cost bound. No request is sent."""
     if cfg.judge.kind in ("reward_model", "logprobs"):
         print(f"{len(items)} pairs or answers, read by {cfg.judge.path}: no request, no cost")
         return {"questions": len(items), "to_ask": 0, "cost_bound": 0.0}
@@ -67,7 +67,8 @@ def plan_sentence(model: str, plan: dict) -> str:
     """The plan on one line."""
     pace = "" if plan["minutes_at_least"] is None else f", {plan['minutes_at_least']:.1f} minutes or more"
     return (
-        f"{plan['questions']} questions to {model}: {plan['to_ask']} are asked, the others are answered or equal; "
+        f"{plan['questions']} questions to {model}: {plan['to_ask']} need a request, the others are in the cache or "
+        "repeat another; "
         f"at most {plan['cost_bound']:.4f} in currency units (client.*_price){pace}"
     )
 
@@ -93,9 +94,9 @@ def _plan(client: Client, conversations: list, settings: dict, cfg: DictConfig) 
 
 
 def check_window(client: Client, items: Sequence[Item], conversations: Sequence[list[dict]], max_tokens: int) -> None:
-    """Raise ValueError where prompts do not fit the window of a local judge, which must read both answers.
+    """Raise ValueError if prompts do not fit the window of a local judge, which must read both answers.
 
-    The window of a server is unknown here. A server refuses such a request, and that is counted.
+    The window of a server is unknown here. If a server refuses such a request, the verdict counts as an error.
     """
     if not isinstance(client, LocalClient):
         return
@@ -104,6 +105,6 @@ def check_window(client: Client, items: Sequence[Item], conversations: Sequence[
     for talk in conversations:
         try:
             lengths.append(len(encode_prompt(talk, client.tokenizer, max_length=sys.maxsize)))
-        except TextMarkerSaid:  # refused and counted when it is asked
+        except TextMarkerSaid:  # counted as refused when it is asked
             lengths.append(0)
     check_fits([item.name for item in items], lengths, window, "the judge's window (judge.max_tokens is part of it)")

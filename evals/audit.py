@@ -23,7 +23,7 @@ TESTED = ("position", "length", "unique_tokens", "self_preference", "agreement",
 
 
 def audit(votes: pd.DataFrame, answers: dict, task: DictConfig) -> dict:
-    """Every figure of a judge: value, lower, upper, n, verdict. Where it cannot be computed: null and the reason.
+    """Every figure of a judge: value, lower, upper, n, verdict. Unknown figures are null, with a reason.
 
     Args:
         votes: of people and of the judge.
@@ -34,7 +34,7 @@ def audit(votes: pd.DataFrame, answers: dict, task: DictConfig) -> dict:
     raw = add_answers(votes[~votes["human"] & (votes["judge"] == judge_name)], answers)
     people, judge = _sides(votes, judge_name, task)
     judge = add_answers(judge, answers)
-    single = sort_pairs(raw[raw["verdict"] != "error"])  # each order a vote, as a person's is
+    single = sort_pairs(raw[raw["verdict"] != "error"])  # each order is one vote, as for people
     level = 1 - task.alpha / len(TESTED)
     asked = {"level": level, "rounds": task.rounds}
     families = {
@@ -112,16 +112,18 @@ def _more_verdict(what: str):
         if expected is None:
             return _test(
                 figure | {"null": 0.0},
-                f"names the {what} answer in {share:.0f} % (held against a coin: no human votes on these pairs)",
-                f"names the {what} answer in {share:.0f} % (held against a coin: no human votes on these pairs)",
+                f"names the {what} answer in {share:.0f} % (compared with a coin, as there are no human votes on "
+                "these pairs)",
+                f"names the {what} answer in {share:.0f} % (compared with a coin, as there are no human votes on "
+                "these pairs)",
                 f"names the {what} answer as often as a coin",
             )
-        said = f"names the {what} answer in {share:.0f} %, people on the same pairs would at its sharpness in"
+        shares = f"names the {what} answer in {share:.0f} %, people as sharp as the judge would on the same pairs in"
         return _test(
             figure | {"null": 0.0},
-            f"{said} {100 * expected:.0f} %: it leans {points:.0f} points more to {what} answers than they do",
-            f"{said} {100 * expected:.0f} %: it leans {points:.0f} points less to {what} answers than they do",
-            f"{said} {100 * expected:.0f} %",
+            f"{shares} {100 * expected:.0f} %: it leans {points:.0f} points more to {what} answers than they do",
+            f"{shares} {100 * expected:.0f} %: it leans {points:.0f} points less to {what} answers than they do",
+            f"{shares} {100 * expected:.0f} %",
         )
 
     return verdict
@@ -133,7 +135,7 @@ def _self_verdict(figure: dict, task: DictConfig) -> str:
         figure | {"null": 0.0},
         f"lifts its own family ({own}) by {gain:.0f} rating points beyond people and its sharpness",
         f"marks its own family ({own}) down by {gain:.0f} rating points",
-        f"its own family ({own}) gets what people give it, given the judge's sharpness",
+        f"its own family ({own}) gets the ratings that people give it, at the judge's sharpness",
     )
 
 
@@ -143,7 +145,7 @@ def _agreement_verdict(figure: dict, task: DictConfig) -> str:
     lower = figure["kappa_interval"][0]
     if lower is None:
         share = f"agrees with {100 * figure['value']:.0f} % of human votes"
-        return f"{share}, which vary too little to tell that from chance"
+        return f"{share}, which vary too little to exclude chance agreement"
     if lower <= 0:
         return "BIAS: agrees with people no more than chance does"
     share, people = 100 * figure["value"], figure.get("people")
@@ -151,7 +153,7 @@ def _agreement_verdict(figure: dict, task: DictConfig) -> str:
         return f"agrees with {share:.0f} % of human votes (no two people voted on one item, so there is no ceiling)"
     ceiling = 100 * people["agreement"]
     side = "below" if figure["upper"] < people["agreement"] else "not below"
-    return f"agrees with {share:.0f} % of human votes, {side} people among themselves ({ceiling:.0f} %)"
+    return f"agrees with {share:.0f} % of human votes, {side} people's agreement with each other ({ceiling:.0f} %)"
 
 
 def _unreadable_verdict(figure: dict, task: DictConfig) -> str:
@@ -167,7 +169,7 @@ def _low_entropy_verdict(figure: dict, task: DictConfig) -> str:
         figure | {"null": 0.0},
         f"agrees with people {points:.0f} points more on {kinds}",
         f"agrees with people {points:.0f} points less on {kinds}",
-        f"agrees with people on {kinds} as on the rest, as far as these votes tell",
+        f"agrees with people equally on {kinds} and on the rest, within the error of these votes",
     ).replace("BIAS: ", "measured: ")
 
 
@@ -175,7 +177,9 @@ def _left_verdict(figure: dict, task: DictConfig) -> str:
     if figure["value"] is None:
         return f"not known: {figure['reason']}"
     people = "" if "people" not in figure else f", people name the same answers in {100 * figure['people']:.0f} %"
-    share = f"names the answer shown first in {100 * figure['judge']:.0f} % where it saw one order{people}"
+    share = (
+        f"names the answer shown first in {100 * figure['judge']:.0f} % of the items that it saw in one order{people}"
+    )
     apart = figure["lower"] > 0 or figure["upper"] < 0
     return f"measured: {share}" if apart else f"none seen: {share}"
 
@@ -230,4 +234,4 @@ def plot_shares(path: Path, result: dict) -> None:
         figure = result[name]
         if figure["value"] is not None:
             rows.append((TITLES[name].lower(), *(figure[k] - null for k in ("value", "lower", "upper"))))
-    plot_intervals(path, f"{short(result['judge'])}: departure from no bias", rows, null=0.0)
+    plot_intervals(path, f"{short(result['judge'])}: difference from no bias", rows, null=0.0)

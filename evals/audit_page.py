@@ -25,9 +25,10 @@ def write_audit(path: Path, result: dict, names: list[str]) -> None:
     figures = [("", "value", "interval", "n", "verdict")] + [_row(name, result[name]) for name in names]
     kinds = [_kind(result[name]) for name in names]
     notes = (
-        f"Intervals hold together: each covers with probability {100 * result['level']:.2f} %, resampled or clustered "
-        "by question; biases are named by Holm-adjusted p values. `detectable` in result.json is the smallest "
-        "departure that these votes show with the asked power."
+        f"Intervals hold simultaneously: each covers with probability {100 * result['level']:.2f} %, resampled or "
+        "clustered "
+        "by question. Biases are significant by Holm-adjusted p values. `detectable` in result.json is the smallest "
+        "bias that these votes detect with the required power."
     )
     pictures = [picture(path.with_name(name)) for name in ("audit.png", "agreement.png")]
     blocks = [bullets([f"named: {named}"]), table(figures, kinds=kinds), paragraph(notes), *pictures]

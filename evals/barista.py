@@ -1,6 +1,6 @@
-"""A gold reward that is a function: points for a reply to a coffee order. recipe=overoptimization learns it.
+"""A gold reward that is a function: points for a reply to a coffee order. recipe=overoptimization uses it.
 
-`reward_fn=evals.barista:gold` of train_ppo.py and `method.reward_fn=evals.barista:gold` of make_data.py read it.
+train_ppo.py reads it as `reward_fn=evals.barista:gold`, make_data.py as `method.reward_fn=evals.barista:gold`.
 """
 
 import re
@@ -29,6 +29,6 @@ def score(text: str) -> float:
     """The gold reward of one reply."""
     text = text.lower()
     words = re.findall(r"[a-z']+", text)
-    said = sum(bool(re.search(pattern, text)) for pattern in PARTS.values())
+    found = sum(bool(re.search(pattern, text)) for pattern in PARTS.values())
     again = sum(count - 1 for word, count in Counter(words).items() if word not in FREE)
-    return said - 0.5 * again - 0.2 * max(0, len(words) - MAX_WORDS)
+    return found - 0.5 * again - 0.2 * max(0, len(words) - MAX_WORDS)

@@ -82,7 +82,7 @@ def proxy_name(path: str) -> str:
 
 
 def check(task: DictConfig) -> None:
-    """Raise ValueError where a setting is wrong, before a model is loaded."""
+    """Raise ValueError if a setting is wrong, before a model is loaded."""
     if task.num_completions < 2 or task.num_prompts < 2:
         raise ValueError(
             f"task.num_completions={task.num_completions} and task.num_prompts={task.num_prompts} must be 2 or more"

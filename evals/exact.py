@@ -37,7 +37,7 @@ def check_instructions(question: dict, answer: str, task: DictConfig) -> dict[st
 def check_code(question: dict, answer: str, task: DictConfig) -> dict[str, bool]:
     """Whether the answer's code passes the tests. As in HumanEval, the prompt precedes code that does not repeat it."""
     if not task.run_code:
-        raise ValueError("this set runs code that a model wrote; say task.run_code=true, in a machine you can lose")
+        raise ValueError("this set runs code that a model wrote; set task.run_code=true on a machine that you can lose")
     program = program_of(question["prompt"], answer, question["test"], question["entry_point"])
     return {"passed": passes_tests(program, seconds=task.seconds, megabytes=task.megabytes)}
 
@@ -50,7 +50,7 @@ CHECKS: dict[str, tuple[Callable, tuple[str, ...]]] = {
 
 
 def read_tests(file: str, fields: tuple[str, ...]) -> dict[str, dict]:
-    """{question: its row}. The question is question_id, key, task_id or its text, whichever the row has."""
+    """{question: its row}. The question is question_id, key, task_id or the text: the first of them in the row."""
     questions = {}
     for where, row in read_rows(file):
         missing = [name for name in fields if name not in row]
@@ -118,8 +118,8 @@ def _over_samples(questions: dict[str, dict], samples: dict[str, list[str]], rig
         values = [pass_at_k(len(right[key]), sum(right[key]), size) if samples[key] else 0.0 for key in names]
         result["pass_at_k"][str(size)] = share_of(values, names)
     if "answer" in questions[names[0]]:
-        said = {key: majority([last_number(text) for text in samples[key]]) for key in names}
-        hits = [said[key] is not None and said[key] == last_number(str(questions[key]["answer"])) for key in names]
+        voted = {key: majority([last_number(text) for text in samples[key]]) for key in names}
+        hits = [voted[key] is not None and voted[key] == last_number(str(questions[key]["answer"])) for key in names]
         result["majority"] = share(hits)
     return result
 
@@ -137,7 +137,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
         raise ValueError(f"task.format={task.format!r} is unknown; known: {', '.join(CHECKS)}")
     check, fields = CHECKS[task.format]
     questions, answers = read_tests(task.questions, fields), load_samples(task.input)
-    results = {model: grade(questions, said, check, task) for model, said in answers.items()}
+    results = {model: grade(questions, texts, check, task) for model, texts in answers.items()}
     rows = [(model, r["value"], r["lower"], r["upper"], r["n"], r["unanswered"]) for model, r in results.items()]
     print_table(task.format, ("model", "share", "lower", "upper", "n", "unanswered"), rows)
     extra = ("all_followed_loose", "instruction_level", "instruction_level_loose", "lm_eval_strict", "lm_eval_flexible")

@@ -1,9 +1,9 @@
-"""task=gains: the gains of trainings by a measure that is not their reward, beside the reward and the KL.
+"""task=gains: the gains of trainings by a measure that they did not train on, beside the reward and the KL.
 
 A run is a directory whose samples.jsonl answers the same held-out prompts before the first step and after the last
-(train_ppo.py and train_dpo.py with num_samples=num_prompts); runs called METHOD_0, METHOD_1, ... are seeds of one
-method. A gain is the mean over prompts of after minus before, with its interval by prompt; over seeds, that of the
-seeds' gains.
+(train_ppo.py and train_dpo.py with num_samples=num_prompts). Runs called METHOD_0, METHOD_1, ... are seeds of one
+method. The gain of a run is the mean over prompts of the measure after minus before, with an interval over prompts. The
+gain of a method with several seeds is the mean over seeds, with an interval over seeds.
 """
 
 from pathlib import Path
@@ -67,7 +67,7 @@ def measure(directory: str, reward_fn, *, spread: float) -> dict:
     """{"gain": its estimate, "looks": [{"step", "kl", "gold": its estimate, "proxy": mean or None}]} of one run.
 
     Args:
-        spread: how far one answer's measure can lie from the mean.
+        spread: the largest distance of one answer's measure from the mean.
     """
     found = read_gold(directory, reward_fn)
     prompts, gold = np.arange(len(found["gold"])), found["gold"]

@@ -44,7 +44,7 @@ def figures_from(results: dict) -> list[dict]:
             error = measures.get(f"{measure}_stderr,{kind}")
             row = {"benchmark": name, "measure": measure + (f" ({kind})" if kind not in ("none", "") else "")}
             row |= {"value": float(value), "n": n, "lower": None, "upper": None}
-            if isinstance(error, int | float) and n and 0 <= value <= 1:  # a share: never past 0 or 1
+            if isinstance(error, int | float) and n and 0 <= value <= 1:  # a share is between 0 and 1
                 effective = value * (1 - value) / error**2 if 0 < value < 1 and error > 0 else n
                 low, high = proportion_confint(value * effective, effective, method="wilson")
                 row |= {"lower": max(float(low), 0.0), "upper": min(float(high), 1.0)}

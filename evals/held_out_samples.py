@@ -29,7 +29,7 @@ class HeldOutSamples:
         objective/score       the reward model's score of the samples
         eval/win_rate         share of samples that score higher than the data's completion, where a tie counts half
         eval/win_rate_before  the same against the reference's sample
-        eval/watch/NAME       what a reward that `watch` names says of the samples
+        eval/watch/NAME       mean of the reward NAME in `watch` over the samples
     """
 
     def __init__(self, cfg: DictConfig, run: Run, tokenizer, groups: Sequence[PreferenceGroup], window: int):
@@ -37,7 +37,7 @@ class HeldOutSamples:
         room = window - cfg.sampling.max_new_tokens
         if cfg.sample_every and room < 1:
             raise ValueError(
-                f"sampling.max_new_tokens={cfg.sampling.max_new_tokens} leaves no room for a prompt in the window of "
+                f"sampling.max_new_tokens={cfg.sampling.max_new_tokens} leaves no tokens for a prompt in the window of "
                 f"{window}; lower it, or set sample_every=0"
             )
         self.watched, items = Watched(cfg, run), []
@@ -49,7 +49,7 @@ class HeldOutSamples:
             asked = [(list(row["input_ids"]), None) for row in items]
         asked, self.items = asked[run.rank :: run.world_size], items[run.rank :: run.world_size]
         self.prompts = [cut_prompt(list(prompt), tokenizer, max_length=room) for prompt, _ in asked]
-        self.references = [row for _, row in asked if row is not None]  # completions of the data, not rated bad
+        self.references = [row for _, row in asked if row is not None]  # completions in the data that are not rated bad
         self.seeds = [cfg.seed + run.rank + i * run.world_size for i in range(len(asked))]
         self.reward_model = None
         if cfg.reward_model is not None:

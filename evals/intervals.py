@@ -33,11 +33,11 @@ def mean_estimate(values, clusters, *, null: float, level: float, max_deviation:
     """
     values = np.asarray(values, float)
     if not len(values):
-        return unknown("no vote to measure it on")
+        return unknown("there are no votes")
     error, groups = clustered_error(values, clusters)
     if groups < 2:
-        return unknown("all votes are on one question, so there is nothing to judge its spread by", n=len(values))
-    size = len(values) / groups  # votes of a question
+        return unknown("all votes are on one question, so the variance is unknown", n=len(values))
+    size = len(values) / groups  # votes per question
     squares = (error * len(values)) ** 2 * (groups - 1) / groups + 2 * (max_deviation * size) ** 2
     error = math.sqrt((groups + 2) / (groups + 1) * squares) / (len(values) + 2 * size)
     return estimate_of(values.mean(), error, len(values), groups, null=null, level=level, degrees=groups + 1)
@@ -54,11 +54,11 @@ def share_estimate(hits, clusters, *, null: float, level: float) -> dict:
     """
     hits = np.asarray(hits, float)
     if not len(hits):
-        return unknown("no vote to measure it on")
+        return unknown("there are no votes")
     share, (error, groups) = hits.mean(), clustered_error(hits, clusters)
     binary = bool(np.isin(hits, (0, 1)).all())
     if groups < 2 and not (binary and len(hits) == 1):
-        return unknown("all votes are on one question, so there is nothing to judge its spread by", n=len(hits))
+        return unknown("all votes are on one question, so the variance is unknown", n=len(hits))
     if error == 0 and 0 < share < 1:  # all questions have the same mean
         error = math.sqrt((groups + 2) / (groups + 1) / 2) / (groups + 2)
     effective = groups if share in (0, 1) else share * (1 - share) / error**2
@@ -74,7 +74,7 @@ def share_estimate(hits, clusters, *, null: float, level: float) -> dict:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """Mean and 95 % t interval; None for what so few values do not tell."""
+    """(mean, lower, upper) of the 95 % t interval. None where there are too few values."""
     if not values:
         return None, None, None
     mean = sum(values) / len(values)
@@ -124,8 +124,8 @@ def estimate_of(
 
     With an error of 0 there is no interval: votes that do not vary say nothing about their variance.
     """
-    if not math.isfinite(error) or error < 1e-6:  # below it is rounding
-        return unknown("the votes do not vary enough to judge its spread", n=n)
+    if not math.isfinite(error) or error < 1e-6:  # smaller errors are rounding
+        return unknown("the votes do not vary enough to estimate the variance", n=n)
     degrees = max(groups - 1, 1) if degrees is None else degrees
     half = t.ppf((1 + level) / 2, degrees) * error
     return _estimate(value, value - half, value + half, n, groups, 2 * t.sf(abs(value - null) / error, degrees))

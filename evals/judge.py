@@ -41,20 +41,20 @@ def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict
     client = judge_client(cfg)
     if cfg.judge.kind == "top_logprobs":
         return judge_by_top_logprobs(client, items, cfg)
-    said, usage = ask_judge(client, items, cfg)
-    readings = [read_answer(answer, parser) for answer, parser in said]
+    replies, usage = ask_judge(client, items, cfg)
+    readings = [read_answer(answer, parser) for answer, parser in replies]
     verdicts = [
         pair_verdict(item, client.model, answer.text or answer.error, (reading.verdict, reading.weight), item.shown)
-        for item, (answer, _), reading in zip(items, said, readings, strict=True)
+        for item, (answer, _), reading in zip(items, replies, readings, strict=True)
     ]
     return verdicts, usage, Counter(reading.why for reading in readings if reading.verdict == "error")
 
 
 def judge_by_top_logprobs(client: Client, items: list[Item], cfg: DictConfig) -> tuple[list[Verdict], dict, Counter]:
-    """As `judge_pairs`, with AlpacaEval 2's verdicts from the log-probabilities that an endpoint returns."""
+    """`judge_pairs` with AlpacaEval 2's verdicts from the log-probabilities that an endpoint returns."""
     if cfg.client.kind != "openai":
         raise ValueError(
-            f"judge.kind=top_logprobs asks an endpoint for log-probabilities, client={cfg.client.kind} has none; "
+            f"judge.kind=top_logprobs needs log-probabilities from an endpoint, and client={cfg.client.kind} has none; "
             "use client=openai, or judge=logprobs for a local policy"
         )
     check_identifiers(load_templates(cfg.judge.template, "pairwise"), cfg.judge.template, cfg.judge.kind)
@@ -90,9 +90,9 @@ def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict,
             f"judge.kind={cfg.judge.kind} chooses between two answers; for grades use judge=llm or judge=reward_model"
         )
     client = judge_client(cfg)
-    said, usage = ask_judge(client, items, cfg)
+    replies, usage = ask_judge(client, items, cfg)
     grades, errors = [], Counter()
-    for item, (answer, parser) in zip(items, said, strict=True):
+    for item, (answer, parser) in zip(items, replies, strict=True):
         reading = read_answer(answer, grade_of(parser))
         errors.update([reading.why] if reading.verdict == "error" else [])
         grade = reading.weight if reading.verdict == "grade" else None
@@ -183,11 +183,13 @@ def judge_warnings(
     if errors.total() > task.max_unreadable * num_asked:
         reasons = ", ".join(f"{count} {why}" for why, count in errors.most_common())
         share = 100 * errors.total() / num_asked
-        warnings.append(f"{share:.1f} % of the verdicts cannot be read ({reasons}); they are neither ties nor losses")
+        warnings.append(
+            f"{share:.1f} % of the verdicts cannot be read ({reasons}); they count neither as ties nor as losses"
+        )
     for model, questions in answers.items():
         texts = pd.Series([json.dumps(turns) for turns in questions.values()]).value_counts()
         if texts.iloc[0] >= 3 and texts.iloc[0] / texts.sum() > task.max_same_answer:
-            warnings.append(f"{model} gives one and the same answer to {texts.iloc[0]} of {texts.sum()} prompts")
+            warnings.append(f"{model} gives the same answer to {texts.iloc[0]} of {texts.sum()} prompts")
     return warnings
 
 
@@ -219,7 +221,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
 
 
 def order_warnings(votes: pd.DataFrame) -> list[str]:
-    """A warning where the order decides many verdicts: they count as ties, which moves win rates towards 50."""
+    """A warning if the order decides many verdicts: they count as ties, which moves win rates towards 50."""
     order = position(votes, level=0.95)
     if order["value"] is None or order["lower"] <= 0.5 <= order["upper"]:
         return []
@@ -228,7 +230,7 @@ def order_warnings(votes: pd.DataFrame) -> list[str]:
     flips = order["flips"]["to_first"] + order["flips"]["to_second"]
     return [
         f"the judge names the answer shown {'first' if first else 'second'} in {share:.0f} % of its decisive verdicts, "
-        f"and {flips} of {order['flips']['items']} verdicts change with the order: those count as ties"
+        f"and {flips} of {order['flips']['items']} verdicts change with the order: these count as ties"
     ]
 
 
@@ -250,7 +252,7 @@ def report_pairs(rows: list[dict], task: DictConfig, out: Path) -> dict:
         head = ("", "verdict changes", "lower", "upper", "items", "names the first", "lower", "upper")
         keys = ("value", "lower", "upper")
         table = [(name, *(c[k] for k in keys), c["n"], *(row[k] for k in keys)) for name, c, row in known]
-        print_table("what the order shown does", head, table)
+        print_table("effect of the order shown", head, table)
     paired = paired_pairs(votes, list(dict.fromkeys([*votes["model_a"], *votes["model_b"]])))
     for differences in paired.values():
         print_differences(differences, list(dict.fromkeys(name for row in differences for name in row["models"])))

@@ -8,7 +8,7 @@ _NUMBER = r"(?<![\w.\-–/])(\d{1,3}(?:[.,]\d{1,2})?)"
 
 
 def read_grade(text: str, *, low: float = 1, high: float = 10) -> float | None:
-    """The grade on the scale from `low` to `high`. None if there is no grade, if there are two, or on another scale."""
+    """The grade on the scale from `low` to `high`. None if there is no grade, if there are two, or another scale."""
     seen = without_thinking(plain(text))
     if seen is None:
         return None
@@ -17,7 +17,8 @@ def read_grade(text: str, *, low: float = 1, high: float = 10) -> float | None:
         return None
     seen, blanked = (re.sub(_TEN, lambda m: f"{_WORDS[m[1].lower()]}/10", text, flags=re.I) for text in (seen, blanked))
     blanked = blank(r"[(\[]\s*(?:out of|(?:from )?1\s*(?:-|–|to))\s*10\s*[)\]]", blanked)
-    blanked = blank(r"(?<![\w.])\d+(?:\.\d+)?\s*(?:-|–|or|to|and)\s*\d+(?:\.\d+)?(?!\w|\.\d)", blanked)  # 7 or 8
+    # such as 7 or 8
+    blanked = blank(r"(?<![\w.])\d+(?:\.\d+)?\s*(?:-|–|or|to|and)\s*\d+(?:\.\d+)?(?!\w|\.\d)", blanked)
     blanked = blank(r"\bscale\b[^.\n]{0,12}?\b\d+\s*(?:to|-|–|through)\s*\d+\b", blanked)
     grades = _marked_grades(seen, blanked)
     if not grades and re.search(UNABLE, blanked, re.IGNORECASE):
@@ -37,7 +38,7 @@ def read_grade(text: str, *, low: float = 1, high: float = 10) -> float | None:
 
 
 def _number(value: str, out_of: str | None) -> float:
-    """The grade, or NaN, which is in no range, on any scale but 1 to 10."""
+    """The grade. NaN, which is in no range, if the scale does not end at 10."""
     if out_of is not None and float(out_of) != 10:
         return float("nan")
     return float(value.replace(",", "."))
@@ -71,8 +72,8 @@ def _marked_grades(seen: str, blanked: str) -> list[float]:
     ):
         found += [(m.start(), _number(m[1], m[2]), True) for m in re.finditer(pattern, blanked, re.IGNORECASE)]
     for row in re.finditer(r"\{[^{}]*\}", seen):
-        said = json_value(row[0], r"rating|score|grade|verdict|overall")
-        match = re.fullmatch(value, said) if said is not None else None
+        stated = json_value(row[0], r"rating|score|grade|verdict|overall")
+        match = re.fullmatch(value, stated) if stated is not None else None
         found += [(row.start(), _number(match[1], match[2]), True)] if match else []
     if found:
         return [grade for _, grade, _ in sorted(found)]

@@ -18,7 +18,7 @@ class Item:
     question: dict
     turn: int
     models: tuple[str, ...]
-    answers: tuple[list[str], ...]  # up to this turn, included
+    answers: tuple[list[str], ...]  # up to and including this turn
     reference: list[str] | None
     shown: str = "a"
 
@@ -31,7 +31,7 @@ class Item:
 
     @property
     def asked(self) -> list[str]:
-        """The user's turns up to this one."""
+        """The user's turns up to and including this one."""
         return self.question["turns"][: self.turn]
 
 
@@ -46,16 +46,16 @@ def make_items(questions: list[dict], answers: dict, references: dict, task: Dic
     known = [name for name in baselines.values() if name is not None]
     unknown = [name for name in [*models, *known] if name not in answers]
     if unknown:
-        raise ValueError(f"no answers of {', '.join(unknown)}; task.answers holds those of {', '.join(answers)}")
+        raise ValueError(f"task.answers has no answers of {', '.join(unknown)}; it has those of {', '.join(answers)}")
     items = []
     for question in questions:
         groups = _groups(models, baselines.get(question["category"], baselines.get("default")), task.mode)
         for turn in range(1, min(len(question["turns"]), task.turns) + 1):
             for group in groups:
-                said = tuple(_said(answers, model, question, turn) for model in group)
+                texts = tuple(_said(answers, model, question, turn) for model in group)
                 reference = references.get(question["question_id"])
                 items += [
-                    Item(question, turn, group, said, reference, shown)
+                    Item(question, turn, group, texts, reference, shown)
                     for shown in _orders(question, turn, group, task)
                 ]
     if not items:
@@ -64,7 +64,7 @@ def make_items(questions: list[dict], answers: dict, references: dict, task: Dic
 
 
 def _groups(models: list[str], baseline: str | None, mode: str) -> list[tuple[str, ...]]:
-    """The models of each item: one that is graded, the baseline and another one, or every pair."""
+    """The models of each item: one model to be graded, the baseline and another model, or every pair."""
     if mode != "pairwise":
         return [(model,) for model in models]
     if baseline is not None:
@@ -99,7 +99,7 @@ def choose_template(item: Item, templates: dict[tuple, Template]) -> Template:
     keys = [(item.turn, wanted, *own) for wanted in (needs, False) for own in ((item.question["category"],), ())]
     template = next((templates[key] for key in keys if key in templates), None)
     if template is None:
-        raise ValueError(f"the templates have none for turn {item.turn}; set task.turns=1, or judge.template=fastchat")
+        raise ValueError(f"there is no template for turn {item.turn}; set task.turns=1, or judge.template=fastchat")
     return template
 
 
@@ -112,16 +112,17 @@ def item_messages(item: Item, template: Template) -> list[dict[str, str]]:
 
 
 def check_fits(names: Sequence[str], lengths: Sequence[int], window: int, suggestion: str) -> None:
-    """Raise ValueError, with counts, where prompts are longer than the window. Prompts are never cut.
+    """Raise ValueError, with counts, if prompts are longer than the window. Prompts are never cut.
 
     Args:
-        names: of the prompts, for the message. lengths: in tokens. suggestion: the setting to raise.
+        names: names of the prompts for the message. lengths: in tokens. suggestion: the setting to raise.
     """
     too_long = [i for i, length in enumerate(lengths) if length > window]
     if too_long:
         raise ValueError(
             f"{names[too_long[0]]} is longer than {window} tokens, as are {len(too_long)} of {len(lengths)} prompts "
-            f"(the longest takes {max(lengths)}), and a judge must read it all; raise {suggestion}, or shorten answers"
+            f"(the longest takes {max(lengths)}); a judge must read the whole prompt: raise {suggestion}, or shorten "
+            "answers"
         )
 
 

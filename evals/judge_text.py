@@ -1,4 +1,4 @@
-"""What readers of verdicts and of grades share: thinking, quotes and code state nothing, spellings are made alike."""
+"""Shared by the parsers of verdicts and grades: remove thinking, quotes and code, and normalise spellings."""
 
 import json
 import re
@@ -10,7 +10,7 @@ BOXED = r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?([^{}\n]{1,40}
 _THINK = r"think(?:ing)?|thoughts?|reasoning|scratchpad|seed:think"
 _OPEN = rf"<(?:{_THINK})>|\[THINK\]|◁think▷|<\|begin_of_thought\|>|<\|channel\|>\s*(?:analysis|commentary)"
 _CLOSE = rf"</(?:{_THINK})>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>\s*final\s*(?:<\|message\|>)?"
-_ECHO = r"\[The Start of [^\]\n]*\].*?(?:\[The End of [^\]\n]*\]|\Z)"  # the prompt's own blocks, repeated
+_ECHO = r"\[The Start of [^\]\n]*\].*?(?:\[The End of [^\]\n]*\]|\Z)"  # blocks of the prompt that the judge repeats
 _FENCE = r"^[ \t]*(```|~~~)[^\n]*\n.*?(?:^[ \t]*\1[ \t]*$|\Z)"
 _QUOTES = (
     r"^[ \t]*>.*$", r"`[^`\n]+`", r'(?<!\w)"[^"\n]*"(?!\w)', r"“[^”\n]*”", r"„[^“”\n]*[“”]", r"«[^»\n]*»",
@@ -19,7 +19,7 @@ _QUOTES = (
 
 
 def without_thinking(text: str) -> str | None:
-    """The text after the last end of thinking. None where thinking does not end."""
+    """The text after the last end of thinking. None if thinking does not end."""
     closed = list(re.finditer(_CLOSE, text, re.IGNORECASE))
     text = text[closed[-1].end() :] if closed else text
     opened = re.search(_OPEN, text, re.IGNORECASE)

@@ -74,7 +74,7 @@ _LIKES = (
     r"give (?:it|the edge|the win) to)(?: the)?"
 )
 _NOT = r"\b(?:not|n't|never|no|hardly|neither|nor|cannot)\b|n['’]t\b"
-_UNSURE = (  # what stands before a name
+_UNSURE = (  # words before a name that make it uncertain
     rf"(?:(?:{_NOT})\s*\w*|\b(?:if|when|whether|unless|why))\s*(?:the\s+)?$|\bwhether\b[^,;:]*$|"
     rf"(?:{_NOT}|\b(?:hard|difficult|impossible|unable|could|might|may|some)\b)[^,;:]{{0,20}}?"
     r"\b(?:say|tell|claim|think|believe|determine|decide|judge|conclude|argue|sure|clear)"
@@ -100,19 +100,19 @@ _STRONG = re.compile(r"\b(?:significantly|much|far|vastly|considerably|substanti
 
 def read_words(blanked: str, meaning: Callable[[str], Meaning]) -> tuple[Meaning, bool]:
     """(the verdict of sentences such as "B is better", whether sentences contradict each other)."""
-    said: list[tuple[Meaning, bool]] = []
+    found: list[tuple[Meaning, bool]] = []
     for sentence in re.split(r"(?<=[.!?。！？;])\s+|\n+", re.sub(r"[*_#]+", "", blanked)):
         if sentence.rstrip().endswith(("?", "？")):
             continue
         stated = [*_sentence_words(sentence, meaning)]
         turns = re.search(r"\b(?:but|however|yet|although|though|while)\b", sentence, re.IGNORECASE)
         concludes = bool(_CONCLUDES.search(sentence))
-        said += [(meant, concludes) for meant in (stated[-1:] if turns or concludes else stated)]
-    if not said:
+        found += [(meant, concludes) for meant in (stated[-1:] if turns or concludes else stated)]
+    if not found:
         return None, False
-    if len({verdict for (verdict, _), _ in said}) == 1:
-        return said[-1][0], False
-    concluding = [meant for meant, concludes in said if concludes]
+    if len({verdict for (verdict, _), _ in found}) == 1:
+        return found[-1][0], False
+    concluding = [meant for meant, concludes in found if concludes]
     return (concluding[-1], False) if concluding else (None, True)
 
 

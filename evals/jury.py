@@ -42,7 +42,8 @@ def share_matrix(votes: pd.DataFrame, baseline: str | None, *, level: float) -> 
     """{judge: {model: percent of points, lower, upper, n}}. A tie is half a point.
 
     Args:
-        baseline: only battles against it count. None: all battles count, which is fair only if all models met all.
+        baseline: only battles against it count. If None, all battles count, which is fair only if all
+            models met all others.
     """
     matrix: dict[str, dict] = {}
     for judge, own in votes.groupby("judge", sort=False):
@@ -77,10 +78,10 @@ def run(cfg: DictConfig, out: Path) -> dict:
     judges = list(known["judge"].unique())
     if task.baseline is not None and not (known[["model_a", "model_b"]] == task.baseline).any(axis=None):
         names = ", ".join(sorted(set(known["model_a"]) | set(known["model_b"])))
-        raise ValueError(f"task.baseline={task.baseline} is none of the models in the verdicts: {names}")
+        raise ValueError(f"task.baseline={task.baseline} is not among the models in the verdicts: {names}")
     if len(judges) < 2:
         raise ValueError(
-            f"a jury needs verdicts of two judges or more, the files hold those of {', '.join(judges) or 'none'}"
+            f"a jury needs verdicts of two judges or more, the files have those of {', '.join(judges) or 'none'}"
         )
     settings = {"method": "bradley_terry", "interval": "clustered", "level": task.level, "rounds": 0, "k": 4.0}
     settings["anchor"] = None
@@ -116,7 +117,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     cost = result["spent"]
     if cost["runs"]:
         print(
-            f"the verdicts took {cost['asked']} requests ({cost['from_cache']} answers from disk), "
+            f"the verdicts took {cost['asked']} requests ({cost['from_cache']} answers from the cache), "
             f"{cost['cost']:.4f} in currency units and {cost['seconds'] / 60:.1f} minutes"
         )
     for name in ("majority", "all_judges"):

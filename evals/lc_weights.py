@@ -25,7 +25,7 @@ def read_weights(file: str) -> dict[str, dict[str, float]]:
     """{model: {"difficulty": weight, "model": weight}} of alpaca_eval's CSV, or of result.json of task=winrate.
 
     Raises:
-        ValueError: the layout is unknown, or the fit is without difficulty and so only valid for its instructions.
+        ValueError: the layout is unknown, or the fit has no difficulty and so is only valid for its own instructions.
     """
     if file.endswith(".json"):
         result = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def read_weights(file: str) -> dict[str, dict[str, float]]:
 
 
 def predicted_rates(weights: dict[str, float], baseline: dict[str, float], difficulty: np.ndarray) -> np.ndarray:
-    """(n,) probability that the model's answer is preferred to the baseline's, both equally long."""
+    """(n,) probability that the model's answer is preferred to the baseline's, if both are equally long."""
     slope = weights["difficulty"] - baseline["difficulty"]
     return expit(slope * difficulty + weights["model"] - baseline["model"])
 

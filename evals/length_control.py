@@ -23,7 +23,7 @@ GAMED_WEIGHT = 0.2 / 2  # alpaca_eval's regularize_to_baseline_lambda, for two g
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]  # (n, F) features, (n,) targets, (n,) weights
 NO_DIFFICULTY = (
     "fitted without instruction difficulty (task.difficulty): the rate holds for these instructions together, "
-    "and cannot tell a model that wins on easy ones from one that wins on hard ones"
+    "and does not distinguish wins on easy instructions from wins on hard ones"
 )
 
 
@@ -46,7 +46,7 @@ def length_controlled(
     This is an L1 logistic regression, with the strength chosen by 5-fold cross-validation. With fewer than `FEW`
     verdicts, or where length separates wins from losses, that fit is unstable or infinite. Then ridge is used, and
     `estimator` says so. Standard error and interval come from `REFITS` fits to resampled rows at the chosen strength.
-    (alpaca_eval prints the standard error of the mean prediction, which is no sampling error.)
+    (alpaca_eval prints the standard error of the mean prediction, which is not a sampling error.)
 
     Args:
         preference: (n,) probability that b is better. Rows with NaN (no verdict) are predicted and not fitted.
@@ -59,13 +59,13 @@ def length_controlled(
         LengthControlError: there are fewer than ten verdicts, or all verdicts or all length differences are equal.
     """
     features = _features(preference, np.asarray(length_a, float) - np.asarray(length_b, float), difficulty)
-    asked = features * np.r_[0, np.ones(features.shape[1] - 1)]  # length difference 0
+    equal_length = features * np.r_[0, np.ones(features.shape[1] - 1)]  # length difference 0
     seen = ~np.isnan(preference)
     own = features[seen], preference[seen], np.ones(seen.sum())
     extra = _gamed_rows(gamed, features.shape[1])
     fit = _fit(own, extra)
-    rates = [100 * expit(asked @ weights).mean() for weights in _refits(own, extra, fit)]
-    predicted = expit(asked @ fit.weights)
+    rates = [100 * expit(equal_length @ weights).mean() for weights in _refits(own, extra, fit)]
+    predicted = expit(equal_length @ fit.weights)
     names = ["length", *(["difficulty"] if difficulty is not None else []), "model"]
     return {
         "length_controlled_win_rate": 100 * predicted.mean(),
@@ -86,7 +86,7 @@ def length_controlled(
 
 
 def spread_of(predicted: np.ndarray) -> float:
-    """alpaca_eval's standard error, in percent: that of the mean prediction. It is no sampling error."""
+    """alpaca_eval's standard error of the mean prediction, in percent. It is not a sampling error."""
     return 100 * float(predicted.std(ddof=1)) / math.sqrt(len(predicted))
 
 
@@ -100,7 +100,7 @@ class Fit(NamedTuple):
 
 
 def _features(preference: np.ndarray, gap: np.ndarray, difficulty: np.ndarray | None) -> np.ndarray:
-    """(n, 2 or 3): length, difficulty where it is known, and 1 for the model."""
+    """(n, 2 or 3): length, difficulty if it is known, and 1 for the model."""
     seen, unknown = ~np.isnan(preference), int(np.isnan(gap).sum())
     if seen.sum() < 10 or unknown or not gap.std() > 0 or np.ptp(preference[seen]) == 0:
         raise LengthControlError(
@@ -144,7 +144,7 @@ def _stack(own: Rows, extra: Rows | None) -> Rows:
 
 
 def _separable(features: np.ndarray, target: np.ndarray) -> bool:
-    """Whether the features separate all wins from all losses: then a fit without ridge is infinite."""
+    """Whether the features separate all wins from all losses. A fit without ridge is then infinite."""
     if not np.isin(target, (0, 1)).all():
         return False
     sides = -np.where(target == 1, 1.0, -1.0)[:, None] * features
@@ -191,7 +191,7 @@ def _refit(rows: Rows, strength: float, penalty: str) -> np.ndarray:
     model = LogisticRegression(C=strength, l1_ratio=ratio, solver="liblinear", fit_intercept=False, random_state=123)
     labels, sample_weight = np.repeat([1, 0], len(target)), np.r_[weight * target, weight * (1 - target)]
     if not (sample_weight[labels == 1].any() and sample_weight[labels == 0].any()):
-        sample_weight = sample_weight + 1e-6  # for a resample that has only wins
+        sample_weight = sample_weight + 1e-6  # needed for a resample with wins only
     return model.fit(np.vstack([features, features]), labels, sample_weight=sample_weight).coef_[0]
 
 
@@ -211,7 +211,7 @@ def read_difficulty(file: str) -> tuple[dict, str]:
 
 def _read_mapping(file: str) -> list[dict]:
     if not Path(file).is_file():
-        raise ValueError(f"no file {file} (task.difficulty); it is looked up from {Path.cwd()}")
+        raise ValueError(f"no file {file} (task.difficulty); relative paths start at {Path.cwd()}")
     mapping = json.loads(Path(file).read_text(encoding="utf-8"))
     if isinstance(mapping, list):
         return mapping
@@ -231,7 +231,7 @@ def join_difficulty(votes: pd.DataFrame, file: str) -> tuple[np.ndarray, str]:
     questions = votes["question"] if key == "instruction" else votes["index"]
     if key == "index" and questions.isna().any():
         raise ValueError(
-            f"{file} gives difficulties by number, and the annotations have no `index`: their order need not be "
+            f"{file} gives difficulties by number, but the annotations have no `index`, and their order may not be "
             f"that of "
             "the benchmark. Give task.difficulty by instruction, or add index (0 to 804 in AlpacaEval's order) "
             "to the rows"

@@ -14,7 +14,7 @@ def paired_differences(values: Mapping[str, pd.DataFrame], *, max_difference: fl
 
     Args:
         values: {model: rows (question, turn, value)}; several rows of a model on one question and turn are averaged.
-        spread: the largest difference that two values can have.
+        max_difference: the largest difference that two values can have.
     """
     means = {model: rows.groupby(["question", "turn"])["value"].mean().dropna() for model, rows in values.items()}
     rows = []

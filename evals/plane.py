@@ -1,4 +1,4 @@
-"""task=plane: trainings by several methods on one picture, the gold reward over the exact KL, beside best of n.
+"""task=plane: trainings by several methods in one plot, the gold reward over the exact KL, with best of n.
 
 The samples.jsonl of a run must answer the same held-out prompts at every evaluation. Runs named METHOD_0, METHOD_1, ...
 are seeds of one method. Best of n uses the samples of task=best_of_n, chosen by the gold reward.
@@ -20,7 +20,7 @@ from runtime.report import print_table
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
-    """task=plane: plane.png, and result.json with where each run ends and what best of n gives at that KL."""
+    """task=plane: plane.png, and result.json with the end point of each run and the value of best of n at its KL."""
     task = cfg.task
     check_positive(task__reward_timeout=task.reward_timeout)
     reward_fn = RewardProcess(task.reward_fn, seconds=task.reward_timeout, key="task.reward_fn")
@@ -71,7 +71,10 @@ def _end(end: dict[str, float]) -> tuple[float, float, float]:
 
 
 def best_of_n(directory: str) -> tuple[np.ndarray, np.ndarray]:
-    """KL and mean gold reward of the best of n = 1, 2, 4, ... by the gold reward, from a best_of_n run's scores.npz."""
+    """KL and mean gold reward of the best of n = 1, 2, 4, ...
+
+    by the gold reward, from scores.npz of a best_of_n run.
+    """
     with np.load(Path(directory) / "scores.npz") as file:
         gold = file["gold"].astype(float)
     sizes = 2 ** np.arange(int(np.log2(gold.shape[1])) + 1)
@@ -79,7 +82,7 @@ def best_of_n(directory: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw(path: Path, methods: dict[str, list], best: tuple[np.ndarray, np.ndarray]) -> None:
-    """A thin line along each training, a dot at its end; a colour a method."""
+    """A thin line along each training and a marker at its end, with one colour per method."""
     figure, axes = pyplot().subplots(figsize=(8, 5))
     axes.plot(*best, color="gray", linestyle="--", marker=".", label="best of n")
     for number, (name, seeds) in enumerate(methods.items()):

@@ -28,7 +28,7 @@ from runtime.report import print_table
 def exact_power(n: int, win_rate: float, ties: float, *, alpha: float) -> float:
     """Power of the exact two-sided sign test on n comparisons, of which a share `ties` are ties and decide nothing.
 
-    `win_rate` counts ties half, so that of the rest (win_rate - ties / 2) / (1 - ties) are wins.
+    `win_rate` counts ties half, so the share of wins among the others is (win_rate - ties / 2) / (1 - ties).
     """
     p = (win_rate - ties / 2) / (1 - ties)
     total = 0.0
@@ -112,10 +112,10 @@ def stopping(values: np.ndarray, *, alpha: float) -> dict:
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
-    """task=power: result.json with the sizes that were asked for and, with task.input, where running votes stand."""
+    """task=power: result.json with the sizes that were asked for and, with task.input, the state of running votes."""
     task = cfg.task
     if not 0.5 < task.win_rate < 1 or not 0 <= task.ties < 1 or (task.win_rate - task.ties / 2) / (1 - task.ties) >= 1:
-        raise ValueError(f"need 0.5 < win_rate < 1 and ties it allows, got {task.win_rate=}, {task.ties=}")
+        raise ValueError(f"need 0.5 < win_rate < 1 and ties that allow it, got {task.win_rate=}, {task.ties=}")
     alpha = task.alpha / task.comparisons
     settings = {"alpha": alpha, "power": task.power}
     independent = comparisons_for(task.win_rate, task.ties, **settings)
@@ -136,12 +136,12 @@ def run(cfg: DictConfig, out: Path) -> dict:
         for (a, b), part in votes[votes["verdict"] != "error"].groupby(["model_a", "model_b"], sort=False):
             first = part.groupby("question", sort=False)["verdict"].agg(
                 lambda own: points(own).mean()
-            )  # one a question
+            )  # one value per question
             result["running"][f"{a} against {b}"] = stopping(first.to_numpy(float), alpha=alpha)
         rows = [
             (name, *(row[k] for k in ("value", "lower", "upper", "n", "decided_at")))
             for name, row in result["running"].items()
         ]
         head = ("", "share", "lower", "upper", "questions", "decided at")
-        print_table("confidence sequences: they hold at every stop", head, rows)
+        print_table("confidence sequences: valid at every stop", head, rows)
     return result

@@ -45,15 +45,15 @@ class Template:
     output_format: str  # [[A]] | [[A>>B]] | [[rating_a,rating_b]] | rank | m for pairs, [[rating]] for one answer
 
     def messages(self, fields: dict[str, str]) -> list[dict[str, str]]:
-        """The conversation that the judge gets. Braces inside of questions and answers stay as they are."""
+        """The conversation that the judge gets. Braces in questions and answers are not changed."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": fill(self.text, fields)}]
 
 
 def fill(text: str, fields: dict[str, str]) -> str:
-    """The text with `{name}` replaced for the names in `fields`; any other brace is text.
+    """The text with `{name}` replaced for the names in `fields`. Other braces are text.
 
-    A text that is a format string of these names throughout (FastChat's are) may write a brace as `{{`.
+    If the whole text is a valid format string of these names (as FastChat's are), `{{` stands for a brace.
     """
     try:
         names = [name for _, name, spec, conversion in Formatter().parse(text) if name is not None]
@@ -73,19 +73,19 @@ def template_fields(text: str) -> set[str]:
 def load_templates(name: str, mode: str) -> dict[tuple, Template]:
     """{(turn, with reference) or (turn, with reference, category): template} of a set or a file.
 
-    Sets of ours: fastchat, alpaca_eval, alpaca_eval_clf, arena_hard, short.
+    Built-in sets: fastchat, alpaca_eval, alpaca_eval_clf, arena_hard, short.
 
-    A file has one JSON object a line: name, type (pairwise | single), system_prompt, prompt_template, output_format.
-    `only_category` keeps a template to questions of one category. "multi-turn" in its name makes it the second
-    turn's, a {ref_answer_1} in its text the one with references.
+    A file has one JSON object per line: name, type (pairwise | single), system_prompt, prompt_template, output_format.
+    `only_category` restricts a template to questions of one category. A template with "multi-turn" in its name is for
+    the second turn. A template with {ref_answer_1} in its text is the one with references.
 
     Raises:
-        ValueError: no such set, or it has no template of this mode.
+        ValueError: there is no such set, or it has no template of this mode.
     """
     ours = HERE / f"{name}.jsonl"
     if not ours.exists() and not Path(name).is_file():
         known = ", ".join(sorted(path.stem for path in HERE.glob("*.jsonl")))
-        raise ValueError(f"judge.template={name!r} is neither a file nor one of ours: {known}")
+        raise ValueError(f"judge.template={name!r} is neither a file nor a built-in set: {known}")
     templates: dict[tuple[int, bool], Template] = {}
     for where, row in read_rows(str(ours if ours.exists() else name)):
         missing = [
@@ -108,7 +108,9 @@ def load_templates(name: str, mode: str) -> dict[tuple, Template]:
         asked = template_fields(row["prompt_template"])
         lacking = [name for name in REQUIRED[mode] if not any(field.startswith(name) for field in asked)]
         if lacking:
-            raise ValueError(f"{where}: the template never shows {{{'} or {'.join(lacking)}}}; is a name misspelt?")
+            raise ValueError(
+                f"{where}: the template does not contain {{{'} or {'.join(lacking)}}}; check the names in braces"
+            )
     if (1, False) not in templates:
         raise ValueError(f"judge.template={name} has no {mode} template for a first turn without reference")
     return templates
@@ -118,7 +120,7 @@ def parser_of(rule: str, templates: dict) -> dict[str, Callable]:
     """{output_format: parser} of `judge.rule` for the templates.
 
     Raises:
-        ValueError: no such rule, or its publisher has none for one of the formats.
+        ValueError: there is no such rule, or its publisher has no parser for one of the formats.
     """
     if rule not in PARSERS:
         raise ValueError(f"judge.rule={rule!r} must be one of {', '.join(PARSERS)}")
@@ -132,7 +134,7 @@ def parser_of(rule: str, templates: dict) -> dict[str, Callable]:
 
 
 def check_identifiers(templates: dict, name: str, kind: str) -> None:
-    """Raise ValueError where a template's verdict is not one of the two identifiers m and M."""
+    """Raise ValueError if a template's verdict is not one of the two identifiers m and M."""
     formats = {template.output_format for template in templates.values()}
     if formats != {"m"}:
         raise ValueError(

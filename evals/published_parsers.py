@@ -1,6 +1,6 @@
 """The verdict parsers of published benchmarks: `judge.rule=fastchat | arena_hard | alpaca_eval`.
 
-Our own parser (`judge.rule=last`, evals/judge_output.py) is meant to be right. These are meant to equal the originals.
+Our own parser (`judge.rule=last`, evals/judge_output.py) is meant to be right. These reproduce the originals.
 """
 
 import ast
@@ -49,13 +49,13 @@ def alpaca_eval_ranking(text: str) -> Reading:
     """alpaca_eval cd543a14, `ranking_parser`: the text is a Python list whose model_1 has rank 1 or 2."""
     try:
         rank = next(row for row in ast.literal_eval(text) if row["model"] == "model_1")["rank"]
-    except Exception as error:  # as the original: whatever fails is no verdict
-        return Reading("error", why=f"no ranking: {type(error).__name__}")
+    except Exception as error:  # as in the original, any failure means that there is no verdict
+        return Reading("error", why=f"not a ranking: {type(error).__name__}")
     return Reading({1: "a", 2: "b"}[rank]) if rank in (1, 2) else Reading("error", why=f"rank {rank}")
 
 
 def alpaca_eval_identifier(text: str) -> Reading:
-    """alpaca_eval's one token: m is the first answer, M the second."""
+    """alpaca_eval's one-token verdict: m is the first answer, M the second."""
     return Reading(
         {"m": "a", "M": "b"}.get(text.strip(), "error"), why="" if text.strip() in ("m", "M") else "no verdict"
     )

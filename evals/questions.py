@@ -13,7 +13,7 @@ REFERENCES = {"mt_bench": HERE / "mt_bench_references.jsonl", "vicuna": HERE / "
 
 
 def question_file(name: str) -> str:
-    """The path of a question set: a name of ours or a file."""
+    """The path of a question set, which is a built-in name or a file."""
     return str(SETS.get(name, name))
 
 
@@ -21,10 +21,10 @@ def load_questions(name: str) -> list[dict]:
     """[{"question_id": str, "category": str, "turns": [str, ...]}] of `mt_bench`, `vicuna`, `coffee` or a file.
 
     A file may be FastChat's (question_id, turns), Arena-Hard's (uid, prompt; or turns of {content}) or AlpacaEval's
-    (instruction); a question without an id is its own first turn.
+    (instruction). A question without an id is identified by its first turn.
 
     Raises:
-        ValueError: a question without turns that are texts, or an id seen twice.
+        ValueError: a question has no turns that are texts, or an id occurs twice.
     """
     questions, seen = [], set()
     for where, row in read_rows(question_file(name)):
@@ -35,16 +35,14 @@ def load_questions(name: str) -> list[dict]:
         number = next((row[key] for key in ("question_id", "uid", "id") if row.get(key) is not None), turns[0])
         question = {"question_id": str(number), "category": row.get("category"), "turns": turns}
         if question["question_id"] in seen:
-            raise ValueError(
-                f"{where}: question_id {question['question_id'][:60]} was there before; ids must be unique"
-            )
+            raise ValueError(f"{where}: question_id {question['question_id'][:60]} occurs twice; ids must be unique")
         seen.add(question["question_id"])
         questions.append(question)
     return questions
 
 
 def question_turns(where: str, key: str, value) -> list[str]:
-    """The user's turns as texts: a text is one turn, messages give those of the user."""
+    """The user's turns as texts. A text is one turn; of messages, the user's are the turns."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list) and value and all(isinstance(turn, dict) and "role" in turn for turn in value):
@@ -55,7 +53,7 @@ def question_turns(where: str, key: str, value) -> list[str]:
 
 
 def load_references(questions: str, file: str | None) -> dict[str, list[str]]:
-    """{question id: reference answer of each turn}, in FastChat's answer format; our sets bring theirs."""
+    """{question id: reference answer of each turn}, in FastChat's answer format. Built-in sets have their own."""
     file = file or REFERENCES.get(questions)
     if file is None:
         return {}
@@ -69,7 +67,7 @@ def load_references(questions: str, file: str | None) -> dict[str, list[str]]:
 
 
 def add_categories(votes: pd.DataFrame, name: str | None) -> pd.DataFrame:
-    """The votes with the category of each question from a question set, where the votes have none."""
+    """The votes with the category of each question from a question set, if the votes have none."""
     if name is None:
         return votes
     categories = {question["question_id"]: question["category"] for question in load_questions(name)}

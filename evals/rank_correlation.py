@@ -1,9 +1,9 @@
 """task=rank_correlation: compare a benchmark's ranking of models with a reference, such as Arena's ratings.
 
-Spearman's, Kendall's and Pearson's correlations over the models that both sides hold. Intervals are Fisher's z with the
+Spearman's, Kendall's and Pearson's correlations over the models of both sides. Intervals are Fisher's z with the
 standard errors sqrt(1 / (n - 3)) for Pearson, sqrt((1 + r^2 / 2) / (n - 3)) for Spearman (Bonett & Wright 2000) and
-sqrt(0.437 / (n - 4)) for Kendall (Fieller, Hartley & Pearson 1957); models are the units, however many prompts each
-was asked.
+sqrt(0.437 / (n - 4)) for Kendall (Fieller, Hartley & Pearson 1957). The units are models, independent of the number of
+prompts.
 """
 
 import json
@@ -28,10 +28,10 @@ def read_scores(file: str, column: str | None) -> dict[str, float]:
     """{model: score} of result.json (column: one of its benchmarks) or of a table whose first column names models.
 
     Raises:
-        ValueError: a column that is not there, or none named where there are several; a model twice.
+        ValueError: the column does not exist, or there are several and none is named, or a model occurs twice.
     """
     if not Path(file).is_file():
-        raise ValueError(f"no file {file}; it is looked up from {Path.cwd()}")
+        raise ValueError(f"no file {file}; relative paths start at {Path.cwd()}")
     if file.endswith("result.json"):
         result = json.loads(Path(file).read_text(encoding="utf-8"))
         found = [(f.benchmark, f.model, f.value) for f in figures_of(result, Path(file).absolute().parent.name)]
@@ -46,12 +46,12 @@ def read_scores(file: str, column: str | None) -> dict[str, float]:
     rows = [(str(model), value) for model, value in rows if value is not None and isinstance(model, str)]
     twice = sorted({model for model, _ in rows if [m for m, _ in rows].count(model) > 1})
     if twice:
-        raise ValueError(f"{file}: {', '.join(twice[:5])} stand there more than once; keep one row a model")
+        raise ValueError(f"{file}: {', '.join(twice[:5])} occur more than once; keep one row per model")
     return dict(rows)
 
 
 def _rows(file: str) -> list[dict]:
-    """The rows of a table; a CSV's rows may end early, as leaderboards' do, which leaves cells empty."""
+    """The rows of a table. Rows of a CSV may end early, as in published leaderboards; then cells are empty."""
     if ".csv" in Path(file).suffixes:
         return pd.read_csv(file, dtype=str).to_dict("records")
     return [row for _, row in read_rows(file)]
@@ -66,7 +66,7 @@ def _choose(file: str, column: str | None, columns: list[str]) -> str:
 
 
 def _number(value) -> float | None:
-    """The number of a cell; an empty one, or a dash, is none."""
+    """The number in a cell. None for an empty cell or a dash."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -78,7 +78,7 @@ def correlations(x: np.ndarray, y: np.ndarray, *, level: float) -> dict[str, dic
     """Spearman, Kendall and Pearson of (n,) scores, each with its interval and n."""
     n = len(x)
     if n < FEWEST or np.ptp(x) == 0 or np.ptp(y) == 0:
-        reason = f"{n} models are in both; it needs {FEWEST} whose scores differ"
+        reason = f"both sides have {n} models in common; {FEWEST} whose scores differ are needed"
         return {name: unknown(reason, n=n) for name in ("spearman", "kendall", "pearson")}
     values = {"spearman": spearmanr(x, y), "kendall": kendalltau(x, y), "pearson": pearsonr(x, y)}
     figures = {}
@@ -98,7 +98,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     names = dict(task.names or {})
     unknown_names = [name for name in names if name not in own]
     if unknown_names:
-        raise ValueError(f"task.names has {', '.join(unknown_names)}, which {task.input} has not")
+        raise ValueError(f"task.names has {', '.join(unknown_names)}, which are not in {task.input}")
     own = {names.get(model, model): value for model, value in own.items()}
     shared = [model for model in own if model in reference]
     x, y = (np.array([scores[model] for model in shared], float) for scores in (own, reference))

@@ -17,28 +17,30 @@ from runtime.plots import plot_intervals
 from runtime.report import print_table
 
 BASE, SCALE, MEAN = 10.0, 400.0, 1000.0
-MOST_LEFT_OUT = 500  # questions up to which each is left out in turn for `clustered` errors
+MOST_LEFT_OUT = 500  # with up to this many questions, `clustered` errors leave out each question in turn
 WINNER = np.array([Winner.Y, Winner.Draw, Winner.X])  # b won, tie, a won
 
 
 def battles_of(votes: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     """(n, 3) int battles [model a, model b, outcome 0 | 1 | 2 = b | tie | a] of `scored` votes, and the models' names.
 
-    Models are numbered in the order in which they first stand on side a, then on side b.
+    Models are numbered in the order of their first occurrence on side a, then on side b.
     """
     numbers, models = pd.factorize(pd.concat([votes["model_a"], votes["model_b"]]))
     outcomes = votes["verdict"].map({"b": 0, "tie": 1, "a": 2}).to_numpy(int)
     battles = np.column_stack([numbers[: len(votes)], numbers[len(votes) :], outcomes])
     itself = battles[:, 0] == battles[:, 1]
     if itself.any():
-        raise ValueError(f"{models[battles[itself, 0][0]]!r} battles itself; give the two checkpoints different names")
+        raise ValueError(
+            f"{models[battles[itself, 0][0]]!r} is on both sides of a battle; give the two checkpoints different names"
+        )
     if len(models) < 2:
         raise ValueError(f"ratings need battles between two models or more, found {list(models)}")
     return battles, list(models)
 
 
 def online_elo(battles: np.ndarray, num_models: int, *, k: float) -> np.ndarray:
-    """(M,) Elo ratings after the battles in file order: start 1000, base 10, scale 400, a tie is half a point."""
+    """(M,) Elo ratings after the battles in file order: start 1000, base 10, scale 400; a tie is half a point."""
     winners = WINNER[battles[:, 2]].tolist()
     index = pd.Index(range(num_models))
     ratings = elo(battles[:, 0], battles[:, 1], winners, index=index, initial=MEAN, base=BASE, scale=SCALE, k=k)
@@ -46,11 +48,11 @@ def online_elo(battles: np.ndarray, num_models: int, *, k: float) -> np.ndarray:
 
 
 def fit_bradley_terry(unique: np.ndarray, counts: np.ndarray, num_models: int) -> np.ndarray:
-    """(M,) Bradley-Terry ratings with mean 1000; a tie is half a win for each (Bradley & Terry 1952).
+    """(M,) Bradley-Terry ratings with mean 1000. A tie is half a win for each (Bradley & Terry 1952).
 
         log odds that a beats b = ln 10 * (rating_a - rating_b) / 400
 
-    `unique` are the distinct rows of `battles_of`, `counts` how often each was seen (0 allowed).
+    `unique` are the distinct rows of `battles_of`, `counts` the number of times each occurred (0 allowed).
     """
     seen = counts > 0
     rows, index = unique[seen], pd.Index(range(num_models))
@@ -63,7 +65,7 @@ def fit_bradley_terry(unique: np.ndarray, counts: np.ndarray, num_models: int) -
 
 
 def unbeaten_groups(unique: np.ndarray, counts: np.ndarray, num_models: int) -> np.ndarray | None:
-    """(M,) group numbers if some group of models never lost or tied against another, else None: ratings are finite."""
+    """(M,) group numbers if some group of models never lost or tied against another. None if ratings are finite."""
     seen = counts > 0
     a, b, outcome = unique[seen].T
     winners = np.concatenate([a[outcome >= 1], b[outcome <= 1]])
@@ -74,7 +76,7 @@ def unbeaten_groups(unique: np.ndarray, counts: np.ndarray, num_models: int) -> 
 
 
 def bootstrap_bradley_terry(unique, counts, num_models: int, *, rounds: int) -> np.ndarray:
-    """(R, M) ratings of multinomial resamples of the unique outcomes; rounds without finite ratings are left out."""
+    """(R, M) ratings of multinomial resamples of the unique outcomes. Rounds without finite ratings are left out."""
     draws = np.random.default_rng(0).multinomial(int(counts.sum()), counts / counts.sum(), size=rounds)  # (rounds, U)
     finite = [draw for draw in draws if unbeaten_groups(unique, draw, num_models) is None]
     return np.array([fit_bradley_terry(unique, draw, num_models) for draw in finite]).reshape(-1, num_models)
@@ -99,7 +101,7 @@ def jackknife_bradley_terry(
 
     cov = (G - 1) / G * sum over the G clusters of d d^T,   d = (H - H_g)^+ s_g
 
-    With few questions a sandwich is too small, because the fit follows each of them; this is not.
+    With few questions a sandwich error is too small, because the fit follows each question. This one is not.
     """
     bread, scores, curvatures, slope = _sandwich_parts(battles, weights, ratings, clusters)
     groups, num_models = scores.shape
@@ -111,7 +113,7 @@ def jackknife_bradley_terry(
 
 
 def _sandwich_parts(battles, weights, ratings, clusters):
-    """H^+, the (G, M) scores of the clusters, a function to the information of one cluster, and log odds a point."""
+    """H^+, the (G, M) scores of the clusters, a function for the information of one cluster, and log odds per point."""
     a, b, outcome = battles.T
     num_models, slope = len(ratings), np.log(BASE) / SCALE
     p = 1 / (1 + np.exp(-slope * (ratings[a] - ratings[b])))  # (n,)
@@ -155,7 +157,7 @@ def rate(
     """Ratings, intervals and ranks of every model.
 
     Args:
-        votes: as `evals.readers` gives them.
+        votes: the table of `evals.readers`.
         method: elo (online, file order) or bradley_terry.
         interval: bootstrap (over battles), sandwich (Bradley-Terry only) or clustered (a sandwich by question).
         level: probability that the interval covers.
@@ -167,7 +169,7 @@ def rate(
         known = "task.method=elo | bradley_terry and task.interval=bootstrap | sandwich | clustered"
         raise ValueError(f"need {known}, got {method=}, {interval=}")
     if method == "elo":
-        interval = "bootstrap"  # the only one that it has
+        interval = "bootstrap"  # the only interval of online Elo
     votes = scored(votes)
     battles, models = battles_of(votes)
     fit = _rate_elo if method == "elo" else _rate_bradley_terry
@@ -229,7 +231,7 @@ def one_source(votes: pd.DataFrame, judge: str | None) -> pd.DataFrame:
     """The votes of people, of one judge, or of all of them (judge=all).
 
     Args:
-        judge: a judge's name, `people`, `all`, or None where there is nothing to choose.
+        judge: a judge's name, `people`, `all`, or None if there is only one source.
     Raises:
         ValueError: the votes are of several sources, and `judge` does not choose.
     """
@@ -239,10 +241,10 @@ def one_source(votes: pd.DataFrame, judge: str | None) -> pd.DataFrame:
         return votes
     if judge is None:
         sources = ", ".join([*judges[:5], *(["people"] if people else [])])
-        raise ValueError(f"the files hold votes of {sources}; choose with task.judge=NAME | people | all")
+        raise ValueError(f"the files have votes of {sources}; choose with task.judge=NAME | people | all")
     chosen = votes[votes["human"] if judge == "people" else ~votes["human"] & (votes["judge"] == judge)]
     if not len(chosen):
-        raise ValueError(f"no vote of task.judge={judge}; the files hold {', '.join(judges) or 'people only'}")
+        raise ValueError(f"no vote of task.judge={judge}; the files have {', '.join(judges) or 'people only'}")
     return chosen
 
 

@@ -35,7 +35,7 @@ def read_votes(files: Sequence[str], format: str) -> pd.DataFrame:
     """The votes of all files, in file order, as the table of `evals.verdicts`.
 
     Raises:
-        ValueError: unknown format, a missing or malformed file (with its line), no vote.
+        ValueError: the format is unknown, a file is missing or malformed (with its line), or there is no vote.
     """
     if format not in FORMATS:
         raise ValueError(f"task.format={format!r} is unknown; known formats: {', '.join(FORMATS)}")
@@ -43,7 +43,7 @@ def read_votes(files: Sequence[str], format: str) -> pd.DataFrame:
         raise ValueError(f"task.input takes a list of files, got {files!r}; write task.input=[a.jsonl,b.jsonl]")
     votes = votes_table(FORMATS[format](files))
     if not len(votes):
-        raise ValueError(f"no vote in {', '.join(map(str, files))}; task.input takes files with one vote a row")
+        raise ValueError(f"no vote in {', '.join(map(str, files))}; task.input takes files with one vote per row")
     return votes
 
 
@@ -51,7 +51,7 @@ def content_text(where: str, name: str, value) -> str:
     """The text of a turn: a text, {"content": ..}, {"answer": ..} (Arena-Hard's), or a list of text parts.
 
     Raises:
-        ValueError: anything else, a null or an image among them.
+        ValueError: any other value, such as null or an image.
     """
     if isinstance(value, dict):
         key = next((key for key in ("content", "answer", "text") if key in value), None)
@@ -75,7 +75,7 @@ def _need(where: str, row: dict, *names: str) -> list:
 
 
 def _winner(label) -> str:
-    """a, b, tie or, for every label that is none of ours, error."""
+    """a, b or tie. Every other label is an error."""
     return WINNERS.get(str(label).strip().lower(), "error")
 
 
@@ -87,7 +87,7 @@ def _numbered(label) -> str:
 
 
 def _number(value) -> float:
-    """The number in a field that may be empty."""
+    """The number in a field. NaN if it is empty."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -95,7 +95,7 @@ def _number(value) -> float:
 
 
 def read_alpaca_eval(files: Sequence[str]) -> Iterator[dict]:
-    """The annotations.json that alpaca_eval writes: generator_1 is the baseline, preference in [1, 2], 0 = tie."""
+    """annotations.json of alpaca_eval: generator_1 is the baseline, preference in [1, 2], 0 = tie."""
     for file in files:
         for where, row in read_rows(file):
             instruction, baseline, model, preference = _need(
@@ -125,7 +125,7 @@ def _text(value) -> str | None:
 
 
 def read_mtbench(files: Sequence[str]) -> Iterator[dict]:
-    """FastChat's human votes and GPT-4 pair files; one row of a pair file with both verdicts gives two votes."""
+    """FastChat's human votes and GPT-4 pair files. A row of a pair file with both verdicts gives two votes."""
     for file in files:
         for where, row in read_rows(file):
             question, judge = _need(where, row, "question_id", "judge")
@@ -140,7 +140,7 @@ def read_mtbench(files: Sequence[str]) -> Iterator[dict]:
             if "g1_winner" in row:
                 model_a, model_b, first, second = _need(where, row, "model_1", "model_2", "g1_winner", "g2_winner")
                 vote |= {"model_a": model_a, "model_b": model_b}
-                # g2 was asked with the answers exchanged, and its verdict is already mapped back
+                # g2 got the answers exchanged, and its verdict is already mapped back
                 yield vote | {"shown": "a", "verdict": _winner(first), "text": row.get("g1_judgment")}
                 yield vote | {"shown": "b", "verdict": _winner(second), "text": row.get("g2_judgment")}
             else:
@@ -151,10 +151,10 @@ def read_mtbench(files: Sequence[str]) -> Iterator[dict]:
 
 
 def read_arena(files: Sequence[str]) -> Iterator[dict]:
-    """Chatbot Arena's battles and LMSYS's sets: the answer of model_a stood on the left.
+    """Chatbot Arena's battles and LMSYS's sets: the answer of model_a was on the left.
 
-    `winner`, or the three columns winner_model_a, winner_model_b, winner_tie. A row whose conversation has an answer
-    without text is no vote on two answers: its verdict is an error, and its text says why.
+    Columns: `winner`, or winner_model_a, winner_model_b and winner_tie. If a conversation has an answer without text,
+    its row is not a vote on two answers: the verdict is an error with the reason in its text.
     """
     for file in files:
         for where, row in read_rows(file):
@@ -185,7 +185,7 @@ def _winner_column(where: str, row: dict) -> str | None:
 
 
 def _answer_lengths(row: dict) -> tuple[dict, str]:
-    """Characters of both sides' answers, and which answer has no text."""
+    """(characters of both sides' answers, the reason if an answer has no text)."""
     lengths, lacking = {}, ""
     for side in "ab":
         messages = row.get(f"conversation_{side}")
@@ -200,7 +200,7 @@ def _answer_lengths(row: dict) -> tuple[dict, str]:
 
 
 def read_arena_hard(files: Sequence[str]) -> Iterator[dict]:
-    """arena-hard-auto's model_judgment: the baseline stood first in the first game, the model in the second."""
+    """arena-hard-auto's model_judgment: the baseline is shown first in the first game, the model in the second."""
     for file in files:
         for where, row in read_rows(file):
             number = row.get("uid", row.get("question_id"))
@@ -216,7 +216,7 @@ def read_arena_hard(files: Sequence[str]) -> Iterator[dict]:
 
 
 def read_pandalm(files: Sequence[str]) -> Iterator[dict]:
-    """PandaLM's test set: one column a judge (0 tie, 1, 2); the people are annotator1 .. annotator3."""
+    """PandaLM's test set: one column per judge (0 tie, 1, 2). The people are annotator1 .. annotator3."""
     known = {"idx", "motivation_app", "cmp_key", "len_1", "len_2", "instruction", "input", "response1", "response2"}
     for file in files:
         for where, row in read_rows(file):
@@ -238,7 +238,7 @@ def read_pandalm(files: Sequence[str]) -> Iterator[dict]:
 
 
 def read_llmbar(files: Sequence[str]) -> Iterator[dict]:
-    """LLMBar's results in both orders; the second verdict is already mapped back. The label votes as a person."""
+    """LLMBar's results in both orders. The second verdict is already mapped back. The label is a person's vote."""
     for file in files:
         labelled = set()
         for where, row in read_rows(file):
@@ -257,9 +257,9 @@ JUDGEBENCH = {"A>B": "a", "B>A": "b", "A=B": "tie"}
 
 
 def read_judgebench(files: Sequence[str]) -> Iterator[dict]:
-    """JudgeBench's results in both orders; the second decision speaks about the answers as they were shown, swapped.
+    """JudgeBench's results in both orders. The second decision refers to the answers in the exchanged order.
 
-    The label votes as a person. A judgment that is null, or without a decision, is an error.
+    The label is a person's vote. A judgment that is null or has no decision is an error.
     """
     for file in files:
         labelled = set()
@@ -279,7 +279,7 @@ def read_judgebench(files: Sequence[str]) -> Iterator[dict]:
 
 
 def read_llmfao(files: Sequence[str]) -> Iterator[dict]:
-    """llmfao's crowd and GPT votes; a file without `winner` but with result_x, result_y gives lengths and types."""
+    """llmfao's crowd and GPT votes. A file without `winner` but with result_x, result_y gives lengths and types."""
     tables = {file: list(read_rows(file)) for file in files}
     pairs = {row["id"]: row for rows in tables.values() for _, row in rows if "result_x" in row}
     for file, rows in tables.items():

@@ -1,7 +1,7 @@
 """The report of a recipe: one table on the screen, and one self-contained HTML page.
 
-The page begins with what was asked (`question` of the recipe) and what came of it, step by step where a step measured
-gains (task=gains). Then the same prompts answered before and after, what changed marked; then every step with one
+The page begins with the `question` of the recipe and its answer, step by step if a step measured gains (task=gains).
+Then come the answers to the same prompts before and after, with changes marked. Then come all steps, each with one
 picture, its figures, and links to its files. Paths are relative to the page.
 """
 
@@ -33,7 +33,7 @@ def report(cfg: DictConfig, home: Path, seconds: dict[str, float], commands: dic
     """Write home/report.html and print the same.
 
     Args:
-        seconds, commands: of every step by its name.
+        seconds, commands: seconds and command of each step, by its name.
     """
     figures = {step.name: step_figures(home, step) for step in cfg.steps}
     rows = [row for step in cfg.steps for row in figures[step.name]]
@@ -50,7 +50,7 @@ def report(cfg: DictConfig, home: Path, seconds: dict[str, float], commands: dic
     blocks = [
         *([paragraph(cfg.question)] if "question" in cfg else []),
         bullets(
-            [*verdicts, f"Price: {minutes:.1f} minutes in {len(cfg.steps)} steps, on a machine with {cores} cores."]
+            [*verdicts, f"Cost: {minutes:.1f} minutes in {len(cfg.steps)} steps, on a machine with {cores} cores."]
         ),
         *(picture(home / step.name / "gains.png") for step in cfg.steps),
         *answers_block(home, cfg.steps),
@@ -65,7 +65,7 @@ def report(cfg: DictConfig, home: Path, seconds: dict[str, float], commands: dic
 
 
 def gains_of(directory: Path) -> list[str]:
-    """A sentence for each method that a task=gains measured; none where the step did something else."""
+    """A sentence for each method that a task=gains measured. Empty if the step did something else."""
     path = directory / "result.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     lines = []
@@ -77,7 +77,7 @@ def gains_of(directory: Path) -> list[str]:
         lines.append(
             f"{name}: {sure} by {result['reward_fn']}: {cell(first['gold']['value'])} before, "
             f"{cell(last['gold']['value'])} after ({value:+.3f}{within}, {gain['n']} "
-            f"{'prompts' if method['seeds'] == 1 else 'seeds'}), {cell(last['kl'])} nats from where it began."
+            f"{'prompts' if method['seeds'] == 1 else 'seeds'}), {cell(last['kl'])} nats from its start."
         )
     return lines
 
@@ -91,10 +91,10 @@ def step_figures(home: Path, step: DictConfig) -> list[tuple]:
 
 
 def read_figure(directory: Path, figure: str) -> tuple[str, tuple, str]:
-    """Name, (first, last) and file of a metric over the steps, or of FILE.json:KEY.KEY, which has no first.
+    """Name, (first, last) and file of a metric over the steps, or of FILE.json:KEY.KEY, which has no first value.
 
     Raises:
-        ValueError: the step left no such figure.
+        ValueError: the step wrote no such figure.
     """
     if ".json:" in figure:
         file, key = figure.split(":", 1)
@@ -111,7 +111,7 @@ def read_figure(directory: Path, figure: str) -> tuple[str, tuple, str]:
 
 
 def step_blocks(home: Path, step: DictConfig, figures: list[tuple], seconds: float, command: str) -> list[str]:
-    """A step's part of the page: its figures, one picture, and behind a click its command and its files."""
+    """The page's part on a step: its figures, one picture, and a folded part with its command and files."""
     directory, blocks = home / step.name, [heading(f"{step.name}, {seconds / 60:.1f} minutes")]
     if step.get("about"):
         blocks.append(paragraph(step.about))
@@ -133,7 +133,7 @@ def step_blocks(home: Path, step: DictConfig, figures: list[tuple], seconds: flo
 
 
 def answers_block(home: Path, steps: list[DictConfig]) -> list[str]:
-    """The same prompts answered before and after each step that answered them, what changed marked."""
+    """The answers to the same prompts before and after each step that wrote samples, with changes marked."""
     samples_of = {step.name: before_and_after(home / step.name) for step in steps}
     samples_of = {name: samples for name, samples in samples_of.items() if samples}
     prompts = list(dict.fromkeys(sample["prompt"] for samples in samples_of.values() for sample in samples))
@@ -152,19 +152,19 @@ def answers_block(home: Path, steps: list[DictConfig]) -> list[str]:
 
 
 def exchange(prompt: str, lines: list[tuple[str, str]]) -> str:
-    """A prompt, and who said what to it; the second of each line is HTML."""
-    said = "".join(f"<dt>{escape(who)}</dt><dd>{what}</dd>" for who, what in lines)
-    return f'<div class="exchange"><p>{escape(prompt)}</p><dl>{said}</dl></div>'
+    """A prompt and its answers, each a pair of name and HTML."""
+    answers = "".join(f"<dt>{escape(who)}</dt><dd>{what}</dd>" for who, what in lines)
+    return f'<div class="exchange"><p>{escape(prompt)}</p><dl>{answers}</dl></div>'
 
 
 def spoken(prompt: str) -> str:
-    """A prompt as it was written for the model, with each message's role as a word."""
+    """A prompt as the model gets it, with each message's role as a word."""
     text = re.sub(r"<\|end\|>|<\|assistant\|>\s*$|<s>", " ", prompt)
     return re.sub(r"\s*<\|(user|assistant|system)\|>\s*", r" \1: ", text).strip()
 
 
 def marked(before: str, after: str) -> str:
-    """`after` as HTML, with words that `before` does not have in their place marked."""
+    """`after` as HTML. Words that `before` does not have at their place are marked."""
     old, new = before.split(), after.split()
     parts = []
     for kind, _, _, start, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
@@ -174,13 +174,13 @@ def marked(before: str, after: str) -> str:
 
 
 def shorten(text: str, most: int) -> str:
-    """The text on one line, as a terminal may have it; its middle left out where it is long."""
+    """The text on one line without control characters. The middle of a long text is left out."""
     text = printable(" ".join(text.split()))
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def before_and_after(directory: Path) -> list[dict]:
-    """The same prompts answered at the first and at the last sampling."""
+    """The answers to the same prompts at the first and at the last sampling."""
     rows = [row for row in read_log(directory / "samples.jsonl") if "completion" in row]
     steps = sorted({row["step"] for row in rows})
     if len(steps) < 2:

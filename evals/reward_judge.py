@@ -36,7 +36,7 @@ class RewardJudge:
         """The score of each conversation, which ends with the assistant turn to be scored.
 
         Raises:
-            ValueError: conversations longer than the window, with their number: nothing is cut.
+            ValueError: conversations are longer than the window. The message has their number; nothing is cut.
         """
         whole = {"max_length": sys.maxsize, "max_prompt_length": sys.maxsize}
         rows = [

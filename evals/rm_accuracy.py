@@ -62,14 +62,14 @@ def evaluate_reward_model(
 
 
 def check_measurable(groups: list[PreferenceGroup]) -> None:
-    """Raise ValueError, before training starts, where held-out judgements have nothing to measure."""
+    """Raise ValueError, before training starts, if the held-out judgements have nothing to measure."""
     if any(decided_pairs(group.ranks) for group in groups):
         return
     good = {group.is_good for group in groups if group.reward is not None} - {None}
     if len(good) < 2:
         rated = groups[0].reward is not None
         what = f"all {len(groups)} ratings lie on one side of 1/2" if rated else "every comparison is a tie"
-        raise ValueError(f"data.eval cannot tell a good reward model from a bad one: {what}; hold out other rows")
+        raise ValueError(f"data.eval cannot measure a reward model: {what}; hold out other rows")
 
 
 def _rated_figures(groups: list[PreferenceGroup], scores: np.ndarray, plot: Path | None) -> dict[str, float]:

@@ -37,7 +37,7 @@ def add_style(votes: pd.DataFrame, files: Sequence[str], answers: Sequence[str] 
         sides = [[found.get(key) for key in zip(votes[f"model_{s}"], votes["question"], strict=True)] for s in "ab"]
     else:
         rows = [row.get("conv_metadata") for file in files for _, row in read_rows(file)]
-        known = votes["verdict"] != "error"  # one row a vote: arena battles are never folded
+        known = votes["verdict"] != "error"  # one row per vote, because arena battles are never folded
         sides = [[_metadata(row, side) for row, kept in zip(rows, known, strict=True) if kept] for side in "ab"]
         votes = scored(votes)
     unknown = sum(row is None for side in sides for row in side)
@@ -68,7 +68,7 @@ def style_differences(votes: pd.DataFrame) -> np.ndarray:
     gaps = []
     for name in FEATURES:
         a, b = votes[f"{name}_a"].to_numpy(float), votes[f"{name}_b"].to_numpy(float)
-        gaps.append((a - b) / (a + b + 1))  # + 1: neither may have any
+        gaps.append((a - b) / (a + b + 1))  # + 1, because both may be 0
     gaps = np.column_stack(gaps)
     std = gaps.std(axis=0)
     return (gaps - gaps.mean(axis=0)) / np.where(std > 0, std, 1)
@@ -82,7 +82,7 @@ def fit_style(
     log odds that a wins = ln 10 * (x_a - x_b) + weights * style,   loss + 0.25 * |(x, weights)|^2,
     rating = 400 * x + 1000     (Chatbot Arena's style control: ridge 0.5 on everything)
 
-    `counts` is how often each battle counts.
+    `counts` is the number of times that each battle counts.
     """
     n, rows = len(won), np.arange(len(won))
     one = np.full(n, np.log(10.0))

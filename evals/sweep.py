@@ -11,18 +11,18 @@ from runtime.metrics import read_log
 from runtime.plots import pyplot, save_figure
 from runtime.report import print_table
 
-NOT_SETTINGS = ("run_dir", "name")  # keys that differ between jobs and are no settings
+NOT_SETTINGS = ("run_dir", "name")  # keys that differ between jobs and are not settings
 
 
 def read_jobs(directory: Path, key: str) -> list[dict]:
-    """[{"job", "settings", "points"}]: what sets a job apart from the others, and [(step, figure)] of `key`.
+    """[{"job", "settings", "points"}]: the settings that differ between jobs, and [(step, figure)] of `key`.
 
     Raises:
-        ValueError: no job there, or none that logged `key`.
+        ValueError: there is no job, or no job that logged `key`.
     """
     paths = sorted(directory.glob("*/metrics.jsonl"), key=lambda p: (len(p.parent.name), p.parent.name))
     if not paths:
-        raise ValueError(f"{directory} holds no job with a metrics.jsonl; task.input is the directory of a sweep")
+        raise ValueError(f"{directory} has no job with a metrics.jsonl; task.input is the directory of a sweep")
     configs = [flat(OmegaConf.load(path.parent / "config.yaml")) for path in paths]
     names = sorted({name for config in configs for name in config} - set(NOT_SETTINGS))
     differ = [name for name in names if len({repr(config.get(name)) for config in configs}) > 1]

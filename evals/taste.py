@@ -50,13 +50,13 @@ def collect(people: pd.DataFrame, judge: pd.DataFrame, feature: pd.Series) -> It
     """The items that people and judge both voted on.
 
     Args:
-        people, judge: votes without errors, pairs sorted; the judge's in each order or folded (two votes in one).
-        feature: c by item (index PAIR); it is also one of x.
+        people, judge: votes without errors, pairs sorted. The judge's are in each order, or folded (two votes in one).
+        feature: c by item (index PAIR). It is also one of x.
     """
     counts = {}
     for name, votes in (("people", people), ("judge", judge)):
         won = points(votes["verdict"]).to_numpy()
-        double = np.where(votes["shown"].eq("both") & ~votes["human"], 2.0, 1.0)  # a folded vote is two
+        double = np.where(votes["shown"].eq("both") & ~votes["human"], 2.0, 1.0)  # a folded vote counts as two
         side = votes["shown"].map({"a": 0, "b": 1}).fillna(2).astype(int) if name == "judge" else 2
         rows = votes[PAIR].assign(side=side, a=won * double, b=(1 - won) * double)
         counts[name] = rows.groupby([*PAIR, "side"])[["a", "b"]].sum()
@@ -94,7 +94,7 @@ class Fit:
     def __init__(self, items: Items):
         self.items, width = items, items.x.shape[1]
         asked = items.judge.any((0, 2))
-        self.judge, self.sides = items.judge[:, asked], SIDES[asked]  # only the orders that were asked
+        self.judge, self.sides = items.judge[:, asked], SIDES[asked]  # only the orders in which the judge was asked
         nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
         self.nodes, self.log_weights = nodes, np.log(weights / weights.sum())
         names = ["b"] * width + ["tau", "k", "gain", "order"]
@@ -191,10 +191,10 @@ class Fit:
         return gain / k, math.sqrt(slope @ self.cov @ slope)
 
     def model_spread(self, family: np.ndarray) -> tuple[float, int]:
-        """Variance, over models outside of the family, of what the judge adds to each; and the number of these models.
+        """(variance, over models outside of the family, of what the judge adds to each; the number of these models).
 
-        A judge may like any one model better than people do; that its own family stands out needs more than that. One
-        Newton step from the fit for each model; the part that sampling explains is taken out.
+        A judge may like single models better than people do, so the family's gain must exceed this variance. It uses
+        one Newton step from the fit for each model, and subtracts the part that sampling explains.
         """
         items, (u, v) = self.items, self.terms(self.values, self.sides)
         joint = self.scores(self.values)[0]
@@ -225,7 +225,7 @@ def added_share(people: pd.DataFrame, judge: pd.DataFrame, feature: pd.Series, *
     groups = len(np.unique(items.questions[pointed]))
     if groups < FEWEST:
         return unknown(
-            f"{groups} questions with votes of both people and judge; it needs {FEWEST}", n=int(pointed.sum())
+            f"{groups} questions with votes of both people and judge; {FEWEST} are needed", n=int(pointed.sum())
         )
     fit = Fit(items)
     n = int(items.judge[pointed].sum())
@@ -257,8 +257,8 @@ def family_gain(people: pd.DataFrame, judge: pd.DataFrame, family: dict[str, boo
         )
     groups = items.num_questions
     if groups < FEWEST:
-        return unknown(f"{groups} questions with votes of both people and judge; it needs {FEWEST}", n=len(items.c))
-    items.x = items.x[:, :-1]  # the models' ratings hold the family's already
+        return unknown(f"{groups} questions with votes of both people and judge; {FEWEST} are needed", n=len(items.c))
+    items.x = items.x[:, :-1]  # the ratings of the models already contain the family's
     fit = Fit(items)
     value, error = fit.gain_points()
     model_variance, others = fit.model_spread(own)

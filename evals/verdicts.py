@@ -10,7 +10,7 @@ import pandas as pd
 from data.records import Verdict
 
 COLUMNS = [field.name for field in fields(Verdict)]
-EXTRA = ["index"]  # number of the question in its benchmark, where the file has it
+EXTRA = ["index"]  # number of the question in its benchmark, if the file has it
 DEFAULTS = {"human": False, "turn": 1, "weight": 1.0}
 OUTCOMES = ("a", "b", "tie", "error")
 PAIR = ["question", "turn", "model_a", "model_b"]
@@ -53,15 +53,15 @@ def swapped(votes: pd.DataFrame, rows: pd.Series) -> pd.DataFrame:
 
 
 def sort_pairs(votes: pd.DataFrame) -> pd.DataFrame:
-    """The votes with model_a < model_b in every row: two files may only be joined after this."""
+    """The votes with model_a < model_b in every row. Two files may only be joined after this."""
     return swapped(votes, votes["model_a"] > votes["model_b"])
 
 
 def fold_orders(votes: pd.DataFrame) -> pd.DataFrame:
     """A judge's two votes on one pair, once in each order, become one; Zheng et al. 2023 (arXiv:2306.05685), 3.4.
 
-    A win counts only where both orders agree, otherwise it is a tie; an error in either makes the item an error.
-    Votes in one order only, votes of people and votes of unknown order stay as they are.
+    A win counts only if both orders agree, otherwise it is a tie. An error in either order makes the item an error.
+    Votes in one order only, votes of people and votes of unknown order are not changed.
     """
     votes = sort_pairs(votes)
     ordered = votes["shown"].isin(["a", "b"]) & ~votes["human"]
@@ -88,10 +88,10 @@ def fold_orders(votes: pd.DataFrame) -> pd.DataFrame:
 
 
 def scored(votes: pd.DataFrame) -> pd.DataFrame:
-    """One row a battle: a judge's two orders folded, errors left out, file order kept where nothing was folded.
+    """One row per battle. A judge's two orders are folded, errors are left out, and the file order is kept.
 
     Raises:
-        ValueError: every vote is an error.
+        ValueError: all votes are errors.
     """
     check_readable(votes)
     if (votes["shown"].eq("b") & ~votes["human"]).any():
@@ -110,6 +110,6 @@ def points(verdicts: pd.Series) -> pd.Series:
 
 
 def check_readable(votes: pd.DataFrame) -> None:
-    """Raise ValueError where no vote is a win or a tie."""
+    """Raise ValueError if no vote is a win or a tie."""
     if (votes["verdict"] == "error").all():
-        raise ValueError(f"none of the {len(votes)} verdicts is a win or a tie; is task.format the right one?")
+        raise ValueError(f"none of the {len(votes)} verdicts is a win or a tie; check task.format")

@@ -1,4 +1,4 @@
-"""`watch`: rewards that are asked about a training's answers to held-out prompts, and not trained on."""
+"""`watch`: rewards that score a training's answers to held-out prompts, and are not trained on."""
 
 from collections.abc import Sequence
 
@@ -12,36 +12,37 @@ from runtime.run import Run
 
 
 class Watched:
-    """What `watch` names, asked about answers.
+    """The rewards that `watch` names, applied to answers.
 
-    Raises ValueError where it names a reward and there are no prompts, as messages, to answer.
+    Raises ValueError if it names a reward and there are no prompts, as messages, to answer.
     """
 
     def __init__(self, cfg: DictConfig, run: Run):
         self.sources = read_sources("watch", cfg.watch, run.dir / "watched", cfg.reward_timeout)
         if self.sources and not (cfg.data.prompts and cfg.sample_every):
             raise ValueError(
-                "watch is asked about the answers to data.prompts, every sample_every steps; give data.prompts=[FILES]"
+                "watch scores the answers to data.prompts, every sample_every steps; give data.prompts=[FILES]"
             )
         self.device = run.device
 
     def figures(self, prompts: Sequence[dict], texts: list[str]) -> dict[str, Tensor]:
-        """{"eval/watch/NAME": (n,) what it says of the answers, those that it cannot judge left out}.
+        """{"eval/watch/NAME": (n,) scores of the answers}. Answers that a reward cannot judge are left out.
 
         Args:
             prompts: items of `data/prompts.py`. texts: the answer to each, without its stop token.
         Raises:
-            ValueError: something else than a number for each answer, or None.
+            ValueError: a reward returns anything but a number or None for each answer.
         """
-        if not self.sources:  # the prompts may then be of conversations, which have no columns
+        if not self.sources:  # the prompts may then be from conversations, which have no columns
             return {}
         figures, columns = {}, gather_columns(list(prompts))
         for source in self.sources:
-            said = call_rows(source.function, [prompt_text(prompt) for prompt in prompts], texts, columns)
-            known = [value if value is not None else source.unjudged for value in said]
+            scores = call_rows(source.function, [prompt_text(prompt) for prompt in prompts], texts, columns)
+            known = [value if value is not None else source.unjudged for value in scores]
             if bad := [value for value in known if not (value is None or isinstance(value, int | float))]:
                 raise ValueError(
-                    f"watch: {source.name} says {str(bad[0])[:80]}; wanted a number for each completion, or None"
+                    f"watch: {source.name} returned {str(bad[0])[:80]}; it must return a number for each completion, "
+                    "or None"
                 )
             values = [float(value) for value in known if value is not None]
             figures[f"eval/watch/{source.name}"] = torch.tensor(values, device=self.device)

@@ -25,14 +25,14 @@ def win_rate(preference: np.ndarray) -> dict:
         win_rate = 100 * mean(p), standard_error = 100 * sd(p, ddof=1) / sqrt(n)
 
     Args:
-        preference: (n,) probability that b is better; 0.5 is a tie, NaN rows (no verdict) are left out.
+        preference: (n,) probability that b is better. 0.5 is a tie; NaN rows (no verdict) are left out.
     Raises:
         ValueError: no row has a preference.
     """
     p = preference[~np.isnan(preference)]
     if not len(p):
         raise ValueError(f"none of the {len(preference)} rows has a preference")
-    discrete = np.where(p == 0.5, 0.5, np.round(p))  # a probability rounds to the winner, only 0.5 is a tie
+    discrete = np.where(p == 0.5, 0.5, np.round(p))  # a probability rounds to the winner, and only 0.5 is a tie
     return {
         "win_rate": 100 * p.mean(),
         "standard_error": 100 * p.std(ddof=1) / math.sqrt(len(p)) if len(p) > 1 else None,
@@ -65,7 +65,7 @@ def comparisons_needed(win_rate: float, *, alpha: float, power: float) -> int:
 
 
 def parts_far(raw: float, controlled: float) -> bool:
-    """Whether a controlled rate is too far from the raw one to be believed: by 10 points and a quarter."""
+    """Whether a controlled rate is implausibly far from the raw one: over 10 points and over a quarter."""
     low, high = raw - max(raw / 4, 10), raw + max((100 - raw) / 4, 10)
     return not low <= controlled <= high
 
@@ -114,14 +114,13 @@ def _warnings(result: dict, votes: pd.DataFrame, task: DictConfig) -> list[str]:
     warnings, raw, controlled = [], result["win_rate"], result["length_controlled_win_rate"]
     if controlled is not None and parts_far(raw, controlled):
         warnings.append(
-            f"the length-controlled rate {controlled:.1f} is far from the raw one {raw:.1f}: the model's lengths lie "
-            "where the regression has nothing to go by, or were chosen for it (a gamed model); do not rank by it"
+            f"the length-controlled rate {controlled:.1f} is far from the raw one {raw:.1f}: the model's lengths are "
+            "outside of the regression's data, or were chosen to exploit it (a gamed model); do not rank by it"
         )
     same = votes["hash_b"].value_counts()
     if len(same) and same.iloc[0] >= 3 and same.iloc[0] / len(votes) > task.max_same_answer:
         warnings.append(
-            f"{same.iloc[0]} of {len(votes)} answers are one and the same text; "
-            "a constant text can win 77 % on AlpacaEval 2"
+            f"{same.iloc[0]} of {len(votes)} answers are the same text; a constant text can win 77 % on AlpacaEval 2"
         )
     return warnings
 
@@ -130,7 +129,7 @@ def orient(votes: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
     """The votes with the same model as a in each pair: the baseline, or the one that was first as a."""
     if baseline is not None and not ((votes["model_a"] == baseline) | (votes["model_b"] == baseline)).any():
         names = ", ".join(sorted(set(votes["model_a"]) | set(votes["model_b"])))
-        raise ValueError(f"task.baseline={baseline} is none of the models in the votes: {names}")
+        raise ValueError(f"task.baseline={baseline} is not among the models in the votes: {names}")
     first = {}
     for a, b in zip(votes["model_a"], votes["model_b"], strict=True):
         first.setdefault(frozenset((a, b)), a)
@@ -148,7 +147,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     judges = sorted(votes["judge"].unique())
     if len(judges) > 1 and not votes["human"].all():
         raise ValueError(
-            f"the files hold verdicts of {len(judges)} judges ({', '.join(judges[:5])}); give those of one"
+            f"the files have verdicts of {len(judges)} judges ({', '.join(judges[:5])}); give the files of one judge"
         )
     if (votes["shown"].eq("b") & ~votes["human"]).any():
         votes = fold_orders(votes)

@@ -125,7 +125,7 @@ def test_every_kind_runs_alike_on_micro_batches_of_any_size(ppo, stopping, tmp_p
         (["reward=[3]"], "reward: 3 names no reward"),
         (["reward=exact"], "exact reads the column answer, which no prompt has"),
         (["reward=environment"], "reward: environment asks for env=FILE.py:CLASS"),
-        (["watch=repetition"], "watch is asked about the answers to data.eval"),
+        (["watch=repetition"], "watch scores the answers to data.eval"),
         (["watch_patience=0"], "watch_patience=0"),
     ],
 )

@@ -127,7 +127,7 @@ def test_the_page_begins_with_what_was_asked_and_what_came_of_it(tmp_path):
     up, flat = gains_of(tmp_path)
     assert up == (
         "up: better by taste: 0.5 before, 0.75 after (+0.250, 95 % interval 0.2 to 0.3, 64 prompts), 2.5 nats from "
-        "where it began."
+        "its start."
     )
     assert flat.startswith("flat: no sure change by taste") and "3 seeds" in flat
     assert gains_of(tmp_path / "elsewhere") == []

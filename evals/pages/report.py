@@ -1,4 +1,4 @@
-"""task=report: many results on two pages that need no other file: report.html (a comparison) and leaderboard.html."""
+"""task=report: many results on two self-contained pages: report.html (a comparison) and leaderboard.html."""
 
 import json
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ def load_runs(folders: list[str]) -> dict[str, dict]:
     for folder in folders:
         file = Path(folder) / "result.json"
         if not file.is_file():
-            raise ValueError(f"{folder} holds no result.json; task.input takes directories of evaluate.py")
+            raise ValueError(f"{folder} has no result.json; task.input takes directories of evaluate.py")
         results[folder] = json.loads(file.read_text(encoding="utf-8"))
     return results
 
 
 def names_of(folders: Sequence[str]) -> dict[str, str]:
-    """{folder: what the pages call it}: its name, with as many of its parents as tell it from the others."""
+    """{folder: its name on the pages}: the folder's name, with as many parents as make it unique."""
     parts = {folder: Path(folder).absolute().parts for folder in folders}
     names = {}
     for folder, own in parts.items():
@@ -45,8 +45,8 @@ def names_of(folders: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def told_apart(figures: list[tuple[str, Figure]]) -> list[Figure]:
-    """The figures of (run, figure); of runs that measured the same of one model, each benchmark names its run."""
+def with_run_names(figures: list[tuple[str, Figure]]) -> list[Figure]:
+    """The figures of (run, figure). If runs measured the same benchmark of one model, the benchmark names its run."""
     runs: dict[tuple[str, str], set[str]] = {}
     for run, figure in figures:
         runs.setdefault((figure.model, figure.benchmark), set()).add(run)
@@ -58,19 +58,19 @@ def told_apart(figures: list[tuple[str, Figure]]) -> list[Figure]:
 
 
 def interval(figure: Figure) -> str:
-    """The interval in words, or why there is none."""
+    """The interval as text, or the reason why there is none."""
     return figure.note if figure.lower is None else f"{cell(figure.lower)} to {cell(figure.upper)}"
 
 
 def grades_by_category(folders: Sequence[str]) -> list[Figure]:
-    """The mean grade of each model in each category (`benchmark`) of every grades.jsonl; judges are separate."""
+    """The mean grade of each model in each category (`benchmark`) of every grades.jsonl. Judges are separate."""
     rows = [row for folder in folders if (Path(folder) / "grades.jsonl").is_file()
             for row in read_jsonl(Path(folder) / "grades.jsonl")]  # fmt: skip
     known = pd.DataFrame([row for row in rows if row["grade"] is not None and row["category"]])
     figures, several = [], len(known) and known["judge"].nunique() > 1
     for (model, judge, category), own in known.groupby(["model", "judge", "category"]) if len(known) else ():
         found = mean_estimate(own["grade"], own["question"], null=5.5, level=0.95, max_deviation=4.5)
-        low, high = found["lower"], found["upper"]  # a grade is from 1 to 10, whatever few questions allow
+        low, high = found["lower"], found["upper"]  # a grade is from 1 to 10, also with few questions
         bounds = (None, None) if low is None else (max(low, 1.0), min(high, 10.0))
         name = f"{model} by {short(judge)}" if several else model
         why = found.get("reason", "")
@@ -79,7 +79,7 @@ def grades_by_category(folders: Sequence[str]) -> list[Figure]:
 
 
 def plot_radar(path: Path, grades: Sequence[Figure]) -> bool:
-    """MT-Bench's radar: a spoke a category, a line a model; False where fewer than three categories have grades."""
+    """MT-Bench's radar plot: one spoke per category, one line per model. False with fewer than three categories."""
     categories = sorted({figure.benchmark for figure in grades})
     if len(categories) < 3:
         return False
@@ -103,7 +103,7 @@ def votes_of(folders: list[str]) -> pd.DataFrame | None:
 
 
 def wins_by_length(votes: pd.DataFrame) -> list[tuple]:
-    """(bin, share, lower, upper, n): how often the longer of two answers wins, by judge and by gap."""
+    """(bin, share, lower, upper, n): the share of wins of the longer answer, by judge and by length difference."""
     known = votes[(votes["verdict"] != "error") & votes["length_a"].notna() & votes["length_b"].notna()]
     rows = []
     for judge, own in known.groupby("judge", sort=True):
@@ -120,19 +120,19 @@ def wins_by_length(votes: pd.DataFrame) -> list[tuple]:
 
 
 def disagreements(votes: pd.DataFrame, limit: int) -> list[tuple]:
-    """Items on which judges name different winners: question, models, and what each judge said."""
+    """Items on which judges name different winners: question, models, and the verdict of each judge."""
     named = votes[votes["verdict"].isin(["a", "b"])]
     rows = []
     for (question, turn, a, b), part in named.groupby(PAIR, sort=False):
         winners = {"a": a, "b": b}
         if part["judge"].nunique() > 1 and part["verdict"].nunique() > 1:
-            said = ", ".join(f"{short(row.judge)}: {winners[row.verdict]}" for row in part.itertuples())
-            rows.append((str(question)[:80], turn, f"{a} or {b}", said))
+            verdicts = ", ".join(f"{short(row.judge)}: {winners[row.verdict]}" for row in part.itertuples())
+            rows.append((str(question)[:80], turn, f"{a} or {b}", verdicts))
     return rows[:limit]
 
 
 def leaderboard(figures: Sequence[Figure]) -> list[str]:
-    """Tables with a row a benchmark and a column a model; models that share no benchmark have tables of their own."""
+    """Tables with one row per benchmark and one column per model. Models without a common benchmark are separated."""
     models: dict[str, set[str]] = {}
     for figure in figures:
         models.setdefault(figure.benchmark, set()).add(figure.model)
@@ -151,12 +151,12 @@ def leaderboard(figures: Sequence[Figure]) -> list[str]:
 
 
 def board_cell(figure: Figure | None) -> str:
-    """The value, its interval and n, a line each."""
+    """The value, its interval and n, each on one line."""
     return "-" if figure is None else f"{cell(figure.value)}\n{interval(figure)}\nn {cell(figure.n)}"
 
 
 def notes_of(figures: list[Figure]) -> list[str]:
-    """What a reader must know before believing figures, each once."""
+    """Remarks that readers need to interpret the figures, each once."""
     notes: dict[str, list[str]] = {}
     for figure in figures:
         for note in filter(None, figure.note.split("; ")):
@@ -165,7 +165,7 @@ def notes_of(figures: list[Figure]) -> list[str]:
 
 
 def figure_table(figures: Sequence[Figure]) -> str:
-    """A row a figure: what was measured, said once for all models, then the model, the value, its interval and n."""
+    """A row per figure: the measure (once for all models), the model, the value, its interval and n."""
     rows = [("benchmark", "model", "value", "interval", "n")]
     for benchmark in dict.fromkeys(figure.benchmark for figure in figures):
         own = [(f.model, f.value, interval(f), f.n) for f in figures if f.benchmark == benchmark]
@@ -174,7 +174,7 @@ def figure_table(figures: Sequence[Figure]) -> str:
 
 
 def without_seeds(means: list[Figure], figures: list[Figure], trainings: Sequence[str]) -> list[Figure]:
-    """The means over seeds, and the figures of models that are no seed of any of these trainings."""
+    """The means over seeds, and the figures of models that are not seeds of these trainings."""
     return means + [figure for figure in figures if seeds_of(figure.model, trainings) is None]
 
 
@@ -183,14 +183,14 @@ def run(cfg: DictConfig, out: Path) -> dict:
     task = cfg.task
     results = load_runs(list(task.input))
     names, seeds = names_of(list(results)), list(task.seeds)
-    figures = told_apart(
+    figures = with_run_names(
         [(names[f], figure) for f, result in results.items() for figure in figures_of(result, names[f])]
     )
     means = over_seeds(figures, seeds)
     out.mkdir(parents=True, exist_ok=True)
     blocks = [
         paragraph(f"{len(results)} runs. Intervals are at 95 % unless a run's config.yaml says otherwise; "
-                  "where there is none, its place says why."),
+                  "where there is none, the cell gives the reason."),
         figure_table(means + figures),
         bullets(notes_of(figures)),
     ]  # fmt: skip
@@ -201,7 +201,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     votes = votes_of(list(results))
     if votes is not None:
         by_length = wins_by_length(votes)
-        plot_intervals(out / "length.png", "how often the longer answer wins", [r[:4] for r in by_length], null=0.5)
+        plot_intervals(out / "length.png", "share of wins of the longer answer", [r[:4] for r in by_length], null=0.5)
         head = ("", "longer wins", "lower", "upper", "n")
         blocks += [heading("Win rate against length"), picture(out / "length.png"), table([head, *by_length])]
         apart = disagreements(votes, task.samples)

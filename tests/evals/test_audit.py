@@ -85,7 +85,7 @@ def test_a_judge_that_always_says_a_is_named_for_position(task):
 def test_a_judge_that_prefers_the_longer_is_named_for_length(task):
     result = audit(*made(lambda gap, longer, *_: "a" if longer > 0 else "b"), task)
     assert "length" in result["named"] and result["length"]["lower"] > 0.2
-    assert "longer answers" in result["length"]["verdict"] and "people on the same pairs" in result["length"]["verdict"]
+    assert "longer answers" in result["length"]["verdict"] and "on the same pairs" in result["length"]["verdict"]
     assert "position" not in result["named"]
 
 

@@ -35,7 +35,7 @@ def test_judgebench_counts_what_is_right_oftener_than_wrong(tmp_path, run_script
     assert groups["all"]["errors"] == 1 and groups["all"]["order"]["flips"]["to_second"] == 1
     once = write_lines(tmp_path / "once.jsonl", [ROWS[0] | {"judgments": ROWS[0]["judgments"][:1]}])
     assert run_script(SCRIPT, *words, f"task.input=[{once}]", f"hydra.run.dir={tmp_path}/bad") == 2
-    assert "asked in one order only on 1 of 1" in capsys.readouterr().err
+    assert "judged only one order of 1 of 1" in capsys.readouterr().err
 
 
 def test_llmbars_published_accuracies_come_out_of_the_command(tmp_path, run_script):

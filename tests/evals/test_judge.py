@@ -154,7 +154,7 @@ def test_three_models_are_compared_in_pairs_and_the_order_is_measured_by_categor
     assert set(orders) == {"all", "a", "b"} and orders["all"]["flips"]["items"] == 80
     assert orders["a"]["flips"]["changed"]["n"] == 40 and orders["all"]["value"] > 0.5
     out = capsys.readouterr().out
-    assert "what the order shown does" in out and "paired differences" in out
+    assert "effect of the order shown" in out and "paired differences" in out
 
 
 def test_the_script_grades_single_answers(tmp_path, run_script):

@@ -200,6 +200,6 @@ def test_votes_of_people_and_judges_are_not_pooled_without_a_word(choice, code, 
     if code == 0:
         assert json.loads((tmp_path / "out/result.json").read_text())["n"] == n
     elif choice:
-        assert "no vote of task.judge=nobody; the files hold j1, j2" in said
+        assert "no vote of task.judge=nobody; the files have j1, j2" in said
     else:
-        assert "the files hold votes of j1, j2, people; choose with task.judge=NAME | people | all" in said
+        assert "the files have votes of j1, j2, people; choose with task.judge=NAME | people | all" in said
