@@ -14,7 +14,7 @@ def encode_chat(messages: list[Message], tokenizer, *, max_length: int, tools: l
          0     0     0     0          0         1      1      <- completion_mask
 
     The mask includes the stop token of an assistant turn, because a model must learn to stop. Conversations are cut on
-    the right at `max_length` tokens. Content that spells a special token stays text, so nobody can forge a turn.
+    the right at `max_length` tokens. Special tokens in the content are encoded as text, so no content can forge a turn.
 
     Header and content of an assistant turn are tokenised separately, as at generation. So the ids equal those of
     transformers' apply_chat_template, unless the tokenizer would merge the end of the header with the beginning of the
@@ -81,8 +81,8 @@ def encode_completions(
     """
     answers = []
     for completion in completions:
-        said = [*messages, {"role": "assistant", "content": completion}]
-        text, [span], _ = tokenizer.chat_template.answer(said, tools)
+        conversation = [*messages, {"role": "assistant", "content": completion}]
+        text, [span], _ = tokenizer.chat_template.answer(conversation, tools)
         ids, mask = tokenizer.encode_spelled(Spelled(text[: span[1]], [span]))
         answers.append(ids[mask.index(True) :])
         prompt = ids[: mask.index(True)]
@@ -90,7 +90,7 @@ def encode_completions(
     whole, prompt = prompt, cut_prompt(prompt, tokenizer, max_length=min(room, len(prompt)))
     if len(prompt) >= max_length:
         raise ValueError(
-            f"no completion token within max_length={max_length}: the prompt takes {len(prompt)} tokens "
+            f"no completion token fits in max_length={max_length}: the prompt takes {len(prompt)} tokens "
             f"(max_prompt_length={max_prompt_length}); raise data.max_length or lower data.max_prompt_length"
         )
     rows = []
@@ -120,17 +120,17 @@ def says_something(message: Message) -> bool:
 def _check_teaches(messages: list[Message]) -> None:
     targets, roles = targets_of(messages), ", ".join(dict.fromkeys(m["role"] for m in messages)) or "none"
     if not targets:
-        raise ValueError(f"a conversation without an assistant turn teaches nothing (its roles: {roles})")
+        raise ValueError(f"a conversation without an assistant turn has nothing to learn (its roles: {roles})")
     for i in targets:
         if not says_something(messages[i]):
             raise ValueError(
-                f'messages[{i}] is an empty assistant turn, which would teach to say nothing; give it "train": false, '
+                f'messages[{i}] is an empty assistant turn, which would teach empty answers; give it "train": false, '
                 "or leave such rows out with data.on_bad_row=skip"
             )
 
 
 def _rows(encoded: list[tuple[list[int], list[bool]]], max_length: int) -> list[dict[str, Any]]:
-    """The rows of one conversation that have targets left. The last one counts the tokens that later turns lost."""
+    """The rows of one conversation that still have targets. The last row counts the tokens of lost later turns."""
     rows, lost = [], 0
     for ids, mask in encoded:
         if any(mask[:max_length]):
@@ -139,7 +139,8 @@ def _rows(encoded: list[tuple[list[int], list[bool]]], max_length: int) -> list[
             lost += sum(mask)
     if not rows:
         raise ValueError(
-            f"no assistant token within max_length={max_length}: the first comes after {encoded[0][1].index(True)} "
+            f"no assistant token fits in max_length={max_length}: the first one comes after "
+            f"{encoded[0][1].index(True)} "
             "tokens; raise data.max_length, or leave such rows out with data.on_bad_row=skip"
         )
     rows[-1]["num_cut"] += lost

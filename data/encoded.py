@@ -32,11 +32,11 @@ class Encoded:
 
     @property
     def skipped(self) -> list[str]:
-        """FILE:LINE: what is wrong."""
+        """FILE:LINE and the fault of each skipped row."""
         return [problem for store in self.items.stores for problem in store.skipped]
 
     def marked(self, name: str) -> tuple[int, list[str]]:
-        """How many records have this mark (data/encoder.py), and the FILE:LINE of the first of them."""
+        """(number of records with this mark (data/encoder.py), FILE:LINE of the first of them)."""
         found = [store.marks.get(name, (0, [])) for store in self.items.stores]
         return sum(count for count, _ in found), [place for _, places in found for place in places]
 
@@ -55,18 +55,18 @@ class Encoded:
         (records, _), (split, _) = (self.marked(mark) for mark in ("record", "split"))
         if split:
             log.info(
-                "%s: %d of %d conversations are a row for each assistant turn, since the chat template writes a turn "
-                "otherwise once more was said; %d rows in all",
+                "%s: %d of %d conversations become one row per assistant turn, because the chat template writes a turn "
+                "differently after later turns; %d rows in total",
                 name, split, records, len(self.items),
             )  # fmt: skip
         if skipped := self.skipped:
             log.warning("%s: %d rows skipped%s", name, len(skipped), _listed(skipped))
         stray, places = self.marked("stray")
         if stray:
-            message = '%s: %d records hold "\\n\\nHuman" inside a text, the first at %s'
+            message = '%s: %d records have "\\n\\nHuman" inside a text, the first at %s'
             log.warning(message, name, stray, places[0])
         if self.marked("single_turn")[0] == records:
-            log.warning("%s: single-turn conversations only; a model learns from them to answer, not to converse", name)
+            log.warning("%s: single-turn conversations only; a model cannot learn later turns from them", name)
 
 
 def encode_files(name: str, files: Sequence[str], data, encoder: Encoder) -> Encoded:
@@ -76,10 +76,10 @@ def encode_files(name: str, files: Sequence[str], data, encoder: Encoder) -> Enc
     layout.
 
     Raises:
-        ValueError: no file, a file without a usable row, or a bad row where on_bad_row=error.
+        ValueError: there is no file, a file without a usable row, or a bad row with on_bad_row=error.
     """
     check_files(name, files)
-    BadRows(data.on_bad_row)  # or ValueError
+    BadRows(data.on_bad_row)  # raises ValueError for an unknown value
     stores = []
     for file in files:
         job = Job(encoder, Layout.of(data), data.on_bad_row, split_name(file)[1])
@@ -92,11 +92,11 @@ def encode_files(name: str, files: Sequence[str], data, encoder: Encoder) -> Enc
 
 
 def check_files(name: str, files: Sequence[str]) -> None:
-    """Raise ValueError where the config key `name` is no list of files, or an empty one."""
+    """Raise ValueError if the config key `name` is not a list of files, or is empty."""
     if isinstance(files, str):
-        raise ValueError(f"{name} is a list of files; write {name}=[{files}]")
+        raise ValueError(f"{name} must be a list of files; write {name}=[{files}]")
     if not files:
-        raise ValueError(f"{name} names no file; give one or more, e.g. {name}=[FILE]")
+        raise ValueError(f"{name} is empty; give one or more, e.g. {name}=[FILE]")
 
 
 def training_texts(data, parse: Callable[[dict], list[Record]]) -> Iterator[str]:
@@ -109,15 +109,15 @@ def training_texts(data, parse: Callable[[dict], list[Record]]) -> Iterator[str]
 
 
 def check_window(window: int, *sets: Sequence[Any]) -> None:
-    """Raise ValueError where a row is longer than the model's window."""
+    """Raise ValueError if a row is longer than the model's window."""
     for items in filter(len, sets):
         lengths = items.longest if isinstance(items, Items) else np.array([_longest(item) for item in items])
         for number in np.flatnonzero(lengths > window)[:1]:
             item = items[int(number)]
             where = item.where if hasattr(item, "rows") else item.get("where", "a mismatched pair")
             raise ValueError(
-                f"{where}: a row of {lengths[number]} tokens exceeds the model's window of {window}; say "
-                f"data.max_length={window}, or less"
+                f"{where}: a row of {lengths[number]} tokens exceeds the model's window of {window}; set "
+                f"data.max_length={window} or less"
             )
 
 
@@ -140,8 +140,8 @@ def warn_of_overlap(train: Loader, held_out: Encoded, name: str = "data.eval") -
         return
     same = np.isin(held_out.items.column("digest"), train.items.column("digest")).sum()
     log.warning(
-        "%s: %d of %d items begin with a user turn that the training data has too, and %d are in it whole; figures on "
-        "them tell what was remembered. FILE@train and FILE@eval split a file by its first user turns",
+        "%s: %d of %d items begin with a user turn of the training data, and %d are entirely in it; figures on "
+        "them measure memorisation. FILE@train and FILE@eval split a file by its first user turns",
         name, known, len(held_out.items), same,
     )  # fmt: skip
 

@@ -22,10 +22,10 @@ from data.adapters import Layout
 from data.records import BadRows, Record, opening, parse_rows
 from data.token_store import ITEM, ROW, Encodings
 
-CHUNK = 512  # rows, or records, that a process encodes at a time
+CHUNK = 512  # number of rows or records that a process encodes at a time
 CHUNK_TEXT = 1 << 22  # characters after which a chunk ends early
-AHEAD = 3  # chunks that wait for each process
-_STRAY_MARKER = re.compile(r"\n\n(Human|Assistant)\b")  # left over from Anthropic's raw text
+AHEAD = 3  # number of chunks that are prepared for each process
+_STRAY_MARKER = re.compile(r"\n\n(Human|Assistant)\b")  # a marker from Anthropic's raw text
 
 
 class Encoding(NamedTuple):
@@ -43,11 +43,11 @@ class Encoder:
     regroup: Callable[[list[Record]], list[Record]] | None = None  # reads all records of a file at once
 
     def parse(self, row: dict) -> list[Record]:
-        """The records of a row of ours. Raises ValueError where there is none."""
+        """The records of a row in our format. Raises ValueError if there is no record."""
         raise NotImplementedError
 
     def encode(self, record: Record) -> list[Encoding]:
-        """One item or several. Raises ValueError where the record cannot be used."""
+        """One item or several. Raises ValueError if the record cannot be used."""
         raise NotImplementedError
 
     def item(self, rows: list[dict], note: dict, where: str) -> Any:
@@ -69,7 +69,7 @@ class Job:
     part: str | None  # train | eval, of FILE@train and FILE@eval
 
     def encode_rows(self, rows: list[tuple[str, Any]]) -> Encodings:
-        """Encodings of rows as `each_row` gives them. Raises Unjoined at a message that other rows complete."""
+        """Encodings of the rows of `each_row`. Raises Unjoined at a message that needs other rows."""
         bad_rows = BadRows(self.on_bad_row)
         records = parse_rows(iter(rows), self.encoder.parse, bad_rows, self.layout, self.part, join=False)
         return self._encode(records, bad_rows, len(rows))
@@ -100,7 +100,7 @@ def _joined(found: list[tuple[Record, Encoding]]) -> Encodings:
     rows["num_cut"] = [row["num_cut"] for row in encoded]
     items["rows"] = [len(encoding.rows) for _, encoding in found]
     items["row"] = np.cumsum(items["rows"]) - items["rows"]
-    items["opening"] = [_number(said.encode()) if (said := opening(record)) else 0 for record, _ in found]
+    items["opening"] = [_number(first.encode()) if (first := opening(record)) else 0 for record, _ in found]
     for number, (first, count) in enumerate(zip(items["row"].tolist(), items["rows"].tolist(), strict=True)):
         items["digest"][number] = _number(b"|".join(x.tobytes() for x in ids[first : first + count]))
     notes = [json.dumps(encoding.note).encode() if encoding.note else b"" for _, encoding in found]
@@ -125,8 +125,8 @@ def _number(content: bytes) -> int:
 
 
 def _marks(record: Record, encodings: list[Encoding]) -> Iterator[str]:
-    """record, for every one. split: it is several items. stray: a text holds a raw turn marker. single_turn: its
-    conversation has one answer, what is to be learned included. And what the encoder says."""
+    """record, for every record. split: it gives several items. stray: a text contains a raw turn marker. single_turn:
+    its conversation has one answer, including the one to learn. The encoder adds further marks."""
     yield "record"
     yield from (mark for encoding in encodings for mark in encoding.marks)
     if len(encodings) > 1:
@@ -160,9 +160,10 @@ def in_processes(work: Callable[[list], Encodings], chunks: Iterable[list], proc
     """`work` of each chunk, in their order, by processes forked from this one.
 
     Raises:
-        ValueError: as `work`; a process was killed.
+        ValueError: raised by `work`, or a process was killed.
     """
-    context, parent = get_context("fork"), os.getpid()  # nothing is handed over: they have the tokenizer already
+    # no arguments are passed, because forked processes already have the tokenizer
+    context, parent = get_context("fork"), os.getpid()
     pool = ProcessPoolExecutor(processes, context, _begin, (work, parent))
     waiting = deque()
     try:
@@ -174,8 +175,8 @@ def in_processes(work: Callable[[list], Encodings], chunks: Iterable[list], proc
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise ValueError(
-            f"one of {processes} processes that make tokens was killed, as a machine short of memory does; let it "
-            "have fewer cores (taskset -c 0-3 python ...), or free memory"
+            f"one of {processes} processes that encode tokens was killed, probably because memory ran out; use fewer "
+            "cores (taskset -c 0-3 python ...), or free memory"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

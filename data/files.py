@@ -28,9 +28,9 @@ from runtime.files import check_sums
 TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 TABLES = (".parquet", ".arrow", ".feather", ".xlsx")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-MAX_ROW = 1 << 26  # 64 MiB: a longer line is no row but a file in another format, or a bomb
-MAX_EXCEL = 1 << 30  # bytes that a workbook may unpack to: openpyxl keeps its table of texts in memory
-MAX_WINDOW = 1 << 28  # bytes of memory that an .xz may ask for
+MAX_ROW = 1 << 26  # 64 MiB; a longer line means another format or a malicious file
+MAX_EXCEL = 1 << 30  # limit in bytes of an unpacked workbook, because openpyxl keeps its table of texts in memory
+MAX_WINDOW = 1 << 28  # limit in bytes of the memory that an .xz may need
 BATCH = 1024  # rows of a table in memory
 # Columns whose cells are lists in every published set: in a CSV they are written as JSON.
 LISTS = (
@@ -48,12 +48,12 @@ csv.field_size_limit(MAX_ROW)
 
 
 def each_row(name: str) -> Iterator[tuple[str, Any]]:
-    """("FILE:LINE", row) of every row that `name` stands for; tables and arrays count their rows from 1.
+    """("FILE:LINE", row) of every row of `name`. Tables and arrays count their rows from 1.
 
-    A row is a dict, the text of one (see `as_object`), or a ValueError that says what is wrong with it.
+    A row is a dict, the text of a dict (see `as_object`), or a ValueError with the fault of the row.
 
     Raises:
-        ValueError: no such file, a format that is not read, a file that is damaged.
+        ValueError: there is no such file, its format is unknown, or it is damaged.
     """
     for path in find_files(name):
         check_sums(path.parent, [path.name])
@@ -62,7 +62,7 @@ def each_row(name: str) -> Iterator[tuple[str, Any]]:
 
 
 def read_rows(name: str) -> Iterator[tuple[str, dict]]:
-    """("FILE:LINE", row); raises ValueError with the place where a row is malformed."""
+    """("FILE:LINE", row). Raises ValueError with the place if a row is malformed."""
     for where, raw in each_row(name):
         try:
             row = as_object(raw)
@@ -72,19 +72,20 @@ def read_rows(name: str) -> Iterator[tuple[str, dict]]:
 
 
 def as_object(raw: Any) -> dict:
-    """The row as a dict, from an item of `each_row`. Raises ValueError where it is no JSON object or not valid text."""
+    """The row as a dict, from an item of `each_row`. Raises ValueError if it is not a JSON object or not valid text."""
     if isinstance(raw, ValueError):
         raise raw
     if isinstance(raw, str):
         try:
             value = json.loads(raw)
-            if "\\ud" in raw or "\\uD" in raw:  # half a surrogate pair is JSON, but no text that can be written
+            # half a surrogate pair is valid JSON, but not a text that can be written
+            if "\\ud" in raw or "\\uD" in raw:
                 json.dumps(value, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
         except UnicodeEncodeError as error:
             half = error.object[error.start].encode("unicode_escape").decode()
-            raise ValueError(f"a text holds {half}, half of a surrogate pair, which is no character") from error
+            raise ValueError(f"a text contains {half}, half of a surrogate pair, which is not a character") from error
         except RecursionError:
             raise ValueError("not JSON that can be read: nested too deeply") from None
     else:
@@ -95,10 +96,10 @@ def as_object(raw: Any) -> dict:
 
 
 def find_files(name: str) -> list[Path]:
-    """The files behind a name: itself, the matches of a glob, or the shards in a directory, sorted.
+    """The files of a name: the file itself, the matches of a glob, or the shards in a directory, sorted.
 
     Raises:
-        ValueError: there is none; a directory that holds several splits or several formats.
+        ValueError: there is no file, or a directory has several splits or several formats.
     """
     path = Path(name)
     if path.is_file():
@@ -113,9 +114,9 @@ def find_files(name: str) -> list[Path]:
 
 
 def _shards(directory: Path) -> list[Path]:
-    if (directory / "dataset_dict.json").is_file():  # several sets, each saved beside the others
+    if (directory / "dataset_dict.json").is_file():  # several sets, each saved in its own directory
         splits = json.loads((directory / "dataset_dict.json").read_text())["splits"]
-        raise ValueError(f"{directory} holds the splits {', '.join(splits)}: name one, e.g. {directory / splits[0]}")
+        raise ValueError(f"{directory} has the splits {', '.join(splits)}; name one, e.g. {directory / splits[0]}")
     if (directory / "state.json").is_file():
         state = json.loads((directory / "state.json").read_text())
         return [directory / file["filename"] for file in state["_data_files"]]
@@ -124,9 +125,9 @@ def _shards(directory: Path) -> list[Path]:
     for kind, found in (("splits", splits), ("formats", {_format(path) for path in files})):
         if len(found) > 1:
             names = ", ".join(sorted(found))
-            raise ValueError(f"{directory} holds the {kind} {names}: name the files that you mean, with a glob, say")
+            raise ValueError(f"{directory} has the {kind} {names}; name the files to read, for example with a glob")
     if not files:
-        raise ValueError(f"{directory} holds no file of a format that is read: {', '.join((*TEXT, *TABLES))}")
+        raise ValueError(f"{directory} has no file of a known format: {', '.join((*TEXT, *TABLES))}")
     return files
 
 
@@ -139,7 +140,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     kind, packed = _format(path), path.suffix.lower() in COMPRESSED
     if kind not in (*TEXT, *TABLES) or packed and kind in TABLES:
         known = ", ".join((*TEXT, *TABLES))
-        raise ValueError(f"{path}: {path.suffix or 'a name without a suffix'} is no format that is read ({known})")
+        raise ValueError(f"{path}: {path.suffix or 'a name without a suffix'} is not a known format ({known})")
     if kind == ".parquet":
         return _parquet_rows(path)
     if kind in (".arrow", ".feather"):
@@ -153,10 +154,10 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _text_rows(path: Path, kind: str) -> Iterator[tuple[int, Any]]:
-    at = [0]  # rows that have been read: the handler says how far it came
+    at = [0]  # number of rows read so far, for the error message
     try:
         with _unpacked(path) as file:
-            if file.peek(3)[:3] == b"\xef\xbb\xbf":  # what Windows tools save begins with a mark
+            if file.peek(3)[:3] == b"\xef\xbb\xbf":  # files of Windows tools may begin with a byte order mark
                 file.read(3)
             if kind in (".csv", ".tsv"):
                 rows = _table_rows(
@@ -170,7 +171,9 @@ def _text_rows(path: Path, kind: str) -> Iterator[tuple[int, Any]]:
                 at[0] = number
                 yield number, row
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{at[0] + 1}: the file is not UTF-8 ({error}); convert it, with iconv, say") from error
+        raise ValueError(
+            f"{path}:{at[0] + 1}: the file is not UTF-8 ({error}); convert it, for example with iconv"
+        ) from error
     except (EOFError, OSError, zlib.error, lzma.LZMAError, csv.Error) as error:
         raise ValueError(f"{path}:{at[0] + 1}: the file is damaged or not {path.suffix}: {error}") from error
 
@@ -190,7 +193,7 @@ def _unpacked(path: Path) -> Iterator[BinaryIO]:
 
 
 class _XZ(io.RawIOBase):
-    """An .xz stream that may not ask for more than `MAX_WINDOW` bytes of memory; lzma.open sets no bound."""
+    """An .xz stream with a memory limit of `MAX_WINDOW` bytes. lzma.open has no limit."""
 
     def __init__(self, path: Path):
         self.file, self.decoder = path.open("rb"), None
@@ -200,7 +203,7 @@ class _XZ(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         while True:
-            if self.decoder is None or self.decoder.eof:  # the next of several streams, or the end
+            if self.decoder is None or self.decoder.eof:  # the beginning of the next stream, or the end
                 rest = self.decoder.unused_data if self.decoder else b""
                 rest = rest or self.file.read(1 << 16)
                 if not rest.strip(b"\0") and self.decoder:
@@ -220,7 +223,7 @@ class _XZ(io.RawIOBase):
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, text). Blank lines are no rows."""
+    """(line number from 1, text). Blank lines are skipped."""
     number = 0
     while line := file.readline(MAX_ROW):
         number += 1
@@ -239,11 +242,14 @@ def _array_rows(path: Path, file: io.TextIOBase) -> Iterator[tuple[int, Any]]:
             text = text[1:].lstrip()
         if text[:1] == "]":
             if (text[1:] + file.read(1 << 10)).strip():
-                raise ValueError(f"{path}: text follows the array's end; for one object a line name it .jsonl")
+                raise ValueError(
+                    f"{path}: there is text after the end of the array; name the file .jsonl if it has one object "
+                    "per line"
+                )
             return
         try:
             value, end = decoder.raw_decode(text)
-            if end == len(text):  # a number may go on
+            if end == len(text):  # a number may continue
                 raise json.JSONDecodeError("more to come", text, end)
         except json.JSONDecodeError as error:
             more = file.read(step)
@@ -252,7 +258,7 @@ def _array_rows(path: Path, file: io.TextIOBase) -> Iterator[tuple[int, Any]]:
             text, step = (
                 text + more,
                 step * 2,
-            )  # twice as much each time, so that a long element is not parsed many times
+            )  # the buffer doubles each time, so that a long element is not parsed many times
             continue
         except RecursionError:
             raise ValueError(f"{path}: element {number + 1} of the array is nested too deeply") from None
@@ -265,16 +271,16 @@ def _checked(value: Any) -> Any:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        return ValueError(f"a text holds {error.object[error.start]!a}, half of a surrogate pair")
+        return ValueError(f"a text contains {error.object[error.start]!a}, half of a surrogate pair")
     return value
 
 
 def _table_rows(file: io.TextIOBase, delimiter: str) -> Iterator[tuple[int, Any]]:
-    """(line number, row) of a CSV or TSV whose first line names the columns; an empty cell is null."""
+    """(line number, row) of a CSV or TSV whose first line names the columns. An empty cell is null."""
     reader = csv.reader(file, delimiter=delimiter)
     header = next(reader, [])
     if len(set(header)) < len(header):
-        raise csv.Error(f"two columns have one name: {', '.join(header)}")
+        raise csv.Error(f"two columns have the same name: {', '.join(header)}")
     start = reader.line_num + 1
     for cells in reader:
         if cells:
@@ -301,12 +307,12 @@ def _cell(name: str, cell: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A table's value as JSON has it: dates as ISO text, decimals as numbers, bytes as text (else base64)."""
+    """A table's value as JSON: dates as ISO text, decimals as numbers, bytes as text (or base64)."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    if isinstance(value, date | time):  # a datetime is a date
+    if isinstance(value, date | time):  # a datetime is also a date
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
@@ -341,7 +347,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _arrow_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """Arrow's stream (datasets writes it) or file format (Feather)."""
+    """Arrow's stream format (written by datasets) or its file format (Feather)."""
     pyarrow = _pyarrow(path)
     try:
         with pyarrow.memory_map(str(path)) as source:
@@ -366,7 +372,7 @@ def _batch_rows(batches) -> Iterator[tuple[int, dict]]:
 
 
 def _excel_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The one sheet of a workbook; its first row names the columns."""
+    """The rows of a workbook with one sheet. Its first row names the columns."""
     try:
         import openpyxl
     except ModuleNotFoundError as error:
@@ -381,7 +387,7 @@ def _excel_rows(path: Path) -> Iterator[tuple[int, Any]]:
         raise ValueError(f"{path} is not a readable Excel file: {error}") from error
     if len(book.sheetnames) > 1:
         raise ValueError(
-            f"{path} has the sheets {', '.join(book.sheetnames)}; save the one that is meant alone, or as CSV"
+            f"{path} has the sheets {', '.join(book.sheetnames)}; save the sheet to read as its own workbook, or as CSV"
         )
     rows = book.worksheets[0].iter_rows(values_only=True)
     header = [str(cell) for cell in next(rows, ()) if cell is not None]

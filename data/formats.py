@@ -14,16 +14,16 @@ GIVEN = ("context", "prompt", "system", "tools")  # fields before the answer
 
 
 def examples(row: dict) -> list[Example]:
-    """Demonstrations: `messages`, `prompt` + `completion` (or `answer`, `response`), an OpenAssistant tree.
+    """Demonstrations: `messages`, `prompt` + `completion` (or `answer`, `response`), or an OpenAssistant tree.
 
     Raises:
-        ValueError: no demonstration, or a completion that was rated bad.
+        ValueError: there is no demonstration, or the completion was rated bad.
     """
     found = _demonstrations(row)
     if (good := _reward(row)) is not None and good < 0.5:
         field = "reward" if row.get("reward") is not None else "label"
         raise ValueError(
-            f"rated bad ({field}={json.dumps(row[field])}), so it is no demonstration; leave such rows out with "
+            f"rated bad ({field}={json.dumps(row[field])}), so it is not a demonstration; leave such rows out with "
             "data.on_bad_row=skip, or learn from both kinds with train_dpo.py loss=kto"
         )
     return found
@@ -38,15 +38,15 @@ def _demonstrations(row: dict) -> list[Example]:
     elif "prompt" in row and name:
         turns, used = _go_on(row, _given(row), _answers(row[name], name)), (*GIVEN, name)
     else:
-        raise ValueError(f"no demonstration: expected messages, or prompt and completion; got {_fields(row)}")
+        raise ValueError(f"not a demonstration: it needs messages, or prompt and completion; got {_fields(row)}")
     return [Example(turns, tools=parse_tools(row.get("tools")), columns=_rest(row, *used))]
 
 
 def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
-    """Comparisons, rankings and ratings, of the four kinds in our files and of Anthropic's, UltraFeedback's, OASST's.
+    """Comparisons, rankings and ratings, in our four forms and in those of Anthropic, UltraFeedback and OpenAssistant.
 
     Raises:
-        ValueError: sides that are identical or empty, pairs whose prompts differ, ranks that do not fit.
+        ValueError: sides are identical or empty, the prompts of a pair differ, or ranks do not fit.
     """
     if is_tree(row):
         columns = _rest(row, "prompt")
@@ -71,7 +71,7 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
             columns = _rest(row, *GIVEN, name, "reward", "label")
             return [Rated(prompt, completion, reward, tools=parse_tools(row.get("tools")), columns=columns)]
     raise ValueError(
-        "no comparison: expected prompt/chosen/rejected, prompt/completions/ranks, context/generation/reward, "
+        "not a comparison: it needs prompt/chosen/rejected, prompt/completions/ranks, context/generation/reward, "
         f"prompt/completion/label or context/chosen/rejected; got {_fields(row)}"
     )
 
@@ -86,13 +86,13 @@ def prompts(row: dict) -> list[Prompt]:
         name, asked, used = "messages", _with_system(row, parse_messages(row["messages"])), ("messages", *GIVEN)
         last = max((i for i, m in enumerate(asked) if m["role"] == "assistant"), default=len(asked))
         asked = asked[:last]
-    elif "chosen" in row:  # a comparison that repeats the conversation on each side
+    elif "chosen" in row:  # a comparison that repeats the conversation on both sides
         name, (asked, _), used = "chosen", _side(row["chosen"], [], "chosen"), ("chosen", *GIVEN)
         asked = _with_system(row, asked)
     else:
-        raise ValueError(f"no prompt: expected prompt, context or messages; got {_fields(row)}")
+        raise ValueError(f"no prompt: the row needs prompt, context or messages; got {_fields(row)}")
     if not any(m["content"].strip() for m in asked if m["role"] != "system"):
-        raise ValueError(f"{name} asks nothing")
+        raise ValueError(f"{name} has no text")
     return [Prompt(asked, tools=parse_tools(row.get("tools")), columns=_rest(row, *used))]
 
 
@@ -100,7 +100,7 @@ def any_record(row: dict) -> list[Record]:
     """The records of a row of any kind. Checks use it, because they do not know the kind."""
     rated = row.get("reward") is not None or row.get("label") is not None
     if "messages" in row or is_tree(row) or "prompt" in row and "completion" in row and not rated:
-        return _demonstrations(row)  # also those that were rated bad
+        return _demonstrations(row)  # also rows that were rated bad
     if "chosen" in row or "ranks" in row or rated and ("completion" in row or "generation" in row):
         return preferences(row)
     return prompts(row)
@@ -140,7 +140,7 @@ def _comparison(row: dict) -> Comparison:
 
 
 def _side(value: Any, given: list[Message], name: str) -> tuple[list[Message], str]:
-    """(prompt, completion) of a side, which may repeat the conversation: Anthropic's text, UltraFeedback's messages."""
+    """(prompt, completion) of a side. It may repeat the conversation, as Anthropic's and UltraFeedback's rows do."""
     if is_hh(value) or isinstance(value, str) and not given:
         turns = parse_hh(value, name)
     elif isinstance(value, list):
@@ -153,26 +153,27 @@ def _side(value: Any, given: list[Message], name: str) -> tuple[list[Message], s
 
 
 def _joined(given: list[Message], turns: list[Message], name: str) -> list[Message]:
-    """The row's prompt, and what a side says before its last turn, which may repeat the prompt or go on from it."""
+    """The row's prompt, and the turns of a side before its last one. These may repeat the prompt or continue it."""
     asked = [m for m in given if m["role"] != "system"]
     if turns[: len(given)] == given:
         return turns
-    if turns[: len(asked)] == asked:  # only the prompt has the system turn
+    if turns[: len(asked)] == asked:  # only the prompt has a system turn
         return [*given, *turns[len(asked) :]]
     if len(asked) == 1 and any(m["content"].strip() == asked[0]["content"].strip() for m in turns):
-        return turns  # the prompt is a text, one turn of the conversation that the side repeats
+        return turns  # the prompt is a text, which is one turn of the conversation in the side
     if not turns or turns[0]["role"] in ("assistant", "tool"):
         return [*given, *turns]
-    raise ValueError(f"{name} does not answer the row's prompt: the prompt is none of its messages")
+    raise ValueError(f"{name} does not answer the row's prompt: none of its messages is the prompt")
 
 
 def _given(row: dict) -> list[Message]:
-    """The conversation before the answer: `context`, then `prompt` where there are both, with the row's system text."""
+    """The conversation before the answer: `context`, then `prompt` if the row has both, with the row's system text."""
     context, prompt = row.get("context"), row.get("prompt")
     if isinstance(context, str) and isinstance(prompt, str):
         raise ValueError(
-            "context and prompt are both texts, and nothing says whether the context is part of the question; rename "
-            "what is not, with data.columns={background: context}, say"
+            "context and prompt are both texts, and it is unknown whether the context is part of the question; if "
+            "it is "
+            "not, rename it, for example with data.columns={background: context}"
         )
     turns = [] if context is None else _prompt(context)
     if prompt is not None or context is None:
@@ -196,14 +197,14 @@ def _with_system(row: dict, messages: list[Message]) -> list[Message]:
 
 
 def _go_on(row: dict, prompt: list[Message], answers: list[Message]) -> list[Message]:
-    """A conversation whose prompt may end inside the assistant turn that the answer goes on with."""
+    """A conversation whose prompt may end inside the assistant turn that the answer continues."""
     begun, text = _begun(row, prompt, answers[0]["content"])
     return [*begun, answers[0] | {"content": text}, *answers[1:]]
 
 
 def _begun(row: dict, prompt: list[Message], *completions: str) -> tuple:
-    """The prompt and its completions. If the messages of `prompt` end with an assistant turn (a prefill), that turn is
-    the beginning of each completion and is learned with it. In a difference of two sides it cancels."""
+    """The prompt and its completions. If the messages of `prompt` end with an assistant turn (a prefill), each
+    completion begins with that turn and includes it in the targets. In a difference of two sides it cancels."""
     if not isinstance(row.get("prompt"), list) or not prompt or prompt[-1]["role"] != "assistant":
         return prompt, *completions
     beginning = _text_alone(prompt[-1], "the prompt's last turn")
@@ -211,7 +212,7 @@ def _begun(row: dict, prompt: list[Message], *completions: str) -> tuple:
 
 
 def _answers(value: Any, name: str) -> list[Message]:
-    """What follows the prompt: a text, a message, or a conversation that goes on."""
+    """The messages after the prompt: of a text, a message, or a conversation that continues the prompt."""
     if not isinstance(value, list):
         return [_assistant(_completion(value, name))]
     turns = parse_messages(value, name)
@@ -231,7 +232,7 @@ def _reward(row: dict) -> float | None:
 
 
 def _flag(value: Any, name: str) -> bool:
-    """true or false, also as a table writes them."""
+    """true or false, also in the spellings of tables."""
     known = {"true": True, "false": False, "1": True, "0": False}
     if str(value).lower() not in known:
         raise ValueError(f"{name} must be true or false, got {value!r}")
@@ -239,7 +240,7 @@ def _flag(value: Any, name: str) -> bool:
 
 
 def _prompt(value: Any) -> list[Message]:
-    """A prompt is a text, messages, or Taskmaster's context of `text`, `api` and `response` turns."""
+    """The messages of a prompt: a text, messages, or Taskmaster's context of `text`, `api` and `response` turns."""
     if is_hh(value):
         return parse_hh(value, "prompt")
     if isinstance(value, str):
@@ -263,22 +264,24 @@ def _completion(value: Any, name: str) -> str:
 
 
 def _text_alone(message: Message, name: str) -> str:
-    """The text of an answer. Raises ValueError where it has calls or thinking, which a text cannot express."""
+    """The text of an answer. Raises ValueError if it has calls or thinking, which a text cannot express."""
     more = [key for key in ("tool_calls", *THINKING) if key in message]
     if more:
-        raise ValueError(f"{name} has {', '.join(more)}, and here a completion is a text; write them into the text")
+        raise ValueError(
+            f"{name} has {', '.join(more)}, but a completion must be a text here; write them into the text"
+        )
     return message["content"]
 
 
 def _taskmaster(turn: dict) -> str:
-    """`text` as it is; an API call as `call NAME {json}`; a response as its JSON."""
+    """`text` unchanged, an API call as `call NAME {json}`, a response as its JSON."""
     if isinstance(turn.get("text"), str):
         return turn["text"]
     if isinstance(turn.get("api"), dict):
         return "\n".join(f"call {name} {_json(arguments)}" for name, arguments in turn["api"].items())
     if "response" in turn:
         return _json(turn["response"])
-    raise ValueError(f"a Taskmaster turn has text, api or response; got {_fields(turn)}")
+    raise ValueError(f"a Taskmaster turn must have text, api or response; got {_fields(turn)}")
 
 
 def _ranking(prompt: list[Message], replies: list[tuple[Any, str]], **more) -> Ranking:
@@ -301,12 +304,12 @@ def is_tree(row: dict) -> bool:
 
 def _node(node: dict) -> Message:
     if not isinstance(node.get("text"), str) or node.get("role") not in ("prompter", "assistant"):
-        raise ValueError(f"an OpenAssistant message has text and role prompter or assistant; got {_fields(node)}")
+        raise ValueError(f"an OpenAssistant message must have text and role prompter or assistant; got {_fields(node)}")
     return {"role": "user" if node["role"] == "prompter" else "assistant", "content": node["text"]}
 
 
 def _replies(node: dict) -> list[dict]:
-    """Replies that nobody deleted or rejected, best first; those without a rank keep their place at the end."""
+    """Replies that were not deleted or rejected, best first. Those without a rank are at the end, in their order."""
     replies = node.get("replies") or []
     if not isinstance(replies, list) or not all(isinstance(r, dict) for r in replies):
         raise ValueError("replies must be a list of OpenAssistant messages")
@@ -315,7 +318,7 @@ def _replies(node: dict) -> list[dict]:
 
 
 def _tree_paths(node: dict, before: list[Message]) -> Iterator[list[Message]]:
-    """Every conversation that follows the best assistant reply and ends with one."""
+    """Every conversation that follows the best assistant replies and ends with one."""
     turns, replies = [*before, _node(node)], _replies(node)
     followed = replies[:1] if turns[-1]["role"] == "user" else [r for r in replies if r.get("replies")]
     if turns[-1]["role"] == "assistant" and not followed:
@@ -357,11 +360,11 @@ def _list(row: dict, name: str) -> list:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):  # of a CSV
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):  # numbers of a CSV are texts
         value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
         raise ValueError(f"{name} must be a number (finite), got {value!r}")
-    if abs(value) > 1e300:  # a whole number of JSON may exceed every float
+    if abs(value) > 1e300:  # a whole number in JSON may be larger than every float
         raise ValueError(f"{name} is too large")
     return float(value)
 

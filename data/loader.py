@@ -22,7 +22,7 @@ class Loader:
     Without `shuffle` rows come in file order, file after file (with a weight of 2: the file twice in a row).
 
     Raises:
-        ValueError: there is no item, weights do not fit, or batch_size is no multiple of the number of ranks.
+        ValueError: there is no item, weights do not fit, or batch_size is not a multiple of the number of ranks.
     """
 
     def __init__(
@@ -38,14 +38,14 @@ class Loader:
         weights: Sequence[float] | None = None,
     ):
         if not items:
-            raise ValueError("no row is left to train on")
+            raise ValueError("there is no row to train on")
         if batch_size < 1 or batch_size % world_size:
             raise ValueError(f"batch_size={batch_size} must be a positive multiple of the {world_size} ranks")
         self.items, self.batch_size, self.seed, self.shuffle = items, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.file_sizes = list(file_sizes or [len(items)])
         self.weights = _check_weights(weights, self.file_sizes)
-        self.taken = 0  # items of the endless row that all ranks together have taken
+        self.taken = 0  # items of the endless sequence that all ranks together have taken
         self._epoch, self._order = 0, self._permutation(0)
 
     def __iter__(self) -> "Loader":
@@ -63,7 +63,7 @@ class Loader:
         return (self.items[i] for i in sorted({self._index(place) for place in places}))
 
     def _repeats(self) -> bool:
-        """Whether every epoch has the same items: no share of a file is drawn anew."""
+        """Whether every epoch has the same items, because no file has a fractional weight."""
         return all(weight == int(weight) for weight in self.weights)
 
     def peek(self) -> list[Any]:
@@ -74,7 +74,7 @@ class Loader:
 
     @property
     def epoch_size(self) -> int:
-        """Rows of an epoch, weights counted."""
+        """Rows of an epoch, including weights."""
         return len(self._order)
 
     @property
@@ -88,13 +88,14 @@ class Loader:
         """Continue at the position of `state`, with any batch_size and number of ranks."""
         if state["order"] != self._fingerprint():
             raise ValueError(
-                "the data is not that of the checkpoint: files, data.weights, data.shuffle, data.max_length, tokenizer "
+                "the data differs from that of the checkpoint: files, data.weights, data.shuffle, data.max_length, "
+                "tokenizer "
                 "or seed changed; restore them, or start a new run from the exported model"
             )
         self.taken = int(state["taken"])
 
     def _fingerprint(self) -> str:
-        lengths = getattr(self.items, "num_tokens", None)  # of a store they are known without reading an item
+        lengths = getattr(self.items, "num_tokens", None)  # a store knows them without reading an item
         lengths = [num_tokens(item) for item in self.items] if lengths is None else lengths.tolist()
         identity = (self.seed, self.shuffle, self.file_sizes, self.weights, lengths)
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
@@ -139,5 +140,5 @@ def _check_weights(weights: Sequence[float] | None, file_sizes: list[int]) -> li
     if any(not 0 < w < float("inf") for w in weights):
         raise ValueError(f"data.weights must be positive numbers, got {weights}; leave a file out instead")
     if not sum(round(w * n) for w, n in zip(weights, file_sizes, strict=True)):
-        raise ValueError(f"data.weights={weights} leave no row of files with {file_sizes} rows")
+        raise ValueError(f"data.weights={weights} select no row of files with {file_sizes} rows")
     return weights

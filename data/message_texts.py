@@ -1,17 +1,17 @@
-"""Messages as a chat template takes them: their forms, and every text in them."""
+"""Forms of messages that chat templates accept, and all texts in messages."""
 
 import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
 
-Message = dict[str, Any]  # {"role", "content"} and what data/messages.py lets through
-THINKING = ("reasoning_content", "thinking", "reasoning")  # one thing under three names
-_OURS = ("weight", "train", "written")  # what no template is shown
+Message = dict[str, Any]  # {"role", "content"} and the other fields that data/messages.py accepts
+THINKING = ("reasoning_content", "thinking", "reasoning")  # three names of the same field
+_OURS = ("weight", "train", "written")  # fields that are not given to templates
 
 
 def for_template(message: Message) -> Message:
-    """What transformers would hand to the template: no null fields, thinking under each of its names."""
+    """The message as transformers gives it to templates: no null fields, thinking under each of its names."""
     message = message | {"content": message.get("written", message.get("content"))}
     taken = {name: value for name, value in message.items() if value is not None and name not in _OURS}
     thought = next((taken[name] for name in THINKING if name in taken), None)
@@ -19,9 +19,10 @@ def for_template(message: Message) -> Message:
 
 
 def ways_to_write(messages: list[Message]) -> Iterator[list[Message]]:
-    """The messages as they are; then, where a template cannot read them so, in the other forms that it may know.
+    """The messages unchanged, then in the other forms that a template may accept.
 
-    No content as an empty text, text parts as one text, `developer` as `system`, a call's arguments as JSON text.
+    The forms: missing content as an empty text, text parts as one text, `developer` as `system`, arguments as JSON
+    text.
     """
     others = [(_filled, any("content" not in m for m in messages))]
     others.append((_joined, any(isinstance(m.get("content"), list) for m in messages)))
@@ -70,7 +71,7 @@ def texts_said(message: Message) -> list[tuple[str, str]]:
 
 
 def with_said(message: Message, change) -> Message:
-    """The message with `change(field, text)` in place of every text that is not blank: content, thinking, calls."""
+    """The message with `change(field, text)` in place of each non-blank text: content, thinking, calls."""
 
     def changed(name: str, text: Any) -> Any:
         return change(name, text) if isinstance(text, str) and text.strip() else text
@@ -110,7 +111,7 @@ def with_described(tool: dict, change) -> dict:
 
 
 def change_texts(value: Any, change) -> Any:
-    """The value with `change` applied to every text that is not blank."""
+    """The value with `change` applied to each non-blank text."""
     if isinstance(value, dict):
         return {name: change_texts(part, change) for name, part in value.items()}
     if isinstance(value, list):
@@ -119,7 +120,7 @@ def change_texts(value: Any, change) -> Any:
 
 
 def shape(value: Any, name: str = "") -> Any:
-    """The value without its texts, but for roles: what decides how a template writes it."""
+    """The value without its texts, except roles. It determines how a template writes the value."""
     if isinstance(value, dict):
         return {key: shape(part, key) for key, part in value.items()}
     if isinstance(value, list):
@@ -130,5 +131,5 @@ def shape(value: Any, name: str = "") -> Any:
 
 
 def dense(text: str) -> str:
-    """The text without white space, which templates may trim."""
+    """The text without white space, because templates may trim it."""
     return "".join(text.split())

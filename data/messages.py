@@ -1,4 +1,4 @@
-"""Messages as published sets spell them -> ours: {role, content}, with calls, thinking, weight if there are any."""
+"""Convert messages of published sets to ours: {role, content}, with calls, thinking and weight if there are any."""
 
 import json
 import re
@@ -24,10 +24,10 @@ _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def parse_messages(value: Any, name: str = "messages") -> list[Message]:
-    """A list of {role, content} with our role names; raises ValueError on anything else.
+    """A list of {role, content} with our role names. Raises ValueError for any other value.
 
-    A message also keeps `tool_calls` (also from `function_call`), `tool_call_id`, `name`, its thinking, and `weight` or
-    `train`, which say whether the turn is learned from.
+    A message also keeps `tool_calls` (or `function_call`), `tool_call_id`, `name`, its thinking, and `weight` or
+    `train`, which state whether the turn is a target.
     """
     if not isinstance(value, list):
         raise ValueError(f"{name} must be a list of {{role, content}} messages, got {type(value).__name__}")
@@ -35,7 +35,7 @@ def parse_messages(value: Any, name: str = "messages") -> list[Message]:
 
 
 def parse_role(role: Any, name: str) -> str:
-    """One of ours, aliases resolved."""
+    """One of our role names. Aliases are converted."""
     known = ALIASES.get(role, role) if isinstance(role, str) else None
     if known not in ROLES:
         raise ValueError(f"{name} has role {role!r}; known roles: {', '.join((*ROLES, *ALIASES))}")
@@ -43,10 +43,10 @@ def parse_role(role: Any, name: str) -> str:
 
 
 def parse_hh(text: str, name: str = "text") -> list[Message]:
-    """Messages of Anthropic's raw text, "\\n\\nHuman: ... \\n\\nAssistant: ..."; an empty last answer is left out."""
+    """Messages of Anthropic's raw text, "\\n\\nHuman: ... \\n\\nAssistant: ...". An empty last answer is left out."""
     first, *rest = _HH_TURN.split(text)
     if not rest or first.strip():
-        raise ValueError(f'{name} is not in the form "\\n\\nHuman: ... \\n\\nAssistant: ...": it begins {text[:40]!r}')
+        raise ValueError(f'{name} is not of the form "\\n\\nHuman: ... \\n\\nAssistant: ...": it begins {text[:40]!r}')
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [{"role": roles[r], "content": c.strip()} for r, c in zip(rest[::2], rest[1::2], strict=True)]
     return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
@@ -58,12 +58,12 @@ def is_hh(value: Any) -> bool:
 
 
 def join_text(content: Any, name: str) -> str:
-    """Content that is text, or a list of parts of type text, joined."""
+    """Content as one text: a text, or the joined parts of type text."""
     return content if isinstance(content, str) else "".join(_part(part, name) for part in content)
 
 
 def parse_tools(value: Any) -> list[dict] | None:
-    """JSON schemas of functions, given as a list or as JSON text; None where there are none."""
+    """JSON schemas of functions, given as a list or as JSON text. None if there are no functions."""
     tools = _from_json(value, "tools") if isinstance(value, str) and value.strip() else value or None
     if tools is None or tools == []:
         return None
@@ -77,17 +77,19 @@ def parse_tools(value: Any) -> list[dict] | None:
 
 
 def _parse_message(message: Any, name: str) -> Message:
-    """The message with content as text; null and lists of text parts are kept in `written`, for the chat template.
+    """The message with its content as text. Null or a list of text parts is kept in `written`, for the chat template.
 
-    A call's arguments are an object, whether given as one or as JSON text. What is not known is refused by name: it
-    may change what the message says.
+    A call's arguments become an object, whether they were one or JSON text. Unknown fields are refused by name, because
+    they may change the meaning of the message.
     """
     if not isinstance(message, dict):
         raise ValueError(f"{name} must be an object with role and content, got {type(message).__name__}")
     message = {key: value for key, value in message.items() if value is not None}
     unknown = sorted(message.keys() - KNOWN)
     if unknown:
-        raise ValueError(f"{name} has {', '.join(unknown)}, which nothing here reads; take them out of the messages")
+        raise ValueError(
+            f"{name} has {', '.join(unknown)}, which is not supported; remove such fields from the messages"
+        )
     parsed = {"role": parse_role(message.get("role"), name)}
     calls = _parse_calls(message, f"{name} ({parsed['role']})")
     content = message.get("written", message.get("content"))
@@ -122,12 +124,12 @@ def _part(part: Any, name: str) -> str:
 
 def _parse_calls(message: dict, name: str) -> list[dict]:
     calls = message.get("tool_calls", [])
-    if "function_call" in message:  # OpenAI's older name for one call
+    if "function_call" in message:  # OpenAI's older name for a single call
         calls = [{"type": "function", "function": message["function_call"]}]
     if not isinstance(calls, list):
         raise ValueError(f"{name}: tool_calls must be a list, got {type(calls).__name__}")
     if calls and message.get("role") in ("system", "developer", "user", "human", "tool", "function"):
-        raise ValueError(f"{name} calls tools, which only the assistant does")
+        raise ValueError(f"{name} calls tools, which only the assistant may do")
     return [_parse_call(call, f"{name}: tool_calls[{i}]") for i, call in enumerate(calls)]
 
 

@@ -14,16 +14,18 @@ def mix(
     weights: Sequence[float] | None,
     proportions: Sequence[float] | None,
 ) -> list[float]:
-    """Passes over each file in an epoch; logs the mixture.
+    """Passes over each file in an epoch. Logs the mixture.
 
-    `weights` are the passes. `proportions` are the files' shares of the epoch's targets (of its rows, where nothing is
-    a target: prompts); an epoch then has as many targets as one pass over everything.
+    `weights` are the passes. `proportions` are the files' shares of the epoch's targets, or of its rows if there are no
+    targets (prompts); an epoch then has as many targets as one pass over all files.
 
     Raises:
-        ValueError: both are given, a number too few or too many, or one that is not above 0.
+        ValueError: both are given, their number is wrong, or one is not above 0.
     """
     if proportions and weights:
-        raise ValueError(f"data.weights={list(weights)} and data.proportions={list(proportions)}: give one of them")
+        raise ValueError(
+            f"data.weights={list(weights)} and data.proportions={list(proportions)}; give only one of them"
+        )
     sizes = targets if sum(targets) else rows
     passes = [1.0] * len(files) if not weights else _checked("data.weights", weights, files)
     if proportions:

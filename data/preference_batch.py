@@ -20,9 +20,9 @@ class Batch(NamedTuple):
     rows: Rows
     group_ids: Tensor  # (b,) the number of the row's group
     ranks: Tensor  # (b,) lower is better
-    is_chosen: Tensor  # (b,) bool: tied with the best of its group, or rated good
+    is_chosen: Tensor  # tied with the best of its group, or rated good
     chosen_rows: Tensor  # (g,) indices of the chosen rows
-    margins: Tensor  # (e,) by how much the better side is better; 0 where the data have no margin
+    margins: Tensor  # the margin of the better side; 0 if the data have no margin
     ref_logprobs: Tensor  # (b,) nats
     mismatched: Rows | None  # KTO: each row's prompt with another prompt's completion
     mismatched_ref_logprobs: Tensor | None
@@ -74,7 +74,10 @@ def mismatched(groups: list[PreferenceGroup], *, max_length: int) -> dict[bytes,
     for row in (row for group in groups for row in group.rows):
         by_prompt.setdefault(tuple(prompt_ids(row)), []).append(row)
     if len(by_prompt) == 1:
-        raise ValueError("loss=kto sets prompts beside other prompts' completions, but all rows have the same prompt")
+        raise ValueError(
+            "loss=kto pairs prompts with other prompts' completions, but all rows have the same prompt; add rows "
+            "with other prompts"
+        )
     ring = [row for prompt_rows in by_prompt.values() for row in prompt_rows]
     largest = max(map(len, by_prompt.values()), default=0)
     kl_rows, end = {}, 0

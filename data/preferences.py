@@ -26,8 +26,8 @@ class PreferenceGroup:
     """
 
     rows: list[dict]
-    ranks: list[float]  # of the rows; lower is better, equal is a tie. Of a rated completion: [0]
-    margin: float  # of a pair: by how much the chosen side is better, 0 where it is not known
+    ranks: list[float]  # ranks of the rows: lower is better, equal is a tie; [0] for a rated completion
+    margin: float  # of a pair, the margin of the chosen side; 0 if it is unknown
     reward: float | None  # of a rated completion, in [0, 1]
     source: str  # name of the file
     where: str  # FILE:LINE
@@ -67,7 +67,7 @@ def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Enco
     """The groups of `files`, the value of the config key `name`.
 
     Raises:
-        ValueError: as `formats.preferences`; comparisons and rated completions in one set.
+        ValueError: as in `formats.preferences`, or there are comparisons and rated completions in one set.
     """
     encoded = encode_files(
         name, files, data, Preferences(tokenizer, data.max_length, data.max_prompt_length, data.kwise)
@@ -86,7 +86,7 @@ def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Enco
 
 @dataclass(frozen=True)
 class Preferences(Encoder):
-    """Comparisons, rankings and rated completions: a row for each completion, better ones first."""
+    """Comparisons, rankings and rated completions. Each completion is a row, better ones first."""
 
     tokenizer: Tokenizer
     max_length: int
@@ -112,7 +112,7 @@ class Preferences(Encoder):
         )
         _check_rows(rows, note["ranks"])
         rated = isinstance(record, Rated)
-        empty = rated and not record.completion.strip()  # somebody rated it all the same: kept, and reported
+        empty = rated and not record.completion.strip()  # it was rated although it is empty, so it is kept and reported
         return [Encoding(rows, note, ("rated" if rated else "compared", *(["empty"] if empty else [])))]
 
     def item(self, rows: list[dict], note: dict, where: str) -> PreferenceGroup:
@@ -128,7 +128,7 @@ def preference_texts(data) -> Iterator[str]:
 
 
 def regroup_all(records: list) -> list:
-    """`regroup_by_prompt`. It logs how many prompts have a ranking, and raises ValueError if none of many has one."""
+    """`regroup_by_prompt`. Logs how many prompts have a ranking. Raises ValueError if no prompt of several has one."""
     texts: dict[str, set[str]] = {}
     for record in records:
         if isinstance(record, Comparison):
@@ -138,12 +138,13 @@ def regroup_all(records: list) -> list:
     made = sum(isinstance(record, Ranking) for record in kept) - sum(isinstance(r, Ranking) for r in records)
     if 2 * several > len(texts) and not made:
         raise ValueError(
-            f"{records[0].where.rpartition(':')[0]}: data.kwise=true makes rankings of pairs, but of none of the "
-            f"{several} prompts with three completions or more are all pairs there and of one order (method.min_margin "
-            "of make_data.py leaves close pairs out); set data.kwise=false to learn them as pairs"
+            f"{records[0].where.rpartition(':')[0]}: data.kwise=true makes rankings of pairs, but for none of the "
+            f"{several} prompts with three completions or more are the pairs complete and consistent "
+            "(method.min_margin "
+            "of make_data.py leaves close pairs out); set data.kwise=false to train on pairs"
         )
     if several:
-        log.info("the pairs of %d of %d prompts with three completions or more are one ranking each", made, several)
+        log.info("the pairs of %d of %d prompts with three completions or more became one ranking each", made, several)
     return kept
 
 
@@ -189,11 +190,11 @@ def _ranking(pairs: list[Comparison]) -> Ranking | None:
 
 
 def check_margins(margin_coef: float, data, groups: Sequence[PreferenceGroup]) -> None:
-    """Raise ValueError where margin_coef is set and the data have no margins."""
+    """Raise ValueError if margin_coef is set and the data have no margins."""
     if margin_coef and data.kwise:
         raise ValueError(
-            f"margin_coef={margin_coef} learns the margins of pairs, but data.kwise=true makes rankings of "
-            "pairs, which have none; turn one of the two off"
+            f"margin_coef={margin_coef} uses the margins of pairs, but data.kwise=true makes rankings of "
+            "pairs, which have none; disable one of the two"
         )
     if margin_coef and not any(group.margin for group in groups):
         raise ValueError(f"margin_coef={margin_coef}, but no row of data.train has a margin; set margin_coef=0")

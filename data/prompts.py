@@ -11,7 +11,7 @@ from data.loader import Loader
 from data.records import Prompt, Record
 from data.tokenizer import Tokenizer
 
-WHOLE = 1 << 30  # tokens: a rollout prompt is never cut
+WHOLE = 1 << 30  # a limit in tokens that never cuts a rollout prompt
 
 
 def prompt_loader(
@@ -34,7 +34,7 @@ def encode_prompts(name: str, files: Sequence[str], data, tokenizer, *, max_leng
 
 @dataclass(frozen=True)
 class Prompts(Encoder):
-    """A prompt is one row without a target; its note is what reward functions are given."""
+    """A prompt is one row without a target. Its note has the inputs of reward functions."""
 
     tokenizer: Tokenizer
     max_length: int

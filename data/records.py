@@ -20,9 +20,9 @@ SPLITS = ("train", "eval")
 
 @dataclass(frozen=True)
 class Record:
-    """`where` is FILE:LINE; `columns` holds the row's further fields (id, license, ...), which travel along.
+    """`where` is FILE:LINE. `columns` has the row's further fields (id, license, ...), which are kept.
 
-    `tools` are what the assistant may call, as JSON schemas.
+    `tools` are the functions that the assistant may call, as JSON schemas.
     """
 
     where: str = field(default="", kw_only=True)
@@ -31,7 +31,7 @@ class Record:
 
     @property
     def turns(self) -> list[Message]:
-        """The conversation, as far as all completions of the record share it; empty where there is none."""
+        """The conversation that all completions of the record share. Empty if there is none."""
         return getattr(self, "messages", None) or getattr(self, "prompt", None) or []
 
 
@@ -61,7 +61,7 @@ class Comparison(Record):
 
 @dataclass(frozen=True)
 class Ranking(Record):
-    """K completions of one prompt; a lower rank is better, equal ranks are ties."""
+    """K completions of one prompt. A lower rank is better, equal ranks are ties."""
 
     prompt: list[Message]
     completions: list[str]
@@ -85,7 +85,7 @@ class Rated(Record):
 
 @dataclass(frozen=True)
 class Prompt(Record):
-    """What a model is asked; the further columns go to reward functions."""
+    """A prompt for a model. The further columns are for reward functions."""
 
     prompt: list[Message]
 
@@ -97,22 +97,22 @@ class Prompt(Record):
 class Verdict:
     """One vote on two answers to one question."""
 
-    question: str  # id of the question: the unit of clustering
+    question: str  # id of the question, the unit of clustering
     model_a: str
     model_b: str
     verdict: str  # a | b | tie | error; an error is neither a tie nor a loss
     judge: str
-    human: bool = False  # a person voted
+    human: bool = False  # whether a person voted
     turn: int = 1
     category: str | None = None
-    shown: str | None = None  # whose answer was read first: a | b | both (a folded pair of votes) | None (unknown)
-    preference: float | None = None  # the judge's probability that b is better, where it gave one
+    shown: str | None = None  # the answer that was read first: a | b | both (a folded pair of votes) | None (unknown)
+    preference: float | None = None  # the judge's probability that b is better, if it gave one
     weight: float = 1.0
     length_a: int | None = None  # characters
     length_b: int | None = None
     hash_a: str | None = None
     hash_b: str | None = None
-    text: str | None = None  # what the judge wrote
+    text: str | None = None  # the judge's text
     both_bad: bool = False  # a tie because neither answer was acceptable
 
 
@@ -121,13 +121,13 @@ class BadRows:
 
     def __init__(self, on_bad_row: str):
         if on_bad_row not in ("error", "skip"):
-            raise ValueError(f"data.on_bad_row is 'error' or 'skip', got {on_bad_row!r}")
+            raise ValueError(f"data.on_bad_row must be 'error' or 'skip', got {on_bad_row!r}")
         self.on_bad_row = on_bad_row
-        self.problems: list[tuple[str, str]] = []  # (FILE:LINE, what is wrong) of what was skipped
+        self.problems: list[tuple[str, str]] = []  # (FILE:LINE, fault) of the skipped rows
 
     @property
     def skipped(self) -> list[str]:
-        """FILE:LINE: what is wrong."""
+        """FILE:LINE and the fault of each skipped row."""
         return [f"{where}: {problem}" for where, problem in self.problems]
 
     @contextlib.contextmanager
@@ -146,10 +146,10 @@ def read_records(
     """The records of one file, glob or directory. `parse` (see `data/formats.py`) turns a row of ours into records.
 
     `FILE@train` and `FILE@eval` are nine tenths and one tenth of a file, chosen by `split_of`. `layout` says how a
-    published row is converted to ours (see `data/adapters`); None: its format is recognised by its fields.
+    published row is converted to ours (see `data/adapters`). With None, the fields of a row decide its format.
 
     Raises:
-        ValueError: the file is missing, empty or damaged; a row is bad and `bad_rows` does not skip.
+        ValueError: the file is missing, empty or damaged, or a row is bad and `bad_rows` does not skip it.
     """
     path, part = split_name(str(file))
     rows = counted(each_row(path), path)
@@ -165,9 +165,9 @@ def parse_rows(
     *,
     join: bool = True,
 ) -> Iterator[Record]:
-    """The records of rows as `each_row` gives them, one after the other; of `part` alone where one is named.
+    """The records of the rows of `each_row`, in order, or only those of `part` if it is given.
 
-    Raises Unjoined unless `join`, at the first message that only other rows make a conversation.
+    Raises Unjoined, unless `join`, at the first message that needs other rows to form a conversation.
     """
     for where, row in adapted_rows(rows, layout, bad_rows.at, join=join):
         records: list[Record] = []
@@ -178,21 +178,21 @@ def parse_rows(
 
 
 def counted(rows: Iterator[tuple[str, Any]], path: str) -> Iterator[tuple[str, Any]]:
-    """The rows; raises ValueError where there is none."""
+    """The rows. Raises ValueError if there is none."""
     first = next(rows, None)
     if first is None:
-        raise ValueError(f"{path} is empty: expected one record a row")
+        raise ValueError(f"{path} is empty; it needs one record per row")
     yield first
     yield from rows
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """Every row of a file as it is; raises ValueError with FILE:LINE where one is malformed."""
+    """Every row of a file, unchanged. Raises ValueError with FILE:LINE if a row is malformed."""
     return [row for _, row in read_rows(str(path))]
 
 
 def split_name(file: str) -> tuple[str, str | None]:
-    """ "FILE@eval" -> ("FILE", "eval"); a plain name has no part."""
+    """ "FILE@eval" -> ("FILE", "eval"). A plain name has no part."""
     path, _, part = file.rpartition("@")
     return (path, part) if part in SPLITS else (file, None)
 
@@ -208,7 +208,7 @@ def split_of(record: Record, row: dict) -> str:
 
 
 def opening(record: Record) -> str | None:
-    """The first thing that the user says, without the spaces around it; None where no user says anything."""
+    """The user's first text, without surrounding white space. None if the user has no text."""
     texts = (message["content"].strip() for message in record.turns if message["role"] == "user")
     return next(filter(None, texts), None)
 
@@ -225,7 +225,8 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
     try:
         with named_in_errors(path), open(tmp_path, "wb") as raw:
             packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if path.suffix == ".gz" else None
-            with packed or contextlib.nullcontext(raw) as file:  # no name and no time inside: same rows, same bytes
+            # no name and no time in the file: equal rows give equal bytes
+            with packed or contextlib.nullcontext(raw) as file:
                 for row in rows:
                     file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
                     count += 1

@@ -1,4 +1,4 @@
-"""Processes in which a checkpoint's template and tokenizer work, bounded in time and output: `data/template_process.py`
+"""Processes that run a checkpoint's template and tokenizer with limits on time and output: `data/template_process.py`
 and `data/tokenizer_process.py`.
 """
 
@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SECONDS = 20.0  # for one request; a real template takes a thousandth of a second, a text of a megabyte one or two
-MOST_BYTES = 1 << 28  # of one reply
+# limit for one request; a real template takes about a millisecond, a text of a megabyte one or two seconds
+SECONDS = 20.0
+MOST_BYTES = 1 << 28  # limit for one reply
 HERE = Path(__file__).parent
 
 
@@ -23,7 +24,7 @@ class Stopped(ValueError):
 
 
 class Rendering(NamedTuple):
-    """`text` is None where the template failed with `error`; `spans` (start, end) are those of its generation tags."""
+    """`text` is None if the template failed with `error`. `spans` (start, end) are those of its generation tags."""
 
     text: str | None
     spans: list[tuple[int, int]]
@@ -31,7 +32,7 @@ class Rendering(NamedTuple):
 
 
 class _Process:
-    """One helper process at a time, started at the first request and again after it had to be stopped.
+    """One helper process at a time. It starts at the first request, and again after it had to be stopped.
 
     Args:
         program: of this folder. what: works there, for errors.
@@ -48,7 +49,7 @@ class _Process:
         Raises Stopped where the reply does not come in time or is too long.
         """
         with self.lock:
-            if self.child is None or self.owner != os.getpid():  # a forked process needs one of its own
+            if self.child is None or self.owner != os.getpid():  # a forked process needs its own helper process
                 self.child = subprocess.Popen(
                     [sys.executable, "-I", str(self.program)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={}
                 )
@@ -63,7 +64,7 @@ class _Process:
             except (TimeoutError, EOFError, BrokenPipeError) as error:
                 self.stop()
                 raise Stopped(f"the {self.what} was stopped: {error or 'its process ended'}") from None
-            except BaseException:  # an interrupt halfway leaves a reply that nobody reads
+            except BaseException:  # after an interrupt, a reply that was not read may be in the pipe
                 self.stop()
                 raise
 
@@ -95,7 +96,7 @@ class _Process:
                         continue
                     piece = os.read(source, 1 << 20)
                     if not piece:
-                        raise EOFError("its process ended, for want of memory or by its own fault")
+                        raise EOFError("its process ended, because memory ran out or it crashed")
                     reply += piece
                     if size == 8 and len(reply) >= 8:
                         size += struct.unpack("<Q", reply[:8])[0]
@@ -116,10 +117,10 @@ def render(
     tokens: dict[str, str],
     date: str,
 ) -> list[Rendering]:
-    """Renderings of the first n messages, with or without the assistant's header after them, for (n, asks) of `views`.
+    """Renderings of the first n messages, for (n, asks) of `views`: with the assistant's header at the end if `asks`.
 
-    `tokens` are the special tokens that the template may use (bos_token, ...), `date` is today's date for it
-    (YYYY-MM-DD). Raises Stopped where the template had to be stopped.
+    `tokens` are the special tokens that the template may use (bos_token, ...). `date` is today's date for the template
+    (YYYY-MM-DD). Raises Stopped if the template had to be stopped.
     """
     request = {"messages": messages, "tools": tools, "views": views, "tokens": tokens, "date": date}
     replies = _templates.ask(request, template)
@@ -127,13 +128,16 @@ def render(
 
 
 class BoundedTokenizer:
-    """A tokenizer's encoding in a process of its own, for one whose patterns may take for ever on a text."""
+    """A tokenizer's encoding in its own process, for tokenizers whose patterns may take very long on some texts."""
 
     def __init__(self, backend):
         self.process, self.text = _Process("tokenizer_process.py", "tokenizer"), backend.to_str()
 
     def encode(self, text: str, specials: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """As `tokenizer_process.encode`. Raises Stopped where the text takes too long, ValueError where it fails."""
+        """As `tokenizer_process.encode`.
+
+        Raises Stopped if the text takes too long, ValueError if the encoding fails.
+        """
         ids, places = self._ask("encode", text, specials)
         return ids, [tuple(place) for place in places]
 
@@ -148,5 +152,5 @@ class BoundedTokenizer:
     def _ask(self, name: str, *words):
         found, error = self.process.ask({"name": name, "words": words}, self.text)
         if error:
-            raise ValueError(f"the tokenizer gave up on a text: {error}")
+            raise ValueError(f"the tokenizer failed on a text: {error}")
         return found

@@ -23,7 +23,7 @@ def sft_loader(data, tokenizer, *, batch_size: int, seed: int, rank: int, world_
 
 
 def eval_examples(data, tokenizer, train: Loader | None = None) -> Sequence[dict]:
-    """Every conversation of `data.eval`, encoded, in file order; none where it names no file. Warns of overlap."""
+    """Every conversation of `data.eval`, encoded, in file order. Empty if it names no file. Warns about overlap."""
     if not data.eval:
         return []
     encoded = encode_demonstrations("data.eval", data.eval, data, tokenizer)
@@ -33,13 +33,13 @@ def eval_examples(data, tokenizer, train: Loader | None = None) -> Sequence[dict
 
 
 def encode_demonstrations(name: str, files: Sequence[str], data, tokenizer) -> Encoded:
-    """Demonstrations of `files`, the value of the config key `name`; a conversation may be several items."""
+    """Demonstrations of `files`, the value of the config key `name`. A conversation may be several items."""
     return encode_files(name, files, data, Demonstrations(tokenizer, data.max_length))
 
 
 @dataclass(frozen=True)
 class Demonstrations(Encoder):
-    """An item is one row: a conversation, or what leads to one of its answers. Tokens beyond `max_length` are cut."""
+    """An item is one row: a conversation, or one of its answers with its context. It is cut at `max_length` tokens."""
 
     tokenizer: Tokenizer
     max_length: int

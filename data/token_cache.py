@@ -32,15 +32,15 @@ from runtime.display import RowProgress
 from runtime.files import remove, sha256_of, sha256_once, sync
 
 log = logging.getLogger(__name__)
-ALONE = 8  # chunks of a file up to which further processes are not worth their start
-ENGINES = ("tokenizers", "jinja2", "numpy")  # distributions whose versions may decide tokens
+ALONE = 8  # files of up to this many chunks are encoded without further processes
+ENGINES = ("tokenizers", "jinja2", "numpy")  # distributions whose versions may change tokens
 
 
 def open_store(name: str, file: str, job: Job, cache: str) -> Store:
     """The encoded rows of a file (a value of the config key `name`), computed here if the cache does not have them.
 
     Raises:
-        ValueError: a row is bad where on_bad_row=error, the file is damaged, the cache cannot be written.
+        ValueError: a row is bad with on_bad_row=error, the file is damaged, or the cache cannot be written.
     """
     files = find_files(split_name(file)[0])
     made_from = _made_from(files, job)
@@ -54,7 +54,8 @@ def open_store(name: str, file: str, job: Job, cache: str) -> Store:
             return store if store is not None else _make(name, file, files, job, home, made_from)
     except OSError as error:
         raise ValueError(
-            f"cannot keep the tokens of {file} in {cache}: {error.strerror or error}; make room there, or name another "
+            f"cannot write the tokens of {file} to {cache}: {error.strerror or error}; free some space there, or "
+            "name another "
             "directory (data.cache=DIR)"
         ) from error
 
@@ -84,32 +85,32 @@ def code_digest() -> str:
 
 
 def _opened(home: Path, files: list[Path]) -> Store | None:
-    """The store, None where there is none that is whole."""
+    """The store. None if there is no complete store."""
     if not home.exists():
         return None
     try:
         return Store(home, files)
     except (ValueError, KeyError, OSError) as error:
-        if home.exists():  # else another process has just taken it away, to make it again
-            log.warning("the kept tokens are damaged and are made again: %s", error)
+        if home.exists():  # otherwise another process has just removed it, to write it again
+            log.warning("the cached tokens are damaged and are computed again: %s", error)
         return None
 
 
 @contextmanager
 def _locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock; others that want it wait, and say so."""
+    """Hold the lock. Other processes wait for it and log this."""
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("%s: another process is making the tokens; waiting for it", what)
+            log.info("%s: another process is computing the tokens; waiting for it", what)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _make(name: str, file: str, files: list[Path], job: Job, home: Path, made_from: dict[str, Any]) -> Store:
     started, tmp_path = time.monotonic(), home.with_suffix(".making")
-    remove(tmp_path)  # of a process that was killed
+    remove(tmp_path)  # left by a process that was killed
     tmp_path.mkdir()
     try:
         writer = Writer(tmp_path, files)
@@ -121,20 +122,21 @@ def _make(name: str, file: str, files: list[Path], job: Job, home: Path, made_fr
         if [sha256_of(path) for path in files] != [digest for _, digest in made_from["files"]]:
             raise ValueError(f"{file} changed while it was read; start again when it is complete")
         writer.close(made_from)
-        remove(home)  # a damaged one
+        remove(home)  # a damaged store
         os.replace(tmp_path, home)
         sync(home.parent)
     finally:
         remove(tmp_path)
     tokens, seconds = writer.ends["tokens"], time.monotonic() - started
     log.info(
-        "%s: made %s tokens of %s in %.1f s with %d processes: %s", name, f"{tokens:,}", file, seconds, processes, home
-    )
+        "%s: computed %s tokens of %s in %.1f s with %d processes: %s",
+        name, f"{tokens:,}", file, seconds, processes, home,
+    )  # fmt: skip
     return Store(home, files)
 
 
 def _write_rows(name: str, file: str, job: Job, writer: Writer) -> int:
-    """Encode the rows as they stream in; the number of processes that did it."""
+    """Encode the rows while they are read. Returns the number of processes that did it."""
     if job.encoder.regroup is not None:
         raise Unjoined
     path = split_name(file)[0]
@@ -143,12 +145,12 @@ def _write_rows(name: str, file: str, job: Job, writer: Writer) -> int:
     if len(head) <= ALONE:
         return _write(map(job.encode_rows, head), writer)
     total, processes = sum(1 for _ in each_row(path)), num_processes()
-    with RowProgress(f"{name}: making tokens", total) as progress:
+    with RowProgress(f"{name}: computing tokens", total) as progress:
         return _write(in_processes(job.encode_rows, chain(head, chunks), processes), writer, progress, processes)
 
 
 def _write_records(name: str, file: str, job: Job, writer: Writer) -> int:
-    """The same of what must be read whole first: trees in parts, pairs that become rankings."""
+    """The same for files that must be read completely first: parts of trees, or pairs that become rankings."""
     bad_rows = BadRows(job.on_bad_row)
     records = read_records(file, job.encoder.parse, bad_rows, job.layout)
     records = job.encoder.regroup(records) if job.encoder.regroup else records
@@ -158,7 +160,7 @@ def _write_records(name: str, file: str, job: Job, writer: Writer) -> int:
     if len(chunks) <= ALONE:
         return _write(map(job.encode_records, chunks), writer)
     processes = num_processes()
-    with RowProgress(f"{name}: making tokens", len(records)) as progress:
+    with RowProgress(f"{name}: computing tokens", len(records)) as progress:
         return _write(in_processes(job.encode_records, chunks, processes), writer, progress, processes)
 
 

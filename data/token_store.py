@@ -1,11 +1,11 @@
-"""The encoded rows of one file on disk, mapped into memory: what a run needs of them is read when it is needed.
+"""The encoded rows of one file on disk, mapped into memory. Parts are read when they are needed.
 
-tokens.bin    int32, the ids of all rows one after the other
-targets.bin   bool, beside them: is the token learned?
-rows.bin      ROW, one a row: where its tokens lie, how many of them are targets, how many were cut
-items.bin     ITEM, one an item: its rows, its place in the file, digests of its beginning and of its tokens
-notes.bin     JSON of each item: what else the kind of item has
-store.json    what was skipped, what a person should know; then SHA256SUMS
+tokens.bin    int32, the ids of all rows, one row after the other
+targets.bin   bool, for each token: is it a target?
+rows.bin      ROW, one per row: the place of its tokens, and the numbers of its targets and of its cut tokens
+items.bin     ITEM, one per item: its rows, its place in the file, digests of its beginning and of its tokens
+notes.bin     JSON of each item: its further fields
+store.json    skipped rows and remarks for people; then SHA256SUMS
 """
 
 import hashlib
@@ -27,31 +27,31 @@ ITEM = np.dtype(
     ]
 )  # fmt: skip
 COLUMNS = {"tokens": np.dtype("<i4"), "targets": np.dtype("?"), "rows": ROW, "items": ITEM, "notes": np.dtype("u1")}
-CONTENT = tuple(f"{name}.bin" for name in ("tokens", "targets", "rows", "notes"))  # what a training sees
-SHOWN = 20  # places that a mark remembers
+CONTENT = tuple(f"{name}.bin" for name in ("tokens", "targets", "rows", "notes"))  # the content that a training reads
+SHOWN = 20  # number of places that a mark stores
 
 
 class Encodings(NamedTuple):
-    """Encoded items, one after the other; `starts` and `note` count from 0. What `Writer.add` appends."""
+    """Encoded items, one after the other; `starts` and `note` count from 0. `Writer.add` appends them."""
 
     tokens: np.ndarray
     targets: np.ndarray
     rows: np.ndarray  # ROW
-    items: np.ndarray  # ITEM, file and line left open
+    items: np.ndarray  # without file and line
     notes: bytes
     places: list[str]  # FILE:LINE of each item
-    marks: list[tuple[str, str]]  # (name, FILE:LINE) of what a person should know
-    problems: list[tuple[str, str]]  # (FILE:LINE, what is wrong) of rows that cannot be used
-    num_rows: int  # that were read
+    marks: list[tuple[str, str]]  # (name, FILE:LINE) of remarks for people
+    problems: list[tuple[str, str]]  # (FILE:LINE, fault) of rows that cannot be used
+    num_rows: int  # number of rows that were read
 
 
 class Writer:
-    """Appends encodings to the columns of a store in `directory`, which `close` makes whole."""
+    """Appends encodings to the columns of a store in `directory`. `close` completes the store."""
 
     def __init__(self, directory: Path, files: Sequence[Path]):
         self.directory, self.numbers = directory, {str(path): number for number, path in enumerate(files)}
         self.out = {name: (directory / f"{name}.bin").open("wb") for name in COLUMNS}
-        self.ends = dict.fromkeys(COLUMNS, 0)  # entries that were written
+        self.ends = dict.fromkeys(COLUMNS, 0)  # number of entries written so far
         self.skipped: list[tuple[int, int, str]] = []
         self.marks: dict[str, tuple[int, list[tuple[int, int]]]] = {}
 
@@ -75,11 +75,11 @@ class Writer:
             self.marks[name] = count + 1, [*first, self._place(where)] if count < SHOWN else first
 
     def skip(self, where: str, problem: str) -> None:
-        """Remember a row that could not be used."""
+        """Store a row that could not be used."""
         self.skipped.append((*self._place(where), problem))
 
     def close(self, made_from: dict) -> None:
-        """Write what is left; everything is on the disk afterwards."""
+        """Write the remaining data, and sync everything to disk."""
         for file in self.out.values():
             file.close()
         contents = {"made_from": made_from, "skipped": self.skipped, "marks": self.marks}
@@ -92,17 +92,17 @@ class Writer:
 
 
 class Store:
-    """One file's items. `files` are the names of its shards now: the content may have moved since it was encoded.
+    """One file's items. `files` are the current names of its shards: files may have moved since they were encoded.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the store is damaged.
     """
 
     def __init__(self, directory: Path, files: Sequence[Path]):
         self.files = files
         sums = read_sums(directory)
         if sums.keys() != {"store.json", *(f"{name}.bin" for name in COLUMNS)}:
-            raise ValueError(f"{directory} is not whole, says its {SUMS}")
+            raise ValueError(f"{directory} does not match its {SUMS}")
         check_sums(directory)
         self.columns = {name: _mapped(directory / f"{name}.bin", kind) for name, kind in COLUMNS.items()}
         contents = json.loads((directory / "store.json").read_text(encoding="utf-8"))
@@ -136,14 +136,14 @@ class Store:
 
 
 def _mapped(path: Path, kind: np.dtype) -> np.ndarray:
-    """The column, mapped copy-on-write: torch asks for arrays that could be written to."""
+    """The column, mapped copy-on-write, because torch requires writable arrays."""
     if not path.stat().st_size:
         return np.empty(0, kind)
     return np.asarray(np.memmap(path, kind, "c"))
 
 
 class Items(Sequence):
-    """The items of several stores, made when they are asked for: `make(rows, note, FILE:LINE)`."""
+    """The items of several stores, created on access by `make(rows, note, FILE:LINE)`."""
 
     def __init__(self, stores: Sequence[Store], make: Callable[[list[dict], dict, str], Any]):
         self.stores, self.make = stores, make
@@ -166,7 +166,7 @@ class Items(Sequence):
 
     @property
     def digest(self) -> str:
-        """Of what a training sees: equal where all tokens, masks and notes are."""
+        """A digest of the content that a training reads. It is equal if all tokens, masks and notes are equal."""
         return hashlib.sha256("".join(store.digest for store in self.stores).encode()).hexdigest()
 
     def column(self, name: str) -> np.ndarray:
@@ -179,7 +179,7 @@ class Items(Sequence):
 
     @property
     def num_tokens(self) -> np.ndarray:
-        """(items,) tokens of each item, all its rows together."""
+        """(items,) tokens of each item, in all its rows together."""
         return np.concatenate([store.over_items("length", np.add) for store in self.stores])
 
     @property

@@ -1,4 +1,4 @@
-"""Text <-> token ids behind one small class, whatever file the tokenizer came in."""
+"""Convert text to token ids and back, with one class for all tokenizer files."""
 
 import hashlib
 import io
@@ -24,15 +24,16 @@ PLAIN_ROLES = ("system", "user", "assistant", "tool")
 
 
 class Tokenizer:
-    """`encode` never yields a special token: text that spells one stays text. `chat_template` writes conversations.
+    """`encode` never yields a special token: the spelling of one is encoded as text. `chat_template` writes
+    conversations.
 
-    `template` names another chat template than the checkpoint's own (`builtin_templates.choose_template`); `date` is
-    the date that a template sees. Only masks mark padding; `pad_id` fills the gaps and never ends a turn.
-    `stop_ids` are all that end a turn: the template's, the tokenizer's and generation_config.json's.
+    `template` names a chat template that replaces the checkpoint's (`builtin_templates.choose_template`). `date` is the
+    date that a template sees. Padding is marked by masks only; `pad_id` fills the gaps and never ends a turn.
+    `stop_ids` are all ids that end a turn: the template's, the tokenizer's and those of generation_config.json.
     """
 
     def __init__(self, vocabulary: Vocabulary, template: str | None = None, *, date: str = FIXED_DATE):
-        self.replaces = template is not None  # the checkpoint's own template
+        self.replaces = template is not None  # whether the checkpoint's own template is replaced
         self.date = date
         self._template = choose_template(template, vocabulary, date=date)
         self.template = None if self._template is None else template or "own"
@@ -46,11 +47,11 @@ class Tokenizer:
         self._reads_on, self._lock = reading_on(self.backend), threading.Lock()
         self._encoder = encoder_of(self.backend)
         self._encoder_on = self._encoder if self._reads_on is None else encoder_of(self._reads_on.backend)
-        # A system message or a menu comes in a thousand conversations: remember its ids.
+        # The same system message or tools occur in many conversations, so their ids are cached.
         self._encode = lru_cache(1 << 14)(self._encode_text)
         self.vocab_size = self.backend.get_vocab_size(with_added_tokens=True)
         self.bos_id, self.eos_id = self._id(self.bos_token), self._id(self.eos_token)
-        self.stop_id = self._id(stop)  # the template's own
+        self.stop_id = self._id(stop)  # the stop token of the template
         self.stop_ids = sorted({self.stop_id, self.eos_id, *vocabulary.stop_ids} - {None})
         self.specials = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
         if self._template:
@@ -60,31 +61,31 @@ class Tokenizer:
         self.pad_id = self._id(self.pad_token) if self.pad_token else 0
 
     def encode(self, text: str, *, after: str = "") -> list[int]:
-        """Token ids of `text`, no special ones added. With `after`: as it reads on from that text.
+        """Token ids of `text`, without special tokens. With `after`: the ids of `text` as a continuation of that text.
 
         `encode(a) + encode(b, after=a)` spells a + b without a SentencePiece space in between, and begins with
-        `encode(a)`: the boundary lies between tokens, as it does when a model goes on from a prompt.
+        `encode(a)`: the boundary is between tokens, as when a model continues a prompt.
         """
         if not text:
             return []
-        for head in (after, "\n") if after else ():  # a line break merges with less than most texts
+        for head in (after, "\n") if after else ():  # few texts merge with a line break
             start, whole = self._encode(head), self._encode(head + text)
             if whole[: len(start)] == start:
                 return list(whole[len(start) :])
         return list(self._encode(text))
 
     def decode(self, ids: Iterable[int], *, specials: bool = False) -> str:
-        """Text of ids; `specials` shows special tokens too."""
+        """The text of ids. With `specials`, special tokens are shown too."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=not specials)
 
     def encode_spelled(self, spelled: Spelled) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation that `chat_template` wrote, and whether each lies in a target.
+        """(ids of a conversation that `chat_template` wrote, whether each id is in a target).
 
-        What the template wrote as special tokens are special tokens; what people wrote between marks is text.
+        Special tokens that the template wrote are encoded as such. Text between the marks is encoded as text.
         """
         text, targets = spelled.text, spelled.targets
         ids: list[int] = []
-        places: list[tuple[int, int]] = []  # (start, end) in the text of each id
+        places: list[tuple[int, int]] = []  # (start, end) of each id in the text
         for at, end in pairwise([0, *(start for start, _ in targets if spelled.apart and start), len(text)]):
             new, found = self._encode_chat(text[at:end], reads_on=self._reads_on_at(text, at))
             ids += new
@@ -98,15 +99,13 @@ class Tokenizer:
         return ids, mask
 
     def special_id(self, token: str) -> int | None:
-        """Id of a token, None where the vocabulary has no such token."""
+        """Id of a token. None if the vocabulary has no such token."""
         return self._id(token)
 
     @property
     def chat_template(self) -> ChatTemplate:
         if self._template is None:
-            raise ValueError(
-                f"this tokenizer comes without a chat template; set data.template to one of {', '.join(TEMPLATES)}"
-            )
+            raise ValueError(f"this tokenizer has no chat template; set data.template to one of {', '.join(TEMPLATES)}")
         return self._template
 
     @property
@@ -119,7 +118,7 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two tokenizers that give the same ids: vocabulary, merges, template and its date."""
+        """A digest that is equal for two tokenizers with the same ids: vocabulary, merges, template and its date."""
         written = None
         if self._template is not None:
             text = "".join(self._template.jinja.values())
@@ -128,23 +127,23 @@ class Tokenizer:
         return hashlib.sha256(json.dumps([self.backend.to_str(), written]).encode()).hexdigest()
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
-        with self._lock:  # "<|im_end|>" inside a message is eight letters and signs
+        with self._lock:  # "<|im_end|>" inside a message is encoded as letters and signs
             return tuple(self._encoder.encode_text(text))
 
     def _reads_on_at(self, text: str, at: int) -> bool:
-        """Whether a stretch of text goes on there; after a special token a new one begins."""
+        """Whether the text before this place continues there. After a special token a new text begins."""
         if at == 0 or self._reads_on is None:
             return False
         ended = any(text[at - n : at] in self.specials for n in {len(token) for token in self.specials} if n <= at)
         return not ended or self._reads_on.only_first
 
     def _encode_chat(self, text: str, *, reads_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of rendered text and where in it each lies; `reads_on` where other text stands before it."""
+        """(ids of rendered text, the place of each in it). `reads_on`: other text precedes it."""
         ids: list[int] = []
         places: list[tuple[int, int]] = []
         at = 0
         for number, piece in enumerate(MARKED.split(text) if OPEN in text or CLOSE in text else [text]):
-            if number % 2:  # a special token that somebody wrote, or a lone mark: the template split the text there
+            if number % 2:  # a special token in the data, or a single mark: the template split the text there
                 at += 1
             if piece:
                 encode = self._encode_as_text if number % 2 else self._encode_with_specials
@@ -155,7 +154,7 @@ class Tokenizer:
         return ids, places
 
     def _encode_with_specials(self, text: str, reads_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        if reads_on and self._reads_on is not None:  # no space of SentencePiece's before the first stretch
+        if reads_on and self._reads_on is not None:  # without SentencePiece's space before the first part
             first = min((at for token in self.specials if (at := text.find(token)) >= 0), default=len(text))
             with self._lock:
                 head, at = self._encoder_on.encode(text[:first], False)
@@ -165,17 +164,17 @@ class Tokenizer:
             return self._encoder.encode(text, True)
 
     def _encode_as_text(self, text: str, reads_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """The spelling of a special token as letters and signs."""
+        """Ids that spell a special token as letters and signs."""
         ids = (self._encoder_on if reads_on else self._encoder).encode_letters(text)
         if self._id(text) in ids:
-            raise ValueError(f"this tokenizer has no other way to write {text!r} than as the special token")
+            raise ValueError(f"this tokenizer can write {text!r} only as the special token")
         return ids, [(0, len(text))] * len(ids)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the files that the tokenizer came in; where it came in none, or has another template, its own.
+        """Write the tokenizer's own files, or new ones if it has none or another template.
 
-        transformers and vLLM read the directory: tokenizer.json, tokenizer_config.json (with the Jinja template),
-        special_tokens_map.json, and tokenizer.model where there was a SentencePiece model.
+        transformers and vLLM can read the directory: tokenizer.json, tokenizer_config.json (with the Jinja template),
+        special_tokens_map.json, and tokenizer.model if there was a SentencePiece model.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -185,11 +184,12 @@ class Tokenizer:
             _write(directory / name, content)
 
     def _own_files(self) -> dict[str, bytes]:
-        """The files with our chat template in them, whose stop token is the end-of-text token."""
+        """The files with our chat template, whose stop token is the end-of-text token."""
         names = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
         names = {name: token for name, token in (names | {"unk_token": self.vocabulary.unk_token}).items() if token}
         jinja = "" if self._template is None else "".join(self._template.jinja.values())
-        if self.stop_id is not None and "eos_token" not in jinja:  # which would write otherwise
+        # the template would write another stop token otherwise
+        if self.stop_id is not None and "eos_token" not in jinja:
             names["eos_token"] = self.backend.id_to_token(self.stop_id)
         files = {name: content for name, content in self.vocabulary.files.items() if "chat_template" not in name}
         settings = json.loads(files.get("tokenizer_config.json", b"{}")) or {
@@ -213,7 +213,7 @@ class Tokenizer:
         return None if token is None else self.backend.token_to_id(token)
 
     def _choose_pad(self) -> str | None:
-        """The declared padding token, unless it ends turns too; else another special token that means nothing here."""
+        """The declared padding token, unless it also ends turns; else another special token without a use here."""
         specials = [t.content for _, t in sorted(self.backend.get_added_tokens_decoder().items()) if t.special]
         candidates = [self.vocabulary.pad_token, self.vocabulary.unk_token, *specials]
         taken = {*self.stop_ids, self.bos_id, None}
@@ -227,11 +227,11 @@ def _added(backend: tokenizers.Tokenizer) -> list[str]:
 def load_tokenizer(path: str | Path, *, template: str | None = None, date: str = FIXED_DATE) -> Tokenizer:
     """The tokenizer in a Hugging Face directory, a SentencePiece .model file, a .gguf file, or `package:name/file`.
 
-    `template` names a chat template for a base model, which comes without one; `date` is today's date
-    for templates that use it.
+    `template` names a chat template for a base model, which has none. `date` is today's date for templates that use
+    it.
 
     Raises:
-        ValueError: nothing there, an unknown kind of tokenizer, or see `builtin_templates.choose_template`.
+        ValueError: there is no tokenizer, its kind is unknown, or see `builtin_templates.choose_template`.
     """
     is_model_file = ".model" in Path(path).suffixes and Path(path).is_file()
     vocabulary = read_vocabulary(Path(path) if is_model_file else find_tokenizer(path))
@@ -239,10 +239,10 @@ def load_tokenizer(path: str | Path, *, template: str | None = None, date: str =
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Tokenizer:
-    """Trains byte-fallback BPE with one special token per role (template `plain`), saves it and returns it.
+    """Train byte-fallback BPE with one special token per role (template `plain`), save it and return it.
 
     Raises:
-        ValueError: `vocab_size` does not suit the texts.
+        ValueError: `vocab_size` does not fit the texts.
     """
     import sentencepiece
 
@@ -280,7 +280,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def check_same_tokenizer(path: str, tokenizer, key: str = "reward_model") -> None:
-    """Raise ValueError unless the model at `path` was made for this tokenizer: ids would mean other words."""
+    """Raise ValueError unless the model at `path` uses this tokenizer. Otherwise ids would mean other tokens."""
     other = load_tokenizer(path, date=tokenizer.date)
     if other.fingerprint != tokenizer.fingerprint:
         raise ValueError(

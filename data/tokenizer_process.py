@@ -1,4 +1,4 @@
-"""Encodes with somebody's tokenizer, as a program of its own: `data/sandbox.py` starts it, and stops it in time."""
+"""A program that encodes with a tokenizer of unknown origin. `data/sandbox.py` starts it and stops it in time."""
 
 import json
 import resource
@@ -11,14 +11,14 @@ MEMORY = 4 << 30
 
 
 def encode(backend: tokenizers.Tokenizer, text: str, specials: bool) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of the text and where in it each lies; with `specials`, special tokens in it are special."""
+    """(ids of the text, the place of each in it). With `specials`, special tokens in the text are encoded as such."""
     backend.encode_special_tokens = not specials
     encoding = backend.encode(text, add_special_tokens=False)
     return encoding.ids, encoding.offsets
 
 
 def encode_text(backend: tokenizers.Tokenizer, text: str) -> list[int]:
-    """Ids of the text, none of them special."""
+    """Ids of the text without special tokens."""
     backend.encode_special_tokens = True
     return backend.encode(text, add_special_tokens=False).ids
 
@@ -36,10 +36,10 @@ DOES = {"encode": encode, "encode_text": encode_text, "encode_letters": encode_l
 
 
 def answer(backend: tokenizers.Tokenizer, name: str, words: list) -> list:
-    """[what it gave, null], or [null, how it failed]."""
+    """[result, null], or [null, error message]."""
     try:
         return [DOES[name](backend, *words), None]
-    except BaseException as error:  # a panic of the library is no Exception
+    except BaseException as error:  # a panic of the library is not an Exception
         return [None, f"{type(error).__name__}: {error}"]
 
 

@@ -1,6 +1,6 @@
-"""What is trained on, token by token: targets, context, what was cut, special tokens, and how rows are packed.
+"""Show training rows token by token: targets, context, cut tokens, special tokens, and the packing of rows.
 
-In the terminal (rich) and as one HTML page that needs no other file.
+The output is text in the terminal (rich) and one self-contained HTML page.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from model.packing import lay_out
 from runtime.display import printable
 from runtime.report import bullets, heading, paragraph, write_page
 
-WHOLE = 1 << 30  # tokens: no cut
+WHOLE = 1 << 30  # a limit in tokens that never cuts
 STYLE = """<style>
 body { max-width: 80rem } .row { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: flex-start }
 .side { flex: 1 1 20rem; min-width: 0 }
@@ -33,13 +33,13 @@ body { max-width: 80rem } .row { display: flex; flex-wrap: wrap; gap: 0 1rem; al
 </style>"""
 LEGEND = (
     '<div class="tokens"><span class="t target">target: learned</span> <span class="t">context: read</span> '
-    '<span class="t special">special token</span> <span class="t cut">cut: not read at all</span> '
+    '<span class="t special">special token</span> <span class="t cut">cut: not used</span> '
     '<span class="border">12</span> position in the pack where a document begins</div>'
 )
 
 
 class Token(NamedTuple):
-    """One token as it is shown."""
+    """One displayed token."""
 
     id: int
     text: str
@@ -56,7 +56,7 @@ class Side(NamedTuple):
 
     @property
     def title(self) -> str:
-        """The name with counts of tokens, for a heading."""
+        """The name with numbers of tokens, for a heading."""
         read = [token for token in self.tokens if not token.cut]
         cut = len(self.tokens) - len(read)
         return f"{self.name}: {len(read)} tokens, {sum(t.target for t in read)} targets" + (
@@ -65,10 +65,10 @@ class Side(NamedTuple):
 
 
 def trace(record: Record, tokenizer, *, max_length: int, max_prompt_length: int) -> list[Side]:
-    """Every token of a record, cut ones too, as the trainers would read it.
+    """Every token of a record as the trainers would read it, with the tokens that they cut.
 
     Raises:
-        ValueError: the trainers would refuse it.
+        ValueError: the trainers would refuse the record.
     """
     if isinstance(record, Example):
         how = {"tools": record.tools}
@@ -108,7 +108,7 @@ def _named(record: Record) -> tuple[list[str], list[str]]:
 
 
 def _lost(whole: dict, row: dict, tokenizer) -> list[bool]:
-    """Which tokens of the whole row the cut one lacks: the prompt's beginning after its <s>, the answer's end."""
+    """Whether the cut row lacks each token of the whole row: the prompt's beginning after <s>, or the answer's end."""
     before, left = (list(one["completion_mask"]).index(True) for one in (whole, row))
     begins = before > left and whole["input_ids"][0] == tokenizer.bos_id and left > 1
     lost = [at < before - left + begins and not (begins and at == 0) for at in range(before)]
@@ -124,7 +124,7 @@ def _side(name: str, row: dict, cut: Sequence[bool], tokenizer) -> Side:
 
 
 def token_texts(ids: Sequence[int], tokenizer) -> list[str]:
-    """The text that each token adds after the one before; a part of a character is named as it is kept."""
+    """The text that each token adds to the tokens before it. Part of a character is shown as its token."""
     texts = []
     for at, token in enumerate(ids):
         start = tokenizer.decode(ids[at - 1 : at], specials=True) if at else ""
@@ -135,7 +135,7 @@ def token_texts(ids: Sequence[int], tokenizer) -> list[str]:
 
 
 def batch_rows(items: Iterable[Any], tokenizer) -> list[tuple[str, list[Side]]]:
-    """(FILE:LINE, sides) of a batch as the loader gave it; of what was cut only the number is left."""
+    """(FILE:LINE, sides) of each item of a loader's batch. Cut tokens are no longer known, only their number."""
     shown = []
     for item in items:
         rows, where = (item.rows, item.where) if hasattr(item, "rows") else ([item], item["where"])
@@ -152,7 +152,7 @@ def batch_rows(items: Iterable[Any], tokenizer) -> list[tuple[str, list[Side]]]:
 
 
 def pack_starts(rows: Sequence[list[Side]]) -> tuple[list[Token], dict[int, str]]:
-    """The stream in which the rows of a forward lie, and what begins where: a block, or another answer to a prompt."""
+    """(tokens of the packed stream of a forward, {start: the block or further answer that begins there})."""
     sides = [side for row in rows for side in row]
     kept = [[token for token in side.tokens if not token.cut] for side in sides]
     ids = [torch.tensor([token.id for token in row]) for row in kept]
@@ -169,7 +169,7 @@ def pack_starts(rows: Sequence[list[Side]]) -> tuple[list[Token], dict[int, str]
 
 
 def show(directory: Path, name: str, title: str, rows: Sequence[tuple[str, list[Side]]], notes: Sequence[str]) -> Path:
-    """Prints the rows and writes `name`.html; returns its path."""
+    """Print the rows and write `name`.html. Returns its path."""
     console = Console(highlight=False, soft_wrap=True)
     for where, sides in rows:
         for side in sides:
@@ -184,8 +184,9 @@ def show(directory: Path, name: str, title: str, rows: Sequence[tuple[str, list[
         heading("As one pack"),
         paragraph(
             f"{len(stream)} tokens in {sum(text.startswith('block') for text in starts.values())} blocks. A token sees "
-            "those before it in its block (an answer: its prompt and itself), and its position counts from the block's "
-            "beginning; nothing is seen across a border."
+            "the tokens before it in its block (an answer sees its prompt and itself). Its position counts from the "
+            "block's "
+            "beginning. No token sees another block."
         ),
         tokens_html(stream, starts),
     ]
@@ -195,7 +196,7 @@ def show(directory: Path, name: str, title: str, rows: Sequence[tuple[str, list[
 
 
 def tokens_html(tokens: Sequence[Token], starts: dict[int, str] | None = None) -> str:
-    """Tokens as spans; `starts` puts a mark where a document begins."""
+    """Tokens as HTML spans. `starts` adds a mark at the beginning of each document."""
     spans = []
     for at, token in enumerate(tokens):
         if starts and at in starts:
@@ -212,7 +213,7 @@ def tokens_html(tokens: Sequence[Token], starts: dict[int, str] | None = None) -
 
 
 def terminal_text(tokens: Sequence[Token]) -> Text:
-    """Tokens in colours: green is learned, magenta special, red and struck out cut; the rest is context."""
+    """Tokens in colours: targets green, special tokens magenta, cut tokens red and struck out, context plain."""
     text = Text()
     for token in tokens:
         colour = "red strike" if token.cut else "black on green" if token.target else "default"
@@ -224,7 +225,10 @@ def terminal_text(tokens: Sequence[Token]) -> Text:
 
 
 def show_first_batch(wanted: bool, run, tokenizer, *loaders: Loader | None) -> None:
-    """view=true: what the first step will read, in the terminal and as first_batch.html; on rank 0 its own share."""
+    """view=true: show the rows of the first step in the terminal and as first_batch.html.
+
+    Rank 0 shows its own share.
+    """
     if not wanted or not run.is_main:
         return
     items = [item for loader in loaders if loader is not None for item in loader.peek()]

@@ -336,7 +336,7 @@ def test_pairs_of_which_none_spells_a_ranking_are_refused_where_rankings_are_ask
     file = write(tmp_path / "pairs.jsonl", rows)
     assert dpo("loss=plackett_luce", f"data.train=[{file}]", "num_steps=1") == 2
     assert (
-        "pairs.jsonl: data.kwise=true makes rankings of pairs, but of none of the 4 prompts" in capsys.readouterr().err
+        "pairs.jsonl: data.kwise=true makes rankings of pairs, but for none of the 4 prompts" in capsys.readouterr().err
     )
     two_sided = [row | {"prompt": f"{row['prompt']} {row['rejected']}"} for row in rows]
     assert dpo("loss=plackett_luce", f"data.train=[{write(file, two_sided + rows[:2])}]", "num_steps=1", run="two") == 0

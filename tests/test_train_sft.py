@@ -106,7 +106,7 @@ def test_a_template_that_strips_thinking_trains_a_row_for_each_turn(sft, run_scr
     words += ["num_steps=2", "batch_size=4", "micro_batch_size=4", "view=true", "eval_every=0", "sample_every=0"]
     assert run_script(train_sft, *words, "log.wandb=disabled") == 0
     printed = capsys.readouterr().out
-    assert "1 of 2 conversations are a row for each assistant turn" in printed and "4 rows in all" in printed
+    assert "1 of 2 conversations become one row per assistant turn" in printed and "4 rows in total" in printed
     tokenizer = load_tokenizer(start)
     sizes = [len(tokenizer.encode(text)) + 1 for text in ("answer", *(f"(thought {i}) answer {i}" for i in range(3)))]
     assert [row["objective/tokens"] for row in read_metrics(tmp_path / "out")] == [sum(sizes)] * 2

@@ -1,8 +1,8 @@
-"""From a published row to one of ours: recognised by its fields, or named with `data.format`.
+"""Convert published rows to ours. The format is recognised by the row's fields, or named with `data.format`.
 
-`FORMATS` lists what is read; each adapter is a function of one row to one row (`demonstrations.py`, `comparisons.py`,
-`exports.py`) with the place where its schema is published. A row that fits none is taken for one of ours, which
-`data/formats.py` reads; one that fits two is not guessed at.
+`FORMATS` lists the formats. Each adapter is a function from one row to one row (`demonstrations.py`, `comparisons.py`,
+`exports.py`), with the source of its published schema. A row that fits no format must be one of ours, which
+`data/formats.py` reads. A row that fits two formats is refused.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +15,12 @@ from data.files import as_object
 
 
 class Format(NamedTuple):
-    """`needs` are the fields that tell it, `fits` what else must hold of the row."""
+    """`needs` are the fields that identify the format, `fits` is a further condition on the row."""
 
     adapt: Callable[[dict], dict]
     needs: tuple[str, ...]
     source: str  # where the schema is published
-    license: str  # of the set that the schema comes from; another set in this schema has its own
+    license: str  # the license of the set that published the schema; other sets in this schema have their own
     fits: Callable[[dict], bool] = lambda row: True
 
 
@@ -28,7 +28,7 @@ HUB = "https://huggingface.co/datasets/"
 
 
 def _is_list(name: str, kind: type, key: str | None = None) -> Callable[[dict], bool]:
-    """Whether a field is a list whose first element is of a kind (and has a key)."""
+    """Whether a field is a list whose first element has a given type (and key)."""
 
     def fits(row: dict) -> bool:
         first = row[name][0] if isinstance(row[name], list) and row[name] else None
@@ -192,26 +192,26 @@ FORMATS: dict[str, Format] = {
         exports.label_studio_text, ("data", "annotations"), "https://labelstud.io/guide/export", "the user's own",
         _results("textarea"),
     ),
-    "oasst": Format(  # rows are joined first, see adapted_rows
+    "oasst": Format(  # adapted_rows joins the rows first
         lambda row: row, ("message_id", "parent_id", "text", "role"), HUB + "OpenAssistant/oasst2", "Apache-2.0",
         _without("replies", "prompt"),
     ),
 }  # fmt: skip
 
-# data/formats.py reads these; the fields decide the kind of record.
+# data/formats.py reads these fields; they decide the kind of record.
 OURS = "https://github.com/huggingface/trl/blob/main/docs/source/dataset_formats.md"
 
 
 def _fits(one: Format, row: dict) -> bool:
     try:
         return one.fits(row)
-    except (AttributeError, TypeError):  # a field of the right name holds something else
+    except (AttributeError, TypeError):  # a field with the right name has a value of another type
         return False
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How published rows become ours: what the config says under `data`, or `check`."""
+    """How published rows are converted to ours: settings of the config group `data` or `check`."""
 
     format: str | None = None  # a name of FORMATS, or "ours"; None = recognised from the fields
     columns: Mapping[str, str] = field(default_factory=dict)  # our name -> theirs
@@ -219,7 +219,7 @@ class Layout:
 
     @classmethod
     def of(cls, cfg: Any) -> "Layout":
-        """What a config group says: its keys format, columns and languages."""
+        """The layout of a config group, from its keys format, columns and languages."""
         return cls(cfg.format, dict(cfg.columns or {}), None if cfg.languages is None else tuple(cfg.languages))
 
     def __post_init__(self):
@@ -227,7 +227,7 @@ class Layout:
             raise ValueError(f"data.format={self.format!r} is unknown; known: ours, {', '.join(FORMATS)}")
 
     def name_of(self, row: dict) -> str:
-        """The format of a row; raises ValueError where it fits several."""
+        """The format of a row. Raises ValueError if the row fits several formats."""
         if self.format is not None:
             return self.format
         fitting = [name for name, one in FORMATS.items() if set(one.needs) <= set(row) and _fits(one, row)]
@@ -236,12 +236,12 @@ class Layout:
             more.append("ours")
         if len(more) > 1:
             raise ValueError(
-                f"the row fits {' and '.join(more)}: say which with format=NAME (data.format, check.format)"
+                f"the row fits {' and '.join(more)}; choose one with format=NAME (data.format, check.format)"
             )
         return more[0] if more else "ours"
 
     def adapt(self, row: dict) -> dict | None:
-        """A row of ours; None where its language is not wanted."""
+        """The row in our format. None if its language is not selected."""
         row = self.renamed(row)
         if not self._speaks(row):
             return None
@@ -258,7 +258,7 @@ class Layout:
             raise ValueError(f"not of format {name} ({source}): {type(error).__name__}: {error}") from error
 
     def renamed(self, row: dict) -> dict:
-        """The row with our names for its columns."""
+        """The row with its columns renamed to our names."""
         missing = [theirs for theirs in self.columns.values() if theirs not in row]
         if missing:
             raise ValueError(f"columns names {', '.join(missing)}, but the row has {', '.join(map(str, row))}")
@@ -277,16 +277,16 @@ class Layout:
 
 
 class Unjoined(Exception):
-    """A row is one message of a tree: it takes all rows of the file to read it."""
+    """A row is one message of a tree, so reading it needs all rows of the file."""
 
 
 def adapted_rows(
     rows: Iterator[tuple[str, Any]], layout: Layout, at: Callable[[str], AbstractContextManager], *, join: bool = True
 ) -> Iterator[tuple[str, dict | None]]:
-    """(FILE:LINE, row of ours) of what `each_row` gives; None stands for a row that is bad or left out.
+    """(FILE:LINE, row of ours) for each item of `each_row`. The row is None if it is bad or left out.
 
-    `at(where)` is a context that deals with a ValueError. OpenAssistant's flat messages are kept until the end and
-    joined to trees; unless `join`, they raise Unjoined.
+    `at(where)` is a context that handles a ValueError. OpenAssistant's flat messages are collected and joined to trees
+    at the end. Without `join` they raise Unjoined.
     """
     messages: list[tuple[str, dict]] = []
     for where, raw in rows:

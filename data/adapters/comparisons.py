@@ -1,5 +1,5 @@
 """Published comparisons, rankings and ratings -> rows of ours: prompt with chosen/rejected, completions/ranks or
-completion/reward. One function a format; of two sides that nobody preferred the row is a tie.
+completion/reward. There is one function per format. A pair without a preference becomes a tie.
 """
 
 import json
@@ -14,19 +14,19 @@ ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
 
 
 def pair(prompt: Any, first: Any, second: Any, preference: float, columns: dict) -> dict:
-    """A row of two sides; `preference` above 0 is for the first, 0 a tie."""
+    """A row with two sides. `preference` above 0 is for the first, below 0 for the second, 0 is a tie."""
     chosen, rejected = (second, first) if preference < 0 else (first, second)
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tie": preference == 0} | columns
 
 
 def whole(value: Any, name: str, *allowed: int) -> int:
-    """A label that is one of a few whole numbers, also where a CSV made it a text."""
+    """A label that must be one of a few whole numbers. A text, as in a CSV, is converted."""
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
     if number not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(map(str, allowed))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
     return int(number)
 
 
@@ -40,12 +40,12 @@ def openai_preference(row: dict) -> dict:
 
 
 def orca_dpo(row: dict) -> dict:
-    """Intel's pairs: `system`, `question`, two texts."""
+    """Intel's pairs: `system`, `question` and two texts."""
     return {"prompt": text(row, "question")} | rest(row, "question")
 
 
 def distilabel_orca(row: dict) -> dict:
-    """The same by distilabel: `input` for the question; rows that it calls a tie are ties."""
+    """Distilabel's version of Intel's pairs: the question is `input`, and rows that it marks as ties are ties."""
     return {"prompt": text(row, "input"), "tie": row.get("status") == "tie"} | rest(row, "input", "status")
 
 
@@ -63,10 +63,10 @@ def sharegpt_dpo(row: dict) -> dict:
 
 
 def ultrafeedback(row: dict) -> dict:
-    """UltraFeedback as published: four completions, each with ratings; ranked by the mean of its ratings.
+    """UltraFeedback as published: four completions with ratings, ranked by the mean of the ratings.
 
-    `overall_score` is not used: it has a known fault (10 for 1). Each completion had a system prompt of its own; it is
-    left in `completions_of`.
+    `overall_score` is not used, because it has a known error (10 for 1). Each completion had its own system prompt,
+    which stays in `completions_of`.
     """
     ranks = []
     for i, completion in enumerate(row["completions"]):
@@ -81,7 +81,7 @@ def ultrafeedback(row: dict) -> dict:
 
 
 def shp(row: dict) -> dict:
-    """Stanford Human Preferences: a post and two comments; `labels` 1 means that A is preferred."""
+    """Stanford Human Preferences: a post and two comments. `labels` is 1 if A is preferred."""
     sides = text(row, "human_ref_A"), text(row, "human_ref_B")
     preference = 1 if whole(row["labels"], "labels", 0, 1) else -1
     columns = rest(row, "history", "human_ref_A", "human_ref_B", "labels")
@@ -89,9 +89,9 @@ def shp(row: dict) -> dict:
 
 
 def helpsteer(row: dict) -> dict:
-    """HelpSteer and HelpSteer2: one response with ratings 0 to 4; the reward is its helpfulness / 4.
+    """HelpSteer and HelpSteer2: one response with ratings from 0 to 4. The reward is its helpfulness / 4.
 
-    Earlier turns stand in the prompt between marks "<extra_id_1>User" and "<extra_id_1>Assistant".
+    Earlier turns are in the prompt, separated by the marks "<extra_id_1>User" and "<extra_id_1>Assistant".
     """
     first, *later = re.split(r"\n?<extra_id_1>(User|Assistant)\n", text(row, "prompt"))
     turns = [{"role": r.lower(), "content": c} for r, c in zip(later[::2], later[1::2], strict=True) if c.strip()]
@@ -101,26 +101,26 @@ def helpsteer(row: dict) -> dict:
 
 
 def helpsteer2_preference(row: dict) -> dict:
-    """HelpSteer2-Preference: strength -3 to 3, below 0 for the first response."""
+    """HelpSteer2-Preference: strength from -3 to 3, below 0 for the first response."""
     strength = whole(row["preference_strength"], "preference_strength", *range(-3, 4))
     columns = rest(row, "prompt", "response_1", "response_2") | {"margin": abs(float(strength))}
     return pair(row["prompt"], text(row, "response_1"), text(row, "response_2"), -strength, columns)
 
 
 def helpsteer3(row: dict) -> dict:
-    """HelpSteer3: messages as context, overall preference -3 to 3, below 0 for the first response."""
+    """HelpSteer3: messages as context, overall preference from -3 to 3, below 0 for the first response."""
     strength = whole(row["overall_preference"], "overall_preference", *range(-3, 4))
     columns = rest(row, "context", "response1", "response2") | {"margin": abs(float(strength))}
     return pair(row["context"], text(row, "response1"), text(row, "response2"), -strength, columns)
 
 
 def pku_better(row: dict) -> dict:
-    """PKU-SafeRLHF by helpfulness: `better_response_id`."""
+    """PKU-SafeRLHF, compared by helpfulness: `better_response_id`."""
     return _pku(row, "better_response_id")
 
 
 def pku_safer(row: dict) -> dict:
-    """PKU-SafeRLHF by harmlessness: `safer_response_id`."""
+    """PKU-SafeRLHF, compared by harmlessness: `safer_response_id`."""
     return _pku(row, "safer_response_id")
 
 
@@ -131,7 +131,7 @@ def _pku(row: dict, name: str) -> dict:
 
 
 def nectar(row: dict) -> dict:
-    """Nectar: seven answers with ranks from 1, after a conversation in Anthropic's form."""
+    """Nectar: seven answers with ranks from 1, to a conversation in Anthropic's form."""
     answers = [text(answer, "answer") for answer in row["answers"]]
     ranks = [answer["rank"] for answer in row["answers"]]
     prompt = parse_hh("\n\n" + text(row, "prompt").strip(), "prompt")
@@ -139,19 +139,21 @@ def nectar(row: dict) -> dict:
 
 
 def arena(row: dict) -> dict:
-    """Chatbot Arena's battles of two conversations (33k, 100k, 140k): the last answers, if all before is the same."""
+    """Chatbot Arena's battles (33k, 100k, 140k): the last answers of two conversations with equal earlier turns."""
     if row["winner"] not in WINNERS:
-        raise ValueError(f"winner is one of {', '.join(WINNERS)}, got {row['winner']!r}")
+        raise ValueError(f"winner must be one of {', '.join(WINNERS)}, got {row['winner']!r}")
     first, second = (_content_alone(row[f"conversation_{side}"]) for side in "ab")
     if first[:-1] != second[:-1]:
-        raise ValueError("the two models' earlier answers differ: their last answers are to different conversations")
+        raise ValueError(
+            "the two models' earlier answers differ, so their last answers belong to different conversations"
+        )
     columns = rest(row, "conversation_a", "conversation_b", "full_conversation", "winner")
     columns |= {"both_bad": True} if "bad" in row["winner"] else {}
     return pair(first[:-1], [first[-1]], [second[-1]], WINNERS[row["winner"]], columns)
 
 
 def _content_alone(messages: Any) -> list[dict]:
-    """Role and text of a conversation; 140k's messages also carry counts, and parts."""
+    """Role and text of a conversation. Messages of the 140k set also have counts and parts."""
     if not isinstance(messages, list) or not messages:
         raise ValueError("conversation_a and conversation_b must be lists of messages")
     return [
@@ -161,13 +163,15 @@ def _content_alone(messages: Any) -> list[dict]:
 
 
 def arena_55k(row: dict) -> dict:
-    """LMSYS's Kaggle set: prompts and responses as JSON lists of turns, the winner in three columns of 0 and 1."""
+    """LMSYS's Kaggle set: prompts and responses are JSON lists of turns, the winner is in three columns of 0 and 1."""
     asked, first, second = (json.loads(text(row, name)) for name in ("prompt", "response_a", "response_b"))
     if len(asked) != 1:
-        raise ValueError("the two models' earlier answers differ: their last answers are to different conversations")
+        raise ValueError(
+            "the two models' earlier answers differ, so their last answers belong to different conversations"
+        )
     votes = {name: whole(row[name], name, 0, 1) for name in ("winner_model_a", "winner_model_b", "winner_tie")}
     if sum(votes.values()) != 1:
-        raise ValueError(f"one of winner_model_a, winner_model_b, winner_tie is 1, got {votes}")
+        raise ValueError(f"one of winner_model_a, winner_model_b and winner_tie must be 1, got {votes}")
     columns = rest(row, "prompt", "response_a", "response_b", *votes)
     return pair(asked[0], first[0], second[0], votes["winner_model_a"] - votes["winner_model_b"], columns)
 
@@ -180,7 +184,7 @@ def webgpt(row: dict) -> dict:
 
 
 def summaries(row: dict) -> dict:
-    """OpenAI's summarize-from-feedback comparisons: a post, two summaries, `choice` 0 or 1."""
+    """OpenAI's summarize-from-feedback comparisons: a post, two summaries, and `choice` 0 or 1."""
     post = row["info"].get("post") or row["info"].get("article")
     first, second = (text(summary, "text") for summary in row["summaries"])
     preference = 1 - 2 * whole(row["choice"], "choice", 0, 1)

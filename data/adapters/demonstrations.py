@@ -1,7 +1,8 @@
-"""Published demonstrations and prompts -> rows of ours (`messages`, or `prompt` alone). One function a format.
+"""Published demonstrations and prompts -> rows of ours (`messages`, or only `prompt`). There is one function per
+format.
 
-What a function does not use stays in the row: ids, sources and licenses travel along, and `system` is read by
-`data/formats.py` as the system turn.
+Fields that a function does not use stay in the row, such as ids, sources and licenses. `data/formats.py` reads `system`
+as the system turn.
 """
 
 import json
@@ -22,7 +23,7 @@ def rest(row: dict, *used: str) -> dict:
 
 
 def text(row: dict, name: str) -> str:
-    """The text in a field; raises ValueError where it holds something else."""
+    """The text in a field. Raises ValueError if the value is not a text."""
     if not isinstance(row.get(name), str):
         raise ValueError(f"{name} must be text, got {type(row.get(name)).__name__}")
     return row[name]
@@ -34,7 +35,10 @@ def alternating(*contents: str) -> list[dict]:
 
 
 def alpaca(row: dict) -> dict:
-    """Instruction with perhaps an input below it, and an output. `text` is the same in Alpaca's own template."""
+    """An instruction, an optional input that is put below it, and an output.
+
+    `text` repeats them in Alpaca's template.
+    """
     asked = text(row, "instruction")
     if row.get("input"):
         asked += f"\n\n{text(row, 'input')}"
@@ -42,19 +46,19 @@ def alpaca(row: dict) -> dict:
 
 
 def alpaca_prompt(row: dict) -> dict:
-    """The same without an answer: AlpacaEval's and PandaLM's instructions."""
+    """Alpaca's fields without an answer: AlpacaEval's and PandaLM's instructions."""
     asked = text(row, "instruction") + (f"\n\n{text(row, 'input')}" if row.get("input") else "")
     return {"prompt": asked} | rest(row, "instruction", "input")
 
 
 def dolly(row: dict) -> dict:
-    """Instruction, perhaps a context that it is about, and a response."""
+    """An instruction, an optional context, and a response."""
     asked = text(row, "instruction") + (f"\n\n{text(row, 'context')}" if row.get("context") else "")
     return {"messages": alternating(asked, text(row, "response"))} | rest(row, "instruction", "context", "response")
 
 
 def self_instruct(row: dict) -> dict:
-    """A seed task counts with its first instance."""
+    """A seed task, of which the first instance is used."""
     first = row["instances"][0] if isinstance(row["instances"], list) and row["instances"] else None
     if not isinstance(first, dict):
         raise ValueError("instances must be a list of {input, output}")
@@ -63,7 +67,10 @@ def self_instruct(row: dict) -> dict:
 
 
 def sharegpt(row: dict) -> dict:
-    """Turns of `from` and `value`; `from` has many spellings. A call (`function_call`) is refused: its form varies."""
+    """Turns of `from` and `value`. `from` has many spellings.
+
+    Calls (`function_call`) are refused, as their form varies.
+    """
     turns = []
     for i, turn in enumerate(row["conversations"]):
         role = ROLES.get(turn.get("from"))
@@ -75,7 +82,7 @@ def sharegpt(row: dict) -> dict:
 
 
 def lima(row: dict) -> dict:
-    """A list of texts, user first. LIMA's test set has a prompt alone."""
+    """A list of texts that begins with the user's. Rows of LIMA's test set have only a prompt."""
     turns = alternating(*row["conversations"])
     if len(turns) == 1:
         return {"prompt": turns} | rest(row, "conversations")
@@ -83,7 +90,7 @@ def lima(row: dict) -> dict:
 
 
 def ultrachat(row: dict) -> dict:
-    """UltraChat as first published: a list of texts, user first."""
+    """UltraChat as first published: a list of texts that begins with the user's."""
     return {"messages": alternating(*row["data"])} | rest(row, "data")
 
 
@@ -94,39 +101,42 @@ def capybara(row: dict) -> dict:
 
 
 def chats(row: dict) -> dict:
-    """LMSYS-Chat-1M and WildChat: messages under `conversation`; what else a message carries is not text."""
+    """LMSYS-Chat-1M and WildChat: messages under `conversation`. Other fields of a message are not text."""
     turns = [{"role": turn["role"], "content": text(turn, "content")} for turn in row["conversation"]]
     return {"messages": turns} | rest(row, "conversation")
 
 
 def openorca(row: dict) -> dict:
-    """System prompt, question, response."""
+    """A system prompt, a question and a response."""
     asked = {"system": row.get("system_prompt"), "messages": alternating(text(row, "question"), text(row, "response"))}
     return asked | rest(row, "system_prompt", "question", "response")
 
 
 def gsm8k(row: dict) -> dict:
-    """A question and its worked answer, which is a demonstration, or what reward=math compares with."""
+    """A question and its solution, which serves as a demonstration or as the reference of reward=math."""
     return {"prompt": text(row, "question"), "answer": text(row, "answer")} | rest(row, "question", "answer")
 
 
 def competition_math(row: dict) -> dict:
-    """Hendrycks' MATH: a problem and its solution with the answer in \\boxed{}; MATH-500 has the answer by itself."""
+    """Hendrycks' MATH: a problem and its solution with the answer in \\boxed{}. MATH-500 also has the answer alone."""
     answer = row["answer"] if isinstance(row.get("answer"), str) else text(row, "solution")
     return {"prompt": text(row, "problem"), "answer": answer} | rest(row, "problem", "answer")
 
 
 def mbpp(row: dict) -> dict:
-    """A task in words, and the asserts that its code must pass; the first is shown, as it says what to call it."""
+    """A task in words, and asserts that its code must pass.
+
+    The prompt shows the first, because it names the function.
+    """
     if not isinstance(row["test_list"], list) or not row["test_list"]:
-        raise ValueError("test_list holds no test")
+        raise ValueError("test_list has no test")
     return {"prompt": f"{text(row, 'text')}\nYour code should pass this test:\n{row['test_list'][0]}"} | rest(
         row, "text"
     )
 
 
 def questions(row: dict) -> dict:
-    """FastChat's questions (MT-Bench, Vicuna, Arena-Hard): what the user asks turn by turn; the prompt is the first."""
+    """FastChat's questions (MT-Bench, Vicuna, Arena-Hard): the user's turns. The first turn is the prompt."""
     turns = row["turns"]
     turns = [turns] if isinstance(turns, str) else turns
     contents = [turn["content"] if isinstance(turn, dict) else turn for turn in turns]
@@ -135,16 +145,16 @@ def questions(row: dict) -> dict:
 
 
 def taskmaster(row: dict) -> dict:
-    """Utterances of a dialogue with the API calls beside them: calls are the assistant's, responses the tool's.
+    """Utterances of a dialogue and its API calls. Calls are the assistant's turns, responses the tool's.
 
-    Utterances of one speaker in a row are one turn. TM-1 and TM-2 have no calls, TM-3 has `apis` before the utterance
-    that needs them, TM-4 has them in `annotations` after the user's.
+    Consecutive utterances of one speaker are one turn. TM-1 and TM-2 have no calls. TM-3 has `apis` before the
+    utterance that needs them. TM-4 has them in `annotations` after the user's utterance.
     """
     turns: list[dict] = []
     for line in row["utterances"]:
         role = {"user": "user", "assistant": "assistant"}.get(str(line.get("speaker")).lower())
         if role is None:
-            raise ValueError(f"an utterance is by USER or ASSISTANT, got speaker {line.get('speaker')!r}")
+            raise ValueError(f"an utterance must be by USER or ASSISTANT, got speaker {line.get('speaker')!r}")
         before = [(api["name"], api.get("args"), api.get("response")) for api in line.get("apis") or []]
         turns += _calls(before)
         if turns and turns[-1]["role"] == role and not before:
@@ -156,12 +166,12 @@ def taskmaster(row: dict) -> dict:
 
 
 def taskmaster_reward(row: dict) -> dict:
-    """A rated generation whose context and generation are JSON in a text."""
+    """A rated generation whose context and generation are JSON texts."""
     return row | {"context": json.loads(row["context"]), "generation": json.loads(row["generation"])}
 
 
 def _annotated(annotations: list[dict]) -> list[tuple[str, Any, Any]]:
-    """(name, arguments, response) of TM-4's annotations: four entries a call, in order."""
+    """(name, arguments, response) of TM-4's annotations, which have four entries per call, in order."""
     calls, values = [], {}
     for entry in annotations:
         values[entry["name"]] = entry["value"]

@@ -1,4 +1,4 @@
-"""What annotation tools export, and OpenAssistant's flat files, whose rows are one message each."""
+"""Exports of annotation tools, and OpenAssistant's flat files, whose rows are one message each."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from typing import Any
 from data.adapters.comparisons import pair
 from data.adapters.demonstrations import alternating, rest, text
 
-SIDES = (("answer1", "answer2"), ("text1", "text2"))  # of Label Studio's templates
+SIDES = (("answer1", "answer2"), ("text1", "text2"))  # field names in Label Studio's templates
 PROMPTS = ("prompt", "instruction", "question", "context", "conversation", "messages")
 
 
 def argilla(row: dict) -> dict:
-    """Argilla 2: `fields`, and under `responses` one value a person and question.
+    """Argilla 2: `fields`, and under `responses` one value per person and question.
 
-    A ranking of fields is a ranking, the name of a field a preference for it, a text an answer that somebody wrote.
+    A ranking of fields becomes a ranking, the name of a field a preference for it, and a text a written answer.
     """
     fields, columns = (
         row["fields"],
@@ -31,7 +31,9 @@ def argilla(row: dict) -> dict:
             return _voted(prompt, fields, values, columns)
         if all(isinstance(value, str) for value in values):
             return {"messages": [*_asked(prompt), {"role": "assistant", "content": values[0]}]} | columns
-    raise ValueError(f"no response ranks fields, names one or is a text; questions: {', '.join(given) or 'none'}")
+    raise ValueError(
+        f"a response must rank fields, name a field or be a text; questions of the row: {', '.join(given) or 'none'}"
+    )
 
 
 def _voted(prompt: Any, fields: dict, votes: Sequence[str], columns: dict) -> dict:
@@ -60,7 +62,7 @@ def argilla_1(row: dict) -> dict:
 
 
 def _submitted(value: Any) -> list[Any]:
-    """Values that were submitted; Arrow keeps a list of structs also as a struct of lists."""
+    """The submitted values. Arrow may store a list of structs as a struct of lists."""
     if isinstance(value, dict):
         value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
     return [answer["value"] for answer in value or [] if answer.get("status") == "submitted"]
@@ -74,9 +76,9 @@ def _in_order(value: Any) -> Any:
 
 
 def label_studio(row: dict) -> dict:
-    """Label Studio's JSON with a Pairwise tag: `selected` left or right, one vote for each annotation.
+    """Label Studio's JSON with a Pairwise tag. `selected` is left or right, with one vote per annotation.
 
-    `to_name` holds names of tags, in a list or as one text; they are the data's fields in some projects only.
+    `to_name` has names of tags, in a list or as one text. They are names of the data's fields in some projects only.
     """
     data, votes, tags = row["data"], Counter(), []
     for annotation in row["annotations"]:
@@ -90,14 +92,14 @@ def label_studio(row: dict) -> dict:
     names = next((n for n in (tags, *SIDES) if len(n) == 2 and set(n) <= set(data)), None)
     if names is None:
         known = ", ".join(" and ".join(n) for n in SIDES)
-        raise ValueError(f"data has {', '.join(data)}; the two sides are read from {known}: rename them there")
+        raise ValueError(f"data has {', '.join(data)}; the two sides must be named {known}: rename them")
     prompt = next((data[name] for name in PROMPTS if name in data), None)
     sides = [text(data, name) for name in names]
     return pair(prompt, *sides, votes["left"] - votes["right"], rest(row, "data", "annotations", "predictions"))
 
 
 def label_studio_text(row: dict) -> dict:
-    """Label Studio's JSON with a TextArea: what the first annotator wrote answers the prompt."""
+    """Label Studio's JSON with a TextArea: the first annotator's text is the answer to the prompt."""
     results = (r for a in row["annotations"] if not a.get("was_cancelled") for r in a["result"])
     answer = next((r["value"]["text"] for r in results if r.get("type") == "textarea"), None)
     if not answer:
@@ -109,7 +111,7 @@ def label_studio_text(row: dict) -> dict:
 
 
 def trees(rows: Sequence[tuple[str, dict]]) -> list[tuple[str, dict]]:
-    """OpenAssistant's flat messages as the trees that they come from, each where its first message stood."""
+    """OpenAssistant's flat messages, joined to trees. Each tree is at the place of its first message."""
     children, roots = defaultdict(list), []
     for where, row in rows:
         node = {name: value for name, value in row.items() if value is not None}
@@ -118,9 +120,11 @@ def trees(rows: Sequence[tuple[str, dict]]) -> list[tuple[str, dict]]:
         else:
             children[row["parent_id"]].append(node)
     nodes = [node for _, node in roots]
-    for node in nodes:  # grows while it is walked: every message that hangs on a root
+    for node in nodes:  # the list grows during the loop, until it has all descendants of the roots
         node["replies"] = children.pop(node["message_id"], [])
         nodes += node["replies"]
     if children:
-        raise ValueError(f"message {next(iter(children))} is missing: {len(children)} parents of replies are not there")
+        raise ValueError(
+            f"message {next(iter(children))} is missing: {len(children)} parents of replies are not in the file"
+        )
     return [(where, {"message_tree_id": node.get("message_tree_id"), "prompt": node}) for where, node in roots]

@@ -38,13 +38,13 @@ class Vote(Record):
 
 
 def parse_vote(row: dict) -> list[Vote]:
-    """A row of `item`, `annotator`, `label` and perhaps `category`; a label of null or NaN is a missing vote."""
+    """The vote of a row with `item`, `annotator`, `label` and optionally `category`. A null or NaN label is missing."""
     values = {name: row.get(name) for name in ("item", "annotator", "label", "category")}
     if missing := [name for name in ("item", "annotator") if values[name] is None] + ["label"] * ("label" not in row):
-        raise ValueError(f"a vote has item, annotator and label; missing: {', '.join(missing)}")
+        raise ValueError(f"a vote needs item, annotator and label; missing: {', '.join(missing)}")
     for name, value in values.items():
         if isinstance(value, list | dict) or value == "":
-            raise ValueError(f"{name} must be text or a number (null where it is missing), got {value!r:.50}")
+            raise ValueError(f"{name} must be text or a number (null if it is missing), got {value!r:.50}")
     if values["label"] is None or values["label"] != values["label"]:
         return []
     return [Vote(**{name: None if value is None else _name(value) for name, value in values.items()})]
@@ -72,7 +72,7 @@ def _number(label: str, level: str) -> float:
     except ValueError:
         number = float("nan")
     if not np.isfinite(number):
-        raise ValueError(f"check.level={level} wants labels that are numbers, got {label!r}; say check.level=nominal")
+        raise ValueError(f"check.level={level} needs labels that are numbers, got {label!r}; set check.level=nominal")
     return number
 
 
@@ -95,7 +95,7 @@ class Votes:
             self.values = [_number(name, level) for name in self.names]
         if len(self.names) > MAX_LABELS:
             raise ValueError(
-                f"{len(self.names)} different labels; categories are at most {MAX_LABELS}: bin numbers first"
+                f"{len(self.names)} different labels; at most {MAX_LABELS} are possible: put numbers into bins first"
             )
         item_at = {item: i for i, item in enumerate(self.items)}
         annotator_at = {name: a for a, name in enumerate(self.annotators)}
@@ -123,7 +123,8 @@ def check_agreement(
         unacceptable: labels that mean that neither answer is good enough. If their share is above `max_unacceptable`,
             the answers are too weak to be compared.
         tie_labels: labels that mean that neither side is better.
-        max_pairs: Cohen's kappa for that many pairs of annotators, those who share most items; `min_shared` or more.
+        max_pairs: number of pairs of annotators for Cohen's kappa: those with the most common
+            items, `min_shared` or more.
     """
     check_whole(1, check__resamples=resamples, check__min_shared=min_shared)
     check_whole(0, check__max_pairs=max_pairs)
@@ -151,9 +152,12 @@ def measure(
         raise ValueError(f"no item has two votes ({len(votes.items)} items, {len(votes.annotators)} annotators)")
     if (shared.sum(0) > 0).sum() < 2:
         only = votes.names[int(shared.sum(0).argmax())]
-        raise ValueError(f"every vote on an item of two or more says {only!r}: agreement on one label is undefined")
+        raise ValueError(
+            f"every vote on an item with two or more votes is {only!r}: agreement on one label is undefined"
+        )
     random = np.random.default_rng(seed)
-    resamples = int(np.clip(5e6 / len(shared), 200, resamples))  # 100,000 votes in seconds, small files exactly
+    # 100,000 votes take seconds; small files get all resamples
+    resamples = int(np.clip(5e6 / len(shared), 200, resamples))
 
     alpha = partial(alpha_of, level=votes.level, values=votes.values)
     ties = np.isin(votes.names, [str(label) for label in tie_labels])
@@ -172,7 +176,7 @@ def measure(
 
 
 def alpha_of(counts: np.ndarray, level: str = "nominal", values: Sequence[float] | None = None) -> float:
-    """Krippendorff's alpha of (items, labels) counts; nan where it is undefined. `values`: the labels as numbers."""
+    """Krippendorff's alpha of (items, labels) counts. NaN if it is undefined. `values`: the labels as numbers."""
     counts = counts[counts.sum(1) >= 2]
     if (counts.sum(0) > 0).sum() < 2:
         return float("nan")
@@ -189,7 +193,7 @@ def _unacceptable(votes: Votes, labels: Sequence[str], most: float) -> dict:
 
 
 def kappa_of(table: np.ndarray) -> float:
-    """Cohen's kappa of a (labels, labels) table; nan where both use only one and the same label."""
+    """Cohen's kappa of a (labels, labels) table. NaN if both use only the same label."""
     if (table.sum(0) + table.sum(1) > 0).sum() < 2:
         return float("nan")
     return float(cohens_kappa(table, return_results=False))
@@ -204,7 +208,7 @@ def fleiss(counts: np.ndarray, resamples: int, random: np.random.Generator) -> d
 
 
 def _fleiss_of(counts: np.ndarray) -> float:
-    """Fleiss' kappa of (items, labels) counts; nan where all votes have the same label."""
+    """Fleiss' kappa of (items, labels) counts. NaN if all votes have the same label."""
     return float(fleiss_kappa(counts)) if (counts.sum(0) > 0).sum() > 1 else float("nan")
 
 
@@ -221,7 +225,7 @@ def _estimate(value: float, drawn, n: int) -> dict:
 
 
 def _table_kappa(x: np.ndarray, y: np.ndarray, labels: int, resamples: int, random: np.random.Generator) -> dict:
-    """Cohen's kappa of two columns of codes; resampling items is drawing the table's cells."""
+    """Cohen's kappa of two columns of codes. Resampling items is equivalent to resampling the table's cells."""
     table = np.bincount(x * labels + y, minlength=labels * labels)
     drawn = (random.multinomial(len(x), table / len(x)).reshape(labels, labels) for _ in range(resamples))
     return _estimate(kappa_of(table.reshape(labels, labels)), map(kappa_of, drawn), len(x))
@@ -232,8 +236,8 @@ def _pairs(votes: Votes, max_pairs: int, min_shared: int, resamples: int, random
     for item, annotator, label in votes.rows.tolist():
         by_item[item].append((annotator, label))
     common = defaultdict(list)
-    for said in by_item.values():
-        for (a, x), (b, y) in combinations(sorted(said), 2):
+    for labels_of in by_item.values():
+        for (a, x), (b, y) in combinations(sorted(labels_of), 2):
             common[a, b].append((x, y))
     ranked = sorted(common, key=lambda pair: (-len(common[pair]), pair))
     chosen = [pair for pair in ranked if len(common[pair]) >= min_shared][:max_pairs]
@@ -246,7 +250,7 @@ def _pairs(votes: Votes, max_pairs: int, min_shared: int, resamples: int, random
 
 
 def _without_ties(votes: Votes, ties: np.ndarray, resamples: int, random) -> dict | None:
-    """Alpha of the votes without ties: the agreement of those who see a difference."""
+    """Alpha of the votes without ties: the agreement among votes that state a difference."""
     if not ties.any():
         return None
     counts = votes.counts(~ties[votes.rows[:, 2]])
@@ -268,20 +272,20 @@ def _by_category(votes: Votes, counts: np.ndarray, resamples: int, random) -> di
 def _by_annotator(votes: Votes, counts: np.ndarray, ties: np.ndarray, resamples: int, random) -> dict:
     """Agreement of each annotator with the majority of the others, and their votes where the others see a tie."""
     others = counts[votes.rows[:, 0]]  # (N, labels) votes on the row's item
-    others[np.arange(len(others)), votes.rows[:, 2]] -= 1  # without the row's own
+    others[np.arange(len(others)), votes.rows[:, 2]] -= 1  # without the row's own vote
     ranked = np.sort(others, axis=1)
-    decided = ranked[:, -1] > (ranked[:, -2] if ranked.shape[1] > 1 else 0)  # a majority, and only one
+    decided = ranked[:, -1] > (ranked[:, -2] if ranked.shape[1] > 1 else 0)  # there is one majority label
     majority = others.argmax(1)
     side = ~ties[votes.rows[:, 2]]
     tied = decided & ties[majority]
     found = {}
     for a, name in enumerate(votes.annotators):
         own = votes.rows[:, 1] == a
-        mine = own & decided
+        rows = own & decided
         facts = {"votes": int(own.sum()), "ties": float((~side[own]).mean()), "kappa_with_others": None}
-        if mine.any():
+        if rows.any():
             facts["kappa_with_others"] = _table_kappa(
-                votes.rows[mine, 2], majority[mine], len(votes.names), min(resamples, 500), random
+                votes.rows[rows, 2], majority[rows], len(votes.names), min(resamples, 500), random
             )
         facts["tie_breaking"] = _tie_breaking(votes, own & tied, ~own & tied, side, len(votes.annotators))
         facts["verdict"] = _verdict(facts)
@@ -294,11 +298,12 @@ def _tie_breaking(votes: Votes, mine: np.ndarray, theirs: np.ndarray, side: np.n
     n = int(mine.sum())
     if n < 10 or not theirs.any():
         return None
-    usual = min(max(float(side[theirs].mean()), 0.5), 0.99)  # who sees a tie in half of them breaks no ties
+    # an annotator with ties in half of these items does not break ties
+    usual = min(max(float(side[theirs].mean()), 0.5), 0.99)
     taken = votes.rows[mine & side, 2]
     p = binomtest(len(taken), n, usual, alternative="greater").pvalue
     facts = {"items": n, "side_share": len(taken) / n, "side_share_of_others": float(side[theirs].mean()), "p_value": p}
-    facts["breaks_ties"] = bool(p * annotators < 0.01)  # Bonferroni: everyone is tested
+    facts["breaks_ties"] = bool(p * annotators < 0.01)  # Bonferroni, because every annotator is tested
     if facts["breaks_ties"]:
         first = int((taken == taken.min()).sum())
         facts["p_value_coin"] = binomtest(first, len(taken)).pvalue  # against 50:50
@@ -320,13 +325,13 @@ def _show(directory: Path, result: dict) -> None:
     alpha = result["krippendorff_alpha"]
     lines = [
         f"{'passed' if result['passed'] else 'NOT passed'}: {result['level']} alpha {alpha['value']:.3f}, 95 % "
-        f"interval [{alpha['lower']:.3f}, {alpha['upper']:.3f}], must surely be at least {result['threshold']}"
+        f"interval [{alpha['lower']:.3f}, {alpha['upper']:.3f}], whose lower end must be at least {result['threshold']}"
     ]
     weak = result["unacceptable"]
     if weak["value"] > 0:
         lines.append(
             f"{weak['verdict']}: {weak['value']:.1%} of the votes accept neither answer [{weak['lower']:.1%}, "
-            f"{weak['upper']:.1%}], at most {weak['most']:.0%} should"
+            f"{weak['upper']:.1%}], the limit is {weak['most']:.0%}"
         )
     people = result["per_annotator"]
     lines += [f"annotator {name}: {facts['verdict']}" for name, facts in people.items() if facts["verdict"] != "ok"]

@@ -18,7 +18,7 @@ from runtime.config import check_whole
 from runtime.report import bullets, heading, table, write_page, write_result
 
 BATCH = 500  # rows whose spans are hashed together
-LISTED = 20  # matches of a kind that are listed for one evaluation row
+LISTED = 20  # number of matches of one kind that are listed for one evaluation row
 
 
 def check_contamination(
@@ -35,9 +35,9 @@ def check_contamination(
     """result.json and report.html: `exact`, `near`, `spans` count evaluation rows, each under its strongest kind.
 
     Args:
-        threshold: Jaccard similarity of words and word pairs from which prompts are near duplicates.
-        span_words: number of words in a row that must be the same; 0 = no search for spans.
-        min_words: of a user message that is compared alone.
+            threshold: near duplicates have at least this Jaccard similarity of words and word pairs.
+            span_words: number of consecutive words that must be equal; 0 = no search for spans.
+            min_words: shorter user messages are not compared alone.
     """
     check_whole(0, check__span_words=span_words, check__min_words=min_words)
     bad_rows = BadRows(on_bad_row)
@@ -69,7 +69,10 @@ def check_contamination(
 def find_copies(
     train: Sequence[TextRow], evaluation: Sequence[TextRow], *, threshold: float, min_words: int
 ) -> list[dict]:
-    """Exact and near matches, at most `LISTED` of a kind per evaluation row. Near ones are dropped if one is exact."""
+    """Exact and near matches, at most `LISTED` of a kind per evaluation row.
+
+    Near matches are left out if one is exact.
+    """
     places: dict[str, list[int]] = {}
     written: dict[str, str] = {}
     for e, row in enumerate(evaluation):
@@ -93,7 +96,8 @@ def find_copies(
                     if similarity > matches.get((t, e), {"similarity": 0.0})["similarity"]:
                         matches[t, e] = _match(kind, similarity, row, evaluation[e], written[other])
                         listed[kind, e] += 1
-                rows[:] = [e for e in rows if listed[kind, e] < LISTED]  # or a common prompt costs rows x rows
+                # without this limit, a common prompt would cost rows x rows
+                rows[:] = [e for e in rows if listed[kind, e] < LISTED]
     exact = {match["eval"] for match in matches.values() if match["kind"] == "exact"}
     return [m for m in matches.values() if m["kind"] == "exact" or m["eval"] not in exact]
 
@@ -104,7 +108,7 @@ def find_spans(train: Sequence[TextRow], evaluation: Sequence[TextRow], span_wor
     values, owners = (np.concatenate(part) for part in zip(*parts, strict=True)) if parts else (np.zeros(0),) * 2
     order = np.argsort(values, kind="stable")
     values, owners, found = values[order], owners[order], {}
-    answered = np.zeros(len(values), dtype=bool)  # at the first place of a span: each of its rows has its match
+    answered = np.zeros(len(values), dtype=bool)  # at the first place of a span: whether all its rows have a match
     for hashes, rows in windows(train, span_words) if len(values) else ():
         at = np.searchsorted(values, hashes).clip(max=len(values) - 1)
         hits = np.flatnonzero((values[at] == hashes) & ~answered[at])
@@ -116,7 +120,7 @@ def find_spans(train: Sequence[TextRow], evaluation: Sequence[TextRow], span_wor
             for e in waiting:
                 if text := shared_span(train[t], evaluation[e], span_words):
                     found[e] = _match("span", None, train[t], evaluation[e], text)
-            answered[place] = waiting <= set(found)  # else two spans have one hash
+            answered[place] = waiting <= set(found)  # otherwise two spans have the same hash
     return [found[e] for e in sorted(found)]
 
 
@@ -130,7 +134,7 @@ def _texts(row: TextRow) -> list[list[str]]:
 
 
 def windows(rows: Sequence[TextRow], n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """64-bit polynomial hashes of every n words in a row of a message, and the number of the row of each."""
+    """(64-bit polynomial hashes of every n consecutive words of a message, the row number of each)."""
     for start in range(0, len(rows), BATCH):
         texts = [(r, tokens) for r, row in enumerate(rows[start : start + BATCH], start) for tokens in _texts(row)]
         numbers = codes([word for _, tokens in texts for word in tokens])
@@ -145,7 +149,7 @@ def windows(rows: Sequence[TextRow], n: int) -> Iterator[tuple[np.ndarray, np.nd
 
 
 def shared_span(a: TextRow, b: TextRow, n: int) -> str:
-    """The first shared span, compared word by word, because equal hashes are no proof."""
+    """The first shared span, compared word by word, because different spans may have the same hash."""
     spans = {tuple(tokens[i : i + n]) for tokens in _texts(b) for i in range(len(tokens) - n + 1)}
     for tokens in _texts(a):
         for i in range(len(tokens) - n + 1):

@@ -18,7 +18,7 @@ def check_convert(
     """converted.jsonl, written row by row, result.json and report.html.
 
     Args:
-        license: of rows that do not name their own.
+        license: the license of rows that do not name their own.
     Raises:
         ValueError: a row has no license, and `license` is None.
     """
@@ -27,7 +27,7 @@ def check_convert(
     def rows() -> Iterator[dict]:
         for file in files:
             path, part = split_name(file)
-            current = [""]  # format of the row that was read last
+            current = [""]  # format of the last row that was read
 
             def noted(raw_rows: Iterator[tuple[str, Any]], current=current) -> Iterator[tuple[str, Any]]:
                 for where, raw in raw_rows:
@@ -59,7 +59,7 @@ def check_convert(
 def _name(raw: Any, layout: Layout) -> str:
     try:
         return layout.name_of(layout.renamed(as_object(raw)))
-    except ValueError:  # adapted_rows says it with its place
+    except ValueError:  # adapted_rows raises it again with its place
         return ""
 
 
@@ -67,8 +67,8 @@ def _with_origin(row: dict, where: str, name: str, license: str | None) -> dict:
     """The row with its origin and its license."""
     row_license = row.get("license") or license
     if row_license is None:
-        of_set = f"; the set that this schema comes from is under {FORMATS[name].license}" if name in FORMATS else ""
-        raise ValueError(f"the row names no license: say check.license=NAME{of_set}")
+        of_set = f"; the original set in this schema has the license {FORMATS[name].license}" if name in FORMATS else ""
+        raise ValueError(f"the row names no license: set check.license=NAME{of_set}")
     source = FORMATS[name].source if name in FORMATS else None
     origin = {"file": where, "format": name} | ({"schema": source} if source else {})
     return row | {"license": row_license, "provenance": row.get("provenance", origin)}

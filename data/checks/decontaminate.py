@@ -31,12 +31,12 @@ def check_decontaminate(
     Every training row that matches an evaluation row is removed. (`check=contamination` lists only a few per row.)
 
     Args:
-        threshold, span_words, min_words: as there.
+        threshold, span_words, min_words: as in check=contamination.
     """
     check_whole(0, check__span_words=span_words, check__min_words=min_words)
     bad_rows, counts, names = BadRows(on_bad_row), Counter(), output_names(files)
     evaluation = read_texts(against, bad_rows)
-    prompts: dict[str, tuple[TextRow, str]] = {}  # what an evaluation row asks -> the row, and its own words
+    prompts: dict[str, tuple[TextRow, str]] = {}  # prompt of an evaluation row -> (the row, its original text)
     for row in evaluation:
         for text in row.questions(min_words):
             prompts.setdefault(normal(text), (row, text))
@@ -70,8 +70,9 @@ def check_decontaminate(
     ]
     total = {kind: sum(counts[file, kind] for file in names) for kind in kinds}
     lines = [
-        f"{total['kept']} rows stay; {total['exact']} ask what an evaluation row asks, {total['near']} nearly, "
-        f"{total['span']} share {span_words} words in a row with one: pairs.jsonl"
+        f"{total['kept']} rows are kept; {total['exact']} have the prompt of an evaluation row, {total['near']} "
+        "nearly, "
+        f"{total['span']} share {span_words} consecutive words with one: see pairs.jsonl"
     ]
     result = total | {"files": names, "eval_rows": len(evaluation), "skipped_rows": bad_rows.skipped, "verdicts": lines}
     show_pairs(directory, "Decontaminated", result, table_rows, pairs)
@@ -85,9 +86,9 @@ def _copied(
     index: NearIndex,
     min_words: int,
 ) -> tuple | None:
-    """(kind, similarity, text, evaluation row, its text) of the strongest match of what a row asks."""
-    said, best = row.questions(min_words), None
-    for text, sketch in zip(said, sketches(map(normal, said)), strict=True):
+    """(kind, similarity, text, evaluation row, its text) of the strongest match of a row's prompts."""
+    questions, best = row.questions(min_words), None
+    for text, sketch in zip(questions, sketches(map(normal, questions)), strict=True):
         if sketch.text in prompts:
             return "exact", 1.0, text, *prompts[sketch.text]
         for at, similarity in index.near(sketch)[:1]:
@@ -97,7 +98,7 @@ def _copied(
 
 
 class _Spans:
-    """Every n words in a row that evaluation rows say, by their hashes."""
+    """Every n consecutive words of the evaluation rows, by their hashes."""
 
     def __init__(self, evaluation: Sequence[TextRow], n: int):
         self.evaluation, self.n = evaluation, n
@@ -107,7 +108,7 @@ class _Spans:
         self.hashes, self.owners = hashes[order], owners[order]
 
     def suspects(self, rows: Sequence[TextRow]) -> dict[int, list[int]]:
-        """For each row the evaluation rows with a span of the same hash; `match` compares the words."""
+        """For each row, the evaluation rows with a span of the same hash. `match` compares the words."""
         found: dict[int, list[int]] = {}
         for hashes, at in windows(rows, self.n) if len(self.hashes) else ():
             place = np.searchsorted(self.hashes, hashes).clip(max=len(self.hashes) - 1)

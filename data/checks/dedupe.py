@@ -1,4 +1,4 @@
-"""Remove duplicates: of equal or nearly equal rows, within a file and across files, the first one stays."""
+"""Remove duplicates: of equal or nearly equal rows, within a file and across files, the first one is kept."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ def check_dedupe(
     """NAME.jsonl of each file without its repeats, pairs.jsonl (both texts of each match), result.json, report.html.
 
     Args:
-        by: "conversation" (everything that is said; of comparisons with the better answer) or "prompt".
-        threshold: Jaccard similarity of words and word pairs from which texts repeat each other; see `NearIndex`.
+            by: "conversation" (all texts; of a comparison, those with the better answer) or "prompt".
+            threshold: near duplicates have at least this Jaccard similarity of words and word pairs; see `NearIndex`.
     """
     check_choice("check.by", by, ("conversation", "prompt"))
     bad_rows, index, kept, counts = BadRows(on_bad_row), NearIndex(threshold), [], Counter()
@@ -51,7 +51,9 @@ def check_dedupe(
     table_rows = [["file", "kept", "exact repeats", "near repeats", "written"]]
     table_rows += [[f, *(counts[f, kind] for kind in ("kept", "exact", "near")), n] for f, n in names.items()]
     total = {kind: sum(counts[file, kind] for file in names) for kind in ("kept", "exact", "near")}
-    lines = [f"{total['kept']} rows stay; {total['exact']} repeat another, {total['near']} nearly: pairs.jsonl"]
+    lines = [
+        f"{total['kept']} rows are kept; {total['exact']} repeat another one, {total['near']} nearly: see pairs.jsonl"
+    ]
     result = total | {"files": names, "skipped_rows": bad_rows.skipped, "verdicts": lines}
     show_pairs(directory, "Repeats", result, table_rows, pairs)
     return result
@@ -63,15 +65,15 @@ def text_of(row: TextRow, by: str) -> str:
 
 
 def output_names(files: Sequence[str]) -> dict[str, str]:
-    """FILE -> NAME.jsonl to write; raises ValueError where two would be one."""
+    """FILE -> NAME.jsonl to write. Raises ValueError if two files would get the same name."""
     names = {file: Path(split_name(file)[0].rstrip("/")).name.split(".")[0].replace("*", "_") for file in files}
     if len(set(names.values())) < len(files):
-        raise ValueError(f"files are written under their names, and two have one name: {', '.join(files)}")
+        raise ValueError(f"output files have the names of the input files, and two names are equal: {', '.join(files)}")
     return {file: f"{name}.jsonl" for file, name in names.items()}
 
 
 def show_pairs(directory: Path, title: str, result: dict, counts: list[list], pairs: Sequence[dict]) -> None:
-    """result.json, and a page with the counts and the first matches, text beside text."""
+    """Write result.json, and a page with the counts and the first matches, with both texts side by side."""
     rows = [["kind", "similarity", "row", "what it repeats"]]
     for pair in pairs[:100]:
         texts = (f"{pair[place]}: {pair[name][:200]}" for place, name in (("row", "text"), ("repeats", "of")))

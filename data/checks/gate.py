@@ -7,13 +7,14 @@ from omegaconf import DictConfig
 
 
 def require_agreement(cfg: DictConfig) -> str | None:
-    """Refuse to train where annotators agree too little. Returns a line for the log, or None without `agreement`.
+    """Refuse to train if annotators agree too little. Returns a line for the log, or None without `agreement`.
 
     It reads the settings `agreement` (the result.json of `check_data.py check=agreement`), `agreement_threshold` and
     `agreement_override`. The lower end of alpha's interval must reach the threshold.
 
     Raises:
-        ValueError: below the threshold and not overridden; no such file, or not a result of that check.
+        ValueError: the value is below the threshold without override, or the file is missing or not
+            a result of that check.
     """
     if cfg.agreement is None:
         return None
@@ -23,7 +24,7 @@ def require_agreement(cfg: DictConfig) -> str | None:
         value, lower, upper = (float(alpha[key]) for key in ("value", "lower", "upper"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"agreement={path} is no result of `check_data.py check=agreement` ({type(error).__name__}: {error})"
+            f"agreement={path} is not a result of `check_data.py check=agreement` ({type(error).__name__}: {error})"
         ) from error
     figure = f"Krippendorff's alpha {value:.3f} [{lower:.3f}, {upper:.3f}]"
     if lower >= cfg.agreement_threshold:
@@ -32,6 +33,7 @@ def require_agreement(cfg: DictConfig) -> str | None:
         return f"agreement: {figure} is NOT surely above {cfg.agreement_threshold}; overridden"
     raise ValueError(
         f"annotators agree too little: {figure}, and its lower end is below agreement_threshold="
-        f"{cfg.agreement_threshold} ({path}). Mend the guidelines or the annotators (see docs/annotation.md), or train "
-        "all the same with agreement_override=true"
+        f"{cfg.agreement_threshold} ({path}). Improve the guidelines or the annotators (see docs/annotation.md), or "
+        "train "
+        "anyway with agreement_override=true"
     )

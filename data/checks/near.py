@@ -11,19 +11,22 @@ import numpy as np
 from datasketch import MinHash, MinHashLSH
 
 PERMUTATIONS = 64
-SHORT = 24  # words: in fewer, few may differ
+SHORT = 24  # words; shorter texts may differ in fewer words
 _EMPTY = MinHash(PERMUTATIONS, seed=1)  # draws the permutations once
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
 BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters and digits of any script, lowercased; Chinese and Japanese, which put no spaces, by character."""
+    """Runs of letters and digits of any script, lowercased.
+
+    Chinese and Japanese have no spaces: each character counts.
+    """
     return _WORD.findall(text.lower())
 
 
 def normal(text: str) -> str:
-    """Words with one space between them: two texts that differ in case or marks only are the same text."""
+    """The words with one space between them. Texts that differ only in case or punctuation become equal."""
     return " ".join(words(text)) or text.strip()
 
 
@@ -33,7 +36,7 @@ def _code(word: str) -> int:
 
 
 def codes(tokens: Sequence[str]) -> np.ndarray:
-    """A number for each word, the same in every process; uint64."""
+    """A uint64 number for each word, the same in every process."""
     return np.fromiter(map(_code, tokens), np.uint64, len(tokens))
 
 
@@ -51,9 +54,9 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def same_but_few(a: str, b: str) -> bool:
-    """Whether two short `normal` texts differ in one word of eight at most: "what is flu" is not "what is mould".
+    """Whether two short `normal` texts differ in at most one word of eight: "what is flu" is not "what is mould".
 
-    In a text of a few words one word is what it is about, however many pairs the texts share.
+    In a text of a few words one word can be the topic, however many pairs the texts share.
     """
     x, y = Counter(a.split()), Counter(b.split())
     least, most = sorted((x.total(), y.total()))
@@ -61,21 +64,25 @@ def same_but_few(a: str, b: str) -> bool:
 
 
 class Sketch(NamedTuple):
-    """What two texts are compared by."""
+    """The features by which two texts are compared."""
 
-    text: str  # normal
+    text: str  # in the form of `normal`
     grams: np.ndarray
     hashes: MinHash
 
 
 class NearIndex:
-    """Texts by similarity. `threshold`: Jaccard from which two texts that are `same_but_few` are near duplicates."""
+    """Texts by similarity.
+
+    Texts that are `same_but_few` are near duplicates from the Jaccard similarity `threshold` on.
+    """
 
     def __init__(self, threshold: float):
         if not 0 < threshold < 1:
             raise ValueError(f"check.threshold={threshold} must lie between 0 and 1")
         self.threshold = threshold
-        self._lsh = MinHashLSH(threshold, PERMUTATIONS, weights=(0.1, 0.9))  # a false candidate costs one comparison
+        # a false candidate costs only one comparison
+        self._lsh = MinHashLSH(threshold, PERMUTATIONS, weights=(0.1, 0.9))
         self._sketches: list[tuple[str, np.ndarray]] = []
 
     def __len__(self) -> int:
@@ -101,6 +108,6 @@ def sketches(texts: Iterable[str]) -> Iterator[Sketch]:
     for text in texts:
         grams = shingles(text)
         hashes = _EMPTY.copy()
-        hashes.hashfunc = int  # the shingles are hashes already
+        hashes.hashfunc = int  # the shingles are already hashes
         hashes.update_batch(grams.tolist())
         yield Sketch(text, grams, hashes)

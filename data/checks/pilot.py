@@ -1,8 +1,8 @@
 """Check the pilot files of data vendors before buying: token lengths, and vendors whose prompts are too short.
 
-Lengths are counted in tokens of a named tokenizer. A prompt is a user message; the lecture's vendors averaged 22, 54
-and 104 tokens where InstructGPT's prompts had 408, and the rule was to reject prompts that skew under about 50. Those
-408 are of its SFT prompts, which contractors wrote; what users asked (RM, PPO) was shorter.
+Lengths are counted in tokens of a named tokenizer. A prompt is a user message. The lecture's vendors averaged 22, 54
+and 104 tokens, while InstructGPT's prompts had 408, and the rule was to reject prompts that skew under about 50. The
+408 tokens are of its SFT prompts, which contractors wrote. The prompts of users (RM, PPO) were shorter.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from runtime.plots import pyplot, save_figure
 from runtime.report import bullets, heading, picture, table, write_page, write_result
 
 PERCENTILES = (5, 25, 75, 95, 99)
-INSTRUCTGPT = {  # tokens of a prompt, examples in it included: mean; least, quartiles, most
+INSTRUCTGPT = {  # tokens of a prompt, including examples in it: mean; minimum, quartiles, maximum
     "InstructGPT SFT": (408, (1, 37, 283, 632, 2048)),
     "InstructGPT RM": (199, (1, 20, 64, 203, 2032)),
     "InstructGPT PPO": (166, (2, 19, 62, 179, 2044)),
 }  # Ouyang et al. 2022 (arXiv:2203.02155), table 9, the training parts
-EDGES = 2.0 ** np.arange(13)  # of a histogram: 1, 2, 4, ... 4,096 tokens
-WORST = 5  # prompts of a vendor on the page
+EDGES = 2.0 ** np.arange(13)  # edges of a histogram: 1, 2, 4, ... 4,096 tokens
+WORST = 5  # number of prompts per vendor on the page
 
 
 def check_pilot(
@@ -34,17 +34,18 @@ def check_pilot(
     max_short: float, seed: int, on_bad_row: str,
     layout: Layout | None = None,
 ) -> dict:  # fmt: skip
-    """result.json with `vendors.NAME`, a histogram a vendor (PNG), and report.html. A vendor is named by its file.
+    """result.json with `vendors.NAME`, one histogram per vendor (PNG), and report.html. A vendor is named by its file.
 
     Args:
-        target: file of prompts to be like, for the distance and its test; None = only the mean is compared.
-        min_tokens: a vendor is rejected if the mean of its prompts is below this, or more than `max_short` of them are.
+            target: file of reference prompts for the distance and its test; None = only the mean is compared.
+            min_tokens: a vendor is rejected if its prompts' mean is below this, or if more than `max_short` of them
+                are.
     """
     check_positive(check__target_mean=target_mean, check__min_tokens=min_tokens)
     check_number(0, check__max_short=max_short)
     names = [Path(file).name.split(".")[0] for file in files]
     if len(set(names)) < len(names):
-        raise ValueError(f"vendors are named by their files, and two have one name: {', '.join(names)}")
+        raise ValueError(f"vendors are named by their files, and two names are equal: {', '.join(names)}")
     encode, bad_rows = load_tokenizer(tokenizer).encode, BadRows(on_bad_row)
     wanted = (
         None if target is None else np.array([len(encode(m)) for r in read_texts([target], bad_rows) for m in r.asked])
@@ -56,16 +57,16 @@ def check_pilot(
         asked = [encode(message) for row in rows for message in row.asked]
         lengths[name] = np.array([len(ids) for ids in asked])
         pool.append(np.concatenate([np.array(ids, dtype=np.int64) for ids in asked]))
-        said = [message for row in rows for message in row.asked]
+        texts = [message for row in rows for message in row.asked]
         order = np.argsort(lengths[name], kind="stable")
-        shortest[name] = list({said[i]: int(lengths[name][i]) for i in order}.items())[:WORST]
+        shortest[name] = list({texts[i]: int(lengths[name][i]) for i in order}.items())[:WORST]
         facts = describe(lengths[name], min_tokens) | _rest(rows, encode, seed)
         facts["interval_of_mean"] = _mean_interval(lengths[name], seed)
         facts["share_of_target_mean"] = facts["mean"] / target_mean
         facts["distance_to_target"] = None if wanted is None else distance(lengths[name], wanted)
         facts["verdict"], facts["reason"] = judge(facts, min_tokens=min_tokens, max_short=max_short)
         vendors[name] = facts
-    sample = min(map(len, pool))  # of as many tokens each, as the ratio falls with the size
+    sample = min(map(len, pool))  # the same number of tokens for each, because the ratio falls with the size
     for name, ids in zip(names, pool, strict=True):
         vendors[name]["unique_token_ratio"] = len(np.unique(ids[:sample])) / sample
 
@@ -113,14 +114,14 @@ def judge(facts: dict, *, min_tokens: int, max_short: float) -> tuple[str, str]:
 
 
 def published_shares(quartiles: Sequence[int]) -> np.ndarray:
-    """(12,) share of prompts between EDGES, of published least, quartiles and most: even in log length between them."""
+    """(12,) share of prompts between EDGES, from minimum, quartiles and maximum; uniform in log length between."""
     below = np.interp(np.log2(EDGES), np.log2(quartiles), [0, 0.25, 0.5, 0.75, 1])
-    below[0] = 0.0  # the shortest prompts are in the first bar
+    below[0] = 0.0  # the shortest prompts are in the first bin
     return np.diff(below)
 
 
 def _rest(rows: Sequence[TextRow], encode, seed: int) -> dict:
-    """Completions and turns."""
+    """Figures of completions and turns."""
     answers = np.array([len(encode(text)) for row in rows for text in row.answered] or [0])
     turns = np.array([len(row.asked) for row in rows])
     return {
@@ -137,7 +138,7 @@ def _rest(rows: Sequence[TextRow], encode, seed: int) -> dict:
 
 
 def _mean_interval(lengths: np.ndarray, seed: int) -> list[float]:
-    """95 % percentile bootstrap; prompts are resampled."""
+    """95 % percentile bootstrap interval; prompts are resampled."""
     random = np.random.default_rng(seed)
     means = [lengths[random.integers(0, len(lengths), len(lengths))].mean() for _ in range(300)]
     return np.percentile(means, [2.5, 97.5]).tolist()
@@ -184,7 +185,7 @@ def _show(
     marks += [[name, mean, *quartiles] for name, (mean, quartiles) in INSTRUCTGPT.items()]
     short = [["vendor", "tokens", "prompt"]]
     short += [[name, tokens, text[:200]] for name, texts in shortest.items() for text, tokens in texts]
-    blocks = [bullets(result["verdicts"]), table(rows), heading("Beside InstructGPT's prompts"), table(marks)]
+    blocks = [bullets(result["verdicts"]), table(rows), heading("Compared with InstructGPT's prompts"), table(marks)]
     blocks += [*map(picture, pictures), heading("The shortest prompts"), table(short)]
     write_page(directory / "report.html", "Vendor pilot", *blocks)
     write_result(directory, result)

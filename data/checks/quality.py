@@ -1,9 +1,9 @@
 """Select a small set of good and diverse rows, as LIMA: Zhou et al. 2023 (arXiv:2305.11206).
 
-Three steps, each row's fate with its reason in reasons.jsonl: (1) a row is dropped for a plain fault, or scored by a
-named selection (data/checks/selection.py); (2) of near duplicates (prompts) the best stays; (3) among the `pool` x
-`num` best, greedy k-center picks rows far from those already picked. Of a comparison the better side is scored, and
-sides that say the same are a fault.
+Three steps; reasons.jsonl has the result of each row with its reason. (1) A row is dropped for a plain fault, or
+scored by a named selection (data/checks/selection.py). (2) Of near duplicates (prompts) the best one is kept. (3) Among
+the `pool` x `num` best rows, greedy k-center picks rows that are far from those already picked. Of a comparison the
+better side is scored, and it is a fault if both sides are nearly equal.
 """
 
 from collections import Counter
@@ -25,12 +25,12 @@ from runtime.devices import PRECISIONS
 from runtime.plots import pyplot, save_figure
 from runtime.report import bullets, heading, paragraph, picture, table, write_page, write_result
 
-READ = 4000  # characters of a row that its n-grams are taken from
-SAME = 0.9  # Jaccard similarity from which the two sides of a comparison say the same
-WORST = 8  # rows on the page
+READ = 4000  # number of characters of a row from which its n-grams are taken
+SAME = 0.9  # Jaccard similarity from which the two sides of a comparison count as equal
+WORST = 8  # number of rows on the page
 BEATS = (
-    "No selection is known to beat random rows for every model and set (docs/data_checks.md says what was measured "
-    "here): train on as many random rows too, check.by=random check.diversity=none."
+    "No selection is known to beat random rows for every model and set (docs/data_checks.md has the measurements): "
+    "compare with training on equally many random rows, check.by=random check.diversity=none."
 )
 
 
@@ -43,9 +43,10 @@ def check_quality(
     """selected.jsonl (the chosen rows, best first), reasons.jsonl (a line for every row), result.json, report.html.
 
     Args:
-        pool: times `num`: how many of the best rows diversity chooses from.
+        pool: multiple of `num`: the number of best rows among which diversity chooses.
         by: plain | length | difficulty | random. diversity: words | embeddings | none. See data/checks/selection.py.
-        policy: what by=difficulty and diversity=embeddings read with, `batch_size` rows cut to `max_length` tokens.
+        policy: the model for by=difficulty and diversity=embeddings. It reads `batch_size` rows,
+            each cut to `max_length` tokens.
         client: a judge that scores helpfulness and instruction following of the pool; None = the score of `by`.
     """
     check_whole(1, check__num=num, check__pool=pool, check__batch_size=batch_size, check__max_length=max_length)
@@ -53,7 +54,7 @@ def check_quality(
     check_choice("check.diversity", diversity, DIVERSITY)
     check_choice("check.precision", precision, PRECISIONS)
     if policy is None and (by == "difficulty" or diversity == "embeddings"):
-        raise ValueError("check.by=difficulty and check.diversity=embeddings read rows with a model: say policy=PATH")
+        raise ValueError("check.by=difficulty and check.diversity=embeddings need a model: set policy=PATH")
     bad_rows = BadRows(on_bad_row)
     rows = read_texts(files, bad_rows, layout)
     if not any(row.answered for row in rows):
@@ -98,7 +99,7 @@ def check_quality(
 
 
 def _scores(rows: Sequence[TextRow], parts: list[dict], faults: list, by: str, reader: Reader | None, seed: int):
-    """(n,) in [0, 1]; with by=difficulty also the fault of rows that their prompt makes less likely."""
+    """(n,) scores in [0, 1]. With by=difficulty, rows whose prompt makes the answer less likely get a fault."""
     if by == "plain":
         return np.array([sum(part.values()) / len(part) for part in parts])
     if by == "length":
@@ -129,7 +130,7 @@ def _spread(
 
 
 def _pairs(rows: Sequence[TextRow]) -> dict | None:
-    """What the comparisons among the rows are like; None where there is none."""
+    """Statistics of the comparisons among the rows. None if there are none."""
     pairs = [(row.answered[-1], row.weaker) for row in rows if row.weaker is not None]
     if not pairs:
         return None
@@ -141,7 +142,7 @@ def _pairs(rows: Sequence[TextRow]) -> dict | None:
 
 
 def fault_of(row: TextRow, *, min_words: int, max_words: int) -> str | None:
-    """A plain reason not to learn from a row."""
+    """A plain reason against learning from a row. None if there is no such reason."""
     if not row.answered or not row.answered[-1].strip():
         return "no_answer"
     count = len(row.answered[-1].split())
@@ -161,7 +162,7 @@ def fault_of(row: TextRow, *, min_words: int, max_words: int) -> str | None:
 def _drop_repeats(
     rows: Sequence[TextRow], ranked: list[int], threshold: float, reasons: list, *, limit: int
 ) -> list[int]:
-    """The first `limit` rows, best first, whose prompt is not nearly that of a better one."""
+    """The first `limit` rows, best first, without those whose prompt is nearly equal to that of a better row."""
     index, kept = NearIndex(threshold), []
     for i, sketch in zip(ranked, sketches(normal(rows[i].prompt) for i in ranked), strict=True):
         if len(kept) == limit:
@@ -176,7 +177,7 @@ def _drop_repeats(
 
 
 def _judge(rows: Sequence[TextRow], best: list[int], client: Client) -> dict[int, float | None]:
-    """A judge's mean rating scaled to [0, 1], of each row's last answer."""
+    """A judge's mean rating of each row's last answer, scaled to [0, 1]."""
     answered = [([m for m in rows[i].messages[: _last(rows[i])]], rows[i].answered[-1]) for i in best]
     ratings = rate(client, answered, aspects=["helpfulness", "instruction_following"], seed=0)
     return {i: None if r is None else (sum(r.values()) / len(r) - 1) / 4 for i, r in zip(best, ratings, strict=True)}
@@ -221,8 +222,9 @@ def _show(
     drawn = directory / "quality.png"
     save_figure(figure, drawn)
     lines = [
-        f"{result['selected']} of {result['rows']} rows selected by {result['scored_by']}, see selected.jsonl; why not "
-        "the others: reasons.jsonl"
+        f"{result['selected']} of {result['rows']} rows selected by {result['scored_by']}, see selected.jsonl; the "
+        "reasons against "
+        "the others are in reasons.jsonl"
     ]
     if result["pairs"]:
         lines.append(
@@ -234,8 +236,8 @@ def _show(
     low = [int(i) for i in np.argsort(scores, kind="stable") if reasons[i] == "score_too_low"]
     shown = [["row", "why", "score", "asked", "answered"]]
     for i in [*dropped[:WORST], *low[:WORST]]:
-        said = (rows[i].prompt, rows[i].answered[-1] if rows[i].answered else "")
-        shown.append([rows[i].where, reasons[i], float(scores[i]), *(text[:200] for text in said)])
+        prompt_and_answer = (rows[i].prompt, rows[i].answered[-1] if rows[i].answered else "")
+        shown.append([rows[i].where, reasons[i], float(scores[i]), *(text[:200] for text in prompt_and_answer)])
     blocks = [bullets(lines), table(fates), picture(drawn), paragraph(BEATS), heading("The worst rows"), table(shown)]
     result["verdicts"] = lines
     write_page(directory / "report.html", "Few but good", *blocks)

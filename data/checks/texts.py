@@ -11,9 +11,9 @@ from data.records import BadRows, Comparison, Example, Ranking, Rated, Record, r
 
 @dataclass(frozen=True)
 class TextRow(Record):
-    """A conversation; the last answer may be missing (a prompt). `raw` is the row as the trainers read it.
+    """A conversation. The last answer may be missing (a prompt). `raw` is the row as the trainers read it.
 
-    `weaker` is the answer that lost, of a ranking the last; None where nothing was compared.
+    `weaker` is the answer that lost, or the last one of a ranking. None without a comparison.
     """
 
     messages: list[Message]
@@ -32,7 +32,7 @@ class TextRow(Record):
 
     @property
     def prompt(self) -> str:
-        """All that the user says, as one text."""
+        """All user messages as one text."""
         return "\n".join(self.asked)
 
     @property
@@ -47,7 +47,7 @@ class TextRow(Record):
 
 
 def parse_row(row: dict) -> list[TextRow]:
-    """Any row that the trainers or generate.py read; of a comparison the better side, of a ranking the best."""
+    """Any row that the trainers or generate.py read: of a comparison the better side, of a ranking the best one."""
     rows = [TextRow(_said(record), formats.as_row(record), _weaker(record)) for record in formats.any_record(row)]
     for found in rows:
         if not any(text.strip() for text in found.asked):

@@ -36,7 +36,7 @@ def check_token_stats(
                 language = record.columns.get("language") or record.columns.get("lang")
                 if not isinstance(language, str) and guessed < max_rows:
                     language, guessed = _guess(record), guessed + 1
-                languages[language if isinstance(language, str) else "not looked at"] += 1
+                languages[language if isinstance(language, str) else "not guessed"] += 1
         if not rows:
             raise ValueError(f"{file} has no usable row; the first was skipped for: {bad_rows.skipped[0]}")
         lengths[file] = np.array(rows)
@@ -57,7 +57,7 @@ def check_token_stats(
 
 
 def describe(counts: np.ndarray) -> dict:
-    """Figures of (rows, 2) tokens of prompt and answer: what is learned counts as answer, all else as prompt."""
+    """Figures of (rows, 2) tokens of prompt and answer. Targets count as answer, all other tokens as prompt."""
     whole = counts.sum(1)
     facts = {"tokens": int(whole.sum()), "targets": int(counts[:, 1].sum())}
     facts["target_share"] = facts["targets"] / facts["tokens"]
@@ -75,13 +75,13 @@ def _counts(record: Record, tokenizer) -> list[tuple[int, int]]:
 
 
 def _guess(record: Record) -> str:
-    """The language of what the user says, by langdetect: unsure below a sentence."""
+    """The language of the user's text by langdetect, which is unreliable for less than a sentence."""
     import langdetect
 
     langdetect.DetectorFactory.seed = 0
-    said = " ".join(message["content"] for message in record.turns if message["role"] == "user")[:1000]
+    user_text = " ".join(message["content"] for message in record.turns if message["role"] == "user")[:1000]
     try:
-        return langdetect.detect(said)
+        return langdetect.detect(user_text)
     except langdetect.LangDetectException:
         return "none"
 
@@ -94,7 +94,7 @@ def _show(directory: Path, result: dict, lengths: dict[str, np.ndarray]) -> None
         for axis, (name, one) in zip(axes, parts, strict=True):
             top = max(np.percentile(one, 99), 1)
             axis.hist(np.minimum(one, top), bins=40, color="tab:green" if name == "answer" else "tab:blue")
-            axis.set_title(f"{name}, mean {one.mean():.0f} (the last bar holds all longer ones)", fontsize=8)
+            axis.set_title(f"{name}, mean {one.mean():.0f} (the last bar has all longer ones)", fontsize=8)
             axis.set_xlabel("tokens")
         figure.tight_layout()
         pictures.append((file, directory / f"lengths_{number}.png"))

@@ -1,4 +1,4 @@
-"""Rows of a set as the trainers read them, token by token: the first, longest, most cut, and any that are named."""
+"""Rows of a set as the trainers read them, token by token: the first, longest, most cut, and named ones."""
 
 from collections.abc import Iterator, Sequence
 from heapq import nlargest
@@ -26,7 +26,7 @@ def check_view(
     """report.html, the same in the terminal, and result.json.
 
     Args:
-        kind: what the rows are read as; "any" = recognised from each row.
+        kind: how the rows are read; "any" = recognised from each row.
         rows: numbers of further rows (lines of a JSONL file) to show. num: rows of each sort.
     """
     check_choice("check.kind", kind, tuple(PARSERS))
@@ -63,7 +63,7 @@ def check_view(
             shown.setdefault(id(record), (sort, record, sides))
     titled = [(f"{sort}: {record.where}", sides) for sort, record, sides in shown.values()]
     notes = [f"{total} rows of {', '.join(files)}; {len(bad_rows.skipped)} skipped", f"cut at max_length={max_length}"]
-    path = show(directory, "report", "What is trained on", titled, notes)
+    path = show(directory, "report", "Training rows", titled, notes)
     result = {"rows": total, "skipped_rows": bad_rows.skipped, "shown": [name for name, _ in titled]}
     result["verdicts"] = [f"{len(titled)} of {total} rows, token by token: {path}"]
     write_result(directory, result)

@@ -1,4 +1,4 @@
-"""Other people's tokenizer files, read into one engine (`tokenizers`): tokenizer.json, SentencePiece, tekken, GGUF."""
+"""Published tokenizer files, converted to one library (`tokenizers`): tokenizer.json, SentencePiece, tekken, GGUF."""
 
 import re
 from dataclasses import replace
@@ -13,7 +13,7 @@ from data.vocabularies.tekken import from_tekken
 from data.vocabularies.vocabulary import Vocabulary, json_object, probe
 from runtime.files import check_sums
 
-MAX_TOKENIZER = 1 << 28  # bytes of a tokenizer.json or tekken.json; those of 256k pieces have some 30 MB
+MAX_TOKENIZER = 1 << 28  # limit in bytes of a tokenizer.json or tekken.json; those of 256k pieces have about 30 MB
 _TEMPLATE_FILE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates"
 _FILES = (
@@ -23,10 +23,10 @@ _FILES = (
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
-    """Reads a Hugging Face directory, a SentencePiece `*.model*` file or a `.gguf` file.
+    """The vocabulary of a Hugging Face directory, a SentencePiece `*.model*` file or a `.gguf` file.
 
     Raises:
-        ValueError: nothing is there, or its kind of tokenizer is unknown.
+        ValueError: there is no tokenizer, or its kind is unknown.
     """
     if path.is_dir():
         return _from_directory(path)
@@ -37,7 +37,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     if ".model" in path.suffixes:
         return from_sentencepiece(path.read_bytes())
     raise ValueError(
-        f"{str(path)!r} is no tokenizer: expected a directory, a .gguf file or a SentencePiece .model file"
+        f"{str(path)!r} is not a tokenizer; it must be a directory, a .gguf file or a SentencePiece .model file"
     )
 
 
@@ -45,7 +45,7 @@ def _from_directory(path: Path) -> Vocabulary:
     check_sums(path, [*_FILES, "generation_config.json"])
     files = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
     settings = json_object(path / "tokenizer_config.json")
-    if "added_tokens_decoder" not in settings:  # as in transformers, which reads the older file only then
+    if "added_tokens_decoder" not in settings:  # as in transformers, which reads the older file only in this case
         settings |= json_object(path / "special_tokens_map.json")
     tokens = {name: _token(value) for name, value in settings.items() if name.endswith("_token")}
     tokens |= {name: _token(v) for name, v in (settings.get("model_specific_special_tokens") or {}).items()}
@@ -78,7 +78,7 @@ def _from_directory(path: Path) -> Vocabulary:
     other = next((file.name for file in sorted(path.glob("*")) if _other_kind(file)), None)
     if other:
         raise ValueError(
-            f"{str(path)!r} holds its tokenizer as {other} alone, which is not read here; write a tokenizer.json once: "
+            f"{str(path)!r} has its tokenizer only as {other}, which is not supported; write a tokenizer.json once: "
             f"transformers.AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained(DIRECTORY), and pass "
             "tokenizer=DIRECTORY"
         )
@@ -89,7 +89,7 @@ def _from_directory(path: Path) -> Vocabulary:
 
 
 def _is_tiktoken(content: bytes) -> bool:
-    """Whether a vocabulary is tiktoken's: lines of base64 and a rank. Some are called tokenizer.model all the same."""
+    """Whether a vocabulary is tiktoken's: lines of base64 and a rank. Some of these are called tokenizer.model."""
     return re.match(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", content) is not None
 
 
@@ -102,7 +102,7 @@ def _token(value) -> str | None:
 
 
 def _templates(settings: dict, files: dict[str, bytes]) -> dict[str, str]:
-    """Jinja texts by name: "default", and others such as "tool_use". Files go before tokenizer_config.json."""
+    """Jinja texts by name: "default", and others such as "tool_use". Files precede tokenizer_config.json."""
     inside = settings.get("chat_template") or {}
     if isinstance(inside, list):
         inside = {entry["name"]: entry["template"] for entry in inside}
@@ -112,12 +112,12 @@ def _templates(settings: dict, files: dict[str, bytes]) -> dict[str, str]:
     more = {name: text for name, text in files.items() if name.startswith(_MORE_TEMPLATES)}
     found |= {Path(name).stem: text.decode() for name, text in more.items()}
     if found and "default" not in found:
-        raise ValueError(f"the checkpoint has chat templates named {', '.join(found)}, but none named default")
+        raise ValueError(f"the checkpoint has chat templates named {', '.join(found)}, but no default template")
     return found
 
 
 def _stop_ids(generation: dict, config: dict) -> tuple[int, ...]:
-    """Ids that end an answer, as transformers finds them: generation_config.json's, without that file config.json's."""
+    """Ids that end an answer, as in transformers: generation_config.json's, or else config.json's."""
     given = (generation or config.get("text_config") or config).get("eos_token_id")
     ids = given if isinstance(given, list) else [] if given is None else [given]
     if not all(isinstance(i, int) and i >= 0 for i in ids):

@@ -1,4 +1,4 @@
-"""Byte-level BPE from a vocabulary and its merges; text is split as GPT-2, Qwen2, Llama 3 or SmolLM do."""
+"""Byte-level BPE from a vocabulary and its merges. Text is split as by GPT-2, Qwen2, Llama 3 or SmolLM."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from data.vocabularies.patterns import LLAMA3, QWEN2
 from data.vocabularies.pieces import add_special
 from data.vocabularies.vocabulary import json_object
 
-# How GGUF's `tokenizer.ggml.pre` splits text before byte-level BPE: Hugging Face's own settings for these families.
+# The rules of GGUF's `tokenizer.ggml.pre` for splitting text before byte-level BPE, with Hugging Face's settings.
 _GPT2_SPLIT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 SPLITS = {
@@ -21,7 +21,7 @@ SPLITS = {
 
 
 def byte_level_bpe(tokens: list, kinds: list, merges: list, split: str, path: Path) -> tokenizers.Tokenizer:
-    """A backend of GPT-2's kind. Raises ValueError where `split` names no known way to split text."""
+    """A byte-level BPE backend. Raises ValueError if `split` is not a known rule for splitting text."""
     if split not in SPLITS:
         raise ValueError(f"{str(path)!r} splits text as {split!r}; known splits: {', '.join(SPLITS)}")
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -34,12 +34,14 @@ def byte_level_bpe(tokens: list, kinds: list, merges: list, split: str, path: Pa
 
 
 def from_merges(path: Path, kind: str, settings: dict) -> tokenizers.Tokenizer:
-    """vocab.json and merges.txt of GPT-2's or Qwen2's tokenizer, which differ in how they split text."""
+    """vocab.json and merges.txt of GPT-2's or Qwen2's tokenizer, which differ in their rule for splitting text."""
     splits = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}
     name = kind.removesuffix("Fast")
     if name not in splits:
         known = ", ".join(splits)
-        raise ValueError(f"{path}: vocab.json and merges.txt of tokenizer_class {kind!r} are not read; known: {known}")
+        raise ValueError(
+            f"{path}: vocab.json and merges.txt of tokenizer_class {kind!r} are not supported; known: {known}"
+        )
     vocab = json_object(path / "vocab.json")
     lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [line for line in lines if line.strip() and not line.startswith("#version")]

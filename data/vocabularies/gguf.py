@@ -9,19 +9,19 @@ from model.weights.gguf import open_gguf
 
 
 def from_gguf(path: Path) -> Vocabulary:
-    """The vocabulary of a GGUF file. Raises ValueError where a field is missing or unknown."""
+    """The vocabulary of a GGUF file. Raises ValueError if a field is missing or unknown."""
     fields = open_gguf(path).fields
     get = {name.removeprefix("tokenizer."): part for name, part in fields.items() if name.startswith("tokenizer.")}
     try:
         read = {name: part.contents() for name, part in get.items()}
         return _from_fields(read, path)
     except (KeyError, IndexError, TypeError, AttributeError, OverflowError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: its tokenizer cannot be meant ({error})") from error
+        raise ValueError(f"{path}: its tokenizer is invalid ({error})") from error
 
 
 def _from_fields(read: dict, path: Path) -> Vocabulary:
     if "ggml.tokens" not in read:
-        raise ValueError(f"{str(path)!r} has no tokenizer inside (no tokenizer.ggml.tokens)")
+        raise ValueError(f"{str(path)!r} contains no tokenizer (no tokenizer.ggml.tokens)")
     tokens, kinds = read["ggml.tokens"], read["ggml.token_type"]
     check_pieces(tokens)
     if read["ggml.model"] == "gpt2":
@@ -29,11 +29,13 @@ def _from_fields(read: dict, path: Path) -> Vocabulary:
     elif read["ggml.model"] == "llama":
         pieces = list(zip(tokens, read["ggml.scores"], kinds, strict=True))
         if read.get("ggml.remove_extra_whitespaces") or read.get("ggml.precompiled_charsmap") is not None:
-            raise ValueError(f"{str(path)!r} normalises text before it splits it, which is not read: ids would differ")
+            raise ValueError(
+                f"{str(path)!r} normalises text before it splits it, which is not supported: ids would differ"
+            )
         unk = next((t for t, k in zip(tokens, kinds, strict=True) if k == UNKNOWN), None)
         backend = byte_fallback_bpe(pieces, unk, space_first=bool(read.get("ggml.add_space_prefix", True)))
     else:
-        raise ValueError(f"{str(path)!r} holds a {read['ggml.model']!r} tokenizer; known kinds: gpt2, llama")
+        raise ValueError(f"{str(path)!r} has a {read['ggml.model']!r} tokenizer; known kinds: gpt2, llama")
     ids = (read.get(f"ggml.{name}_token_id") for name in ("bos", "eos", "padding", "unknown"))
     special = (None if i is None else tokens[i] for i in ids)
     templates = {"default": read["chat_template"]} if read.get("chat_template") else {}

@@ -1,4 +1,4 @@
-"""The regular expressions by which published tokenizers split text. None of them goes back over a long stretch."""
+"""The regular expressions with which published tokenizers split text. None of them backtracks over long text."""
 
 _ENDS = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _SAID = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -11,7 +11,7 @@ QWEN2 = rf"{_SAID}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_ENDS}"  # Qwe
 QWEN3_5 = rf"{_SAID}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_ENDS}"
 TEKKEN = rf"{_CASED % ('', '')}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_ENDS}"  # Mistral
 O200K = rf"{_CASED % (_SAID + '?', _SAID + '?')}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_ENDS}"  # GPT-OSS
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # its ByteLevel has it built in
-SPACES = r" {2,}"  # what SentencePiece's normalizers join
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # built into ByteLevel
+SPACES = r" {2,}"  # runs of spaces that SentencePiece's normalizers join
 
 KNOWN_PATTERNS = frozenset((LLAMA3, QWEN2, QWEN3_5, TEKKEN, O200K, GPT2, SPACES))

@@ -1,20 +1,20 @@
-"""SentencePiece's BPE as the engine's byte-fallback BPE."""
+"""SentencePiece's BPE as byte-fallback BPE of the library `tokenizers`."""
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from data.vocabularies.vocabulary import Vocabulary
 
-MAX_PIECE = 512  # characters; the longest of the vocabularies that we know, runs of spaces, have some 90
+MAX_PIECE = 512  # in characters; the longest known pieces, runs of spaces, have about 90
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # piece types of SentencePiece, kept by GGUF
 
 
 def from_sentencepiece(proto: bytes) -> Vocabulary:
-    """A SentencePiece BPE model as byte-fallback BPE: the same ids, as `test_tokenizer.py` shows on real text.
+    """A SentencePiece BPE model as byte-fallback BPE with the same ids, as `test_tokenizer.py` shows on real text.
 
-    SentencePiece merges the adjacent pair whose union has the highest score; a merge list sorted by that score says
-    the same. Of equal scores (Mistral's runs of spaces) the leftmost union grows first: the longer left part goes
-    before. Where the model says add_dummy_prefix, as Llama-2's, Mistral's and ours do, every stretch of text between
+    SentencePiece merges the adjacent pair whose union has the highest score. A merge list sorted by that score is
+    equivalent. Of equal scores (Mistral's runs of spaces) the leftmost union grows first, so the longer left part has
+    precedence. If the model has add_dummy_prefix, as Llama-2's, Mistral's and ours, every part of the text between
     special tokens begins with "▁".
     """
     from google.protobuf.message import DecodeError
@@ -26,7 +26,9 @@ def from_sentencepiece(proto: bytes) -> Vocabulary:
         raise ValueError(f"not a SentencePiece model: {error}") from error
     trainer, normalizer = spec.trainer_spec, spec.normalizer_spec
     if trainer.model_type != 2 or normalizer.precompiled_charsmap:
-        raise ValueError("only SentencePiece BPE models without text normalisation are read (Llama-2, Mistral, ours)")
+        raise ValueError(
+            "only SentencePiece BPE models without text normalisation are supported (Llama-2, Mistral, ours)"
+        )
     for name, value, wanted in (
         ("remove_extra_whitespaces", normalizer.remove_extra_whitespaces, False),
         ("escape_whitespaces", normalizer.escape_whitespaces, True),
@@ -34,10 +36,12 @@ def from_sentencepiece(proto: bytes) -> Vocabulary:
         ("byte_fallback", trainer.byte_fallback, True),
     ):
         if value != wanted:
-            raise ValueError(f"a SentencePiece model with {name}={str(value).lower()} is not read: ids would differ")
+            raise ValueError(
+                f"a SentencePiece model with {name}={str(value).lower()} is not supported: ids would differ"
+            )
     if normalizer.add_dummy_prefix and any(p.type == USER_DEFINED for p in spec.pieces):
         raise ValueError(
-            "a SentencePiece model with add_dummy_prefix=true and pieces that a user defined is not read: ids would "
+            "a SentencePiece model with add_dummy_prefix=true and user-defined pieces is not supported: ids would "
             "differ; write a tokenizer.json with transformers"
         )
     pieces = [(p.piece.replace("▁", " ") if p.type == USER_DEFINED else p.piece, p.score, p.type) for p in spec.pieces]
@@ -50,7 +54,7 @@ def from_sentencepiece(proto: bytes) -> Vocabulary:
 
 
 def check_pieces(pieces: list[str]) -> None:
-    """Every way to cut a piece in two is tried, so a long one costs the square of its length."""
+    """Refuse long pieces. All splits of a piece into two are tried, so its cost is quadratic in its length."""
     longest = max(pieces, key=len, default="")
     if len(longest) > MAX_PIECE:
         raise ValueError(f"the piece {longest[:20]!r}... of {len(longest)} characters is longer than {MAX_PIECE}")
@@ -59,9 +63,10 @@ def check_pieces(pieces: list[str]) -> None:
 def byte_fallback_bpe(
     pieces: list[tuple[str, float, int]], unk: str | None, *, space_first: bool
 ) -> tokenizers.Tokenizer:
-    """A backend of Llama 2's kind, from SentencePiece's (piece, score, kind)."""
+    """A byte-fallback BPE backend, as Llama 2's, from SentencePiece's (piece, score, kind)."""
     vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
-    text = {piece for piece, _, kind in pieces if kind == NORMAL}  # a user's pieces are found in the text as they are
+    # user-defined pieces are found before the text is split
+    text = {piece for piece, _, kind in pieces if kind == NORMAL}
     merges = []
     for piece, score, kind in pieces:
         if kind != NORMAL:
@@ -79,9 +84,9 @@ def byte_fallback_bpe(
 
 
 def as_llama(backend: tokenizers.Tokenizer, kind: str, settings: dict) -> tokenizers.Tokenizer:
-    """The tokenizer under transformers 5's rule for Llama's class: `legacy` decides whether a space goes first.
+    """The tokenizer by transformers 5's rule for Llama's class: `legacy` decides whether a space comes first.
 
-    That class leaves aside what tokenizer.json says of it, except in byte-level files (Llama 3).
+    That class ignores this setting of tokenizer.json, except in byte-level files (Llama 3).
     """
     if kind not in ("LlamaTokenizer", "LlamaTokenizerFast") or "ByteLevel" in backend.to_str():
         return backend
@@ -99,7 +104,7 @@ def _pieces_decoder(space_first: bool):
 
 
 def add_special(backend: tokenizers.Tokenizer, pieces: list[tuple[str, int]]) -> None:
-    """Let the backend find control pieces, and the user's own, before it splits text."""
+    """Let the backend find control pieces and user-defined pieces before it splits text."""
     special = [
         AddedToken(piece, normalized=False, special=True) for piece, kind in pieces if kind in (UNKNOWN, CONTROL)
     ]

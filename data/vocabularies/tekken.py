@@ -1,4 +1,4 @@
-"""Mistral's tekken.json: byte-level BPE by rank, and the chat template, which lies in mistral-common alone."""
+"""Mistral's tekken.json: byte-level BPE by rank. The chat template is part of mistral-common, not of the file."""
 
 import base64
 import json
@@ -12,7 +12,7 @@ from data.vocabularies.pieces import MAX_PIECE
 from data.vocabularies.tekken_template import TEMPLATES
 from data.vocabularies.vocabulary import Vocabulary, probe
 
-# Special tokens of files that name none, which are those of version 7 and earlier.
+# Special tokens of version 7 and earlier, whose files do not list them.
 _SPECIAL = [
     "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
     "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
@@ -21,10 +21,10 @@ _SPECIAL = [
 
 
 def from_tekken(content: bytes, path: Path) -> Vocabulary:
-    """The vocabulary; its template is that of the version that the file names.
+    """The vocabulary. Its template is that of the file's version.
 
     Raises:
-        ValueError: no such file, or of a version whose template is not known here.
+        ValueError: there is no such file, or the template of its version is unknown.
     """
     try:
         read = json.loads(content)
@@ -45,7 +45,7 @@ def from_tekken(content: bytes, path: Path) -> Vocabulary:
 
 
 def _special_tokens(given: list[dict] | None, version: str, count: int) -> list[str]:
-    """The tokens of ids 0, 1, ..., `count` in all."""
+    """The special tokens with ids 0, 1, ..., `count` in total."""
     if given is None and version not in ("v3", "v7"):
         raise ValueError(f"a file of version {version!r} must name its special_tokens")
     named = {token["rank"]: token["token_str"] for token in given or []} or dict(enumerate(_SPECIAL))
@@ -56,11 +56,12 @@ def _special_tokens(given: list[dict] | None, version: str, count: int) -> list[
 
 
 def _ranks(vocab: list[dict], count: int) -> dict[bytes, int]:
-    """bytes -> rank of the first `count` tokens, which begin with the 256 bytes."""
+    """bytes -> rank of the first `count` tokens, which must include the 256 bytes."""
     ranks = {base64.b64decode(token["token_bytes"]): token["rank"] for token in vocab[:count]}
     if sorted(ranks.values()) != list(range(count)) or any(ranks.get(bytes([i])) is None for i in range(256)):
-        raise ValueError(f"its vocabulary does not have the ranks 0 to {count - 1}, each once, every byte among them")
-    if max(map(len, ranks)) > MAX_PIECE:  # every way to cut a token in two is tried
+        raise ValueError(f"its vocabulary does not have the ranks 0 to {count - 1}, each once, including every byte")
+    # all splits of a token into two are tried, so the cost is quadratic in its length
+    if max(map(len, ranks)) > MAX_PIECE:
         raise ValueError(f"it has a token of more than {MAX_PIECE} bytes")
     return ranks
 
@@ -80,8 +81,8 @@ def _backend(ranks: dict[bytes, int], special: list[str], pattern: str) -> token
 
 
 def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """Every pair whose union is a token, by the union's rank: the lowest is merged first. Of one union, the longer
-    left part goes first, as where it stands further left."""
+    """Every pair whose union is a token, by the rank of the union; the lowest rank is merged first. Of pairs with the
+    same union, the one with the longer left part comes first."""
     for token in sorted(ranks, key=ranks.__getitem__):
         for cut in range(len(token) - 1, 0, -1):
             if token[:cut] in ranks and token[cut:] in ranks:
@@ -89,7 +90,7 @@ def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _letters() -> dict[int, str]:
-    """How byte-level BPE spells a byte: printable Latin-1 as it is, the others from U+0100 on."""
+    """The character of each byte in byte-level BPE: printable Latin-1 unchanged, other bytes from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}

@@ -1,6 +1,6 @@
-"""How Mistral's models write conversations, by the version of their tekken.json: Jinja for what mistral-common does.
+"""The templates of Mistral's models, by the version of their tekken.json, as Jinja texts equal to mistral-common.
 
-v3 puts the system text inside the last user turn; the tools stand before the last one, from v13 on before the first.
+v3 puts the system text into the last user turn. The tools come before the last user turn, from v13 on before the first.
 """
 
 _TEXT = """

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its tokenizer, and how its engine (`tokenizers`) reads on where other text goes before."""
+"""A checkpoint's tokenizer settings, and its tokenizer (`tokenizers`) for text that continues other text."""
 
 import json
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ from model.weights.hf import read_json
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a checkpoint says about its tokenizer. `templates` are Jinja texts by name, empty for a base model.
+    """A checkpoint's tokenizer settings. `templates` are Jinja texts by name, empty for a base model.
 
-    `tokens` are the special tokens by the names that Jinja knows (bos_token, ...), `stop_ids` what
-    generation_config.json or config.json names as ends, `files` the tokenizer's files as they are, by name.
+    `tokens` are the special tokens by their names in Jinja (bos_token, ...). `stop_ids` are the end tokens of
+    generation_config.json or config.json. `files` are the tokenizer's files by name, unchanged.
     """
 
     backend: tokenizers.Tokenizer
@@ -42,41 +42,41 @@ class Vocabulary:
 
 
 def probe(backend: tokenizers.Tokenizer) -> None:
-    """Raises ValueError where the tokenizer cannot split what greedy patterns take longest for."""
+    """Raise ValueError if the tokenizer cannot split the texts on which greedy patterns are slowest."""
     encoder_of(backend).encode_text("".join(char * 256 for char in "aA1 \n.é") + "aA1 .é\n" * 64)
 
 
-class HereTokenizer:
-    """A tokenizer's encoding in this process. As `BoundedTokenizer`, but for the bounds."""
+class UnboundedTokenizer:
+    """A tokenizer's encoding in this process: the methods of `BoundedTokenizer` without its limits."""
 
     def __init__(self, backend: tokenizers.Tokenizer):
         self.backend = backend
 
     def encode(self, text: str, specials: bool) -> tuple[list[int], list[tuple[int, int]]]:
-        """As `tokenizer_process.encode`. Raises ValueError where the tokenizer fails."""
-        with panics_named():
+        """As `tokenizer_process.encode`. Raises ValueError if the tokenizer fails."""
+        with panics_as_errors():
             return encode(self.backend, text, specials)
 
     def encode_text(self, text: str) -> list[int]:
         """As `tokenizer_process.encode_text`."""
-        with panics_named():
+        with panics_as_errors():
             return encode_text(self.backend, text)
 
     def encode_letters(self, text: str) -> list[int]:
         """As `tokenizer_process.encode_letters`."""
-        with panics_named():
+        with panics_as_errors():
             return encode_letters(self.backend, text)
 
 
-def encoder_of(backend: tokenizers.Tokenizer) -> HereTokenizer | BoundedTokenizer:
-    """Encodes here where all patterns are known ones, else in a process that can be stopped.
+def encoder_of(backend: tokenizers.Tokenizer) -> UnboundedTokenizer | BoundedTokenizer:
+    """An encoder in this process if all patterns are known, else one in a process that can be stopped.
 
-    A pattern decides how long it takes: the known ones, of published families, take a time that grows with the text's
-    length, while another may try all ways to split a run of letters. The process takes about twice as long.
+    The patterns determine the time. Known patterns, of published families, take a time proportional to the text's
+    length. Others may try all ways to split a run of letters. The separate process takes about twice as long.
     """
     parts = (backend.normalizer, backend.pre_tokenizer)
     patterns = set(patterns_in([json.loads(part.__getstate__()) for part in parts if part]))
-    return HereTokenizer(backend) if patterns <= KNOWN_PATTERNS else BoundedTokenizer(backend)
+    return UnboundedTokenizer(backend) if patterns <= KNOWN_PATTERNS else BoundedTokenizer(backend)
 
 
 def patterns_in(part) -> Iterator[str]:
@@ -91,18 +91,18 @@ def patterns_in(part) -> Iterator[str]:
 
 
 @contextmanager
-def panics_named() -> Iterator[None]:
-    """A panic of the library, say a pattern that gives up on a text, is a ValueError: it is no Exception by itself."""
+def panics_as_errors() -> Iterator[None]:
+    """Turn a panic of the library, which is not an Exception, into a ValueError. Some patterns panic on a text."""
     try:
         yield
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"the tokenizer gave up on a text: {error}") from None
+        raise ValueError(f"the tokenizer failed on a text: {error}") from None
 
 
 def with_special(vocabulary: Vocabulary, markers: set[str]) -> Vocabulary:
-    """The vocabulary with these added tokens marked as special: some chat models forget to say so."""
+    """The vocabulary with these added tokens marked as special, because some chat models do not mark them."""
     careless = {t.content for t in vocabulary.backend.get_added_tokens_decoder().values() if not t.special} & markers
     if not careless:
         return vocabulary
@@ -113,9 +113,9 @@ def with_special(vocabulary: Vocabulary, markers: set[str]) -> Vocabulary:
 
 
 class ReadingOn(NamedTuple):
-    """The tokenizer for text that other text goes before: without the space that SentencePiece puts first.
+    """The tokenizer for text that continues other text: it adds no SentencePiece space at the beginning.
 
-    `only_first`: a stretch after a special token goes without that space too.
+    `only_first`: text after a special token also gets no space.
     """
 
     backend: tokenizers.Tokenizer
@@ -123,7 +123,7 @@ class ReadingOn(NamedTuple):
 
 
 def reading_on(backend: tokenizers.Tokenizer) -> ReadingOn | None:
-    """None where the tokenizer puts nothing first."""
+    """`ReadingOn` of the tokenizer. None if the tokenizer adds nothing at the beginning."""
     parts = {"normalizer": backend.normalizer, "pre_tokenizer": backend.pre_tokenizer}
     before = {name: part and json.loads(part.__getstate__()) for name, part in parts.items()}
     after = {name: _without_space(part) for name, part in before.items()}
@@ -136,7 +136,7 @@ def reading_on(backend: tokenizers.Tokenizer) -> ReadingOn | None:
 
 
 def _without_space(part: dict | None) -> dict | None:
-    """A normalizer or pre-tokenizer without the space that it puts before a text."""
+    """A normalizer or pre-tokenizer that does not add a space before the text."""
     for inside in ("normalizers", "pretokenizers"):
         if part and inside in part:
             return part | {inside: [step for each in part[inside] if (step := _without_space(each))]}
@@ -147,7 +147,7 @@ def _without_space(part: dict | None) -> dict | None:
 
 
 def json_object(path: Path) -> dict:
-    """The object in the file, an empty one where there is no file. Raises ValueError where it is no JSON object."""
+    """The object in the file, or an empty one if there is no file. Raises ValueError if it is not a JSON object."""
     if not path.is_file():
         return {}
     return read_json(path)

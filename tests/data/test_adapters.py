@@ -103,12 +103,12 @@ def test_languages_keep_their_rows_and_a_row_without_one_is_named(tmp_path):
 @pytest.mark.parametrize(
     "row, problem",
     [
-        (battle("neither"), "winner is one of model_a, model_b, tie"),
+        (battle("neither"), "winner must be one of model_a, model_b, tie"),
         (battle("tie") | {"conversation_a": TALK * 2, "conversation_b": [USER, TALK[1] | {"content": BAD}, *TALK]},
          "earlier answers differ"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "is from 'alien'; known: human"),
-        (ROWS["shp"][0][0] | {"labels": 2}, "labels is one of 0, 1, got 2"),
-        (ROWS["helpsteer3"][0][0] | {"overall_preference": 4}, "overall_preference is one of -3"),
+        (ROWS["shp"][0][0] | {"labels": 2}, "labels must be one of 0, 1, got 2"),
+        (ROWS["helpsteer3"][0][0] | {"overall_preference": 4}, "overall_preference must be one of -3"),
         (ROWS["arena_55k"][0][0] | {"winner_tie": 1}, "one of winner_model_a"),
         (ROWS["nectar"][0][0] | {"answers": [{"rank": 1}]}, "answer must be text"),
         (ROWS["label_studio"][0][0] | {"data": {"prompt": "x"}}, "answer1 and answer2, text1 and text2"),
@@ -148,7 +148,7 @@ def test_one_command_converts_and_what_it_wrote_is_trained_on(monkeypatch, tmp_p
     row = ROWS["shp"][0][0]
     path.write_text(",".join(row) + "\n" + ",".join(f'"{value}"' for value in row.values()) + "\n")
     assert run("check=convert", f"check.input=[{path}]") == 2
-    assert "say check.license=NAME; the set that this schema comes from is under" in capsys.readouterr().err
+    assert "set check.license=NAME; the original set in this schema has the license" in capsys.readouterr().err
     assert run("check=convert", f"check.input=[{path}]", "check.license=reddit") == 0, capsys.readouterr().err
     (found,) = map(json.loads, (tmp_path / "run/converted.jsonl").read_text().splitlines())
     assert (found["chosen"], found["rejected"], found["license"]) == (GOOD, BAD, "reddit")

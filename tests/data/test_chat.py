@@ -168,7 +168,7 @@ def test_a_conversation_is_cut_on_the_right_and_says_so(tokenizers):
     assert len(cut["completion_mask"]) == n - 2 and whole["num_cut"] == 0
     first = whole["completion_mask"].index(True)
     assert sum(encode_chat(talk, tokenizer, max_length=first + 1)["completion_mask"]) == 1
-    with pytest.raises(ValueError, match=f"max_length={first}: the first comes after {first} tokens"):
+    with pytest.raises(ValueError, match=f"max_length={first}: the first one comes after {first} tokens"):
         encode_chat(talk, tokenizer, max_length=first)
 
 

@@ -116,7 +116,7 @@ def test_turns_beyond_max_length_are_lost_and_counted(tmp_path):
     assert left == first | {"num_cut": sum(last["completion_mask"])}
     both = encode_rows(THOUGHT, tokenizer, max_length=begins + 1)
     assert [row["num_cut"] for row in both] == [0, len(last["input_ids"]) - begins - 1]
-    with pytest.raises(ValueError, match="no assistant token within max_length=3"):
+    with pytest.raises(ValueError, match="no assistant token fits in max_length=3"):
         encode_rows(THOUGHT, tokenizer, max_length=3)
 
 
@@ -139,7 +139,7 @@ def test_turns_of_weight_0_are_no_targets(tmp_path):
         ({"role": "assistant", "content": " \n"}, "empty assistant turn"),
         ({"role": "assistant", "content": "a", "weight": 0.5}, "weight must be 0 or 1, got 0.5"),
         ({"role": "assistant", "content": "a", "train": "no"}, "train must be false or true"),
-        ({"role": "assistant", "content": "a", "refusal": "no"}, "has refusal, which nothing here reads"),
+        ({"role": "assistant", "content": "a", "refusal": "no"}, "has refusal, which is not supported"),
         ({"role": "assistant", "content": [{"type": "image_url"}]}, "content part of type 'image_url'"),
         ({"role": "assistant", "content": None}, "needs a text"),
         ({"role": "assistant", "content": "", "tool_calls": [{"function": {}}]}, "needs a function with a name"),

@@ -427,7 +427,7 @@ def test_a_scale_has_its_order_whatever_its_labels_spell(tmp_path):
         for level in ("nominal", "ordinal", "interval")
     }
     assert found["nominal"] < 0.2 and found["ordinal"] > 0.8 and found["interval"] > 0.9
-    with pytest.raises(ValueError, match="check.level=ordinal wants labels that are numbers, got 'a'"):
+    with pytest.raises(ValueError, match="check.level=ordinal needs labels that are numbers, got 'a'"):
         check_agreement(
             [votes_of(tmp_path / "w.jsonl", {"p": ["a", "b"], "q": ["a", "b"]})],
             tmp_path,

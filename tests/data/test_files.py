@@ -105,7 +105,7 @@ def test_a_glob_a_directory_and_saved_datasets_are_read_shard_after_shard(tmp_pa
     for name in ("set", "set/train-*.jsonl"):
         assert [row["n"] for _, row in read_rows(str(tmp_path / name))] == [0, 1, 2]
     write_rows(tmp_path / "set" / "test-00000-of-00001.jsonl", {"n": 9})
-    with pytest.raises(ValueError, match="holds the splits test, train: name the files"):
+    with pytest.raises(ValueError, match="has the splits test, train; name the files"):
         list(each_row(str(tmp_path / "set")))
     saved = tmp_path / "saved"
     saved.mkdir()
@@ -116,7 +116,7 @@ def test_a_glob_a_directory_and_saved_datasets_are_read_shard_after_shard(tmp_pa
     (saved / "state.json").write_text(json.dumps(state))
     assert [row for _, row in read_rows(str(saved))] == ROWS + ROWS
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    with pytest.raises(ValueError, match=r"holds the splits train, test: name one, e.g. .*/train"):
+    with pytest.raises(ValueError, match=r"has the splits train, test; name one, e.g. .*/train"):
         list(each_row(str(tmp_path)))
 
 
@@ -140,19 +140,19 @@ def test_dates_decimals_and_bytes_of_a_table_are_text_and_numbers(tmp_path):
     [
         ("a.csv", b"a,b\n1,2\n1,2,3\n", "a.csv:3: 3 cells under 2 columns"),
         ("a.csv", b"a,b\n1,2\n1\n", "a.csv:3: 1 cells under 2 columns"),
-        ("a.csv", b"a,a\n1,2\n", "two columns have one name"),
+        ("a.csv", b"a,a\n1,2\n", "two columns have the same name"),
         ("a.csv", b'messages,b\n"[{",2\n', "a.csv:2: a cell that begins a list is not JSON"),
         ("a.json", b'[{"a": 1}, {"a": ]', r"a.json: element 2 of the array is not JSON"),
         ("a.json", b'[{"a": 1}, 3]', "a.json:2: expected a JSON object, got int"),
-        ("a.json", b'[{"a": 1}] {"b": 2}', "text follows the array's end"),
-        ("a.json", b'[{"a": "\\ud83d"}]', r"a.json:1: a text holds \S+, half of a surrogate pair"),
-        ("a.jsonl", b'{"a": 1}\n{"a": "x \\ud83d y"}\n', r"a.jsonl:2: a text holds \\ud83d, half of a surrogate pair"),
+        ("a.json", b'[{"a": 1}] {"b": 2}', "there is text after the end of the array"),
+        ("a.json", b'[{"a": "\\ud83d"}]', r"a.json:1: a text contains \S+, half of a surrogate pair"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "x \\ud83d y"}\n', r"a.jsonl:2: a text contains \\ud83d, half of a surrogate"),
         ("a.jsonl", b'{"a": 1}\n{"a"\n', "a.jsonl:2: not JSON"),
         ("a.jsonl.xz", lzma.compress(LINES)[:60], "a.jsonl.xz:1: the file is damaged"),
         ("a.jsonl.bz2", bz2.compress(LINES)[:60], "a.jsonl.bz2:1: the file is damaged"),
         ("a.xlsx", b"no zip", "is not a readable Excel file"),
         ("a.arrow", b"no arrow", "is not a readable Arrow file"),
-        ("a.docx", b"", r"\.docx is no format that is read \(\.jsonl"),
+        ("a.docx", b"", r"\.docx is not a known format \(\.jsonl"),
         ("a.zip", b"", r"\.zip is no format"),
         ("a", b"{}", "a name without a suffix is no format"),
     ],

@@ -70,7 +70,7 @@ def test_it_resumes_on_another_number_of_ranks():
 
 @pytest.mark.parametrize("changed", [{"n": 24}, {"seed": 1}, {"shuffle": False}, {"file_sizes": [3, 20]}])
 def test_a_checkpoint_of_other_data_is_refused(changed):
-    with pytest.raises(ValueError, match="data is not that of the checkpoint"):
+    with pytest.raises(ValueError, match="data differs from that of the checkpoint"):
         loader(**changed).load_state_dict(loader().state_dict())
 
 
@@ -94,7 +94,7 @@ def test_weighted_files_without_shuffling_stay_in_file_order():
 @pytest.mark.parametrize(
     "settings, problem",
     [
-        ({"n": 0}, "no row is left"),
+        ({"n": 0}, "no row to train on"),
         ({"batch_size": 3, "world_size": 2}, "batch_size=3 must be a positive multiple of the 2 ranks"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"file_sizes": [3, 20], "weights": [1]}, "1 entries for 2 files"),

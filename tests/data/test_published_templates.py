@@ -138,7 +138,7 @@ REFUSED = {
     "axolotl/phi_4": LOSES_THINKING | NO_TOOLS,
     "axolotl/qwen_25": LOSES_THINKING,
 }  # fmt: skip
-# Of each template, what is a row for each turn: it writes a turn otherwise once more was said.
+# Per template, the conversations that become one row per turn, as it writes a turn differently after later turns.
 ROWS = {
     "trl/glm4moe_training": {"thought before"},
     "trl/gptoss": {"several", "thought before"},

@@ -27,7 +27,7 @@ def preference(**row):
     [
         ('{"messages": [', "not JSON"),
         ('["a"]', "expected a JSON object, got list"),
-        ({"text": "a"}, "expected messages, or prompt and completion; got text"),
+        ({"text": "a"}, "it needs messages, or prompt and completion; got text"),
         ({"messages": "hello"}, "messages must be a list"),
         ({"messages": ["hello"]}, r"messages\[0\] must be an object"),
         (
@@ -146,7 +146,7 @@ def test_a_taskmaster_context_becomes_turns_of_assistant_and_tool():
         ({"prompt": PROMPT, "chosen": said("a", "b"), "rejected": said("z", "c")}, "rejected does not answer the row"),
         ({"prompt": "z", "chosen": said("a", "b"), "rejected": said("a", "c")}, "does not answer the row's prompt"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: z\n\nAssistant: c"}, "different prompts"),
-        ({"chosen": "b", "rejected": "c"}, "not in the form"),
+        ({"chosen": "b", "rejected": "c"}, "not of the form"),
         ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}, "end with an assistant turn"),
         ({"prompt": PROMPT, "completions": ["b"], "ranks": [1]}, "two completions or more"),
         ({"prompt": PROMPT, "completions": ["b", "c"], "ranks": [1]}, "2 completions but 1 ranks"),
@@ -221,7 +221,7 @@ def test_prompts_keep_their_columns_and_leave_the_last_answer_out():
     text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
     assert formats.prompts({"chosen": text + "d", "rejected": text + "e"})[0].prompt == said("a", "b", "c")
     for row in ({"prompt": ""}, {"prompt": []}, {"messages": [{"role": "system", "content": "s"}]}):
-        with pytest.raises(ValueError, match="asks nothing"):
+        with pytest.raises(ValueError, match="has no text"):
             formats.prompts(row)
 
 

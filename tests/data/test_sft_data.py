@@ -32,7 +32,7 @@ def test_a_batch_is_batch_size_rows_in_file_order(tmp_path):
         ('{"messages": [', "not JSON"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "role 'robot'"),
         ({"messages": said("a")}, "without an assistant turn"),
-        ({"messages": said("a " * 99, "b")}, "no assistant token within max_length=64"),
+        ({"messages": said("a " * 99, "b")}, "no assistant token fits in max_length=64"),
         ({"messages": []}, "without an assistant turn"),
     ],
 )
@@ -54,7 +54,7 @@ def test_a_file_of_which_nothing_is_left_is_an_error(tmp_path):
 def test_files_are_a_list():
     with pytest.raises(ValueError, match=r"write data.train=\[a.jsonl\]"):
         encode_demonstrations("data.train", "a.jsonl", data_config(), tiny_tokenizer())
-    with pytest.raises(ValueError, match="data.train names no file"):
+    with pytest.raises(ValueError, match="data.train is empty"):
         sft_loader(data_config(), tiny_tokenizer(), batch_size=1, seed=0, **RANKS)
     assert eval_examples(data_config(), tiny_tokenizer()) == []
 

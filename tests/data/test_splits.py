@@ -169,7 +169,7 @@ def test_overlap_of_training_and_evaluation_is_counted(tmp_path, caplog):
     data = data_config(train=[train], eval=[held_out])
     with caplog.at_level(logging.WARNING):
         eval_examples(data, tiny_tokenizer(), sft_loader(data, tiny_tokenizer(), **RANKS))
-    assert "data.eval: 3 of 4 items begin with a user turn that the training data has too, and 2 are" in caplog.text
+    assert "data.eval: 3 of 4 items begin with a user turn of the training data, and 2 are" in caplog.text
     caplog.clear()
     pairs = [{"prompt": f"q{i}", "chosen": "a", "rejected": "b"} for i in range(4)]
     data = data_config(
@@ -199,7 +199,7 @@ def test_proportions_are_shares_of_the_targets_and_a_mixture_says_what_it_is(tmp
     whole = sum(int(np.sum(row["completion_mask"])) for row in loader.items)
     assert sum(targets.values()) == pytest.approx(whole, rel=0.03)
     assert "short.jsonl: " in caplog.text and "(75.0 %)" in caplog.text and "(25.0 %)" in caplog.text
-    with pytest.raises(ValueError, match="give one of them"):
+    with pytest.raises(ValueError, match="give only one of them"):
         sft_loader(data_config(train=files, proportions=[1, 3], weights=[1, 1]), tiny_tokenizer(), **RANKS)
     with pytest.raises(ValueError, match="data.proportions has 1 entries for 2 files"):
         sft_loader(data_config(train=files, proportions=[1]), tiny_tokenizer(), **RANKS)

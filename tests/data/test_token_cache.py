@@ -1,4 +1,4 @@
-"""Tokens are made once, kept whole or not at all, and are the same however they were made."""
+"""Tokens are computed once, stored completely or not at all, and do not depend on how they were computed."""
 
 import json
 import logging
@@ -166,7 +166,7 @@ def test_a_damaged_cache_is_noticed_and_made_again(name, damage, tmp_path, caplo
         content[len(content) // 2] ^= 1
         (home / name).write_bytes(content if damage == "flip" else content[: len(content) // 2])
     assert [plain(item) for item in encode(data).items] == first
-    assert "are damaged and are made again" in caplog.text
+    assert "are damaged and are computed again" in caplog.text
     caplog.clear()
     assert [plain(item) for item in encode(data).items] == first
     assert "damaged" not in caplog.text
@@ -185,7 +185,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path, monkeypatch)
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").write_text("")
     data = data_config(train=[write_rows(tmp_path / "a.jsonl", *talks(2))], cache=str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match="cannot keep the tokens of .*a.jsonl in .*cache: .*data.cache=DIR"):
+    with pytest.raises(ValueError, match="cannot write the tokens of .*a.jsonl to .*cache: .*data.cache=DIR"):
         KINDS["demonstrations"][1](data)
 
 
@@ -226,7 +226,7 @@ def test_one_process_makes_the_tokens_and_the_others_wait_with_a_word(tmp_path):
     wait_for("row\n", tmp_path / "killed")
     others = [start(data, 0.01, tmp_path / f"other{i}") for i in range(2)]
     for i in range(2):
-        wait_for("another process is making the tokens; waiting for it", tmp_path / f"other{i}")
+        wait_for("another process is computing the tokens; waiting for it", tmp_path / f"other{i}")
     killed.kill()
     for process in (killed, *others):
         process.join(60)
@@ -269,7 +269,7 @@ def test_a_killed_process_is_an_error_not_a_wait(tmp_path, four_chunks, monkeypa
 
     monkeypatch.setattr(Tokenizer, "encode_spelled", encode)
     data = data_config(train=[write_rows(tmp_path / "a.jsonl", *talks(40))], cache=str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match="one of 2 processes that make tokens was killed"):
+    with pytest.raises(ValueError, match="one of 2 processes that encode tokens was killed"):
         KINDS["demonstrations"][1](data)
 
 
@@ -293,7 +293,7 @@ def test_progress_is_told_now_and_then(tmp_path, four_chunks, monkeypatch, caplo
     caplog.set_level(logging.INFO)
     data = data_config(train=[write_rows(tmp_path / "a.jsonl", *talks(40))], cache=str(tmp_path / "cache"))
     KINDS["demonstrations"][1](data)
-    assert re.search(r"data.train: making tokens: 35 of 40 rows, [\d,]+ tokens/s, \d+ s left", caplog.text)
+    assert re.search(r"data.train: computing tokens: 35 of 40 rows, [\d,]+ tokens/s, \d+ s left", caplog.text)
     assert re.search(r"data.train: made [\d,]+ tokens of \S+a.jsonl in \d+\.\d s with 2 processes", caplog.text)
 
 

@@ -20,7 +20,7 @@ from data.sft import encode_demonstrations
 from data.tokenizer import load_tokenizer
 from data.vocabularies import patterns
 from data.vocabularies.byte_level import SPLITS
-from data.vocabularies.vocabulary import HereTokenizer, encoder_of
+from data.vocabularies.vocabulary import UnboundedTokenizer, encoder_of
 from tests.data.test_tokenizer import byte_level_file
 
 WORDS = r"\p{L}+|\p{N}+|\s+|[^\p{L}\p{N}\s]+"
@@ -46,7 +46,7 @@ def speaker(directory, pattern: str):
 def test_a_process_gives_the_ids_of_this_one(tmp_path):
     tokenizer = speaker(tmp_path, WORDS)
     assert isinstance(tokenizer._encoder, BoundedTokenizer)
-    here = HereTokenizer(Backend.from_file(str(tmp_path / "tokenizer.json")))
+    here = UnboundedTokenizer(Backend.from_file(str(tmp_path / "tokenizer.json")))
     texts = [text for text in STRANGE if text] + [m["content"] for talk in conversations()[:5] for m in talk]
     for text in texts:
         assert tokenizer.encode(text) == here.encode_text(text)
@@ -64,11 +64,13 @@ def test_a_process_gives_the_ids_of_this_one(tmp_path):
 def test_published_tokenizers_encode_here():
     """Else they would be half as fast."""
     for tokenizer in (tiny_tokenizer(), load_tokenizer(mistral_file())):
-        assert isinstance(tokenizer._encoder, HereTokenizer) and isinstance(tokenizer._encoder_on, HereTokenizer)
+        assert isinstance(tokenizer._encoder, UnboundedTokenizer) and isinstance(
+            tokenizer._encoder_on, UnboundedTokenizer
+        )
     for split in SPLITS.values():
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.Sequence(split)
-        assert isinstance(encoder_of(backend), HereTokenizer)
+        assert isinstance(encoder_of(backend), UnboundedTokenizer)
 
 
 def test_known_patterns_are_the_published_ones():
@@ -97,5 +99,5 @@ def test_a_text_that_takes_for_ever_costs_its_time_and_is_named(tmp_path, monkey
 
 def test_a_text_on_which_the_library_gives_up_is_named(tmp_path):
     tokenizer = speaker(tmp_path, MANY_WAYS)
-    with pytest.raises(ValueError, match="the tokenizer gave up on a text: .*retry-limit"):
+    with pytest.raises(ValueError, match="the tokenizer failed on a text: .*retry-limit"):
         tokenizer.encode("z" * 60 + "c")

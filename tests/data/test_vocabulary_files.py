@@ -86,7 +86,7 @@ def test_a_gguf_says_whether_a_space_goes_first(flag, tmp_path):
 @pytest.mark.parametrize(
     "option, said",
     [
-        ({"add_dummy_prefix": True}, "pieces that a user defined"),
+        ({"add_dummy_prefix": True}, "user-defined pieces"),
         ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces=true"),
         ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix=true"),
         ({"byte_fallback": False}, "byte_fallback=false"),
