@@ -1,4 +1,4 @@
-"""reward=code: do the unit tests pass?"""
+"""reward=code: whether a completion's code passes unit tests."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,19 +6,19 @@ from evals.benchmarks.sandbox import passes_tests, program_of
 
 
 class Code:
-    """1.0 where a completion's code passes the tests, else 0.0; None where the record has none.
+    """1.0 if a completion's code passes the tests, else 0.0. None if the record has no tests.
 
-    Columns: `test` and `entry_point` (HumanEval; the prompt's text is put before a body), or `test_list`, the asserts
-    of MBPP.
+    Columns: `test` and `entry_point` (HumanEval; the prompt's text is put before a function body), or `test_list` (the
+    asserts of MBPP).
 
     Args:
-        run_code: must be true: what a model wrote is run, in a process with limits, which is not a jail.
-        seconds, megabytes: limits of one program. max_parallel: programs at once.
+        run_code: must be true, because code of a model runs in a process with limits, which does not fully isolate it.
+        seconds, megabytes: limits of one program. max_parallel: number of programs that run at the same time.
     """
 
     def __init__(self, run_code: bool = False, seconds: float = 5.0, megabytes: int = 1024, max_parallel: int = 4):
         if run_code is not True:
-            raise ValueError("reward=code runs what the policy writes; say run_code: true, in a machine you can lose")
+            raise ValueError("reward=code runs code of the policy; set run_code: true on a machine that you can lose")
         self.limits, self.max_parallel = {"seconds": float(seconds), "megabytes": int(megabytes)}, max_parallel
 
     def __call__(

@@ -1,18 +1,19 @@
-"""reward=coffee: would a customer at the coffee counter take this reply? 1 or 0. The gold measure of recipe=coffee.
+"""reward=coffee: 1 if a customer at the coffee counter would accept this reply, else 0. The gold measure of
+recipe=coffee.
 
-A reply must be said as people say it (no word that nobody says, no words that do not go together, nothing said twice,
-nothing broken off), name no drink and no addition that was not ordered, and do what the moment asks for. The moment is
-read from what the customer said last:
+A reply must use only words and pairs of words that people use in the data, must not repeat itself, and must have an
+end. It must not name a drink or an addition that was not ordered. It must fit the situation, which is read from the
+customer's last message:
 
     order      a drink is named: the reply asks whether the order is right, accepts it, or offers something else
-    confirmed  the order was found right: the reply says that it is on its way, and does not ask again
-    menu       the menu is wanted: the reply shows it, or asks what it shall be
-    question   about drinks: the reply speaks of what was asked; what is in a drink must be right
+    confirmed  the customer confirmed the order: the reply says that it is being made, and does not ask again
+    menu       the customer wants the menu: the reply shows it, or asks for the order
+    question   a question about drinks: the reply is about the drinks in question, and their contents are right
     elsewhere  about anything else: the reply says that it does not know, or offers a drink
-    other      only that it is said well is checked
+    other      only the wording is checked
 
-The rule was written down before a policy was trained on it. What a reader found of replies, one by one, and how far the
-rule agrees with that: docs/recipes.md.
+The rule was written before a policy was trained on it. A reader's verdicts on single replies, and their agreement with
+the rule, are in docs/recipes.md.
 """
 
 import functools
@@ -24,22 +25,22 @@ from data import formats
 from data.records import BadRows, read_records
 
 DATA = Path(__file__).parents[1] / "data" / "embedded"
-SPOKEN = {  # how people speak, at the counter and elsewhere; no held-out dialogue among them
+SPOKEN = {  # what people say in the data; without the held-out dialogues
     "sft_coffee_train.jsonl.gz@train": formats.examples, "sft_oasst_train.jsonl.gz": formats.examples,
     "sft_rasbt_train.jsonl.gz": formats.examples, "pref_hh_helpful_train.jsonl.gz": formats.preferences,
 }  # fmt: skip
-PAIRS, TRIPLES = 0.2, 0.25  # share of the pairs, and of the triples, of a reply's words that nobody says, at most
+PAIRS, TRIPLES = 0.2, 0.25  # largest shares of a reply's word pairs and triples that do not occur in the data
 WORD = r"[a-z0-9%'-]+"
 
 
 def any_of(patterns: str) -> re.Pattern:
-    """One of the patterns, which a bar or the end of a line parts, with a word's bounds around it."""
+    """A pattern of whole words that matches any of the patterns, which are separated by a bar or a line end."""
     either = "|".join(line.strip() for line in patterns.strip().splitlines())
     return re.compile(rf"\b(?:{either})(?!\w)")
 
 
 def kinds(patterns: dict[str, str]) -> dict[str, re.Pattern]:
-    """Patterns of the beginning of a word, by what they stand for; people spell them in many ways."""
+    """Patterns of the beginning of a word, by the kind that they stand for, with the spellings in the data."""
     return {name: re.compile(rf"\b(?:{pattern})") for name, pattern in patterns.items()}
 
 
@@ -56,13 +57,13 @@ ADDITIONS = kinds({
     "single": "single", "double": "double?(?![- ]?check)", "triple": "tripl", "quad": "quad", "chai": "chai",
     "matcha": "matcha", "sugar": "sugar", "cream": "cream|half and half",
 })  # fmt: skip
-RECIPES = {  # what the data say is in a drink
+RECIPES = {  # contents of the drinks according to the data
     "steamer": "milk|foam", "americano": "water|espresso", "brew": "coffee|concentrate|ice",
     "latte": "milk|espresso|foam", "mocha": "chocolate|espresso|milk", "cappuccino": "milk|espresso|foam",
     "macchiato": "milk|espresso|foam", "cortado": "milk|espresso", "espresso": "coffee|shot",
 }  # fmt: skip
 
-# ---- what the customer says
+# ---- the customer's messages
 GREETS = re.compile(r"^(?:hello|hi|hey)?\W*(?:how are you|how's it going|how is it going)")
 YES = any_of("""
     yes|yeah|yea|yep|yup|sure|ok|okay|correct|right|good|great|fine|perfect|exactly|exact|works?|confirm\\w*|it is
@@ -83,7 +84,7 @@ TOPICS = any_of("""
     caffeine|sugar|chai|matcha|ice|lids?|herbal|black|green
 """)
 
-# ---- what the reply says
+# ---- the reply
 CONFIRM = any_of("""
     confirm\\w*|correct\\w*|right(?!\\s+(?:out|up|away|over|to|there))|check(?! (?:out|back))|look good|looks? ok|review
     verify|make sure|accura\\w+|approv\\w+|look over|take a look|details|complete
@@ -116,23 +117,26 @@ COMMON = any_of("a|an|the|and|or|of|to|at|in|on|with|for|your|you|i|we|is|are|be
 
 
 def coffee(prompts: list[str], completions: list[str]) -> list[float]:
-    """1.0 or 0.0 a completion."""
-    return [score(turns(prompt), said) for prompt, said in zip(prompts, completions, strict=True)]
+    """1.0 or 0.0 per completion."""
+    return [score(turns(prompt), completion) for prompt, completion in zip(prompts, completions, strict=True)]
 
 
 def turns(prompt: str) -> list[str]:
-    """What was said so far, the customer's last words last; roles are words, or those of a chat template."""
+    """The messages so far, of which the customer's last one is the last.
+
+    Roles are words, or those of a chat template.
+    """
     parts = re.split(r"(?:^|\n\n)(?:system|user|assistant): |(?:<s>|<\|\w+\|>)+", prompt)
     return [part for part in parts if part.strip()] if len(parts) > 1 else [prompt]
 
 
-def score(said: list[str], reply: str) -> float:
-    """The gold measure of one reply to what was said."""
-    return float(not broken(said, reply) and serves(said, plain(reply)))
+def score(messages: list[str], reply: str) -> float:
+    """The gold measure of one reply to the messages."""
+    return float(not broken(messages, reply) and serves(messages, plain(reply)))
 
 
 def plain(text: str) -> str:
-    """Small letters, straight apostrophes, one space between words."""
+    """The text in lower case, with straight apostrophes and one space between words."""
     return " ".join(text.lower().replace("’", "'").split())
 
 
@@ -141,11 +145,11 @@ def found(kinds: dict[str, re.Pattern], text: str) -> set[str]:
     return {name for name, pattern in kinds.items() if pattern.search(text)}
 
 
-# ---- is it said as people say it?
+# ---- wording
 
 
 def pieces(text: str) -> list[str]:
-    """Words, and a full stop where a sentence ends; drinks and additions stand for their kind."""
+    """The words, with a full stop at each end of a sentence. Drinks and additions are replaced by their kind."""
     parts = ["."]
     for part in re.findall(rf"{WORD}|[.!?]", plain(text)):
         if found(DRINKS, part):
@@ -158,22 +162,23 @@ def pieces(text: str) -> list[str]:
 
 @functools.cache
 def known() -> tuple[set[str], ...]:
-    """The words, the pairs and the triples of words that follow each other, of all that is said in SPOKEN."""
+    """The words, and the pairs and triples of consecutive words, of all messages in SPOKEN."""
     read = (read_records(DATA / name, parse, BadRows("skip")) for name, parse in SPOKEN.items())
     rows = [pieces(text) for records in read for record in records for text in record.texts()]
     return tuple({run for row in rows for run in runs_of(row, n)} for n in (1, 2, 3))
 
 
 def runs_of(words: list[str], n: int) -> list[tuple[str, ...]]:
-    """Every n words that follow each other."""
+    """Every n consecutive words."""
     return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
-def broken(said: list[str], reply: str) -> bool:
-    """Whether the reply is no sentence that people say: unknown words or pairs of words, a repetition, no end."""
+def broken(messages: list[str], reply: str) -> bool:
+    """Whether the wording is wrong: unknown words or pairs of words, a repetition, or no end."""
     words, pairs, triples = known()
     row, spoken = pieces(reply), re.findall(WORD, plain(reply))
-    new = {word for (word,) in runs_of(row, 1) if (word,) not in words} - set(re.findall(WORD, plain(" ".join(said))))
+    heard = set(re.findall(WORD, plain(" ".join(messages))))
+    new = {word for (word,) in runs_of(row, 1) if (word,) not in words} - heard
     rare = [sum(run not in seen for run in runs_of(row, n)) for n, seen in ((2, pairs), (3, triples))]
     counts = Counter(word for word in spoken if not COMMON.fullmatch(word))
     again = max(Counter(runs_of(spoken, 3)).values(), default=0) > 1 or max(counts.values(), default=0) > 2
@@ -182,12 +187,12 @@ def broken(said: list[str], reply: str) -> bool:
     return not spoken or "\ufffd" in reply or bool(new) or unusual or again or bool(DANGLING.fullmatch(spoken[-1]))
 
 
-# ---- does it do what the moment asks for?
+# ---- the situation
 
 
-def moment(said: list[str]) -> str:
-    """What the customer's last words want; see above."""
-    text, answered = plain(said[-1]), len(said) > 1
+def moment(messages: list[str]) -> str:
+    """The situation of the customer's last message, as listed above."""
+    text, answered = plain(messages[-1]), len(messages) > 1
     names = bool(found(DRINKS, text))
     if GREETS.search(text):
         return "other"
@@ -202,9 +207,9 @@ def moment(said: list[str]) -> str:
     return "order" if names else "other"
 
 
-def serves(said: list[str], reply: str) -> bool:
-    """Whether a reply that is well said (in small letters) does what the moment asks for."""
-    kind, ordered = moment(said), plain(" ".join(said[-1::-2]))  # all that the customer said
+def serves(messages: list[str], reply: str) -> bool:
+    """Whether a reply with correct wording (in lower case) fits the situation."""
+    kind, ordered = moment(messages), plain(" ".join(messages[-1::-2]))  # all messages of the customer
     declines, confirms, is_ready = (bool(words.search(reply)) for words in (DECLINE, CONFIRM, READY))
     if kind == "order" and declines and not confirms and not is_ready:
         return bool(OFFER.search(reply))
@@ -221,11 +226,11 @@ def serves(said: list[str], reply: str) -> bool:
     if kind == "elsewhere":
         asks_again = confirms and "?" in reply and not declines
         return not asks_again and "ready" not in reply and bool(IGNORANT.search(reply))
-    return answers(plain(said[-1]), reply) if kind == "question" else True
+    return answers(plain(messages[-1]), reply) if kind == "question" else True
 
 
 def answers(question: str, reply: str) -> bool:
-    """Whether it is a reply to this question about drinks, and not what is said to an order."""
+    """Whether the reply answers this question about drinks, and is not a reply to an order."""
     recipes = [RECIPES[name] for name in found(DRINKS, question) if name in RECIPES]
     if FOR_ORDERS.search(reply):
         return False

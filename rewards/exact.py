@@ -1,10 +1,10 @@
-"""reward=exact: 1 where a completion is the answer, letter for letter."""
+"""reward=exact: 1 if a completion equals the answer exactly."""
 
 from evals.judge_text import without_thinking
 
 
 def exact(prompts: list[str], completions: list[str], answer: list, *, ignore_case: bool = False) -> list[float | None]:
-    """1.0 or 0.0 a completion, None where the record has no answer. Space around both, and thinking, do not count."""
+    """1.0 or 0.0 per completion. None if the record has no answer. Surrounding space and thinking are ignored."""
 
     def plain(text: str) -> str:
         return text.strip().casefold() if ignore_case else text.strip()

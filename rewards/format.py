@@ -1,4 +1,4 @@
-"""reward=format: 1 where a completion has the wanted form."""
+"""reward=format: 1 if a completion has the required form."""
 
 import re
 
@@ -6,8 +6,8 @@ THINK_THEN_ANSWER = r"<think>.*?</think>\s*<answer>.*?</answer>"  # DeepSeek-AI 
 
 
 def format(prompts: list[str], completions: list[str], *, pattern: str = THINK_THEN_ANSWER) -> list[float]:
-    """1.0 where the regular expression matches a whole completion but for space around it, else 0.0; `.` is any
-    character, also the end of a line.
+    """1.0 if the regular expression matches the whole completion without surrounding space, else 0.0. `.` matches any
+    character, including line ends.
     """
     wanted = re.compile(pattern, re.DOTALL)
     return [float(wanted.fullmatch(completion.strip()) is not None) for completion in completions]

@@ -1,4 +1,4 @@
-"""reward=ifeval: are the instructions of the prompt that a program can verify followed?"""
+"""reward=ifeval: whether a completion follows the prompt's instructions that a program can verify."""
 
 from evals.benchmarks.ifeval import check_answer
 
@@ -7,12 +7,12 @@ def ifeval(
     prompts: list[str], completions: list[str], instruction_id_list: list, kwargs: list,
     *, strict: bool = True, partial: bool = False,
 ) -> list[float | None]:  # fmt: skip
-    """1.0 where every instruction is followed, else 0.0; None where the record has none.
+    """1.0 if every instruction is followed, else 0.0. None if the record has no instructions.
 
     Args:
         instruction_id_list, kwargs: IFEval's columns (Zhou et al. 2023, arXiv:2311.07911).
-        strict: the official strict accuracy; False: the loose one.
-        partial: True pays the share of the instructions that are followed.
+        strict: True: the official strict accuracy; False: the loose one.
+        partial: True: the reward is the share of instructions that are followed.
     """
     rewards = []
     for completion, names, given in zip(completions, instruction_id_list, kwargs, strict=True):

@@ -1,4 +1,4 @@
-"""reward={name: judge, client: {...}}: what another model thinks of a completion."""
+"""reward={name: judge, client: {...}}: another model's verdict on a completion."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +17,13 @@ POINTS = {"a": 0.0, "tie": 0.5, "b": 1.0}
 class Judge:
     """A grade from 1 to 10, or whether a completion beats a baseline: 1, 0.5 or 0, the mean of both orders.
 
-    None where a verdict cannot be read. Pairs leave directory/verdicts.jsonl, which `evaluate.py task=audit
-    task.format=verdicts` reads; grades leave grades.jsonl. A model of a pair is called after its completion's hash.
+    None if a verdict cannot be read. Pairs are stored in directory/verdicts.jsonl, which `evaluate.py task=audit
+    task.format=verdicts` reads, and grades in grades.jsonl. A model of a pair is named by its completion's hash.
 
     Args:
-        directory: for the verdicts and the client's answers. client: who judges (`client_of`).
-        mode: single, or pairwise: against the column `baseline`, another answer to the prompt.
-        template, rule, max_tokens, temperature: as in conf/judge/llm.yaml. seed: of its sampling.
+        directory: for the verdicts and the client's answers. client: the judge (`client_of`).
+        mode: single, or pairwise, which compares with the column `baseline`, another answer to the prompt.
+        template, rule, max_tokens, temperature: as in conf/judge/llm.yaml. seed: seed of the judge's sampling.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Judge:
         return self.compare(prompts, completions, baseline) if self.pairwise else self.grade(prompts, completions)
 
     def compare(self, prompts: list[str], completions: list[str], baseline: list) -> list[float | None]:
-        """The share of both orders in which the completion wins; None without a baseline, or a verdict."""
+        """The share of both orders in which the completion wins. None without a baseline or a readable verdict."""
         rows = [row for row, text in enumerate(baseline) if text is not None]
         items = [
             Item(question(prompts[row]), 1, ("baseline", model_of(completions[row])),
@@ -73,7 +73,7 @@ class Judge:
         return grades
 
     def ask(self, items: list[Item]) -> list[tuple]:
-        """(the judge's answer, how it is read) of every item."""
+        """(the judge's answer, the parser of its verdict) for every item."""
         chosen = [choose_template(item, self.templates) for item in items]
         talks = [item_messages(item, template) for item, template in zip(items, chosen, strict=True)]
         answers = self.client.ask(talks, **self.settings) if talks else []
@@ -83,10 +83,10 @@ class Judge:
 
 
 def question(prompt: str) -> dict:
-    """What the judge's items call a question."""
+    """The prompt as a question of the judge's items."""
     return {"question_id": text_hash(prompt), "category": None, "turns": [prompt]}
 
 
 def model_of(completion: str) -> str:
-    """The policy that gave this completion: one that learns is another model each time."""
+    """The name of the model that gave this completion. A policy in training is another model each time."""
     return f"policy {text_hash(completion)}"

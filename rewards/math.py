@@ -1,19 +1,19 @@
-"""reward=math: 1 for the right answer of a mathematical question, 0 for another."""
+"""reward=math: 1 for the right answer to a mathematical question, else 0."""
 
 from evals.benchmarks.gsm8k import last_number
 from evals.judge_text import without_thinking
 
 
 def math(prompts: list[str], completions: list[str], answer: list, *, symbolic: bool = False) -> list[float | None]:
-    """1.0 or 0.0 a completion, None where the record has no answer.
+    """1.0 or 0.0 per completion. None if the record has no answer.
 
     Args:
-        answer: the solution: GSM8K's (its number stands after ####), one in \\boxed{}, or the bare value.
-        symbolic: False compares numbers: after ####, in \\boxed{}, after "the answer is", else the last one there is.
-            True compares expressions by math-verify (the extra `math`): 1/2, 0.5 and \\frac{1}{2} are equal, as are
-            sets and intervals.
+        answer: the solution: GSM8K's (with its number after ####), one in \\boxed{}, or only the value.
+        symbolic: False compares numbers: after ####, in \\boxed{}, after "the answer is", or else the last number. True
+            compares expressions by math-verify (the extra `math`): 1/2, 0.5 and \\frac{1}{2} are equal, and so are
+            equal sets and intervals.
     Raises:
-        ValueError: an answer that is no number (or, symbolic, that math-verify cannot read).
+        ValueError: an answer is not a number (or, if symbolic, math-verify cannot read it).
     """
     same = _same_expression if symbolic else _same_number
     return [
@@ -26,7 +26,7 @@ def _same_number(completion: str, answer: str) -> bool:
     expected = last_number(answer)
     if expected is None:
         raise ValueError(
-            f"the answer {answer[:80]!r} holds no number; {{name: math, symbolic: true}} reads expressions"
+            f"the answer {answer[:80]!r} has no number; use {{name: math, symbolic: true}} for expressions"
         )
     return last_number(completion) == expected
 
@@ -35,7 +35,8 @@ def _same_expression(completion: str, answer: str) -> bool:
     from math_verify import parse, verify
 
     answer = answer.rsplit("####", 1)[-1].strip()
-    without_alarm = {"parsing_timeout": None}  # its alarms need a thread of their own; a reward has a limit already
+    # its alarms need their own thread, and a reward already has a time limit
+    without_alarm = {"parsing_timeout": None}
     expected = parse(answer, **without_alarm) or parse(f"${answer}$", **without_alarm)
     if not expected:
         raise ValueError(f"math-verify cannot read the answer {answer[:80]!r}")

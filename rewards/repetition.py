@@ -1,4 +1,4 @@
-"""reward=repetition: a price for saying the same again."""
+"""reward=repetition: a penalty for repeated words."""
 
 from rollouts.monitor import repeated_share
 

@@ -1,4 +1,4 @@
-"""reward={name: reward_server, url: ...}: a reward model that a server holds."""
+"""reward={name: reward_server, url: ...}: a reward model on a server."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +14,13 @@ class RewardServer:
     """The server's score of each completion.
 
     Args:
-        url: of the endpoint itself, http://HOST:PORT/classify, say.
-        api: classify or pooling (vLLM's, one request a completion: the server renders its own chat template, and gives
-            the score before any sigmoid), or plain: {"prompts": [MESSAGES, ...], "completions": [TEXT, ...]} for the
-            whole rollout, answered by {"rewards": [NUMBER, ...]}.
-        tokenizer: the directory of a reward model of ours: conversations are encoded as in training and sent as ids.
-            Where vLLM renders them, it also reads what the template puts after the stop token, and the score differs.
-        model: what the server calls it. timeout: seconds of a request. max_parallel: requests at once.
+        url: address of the endpoint itself, such as http://HOST:PORT/classify.
+        api: classify or pooling (vLLM's, one request per completion; the server renders its own chat template, and
+            returns the score before any sigmoid), or plain: {"prompts": [MESSAGES, ...], "completions": [TEXT, ...]}
+            for the whole rollout, with the reply {"rewards": [NUMBER, ...]}.
+        tokenizer: the directory of a reward model of ours. Conversations are then encoded as in training and sent as
+            ids. If vLLM renders them, it also reads the template's text after the stop token, and the score differs.
+        model: the model's name on the server. timeout: seconds per request. max_parallel: requests at the same time.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class RewardServer:
         check_positive(reward_server__timeout=timeout)
         check_whole(1, reward_server__max_tries=max_tries, reward_server__max_parallel=max_parallel)
         if tokenizer is not None and api == "plain":
-            raise ValueError("reward_server.tokenizer makes ids for vLLM; api=plain sends texts, so leave it out")
+            raise ValueError("reward_server.tokenizer creates ids for vLLM, but api=plain sends texts; leave it out")
         self.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
         self.url, self.api, self.model, self.max_parallel = url, api, model, max_parallel
         self.settings = {"timeout": timeout, "max_tries": max_tries, "who": "reward_server"}
@@ -49,7 +49,7 @@ class RewardServer:
         """One completion's score by vLLM."""
         if self.tokenizer is None:
             talk = {"messages": [*prompt, {"role": "assistant", "content": completion}]}
-        else:  # whole: the server refuses what its window cannot hold
+        else:  # not cut: the server refuses texts longer than its window
             row = encode_completion(prompt, completion, self.tokenizer, max_length=WHOLE, max_prompt_length=WHOLE)
             talk = {"input": [int(token) for token in row["input_ids"]]}
         body = talk | {"use_activation": False} | ({"model": self.model} if self.model else {})
@@ -57,20 +57,22 @@ class RewardServer:
         return reward
 
     def read(self, answer: dict) -> list[float]:
-        """The numbers of an answer. Raises ValueError where it has another shape."""
+        """The numbers in a reply. Raises ValueError if it has another form."""
         try:
             if self.api == "plain":
                 rewards = answer["rewards"]
             else:
                 (data,) = answer["data"]
                 rewards = data["probs"] if self.api == "classify" else data["data"]
-                if self.api == "pooling" and isinstance(rewards[0], list):  # a score for each token: the last one's
+                if self.api == "pooling" and isinstance(rewards[0], list):  # one score per token; the last one counts
                     rewards = rewards[-1]
             if self.api != "plain" and len(rewards) != 1:
-                raise ValueError(f"{self.url} gives {len(rewards)} numbers for a completion: it is no reward model")
+                raise ValueError(
+                    f"{self.url} returned {len(rewards)} numbers for a completion, so it is not a reward model"
+                )
             fits = all(isinstance(reward, int | float) and math.isfinite(reward) for reward in rewards)
         except (KeyError, IndexError, TypeError):
             fits = False
         if not fits:
-            raise ValueError(f"{self.url} answered {str(answer)[:200]}; wanted what api={self.api} gives")
+            raise ValueError(f"{self.url} answered {str(answer)[:200]}, which is not a reply of api={self.api}")
         return [float(reward) for reward in rewards]

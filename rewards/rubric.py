@@ -14,16 +14,16 @@ SCHEMA = {
 
 
 class Rubric:
-    """Points reached over the most that can be reached, as HealthBench (Arora et al. 2025, arXiv:2505.08775) scores.
+    """Points reached over the largest possible points, as HealthBench (Arora et al. 2025, arXiv:2505.08775) scores.
 
         reward = sum of the points of the criteria that are met / sum of the positive points
 
-    It is at most 1, and below 0 where criteria with negative points are met. None where the record has no rubric, or
-    the judge's answer on one of its criteria cannot be read. The column is HealthBench's:
+    It is at most 1, and below 0 if criteria with negative points outweigh. None if the record has no rubric, or if the
+    judge's answer on one of its criteria cannot be read. The column is HealthBench's:
     `rubrics`: [{"criterion": "Says that ...", "points": 5}, {"criterion": "Invents ...", "points": -3}].
 
     Args:
-        directory: for the client's answers. client: who checks (`rewards/judge.py`).
+        directory: for the client's answers. client: the model that checks (`rewards/judge.py`).
     """
 
     def __init__(self, directory: Path, client: dict, max_tokens: int = 512, temperature: float = 0.0, seed: int = 0):
@@ -42,20 +42,23 @@ class Rubric:
             reached[row] = None if met is None or before is None else before + points * met
             possible[row] = possible.get(row, 0.0) + max(points, 0.0)
         if empty := [row for row, most in possible.items() if most <= 0]:
-            raise ValueError(f"the rubric of {prompts[empty[0]][:80]!r} has no positive points, so nothing to reach")
+            raise ValueError(
+                f"the rubric of {prompts[empty[0]][:80]!r} has no positive points; it needs at least one criterion "
+                "with positive points"
+            )
         return [None if reached.get(row) is None else reached[row] / possible[row] for row in range(len(completions))]
 
 
 def checked(item: dict) -> tuple[str, float]:
-    """(criterion, points). Raises ValueError where it is something else."""
+    """(criterion, points). Raises ValueError if the item is not a criterion."""
     fits = isinstance(item, dict) and isinstance(item.get("criterion"), str)
     if not fits or isinstance(item.get("points"), bool) or not isinstance(item.get("points"), int | float):
-        raise ValueError(f'{str(item)[:80]} is no criterion; wanted {{"criterion": TEXT, "points": NUMBER}}')
+        raise ValueError(f'{str(item)[:80]} is not a criterion; it must be {{"criterion": TEXT, "points": NUMBER}}')
     return item["criterion"], float(item["points"])
 
 
 def question(prompt: str, completion: str, criterion: str) -> list[dict[str, str]]:
-    """What the model is asked about one criterion."""
+    """The request to the model about one criterion."""
     text = (
         "Decide whether the last answer of a conversation meets one criterion. One that describes something bad "
         "is met where the answer has it. Judge this criterion alone.\n\n"
@@ -66,7 +69,7 @@ def question(prompt: str, completion: str, criterion: str) -> list[dict[str, str
 
 
 def is_met(text: str) -> bool | None:
-    """The reply's criteria_met; None where it has none."""
+    """The reply's criteria_met. None if it has none."""
     for found in reversed(re.findall(r"\{[^{}]*\}", text)):
         try:
             met = json.loads(found).get("criteria_met")

@@ -1,4 +1,4 @@
-"""Engines: where rollouts come from. An engine answers prompts once; the rollout, of one turn or many, is the same."""
+"""Engines produce rollouts. An engine answers prompts; the code of the rollout is the same for one turn or many."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +21,11 @@ from runtime.shares import number_of
 
 
 class Engine:
-    """Rollouts of a policy, for training and evaluation alike.
+    """Rollouts of a policy, for training and for evaluation.
 
     Args:
-        cfg: the script's config: `engine`, `sampling`, `env`, `score_position`, `seed`. run: whose rank this is.
-        window: tokens that every model can read.
+        cfg: the script's config: `engine`, `sampling`, `env`, `score_position`, `seed`. run: the run of this rank.
+        window: number of tokens that every model can read.
     """
 
     def __init__(self, cfg: DictConfig, run, tokenizer, window: int):
@@ -43,23 +43,24 @@ class Engine:
 
     @contextmanager
     def ready(self, policy: Policy) -> Iterator[None]:
-        """The engine answers as the policy is now, for as long as the block lasts. All ranks enter."""
-        self.ahead.wait()  # what is being drawn is of the weights that it began with
+        """Inside this block the engine samples from the current policy. All ranks must enter it."""
+        self.ahead.wait()  # a rollout that is being sampled uses the weights with which it began
         with self.sampler.ready(policy):
             yield
 
     def rollout(
         self, policy: Policy, prompts: list[dict], *, step: int, batch: int = 0, samples_per_prompt: int = 1
     ) -> Trajectory:
-        """This rank's prompts answered, the samples of a prompt next to each other, while the engine is `ready`.
+        """Sample answers to this rank's prompts while the engine is `ready`. Samples of one prompt are consecutive.
 
-        What a row draws from depends on the seed, the step, the batch of the step (where there are several), the
-        prompt's number among all ranks' and the sample's number, so the trajectory is the same on any number of ranks.
+        The random numbers of a row depend on the seed, the step, the batch of the step (if there are several), the
+        prompt's number among all ranks' prompts and the sample's number. So the trajectory does not depend on the
+        number of ranks.
         """
         K, rank, world_size = samples_per_prompt, self.run.rank, self.run.world_size
         prompts = [prompt for prompt in prompts for _ in range(K)]
         numbers = [number_of(i // K, rank, world_size) * K + i % K for i in range(len(prompts))]
-        first = len(numbers) * world_size * batch  # of the rows of this batch of the step
+        first = len(numbers) * world_size * batch  # number of the first row of this batch of the step
         seeds = [(self.cfg.seed, "rollout", step, first + number) for number in numbers]
         episodes = self.environment.begin(prompts)
         while active := [i for i, episode in enumerate(episodes) if not episode.over]:
@@ -80,7 +81,7 @@ class Engine:
         return trajectory
 
     def state_dict(self) -> dict:
-        """What a checkpoint keeps: the rollout that was drawn ahead, where there is one."""
+        """The state for a checkpoint: the rollout that was sampled ahead, if there is one."""
         return self.ahead.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
@@ -88,19 +89,19 @@ class Engine:
 
 
 class Local:
-    """This process's own sampler."""
+    """The sampler of this process."""
 
     def __init__(self, sampling: DictConfig, tokenizer):
         self.sampling, self.tokenizer = sampling, tokenizer
 
     @contextmanager
     def ready(self, policy: Policy) -> Iterator[None]:
-        """Whole weights while the policy samples."""
+        """Full weights while the policy samples."""
         with gathered(policy):
             yield
 
     def answer(self, policy: Policy, prompts: list[list[int]], seeds: list[int]) -> list[Turn]:
-        """One turn for each prompt, given as token ids."""
+        """One turn for each prompt. Prompts are token ids."""
         made = generate(
             policy, prompts, **self.sampling, stop_ids=self.tokenizer.stop_ids, seeds=seeds,
             pad_id=self.tokenizer.pad_id,
@@ -116,13 +117,13 @@ class Local:
 def correct_for_sampler(
     advantages: Tensor, logprobs: Tensor, rollout: Trajectory, cfg: DictConfig, step: int
 ) -> tuple[Tensor, Tensor, dict[str, Tensor | float]]:
-    """(B, T) advantages and old log-probs for what another program, or an older policy, sampled; and what is logged.
+    """((B, T) advantages, (B, T) old log-probs, metrics) for tokens that another program or an older policy sampled.
 
-    off_policy.old_logprobs=trainer: ratios are counted from the policy as it is before its updates, and a token's
-    advantage is weighed by how much likelier that policy draws it than the sampler did (decoupled PPO, Hilton et al.
-    2021, arXiv:2110.00641); =sampler: ratios are counted from the sampler, and clipping alone bounds them. The policy's
-    own sampler computes in the same precision, so its samples of this very policy are taken as they are. How far its
-    log-probs are from those of training is logged as policy/sampler_kl all the same.
+    off_policy.old_logprobs=trainer: ratios are relative to the policy before its updates, and a token's advantage is
+    multiplied by the probability ratio of that policy to the sampler (decoupled PPO, Hilton et al. 2021,
+    arXiv:2110.00641). =sampler: ratios are relative to the sampler, and only clipping bounds them. The policy's own
+    sampler computes in the same precision, so its samples of this policy need no correction. The distance of its
+    log-probs from those of training is logged as policy/sampler_kl in any case.
 
     Args:
         logprobs: (B, T) of the policy before this step's updates.

@@ -1,12 +1,13 @@
-"""Environments: what speaks between a policy's turns, and pays for them.
+"""Environments write messages between a policy's turns, and give rewards for them.
 
     class Mine:
-        def reset(self, record): ...      a list of messages: what the policy is asked; record: the prompt's columns
-        def step(self, messages): ...     (messages, reward, done): what is said next, [] at the end
+        def reset(self, record): ...      the first messages to the policy; record: the prompt's columns
+        def step(self, messages): ...     (messages, reward, done): the next messages, [] at the end
 
-`env=path/to/file.py:Mine` makes an object for every episode, `env={name:path/to/file.py:Mine,SETTING:VALUE}` with
-arguments; those called `directory` and `max_turns` are given. The dialogue so far is a list of {"role", "content"}.
-All objects live in a process of their own (`rollouts/environment_worker.py`), which is killed where it hangs.
+`env=path/to/file.py:Mine` creates an object for every episode, `env={name:path/to/file.py:Mine,SETTING:VALUE}` with
+arguments. Arguments called `directory` and `max_turns` are set here. The dialogue so far is a list of
+{"role", "content"}. All objects are in one separate process (`rollouts/environment_worker.py`), which is killed if it
+hangs.
 """
 
 import json
@@ -31,21 +32,21 @@ from rollouts.trajectory import Trajectory, Turn
 
 @dataclass
 class Episode:
-    """One row of a rollout under way."""
+    """One row of a rollout in progress."""
 
-    prompt: dict  # encoded, with its record's messages and columns
+    prompt: dict  # encoded, with the messages and columns of its record
     ids: list[int]  # all tokens so far
-    turns: list[int]  # beside them: the policy's turn, -1 for what it did not say
-    logprobs: list[float] | None  # beside them: what the sampler drew them with
+    turns: list[int]  # for each token: the policy's turn, or -1 if the policy did not sample it
+    logprobs: list[float] | None  # for each token: its log-probability in the sampler
     messages: list[dict] = field(default_factory=list)  # the dialogue as texts
     rewards: list[float] = field(default_factory=list)  # the environment's reward of each turn
     num_turns: int = 0
     finished: bool = False  # the last turn ended with a stop token
     over: bool = False
-    number: int = 0  # in its rollout
+    number: int = 0  # number of the episode in its rollout
 
     def add(self, turn: Turn) -> None:
-        """The policy has spoken."""
+        """Append a turn of the policy."""
         self.ids = self.ids + turn.ids
         self.turns = self.turns + [self.num_turns] * len(turn.ids)
         known = self.logprobs is not None and turn.logprobs is not None
@@ -54,14 +55,14 @@ class Episode:
 
 
 class SingleTurn:
-    """No environment: the policy answers once, and nobody pays it here."""
+    """No environment: the policy answers once, and gets no reward here."""
 
     def begin(self, prompts: list[dict]) -> list[Episode]:
         """An episode for every prompt."""
         return [begin(prompt, [int(i) for i in prompt["input_ids"]]) for prompt in prompts]
 
     def speak(self, episodes: list[Episode]) -> None:
-        """After its one answer an episode is over."""
+        """End the episodes, because each has one answer."""
         for episode in episodes:
             episode.over = True
 
@@ -76,11 +77,11 @@ def begin(prompt: dict, ids: list[int]) -> Episode:
 
 
 class Dialogue:
-    """Several turns with an environment of the user's.
+    """Several turns with the user's environment.
 
     Args:
-        environments: the user's objects, or the process that has them. name: of their class.
-        window: tokens of an episode at most. max_new_tokens: of a turn. max_turns: of the policy.
+        environments: the user's objects, or the process that has them. name: name of their class.
+        window: largest number of tokens of an episode. max_new_tokens: of a turn. max_turns: of the policy.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class Dialogue:
         self.longest, self.max_turns = window - max_new_tokens, max_turns
 
     def begin(self, prompts: list[dict]) -> list[Episode]:
-        """Raises ValueError where the environment's first messages are none, or leave no room for an answer."""
+        """Begin the episodes. Raises ValueError if the environment's first messages are invalid or leave no tokens to
+        answer.
+        """
         episodes, records = [], [prompt["columns"] | {"messages": prompt["messages"]} for prompt in prompts]
         for number, (prompt, asked) in enumerate(zip(prompts, self.environments.reset(records), strict=True)):
             messages = self.check(asked, prompt)
@@ -100,7 +103,8 @@ class Dialogue:
             if not messages or len(ids) > self.longest:
                 raise ValueError(
                     f"env={self.name}: reset() of {prompt['where']} gives {len(messages)} messages, {len(ids)} tokens; "
-                    f"wanted at least one message, and at most {self.longest} tokens so that an answer fits the window"
+                    f"it must give at least one message, and at most {self.longest} tokens so that an answer fits "
+                    "the window"
                 )
             episode = begin(prompt | {"messages": messages}, ids)
             episode.number = number
@@ -108,7 +112,7 @@ class Dialogue:
         return episodes
 
     def speak(self, episodes: list[Episode]) -> None:
-        """The environments answer the policy's turns; an episode that has no further turn is over."""
+        """The environments answer the policy's turns. An episode without a further turn ends."""
         for episode in episodes:
             turn = [i for i, number in zip(episode.ids, episode.turns, strict=True) if number == episode.num_turns - 1]
             message = {"role": "assistant", "content": self.tokenizer.decode(turn)}
@@ -116,20 +120,25 @@ class Dialogue:
         answers = self.environments.step([(episode.number, episode.messages) for episode in episodes])
         for episode, given in zip(episodes, answers, strict=True):
             if not isinstance(given, tuple | list) or len(given) != 3:
-                raise ValueError(f"env={self.name}: step() returned {str(given)[:80]}; wanted (messages, reward, done)")
+                raise ValueError(
+                    f"env={self.name}: step() returned {str(given)[:80]}; it must return (messages, reward, done)"
+                )
             messages, reward, done = given
             if not isinstance(reward, int | float) or not math.isfinite(reward):
-                raise ValueError(f"env={self.name}: step() returned the reward {reward!r}; expected a finite number")
+                raise ValueError(f"env={self.name}: step() returned the reward {reward!r}; it must be a finite number")
             episode.rewards.append(float(reward))
             episode.over = bool(done) or not episode.finished or episode.num_turns == self.max_turns
             if episode.over:
                 continue
             messages = self.check(messages, episode.prompt)
             if not messages:
-                raise ValueError(f"env={self.name}: step() says nothing and is not done; say something, or done=True")
+                raise ValueError(
+                    f"env={self.name}: step() returned no message and done=False; return a message, or done=True"
+                )
             with self.named(episode.prompt):
                 ids = self.observation(episode.messages, messages)
-            if len(episode.ids) + len(ids) > self.longest:  # as a completion at its limit: it did not come to its end
+            # the episode is not finished, like a completion at its limit
+            if len(episode.ids) + len(ids) > self.longest:
                 episode.over, episode.finished = True, False
                 continue
             episode.messages += messages
@@ -140,7 +149,8 @@ class Dialogue:
     def observation(self, before: list[dict], messages: list[dict]) -> list[int]:
         """Token ids between the stop token of the policy's turn and its next one.
 
-        What the policy sampled stays as it is: its text might be tokenised otherwise, so only what follows is encoded.
+        The sampled tokens are not changed, because their text may be tokenised differently. Only the text after them is
+        encoded.
         """
         spelled = self.tokenizer.chat_template.after_answer(before, messages)
         ids, follows = self.tokenizer.encode_spelled(spelled)
@@ -148,27 +158,27 @@ class Dialogue:
 
     @contextmanager
     def named(self, prompt: dict) -> Iterator[None]:
-        """What cannot be encoded is this environment's, in an episode of this prompt."""
+        """An error inside of this block gets the name of the environment and the place of the prompt."""
         try:
             yield
         except ValueError as error:
             raise ValueError(f"env={self.name}, {prompt['where']}: {error}") from None
 
     def check(self, messages, prompt: dict) -> list[dict]:
-        """The messages. Raises ValueError where they are none."""
+        """The messages. Raises ValueError if they are not valid."""
         for message in messages if isinstance(messages, list) else [messages]:
             fits = (
                 isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)
             )
             if not fits or message["role"] == "assistant" and message is messages[-1]:
                 raise ValueError(
-                    f"env={self.name}, {prompt['where']}: {str(message)[:80]} is no message; wanted a list of "
-                    '{"role": "user", "content": "..."}, the last of them not the assistant\'s'
+                    f"env={self.name}, {prompt['where']}: {str(message)[:80]} is not a message; it needs a list of "
+                    '{"role": "user", "content": "..."} that does not end with a message of the assistant'
                 )
         return messages
 
     def rewards(self, episodes: list[Episode], trajectory: Trajectory) -> dict[str, Tensor]:
-        """{"environment": (B, T)}: each turn's reward, on its last token."""
+        """{"environment": (B, T)}: the reward of each turn, on its last token."""
         rewards = torch.zeros(trajectory.tokens.shape, dtype=torch.float32)
         turns = trajectory.turn.cpu()
         for row, episode in enumerate(episodes):
@@ -178,10 +188,10 @@ class Dialogue:
 
 
 class EnvironmentProcess(OwnProcess):
-    """`Environments` in a process of its own.
+    """`Environments` in a separate process.
 
     Args:
-        spec, settings, known: as make_environment takes them. seconds: for loading, and for a turn of all episodes.
+        spec, settings, known: as for make_environment. seconds: time limit for loading, and for a turn of all episodes.
     """
 
     def __init__(self, spec: str, settings: dict, known: dict, *, seconds: float):
@@ -190,16 +200,16 @@ class EnvironmentProcess(OwnProcess):
         super().__init__(name, "rollouts.environment_worker", *words, seconds=seconds)
 
     def reset(self, records: list[dict]) -> list:
-        """What the environments of new episodes ask first."""
+        """The first messages of the environments of new episodes."""
         return self.ask("reset", records)
 
     def step(self, talks: list[tuple[int, list[dict]]]) -> list:
-        """What the environments of these episodes say next."""
+        """The next messages of the environments of these episodes."""
         return self.ask("step", talks)
 
     def ask(self, method: str, given: list) -> list:
-        """Raises RewardFailed where an environment fails, hangs or ends its process."""
-        seed = random.getrandbits(32)  # of the run's own state: a resumed run draws the same
+        """The replies. Raises RewardFailed if an environment fails, hangs or ends its process."""
+        seed = random.getrandbits(32)  # from the run's own generator, so that a resumed run draws the same
         self.send({"seed": seed, "method": method, "given": given})
         reply = self.reply("")
         if "failed" in reply:
@@ -209,7 +219,7 @@ class EnvironmentProcess(OwnProcess):
 
 
 def load_environment(cfg: DictConfig, tokenizer, window: int) -> SingleTurn | Dialogue:
-    """What `env` names. Raises ValueError where it is no class with reset and step."""
+    """The environment of the setting `env`. Raises ValueError if it is not a class with reset and step."""
     if cfg.env is None:
         return SingleTurn()
     given = {"name": cfg.env} if isinstance(cfg.env, str) else OmegaConf.to_container(cfg.env, resolve=True)

@@ -1,4 +1,4 @@
-"""The process in which environments run: `rollouts/environment.py` talks to it through `rollouts/own_process.py`."""
+"""The process that runs environments. `rollouts/environment.py` uses it through `rollouts/own_process.py`."""
 
 import functools
 import inspect
@@ -17,16 +17,16 @@ class Environments:
         self.make, self.episodes = make, []
 
     def reset(self, records: list[dict]) -> list:
-        """What each new episode's environment asks first. Those of the rollout before are forgotten."""
+        """The first messages for each new episode. The objects of the last rollout are deleted."""
         self.episodes = [None] * len(records)
         return [self.call(i, "reset", record) for i, record in enumerate(records)]
 
     def step(self, talks: list[tuple[int, list[dict]]]) -> list:
-        """What the environments of these episodes say to their dialogues."""
+        """The next messages of the environments of these episodes."""
         return [self.call(i, "step", messages) for i, messages in talks]
 
     def call(self, i: int, method: str, given):
-        """Raises Failed where the user's code raises."""
+        """The result of a method of episode i. Raises Failed if the user's code raises."""
         try:
             if method == "reset":
                 self.episodes[i] = self.make()
@@ -36,11 +36,11 @@ class Environments:
 
 
 class Failed(Exception):
-    """(the episode's number, what its environment did)."""
+    """(the number of the episode, the failure of its environment)."""
 
 
 def serve(spec: str, settings: str, known: str, descriptor: str, parent: str) -> None:
-    """Load the class with its settings (JSON) and answer until the other end is closed."""
+    """Load the class with its settings (JSON), and answer until the other end is closed."""
     with connected(descriptor, parent) as pipe:
         try:
             environments = Environments(make_environment(spec, json.loads(settings), json.loads(known)))
@@ -54,12 +54,12 @@ def serve(spec: str, settings: str, known: str, descriptor: str, parent: str) ->
             except Failed as failed:
                 number, what = failed.args
                 write(pipe, {"number": number, "failed": what})
-            except (TypeError, ValueError) as error:  # what it says is no JSON
+            except (TypeError, ValueError) as error:  # the result is not JSON
                 write(pipe, {"number": None, "failed": f"{request['method']}(): {error}"})
 
 
 def make_environment(spec: str, settings: dict, known: dict) -> Callable:
-    """The class with its settings, those of `known` that it has among them. Raises ValueError where it does not fit."""
+    """The class with its settings and those of `known` that it takes. Raises ValueError if they do not fit."""
     make = load_reward_function(spec, "env")
     if not isinstance(make, type) or not all(callable(getattr(make, name, None)) for name in ("reset", "step")):
         raise ValueError(f"env={spec} must name a class with reset(record) and step(messages)")

@@ -1,4 +1,4 @@
-"""Held-out prompts, answered by the engine that trains, with the same seeds each time."""
+"""Evaluation on held-out prompts, sampled by the engine of the training with the same seeds each time."""
 
 import torch
 from omegaconf import DictConfig
@@ -19,14 +19,14 @@ def evaluate_policy(
     cfg: DictConfig, run: Run, policy: Policy, ref_policy: Policy, engine: Engine, score: Scorer,
     monitor: Monitor, held_out: list[dict], *, step: int,
 ) -> None:  # fmt: skip
-    """Logs score, exact KL and length of the answers to the held-out prompts, and the first few as texts."""
+    """Log score, exact KL and length of the answers to the held-out prompts, and the first few as texts."""
     if not held_out or not run.due(cfg.eval_every, step):
         return
     own = [held_out[number] for number in share(len(held_out), run.rank, run.world_size)]
     rollout, scores, kl = None, torch.zeros(0, device=run.device), torch.zeros(0, device=run.device)
     readers = filter(None, (policy, ref_policy, score.reward_model))
     with run.off_the_clock(), gathered(*readers), engine.ready(policy):
-        if own:  # with more ranks than held-out prompts, some have none
+        if own:  # with more ranks than held-out prompts, some ranks have none
             rollout = engine.rollout(policy, own, step=0)
             parts = rollout.parts(cfg.micro_batch_size)
             scores = score(rollout, parts).sum(1)

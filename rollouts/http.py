@@ -1,4 +1,4 @@
-"""JSON from servers over HTTP: asked again while a server is down, and many at once."""
+"""JSON requests to servers over HTTP, repeated while a server is down, and many at the same time."""
 
 import json
 import queue
@@ -11,11 +11,11 @@ from http.client import HTTPException
 from typing import Any
 
 SERVER_DOWN = (408, 429, 500, 502, 503, 504)
-MOST = 1 << 28  # bytes of an answer: a completion of 100,000 tokens has a hundredth of it
+MOST = 1 << 28  # limit in bytes of a reply; a completion of 100,000 tokens has a hundredth of it
 
 
 class Refused(ValueError):
-    """The server answers, and says no. `code` is the HTTP status."""
+    """The server refused the request. `code` is the HTTP status."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -25,10 +25,10 @@ class Refused(ValueError):
 def ask(
     url: str, body: dict | None = None, *, timeout: float, max_tries: int, who: str, read: Callable = json.loads
 ) -> Any:  # fmt: skip
-    """What a server answers to JSON (to GET, without a body), read from its bytes by `read`.
+    """A server's reply to JSON (or to GET, without a body), parsed from its bytes by `read`.
 
     Raises:
-        Refused: it refuses. ConnectionError: it stays down. Both begin with `who`.
+        Refused: the server refuses. ConnectionError: it stays down. Both messages begin with `who`.
     """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
@@ -38,14 +38,15 @@ def ask(
                 reply = response.read(MOST + 1)
                 if len(reply) > MOST:
                     raise ValueError(f"the answer is longer than {MOST:,} bytes")
-                if len(reply) < int(response.headers.get("Content-Length", 0)):  # read(n) does not mind
+                if len(reply) < int(response.headers.get("Content-Length", 0)):  # read(n) does not report a short body
                     raise OSError(f"the answer was cut after {len(reply)} bytes")
                 return read(reply or b"{}")
         except urllib.error.HTTPError as error:
             problem = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
             if error.code not in SERVER_DOWN:
                 raise Refused(f"{who}: {url} refuses ({problem})", error.code) from None
-        except (OSError, ValueError, HTTPException) as error:  # refused, timed out, cut; or no JSON
+        # connection refused, timeout, a cut reply, or invalid JSON
+        except (OSError, ValueError, HTTPException) as error:
             problem = f"{type(error).__name__}: {error}"
         if attempt < max_tries:
             time.sleep(min(30.0, 2.0 ** (attempt - 1)))
@@ -55,8 +56,8 @@ def ask(
 def in_parallel(call: Callable, rows: Sequence[tuple], most: int) -> list:
     """[call(*row) for row in rows], at most `most` at a time.
 
-    After the first error no further row begins. The threads end with the process: a run that fails elsewhere does not
-    wait for a server.
+    No further row begins after the first error. The threads end with the process, so a run that fails elsewhere does
+    not wait for a server.
     """
     waiting: queue.SimpleQueue = queue.SimpleQueue()
     for place in enumerate(rows):

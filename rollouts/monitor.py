@@ -1,4 +1,4 @@
-"""Watching for a policy that exploits its reward: other rewards, which it is not trained on, beside the one it is."""
+"""Detection of a policy that exploits its reward, by other rewards that it is not trained on."""
 
 import logging
 from collections.abc import Callable
@@ -24,17 +24,17 @@ def repeated_share(text: str, n: int = 3) -> float:
 
 
 def unique_share(text: str) -> float:
-    """The share of a text's words that are there once, or for the first time; 0 where it has none."""
+    """The share of a text's words that are first occurrences. 0 for a text without words."""
     words = text.lower().split()
     return len(set(words)) / len(words) if words else 0.0
 
 
 class Monitor:
-    """Rewards that are watched at every evaluation, and a warning where the score rises while one of them falls.
+    """Rewards that are measured at every evaluation, and a warning if the score rises while one of them falls.
 
     Args:
-        sources: what is watched (`watch`), beside what every text shows by itself. patience: evaluations in a row.
-        mean: averages a scalar tensor over ranks (`run.mean`). picture: where both are drawn over the KL.
+        sources: the rewards in `watch`, in addition to the figures of every text. patience: evaluations in a row.
+        mean: averages a scalar tensor over ranks (`run.mean`). picture: file of a plot of both over the KL.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Monitor:
         self.sources, self.tokenizer, self.patience, self.mean, self.picture = (
             sources, tokenizer, patience, mean, picture,
         )  # fmt: skip
-        self.seen: list[dict] = []  # of every evaluation: its step, and (mean, half of the 95 % interval) by name
+        self.seen: list[dict] = []  # for every evaluation: its step, and (mean, half of the 95 % interval) by name
 
     def figures(self, rollout: Trajectory, prefix: str = "objective") -> dict[str, Tensor]:
-        """What is logged of every rollout: how much its texts repeat themselves."""
+        """Metrics of every rollout: the repetition in its texts."""
         texts = completion_texts(rollout, self.tokenizer)
         shares = {"repetition": map(repeated_share, texts), "unique_words": map(unique_share, texts)}
         device = rollout.tokens.device
@@ -55,9 +55,9 @@ class Monitor:
     def evaluated(
         self, step: int, rollout: Trajectory | None, scores: Tensor, kl: Tensor, *, last: bool
     ) -> dict[str, Tensor]:  # fmt: skip
-        """What is logged of an evaluation; warns where the reward is exploited, and draws then and at the last one.
+        """Metrics of an evaluation. Warns if the reward is exploited; plots then and at the last evaluation.
 
-        All ranks call it: rollout is this rank's, None where it has no held-out prompt. scores, kl: (B,).
+        All ranks call it. rollout is this rank's, or None if it has no held-out prompt. scores, kl: (B,).
         """
         rows = {"score": scores, "kl": kl}
         for source in self.sources:
@@ -66,7 +66,8 @@ class Monitor:
             known = [x if x is not None else source.unjudged for x in values]
             if bad := [x for x in known if not (x is None or isinstance(x, int | float))]:
                 raise ValueError(
-                    f"watch: {source.name} returned {str(bad[0])[:80]}; expected a number for each completion, or None"
+                    f"watch: {source.name} returned {str(bad[0])[:80]}; it must return a number for each completion, "
+                    "or None"
                 )
             rows[source.name] = scores.new_tensor([float(x) for x in known if x is not None])
         self.seen.append({"step": step} | {name: self.interval(values) for name, values in rows.items()})
@@ -76,7 +77,7 @@ class Monitor:
         return figures | (self.figures(rollout, "eval") if rollout else {})
 
     def interval(self, values: Tensor) -> tuple[float, float]:
-        """The mean over all ranks' rows and half of its 95 % interval; nan without a row."""
+        """The mean over the rows of all ranks and half of its 95 % interval. NaN without a row."""
         values = wide(values)
         count = self.mean(values.new_tensor(float(len(values))))
         center = self.mean(values.sum()) / count
@@ -86,7 +87,7 @@ class Monitor:
         return center.item(), 1.96 * error.item()
 
     def warn(self) -> bool:
-        """Says where the score rose at each of the last evaluations and a watched one fell, beyond the errors."""
+        """Warn if, beyond their errors, the score rose at each of the last evaluations and a watched reward fell."""
         last = self.seen[-self.patience - 1 :]
         if len(last) <= self.patience:
             return False
@@ -103,7 +104,7 @@ class Monitor:
             log.warning(
                 "step %d: in %d evaluations in a row the score rose (%.3g to %.3g, +- %.2g) while %s fell (%.3g to "
                 "%.3g, +- %.2g): the policy may be exploiting its reward. Stop at an earlier checkpoint, raise "
-                "kl_coef, or mend the reward; %s shows both", last[-1]["step"], self.patience, a[0], b[0], b[1],
+                "kl_coef, or correct the reward; %s shows both", last[-1]["step"], self.patience, a[0], b[0], b[1],
                 source.name, c[0], d[0], d[1], self.picture.name,
             )  # fmt: skip
         return bool(exploited)

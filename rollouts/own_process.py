@@ -1,7 +1,7 @@
-"""Somebody's code in a process of its own, which can be killed: a reward function, an environment.
+"""The user's code, such as a reward function or an environment, in a separate process that can be killed.
 
-It may hang in C, crash, exit, reseed the generators or change torch's settings: none of that reaches the training. The
-process lives as long as its `OwnProcess`, so the code may keep a model, a GPU or a connection; it prints to the same
+The code may hang in C, crash, exit, reseed generators or change torch's settings without an effect on the training. The
+process lives as long as its `OwnProcess`, so the code may keep a model, a GPU or a connection. It prints to the same
 terminal. Requests and replies are JSON after their length in 8 bytes.
 """
 
@@ -28,11 +28,12 @@ class OwnProcess:
     """A process that answers requests.
 
     Args:
-        called: what errors call the code. worker: the module of this project whose `serve` runs there, given `words`
-            and then, as texts, the descriptor of its end of the channel and the number of this process.
-        seconds: for its start, and for each reply.
-    Raises:
-        ValueError: the worker refuses its words. RewardFailed: no reply came in time, or the process ended.
+            called: name of the code in errors. worker: the module of this project whose `serve` runs there. It is
+                called with `words` and then, as texts, the descriptor of its end of the channel and the number of this
+                process.
+            seconds: time limit for its start, and for each reply.
+        Raises:
+            ValueError: the worker refuses its words. RewardFailed: no reply came in time, or the process ended.
     """
 
     def __init__(self, called: str, worker: str, *words: str, seconds: float):
@@ -50,7 +51,8 @@ class OwnProcess:
     def send(self, request: dict) -> None:
         body = json.dumps(request).encode()
         self.channel.settimeout(self.seconds)
-        with contextlib.suppress(OSError):  # whoever does not read does not reply either: what to say of it is there
+        # a process that does not read does not reply either, and `reply` reports that
+        with contextlib.suppress(OSError):
             self.channel.sendall(struct.pack("<Q", len(body)) + body)
 
     def reply(self, when: str) -> dict:
@@ -64,7 +66,7 @@ class OwnProcess:
             raise RewardFailed(f"{self.called} {took} and was killed") from None
         except (EOFError, ConnectionError):
             raise RewardFailed(f"{self.called} ended its process {self._end()}") from None
-        except BaseException:  # an interrupt halfway leaves a reply that nobody reads
+        except BaseException:  # after an interrupt, a reply that was not read may be in the channel
             stop(self.child, self.channel)
             raise
 
@@ -90,7 +92,7 @@ class OwnProcess:
 
 
 def stop(child: subprocess.Popen, channel: socket.socket) -> None:
-    """Kill the process and whatever it started in its session."""
+    """Kill the process and all processes that it started in its session."""
     channel.close()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)

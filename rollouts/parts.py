@@ -1,4 +1,4 @@
-"""Whoever reads a rollout reads it a few rows at a time."""
+"""Apply functions to a rollout in parts of a few rows."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from rollouts.trajectory import Part
 
 
 def of_actions(function: Callable, parts: list[Part], **settings) -> Tensor | tuple[Tensor, ...]:
-    """function(*rows, **settings) of all parts, joined: one tensor, or a tuple where it returns several."""
+    """function(*rows, **settings) of all parts, joined: one tensor, or a tuple if it returns several."""
     return joined([function(*part.rows, **settings) for part in parts])
 
 
@@ -19,7 +19,7 @@ def of_states(function: Callable, parts: list[Part], **settings) -> Tensor:
 
 
 def joined(outputs: list) -> Tensor | tuple[Tensor, ...]:
-    """One tensor of all parts, or a tuple of such."""
+    """One tensor of all parts, or a tuple of tensors."""
     if isinstance(outputs[0], Tensor):
         return torch.cat(outputs)
     return tuple(torch.cat(column) for column in zip(*outputs, strict=True))

@@ -1,4 +1,7 @@
-"""Settings of train_ppo.py that cannot be meant: refused before anything is loaded, each with the way out."""
+"""Checks of settings of train_ppo.py.
+
+Invalid ones are refused before anything is loaded, with a way to correct them.
+"""
 
 import math
 
@@ -11,7 +14,7 @@ from runtime.devices import PRECISIONS
 
 
 def check_ppo(cfg: DictConfig, world_size: int) -> None:
-    """Raise ValueError where settings are wrong, before anything is loaded."""
+    """Raise ValueError if settings are wrong, before anything is loaded."""
     counts = ("num_steps", "batch_size", "samples_per_prompt", "ppo_epochs", "num_prompts", "keep_last", "max_turns")
     counts = (*counts, "watch_patience")
     check_whole(1, **{key: cfg[key] for key in counts})
@@ -54,21 +57,21 @@ def check_ppo(cfg: DictConfig, world_size: int) -> None:
         )
     if cfg.advantage not in WITH_VALUES and cfg.whiten_advantages:
         raise ValueError(
-            f"whiten_advantages=true with advantage={cfg.advantage}: completions are compared within their group, and "
-            "whitening over all groups would teach something from one whose scores are equal; leave it at null"
+            f"whiten_advantages=true with advantage={cfg.advantage}: completions are compared within their group, but "
+            "whitening over all groups would give advantages to a group with equal scores; leave it at null"
         )
     if cfg.dual_clip is not None and not cfg.dual_clip > 1:
         raise ValueError(f"dual_clip={cfg.dual_clip} must be null or above 1: it bounds the ratio where A < 0")
     check_fits(cfg)
     check_off_policy(cfg, world_size)
     if cfg.data.ptx and not cfg.ptx_coef:
-        raise ValueError("data.ptx would not be read, as ptx_coef=0; give it a weight (InstructGPT 27.8) or no files")
+        raise ValueError("data.ptx has no effect with ptx_coef=0; set ptx_coef (InstructGPT: 27.8), or give no files")
     if cfg.gamma > 1 or cfg.gae_lambda > 1:
         raise ValueError(f"gamma={cfg.gamma} and gae_lambda={cfg.gae_lambda} are discounts and must lie in [0, 1]")
 
 
 def check_fits(cfg: DictConfig) -> None:
-    """Raise ValueError where a setting has no effect with the others."""
+    """Raise ValueError if a setting has no effect with the others."""
     if cfg.dual_clip is not None and cfg.policy_loss != "clip":
         raise ValueError(
             f"dual_clip={cfg.dual_clip} belongs to policy_loss=clip; policy_loss={cfg.policy_loss} has none"
@@ -76,7 +79,7 @@ def check_fits(cfg: DictConfig) -> None:
     if cfg.overlong_tokens >= cfg.sampling.max_new_tokens:
         raise ValueError(
             f"overlong_tokens={cfg.overlong_tokens} must be below sampling.max_new_tokens="
-            f"{cfg.sampling.max_new_tokens}: it is how near to the limit a completion begins to lose reward"
+            f"{cfg.sampling.max_new_tokens}: it is the distance to the limit from which on a completion loses reward"
         )
     if cfg.dynamic_sampling and cfg.samples_per_prompt < 2:
         raise ValueError("dynamic_sampling draws groups whose scores differ; set samples_per_prompt to 2 or more")
@@ -87,11 +90,11 @@ def check_fits(cfg: DictConfig) -> None:
             "value_epochs": cfg.value_epochs,
         }  # fmt: skip
         if asked := [f"{key}={value}" for key, value in needless.items() if value]:
-            raise ValueError(f"{', '.join(asked)}: advantage={cfg.advantage} has no value model")
+            raise ValueError(f"{', '.join(asked)}: advantage={cfg.advantage} has no value model; remove these settings")
 
 
 def check_off_policy(cfg: DictConfig, world_size: int) -> None:
-    """Raise ValueError where settings for off-policy rollouts contradict others."""
+    """Raise ValueError if settings for off-policy rollouts contradict others."""
     check_choice("off_policy.correction", cfg.off_policy.correction, CORRECTIONS)
     check_choice("off_policy.old_logprobs", cfg.off_policy.old_logprobs, ("trainer", "sampler"))
     check_positive(off_policy__max_weight=cfg.off_policy.max_weight)
@@ -99,14 +102,14 @@ def check_off_policy(cfg: DictConfig, world_size: int) -> None:
     check_choice("engine.ahead", cfg.engine.ahead, (0, 1))
     if cfg.engine.ahead and (cfg.engine.kind == "local" or cfg.dynamic_sampling):
         raise ValueError(
-            "engine.ahead=1 draws a rollout while another is learned: it wants a server (engine=vllm) and "
-            "dynamic_sampling=0, as the scores that decide whether more is drawn come later"
+            "engine.ahead=1 samples a rollout during the update on another one: it needs a server (engine=vllm) and "
+            "dynamic_sampling=0, because the scores that decide whether more is sampled come later"
         )
     if cfg.advantage in OF_PAIRS:
         wanted = {"ppo_epochs": 1, "minibatch_size": rows, "kl_in": "reward", "policy_loss": "clip"}
         if wrong := [f"{key}={value}" for key, value in wanted.items() if cfg[key] != value]:
             raise ValueError(
-                f"advantage={cfg.advantage} is DPO's gradient on the policy that sampled: one step a rollout, beta = "
+                f"advantage={cfg.advantage} is DPO's gradient on the policy that sampled: one step per rollout, beta = "
                 f"kl_coef; set {' '.join(wrong)}"
             )
         if cfg.aggregation == "sequence_mean" or not cfg.kl_coef:
@@ -120,4 +123,4 @@ def check_off_policy(cfg: DictConfig, world_size: int) -> None:
         check_batch(size, cfg.micro_batch_size, world_size, "value_minibatch_size")
         check_batch(rows, size, 1, "batch_size * samples_per_prompt")
     elif cfg.value_minibatch_size is not None:
-        raise ValueError("value_minibatch_size is that of value_epochs, which is null; set both")
+        raise ValueError("value_minibatch_size belongs to value_epochs, which is null; set both")

@@ -1,4 +1,4 @@
-"""PPO-ptx: further text that the policy must not forget while it chases a reward."""
+"""PPO-ptx: language modelling on further text, so that the policy does not forget it during PPO."""
 
 import torch
 from omegaconf import DictConfig
@@ -25,10 +25,11 @@ class PretrainingMix:
             check_window(config.max_length, encoded.items)
             ranks = {"rank": run.rank, "world_size": run.world_size}
             order = {"batch_size": cfg.minibatch_size, "seed": cfg.seed, "shuffle": cfg.data.shuffle, **ranks}
-            self.loader = make_loader(encoded, weights=None, proportions=None, **order)  # those are of data.prompts
+            # weights and proportions belong to data.prompts
+            self.loader = make_loader(encoded, weights=None, proportions=None, **order)
 
     def add_gradients(self, policy: Policy) -> None:
-        """One batch of minibatch_size rows; adds to the gradients that are there."""
+        """Add the gradients of one batch of minibatch_size rows to the existing ones."""
         if self.loader is None:
             return
         parts = micro_batches(next(self.loader), self.cfg.micro_batch_size)

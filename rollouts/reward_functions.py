@@ -1,8 +1,8 @@
-"""Rewards computed by a Python function: one of the ready ones (rewards/), or the user's own.
+"""Rewards computed by a Python function: a ready one (rewards/) or the user's own.
 
 A reward function is called as `function(prompts, completions, **columns)`: lists of strings and, as further keywords,
-the prompt records' other columns (lists alike). It returns one float per row. Keyword-only parameters with a default
-are its settings; a class is made once and then called.
+the other columns of the prompt records, which are also lists. It returns one float per row. Keyword-only parameters
+with a default are its settings. A class is instantiated once and then called.
 """
 
 import functools
@@ -19,22 +19,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class RewardFailed(ValueError):
-    """What a reward function did instead of giving rewards, in a whole sentence."""
+    """The failure of a reward function, as a whole sentence."""
 
 
 def load_reward_function(spec: str, key: str = "reward_fn") -> RewardFunction:
-    """What is named: NAME of rewards/NAME.py, `package.module:function` of this project, or `path/to/file.py:function`.
+    """The function `NAME` of rewards/NAME.py, `package.module:function` of this project, or `path/to/file.py:function`.
 
-    Only code that the user points at is executed: a module must lie inside the project, a file is named by its path.
+    Only code that the user names is executed: a module must be inside the project, a file is named by its path.
 
     Raises:
-        ValueError: no such module, file or function, or a module from elsewhere.
+        ValueError: there is no such module, file or function, or the module is outside of the project.
     """
     place, _, name = spec.rpartition(":")
     if not place and name.isidentifier():
         return _load_ready(name, key)
     if not place or not name.isidentifier():
-        raise ValueError(f"{key}={spec!r} must read NAME, package.module:function or path/to/file.py:function")
+        raise ValueError(f"{key}={spec!r} must be NAME, package.module:function or path/to/file.py:function")
     module = _load_file(Path(place), key) if place.endswith(".py") else _load_module(place, spec, key)
     function = getattr(module, name, None)
     if not callable(function):
@@ -45,10 +45,10 @@ def load_reward_function(spec: str, key: str = "reward_fn") -> RewardFunction:
 def make_reward(
     spec: str, key: str, settings: dict | None = None, directory: str | Path | None = None
 ) -> RewardFunction:
-    """What is named, with its settings: a function with them given, or a class's object.
+    """The named function with its settings, or the instance of a class.
 
     Args:
-        directory: where a class that has an argument of that name may keep files.
+        directory: a class that has an argument with this name may keep files there.
     Raises:
         ValueError: it cannot be loaded, or has no such setting.
     """
@@ -71,14 +71,14 @@ def make_reward(
 
 
 def columns_read(function: RewardFunction) -> list[str]:
-    """The columns that a function cannot be called without."""
+    """The columns that a function requires."""
     parameters = inspect.signature(function).parameters.values()
     any_number = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in any_number]
 
 
 def name_of(function: RewardFunction) -> str:
-    """What a function is called; of a function with settings the function's, of an object its class's name."""
+    """The name of a function. Of a function with settings, the function's; of an object, its class's name."""
     function = getattr(function, "func", function)
     return getattr(function, "__name__", type(function).__name__)
 
@@ -86,7 +86,7 @@ def name_of(function: RewardFunction) -> str:
 def call_reward(
     function: RewardFunction, prompts: list[str], completions: list[str], columns: dict[str, list]
 ) -> list[float]:
-    """One finite float per row, from numbers, NumPy's or torch's; columns that the function does not take are left out.
+    """One finite float per row, from numbers, NumPy or torch. Columns that the function does not take are left out.
 
     Raises:
         ValueError: the function raised, or returned anything but one finite number per row.
@@ -103,7 +103,8 @@ def call_reward(
 
 
 def call_rows(function: RewardFunction, prompts: list[str], completions: list[str], columns: dict[str, list]) -> list:
-    """What the function says of each row, a number of NumPy or torch as Python's; unchecked but for their count.
+    """The function's value of each row, with numbers of NumPy or torch converted to Python's. Only their count is
+    checked.
 
     Raises:
         ValueError: the function raised, or returned another number of rows.
@@ -111,7 +112,7 @@ def call_rows(function: RewardFunction, prompts: list[str], completions: list[st
     name = name_of(function)
     try:
         rewards = call_function(function, prompts, completions, columns)
-    except RewardFailed:  # in its own process (rollouts/reward_process.py)
+    except RewardFailed:  # the function is in a separate process (rollouts/reward_process.py)
         raise
     except (Exception, SystemExit) as error:
         at = first_bad_row(function, prompts, completions, columns)
@@ -124,7 +125,7 @@ def call_rows(function: RewardFunction, prompts: list[str], completions: list[st
 def call_function(
     function: RewardFunction, prompts: list[str], completions: list[str], columns: dict[str, list]
 ) -> list:
-    """What the function returns, as a list; columns that it does not take are left out."""
+    """The function's result as a list. Columns that it does not take are left out."""
     rewards = list(function(prompts, completions, **_accepted(function, columns)))
     return [
         reward.item() if hasattr(reward, "item") and not getattr(reward, "ndim", 0) else reward for reward in rewards
@@ -132,7 +133,7 @@ def call_function(
 
 
 def first_bad_row(function: RewardFunction, prompts: list, completions: list, columns: dict[str, list]) -> str:
-    """Which row the function fails on by itself, in words; nothing where it fails on all of them together only."""
+    """A text that names the row on which the function fails alone. Empty if it fails only on all rows together."""
     for row, completion in enumerate(completions):
         own = {name: column[row : row + 1] for name, column in columns.items()}
         try:
@@ -146,7 +147,7 @@ def _accepted(function: RewardFunction, columns: dict[str, list]) -> dict[str, l
     parameters = [p for p in inspect.signature(function).parameters.values() if not _is_setting(p)]
     any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
     names = {p.name for p in parameters}
-    given = ("prompts", "completions")  # a ranking has a column of that name: the policy's completions go before it
+    given = ("prompts", "completions")  # a ranking has a column `completions`; the policy's completions replace it
     return {name: column for name, column in columns.items() if name not in given and (any_name or name in names)}
 
 
@@ -155,11 +156,11 @@ def _is_setting(parameter: inspect.Parameter) -> bool:
 
 
 def _load_ready(name: str, key: str) -> RewardFunction:
-    """rewards/exact.py holds the function `exact`, rewards/reward_server.py the class `RewardServer`."""
+    """rewards/exact.py has the function `exact`, rewards/reward_server.py the class `RewardServer`."""
     known = sorted(path.stem for path in (ROOT / "rewards").glob("[a-z]*.py"))
     if name not in known:
         raise ValueError(
-            f"{key}={name} is no ready reward ({', '.join(known)}); a function of your own is FILE.py:function"
+            f"{key}={name} is not a ready reward ({', '.join(known)}); a function of your own is FILE.py:function"
         )
     module = importlib.import_module(f"rewards.{name}")
     return getattr(module, name, None) or getattr(module, name.title().replace("_", ""))
@@ -182,12 +183,14 @@ def _load_module(name: str, given: str, key: str):
     relative = Path(*name.split("."))
     inside = all(part.isidentifier() for part in name.split("."))
     if not inside or not any((ROOT / p).is_file() for p in (relative.with_suffix(".py"), relative / "__init__.py")):
-        raise ValueError(f"{key}={given!r}: {name} is no module of this project; name a file: path/to/file.py:function")
+        raise ValueError(
+            f"{key}={given!r}: {name} is not a module of this project; name a file: path/to/file.py:function"
+        )
     return importlib.import_module(name)
 
 
 def prompt_text(prompt: dict) -> str:
-    """What a reward function reads as the prompt: the text of a lone message, or every message after its role."""
+    """The prompt as a text for reward functions: the text of a single message, or every message after its role."""
     messages = prompt["messages"]
     if len(messages) == 1:
         return messages[0]["content"]
@@ -195,12 +198,12 @@ def prompt_text(prompt: dict) -> str:
 
 
 def gather_columns(prompts: list[dict]) -> dict[str, list]:
-    """The records' further columns (None where a record lacks one), and `messages`, the prompts as messages."""
+    """The records' further columns (None if a record lacks one), and `messages`, the prompts as messages."""
     names = dict.fromkeys(name for prompt in prompts for name in prompt["columns"])
     columns = {name: [prompt["columns"].get(name) for prompt in prompts] for name in names}
     return columns | {"messages": [prompt["messages"] for prompt in prompts]}
 
 
 def is_number(value) -> bool:
-    """Whether it is a number that a float can hold: no NaN, no infinity, no whole number past the largest float."""
+    """Whether the value is a number that fits a float: not NaN, not infinite, not a larger whole number."""
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max

@@ -1,4 +1,4 @@
-"""A reward function in a process of its own, which can be killed (rollouts/reward_worker.py)."""
+"""A reward function in a separate process that can be killed (rollouts/reward_worker.py)."""
 
 import contextlib
 import json
@@ -10,10 +10,10 @@ from rollouts.reward_functions import RewardFailed
 
 
 class RewardProcess(OwnProcess):
-    """The function that `spec` names, called as `function(prompts, completions, **columns)` as it would be here.
+    """The function of `spec`, called as `function(prompts, completions, **columns)` as in this process.
 
     Args:
-        spec, key, settings, directory: as make_reward takes them. seconds: for loading it, and for each call.
+        spec, key, settings, directory: as for make_reward. seconds: time limit for loading, and for each call.
     Raises:
         ValueError: it cannot be loaded. RewardFailed: a call failed, or did not end in time and was killed.
     """
@@ -24,15 +24,15 @@ class RewardProcess(OwnProcess):
         self.__name__ = spec.rpartition(":")[2]
         words = (spec, key, json.dumps(settings or {}), str(directory))
         super().__init__(f"reward function {self.__name__}", "rollouts.reward_worker", *words, seconds=seconds)
-        self.columns = self.loaded["columns"]  # those that it cannot be called without
+        self.columns = self.loaded["columns"]  # the columns that it requires
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list) -> list:
-        """What the function returned, a number of NumPy or torch as Python's, a tuple as a list."""
-        seed = random.getrandbits(32)  # of the run's own state: a resumed run draws the same
+        """The function's result. Numbers of NumPy or torch become Python's, and tuples become lists."""
+        seed = random.getrandbits(32)  # from the run's own generator, so that a resumed run draws the same
         self.send({"seed": seed, "prompts": prompts, "completions": completions, "columns": columns})
         reply = self.reply("")
         if "failed" in reply:
-            with contextlib.suppress(RewardFailed):  # the search for the row may hang where the call did not
+            with contextlib.suppress(RewardFailed):  # the search for the row may hang although the call did not
                 reply["failed"] += self.reply("")["at"]
             raise RewardFailed(f"{self.called} {reply['failed']}")
         return reply["rewards"]

@@ -1,4 +1,4 @@
-"""The process in which a reward function runs: `rollouts/own_process.py` starts it, talks to it, and kills it in time.
+"""The process that runs a reward function. `rollouts/own_process.py` starts it, sends requests, and kills it in time.
 
 Torch is not loaded here unless the function loads it.
 """
@@ -21,7 +21,7 @@ KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 def serve(spec: str, key: str, settings: str, directory: str, descriptor: str, parent: str) -> None:
-    """Load the function with its settings (JSON) and answer calls until the other end is closed."""
+    """Load the function with its settings (JSON), and answer calls until the other end is closed."""
     with connected(descriptor, parent) as pipe:
         try:
             function = make_reward(spec, key, json.loads(settings), directory)
@@ -47,7 +47,7 @@ def loaded_modules() -> list[str]:
 
 
 def requests(pipe: BinaryIO) -> Iterator[dict]:
-    """What is asked, until the other end is closed; everything that draws is seeded as the request says."""
+    """The requests until the other end is closed. All random generators are seeded as the request states."""
     while head := pipe.read(8):
         request = json.loads(pipe.read(*struct.unpack("<Q", head)))
         seed_all(request["seed"])
@@ -55,7 +55,7 @@ def requests(pipe: BinaryIO) -> Iterator[dict]:
 
 
 def answer(function, pipe, prompts: list[str], completions: list[str], columns: dict[str, list]) -> None:
-    """Write what the function returned; or how it failed and then, as that may hang, on which row."""
+    """Send the function's result; or its failure and then, because this may hang, the row on which it fails."""
     try:
         write(pipe, {"rewards": call_function(function, prompts, completions, columns)})
     except (Exception, SystemExit) as error:
@@ -71,14 +71,14 @@ def write(pipe, reply: dict) -> None:
 
 
 def plain(value):
-    """A tensor's or an array's numbers."""
+    """A tensor's or an array's numbers as Python's."""
     if not hasattr(value, "tolist"):
         raise TypeError(f"it returned {str(value)[:80]} ({type(value).__name__}), neither a number nor text")
     return value.tolist()
 
 
 def seed_all(seed: int) -> None:
-    """Seed what the function may draw from; NumPy and torch only where it has loaded them."""
+    """Seed the generators that the function may use; NumPy's and torch's only if it has loaded them."""
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)
@@ -87,8 +87,8 @@ def seed_all(seed: int) -> None:
 
 
 def end_with(parent: int) -> None:
-    """Linux kills this process when its parent dies, whatever it is doing; elsewhere it ends when it next reads."""
+    """On Linux this process is killed when its parent dies. Elsewhere it ends at its next read."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(KILL_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # which died meanwhile
+        if os.getppid() != parent:  # the parent died in the meantime
             os._exit(1)

@@ -1,11 +1,11 @@
-"""The rewards of a rollout: of a reward model, Python functions, the environment, or several of these.
+"""The rewards of a rollout, from a reward model, Python functions, the environment, or several of these.
 
-A function is called as `function(prompts, completions, **columns)` (`rollouts/reward_functions.py`) and says for every
-row one of
+A function is called as `function(prompts, completions, **columns)` (`rollouts/reward_functions.py`) and returns for
+every row one of
     1.5                     the completion's reward, given at its end
-    [0.0, 0.5, ...]         a reward for each of its tokens, stop token included (their ids are the column `tokens`)
-    [((0, 12), 1.0), ...]   rewards of stretches of its text, as (first character, one past the last)
-    None                    nothing: the row is left out of the loss and of the means, and counted
+    [0.0, 0.5, ...]         a reward for each of its tokens, including the stop token (column `tokens`: their ids)
+    [((0, 12), 1.0), ...]   rewards of spans of its text, as (first character, one past the last)
+    None                    no verdict: the row is left out of the loss and of the means, and counted
 """
 
 from collections.abc import Callable, Iterator
@@ -21,11 +21,11 @@ from runtime.devices import widest
 
 
 class Scorer:
-    """Pays rollouts.
+    """Computes the rewards of rollouts.
 
     Args:
-        reward_model: frozen, or None. sources: what pays (`rollouts/sources.py`), the reward model where there is one.
-        tokenizer: decodes what the functions read. micro_batch_size: rows of a forward.
+        reward_model: frozen, or None. sources: all sources (`rollouts/sources.py`), including the reward model.
+        tokenizer: decodes the texts for the functions. micro_batch_size: rows per forward.
         mean: averages a scalar tensor over ranks (`run.mean`).
     """
 
@@ -40,22 +40,22 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, rollout: Trajectory, parts: list[Part] | None = None, *, learned_from: bool = False) -> Tensor:
-        """(B, T) what the sources pay together, weighed; what each pays is left in rollout.rewards.
+        """(B, T) weighted sum of the sources' rewards. The rewards of each source are stored in rollout.rewards.
 
         Args:
-            parts: the rollout packed, where the caller has it.
-            learned_from: whether the policy learns from it: then running scales move on, and normalised rewards are.
-                Otherwise nothing is normalised, so that evaluations are on one scale.
+            parts: the packed rollout, if the caller has it.
+            learned_from: whether the policy learns from it. Only then running scales are updated and rewards
+                normalised, so that all evaluations are on one scale.
         Raises:
-            ValueError: a function says something else, or a reward is not finite; it names the row.
+            ValueError: a function returns another value, or a reward is not finite. The message names the row.
         """
         if self.reward_model is not None:
             parts = parts or rollout.parts(self.micro_batch_size)
             scores = of_actions(self.reward_model.score, parts).float()
             rollout.rewards[REWARD_MODEL] = torch.where(rollout.done, scores[:, None], 0.0)
         functions = [source for source in self.sources.values() if source.function]
-        for source, said, texts in asked(functions, rollout, self.tokenizer):
-            rollout.rewards[source.name] = self.on_tokens(source, said, rollout, texts)
+        for source, returned, texts in asked(functions, rollout, self.tokenizer):
+            rollout.rewards[source.name] = self.on_tokens(source, returned, rollout, texts)
         self.check(rollout)
         total = torch.zeros(rollout.tokens.shape, device=rollout.tokens.device)
         for source in self.sources.values():
@@ -67,11 +67,11 @@ class Scorer:
             total = total + source.weight * rewards
         return total
 
-    def on_tokens(self, source: Source, said: list, rollout: Trajectory, texts: list[str]) -> Tensor:
-        """(B, T) float32 what a function said, each reward on the token that it is for."""
+    def on_tokens(self, source: Source, returned: list, rollout: Trajectory, texts: list[str]) -> Tensor:
+        """(B, T) float32: a function's rewards, each on its token."""
         name, rewards = source.name, torch.zeros(rollout.tokens.shape, dtype=torch.float32)
         masks, last = rollout.action_mask.cpu(), rollout.done.int().argmax(1).tolist()
-        for row, value in enumerate(said):
+        for row, value in enumerate(returned):
             value = value.tolist() if hasattr(value, "tolist") else value
             value = source.unjudged if value is None else value
             if value is None:
@@ -84,12 +84,13 @@ class Scorer:
                 ids = rollout.tokens[row].cpu()[masks[row]].tolist()
                 ends = [
                     len(self.tokenizer.decode(ids[: n + 1])) for n in range(len(ids))
-                ]  # characters after each token
+                ]  # number of characters up to each token
                 columns = masks[row].nonzero().flatten().tolist()
                 for (start, stop), reward in value:
                     if not 0 <= start < stop <= len(texts[row]):
                         raise RewardFailed(
-                            f"reward function {name} pays characters {start} to {stop} of row {row}, whose completion "
+                            f"reward function {name} rewards characters {start} to {stop} of row {row}, whose "
+                            "completion "
                             f"has {len(texts[row])} ({texts[row][:80]!r})"
                         )
                     token = next(n for n, end in enumerate(ends) if end >= stop)
@@ -103,18 +104,18 @@ class Scorer:
         return rewards.to(rollout.tokens.device)
 
     def check(self, rollout: Trajectory) -> None:
-        """Raises ValueError where a reward is not finite."""
+        """Raise ValueError if a reward is not finite."""
         for name, rewards in rollout.rewards.items():
             if not rewards.isfinite().all():
                 row = int((~rewards.isfinite()).any(1).nonzero()[0])
                 raise ValueError(
                     f"{name}: the score of row {row} is {rewards[row].sum().item()}: prompt {rollout.where[row]}, "
                     f"completion {completion_texts(rollout, self.tokenizer)[row][:200]!r}; the reward model or the "
-                    "policy has diverged: lower optim.lr, or look at the last samples"
+                    "policy has diverged: lower optim.lr, or check the last samples"
                 )
 
     def figures(self, rollout: Trajectory) -> dict[str, Tensor]:
-        """What is logged of the sources: what each pays a row, before scales and weights, and how they go together."""
+        """Metrics of the sources: mean reward of each per row, before scales and weights, and their correlations."""
         figures = {"objective/unjudged": ~rollout.judged}
         if len(self.sources) < 2:
             return figures
@@ -138,7 +139,7 @@ class Scorer:
 
 
 def asked(sources: list[Source], rollout: Trajectory, tokenizer) -> Iterator[tuple[Source, list, list[str]]]:
-    """Each source with what it says of every row, and the completions' texts."""
+    """(source, its value for every row, the texts of the completions) for each source."""
     if not sources:
         return
     texts = completion_texts(rollout, tokenizer)
@@ -149,7 +150,7 @@ def asked(sources: list[Source], rollout: Trajectory, tokenizer) -> Iterator[tup
 
 
 def correlation(a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
-    """() Pearson's correlation over the rows of all ranks; 0 where one of the two does not vary."""
+    """() Pearson's correlation over the rows of all ranks. 0 if one of the two is constant."""
     a, b = a.to(widest(a.device)), b.to(widest(b.device))
     count = mean(torch.tensor(float(len(a)), device=a.device)).clamp_min(1e-12)
     center_a, center_b = (mean(x.sum()) / count for x in (a, b))
@@ -161,14 +162,12 @@ def correlation(a: Tensor, b: Tensor, mean: Callable[[Tensor], Tensor]) -> Tenso
 
 
 def is_stretch(value) -> bool:
-    """((start, stop), reward)."""
+    """Whether the value is ((start, stop), reward)."""
     pair = isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], list | tuple)
     return pair and len(value[0]) == 2 and all(isinstance(n, int) for n in value[0]) and is_number(value[1])
 
 
 def completion_texts(rollout: Trajectory, tokenizer) -> list[str]:
-    """What the policy said, without its stop tokens."""
-    said = zip(
-        rollout.tokens, rollout.turn >= 0, strict=True
-    )  # not action_mask: what is left out was said all the same
-    return [tokenizer.decode(ids[mask].tolist()) for ids, mask in said]
+    """The policy's texts, without stop tokens."""
+    sampled = rollout.turn >= 0  # not action_mask, which lacks the rows that are left out of training
+    return [tokenizer.decode(ids[mask].tolist()) for ids, mask in zip(rollout.tokens, sampled, strict=True)]

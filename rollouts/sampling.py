@@ -1,4 +1,4 @@
-"""The step's rollout, and how many groups it needs: DAPO's dynamic sampling."""
+"""The rollout of a step, with the number of groups that it needs: DAPO's dynamic sampling."""
 
 import torch
 from omegaconf import DictConfig
@@ -16,10 +16,11 @@ from runtime.run import Run
 def draw(
     cfg: DictConfig, run: Run, engine: Engine, policy: Policy, prompts: Loader, score: Scorer
 ) -> tuple[Trajectory, Tensor]:
-    """The step's rollout, and (B, T) its rewards.
+    """The step's rollout, and its (B, T) rewards.
 
-    dynamic_sampling=n: groups whose scores are all equal teach nothing, and others are drawn in their place, up to n
-    batches in all (DAPO, Yu et al. 2025, arXiv:2503.14476); what is still missing then is filled with such groups.
+    dynamic_sampling=n: groups with equal scores have no gradient, so others are sampled in their place, up to n batches
+    in total (DAPO, Yu et al. 2025, arXiv:2503.14476). Places that are still open are filled with groups of equal
+    scores.
     """
     K, batches, kept = cfg.samples_per_prompt, [], None
     if not cfg.dynamic_sampling:
@@ -44,7 +45,7 @@ def draw(
 
 
 def joined(rollouts: list[Trajectory], pad_id: int) -> Trajectory:
-    """One trajectory of all rows, as wide as the widest."""
+    """One trajectory of all rows, as wide as the widest one."""
     width = max(rollout.tokens.shape[1] for rollout in rollouts)
 
     def stacked(get, fill) -> Tensor:

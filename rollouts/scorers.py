@@ -1,4 +1,4 @@
-"""What scores the completions of `make_data.py method=preferences`: a reward model, or a reward function."""
+"""Scorers of completions for `make_data.py method=preferences`: a reward model, or a reward function."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from rollouts.reward_process import RewardProcess
 
 
 def reward_model_scorer(path: str, *, precision: str, batch_size: int) -> Scorer:
-    """Scores of a reward model of ours."""
+    """Scores by a reward model of ours."""
     from data.chat import encode_completion
     from data.tokenizer import load_tokenizer
     from model.reading import in_batches, read_reward_model
@@ -30,9 +30,9 @@ def reward_model_scorer(path: str, *, precision: str, batch_size: int) -> Scorer
 def reward_function_scorer(
     spec: str, *, seconds: float, columns: Callable[[Conversation], dict] = lambda messages: {}
 ) -> Scorer:
-    """What a reward function says of a completion: a ready one (docs/rewards.md), or a gold reward that is known.
+    """Scores by a reward function: a ready one (docs/rewards.md), or a known gold reward.
 
-    columns: of a prompt, the fields of its record that the function may read.
+    columns: fields of each prompt's record that the function may read.
     """
     function = RewardProcess(spec, seconds=seconds, key="method.reward_fn")
 

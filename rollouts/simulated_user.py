@@ -1,12 +1,13 @@
-"""A second model as the user: it has a goal that the policy does not see, speaks between its turns, and says at the end
-how well it was served.
+"""A second model as the user. It has a goal that the policy does not see, writes between the policy's turns, and rates
+the policy at the end.
 
     python train_ppo.py data.prompts=[FILES] ... \\
         'env={name:rollouts/simulated_user.py:SimulatedUser,client:{kind:openai,model:M,base_url:URL}}'
 
-A record has a `prompt`, the user's first message, and may have a `goal`; without one the user wants what it asked for.
-The user ends the talk with <done>; then, or at the policy's last turn, it is asked for a rating from 1 to 5, which pays
-0 to 1. A policy's turn that is cut ends the talk, unpaid unless the user ends it there too.
+A record has a `prompt`, the user's first message, and may have a `goal`. Without one, the first message states the
+goal. The user ends the talk with <done>. Then, or at the policy's last turn, it gives a rating from 1 to 5, which
+becomes a reward from 0 to 1. A cut turn of the policy ends the talk, without a reward unless the user also ends it
+there.
 """
 
 from pathlib import Path
@@ -19,11 +20,11 @@ DONE = "<done>"
 
 
 class SimulatedUser:
-    """One episode; all episodes of a run share the client.
+    """One episode. All episodes of a run share the client.
 
     Args:
-        client: who plays the user (conf/client/). max_turns: of the policy (the setting), after which it is rated.
-        max_tokens: of a message of the user. directory: for the client's answers.
+        client: the model of the user (conf/client/). max_turns: the policy's largest number of turns (the setting).
+        max_tokens: limit of a user message. directory: for the client's answers.
     """
 
     clients: dict[str, Client] = {}
@@ -35,12 +36,12 @@ class SimulatedUser:
         self.client, self.max_turns, self.max_tokens = self.clients[key], max_turns, max_tokens
 
     def reset(self, record: dict) -> list[dict]:
-        """The record's own messages."""
+        """The messages of the record."""
         self.goal, self.turns = record.get("goal") or "what your first message asks for", 0
         return record["messages"]
 
     def step(self, messages: list[dict]) -> tuple[list[dict], float, bool]:
-        """The user's next message; or its rating, and the end."""
+        """The user's next message, or the rating at the end."""
         self.turns += 1
         text = self.ask(messages, f"Write your next message, or {DONE} alone if you have what you want.")
         if DONE in text or not text or self.turns == self.max_turns:
@@ -48,7 +49,10 @@ class SimulatedUser:
         return [{"role": "user", "content": text}], 0.0, False
 
     def rate(self, messages: list[dict]) -> float:
-        """0 to 1. Raises ValueError where the client gives no rating: an episode without one would get 0."""
+        """The rating, scaled to [0, 1].
+
+        Raises ValueError if the client gives no rating, because it would count as 0.
+        """
         asked = "The talk is over. How well did the assistant serve your goal? 5: fully, 1: not at all. "
         asked += "Reply `Rating: [[N]]`."
         (answer,) = self.client.ask([self.conversation(messages, asked)], temperature=0.0, max_tokens=64, seed=0)
@@ -58,7 +62,7 @@ class SimulatedUser:
         return (rating - 1) / 4
 
     def ask(self, messages: list[dict], asked: str) -> str:
-        """What the user says next. Raises ValueError where the client does not answer."""
+        """The user's next text. Raises ValueError if the client does not answer."""
         talk = self.conversation(messages, asked)
         (answer,) = self.client.ask([talk], temperature=0.0, max_tokens=self.max_tokens, seed=0)
         if answer.missing:
@@ -66,7 +70,7 @@ class SimulatedUser:
         return answer.text.strip()
 
     def conversation(self, messages: list[dict], asked: str) -> list[dict]:
-        """The dialogue so far as one text, so that no server's template minds whose turn it is."""
+        """The dialogue so far as one text, so that the order of roles does not matter to the server's template."""
         talk = "\n\n".join(f"{'you' if m['role'] == 'user' else m['role']}: {m['content']}" for m in messages)
         text = (
             f"You play the user of an assistant. Your goal: {self.goal}.\n\n--- so far ---\n{talk}\n\n--- end ---\n\n"

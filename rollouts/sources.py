@@ -1,4 +1,4 @@
-"""What `reward` and `watch` name: sources of reward, each with its weight, its scale and its own settings."""
+"""The reward sources that `reward` and `watch` name, each with its weight, its scale and its own settings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from rollouts.reward_functions import OF_A_SOURCE, RewardFunction
 from rollouts.reward_process import RewardProcess
 from runtime.config import check_number, check_positive
 
-REWARD_MODEL, ENVIRONMENT = "reward_model", "environment"  # sources that are no functions
+REWARD_MODEL, ENVIRONMENT = "reward_model", "environment"  # sources that are not functions
 
 
 class RunningScale:
@@ -22,7 +22,7 @@ class RunningScale:
         self.count, self.center, self.squares = 0.0, 0.0, 0.0
 
     def update(self, totals: Tensor, mean: Callable[[Tensor], Tensor]) -> None:
-        """Takes in (n,) totals of a rollout; `mean` averages a scalar over ranks. Chan et al. 1979's merging."""
+        """Add the (n,) totals of a rollout. `mean` averages a scalar over ranks. Merging as in Chan et al. 1979."""
         totals = totals.double()
         count = mean(torch.tensor(float(len(totals)), device=totals.device, dtype=torch.float64)).item()
         if not count:
@@ -35,19 +35,20 @@ class RunningScale:
 
     @property
     def deviation(self) -> float:
-        """1 where nothing has varied yet."""
+        """The standard deviation. 1 if there is no variation yet."""
         deviation = (self.squares / self.count) ** 0.5 if self.count else 0.0
         return deviation if deviation > 1e-8 else 1.0
 
 
 @dataclass
 class Source:
-    """One thing that pays.
+    """One source of reward.
 
-    function: called with prompts, completions and columns; None for the reward model and the environment.
-    weight: of what it pays in the sum. clip: each of its rewards is kept within [-clip, clip]; None = never.
-    normalise: a completion's reward loses the running mean and is divided by the running deviation, before the clip.
-    unjudged: the reward if the function returns None; None: the row is left out.
+    function: called with prompts, completions and columns. None for the reward model and the environment.
+    weight: weight of its rewards in the sum. clip: each of its rewards is clipped to [-clip, clip]; None = never.
+    normalise: subtract the running mean from a completion's reward and divide by the running deviation, before the
+        clip.
+    unjudged: the reward if the function returns None. If this is None, the row is left out.
     """
 
     name: str
@@ -62,11 +63,10 @@ class Source:
 def read_sources(key: str, given, directory: Path, seconds: float, **known: bool) -> list[Source]:
     """The sources that a setting names: a name, or a list of names and mappings.
 
-    Args:
-        key: the setting. directory: where a source may keep files. seconds: that a function may take for a call.
-        known: which of the sources that are no functions there are; those pay also where `given` omits them.
+    key: the setting. directory: a source may keep files there. seconds: time limit of a function's call.
+    known: the sources that exist and are not functions. They also give rewards if `given` omits them.
     Raises:
-        ValueError: an unknown name, key or setting.
+    ValueError: a name, key or setting is unknown.
     """
     entries = OmegaConf.to_container(given, resolve=True) if isinstance(given, DictConfig | ListConfig) else given
     entries = [entries] if isinstance(entries, str | dict) else list(entries or [])
@@ -74,7 +74,7 @@ def read_sources(key: str, given, directory: Path, seconds: float, **known: bool
     for entry in entries:
         entry = {"name": entry} if isinstance(entry, str) else entry
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise ValueError(f"{key}: {entry!r} names no reward; write a name, or {{name: NAME, weight: 1, ...}}")
+            raise ValueError(f"{key}: {entry!r} is not a reward; write a name, or {{name: NAME, weight: 1, ...}}")
         source = read_source(key, entry, directory, seconds, known)
         if source.name in fixed:
             fixed[source.name] = source
@@ -88,7 +88,7 @@ def read_sources(key: str, given, directory: Path, seconds: float, **known: bool
 
 
 def read_source(key: str, entry: dict, directory: Path, seconds: float, known: dict[str, bool]) -> Source:
-    """One entry as a source; what is not of OF_A_SOURCE is the function's own."""
+    """One entry as a source. Settings that are not in OF_A_SOURCE are the function's own."""
     name, own = entry["name"], {k: value for k, value in entry.items() if k not in OF_A_SOURCE}
     weight, clip, unjudged = entry.get("weight", 1.0), entry.get("clip"), entry.get("unjudged")
     check_number(float("-inf"), **{f"{key}.{name}.weight": weight})
@@ -101,7 +101,9 @@ def read_source(key: str, entry: dict, directory: Path, seconds: float, known: d
         if not known[name] or own:
             setting = {REWARD_MODEL: "reward_model=PATH", ENVIRONMENT: "env=FILE.py:CLASS"}[name]
             raise ValueError(
-                f"{key}: {name} has no setting {next(iter(own))}" if own else f"{key}: {name} asks for {setting}"
+                f"{key}: {name} has no setting {next(iter(own))}"
+                if own
+                else f"{key}: {name} needs the setting {setting}"
             )
         return Source(name, **scales)
     function = RewardProcess(name, seconds=seconds, key=key, settings=own, directory=directory / name)
@@ -109,7 +111,7 @@ def read_source(key: str, entry: dict, directory: Path, seconds: float, known: d
 
 
 def check_columns(key: str, sources: Sequence[Source], prompts: Sequence[dict]) -> None:
-    """Raises ValueError where a source reads a column that none of the prompts has."""
+    """Raise ValueError if a source reads a column that none of the prompts has."""
     there = {"prompts", "completions", "messages", "tokens"} | {
         name for prompt in prompts for name in prompt["columns"]
     }

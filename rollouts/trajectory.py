@@ -12,22 +12,22 @@ from runtime.devices import send
 
 @dataclass
 class Trajectory:
-    """B episodes of at most T tokens. Column t speaks about token t; masks are bool, True = this token counts.
+    """B episodes of at most T tokens. Column t is about token t. Masks are bool, True = this token counts.
 
-    An episode is a prompt and an answer, or a dialogue of several turns between which an environment speaks. What it
-    says is attended to, and is neither an action nor a state with a value.
+    An episode is a prompt and an answer, or a dialogue of several turns with messages of an environment between them.
+    The environment's tokens are attended to. They are neither actions nor states with a value.
 
     tokens            (B, T) int64
     attention_mask    (B, T) real tokens
-    action_mask       (B, T) tokens that the policy sampled, stop tokens included
-    value_mask        (B, T) states that have a value: those of the actions; under score_position=after_eos one more
-    done              (B, T) the last state of an episode: nothing that comes after it is of its return
-    turn              (B, T) int64, which of the policy's turns an action belongs to, from 0; -1 elsewhere
+    action_mask       (B, T) tokens that the policy sampled, including stop tokens
+    value_mask        (B, T) states that have a value: those of the actions; one more with score_position=after_eos
+    done              (B, T) the last state of an episode: its return does not include anything later
+    turn              (B, T) int64, number of the policy's turn to which an action belongs, from 0; -1 elsewhere
     finished          (B,) the last turn ended with a stop token
-    judged            (B,) every reward source could judge the episode; what it could not judge is not learned from
-    sampler_logprobs  (B, T) float32 nats, what the sampler drew each action with; 0 elsewhere, None where unknown
-    rewards           {name: (B, T) float32} what each source pays on each token, before weights
-    step              of the policy that sampled: steps completed before
+    judged            (B,) every reward source could judge the episode; other episodes are not trained on
+    sampler_logprobs  (B, T) float32 nats, log-probability of each action in the sampler; 0 elsewhere, None if unknown
+    rewards           {name: (B, T) float32} rewards of each source on each token, before weights
+    step              number of steps that the sampling policy had completed
     prompts           B encoded prompts with `messages`, `columns` and `where`, the record's FILE:LINE
     """
 
@@ -43,8 +43,10 @@ class Trajectory:
     prompts: list[dict]
     step: int = 0
     rewards: dict[str, Tensor] = field(default_factory=dict)
-    packed: dict[int, list["Part"]] = field(default_factory=dict, repr=False)  # what `parts` has packed already
-    on_host: tuple[Rows, Rows] | None = field(default=None, repr=False)  # copies of `rows` and `states`, to pack from
+    # the parts that `parts` has already packed
+    packed: dict[int, list["Part"]] = field(default_factory=dict, repr=False)
+    # copies of `rows` and `states` from which parts are packed
+    on_host: tuple[Rows, Rows] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -56,22 +58,22 @@ class Trajectory:
 
     @property
     def rows(self) -> Rows:
-        """The episodes with the actions as targets: what policies and reward models read."""
+        """The episodes with the actions as targets: the input of policies and reward models."""
         return Rows(self.tokens, self.attention_mask, self.action_mask)
 
     @property
     def states(self) -> Rows:
-        """The episodes with the states that have a value as targets: what a value model reads."""
+        """The episodes with the states that have a value as targets: the input of a value model."""
         return Rows(self.tokens, self.attention_mask | self.value_mask, self.value_mask)
 
     def parts(self, size: int) -> list["Part"]:
-        """The episodes `size` at a time, packed once for all networks that read them."""
+        """The episodes in parts of `size`, packed once for all networks that read them."""
         if size not in self.packed:
             self.packed[size] = [self.part(some) for some in torch.arange(len(self)).split(size)]
         return self.packed[size]
 
     def part(self, rows: Tensor) -> "Part":
-        """The episodes at `rows` (indices of the host), packed there."""
+        """The episodes at `rows` (indices on the host), packed on the host."""
         device = self.tokens.device
         if self.on_host is None:
             self.on_host = tuple(Rows(*(x.cpu() for x in some[:3])) for some in (self.rows, self.states))
@@ -89,7 +91,7 @@ class Trajectory:
         return Trajectory(**known, prompts=prompts, step=self.step, rewards=rewards)
 
     def state_dict(self) -> dict[str, Any]:
-        """The trajectory as JSON has it: it is of this rank, and checkpoints keep as tensors what all ranks share."""
+        """The trajectory of this rank as JSON. (Checkpoints store as tensors only what all ranks share.)"""
         kept = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)} | self.rewards
         rows = {name: {"dtype": str(x.dtype).removeprefix("torch."), "rows": x.tolist()} for name, x in kept.items()}
         prompts = [{k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()} for row in self.prompts]
@@ -97,7 +99,7 @@ class Trajectory:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], device: torch.device) -> "Trajectory":
-        """What `state_dict` was taken of."""
+        """The trajectory of a `state_dict`."""
         tensors = {
             name: torch.tensor(kept["rows"], dtype=getattr(torch, kept["dtype"]), device=device)
             for name, kept in state["tensors"].items()
@@ -107,7 +109,7 @@ class Trajectory:
         return cls(**known, prompts=state["prompts"], step=state["step"], rewards=rewards)
 
     def leave_out(self, rows: Tensor) -> None:
-        """Nothing is learned from the episodes where `rows` (B,) is True: they keep their tokens and have no action."""
+        """Exclude the episodes where `rows` (B,) is True from training: they keep tokens and lose their actions."""
         keep, self.packed, self.on_host = ~rows[:, None], {}, None
         self.action_mask, self.value_mask, self.done = (
             m & keep for m in (self.action_mask, self.value_mask, self.done)
@@ -117,7 +119,7 @@ class Trajectory:
 class Part(NamedTuple):
     """Some episodes, packed (`model/packing.py`)."""
 
-    index: Tensor  # (b,) which of the trajectory's
+    index: Tensor  # (b,) indices in the trajectory
     rows: Rows
     states: Rows
 
@@ -134,13 +136,13 @@ def make_trajectory(
     ids: list[list[int]], turns: list[list[int]], logprobs: list[list[float]] | None, finished: list[bool],
     prompts: list[dict], *, pad_id: int, device: torch.device, score_position: str, max_new_tokens: int,
 ) -> Trajectory:  # fmt: skip
-    """The trajectory of episodes given as lists of unequal lengths.
+    """The trajectory of episodes that are given as lists of different lengths.
 
     Args:
-        ids: every episode's tokens. turns: beside them the turn of each action, -1 for what was not sampled.
-        logprobs: beside them. score_position: eos, or after_eos: the state after the last token has a value too, and
-            receives the score, where the completion left room for a further token (Huang et al. 2024,
-            arXiv:2403.17031, and TRL).
+        ids: tokens of every episode. turns: for each token the turn of its action, -1 if it was not sampled.
+        logprobs: for each token. score_position: eos, or after_eos: the state after the last token also has a value and
+            receives the score, if the completion has space for a further token (Huang et al. 2024, arXiv:2403.17031,
+            and TRL).
     """
     tokens, turn = (padded(rows, fill, torch.int64) for rows, fill in ((ids, pad_id), (turns, -1)))
     attention_mask = padded([[True] * len(row) for row in ids], False, torch.bool)
@@ -163,7 +165,7 @@ def make_trajectory(
 
 
 def from_rows(rows: Rows, finished: list[bool], prompts: list[dict]) -> Trajectory:
-    """The trajectory of completions that something else sampled, a turn each, scored at their ends."""
+    """The trajectory of completions from another sampler, one turn each, with the score at the end."""
     mask, device = rows.completion_mask, rows.input_ids.device
     columns = torch.arange(mask.shape[1], device=device).expand(mask.shape)
     done = columns == columns.masked_fill(~mask, -1).amax(1, keepdim=True)
@@ -175,11 +177,11 @@ def from_rows(rows: Rows, finished: list[bool], prompts: list[dict]) -> Trajecto
 
 
 def padded(rows: list[list], fill, dtype: torch.dtype) -> Tensor:
-    """(B, T) the rows, padded on the right."""
+    """(B, T): the rows, padded on the right."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=dtype)
 
 
 def one_more(x: Tensor) -> Tensor:
-    """(B, T + 1): a column of zeros on the right."""
+    """(B, T + 1): x with a column of zeros on the right."""
     return nn.functional.pad(x, (0, 1))

@@ -1,4 +1,4 @@
-"""The value model's own updates, beside none of the policy's."""
+"""Updates of the value model only."""
 
 import torch
 from omegaconf import DictConfig
@@ -16,8 +16,9 @@ def teach_values(
     cfg: DictConfig, run: Run, value_model: nn.Module, optimizer: Optimizer, rollout: Trajectory,
     old_values: Tensor, returns: Tensor,
 ) -> None:  # fmt: skip
-    """value_epochs passes over the rollout in minibatches of value_minibatch_size rows; null: none, as it learns
-    beside the policy. The policy has no gradient then, so the shared optimizer leaves it alone.
+    """value_epochs passes over the rollout in minibatches of value_minibatch_size rows. null: no passes, because the
+    value model learns together with the policy. The policy has no gradient here, so the shared optimizer does not
+    change it.
 
     Args:
         old_values, returns: (B, T).

@@ -1,4 +1,4 @@
-"""Rollouts to read: samples with the credit of every token, the viewer, and warnings."""
+"""Rollouts in readable form: samples with the figures of every token, the viewer, and warnings."""
 
 import logging
 
@@ -19,7 +19,7 @@ def answer_samples(rollout: Trajectory, tokenizer, scores: Tensor, kl: Tensor, *
     for row in range(min(count, len(scores))):
         ids, mask = rollout.tokens[row], rollout.action_mask[row]
         first = int(mask.int().argmax())
-        if rollout.turn[row].max() > 0:  # of several turns: with what the environment said between them
+        if rollout.turn[row].max() > 0:  # an episode of several turns is shown with the environment's messages
             completion = tokenizer.decode(ids[rollout.attention_mask[row]][first:].tolist(), specials=True)
         else:
             completion = tokenizer.decode(ids[mask].tolist())
@@ -38,7 +38,7 @@ def answer_samples(rollout: Trajectory, tokenizer, scores: Tensor, kl: Tensor, *
 def credit_samples(
     rollout: Trajectory, tokenizer, scores: Tensor, credit: dict[str, Tensor], *, count: int
 ) -> list[dict]:
-    """`answer_samples`, and beside them the tokens and one list per token-level figure.
+    """`answer_samples` with the tokens and one list per token-level figure.
 
     Args:
         credit: (B, T) tensors by name, those of COLUMNS; 0 off-mask.
@@ -52,7 +52,7 @@ def credit_samples(
 
 
 def print_credit(rollout: Trajectory, tokenizer, scores: Tensor, credit: dict[str, Tensor], say) -> None:
-    """Every row of a batch decoded, a token a line: is it a target, and its reward, KL, value and advantage."""
+    """Print every row of a batch, one token per line: whether it is a target, its reward, KL, value and advantage."""
     for row, score in enumerate(scores.tolist()):
         say(f"row {row}  score {score:.4f}\n{'token':>20} target " + " ".join(f"{name:>9}" for name in COLUMNS))
         for t in rollout.attention_mask[row].nonzero().flatten().tolist():
@@ -64,7 +64,7 @@ def print_credit(rollout: Trajectory, tokenizer, scores: Tensor, credit: dict[st
 
 
 def warn_about(rollout: Trajectory, scores: Tensor, cfg: DictConfig, run: Run) -> None:
-    """Signs of a run that cannot learn what it should; said at the first step and every tenth while they last."""
+    """Warn about signs of a run that cannot learn as intended, at the first step and then every tenth."""
     if run.step % 10:
         return
     finished, scores = rollout.finished, scores[rollout.judged]
@@ -74,15 +74,17 @@ def warn_about(rollout: Trajectory, scores: Tensor, cfg: DictConfig, run: Run) -
             len(finished) - len(scores), len(finished),
         )  # fmt: skip
     if len(scores) > 1 and scores.max() == scores.min():
-        log.warning("step %d: all %d scores are %g: there is nothing to prefer", run.step + 1, len(scores), scores[0])
+        log.warning(
+            "step %d: all %d scores are %g, so no completion is preferred", run.step + 1, len(scores), scores[0]
+        )
     if cfg.missing_eos == "replace" and not finished.all() and cfg.missing_eos_value > scores.mean():
         log.warning(
-            "step %d: a completion that does not stop is paid missing_eos_value=%g, more than the mean score of %.3g: "
-            "the policy is taught not to stop. Set missing_eos=subtract, or a value below the scores",
+            "step %d: a completion that does not stop gets missing_eos_value=%g, more than the mean score of %.3g: "
+            "the policy would learn not to stop. Set missing_eos=subtract, or a value below the scores",
             run.step + 1, cfg.missing_eos_value, scores.mean(),
         )  # fmt: skip
     if not finished.any():
         log.warning(
             "step %d: 0 of %d completions ended with a stop token: raise sampling.max_new_tokens, or train the SFT "
-            "model on completions that end (missing_eos decides what such a row is paid)", run.step + 1, len(finished),
+            "model on completions that end (missing_eos sets the score of such a row)", run.step + 1, len(finished),
         )  # fmt: skip

@@ -113,11 +113,11 @@ def test_the_value_model_may_have_epochs_and_minibatches_of_its_own(ppo, tmp_pat
     "words, message",
     [
         (["advantage=online_dpo"], "samples_per_prompt to 2 or more"),
-        ([*PAIRS[:2]], "one step a rollout, beta = kl_coef; set ppo_epochs=1 minibatch_size=16"),
+        ([*PAIRS[:2]], "one step per rollout, beta = kl_coef; set ppo_epochs=1 minibatch_size=16"),
         ([*PAIRS, "kl_coef=0"], "kl_coef > 0"),
         (["value_epochs=0"], "value_epochs=0 must be a whole number of at least 1"),
         (["value_epochs=1", "value_minibatch_size=3"], "value_minibatch_size=3 is not a multiple"),
-        (["value_minibatch_size=4"], "value_minibatch_size is that of value_epochs"),
+        (["value_minibatch_size=4"], "value_minibatch_size belongs to value_epochs"),
         (["advantage=reinforce_pp", "value_epochs=1"], "value_epochs=1: advantage=reinforce_pp has no value model"),
         (["off_policy.correction=token"], "off_policy.correction='token' is unknown"),
         (["off_policy.old_logprobs=server"], "off_policy.old_logprobs='server' is unknown"),

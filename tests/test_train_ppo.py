@@ -228,7 +228,7 @@ def test_signs_of_a_run_that_cannot_learn_are_said_with_figures(ppo, inputs, cap
         (["dual_clip=1"], "dual_clip=1"),
         (["dual_clip=some"], "dual_clip=some must be a number"),
         (["sampling.temperature=hot"], "sampling.temperature=hot must be a finite number"),
-        (["data.ptx=[texts.jsonl]"], "data.ptx would not be read, as ptx_coef=0"),
+        (["data.ptx=[texts.jsonl]"], "data.ptx has no effect with ptx_coef=0"),
         (["gamma=1.1"], "gamma=1.1"),
         (["gae_lambda=-1"], "gae_lambda=-1"),
         (["kl_exact_every=-1"], "kl_exact_every=-1"),

@@ -76,7 +76,7 @@ def test_no_code_reads_a_format_that_can_run_code():
     "place", ["os:system", "..losses:dpo_loss", "data..rewards:call_reward", "/etc/passwd:x", ":f"]
 )
 def test_a_reward_outside_the_project_must_be_named_as_a_file(place):
-    told = "no module of this project|must read package.module:function|is no ready reward"
+    told = "not a module of this project|must be NAME, package.module:function|is not a ready reward"
     with pytest.raises(ValueError, match=told):
         load_reward_function(place)
 

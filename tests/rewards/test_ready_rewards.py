@@ -189,7 +189,7 @@ def test_a_server_that_is_busy_is_asked_again_and_another_shape_is_named(server)
     url, seen = server
     one = {"messages": [[{"role": "user", "content": "hi"}]]}
     assert paid({"name": "reward_server", "url": f"{url}/down"}, ["x"], **one) == [1] and len(seen) == 2
-    with pytest.raises(ValueError, match="gives 2 numbers for a completion: it is no reward model"):
+    with pytest.raises(ValueError, match="returned 2 numbers for a completion, so it is not a reward model"):
         paid({"name": "reward_server", "url": f"{url}/two"}, ["x"], **one)
     with pytest.raises(ValueError, match="wanted what api=plain gives"):
         paid({"name": "reward_server", "url": f"{url}/classify", "api": "plain"}, ["x"], **one)

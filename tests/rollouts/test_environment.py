@@ -96,8 +96,8 @@ def test_a_reward_function_and_the_environment_are_added_and_logged_apart(
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("Silent", "env=Silent: step() says nothing and is not done"),
-        ("Assistant", "is no message"),
+        ("Silent", "env=Silent: step() returned no message and done=False"),
+        ("Assistant", "is not a message"),
         ("Unpaid", "step() returned the reward None"),
         ("Long", "env=Long: reset() of"),
         ("function", "must name a class with reset(record) and step(messages)"),

@@ -74,7 +74,7 @@ def test_a_function_that_misbehaves_is_named(function, name, message):
 
 def test_only_the_projects_modules_and_files_named_by_path_are_loaded(tmp_path):
     assert load_reward_function("rollouts.reward_functions:load_reward_function") is load_reward_function
-    with pytest.raises(ValueError, match="no module of this project"):
+    with pytest.raises(ValueError, match="not a module of this project"):
         load_reward_function("os.path:join")
     with pytest.raises(ValueError, match="there is no file"):
         load_reward_function(f"{tmp_path}/absent.py:f")

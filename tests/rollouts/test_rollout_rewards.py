@@ -127,7 +127,9 @@ def test_overlong_completions_lose_reward_or_are_left_out(ppo, stopping, tmp_pat
     assert all(any(column(row, "advantage")) == (row["finish_reason"] == "stop") for row in rows)
 
 
-@pytest.mark.parametrize("name, message", [("few_tokens", "one for each of its"), ("outside", "pays characters 0 to")])
+@pytest.mark.parametrize(
+    "name, message", [("few_tokens", "one for each of its"), ("outside", "rewards characters 0 to")]
+)
 def test_rewards_that_fit_no_text_are_named(ppo, stopping, fn, capsys, name, message):
     assert ppo(stopping, *ALONE, fn(name)) == 2
     assert message in capsys.readouterr().err
