@@ -1,10 +1,12 @@
-"""Another commit against this code on the same rows, interleaved on one machine: ratios of medians, theirs over ours.
+"""Compare the speed of another commit with this code on the same rows, interleaved: ratios of medians, theirs over
+ours.
 
     python bench/against_commit.py 40e4cb1 --rounds 3                 all rows
     python bench/against_commit.py 40e4cb1 --only judge winrate       a part of them
 
-The training steps and the sampler are the rows of bench/vs_peers.py, both sides in bf16. The others are whole commands
-on 805 pairs of answers of Anthropic HH, each side with its own defaults. Which side begins alternates by round.
+The training steps and the sampler are the rows of bench/vs_peers.py, both sides in bf16. The other rows are whole
+commands on 805 pairs of answers of Anthropic HH, each side with its own defaults. The side that begins alternates by
+round.
 """
 
 import argparse
@@ -24,7 +26,10 @@ from bench.vs_peers import PREFERENCES, Bench, works  # noqa: E402
 
 
 def write_answers(directory: Path, count: int = 805) -> list[str]:
-    """Questions with two models' answers each, short enough for every judge; the words that name the two files."""
+    """Write questions with two models' answers, short enough for every judge.
+
+    Returns the overrides that name the files.
+    """
     questions, answers = [], []
     with gzip.open(PREFERENCES, "rt", encoding="utf-8") as file:
         for row in map(json.loads, file):
@@ -45,7 +50,7 @@ def write_answers(directory: Path, count: int = 805) -> list[str]:
 
 
 def evaluations(bench: Bench) -> dict[str, list[str]]:
-    """{row: words of evaluate.py}; the win rate is of the reward model's verdicts, made here once."""
+    """{row: overrides of evaluate.py}. The win rate uses verdicts of the reward model, which are computed once here."""
     directory = bench.directory
     asked = ["task=judge", *write_answers(directory)]
     scored = [*asked, "judge=reward_model", f"judge.path={bench.scorer}"]
@@ -60,7 +65,7 @@ def evaluations(bench: Bench) -> dict[str, list[str]]:
 
 
 def whole(bench: Bench, overrides: list[str], root: Path) -> float:
-    """Seconds of a whole evaluation, its start included."""
+    """Seconds of a whole evaluation, including its start."""
     began = time.perf_counter()
     out = bench.directory / f"evaluation{bench.count}"
     bench.run([sys.executable, "evaluate.py", *overrides, f"hydra.run.dir={out}"], root)

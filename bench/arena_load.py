@@ -1,10 +1,10 @@
-"""Fifty people at once on the arena's page: are all votes there, none twice, and how long do the answers take?
+"""Load test of the arena's page with fifty people: are all votes stored, none twice, and how long do answers take?
 
     python bench/arena_load.py models="{a:DIR,b:DIR}"             50 users, 2,000 votes, and a kill -9 half-way
     python bench/arena_load.py models="{a:DIR,b:DIR}" 5 60       the same with 5 users and 60 votes
-    python bench/arena_load.py models="{a:DIR,b:DIR}" 50 2000 RUN_DIR   of a run that was cut after the kill: the rest
+    python bench/arena_load.py models="{a:DIR,b:DIR}" 50 2000 RUN_DIR   continues a run that was cut after the kill
 
-Needs the arena extra. Traffic goes to 127.0.0.1 only, from a server that this script starts and stops.
+It needs the arena extra. All traffic goes to 127.0.0.1, to a server that this script starts and stops.
 """
 
 import json
@@ -31,7 +31,7 @@ DIRECTORY = Path(sys.argv[4] if sys.argv[4:] else f"{tempfile.mkdtemp()}/arena")
 
 
 def start(models: str, directory: Path, port: int, *more: str) -> subprocess.Popen:
-    """The server, once it is open."""
+    """The server process, once the page is open."""
     overrides = [models, f"port={port}", f"hydra.run.dir={directory}", "sampling.max_new_tokens=4"]
     limits = ["messages_per_minute=100000", "max_waiting=1000", "refresh_seconds=60"]
     command = [sys.executable, str(ROOT / "arena.py"), *overrides, *limits, *more]
@@ -44,7 +44,7 @@ def start(models: str, directory: Path, port: int, *more: str) -> subprocess.Pop
 
 
 class Person(threading.Thread):
-    """Talks and votes until told to stop; remembers which votes were acknowledged and how long each answer took."""
+    """Sends messages and votes until stopped. Stores which votes were acknowledged and how long each answer took."""
 
     def __init__(self, address: str, votes: int):
         super().__init__(daemon=True)
@@ -57,13 +57,13 @@ class Person(threading.Thread):
             for n in range(self.votes):
                 client.predict(f"hello {n}", api_name="/say")
                 began = time.perf_counter()
-                said = client.predict(LABELS[n % len(LABELS)], api_name="/vote")
+                reply = client.predict(LABELS[n % len(LABELS)], api_name="/vote")
                 self.seconds.append(time.perf_counter() - began)
-                self.thanked += "Thank you" in json.dumps(said)
+                self.thanked += "Thank you" in json.dumps(reply)
                 began = time.perf_counter()
                 urllib.request.urlopen(self.address, timeout=60).read()
                 self.page_seconds.append(time.perf_counter() - began)
-        except Exception as error:  # the server was killed under this person
+        except Exception as error:  # the server was killed during a request of this person
             self.broken = repr(error)
 
 
@@ -75,7 +75,7 @@ def crowd(address: str, votes_each: int) -> list[Person]:
 
 
 def kill_half_way(models: str, port: int) -> None:
-    """SIGKILL while fifty people vote: is every vote there that a person was thanked for?"""
+    """Send SIGKILL while fifty people vote, and check that every acknowledged vote is stored."""
     server = start(models, DIRECTORY, port)
     people = crowd(f"http://127.0.0.1:{port}", VOTES // USERS)
     while sum(person.thanked for person in people) < VOTES // 2 and any(p.is_alive() for p in people):
@@ -86,13 +86,13 @@ def kill_half_way(models: str, port: int) -> None:
         person.join(timeout=120)
     thanked, kept = sum(person.thanked for person in people), len(votes())
     if not thanked:
-        raise SystemExit(f"nobody could vote: {people[0].broken}")
+        raise SystemExit(f"no vote was possible: {people[0].broken}")
     print(f"killed (-9) during the votes: {thanked} acknowledged, {kept} in the store, lost {max(thanked - kept, 0)}")
     show_seconds(people)
 
 
 def go_on(models: str, port: int) -> None:
-    """The rest of the votes, on the store that the killed server left."""
+    """Send the remaining votes to a server on the store of the killed one."""
     kept = len(votes())
     server = start(models, DIRECTORY, port, "resume=true")
     people = crowd(f"http://127.0.0.1:{port}", -(-(VOTES - kept) // USERS))

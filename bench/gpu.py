@@ -1,11 +1,12 @@
-"""One command that tells what this project does on the GPU that is here: is it right, how fast, beside which limit.
+"""One command that checks this project on the GPU of this machine: correctness, speed, and the distance to its limits.
 
     python -m bench.gpu
 
-In under ten minutes: the tests of `make test-gpu` that decide (kernels, attention, the four scripts), the limits of the
-card (a large product, a large copy), SFT, reward model, DPO and PPO steps, decoding of 1 to 256 rows for three sizes,
-transformers beside them where it is installed, and each prediction of docs/kernels.md beside its measurement. Writes
-gpu.json, gpu.md and gpu.png into --out. --tiny runs the same on any device in a minute, as a test does.
+It takes less than ten minutes: the most important tests of `make test-gpu` (kernels, attention, the four scripts), the
+limits of the card (a large product, a large copy), SFT, reward model, DPO and PPO steps, decoding of 1 to 256 rows for
+three sizes, transformers for comparison if it is installed, and each prediction of docs/kernels.md with its
+measurement. It writes gpu.json, gpu.md and gpu.png into --out. With --tiny it runs on any device in a minute, as in a
+test.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from runtime.devices import own_device  # noqa: E402
 from runtime.plots import pyplot, save_figure  # noqa: E402
 
 ESSENTIAL = ["tests/kernels/test_kernels_gpu.py", "tests/model/test_transformer.py", "tests/test_scripts_gpu.py"]
-SECONDS = 540  # a part that would begin later is left out, and named
+SECONDS = 540  # parts that would begin later are left out and named
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     device, started = own_device(), time.monotonic()
     if device.type != "cuda" and not args.tiny:
-        raise SystemExit("error: no GPU is here; --tiny runs the same on a CPU")
+        raise SystemExit("error: this machine has no GPU; use --tiny to run on a CPU")
     args.out.mkdir(parents=True, exist_ok=True)
     result = {"machine": machine(device), "left_out": []}
     parts = {"limits": limits, "attention": attention, "training": training, "ppo": ppo, "decoding": decoding}
@@ -58,21 +59,21 @@ def main() -> None:
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What decides the figures."""
+    """The properties of the machine that determine the figures."""
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
     triton = __import__("triton").__version__ if HAS_TRITON else "none"
     return {"device": card, "torch": torch.__version__, "triton": triton, "python": platform.python_version()}
 
 
 def tests(device: torch.device, tiny: bool, result: dict) -> dict:
-    """The tests that decide whether what follows means anything; pytest's own last line."""
+    """Run the tests on which the other figures depend. Returns pytest's last line."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *ESSENTIAL]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     return {"exit": done.returncode, "summary": done.stdout.strip().splitlines()[-1] if done.stdout else done.stderr}
 
 
 def limits(device: torch.device, tiny: bool, result: dict) -> dict:
-    """TFLOP/s of a product of square bf16 matrices, GB/s of a copy (read and written)."""
+    """TFLOP/s of a product of square bf16 matrices, GB/s of a copy (bytes read and written)."""
     size, copied = (256, 2**20) if tiny else (8192, 2**30)
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     source = torch.randn(copied, device=device, dtype=torch.bfloat16)
@@ -83,7 +84,7 @@ def limits(device: torch.device, tiny: bool, result: dict) -> dict:
 
 
 def attention(device: torch.device, tiny: bool, result: dict) -> list[dict]:
-    """Causal attention over documents, forward and backward: flex_attention as we call it, and torch's varlen."""
+    """Causal attention over documents, forward and backward: flex_attention as in our model, and torch's varlen."""
     heads, kv_heads, width, length, count = (4, 2, 16, 32, 2) if tiny else (32, 8, 64, 1024, 16)
     tokens = length * count
     spans = [(n * length, (n + 1) * length) for n in range(count)]
@@ -97,7 +98,7 @@ def attention(device: torch.device, tiny: bool, result: dict) -> list[dict]:
     if device.type == "cuda":
         ends = torch.arange(0, tokens + 1, length, device=device, dtype=torch.int32)
         ways["varlen_attn"] = lambda: varlen(q, k, v, ends, length)
-    flops = 3 * 2 * 2 * heads * width * count * length * (length + 1) / 2  # forward, and twice that backward
+    flops = 3 * 2 * 2 * heads * width * count * length * (length + 1) / 2  # forward, and twice as much backward
     rows = []
     for name, run in ways.items():
         try:
@@ -115,7 +116,7 @@ def varlen(q, k, v, ends, longest: int):
 
 
 def training(device: torch.device, tiny: bool, result: dict) -> list[dict]:
-    """SFT, reward model and DPO steps of every shape; transformers' SFT step beside ours."""
+    """SFT, reward model and DPO steps of every shape, and transformers' SFT step."""
     rows = []
     for shape in work.TINY if tiny else work.SHAPES:
         for name in ("sft", "rm", "dpo"):
@@ -141,7 +142,7 @@ def ppo(device: torch.device, tiny: bool, result: dict) -> list[dict]:
 
 
 def decoding(device: torch.device, tiny: bool, result: dict) -> list[dict]:
-    """Seconds of a decoding step beside the time that reading weights and cache takes at the copy's bandwidth."""
+    """Seconds of a decoding step, and the time to read weights and cache at the copy's bandwidth."""
     rows = []
     for shape in work.TINY[:1] if tiny else work.SHAPES:
         for count in (1, 4) if tiny else (1, 16, 64, 256):
@@ -155,7 +156,7 @@ def decoding(device: torch.device, tiny: bool, result: dict) -> list[dict]:
 
 
 def kernels(device: torch.device, tiny: bool, result: dict) -> dict:
-    """`bench.kernels.bench`: each kernel's prediction beside its time, in its own process; its last lines."""
+    """The last lines of `bench.kernels.bench`, run in its own process: each kernel's prediction and its time."""
     command = [sys.executable, "-m", "bench.kernels.bench", "--parts", "time", "bandwidth"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     return {"exit": done.returncode, "output": (done.stdout + done.stderr)[-6000:]}
@@ -171,7 +172,7 @@ def row(shape: work.Shape, name: str, timed, result: dict) -> dict:
 
 
 def guarded(job):
-    """What the job gives, or in one line why it could not: a size that does not fit must not end the others."""
+    """The result of the job, or its error on one line, because a size that does not fit must not end the other jobs."""
     try:
         return job()
     except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -214,12 +215,12 @@ def tables(result: dict) -> str:
     if "kernels" in result:
         lines += ["", "```", result["kernels"]["output"].strip(), "```"]
     if result["left_out"]:
-        lines += ["", f"Left out, as {SECONDS} s were over: {', '.join(result['left_out'])}"]
+        lines += ["", f"Left out after {SECONDS} s: {', '.join(result['left_out'])}"]
     return "\n".join(lines) + "\n"
 
 
 def line(first: str, second: str, row: dict, cells) -> str:
-    """A row of a table, or why it has no figures."""
+    """A row of a table, or the reason why it has no figures."""
     names = [first, second] if second else [first]
     return "| " + " | ".join([*names, *([row["error"]] if "error" in row else cells(row))]) + " |"
 

@@ -1,6 +1,6 @@
-"""The pieces of work that bench/gpu.py times: our steps, our sampler, and transformers' training step beside them.
+"""The work that bench/gpu.py times: our steps, our sampler, and transformers' training step for comparison.
 
-Weights and tokens are random: speed does not depend on what they say.
+Weights and tokens are random, because speed does not depend on them.
 """
 
 import time
@@ -30,8 +30,8 @@ class Shape(NamedTuple):
     """A model, and the rows of one forward: their number, prompt and completion tokens."""
 
     name: str
-    model: str  # of conf/model
-    rank: int  # of LoRA; 0: every weight learns
+    model: str  # name in conf/model
+    rank: int  # rank of LoRA; 0 = full training
     rows: int
     prompt: int
     completion: int
@@ -52,7 +52,7 @@ TINY = (Shape("tiny", "tiny", 0, 4, 12, 8), Shape("tiny, LoRA", "tiny", 4, 4, 12
 
 
 class Timed(NamedTuple):
-    """Seconds of one step, the operations that it must do, tokens, and the most memory in GB (0 on a CPU)."""
+    """Seconds of one step, its required operations, its tokens, and the peak memory in GB (0 on a CPU)."""
 
     seconds: float
     flops: float
@@ -61,7 +61,7 @@ class Timed(NamedTuple):
 
 
 def time_step(step: Callable[[], None], device: torch.device, rounds: int) -> tuple[float, float]:
-    """(median seconds, peak GB) of `rounds` steps after two, or one."""
+    """(median seconds, peak GB) of `rounds` steps after one or two warm-up steps."""
     for _ in range(min(2, rounds)):
         step()
     wait(device)
@@ -82,7 +82,7 @@ def wait(device: torch.device) -> None:
 
 
 def random_rows(shape: Shape, device: torch.device, copies: int = 1) -> Rows:
-    """Rows of equal lengths; each prompt stands `copies` times, with another completion each time."""
+    """Rows of equal lengths. Each prompt occurs `copies` times, each time with another completion."""
     config, generator = shape.config, torch.Generator().manual_seed(0)
     draw = lambda n: torch.randint(config.vocab_size, (n,), generator=generator).tolist()  # noqa: E731
     mask, rows = [False] * shape.prompt + [True] * shape.completion, []
@@ -93,7 +93,7 @@ def random_rows(shape: Shape, device: torch.device, copies: int = 1) -> Rows:
 
 
 def network(kind: type, shape: Shape, device: torch.device, *, frozen: bool):
-    """A network of random weights: bf16 where it is frozen or has adapters, else fp32 masters."""
+    """A network with random weights: bf16 if it is frozen or has adapters, else with fp32 masters."""
     if kind is Policy and not frozen and not shape.rank:
         return new_policy(shape.config, seed=0, precision="bf16").to(device)
     model = init_weights(empty(kind, shape.config, "bf16", frozen or shape.rank > 0), 0)
@@ -102,7 +102,7 @@ def network(kind: type, shape: Shape, device: torch.device, *, frozen: bool):
 
 
 def training(name: str, shape: Shape, device: torch.device, rounds: int) -> Timed:
-    """One optimizer step of `sft`, `rm` or `dpo` (its reference is known): a forward of all rows, clipping, AdamW."""
+    """One optimizer step of `sft`, `rm` or `dpo` (with known reference log-probs), including clipping and AdamW."""
     model = network(RewardModel if name == "rm" else Policy, shape, device, frozen=False)
     rows = random_rows(shape, device, copies=1 if name == "sft" else 2)
     loss_of = {"sft": sft, "rm": rm, "dpo": dpo}[name]
@@ -146,9 +146,9 @@ def dpo(policy: Policy, rows: Rows) -> Tensor:
 
 
 def ppo_phases(shape: Shape, device: torch.device, rounds: int) -> dict[str, Timed]:
-    """A PPO step by phase: sampling, what the frozen networks read, one epoch of learning in one minibatch.
+    """A PPO step by phase: sampling, forwards of the frozen networks, one epoch of updates in one minibatch.
 
-    One network stands for the reference and the reward model: each is read, one after the other, and holds no state.
+    One network stands for both the reference and the reward model. They are read one after the other and have no state.
     """
     policy, value = (network(kind, shape, device, frozen=False) for kind in (Policy, ValueModel))
     frozen = network(Policy, shape, device, frozen=True)
@@ -193,9 +193,9 @@ def sampled(policy: Policy, prompts: list[list[int]], tokens: int) -> None:
 
 
 def decoding(shape: Shape, rows: int, device: torch.device, rounds: int) -> tuple[float, float]:
-    """(seconds of one decoding step of `rows` rows, bytes that it must read: weights and keys and values so far).
+    """(seconds of one decoding step of `rows` rows, bytes that it must read: weights, and keys and values so far).
 
-    Two lengths are sampled; their difference is decoding alone.
+    Completions of two lengths are sampled. The difference of their times is decoding alone.
     """
     policy = network(Policy, shape, device, frozen=True)
     prompts = [[1 + row % 7] * shape.prompt for row in range(rows)]
@@ -210,7 +210,7 @@ def decoding(shape: Shape, rows: int, device: torch.device, rounds: int) -> tupl
 
 
 def transformers_sft(shape: Shape, device: torch.device, rounds: int) -> tuple[str, Timed] | None:
-    """transformers' Llama of the same shape on the same rows, scaled dot-product attention, Liger's kernels if here."""
+    """transformers' Llama of the same shape on the same rows, with SDPA, and with Liger's kernels if installed."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError:

@@ -1,11 +1,11 @@
-"""How often the four training scripts make the host wait for the device, counted without a device.
+"""Count how often the four training scripts make the host wait for the device. No device is needed.
 
     python -m bench.host_syncs
 
-On a GPU the host runs ahead until it asks for a value (`.item()`, `if tensor`, an index by a bool mask, `nonzero`) or
-copies from memory that is not pinned. It then waits for all the work that it has queued. Here the scripts run on the
-CPU with a tiny model. Every tensor made for the run's device, or computed from one, is marked; whatever would wait for
-it is counted with its line of source. Two a step are needed: is the gradient finite, and the row of metrics.
+On a GPU the host runs ahead until it needs a value (`.item()`, `if tensor`, an index by a bool mask, `nonzero`) or
+copies from memory that is not pinned. Then it waits for all queued work. Here the scripts run on the CPU with a tiny
+model. Every tensor on the run's device, or computed from one, is marked. Every operation that would wait for it is
+counted with its source line. Two waits per step are necessary: whether the gradient is finite, and the row of metrics.
 """
 
 import os
@@ -29,12 +29,12 @@ ON_HOST = (
     "any_on_host",
     "_check",
     "send",
-)  # functions that know a GPU's tensors and do not wait, or copy from pinned memory
-COPIES = ("tensor", "as_tensor")  # a list becomes a tensor of the device: copied from memory that is not pinned
+)  # functions that handle a GPU's tensors and do not wait, or copy from pinned memory
+COPIES = ("tensor", "as_tensor")  # they copy a list to the device from memory that is not pinned
 
 
 class HostSyncs(TorchFunctionMode):
-    """Counts what would wait for the device, by line of source, while it is entered."""
+    """Counts the operations that would wait for the device, by source line, while the mode is active."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,8 @@ class HostSyncs(TorchFunctionMode):
         copied = (moved and not kwargs.get("non_blocking")) or (name in COPIES and kwargs.get("device") is not None)
         if copied or (given and self.reads(name, args)):
             self.count(name)
-        if name == "backward":  # the mode rests inside a torch function: here the gradients of our own functions run
+        # the mode is inactive inside a torch function, where the gradients of our own functions run
+        if name == "backward":
             loss = args[0]
             with self:
                 return torch.autograd.graph._engine_run_backward(
@@ -56,10 +57,10 @@ class HostSyncs(TorchFunctionMode):
                 )
         out = function(*args, **kwargs)
         if name == "cpu":
-            return out.detach().view_as(out)  # the host's own copy, unmarked
+            return out.detach().view_as(out)  # the host's own copy is not marked
         if name in ("tolist", "numpy"):
             return out
-        if moved and out is args[0]:  # on a CPU `to` gives the tensor itself back, which stays the host's
+        if moved and out is args[0]:  # on a CPU `to` returns the tensor itself, which stays the host's
             out = out.view_as(out)
         if given or moved or kwargs.get("device") is not None:
             for x in flat((out,)):
@@ -68,7 +69,7 @@ class HostSyncs(TorchFunctionMode):
         return out
 
     def count(self, name: str) -> None:
-        """One more at the line of the project nearest to the call; those that stay away from a GPU are left out."""
+        """Add one at the project's line nearest to the call. Lines that do not run on a GPU are left out."""
         for frame in reversed(traceback.extract_stack()):
             path = Path(frame.filename)
             if path.is_relative_to(ROOT) and path != Path(__file__) and ".venv" not in path.parts:
@@ -77,7 +78,7 @@ class HostSyncs(TorchFunctionMode):
                 return
 
     def reads(self, name: str, args: tuple) -> bool:
-        """Whether the host needs a value: a method of READS, an index by a mask, lengths that only the device knows."""
+        """Whether the host needs a value: a method of READS, an index by a mask, or lengths on the device."""
         if name in ("__getitem__", "__setitem__"):
             indices = [x for x in flat((args[1],)) if isinstance(x, Tensor)]
             return on_device(args[0]) and any(x.dtype == torch.bool or not on_device(x) for x in indices)
@@ -101,11 +102,11 @@ def targets_device(args: tuple, kwargs: dict) -> bool:
     return isinstance(args[0] if args else kwargs.get("device"), (torch.device, str))
 
 
-WINDOW = (2, 4)  # steps that are counted, after whatever happens once
+WINDOW = (2, 4)  # the steps that are counted, after one-time work
 
 
 def count(script: str, overrides: list[str]) -> Counter[str]:
-    """Syncs by line of source in the steps of WINDOW of a run of `script`; nothing is evaluated or sampled in it."""
+    """Syncs by source line in the steps of WINDOW of a run of `script`, without evaluation or sampling."""
     import importlib
 
     import runtime.run
@@ -152,11 +153,11 @@ def main() -> None:
             steps = WINDOW[1] - WINDOW[0]
             rows.append((script, f"{sum(sites.values()) / steps:g}", ""))
             rows += [("", f"{times / steps:g}", where) for where, times in sites.most_common()]
-        print_table("host synchronisations a step", ("script", "a step", "where"), rows)
+        print_table("host synchronisations per step", ("script", "a step", "where"), rows)
 
 
 def jobs(directory: Path, paths: dict[str, Path]) -> list[tuple[str, list[str]]]:
-    """The four scripts on a tiny model, two micro-batches a step."""
+    """The four scripts on a tiny model, with two micro-batches per step."""
     os.chdir(directory)
     common = ["num_steps=5", "eval_every=0", "sample_every=0", "save_every=0", "log.wandb=disabled"]
     model = ["model=tiny", "model.vocab_size=300", f"data.train=[{paths['sft']}]", "batch_size=8", "micro_batch_size=4"]

@@ -1,10 +1,11 @@
-"""The log-prob kernel beside liger-kernel's, cut-cross-entropy's and TRL's, in one run and with the same counters.
+"""Compare the log-prob kernel with liger-kernel's, cut-cross-entropy's and TRL's, in one run with the same counters.
 
     .venv-bench/bin/python -m bench.kernels_vs_peers
 
-In the environment of bench/requirements.txt. `predict`: operations, bytes and the time of an H100 at full size, by
-the same rules for all (nothing is timed). `bytes`: what the interpreter counts at a small size. `binary`: registers
-and spills on four GPUs. `time`: milliseconds and scratch on the GPU that is here; else on the CPU, of those that can.
+It runs in the environment of bench/requirements.txt. `predict`: operations, bytes and the time of an H100 at full size,
+by the same rules for all (nothing is timed). `bytes`: counted by the interpreter at a small size. `binary`: registers
+and spills on four GPUs. `time`: milliseconds and scratch memory on this machine's GPU, or on the CPU for those that
+can run there.
 """
 
 import argparse
@@ -44,12 +45,12 @@ def naive(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def liger(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    arguments = (None, None, -100, 0.0, 0.0, "sum")  # its defaults, summed
+    arguments = (None, None, -100, 0.0, 0.0, "sum")  # Liger's defaults, with a sum
     return LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, targets, *arguments)[0]
 
 
 def liger_fp32(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    arguments = (None, None, -100, 0.0, 0.0, "sum", None, False, torch.float32)  # accumulating as exactly as ours
+    arguments = (None, None, -100, 0.0, 0.0, "sum", None, False, torch.float32)  # accumulates as exactly as ours
     return LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, targets, *arguments)[0]
 
 
@@ -63,13 +64,13 @@ def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return -chunked_logprob.ChunkedLogProbFunction.apply(hidden, weight, *arguments)[0].sum()
 
 
-CHUNK = {"trl": 8192}  # columns of its tile
+CHUNK = {"trl": 8192}  # columns of TRL's tile
 PEERS = {"ours": ours, "naive": naive, "liger": liger, "liger fp32 sums": liger_fp32,
          "cut-cross-entropy": cut_cross_entropy, "trl": trl}  # fmt: skip
 
 
 def as_on_a_gpu() -> None:
-    """TRL picks its GPU path by the device's name; here the tensors of a GPU's path are on another device."""
+    """TRL selects its GPU path by the device's name. Here tensors of the GPU path are on another device."""
     chunked_logprob._use_triton = lambda device: True
     torch.is_autocast_enabled = lambda *device: False
     chunked_logprob._addmm_fp32 = lambda total, a, b: torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
@@ -80,12 +81,15 @@ def _bytes(*tensors: Tensor) -> int:
 
 
 def _forward_product(e, c, *args, **options):
-    """cut-cross-entropy's forward: all logits in registers; at least both inputs are read."""
+    """cut-cross-entropy's forward: all logits in registers. It must at least read both inputs."""
     return 2 * e.shape[0] * c.shape[0] * e.shape[1], _bytes(e, c)
 
 
 def _backward_products(e, c, *args, **options):
-    """Its backward: logits again and both gradients, each added to through memory; at least read and written once."""
+    """Its backward: the logits again and both gradients, accumulated in memory.
+
+    Each is at least read and written once.
+    """
     return 6 * e.shape[0] * c.shape[0] * e.shape[1], 3 * _bytes(e, c)
 
 
@@ -93,8 +97,8 @@ PEER_FORMULAS = FORMULAS | {
     "_cce_lse_forward_kernel": _forward_product,
     "_cce_backward_kernel": _backward_products,
     "_indexed_neg_dot_forward_kernel": lambda e, *args, **rest: (0, 2 * _bytes(e)),
-    "liger_cross_entropy_kernel": lambda X_ptr, **rest: (0, 3 * _bytes(X_ptr)),  # twice read, once written
-    "element_mul_kernel": lambda *args, **rest: (0, 0),  # skipped where the gradient is 1
+    "liger_cross_entropy_kernel": lambda X_ptr, **rest: (0, 3 * _bytes(X_ptr)),  # read twice and written once
+    "element_mul_kernel": lambda *args, **rest: (0, 0),  # skipped if the gradient is 1
     "_forward_kernel": lambda tile, *args, **rest: (0, _bytes(tile)),
     "_backward_kernel": lambda tile, *args, **rest: (0, 2 * _bytes(tile)),
 }
@@ -146,7 +150,7 @@ def part_bytes() -> list[dict]:
 
 
 def _gpu_addmm(traffic) -> Callable[[Tensor, Tensor, Tensor], None]:
-    """A float32 total += a @ b of bfloat16 factors is one library call on a GPU, and is counted as one."""
+    """A float32 total += a @ b of bfloat16 factors is one library call on a GPU, and counts as one."""
 
     def add(total: Tensor, a: Tensor, b: Tensor) -> None:
         with _disable_current_modes():
@@ -165,7 +169,7 @@ def part_binary() -> list[dict]:
     from bench.kernels.ahead_of_time import ARCHS, capture
 
     as_on_a_gpu()
-    chunked_logprob._addmm_fp32 = lambda total, a, b: None  # nothing is computed while kernels are captured
+    chunked_logprob._addmm_fp32 = lambda total, a, b: None  # nothing is computed during the capture of kernels
     rows = []
     for arch in ARCHS:
         for name in ("ours", "liger", "cut-cross-entropy", "trl"):
@@ -192,7 +196,7 @@ def part_time() -> list[dict]:
 
 
 def _time_on_gpu(size: tuple[int, int, int], rounds: int) -> list[dict]:
-    """Medians of interleaved rounds, forward + backward in bfloat16; the first two of each are not counted."""
+    """Medians of interleaved rounds, forward + backward in bfloat16, without the first two rounds."""
     inputs, rate = logprob_inputs(*size, torch.bfloat16, "cuda"), product_rate()
     seconds, peaks = {name: [] for name in PEERS}, {}
     for number, name in itertools.product(range(rounds + 2), PEERS):
@@ -214,7 +218,7 @@ def _time_on_gpu(size: tuple[int, int, int], rounds: int) -> list[dict]:
 
 
 def product_rate() -> float:
-    """Operations a second of a bfloat16 product of 8192 x 8192 matrices on this GPU."""
+    """Operations per second of a bfloat16 product of 8192 x 8192 matrices on this GPU."""
     a, b = torch.randn(2, 8192, 8192, device="cuda").bfloat16()
     return 2 * 8192**3 / statistics.median([elapsed(lambda: a @ b) for _ in range(12)][2:])
 

@@ -1,9 +1,9 @@
-"""How long the checks and the ratings take on large files, and how much memory.
+"""Time and memory of the checks and the ratings on large files.
 
     python bench/large_files.py --out runs/large
 
-Writes 100,000 conversations, 100,000 votes, 1,000,000 battles and 805 AlpacaEval annotations, then runs each command in
-a process of its own. Conversations are put together from sentences of the embedded sets, 117 words each.
+It writes 100,000 conversations, 100,000 votes, 1,000,000 battles and 805 AlpacaEval annotations, and then runs each
+command in its own process. Conversations are composed of sentences of the embedded sets, 117 words each.
 """
 
 import argparse
@@ -49,11 +49,11 @@ def main() -> None:
     }
     chosen = args.only or list(commands)
     rows = [(name, *measure(commands[name], out / name)) for name in chosen]
-    print_table("large files", ("command", "seconds", "MiB at most"), rows)
+    print_table("large files", ("command", "seconds", "peak MiB"), rows)
 
 
 def measure(command: str, home: Path) -> tuple[float, float]:
-    """(seconds of wall time, peak memory in MiB) of a command of its own process."""
+    """(seconds of wall time, peak memory in MiB) of a command in its own process."""
     start = time.monotonic()
     arguments = [sys.executable, *command.split(), "overwrite=true", f"hydra.run.dir={home}"]
     pid = os.posix_spawn(
@@ -66,7 +66,7 @@ def measure(command: str, home: Path) -> tuple[float, float]:
 
 
 def talks(draw: random.Random, count: int) -> Iterator[dict]:
-    """Conversations put together from sentences of the embedded sets."""
+    """Conversations composed of sentences of the embedded sets."""
     asked, answered = [], []
     for row in (row for file in SETS for row in read_jsonl(ROOT / file)):
         for message in row["messages"]:
@@ -81,7 +81,7 @@ def talks(draw: random.Random, count: int) -> Iterator[dict]:
 
 
 def write_files(out: Path, draw: random.Random) -> None:
-    """Every input; `difficulty.json` and `annotations.json` last."""
+    """Write all inputs; `difficulty.json` and `annotations.json` are last."""
     write_jsonl(out / "train.jsonl", talks(draw, ROWS))
     write_jsonl(out / "eval.jsonl", talks(draw, ROWS // 20))
     write_jsonl(out / "votes.jsonl", votes(draw))
@@ -93,7 +93,7 @@ def write_files(out: Path, draw: random.Random) -> None:
 
 
 def votes(draw: random.Random):
-    """Three of twenty annotators on each item: 15 % ties, three quarters of the rest the truth."""
+    """Votes of three of twenty annotators on each item: 15 % ties, three quarters of the others are right."""
     for item in range(ROWS // 3):
         truth = draw.choice("ab")
         for person in draw.sample(range(20), 3):

@@ -1,4 +1,4 @@
-"""Our sampler on the rows and lengths that bench/peer.py generate gets. Writes {"seconds": [per repetition]}."""
+"""Our sampler on the rows and lengths of bench/peer.py generate. Writes {"seconds": [per repetition]}."""
 
 import argparse
 import json

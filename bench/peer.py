@@ -1,8 +1,8 @@
-"""One piece of work as TRL or transformers does it; runs in the peers' environment (bench/requirements.txt).
+"""One piece of work by TRL or transformers. It runs in the peers' environment (bench/requirements.txt).
 
     .venv-bench/bin/python bench/peer.py sft|rm|dpo|ppo|generate --model DIR --rows FILE --out FILE --precision bf16
 
-Writes {"seconds": [per step], "tokens": [per step]}: tokens are the attention-mask tokens of the step's rows.
+It writes {"seconds": [per step], "tokens": [per step]}. Tokens are the attention-mask tokens of the step's rows.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 
 class Clock(TrainerCallback):
-    """Seconds of every optimizer step; the next step's data loading included, as it is in ours."""
+    """Seconds of every optimizer step, including the loading of the next step's data, as in our scripts."""
 
     def __init__(self):
         self.seconds, self.began = [], None
@@ -29,7 +29,7 @@ class Clock(TrainerCallback):
 
 
 def settings(args, **more):
-    """What all TRL configs share: 8 rows a step, no saving, no logging service, dropout off by the model."""
+    """Common settings of all TRL configs: 8 rows per step, no saving, no logging service, no dropout in the model."""
     return dict(
         output_dir=tempfile.mkdtemp(), max_steps=args.steps, per_device_train_batch_size=8, learning_rate=1e-6,
         bf16=args.precision == "bf16", use_cpu=not torch.cuda.is_available(), report_to=[], save_strategy="no",
@@ -38,7 +38,7 @@ def settings(args, **more):
 
 
 def train_sft(args, tokenizer, rows):
-    """Rows are encoded already, {"input_ids", "completion_mask"}, so that both sides learn from the same targets."""
+    """Train on encoded rows {"input_ids", "completion_mask"}, so that both sides have the same targets."""
     from trl import SFTConfig, SFTTrainer
 
     config = SFTConfig(**settings(args, max_length=512, completion_only_loss=True))
@@ -61,14 +61,14 @@ def train_rm(args, tokenizer, rows):
 
 
 def pairs(rows: list[dict]) -> list[dict]:
-    said = [
+    rows = [
         {
             "prompt": r["prompt"],
             **{side: [{"role": "assistant", "content": r[side]}] for side in ("chosen", "rejected")},
         }
         for r in rows
     ]
-    return said
+    return rows
 
 
 def run_trainer(trainer_class, args, tokenizer, data, config) -> list[float]:
@@ -105,14 +105,17 @@ def train_ppo(args, tokenizer, rows):
     )  # fmt: skip
     stamps = [time.perf_counter()]
     log = trainer.log
-    trainer.log = lambda *a, **k: (stamps.append(time.perf_counter()), log(*a, **k))[1]  # once an update
+    trainer.log = lambda *a, **k: (stamps.append(time.perf_counter()), log(*a, **k))[1]  # once per update
     trainer.train()
     return [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
 
 
 @torch.no_grad()
 def generate(args, tokenizer, rows):
-    """transformers' generate on left-padded prompts; lengths are forced per row, so that both sides write the same."""
+    """transformers' generate on left-padded prompts.
+
+    Lengths are forced per row, so that both sides write as many tokens.
+    """
     from transformers import StoppingCriteria
 
     dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32

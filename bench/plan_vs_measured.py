@@ -1,10 +1,11 @@
-"""Does plan.py's memory hold? Each script trains a small model in a process of its own; its growth beside the plan.
+"""Compare the memory plan of plan.py with measurements. Each script trains a small model in its own process.
 
-    python -m bench.plan_vs_measured              a row a case: planned MB, measured MB, their ratio
+    python -m bench.plan_vs_measured              a row per case: planned MB, measured MB, their ratio
     python -m bench.plan_vs_measured train_ppo    one case
 
-On a CPU: what a process holds at most after two steps, less what it held before the first model was built. Every block
-above 64 KB has a mapping of its own meanwhile, so that freed memory, which a training keeps, is not counted.
+On a CPU the measurement is the peak memory of a process in two steps, minus its memory before the first model was
+built. Meanwhile every block above 64 KB has its own mapping, so that freed memory, which a training keeps, does not
+count.
 """
 
 import ctypes
@@ -29,13 +30,13 @@ SHAPE = dict(
     head_dim=64, max_length=512, rope_theta=10000.0, norm_eps=1e-5, tie_embeddings=False,
 )  # fmt: skip
 PROMPT, COMPLETION = 64, 64
-BATCH = {"train_sft": 16, "train_rm": 8, "train_dpo": 8, "train_ppo": 16}  # rows, pairs, prompts; one forward
+BATCH = {"train_sft": 16, "train_rm": 8, "train_dpo": 8, "train_ppo": 16}  # rows, pairs or prompts in one forward
 CASES = {name: (name, 0) for name in BATCH}  # name -> script, LoRA's rank
 CASES |= {f"{name}_lora": (name, 16) for name in ("train_rm", "train_dpo", "train_ppo")}
 
 
 def words_of(script: str, rank: int, home: Path) -> list[str]:
-    """The script's settings: one forward a step, nothing besides the training."""
+    """The script's settings: one forward per step, and only the training."""
     size, length = BATCH[script], PROMPT + COMPLETION
     data = {"train_ppo": [f"data.prompts=[{home}/prompts.jsonl]", f"reward_model={home}/reward", "kl_exact_every=0",
                           f"minibatch_size={size}", "ppo_epochs=1", f"sampling.max_new_tokens={COMPLETION}",
@@ -51,9 +52,9 @@ def words_of(script: str, rank: int, home: Path) -> list[str]:
 
 
 def make_inputs(home: Path) -> None:
-    """A policy and a reward model with random weights, and rows that fill their windows to the last token.
+    """Write a policy and a reward model with random weights, and rows that fill their windows completely.
 
-    No two rows share a prompt: a batch would lay it out once, and hold less than one of real data.
+    No two rows share a prompt, because a batch stores a shared prompt once and would be smaller than one of real data.
     """
     from data.chat import encode_prompt
     from data.tokenizer import train_sentencepiece
@@ -63,11 +64,11 @@ def make_inputs(home: Path) -> None:
     config = ModelConfig(**SHAPE)
     export_model(new_policy(config, seed=0), home / "policy", tokenizer)
     export_model(new_reward_model(config, seed=0, precision="fp32"), home / "reward", tokenizer)
-    said = {"role": "assistant", "content": text}
+    answer = {"role": "assistant", "content": text}
     num_tokens = lambda messages: len(encode_prompt(messages, tokenizer, max_length=9999))  # noqa: E731
     short = [whole_prompt(text[20 * row :], num_tokens) for row in range(32)]
     rows = {
-        "chats": [{"messages": [*prompt, said]} for prompt in short],
+        "chats": [{"messages": [*prompt, answer]} for prompt in short],
         "pairs": [{"prompt": prompt, "chosen": text, "rejected": text[::-1]} for prompt in short],
         "prompts": [{"prompt": prompt} for prompt in short],
     }
@@ -82,7 +83,7 @@ def whole_prompt(text: str, num_tokens: Callable[[list[dict]], int]) -> list[dic
 
 
 def planned(script: str, rank: int, home: Path) -> float:
-    """MB of plan.py for the same settings on a CPU: one rank, written-out attention."""
+    """MB by plan.py for the same settings on a CPU: one rank, written-out attention."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         overrides = json.dumps([f"++run_dir={home}/run", *words_of(script, rank, home)])
@@ -94,7 +95,7 @@ def planned(script: str, rank: int, home: Path) -> float:
 
 
 def measured(script: str, rank: int, home: Path) -> float:
-    """MB by which this process grows while the script runs."""
+    """MB by which this process grows during the script."""
     import importlib
 
     from runtime import host, run
@@ -104,8 +105,9 @@ def measured(script: str, rank: int, home: Path) -> float:
     host.tune_allocator()
     run.plot_metrics = lambda rows, path: None
     weight = torch.ones(256, 256, requires_grad=True)
-    torch.nn.functional.linear(torch.ones(256, 256), weight).sum().backward()  # torch's own libraries and pools
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    # initialises torch's own libraries and pools
+    torch.nn.functional.linear(torch.ones(256, 256), weight).sum().backward()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak of this process
     before = host.peak_memory_gb(torch.device("cpu"))
     sys.argv = [f"{script}.py", *words_of(script, rank, home), f"hydra.run.dir={home}/{script}"]
     run.main(module.train, script)

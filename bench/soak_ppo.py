@@ -1,8 +1,8 @@
-"""Does a long PPO training leak? Resident memory and open files per 100 steps of the tiny loop, as fitted slopes.
+"""Find memory leaks of a long PPO training: slopes of resident memory and open files per 100 steps of the tiny loop.
 
     python bench/soak_ppo.py POLICY_DIR REWARD_MODEL_DIR PROMPTS.jsonl --minutes 30 --figure runs/soak.png
 
-The first fifth of the steps is left out: allocator and caches are still filling.
+The first fifth of the steps is left out, because allocator and caches are still filling.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def measure() -> tuple[float, int]:
 
 
 def soak(policy: str, reward_model: str, prompts: str, minutes: float) -> np.ndarray:
-    """Run the script until the time is over; (steps, 2) what `measure` gave at each step."""
+    """Run the script until the time is over. Returns the (steps, 2) results of `measure` at each step."""
     seen: list[tuple[float, int]] = []
     stop = time.monotonic() + 60 * minutes
     end_step = runtime.run.Run.end_step
@@ -38,7 +38,7 @@ def soak(policy: str, reward_model: str, prompts: str, minutes: float) -> np.nda
     def watched(run, **kwargs):
         seen.append(measure())
         if time.monotonic() > stop:
-            run._signals.asked = True  # as SIGTERM would: the step is finished and saved
+            run._signals.asked = True  # as after SIGTERM: the step is completed and saved
         end_step(run, **kwargs)
 
     runtime.run.Run.end_step = watched
@@ -67,7 +67,7 @@ def slopes(seen: np.ndarray) -> dict:
 
 
 def draw(seen: np.ndarray, path: Path) -> None:
-    """Memory and open files against the step."""
+    """Plot memory and open files over the step."""
     figure, axes = pyplot().subplots(1, 2, figsize=(9, 2.8))
     for axis, column, name in zip(axes, seen.T, ("resident memory, MB", "open files"), strict=True):
         axis.plot(column, linewidth=1)

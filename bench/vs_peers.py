@@ -1,15 +1,15 @@
-"""Ours against TRL and transformers on the same rows, interleaved on one machine: ratios of medians, and peak memory.
+"""Compare ours with TRL and transformers on the same rows, interleaved: ratios of medians, and peak memory.
 
-    make bench-peers                                          sets up the peers' environments, then runs all of it
+    make bench-peers                                          sets up the peers' environments, then runs everything
     python bench/vs_peers.py --only sft dpo --rounds 3        a part of it
 
-SmolLM2-135M, Anthropic HH helpful, 8 rows or pairs a step, at most 512 tokens; SFT on the same tokens and targets on
-both sides. Each round runs ours, then the peer in bf16, as processes of their own; of each the first step (of generate
-the first repetition) is not counted. --fp32 also runs the peer in float32, once; only where that is faster does it take
-the place of bf16. The share of the product limit is that of SFT and DPO steps: operations of the matrix products over
-seconds, over what a 2048^3 bf16 product reached beside the round.
-Writes DIR/peers.json, DIR/peers.md (the table) and DIR/peers.png. Rounds that DIR/peers.json holds count with the new
-ones, so that a row can be measured in several short sittings; start with a new DIR where the code has changed.
+SmolLM2-135M, Anthropic HH helpful, 8 rows or pairs per step, at most 512 tokens. SFT has the same tokens and targets
+on both sides. Each round runs ours, then the peer in bf16, each in its own process. The first step (of generate the
+first repetition) does not count. --fp32 also runs the peer once in float32, which replaces bf16 only if it is faster.
+The share of the product limit is that of SFT and DPO steps: operations of the matrix products per second, over the
+rate of a 2048^3 bf16 product in the same round.
+It writes DIR/peers.json, DIR/peers.md (the table) and DIR/peers.png. Rounds that are already in DIR/peers.json count
+with the new ones, so that a row can be measured in several short sittings. Use a new DIR after a change of the code.
 """
 
 import argparse
@@ -39,19 +39,19 @@ MIXED = random.Random(0).choices(range(8, 257), k=48)
 
 @dataclass(frozen=True)
 class Work:
-    """A row of the table: what we run, what the peer runs, and the least ratio that we promise."""
+    """A row of the table: our command, the peer's command, and the smallest ratio that we promise."""
 
     name: str
-    ours: list[str]  # a script with its words, or ["generate", ...]
-    peer: list[str]  # what the peer runs, without its precision
+    ours: list[str]  # a script with its overrides, or ["generate", ...]
+    peer: list[str]  # the peer's command, without its precision
     promised: float
     python: Path = TRL
-    most_rounds: int = 9  # of rows that take minutes
-    fp32: bool = True  # the peer has a float32 setting to be tried
+    most_rounds: int = 9  # lower for rows that take minutes
+    fp32: bool = True  # whether the peer has a float32 setting
 
 
 def works() -> list[Work]:
-    """Everything that is compared."""
+    """All rows of the comparison."""
     step = [*QUIET, "num_steps=5", "batch_size=8", "micro_batch_size=8", "precision=bf16", "data.max_length=512"]
     rollout = ["batch_size=8", "minibatch_size=8", "micro_batch_size=8", "ppo_epochs=2", "kl_exact_every=0"]
     ppo = ["data.prompts=[PAIRS]", *QUIET[1:], "num_steps=3", "precision=bf16", *rollout, "sampling.max_new_tokens=32"]
@@ -90,8 +90,8 @@ class Bench:
         export_model(load_reward_model(GGUF, precision="fp32", seed=0), self.scorer, load_tokenizer(GGUF))
         with gzip.open(PREFERENCES, "rt", encoding="utf-8") as file:
             rows = [json.loads(line) for line in file][:128]
-        said = [{"messages": [*r["prompt"], {"role": "assistant", "content": r["chosen"]}]} for r in rows[:8]]
-        self.files = {"SFT": said, "PAIRS": rows[:8], "PROMPTS": rows}
+        conversations = [{"messages": [*r["prompt"], {"role": "assistant", "content": r["chosen"]}]} for r in rows[:8]]
+        self.files = {"SFT": conversations, "PAIRS": rows[:8], "PROMPTS": rows}
         self.tokenizer = load_tokenizer(GGUF)
         for name, content in self.files.items():
             (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
@@ -113,7 +113,7 @@ class Bench:
         return items if file == "SFT" else [row for group in items for row in group.rows]
 
     def run(self, command: list[str], root: Path = ROOT) -> float:
-        """Peak memory in GB of a process in the directory of the code."""
+        """Run a process in the directory of the code. Returns its peak memory in GB."""
         self.count += 1
         log = self.directory / f"{self.count:03d}.log"
         with open(log, "w") as file:
@@ -124,7 +124,7 @@ class Bench:
         return usage.ru_maxrss / 1e6
 
     def ours(self, command: list[str], root: Path = ROOT) -> tuple[float, float]:
-        """Seconds a step (median without the first) and peak GB of one of our scripts, or of our sampler.
+        """Seconds per step (median without the first) and peak GB of one of our scripts, or of our sampler.
 
         Args:
             root: directory of the code: ours, or another commit's.
@@ -143,12 +143,12 @@ class Bench:
         return statistics.median([s["perf/step_seconds"] for s in steps if s["step"] > 1]), memory
 
     def peer(self, python: Path, command: list[str]) -> tuple[float, float]:
-        """The same of the peer."""
+        """Seconds per step and peak GB of the peer."""
         return self.timed([python, "bench/peer.py", *command])
 
     def products(self, work: Work) -> float | None:
-        """Operations of the matrix products of a SFT or DPO step, each counted once: forward and backward of layers on
-        the packed stream and of the vocabulary on targets; not attention's, and not what is computed again."""
+        """Operations of the matrix products of an SFT or DPO step, each counted once: forward and backward of layers on
+        the packed stream and of the vocabulary on targets. Attention and recomputation do not count."""
         if work.name not in ("sft", "dpo cached"):
             return None
         from model.build import open_weights
@@ -170,7 +170,7 @@ class Bench:
 
 
 def compare(bench: Bench, works: list[Work], rounds: int, try_fp32: bool, known: dict[str, dict]) -> list[dict]:
-    """Interleaved rounds of the rows of the table that share a peer; those of `known` rows come before."""
+    """Interleaved rounds of the rows of the table that share a peer, after the rounds in `known`."""
     first, fp32 = works[0], None
     ours = {work.name: known.get(work.name, {}).get("ours_all", []) for work in works}
     before = known.get(first.name, {"peer": "bf16", "peer_all": [], "limits_all": []})
@@ -207,7 +207,7 @@ def report_row(bench: Bench, work: Work, ours: list, theirs: list, setting: str,
 
 
 def product_limit() -> float:
-    """Operations a second of a bf16 product of square matrices, the median of nine: 2048 wide, 8192 on a GPU."""
+    """Operations per second of a bf16 product of square matrices, the median of nine: 2048 wide, or 8192 on a GPU."""
     device, n = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
     a, seconds = torch.randn(n, n, device=device).bfloat16(), []
     for _ in range(12):
@@ -232,7 +232,7 @@ def markdown(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Ratios as bars, the promise as a mark on each."""
+    """Plot the ratios as bars, with a mark at each promised ratio."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,9 +1,9 @@
-"""Which operators take the time of a SFT step, a DPO step and of decoding: the table of docs/speed.md.
+"""Shares of operators in the time of an SFT step, a DPO step and of decoding: the table of docs/speed.md.
 
     python bench/where_time_goes.py
 
-SmolLM2-135M and the rows of bench/vs_peers.py, bf16. Shares of self time of all operators on the CPU (torch.profiler)
-in the fourth step, or in the second call of the sampler.
+SmolLM2-135M and the rows of bench/vs_peers.py in bf16. The shares are of the self time of all operators on the CPU
+(torch.profiler) in the fourth step, or in the second call of the sampler.
 """
 
 import sys
@@ -24,7 +24,7 @@ from model.sampling import generate  # noqa: E402
 from runtime.host import tune_allocator  # noqa: E402
 from runtime.report import print_table  # noqa: E402
 
-KINDS = {  # the first whose word stands in an operator's name
+KINDS = {  # an operator belongs to the first kind with a word in its name
     "attention: products, softmax": ("bmm", "softmax", "scaled_dot", "attention"),
     "matrix products of layers and vocabulary": ("::mm", "addmm", "linear", "matmul"),
     "AdamW": ("adamw",),

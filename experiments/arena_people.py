@@ -1,10 +1,10 @@
-"""Simulated people with known tastes vote in the arena: do ratings find the order, and a reward model the taste?
+"""Simulated people with known preferences vote in the arena. Ratings should find the order, a reward model the taste.
 
     python experiments/arena_people.py POLICY DIR      some minutes; POLICY: a coffee policy, runs/coffee/sft/model
 
 Four "models" answer with the best of 1, 2, 4 and 8 replies of the policy by evals/barista.py's gold reward, so their
-order is known. Fifty people prefer by the same reward, with Bradley-Terry's noise. What the arena exports then goes
-through the scripts: evaluate.py task=ratings, and train_rm.py on nine tenths of the comparisons.
+order is known. Fifty people prefer by the same reward, with Bradley-Terry's noise. The arena's export then goes through
+the scripts: evaluate.py task=ratings, and train_rm.py on nine tenths of the comparisons.
 """
 
 import argparse
@@ -32,7 +32,7 @@ MODELS = {"best_of_1": 1, "best_of_2": 2, "best_of_4": 4, "best_of_8": 8}
 
 
 class BestOf:
-    """Answers with the best of k replies that were sampled beforehand."""
+    """Answers with the best of k replies that were sampled before."""
 
     def __init__(self, replies: dict[str, list[str]], k: int):
         self.replies, self.k = replies, k
@@ -43,12 +43,12 @@ class BestOf:
 
 
 def script(*overrides: str) -> None:
-    """Runs a script to its end."""
+    """Run a script to its end."""
     subprocess.run([sys.executable, *overrides, "overwrite=true", "log.wandb=disabled"], cwd=ROOT, check=True)
 
 
 def sample_replies(policy: str, home: Path) -> dict[str, list[str]]:
-    """{what a customer says first: REPLIES replies}."""
+    """{the customer's first message: REPLIES replies}."""
     files = "data/embedded/sft_coffee_train.jsonl.gz"
     rows = [row["messages"][0]["content"] for row in read_zipped(ROOT / files) if row["messages"][0]["role"] == "user"]
     home.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def read_zipped(path: Path) -> list[dict]:
 
 
 def vote(replies: dict[str, list[str]], home: Path) -> None:
-    """VOTES battles, each voted on by a person who prefers by the gold reward."""
+    """Store VOTES battles, each with the vote of a person who prefers by the gold reward."""
     home.mkdir(exist_ok=True)
     (home / "arena.sqlite").unlink(missing_ok=True)
     store, rng, prompts = Store(home / "arena.sqlite"), random.Random(0), list(replies)

@@ -1,8 +1,9 @@
-"""The pictures of docs/arena.md: the three tabs in a real browser, on a desk and on a telephone.
+"""The screenshots of docs/arena.md: the three tabs in a real browser, in the sizes of a desktop and of a telephone.
 
     python experiments/arena_screens.py models="{sft:runs/coffee/sft/model,ppo:runs/coffee/ppo/model}" docs
 
-Needs the arena and dev extras and Chromium (Debian: apt-get install chromium). The board shows simulated votes.
+It needs the arena and dev extras and Chromium (Debian: apt-get install chromium). The leaderboard shows simulated
+votes.
 """
 
 import argparse
@@ -40,7 +41,7 @@ ITEM = {
 
 
 def add_votes(path: Path, names: list[str], count: int = 120) -> None:
-    """Votes of simulated people who prefer the later of the names two times out of three."""
+    """Add votes of simulated people who prefer the later one of the names two times out of three."""
     store, rng = Store(path), random.Random(0)
     for n in range(count):
         pair = rng.sample(names, 2)
@@ -55,7 +56,7 @@ def add_votes(path: Path, names: list[str], count: int = 120) -> None:
 
 
 def take_screenshots(page: Page, address: str, out: Path, tag: str) -> None:
-    """A picture of every tab."""
+    """Take a screenshot of every tab."""
     page.goto(address)
     page.fill("#message textarea", "Hi, can I get a chai latte please?")
     page.click("#send")
@@ -94,7 +95,7 @@ def main() -> None:
                 browser = started.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
                 for tag, size in (("", (1200, 800)), ("_phone", (390, 844))):
                     page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-                    page.set_default_timeout(300_000)  # a busy machine opens the page slowly
+                    page.set_default_timeout(300_000)  # on a busy machine the page opens slowly
                     take_screenshots(page, f"http://127.0.0.1:{port}", out, tag)
                 browser.close()
         finally:

@@ -1,11 +1,11 @@
-"""What a bag of words makes of the sets that reward models are judged on: the same splits, the same records.
+"""A bag of words on the sets on which reward models are evaluated: the same splits, the same records.
 
     python experiments/bag_of_words.py
 
-Logistic regression on counts of words and word pairs of the completion, and once also of the context (scikit-learn); a
-pair is the difference of its sides. The strength of regularisation is the best of four on the held-out part, which
-flatters the bag of words. Rows of one dialogue fall on both sides of a split by context, so the context's words also
-tell which dialogue it is.
+It is a logistic regression on counts of words and word pairs of the completion, and once also of the context
+(scikit-learn). The features of a comparison are the difference of its sides. The strength of regularisation is the best
+of four on the held-out part, which favours the bag of words. Rows of one dialogue are on both sides of a split by
+context, so the context's words also identify the dialogue.
 """
 
 import sys
@@ -30,7 +30,7 @@ def read(name: str) -> list:
 
 
 def rated_auc(name: str, *, context: bool) -> tuple[float, int]:
-    """AUC on the held-out tenth of a file of rated completions, and its size; with the context's words beside it."""
+    """AUC on the held-out tenth of a file of rated completions, and its size; optionally with the context's words."""
     train, held_out = read(f"{name}@train"), read(f"{name}@eval")
     views = [lambda r: r.completion, *([lambda r: " ".join(m["content"] for m in r.prompt)] if context else [])]
     columns = []
@@ -44,7 +44,7 @@ def rated_auc(name: str, *, context: bool) -> tuple[float, int]:
 
 
 def num_of_known_dialogues(name: str) -> int:
-    """Held-out rows whose context begins a training row, or goes on from one of at least four messages."""
+    """Held-out rows whose context begins a training row, or continues one of at least four messages."""
     train, held_out = ([[str(m) for m in r.prompt] for r in read(f"{name}@{part}")] for part in ("train", "eval"))
     beginnings = {tuple(messages[:i]) for messages in train for i in range(1, len(messages) + 1)}
     wholes = {tuple(messages) for messages in train if len(messages) >= 4}
@@ -52,7 +52,7 @@ def num_of_known_dialogues(name: str) -> int:
 
 
 def pair_accuracy(train: list, held_out: list) -> tuple[float, int]:
-    """Share of held-out pairs ranked right, and their number."""
+    """Share of held-out pairs that are ranked correctly, and their number."""
     vectorizer = CountVectorizer(ngram_range=(1, 2), min_df=2).fit([t for r in train for t in (r.chosen, r.rejected)])
     differences, held_differences = (
         vectorizer.transform([r.chosen for r in rows]) - vectorizer.transform([r.rejected for r in rows])

@@ -1,16 +1,17 @@
-"""Do intervals hold what they promise? Simulated studies with planted biases, and with a fair judge.
+"""Coverage of the intervals: simulated studies with planted biases, and with a fair judge.
 
     python experiments/coverage.py --studies 200 --questions 60
     python experiments/coverage.py --only "figures: fair" audits power       some lines
 
 Each study has its own questions, answers, people and judge. People see the quality of an answer, which grows with its
-length; the judge sees the same, is sharper or not, and has the planted bias. The rows:
+length. The judge sees the same quality, may be sharper, and has the planted bias. The rows:
 
-    held      share of 95 % intervals that hold the truth
-    named     share of studies that name the figure at 5 %, alone; `promised`: what the studies' own errors say of that
-    audit     share of whole audits (seven figures, Holm) that name anything, and by which figure
-    power     share of comparisons of the size that task=power promises that tell the win rate from 50 %
-    sequence  share of confidence sequences that ever leave out the truth
+    held      share of 95 % intervals that contain the truth
+    named     share of studies in which the figure alone is significant at 5 %; `promised`: the share that follows from
+              the studies' own errors
+    audit     share of whole audits (seven figures, Holm) with a significant figure, and by figure
+    power     share of comparisons of the size of task=power whose win rate differs significantly from 50 %
+    sequence  share of confidence sequences that ever exclude the truth
 """
 
 import argparse
@@ -68,16 +69,16 @@ def study(
 
 
 def settings() -> OmegaConf:
-    """conf/task/audit.yaml, as a run would have it."""
+    """conf/task/audit.yaml as in a run."""
     task = OmegaConf.load(CONF / "task" / "audit.yaml")
     task.families = OmegaConf.load(CONF / "evaluate.yaml").families
     task.input, task.format = [], "verdicts"
-    task.rounds = 20  # of kappa's bootstrap, which is far from 0 here
+    task.rounds = 20  # for kappa's bootstrap; kappa is far from 0 here
     return task
 
 
 def figures_of(votes: pd.DataFrame) -> dict[str, dict]:
-    """The figures of a study whose truth is planted, at 95 %, each alone."""
+    """The figures of a study with planted truth, at 95 %, each alone."""
     people, judge = votes[votes["human"]], votes[~votes["human"]]
     family = {name: name.startswith("vicuna") for name in MODELS}
     return {
@@ -97,7 +98,7 @@ PLANS = {
 
 
 def truth_of(plan: dict, *, people: int) -> dict[str, float]:
-    """What each figure comes to on many questions, for a bias that is planted; else the value of a fair judge."""
+    """The value of each figure on many questions, for a planted bias; else the value of a fair judge."""
     truth = {"position": 0.5, "length": 0.0}
     truth["self_preference"] = plan.get("family", 0.0) / plan["sharpness"] * 400 / np.log(10)
     for bias, figure in (("order", "position"), ("length", "length")):
@@ -115,9 +116,9 @@ def coverage(plan: dict, *, studies: int, questions: int, people: int) -> dict:
             if figure["value"] is not None:
                 error = (figure["upper"] - figure["lower"]) / 2 / norm.ppf(0.975)
                 away = abs(truth[name] - (0.5 if name == "position" else 0.0)) / error
-                held = figure["lower"] <= truth[name] <= figure["upper"]
+                contains = figure["lower"] <= truth[name] <= figure["upper"]
                 promised = norm.cdf(away - norm.ppf(0.975)) + norm.cdf(-away - norm.ppf(0.975))
-                rows[name].append((held, figure["p_value"] < 0.05, promised))
+                rows[name].append((contains, figure["p_value"] < 0.05, promised))
     columns = ("held", "named", "promised")
     return {
         name: {"truth": round(float(truth[name]), 4)}
@@ -127,7 +128,7 @@ def coverage(plan: dict, *, studies: int, questions: int, people: int) -> dict:
 
 
 def audits(*, studies: int, questions: int, people: int, sharpness: float) -> dict:
-    """The share of audits of a fair judge that name anything, and how many name each figure."""
+    """The share of audits of a fair judge with a significant figure, and the number by figure."""
     task, named = settings(), Counter()
     for seed in range(studies):
         votes = study(seed, questions=questions, people=people, sharpness=sharpness)
@@ -137,26 +138,26 @@ def audits(*, studies: int, questions: int, people: int, sharpness: float) -> di
 
 
 def bradley_terry(*, studies: int, questions: int, interval: str) -> float:
-    """Coverage of a model's rating, questions shared by all pairs."""
-    held = []
+    """Coverage of a model's rating, if all pairs share the questions."""
+    contains = []
     large = study(10_000, questions=3000, people=1, sharpness=1.0)
     chosen = {"method": "bradley_terry", "level": 0.95, "rounds": 100, "k": 4.0, "anchor": None}
     truth = rate(large[large["human"]], interval="sandwich", **chosen)["ratings"]
     for seed in range(studies):
         votes = study(seed, questions=questions, people=1, sharpness=1.0)
         rated = rate(votes[votes["human"]], interval=interval, **chosen)["ratings"]
-        held += [row["lower"] <= truth[name]["rating"] <= row["upper"] for name, row in rated.items()]
-    return float(np.mean(held))
+        contains += [row["lower"] <= truth[name]["rating"] <= row["upper"] for name, row in rated.items()]
+    return float(np.mean(contains))
 
 
 def power_of_sizes(win_rate: float, ties: float, per_question: int, icc: float, *, studies: int) -> dict:
-    """How often so many questions as task=power names tell the win rate from 50 %, and one of no difference does."""
+    """Shares of studies with the size of task=power in which the win rate, or no difference, is significant."""
     questions = with_clusters(comparisons_for(win_rate, ties, alpha=0.05, power=0.8), per_question, icc)
     clusters, named = np.repeat(np.arange(questions), per_question), {}
     for rate_, name in ((win_rate, "power"), (0.5, "false_alarms")):
         rng, found = np.random.default_rng(0), 0
         for _ in range(studies):
-            # a vote is its question's own (with probability sqrt(icc)), else drawn anew: votes correlate by icc
+            # a vote is its question's (with probability sqrt(icc)) or drawn anew, so that votes correlate by icc
             shared = rng.random((questions, per_question)) < np.sqrt(icc)
             draw = np.where(shared, rng.random((questions, 1)), rng.random((questions, per_question)))
             hits = np.where(draw < ties, 0.5, draw < ties + rate_ - ties / 2).ravel()
@@ -166,7 +167,7 @@ def power_of_sizes(win_rate: float, ties: float, per_question: int, icc: float, 
 
 
 def sequences(win_rate: float, ties: float, *, studies: int, votes: int) -> float:
-    """How often a confidence sequence leaves out the truth at any of the looks, one after each vote."""
+    """How often a confidence sequence excludes the truth after any of the votes."""
     rng, out = np.random.default_rng(0), 0
     for _ in range(studies):
         draw = rng.random(votes)
@@ -176,7 +177,7 @@ def sequences(win_rate: float, ties: float, *, studies: int, votes: int) -> floa
 
 
 def blocks(studies: int, questions: int) -> dict[str, Callable]:
-    """{name of a line of the table: what measures it}."""
+    """{name of a line of the table: the function that measures it}."""
     found: dict[str, Callable] = {
         f"figures: {name}": partial(coverage, plan, studies=studies, questions=questions, people=2)
         for name, plan in PLANS.items()
@@ -204,7 +205,7 @@ if __name__ == "__main__":
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--only", nargs="*", default=[""], help="beginnings of the names of lines")
     given = parser.parse_args()
-    gc.freeze()  # statsmodels collects garbage at every correction
+    gc.freeze()  # statsmodels runs the garbage collector at every correction
     for name, measure in blocks(given.studies, given.questions).items():
         if name.startswith(tuple(given.only)):
             print(f"{name}: {json.dumps(measure())}", flush=True)

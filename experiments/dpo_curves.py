@@ -1,4 +1,4 @@
-"""Accuracy, margin and both implicit rewards of DPO runs over their steps, held-out ones as dots: for docs/findings.md.
+"""Accuracy, margin and both implicit rewards of DPO runs over their steps, with dots for held-out values (findings.md).
 
 python experiments/dpo_curves.py docs/dpo_smollm2.png RUN_DIR ...
 """
@@ -28,7 +28,7 @@ def main() -> None:
     figure = Figure(figsize=(12, 3.6))
     for axis, (name, title) in zip(figure.subplots(1, 3), PANELS.items(), strict=True):
         for run in args.runs:
-            rows = [row for row in read_log(run / "metrics.jsonl") if name in row][1:]  # at first all are 0
+            rows = [row for row in read_log(run / "metrics.jsonl") if name in row][1:]  # at first all values are 0
             steps, values = ([row[key] for row in rows] for key in ("step", name))
             (line,) = axis.plot(steps, smooth(values, WINDOW), label=run.name)
             held_out = [row for row in read_log(run / "metrics.jsonl") if HELD_OUT[name] in row and row["step"]]

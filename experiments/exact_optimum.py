@@ -1,8 +1,8 @@
-"""PPO, RLOO, GRPO, DPO and IPO against the optimum in closed form: how far in nats, over steps and over beta.
+"""Distance in nats of PPO, RLOO, GRPO, DPO and IPO to the optimum in closed form, over steps and over beta.
 
     python experiments/exact_optimum.py docs/exact_optimum.png        5 losses x 4 coefficients x 3 seeds, 4 minutes
 
-The task is the tests' (completions of 3 tokens over 6 symbols, a random reward and reference), and so are the loops:
+The task and the loops are those of the tests (completions of 3 tokens over 6 symbols, a random reward and reference):
 tests/enumerable_training.py calls the trainers' own functions on tables. beta is PPO's kl_coef.
 """
 
@@ -21,7 +21,7 @@ from tests.enumerable_task import TabularPolicy, ipo_optimum, kl_to, make_task, 
 from tests.enumerable_training import DPO_STEPS, PPO_STEPS, train_dpo, train_ppo  # noqa: E402
 
 BETAS, SEEDS, SHOWN = (0.1, 0.2, 0.5, 1.0), (0, 1, 2), 0.5
-EVERY = 20  # steps between looks
+EVERY = 20  # steps between two measurements
 LOSSES = {
     "PPO": lambda seed, beta, on_step: train_ppo(seed, kl_coef=beta, on_step=on_step),
     "RLOO": lambda seed, beta, on_step: train_ppo(
@@ -36,7 +36,7 @@ LOSSES = {
 
 
 def curve(name: str, beta: float, seed: int) -> list[float]:
-    """KL(policy || optimum) at every call."""
+    """KL(policy || optimum) at every measurement."""
     logits, rewards = make_task(seed)
     target = (ipo_optimum if name == "IPO" else optimum)(TabularPolicy(logits), rewards, beta)
     distances = []
@@ -48,11 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="the picture, a .png")
     out = parser.parse_args().out
-    torch.set_num_threads(1)  # tables are small
+    torch.set_num_threads(1)  # tables are small, so more threads do not help
     curves = {}
     for name in LOSSES:
         for beta in BETAS:
-            curves[name, beta] = np.array([curve(name, beta, seed) for seed in SEEDS])  # (seeds, looks)
+            curves[name, beta] = np.array([curve(name, beta, seed) for seed in SEEDS])  # (seeds, measurements)
             first, last = curves[name, beta][:, 0], curves[name, beta][:, -1]
             shown = {"loss": name, "beta": beta, "first": first.round(3).tolist(), "last": last.round(5).tolist()}
             print(json.dumps(shown), flush=True)
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def draw(out: Path, curves: dict) -> None:
-    """Distance over the steps at one beta, and at the end over beta: median of the seeds, all seeds in the shade."""
+    """Distance over the steps at one beta, and at the end over beta: the median, and a band over all seeds."""
     figure, (over_steps, over_beta) = pyplot().subplots(1, 2, figsize=(11, 4.2))
     for name in LOSSES:
         steps = np.arange(curves[name, SHOWN].shape[1]) * EVERY / (DPO_STEPS if name in ("DPO", "IPO") else PPO_STEPS)

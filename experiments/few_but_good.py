@@ -1,10 +1,10 @@
-"""Does any selection beat random rows? SFT of the tiny model on as many coffee orders by each of check=quality's names.
+"""Compare selections of check=quality with random rows: SFT of the tiny model on equally many coffee orders.
 
     python experiments/few_but_good.py --out runs/few_but_good
 
-Every model takes the same number of steps with the same tokenizer; three seeds draw other rows and other weights. Loss:
-per assistant token on held-out dialogues. Win rate: against the model of random rows of the same size and seed, the
-greedy completion nearer (ROUGE-L) to what the person at the bar answered wins. Intervals are over seeds.
+Every model takes the same number of steps with the same tokenizer. Three seeds draw other rows and other weights. Loss:
+per assistant token on held-out dialogues. Win rate: against the model of random rows of the same size and seed; the
+greedy completion that is closer (ROUGE-L) to the barista's answer wins. Intervals are over seeds.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def summary(runs: list[dict]) -> dict:
-    """Mean over seeds and its t interval: of the last loss, the best, and the rate of wins."""
+    """Mean over seeds and its t interval of the last loss, the best loss, and the win rate."""
     summary = {"kind": runs[0]["kind"], "size": runs[0]["size"], "seeds": len(runs)}
     for name in ("loss", "best_loss", "win_rate"):
         values = [one[name] for one in runs if name in one]
@@ -76,7 +76,7 @@ def summary(runs: list[dict]) -> dict:
 
 
 def measure(args, kind: str, size: int, seed: int, file: str | Path, more: list[str]) -> dict:
-    """Train, evaluate, complete the held-out dialogues."""
+    """Train, evaluate, and complete the held-out dialogues."""
     home = args.out / f"{kind}_{size}_{seed}"
     run("train_sft.py", "model=tiny", "model.vocab_size=1024", f"data.train=[{file}]", f"data.eval=[{COFFEE}@eval]",
         f"num_steps={args.steps}", "batch_size=16", "micro_batch_size=16", "optim.lr=3e-3", "optim.schedule=cosine",
@@ -101,7 +101,7 @@ def win_rate(completions: dict, others: dict, wanted: dict) -> float:
 
 
 def run(*overrides: str) -> None:
-    """One script; resumable by its directory: a step that is done is not done again."""
+    """Run one script. A step that its directory shows as done is not repeated."""
     home = Path(next(word for word in overrides if word.startswith("hydra.run.dir=")).partition("=")[2])
     done = {"train_sft.py": "model/config.json", "generate.py": "completions.jsonl", "check_data.py": "result.json"}[
         overrides[0]

@@ -1,10 +1,11 @@
-"""How an SFT step's time and memory grow with length, batch, vocabulary and model size: ours, and transformers' model.
+"""Growth of an SFT step's time and memory with length, batch, vocabulary and model size: ours and transformers' model.
 
     python experiments/growth.py --out runs/growth      minutes on two cores; the peer needs `make bench-peers`
 
-Random weights and tokens, every row full (so that padding plays no part), bf16 products under float32 weights, fused
-AdamW on both sides, targets on the last half of each row. Each point is a process of its own: one step to warm up, then
-the median of two; peak memory is the process's. Writes OUT/growth.json (points already there stay) and OUT/growth.png.
+Weights and tokens are random, every row is full (so that padding has no effect), products are bf16 under float32
+weights, both sides use fused AdamW, and the last half of each row are targets. Each point is measured in its own
+process: one warm-up step, then the median of two; the peak memory is the process's. It writes OUT/growth.json (existing
+points are kept) and OUT/growth.png.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def our_step(point: dict) -> Callable[[], None]:
 
 
 def peer_step(point: dict) -> Callable[[], None]:
-    """The same with transformers' Llama under autocast."""
+    """A step of transformers' Llama under autocast on full rows."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -90,7 +91,7 @@ def peer_step(point: dict) -> Callable[[], None]:
 
 
 def measure(side: str, point: dict) -> dict:
-    """Seconds and peak GB of a point; called in a process of its own."""
+    """Seconds and peak GB of a point. It is called in its own process."""
     step, seconds = {"ours": our_step, "peer": peer_step}[side](point), []
     for _ in range(3):
         began = time.perf_counter()
@@ -101,7 +102,7 @@ def measure(side: str, point: dict) -> dict:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Time above, memory below, a column for each quantity that grows; both axes logarithmic."""
+    """Time above, memory below, one column per growing quantity; both axes logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,8 +1,8 @@
-"""What the lecture says about judges, held against public votes by our own audit: figures of docs/lecture.md.
+"""Check the lecture's statements about judges on public votes, with our own audit: figures of docs/lecture.md.
 
     python experiments/lecture.py FOLDER docs/lecture.png      a minute
 
-FOLDER holds mtbench/, llmbar/, llmfao/ and alpaca_eval/ as docs/lecture.md lists them.
+FOLDER must contain mtbench/, llmbar/, llmfao/ and alpaca_eval/ as listed in docs/lecture.md.
 """
 
 import argparse
@@ -55,14 +55,15 @@ def audits(folder: Path) -> dict[str, dict]:
 
 
 def length_control(folder: Path) -> list[tuple]:
-    """AlpacaEval 2: win rate as judged, and with length taken out, of models that were asked to be brief or long."""
+    """AlpacaEval 2: the raw and the length-controlled win rate of models that were instructed to be brief or long."""
     rows = pd.read_csv(folder / "alpaca_eval" / "ae2_weighted_annotations.csv.gz")
     table = []
     for model, part in rows.groupby("model"):
         preference = (part["preference"].where(part["preference"] != 0, 1.5) - 1).to_numpy()
         lengths = part["len_1"].to_numpy(), part["len_2"].to_numpy()
         controlled = length_controlled(preference, *lengths, None)
-        weight = controlled["length_control"]["weights"]["length"]  # of tanh(baseline longer): below 0 likes length
+        # weight of tanh(baseline longer); a negative weight favours length
+        weight = controlled["length_control"]["weights"]["length"]
         rate, without = win_rate(preference)["win_rate"], controlled["length_controlled_win_rate"]
         table.append((model, part["len_2"].mean(), rate, without, weight))
     return table
@@ -86,12 +87,12 @@ def main() -> None:
                 if figure in ("position", "length", "low_entropy"):
                     centre = 0.5 if figure == "position" else 0.0
                     points.append((f"{figure}: {name}", *(one[key] - centre for key in ("value", "lower", "upper"))))
-    print("\nAlpacaEval 2: model, characters, win rate, with length taken out, weight of length")
+    print("\nAlpacaEval 2: model, characters, win rate, length-controlled win rate, weight of length")
     table = length_control(args.folder)
     for row in table:
         print("  {:32} {:6.0f} {:6.2f} {:6.2f} {:6.2f}".format(*row))
     print(f"  length helps in {sum(row[4] < 0 for row in table)} of {len(table)} models")
-    plot_intervals(args.out, "departure from no bias, with intervals that hold together", points, null=0)
+    plot_intervals(args.out, "difference from no bias, with simultaneous intervals", points, null=0)
 
 
 if __name__ == "__main__":

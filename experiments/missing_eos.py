@@ -1,9 +1,9 @@
-"""What the rules for completions that never stop teach, on the enumerable task with scores of any mean.
+"""Effect of the rules for completions that never stop, on the enumerable task with scores of any mean.
 
     python experiments/missing_eos.py        3 rules x 3 offsets x 3 seeds, 2 minutes
 
-A reward model's zero means nothing, so adding a constant to every score must change nothing. The task is the tests':
-completions of 1 to 3 tokens, of which those without a stop symbol are cut. kl_coef is 0.5.
+The zero of a reward model is arbitrary, so a constant added to every score must not change the result. The task is that
+of the tests: completions of 1 to 3 tokens, of which those without a stop symbol are cut. kl_coef is 0.5.
 """
 
 import sys
@@ -21,7 +21,7 @@ RULES, OFFSETS, SEEDS, VALUE = ("replace", "subtract", "none"), (-5.0, 0.0, 5.0)
 
 
 def measure(policy: TabularPolicy, rewards: torch.Tensor) -> tuple[float, float]:
-    """Share of completions that are cut, and the mean score of those that stop, offset left out."""
+    """Share of completions that are cut, and the mean score of the others without the offset."""
     finished = (COMPLETIONS == STOP).any(1)
     with torch.no_grad():
         p = policy.logprobs(COMPLETIONS).sum(1).exp()

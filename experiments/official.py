@@ -4,9 +4,9 @@
     git clone https://github.com/lmarena/arena-hard-auto ARENA_HARD
     python experiments/official.py WHEELS ARENA_HARD ../shared/reference
 
-The scoring functions are taken from the wheels and the clone by name: the packages themselves ask for servers, keys and
-other versions of what is installed here. lm-eval (the dev extra) is imported. Other rows compare with the value that a
-benchmark published for the file.
+The scoring functions are taken by name from the wheels and the clone, because the packages themselves need servers,
+keys, and other versions of installed packages. lm-eval (the dev extra) is imported. Other rows compare with the value
+that a benchmark published for the file.
 """
 
 import csv
@@ -38,7 +38,7 @@ from generation.clients import Answer  # noqa: E402
 
 
 def given_values(folder: Path, section: str) -> dict:
-    """What the official code said of these files."""
+    """The values that the official code computed for these files."""
     return json.loads((folder / "reference_given.json").read_text())["given"][section]
 
 
@@ -85,7 +85,7 @@ def mt_bench(wheels: Path, folder: Path) -> list[tuple]:
     official = taken(in_wheel(wheels, "fschat", "fastchat/llm_judge/compute_agreement.py"), names)
     files = [folder / f"mtbench/{name}.jsonl" for name in ("human", "gpt4_pair")]
     raw = [[json.loads(row) for row in file.read_text().splitlines()] for file in files]
-    raw[1] = [row | {"judge": ["gpt-4", "pair-v2"]} for row in raw[1]]  # the name that FastChat looks for
+    raw[1] = [row | {"judge": ["gpt-4", "pair-v2"]} for row in raw[1]]  # the name that FastChat expects
     data = official["get_mt_bench_votes_data"](raw)
     people, judge = split_judge(read_votes(list(map(str, files)), "mtbench"), judge=None, humans="expert_*")
     ours = by_group(judge_pairs(people, judge), symmetric=False, level=0.95, rounds=2)
@@ -99,11 +99,11 @@ def mt_bench(wheels: Path, folder: Path) -> list[tuple]:
 
 
 def reward_bench(wheels: Path) -> list[tuple]:
-    """Sections of version 1 and Ties of version 2, on scores that are drawn."""
+    """Sections of version 1 and Ties of version 2, on random scores."""
     source = in_wheel(wheels, "rewardbench", "rewardbench/constants.py")
     constants = taken(source, ("EXAMPLE_COUNTS", "SUBSET_MAPPING"))
     names = ("calculate_scores_per_section", "sample_stats", "process_single_model")
-    # the last wants a Dataset to return its rows with their scores, which are not looked at here
+    # the last function returns its rows in a Dataset, which is not used here
     rows_of = SimpleNamespace(from_dict=lambda columns: columns)
     official = taken(in_wheel(wheels, "rewardbench", "rewardbench/utils.py"), names, Dataset=rows_of)
     rng = np.random.default_rng(0)
@@ -126,7 +126,7 @@ def reward_bench(wheels: Path) -> list[tuple]:
 
 
 def gsm8k(folder: Path) -> list[tuple]:
-    """lm-eval's two string matches on the test problems, answered by their solutions in several wordings."""
+    """lm-eval's two string matches on the test problems, with their solutions in several wordings as answers."""
     import lm_eval
     from lm_eval.api.metrics import exact_match_hf_evaluate
     from lm_eval.filters.extraction import RegexFilter
@@ -136,7 +136,7 @@ def gsm8k(folder: Path) -> list[tuple]:
     ignored = {key: metric[key] for key in ("regexes_to_ignore", "ignore_case", "ignore_punctuation")}
     with gzip.open(folder / "gsm8k/test.jsonl.gz", "rt", encoding="utf-8") as file:
         solutions = [json.loads(line)["answer"] for line in file]
-    answers = said_otherwise(solutions)
+    answers = reworded(solutions)
     official = []
     for chain in config["filter_list"]:
         words = {key: value for key, value in chain["filter"][0].items() if key != "function"}
@@ -147,7 +147,7 @@ def gsm8k(folder: Path) -> list[tuple]:
         ])  # fmt: skip
     ours = np.array([harness_matches(*pair) for pair in zip(answers, solutions, strict=True)], float).T
     apart = int((np.array(official, float) != ours).sum())
-    label = f"{len(answers)} answers, {apart} read differently"
+    label = f"{len(answers)} answers, {apart} parsed differently"
     return [
         (f"GSM8K {chain['name']} ({label})", "lm-eval 0.4.13", np.mean(theirs), own.mean())
         for chain, theirs, own in zip(config["filter_list"], official, ours, strict=True)
@@ -165,8 +165,8 @@ ENDINGS = (
 )
 
 
-def said_otherwise(solutions: list[str]) -> list[str]:
-    """The solutions as models write them: with a wrong number, without ####, in dollars, with a full stop."""
+def reworded(solutions: list[str]) -> list[str]:
+    """The solutions in wordings of models: with a wrong number, without ####, in dollars, with a full stop."""
     rng, answers = np.random.default_rng(0), []
     for solution in solutions:
         steps, _, number = solution.partition("\n#### ")
@@ -176,7 +176,7 @@ def said_otherwise(solutions: list[str]) -> list[str]:
 
 
 def published(folder: Path) -> list[tuple]:
-    """Benchmarks whose files came with their figures: LLMBar, and Bradley-Terry of MT-Bench's people."""
+    """Benchmarks whose files include their figures: LLMBar, and Bradley-Terry of MT-Bench's people."""
     votes = read_votes([str(folder / "llmbar/vanilla_both_orders.csv.gz")], "llmbar")
     pairs, llmbar = [], given_values(folder, "llmbar_both_orders")
     for key in llmbar:

@@ -19,7 +19,7 @@ VERDICTS = ("A>>B", "A>B", "A=B", "B>A", "B>>A")
 
 
 def arena_hard(clone: Path) -> list[tuple]:
-    """Version 0.1: published answers of three models, verdicts that are drawn; tokens are our words on both sides."""
+    """Version 0.1: published answers of three models and random verdicts. Tokens are our words on both sides."""
     category, base = "arena-hard-v0.1", "gpt-4-0314"
     files = sorted(clone.glob(f"data/{category}/model_answer/*.jsonl"))
     style, rows = style_of([str(file) for file in files]), []
@@ -50,14 +50,15 @@ def arena_hard(clone: Path) -> list[tuple]:
 
 
 def drawn_games(style: dict, category: str, base: str) -> list[dict]:
-    """A judgment of every answer against the baseline's: the longer one is liked, and some games have no verdict."""
+    """A judgment of every answer against the baseline's. It favours the longer one, and some games have no verdict."""
     rng, rows = np.random.default_rng(0), []
     for model in sorted(set(style) - {base}):
         for uid, own in style[model].items():
             likes = np.log(own["token_len"] / max(style[base][uid]["token_len"], 1)) + rng.normal(0, 1, 2)
             first, second = np.digitize(likes, (-1.5, -0.3, 0.3, 1.5))
             games = [
-                {"score": None if rng.random() < 0.02 else said} for said in (VERDICTS[first], VERDICTS[4 - second])
+                {"score": None if rng.random() < 0.02 else verdict}
+                for verdict in (VERDICTS[first], VERDICTS[4 - second])
             ]
             row = {"uid": uid, "category": category, "judge": "drawn", "model": model, "baseline": base}
             rows.append(row | {"games": games})

@@ -18,7 +18,7 @@ def in_wheel(wheels: Path, package: str, module: str) -> str:
 
 
 def taken(source: str, names: tuple[str, ...], **needs) -> dict:
-    """The functions and constants of these names in a module's source, with what they need of others."""
+    """The functions and constants with these names in a module's source, with their requirements from other modules."""
     wanted = [node for node in ast.parse(source).body if _name(node) in names]
     space = {"np": np, "pd": pd, "math": math, "re": re, "logsumexp": logsumexp, **needs}
     source = "from __future__ import annotations\n" + "\n".join(map(ast.unparse, wanted))
@@ -35,6 +35,6 @@ def _name(node: ast.stmt) -> str | None:
 def largest(benchmark: str, source: str, pairs: list[tuple]) -> tuple:
     """The row with the largest difference of many."""
     values = np.array(pairs, float)
-    values = values[~np.isnan(values).all(axis=1)]  # no verdict on both sides
+    values = values[~np.isnan(values).all(axis=1)]  # both sides have no verdict
     worst = int(np.abs(values[:, 0] - values[:, 1]).argmax())
-    return f"{benchmark} ({len(values)} values, the farthest)", source, *values[worst]
+    return f"{benchmark} ({len(values)} values, the largest difference)", source, *values[worst]

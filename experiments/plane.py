@@ -1,10 +1,10 @@
-"""All on-policy methods on one plane: the gold reward over the exact KL, with best-of-n and the true frontier.
+"""All on-policy methods in one plot: the gold reward over the exact KL, with best-of-n and the true frontier.
 
-    python experiments/plane.py docs/plane.png        10 methods x 3 prices of KL x 3 seeds, minutes
+    python experiments/plane.py docs/plane.png        10 methods x 3 KL coefficients x 3 seeds, minutes
 
-The task is the tests' (1 to 3 tokens over 6 symbols, a random gold reward and reference), so the reward and the KL of a
-policy are sums over all 156 completions, and the frontier, pi(y) ~ pi_ref(y) exp(r(y) / beta), is known. Every method
-draws the same number of samples and pays them with the gold reward itself.
+The task is that of the tests (1 to 3 tokens over 6 symbols, a random gold reward and reference). So the reward and the
+KL of a policy are sums over all 156 completions, and the frontier, pi(y) ~ pi_ref(y) exp(r(y) / beta), is known. Every
+method draws the same number of samples and is trained on the gold reward itself.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def table_of(target: torch.Tensor) -> TabularPolicy:
 
 
 def train(name: str, seed: int, beta: float) -> list[tuple[float, float]]:
-    """Points along the training, the last of them where it ends."""
+    """Points along the training; the last one is its end."""
     seen = []
 
     def on_step(step: int, policy: TabularPolicy) -> None:
@@ -104,7 +104,7 @@ def offline_dpo(seed: int, beta: float, on_step) -> None:
 
 
 def frontier(seed: int) -> np.ndarray:
-    """(points, 2): what no policy of that KL can exceed."""
+    """(points, 2): the largest gold reward of any policy with each KL."""
     logits, rewards = make_task(seed)
     betas = np.geomspace(0.03, 30, 600)[::-1]
     return np.array([point(optimum(TabularPolicy(logits), rewards, beta), seed) for beta in betas])
@@ -113,7 +113,7 @@ def frontier(seed: int) -> np.ndarray:
 def best_of_n(seed: int) -> np.ndarray:
     """(points, 2) of the best of n = 1, 2, 4, ..., 512 samples of the reference: exact, from the order of the rewards.
 
-    P(best = y) = P(r <= r(y))^n - P(r < r(y))^n; log n - (n - 1) / n is what its KL is where no completion is likely.
+    P(best = y) = P(r <= r(y))^n - P(r < r(y))^n. Its KL is log n - (n - 1) / n if every completion is improbable.
     """
     logits, rewards = make_task(seed)
     share = TabularPolicy(logits).logprobs(COMPLETIONS).sum(1).double().exp().detach()
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="the picture, a .png; the figures go beside it as .json")
     out = parser.parse_args().out
-    torch.set_num_threads(1)  # tables are small
+    torch.set_num_threads(1)  # tables are small, so more threads do not help
     curves, gaps = {}, {}
     for name in METHODS:
         for beta in BETAS[:1] if name == "RAFT" else BETAS:
@@ -148,13 +148,13 @@ def main() -> None:
 
 
 def gap(end: np.ndarray, seed: int) -> float:
-    """Gold reward that the frontier has more at the same KL."""
+    """The difference of the frontier's gold reward at the same KL."""
     line = frontier(seed)
     return round(float(np.interp(end[0], line[:, 0], line[:, 1]) - end[1]), 4)
 
 
 def draw(out: Path, curves: dict) -> None:
-    """A panel a seed, as each is another task; a thin line is the way of a training, a mark its end."""
+    """One panel per seed, as each seed is another task. A thin line is a training, a mark its end."""
     figure, axes = pyplot().subplots(1, len(SEEDS), figsize=(16, 5.2))
     marks = dict(zip(METHODS, "os^v<>DPX*", strict=True))
     for axis, seed in zip(axes, SEEDS, strict=True):

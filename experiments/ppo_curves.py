@@ -1,4 +1,4 @@
-"""Score and KL of PPO runs over their steps, and one against the other, held-out prompts as dots: for docs/findings.md.
+"""Score and KL of PPO runs over their steps, and one over the other, with dots for held-out prompts (findings.md).
 
 python experiments/ppo_curves.py docs/ppo_coffee.png RUN_DIR RUN_DIR ...
 """
@@ -39,7 +39,8 @@ def main() -> None:
             axis.plot([row["step"] for row in held_out], [row[dots] for row in held_out], "o", color=line.get_color())
         plane.plot([max(x, 0) ** 0.5 for x in smooth(kl)], smooth(scores), label=label)
         print(
-            f"{label}: score {scores[0]:.3f} -> {smooth(scores)[-1]:.3f}, KL {smooth(kl)[-1]:.2f}, most {max(kl):.2f}"
+            f"{label}: score {scores[0]:.3f} -> {smooth(scores)[-1]:.3f}, KL {smooth(kl)[-1]:.2f}, largest "
+            f"{max(kl):.2f}"
         )
     score_axis.set(xlabel="step", ylabel="score of the frozen reward model", title=f"score, mean of {WINDOW} rollouts")
     kl_axis.set(xlabel="step", ylabel="nats per completion", title="KL to the reference")

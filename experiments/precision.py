@@ -1,9 +1,10 @@
-"""Does bf16 learn as fp32 does? SFT of the tiny model on coffee orders: three seeds in fp32, the first also in bf16.
+"""Compare training in bf16 and fp32: SFT of the tiny model on coffee orders, three seeds in fp32, the first also in
+bf16.
 
     python experiments/precision.py --out runs/precision
 
-The distance of the bf16 curve from the fp32 curve of the same seed, beside the distance between seeds of fp32, which is
-the noise. Writes OUT/precision.png.
+It prints the distance of the bf16 curve from the fp32 curve of the same seed, and the distance between seeds of fp32,
+which is the noise. It writes OUT/precision.png.
 """
 
 import argparse
@@ -30,7 +31,7 @@ DATA = "data/embedded/sft_coffee_train.jsonl.gz"
 
 
 def train(directory: Path, precision: str, seed: int, steps: int) -> list[dict]:
-    """The rows of metrics.jsonl of a run, done now unless it is there."""
+    """The rows of metrics.jsonl of a run, which is executed unless it exists."""
     if not (directory / "model").exists():
         overrides = ["model=tiny", "model.vocab_size=1024", f"data.train=[{DATA}@train]", f"data.eval=[{DATA}@eval]"]
         overrides += [
@@ -57,7 +58,7 @@ def series(rows: list[dict], name: str) -> dict[int, float]:
 
 
 def distance(one: dict[int, float], other: dict[int, float]) -> float:
-    """Mean absolute difference over the steps that both have."""
+    """Mean absolute difference over the common steps."""
     return statistics.mean(abs(one[step] - other[step]) for step in one.keys() & other.keys())
 
 

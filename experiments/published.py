@@ -1,11 +1,11 @@
-"""Published numbers beside ours, from data that lie on this disk, in one table.
+"""Published numbers compared with ours on local data, in one table.
 
     python -m experiments.published
 
-Each row has its source, the published value, ours, the largest difference and the bound that it must keep. Where many
-values belong to one row (all models of a leaderboard), the table shows one of them and the number of all. Some of the
-data may not be shipped (CC BY-NC): the rows that need them are left out, and the command says which files it misses.
---fast leaves out what trains: that part takes minutes.
+Each row has its source, the published value, ours, the largest difference and its bound. If many values belong to one
+row (all models of a leaderboard), the table shows one of them and the number of all. Some of the data may not be
+distributed (CC BY-NC). Rows that need missing files are left out, and the command names these files. --fast leaves out
+the rows that train, which take minutes.
 """
 
 import argparse
@@ -39,22 +39,22 @@ from losses import ppo_value_loss, token_rewards  # noqa: E402
 from runtime.report import print_table  # noqa: E402
 
 REFERENCE = ROOT.parent / "shared" / "reference" / "evaluation"
-REFITTED = ("dbrx-instruct", "llama-2-70b-chat-hf", "alpaca-7b_concise", "alpaca-7b_verbose")  # of AlpacaEval 2: the
-# published weights of these four do not give their published rate, by alpaca_eval's own formula either
+REFITTED = ("dbrx-instruct", "llama-2-70b-chat-hf", "alpaca-7b_concise", "alpaca-7b_verbose")  # of AlpacaEval 2. The
+# published weights of these four do not give their published rate, also by alpaca_eval's own formula
 FILES = """alpaca_eval/: annotations of the leaderboards without texts, leaderboard CSVs, weights of the length control
   (github.com/tatsu-lab/alpaca_eval, results/; CC BY-NC 4.0)
 mtbench/: human and GPT-4 votes (huggingface.co/datasets/lmsys/mt_bench_human_judgments, CC BY 4.0)
 pandalm/, llmbar/, llmfao/: the test sets of PandaLM, LLMBar and LLMFAO with people's and judges' labels
-reference_given.json: what the official programs compute of these files"""
+reference_given.json: the values of the official programs for these files"""
 
 
 class Row(NamedTuple):
-    """Values in pairs, by name: published and ours."""
+    """Pairs of published value and ours, by name."""
 
     topic: str
     source: str
     pairs: dict[str, tuple[float, float]]
-    bound: float  # largest difference that still is the same number
+    bound: float  # largest difference that counts as equal
 
     @property
     def difference(self) -> float:
@@ -89,9 +89,9 @@ def main() -> None:
 
 
 def example(row: Row) -> tuple[str, str, str]:
-    """The pair that differs most, and by how much."""
+    """The pair with the largest difference, and this difference."""
     name, (theirs, ours) = max(row.pairs.items(), key=lambda item: abs(item[1][0] - item[1][1]))
-    count = "" if len(row.pairs) == 1 else f" ({name}, the farthest of {len(row.pairs)})"
+    count = "" if len(row.pairs) == 1 else f" ({name}, the largest difference of {len(row.pairs)})"
     return f"{theirs:.6g}{count}", f"{ours:.6g}", f"{row.difference:.1e}"
 
 
@@ -100,7 +100,7 @@ def verdict(row: Row) -> str:
 
 
 def write(rows: list[Row], missing: list[str], out: Path) -> None:
-    """published.json and published.md."""
+    """Write published.json and published.md."""
     found = [row._asdict() | {"difference": row.difference, "holds": row.holds} for row in rows]
     (out / "published.json").write_text(
         json.dumps({"rows": found, "missing": missing}, indent=1, default=float), encoding="utf-8"
@@ -110,7 +110,7 @@ def write(rows: list[Row], missing: list[str], out: Path) -> None:
     (out / "published.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-# ---- what needs no file
+# ---- rows without files
 
 
 def best_of_n(reference: Path) -> Iterator[Row]:
@@ -133,7 +133,7 @@ def best_of_n(reference: Path) -> Iterator[Row]:
 
 
 def gao(reference: Path) -> Iterator[Row]:
-    """Coefficients found again in curves of Gao et al.'s two forms."""
+    """Coefficients recovered from curves of Gao et al.'s two forms."""
     d, pairs = np.linspace(0.1, 4, 12), {}
     for form, bent in (("best_of_n", d**2), ("rl", d * np.log(d))):
         alpha, beta = fit(d, 1.5 * d - 0.4 * bent, form)
@@ -142,7 +142,7 @@ def gao(reference: Path) -> Iterator[Row]:
 
 
 def krippendorff(reference: Path) -> Iterator[Row]:
-    """Four observers, twelve units, a to the third decimal."""
+    """Four observers, twelve units, to the third decimal."""
     from data.checks.agreement import alpha_of
 
     lines = ("1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 .")
@@ -162,7 +162,7 @@ def trl_ppo(reference: Path) -> Iterator[Row]:
     kl = kl_estimate(of["logprobs"] - of["ref_logprobs"], "k1")
     rewards = token_rewards(scores, kl, mask, states, kl_coef=0.05)
     advantages = gae(rewards, values, states, gamma=1.0, gae_lambda=0.95)
-    bessel = ((mask.sum() - 1) / mask.sum()).sqrt()  # TRL's variance is the unbiased one
+    bessel = ((mask.sum() - 1) / mask.sum()).sqrt()  # TRL uses the unbiased variance
     loss, _ = ppo_value_loss(values, values, advantages + values, states, clip_range=0.2, num_tokens=states.sum())
     white = whiten(advantages, mask, lambda x: x, shift_mean=True) * bessel
     ours = {"rewards": rewards, "advantages": advantages, "value loss": loss, "whitened advantages": white,
@@ -172,13 +172,13 @@ def trl_ppo(reference: Path) -> Iterator[Row]:
 
 
 def farthest(theirs: torch.Tensor, ours: torch.Tensor) -> tuple[float, float]:
-    """The pair of elements that differs most."""
+    """The pair of elements with the largest difference."""
     place = (theirs - ours).abs().flatten().argmax()
     return theirs.flatten()[place].item(), ours.flatten()[place].item()
 
 
 def logprobs(reference: Path) -> Iterator[Row]:
-    """The kernel's log-probs and gradients beside float64's, in float32."""
+    """The kernel's log-probs and gradients in float32, compared with the definition in float64."""
     torch.manual_seed(0)
     hidden, weight, targets = torch.randn(129, 64), torch.randn(5001, 64) / 8, torch.randint(0, 5001, (129,))
 
@@ -193,7 +193,7 @@ def logprobs(reference: Path) -> Iterator[Row]:
     yield Row("log-probs without logits", "the definition in float64", pairs, 5e-6)
 
 
-# ---- what reads files
+# ---- rows that read files
 
 
 def alpaca_eval(reference: Path) -> Iterator[Row]:
@@ -293,7 +293,7 @@ def existing(*paths: Path) -> list[str]:
 
 
 def given(reference: Path) -> dict:
-    """What the official programs compute of the same files."""
+    """The values of the official programs for the same files."""
     return json.loads(Path(*existing(reference / "reference_given.json")).read_text())["given"]
 
 
@@ -301,11 +301,11 @@ def zipped(theirs: dict[str, float], ours: dict[str, float]) -> dict[str, tuple[
     return {name: (value, ours[name]) for name, value in theirs.items()}
 
 
-# ---- what trains: the optimum in closed form, pi*(y) ~ pi_ref(y) exp(r(y) / beta)
+# ---- rows that train: the optimum in closed form, pi*(y) ~ pi_ref(y) exp(r(y) / beta)
 
 
 def closed_form(reference: Path) -> Iterator[Row]:
-    """KL of each trained policy to the optimum, three seeds; the published optimum is at 0 nats."""
+    """KL of each trained policy to the optimum, three seeds. The published optimum is at 0 nats."""
     from tests.enumerable_task import TabularPolicy, kl_to, make_task, optimum
     from tests.enumerable_training import train_dpo, train_ppo
     from tests.test_exact_optimum import FAMILY

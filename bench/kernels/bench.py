@@ -1,4 +1,4 @@
-"""What each kernel costs, as a table, JSON and a roofline picture: `python -m bench.kernels.bench --help`.
+"""The cost of each kernel, as a table, JSON and a roofline plot: `python -m bench.kernels.bench --help`.
 
 There are five parts, each in its own process:
     bytes       Triton's interpreter counts loads and stores
@@ -116,7 +116,7 @@ def part_time(rounds: int, names: list[str]) -> list[dict]:
 
 
 def part_bandwidth() -> list[dict]:
-    """The bandwidth of each kernel on this GPU: bytes that it must move divided by its time, beside that of a copy."""
+    """The bandwidth of each kernel on this GPU: its required bytes divided by its time; and that of a copy."""
     if not torch.cuda.is_available():
         return []
     from triton.testing import do_bench
