@@ -1,4 +1,4 @@
-"""The Triton fold: the equations of `kernels/fold.py`, one launch a tile, each logit read once.
+"""The Triton fold: the equations of `kernels/fold.py`, one launch per tile. Each logit is read once.
 
 Fold: one program per row, with the statistics in registers. Unfold: one program per block of a row. All arithmetic is
 in float32, whatever the dtype of the tile.
@@ -11,7 +11,8 @@ from triton.language.extra import libdevice
 
 from kernels.fold import Settings, Stats, Summary
 
-BLOCKS = {256: 2, 1024: 4, 4096: 8}  # columns at once -> warps; 8 to 32 columns a thread (4 to 16 on AMD): no spill
+# columns at once -> warps; 8 to 32 columns per thread (4 to 16 on AMD), so that nothing spills
+BLOCKS = {256: 2, 1024: 4, 4096: 8}
 
 
 def choose_block(width: int) -> int:

@@ -138,12 +138,14 @@ def adapters(model: nn.Module) -> dict[str, Lora]:
 
 
 def report_adapter(model: nn.Module) -> None:
-    """Say what a person should know before serving it."""
+    """Log information for serving the adapter."""
     if any(isinstance(module, NF4Linear) for module in model.modules()):
-        log.info("adapter/ was trained on the base in NF4: load it with peft in 4 bits. model/ is merged into it")
+        log.info(
+            "adapter/ was trained on the base in NF4: load it with peft in 4 bits. model/ contains the merged weights"
+        )
     log.info(
         "adapter/ is exact, and model/ is merged in float32. Rounding model/ to bf16, as servers do, changes its "
-        "weights by %.2f times what the adapter adds; where that is much, serve base and adapter separately",
+        "weights by %.2f times the adapter's contribution; if that is much, serve base and adapter separately",
         merge_noise(model),
     )
 
@@ -155,7 +157,7 @@ def export_adapter(model: nn.Module, directory: Path, base: str, *, durable: boo
     is in modules_to_save, its bias and normalisation in head.safetensors. All ranks must call this, and rank 0 writes.
 
     Args:
-        durable: with checksums, and with what a person should know of it. A server that reads it needs neither.
+        durable: write checksums, and log information for serving. A server that reads the files now needs neither.
     """
     found = adapters(model)
     if not found:

@@ -1,7 +1,8 @@
-"""activation_checkpointing=selective: what a cheap kernel made for a matmul is computed again for its backward pass.
+"""activation_checkpointing=selective: the input of a matmul is recomputed for its backward pass if a cheap kernel made
+it.
 
-Of a layer that is the norms' outputs and the gated activation: both come from tensors that autograd keeps anyway. No
-matmul and no attention runs twice.
+In a layer these are the outputs of the norms and the gated activation. Both are computed from tensors that autograd
+keeps anyway. No matmul and no attention runs twice.
 """
 
 from collections.abc import Callable
@@ -13,13 +14,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def recomputed(x: Tensor, again: Callable[[], Tensor]) -> Tensor:
-    """x, of which a Linear keeps `again`, that returns the same bits, in its place."""
+    """x, for which a Linear keeps the function `again` instead. `again` returns the same bits."""
     x.again = again
     return x
 
 
 def keeping_recipe(x: Tensor) -> AbstractContextManager:
-    """Inside the block, autograd keeps `x.again` wherever it would keep x. It keeps x where there is none."""
+    """Inside the block, autograd keeps `x.again` in place of x, if x has one."""
     again = getattr(x, "again", None)
     if again is None or not torch.is_grad_enabled():
         return nullcontext()

@@ -278,8 +278,8 @@ class Transformer(nn.Module):
 
     @property
     def checkpointing(self) -> bool | str:
-        """What the backward pass computes again: True, each layer; "offload", also, and its input waits in host memory;
-        "selective", what costs little (model/recompute.py); False, nothing."""
+        """The recomputation in the backward pass. True: each layer; "offload": each layer, with its input in host
+        memory; "selective": cheap operations (model/recompute.py); False: nothing."""
         return self._checkpointing
 
     @checkpointing.setter

@@ -1,8 +1,9 @@
 """AdamW with moments in 8 bits: Dettmers et al. 2022 (arXiv:2110.02861), quantised in blocks to the dynamic map.
 
-2.03 bytes a weight instead of 8. Blocks lie within a row, so that neither ranks nor a resume on another number of them
-change a number. One departure: the second moment is kept by its square root. Kept as it is, weights whose gradient is
-below 1/2000 of the largest of their block would have a second moment of 0 beside a first one that is not.
+It needs 2.03 bytes per weight instead of 8. Blocks lie within a row, so neither ranks nor a resume on another number of
+ranks change a number. There is one difference: the square root of the second moment is stored. If the second moment
+itself were stored, weights with a gradient below 1/2000 of the largest in their block would have a second moment of 0
+and a first moment that is not 0.
 """
 
 import torch
@@ -11,8 +12,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 BLOCK = 256  # columns that share a scale
-LEAST = 4096  # as in the paper, the moments of smaller tensors and of vectors are not quantised
-AT_ONCE = 2**24  # weights that are updated together
+LEAST = 4096  # as in the paper, moments of smaller tensors and of vectors are not quantised
+AT_ONCE = 2**24  # number of weights that are updated together
 
 
 def dynamic_map(signed: bool) -> Tensor:
@@ -29,8 +30,8 @@ MAPS = {"exp_avg": dynamic_map(True), "exp_avg_sq": dynamic_map(False)}
 
 
 def quantize(x: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes (rows, columns) uint8 and scales (rows, blocks) float32 of x: each block over its largest magnitude, to the
-    nearest of `values`."""
+    """Codes (rows, columns) uint8 and scales (rows, blocks) float32 of x. Each block is divided by its largest
+    magnitude and rounded to the nearest of `values`."""
     blocks = F.pad(x, (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     scales = blocks.abs().amax(-1)
     middles = (values[1:] + values[:-1]) / 2
@@ -44,7 +45,7 @@ def dequantize(codes: Tensor, scales: Tensor, values: Tensor) -> Tensor:
 
 
 class AdamW8bit(torch.optim.Optimizer):
-    """Groups as AdamW has them: lr, betas, eps, weight_decay."""
+    """The parameter groups have the settings of AdamW: lr, betas, eps, weight_decay."""
 
     @torch.no_grad()
     def step(self) -> None:
@@ -88,7 +89,7 @@ class AdamW8bit(torch.optim.Optimizer):
                 moments[name][some], scales[name][some] = quantize(x, values[name])
 
     def load_state_dict(self, saved: dict) -> None:
-        """The moments; settings are the config's. (torch's own would turn codes into float32.)"""
+        """Load the moments. Settings come from the config. (torch's own method would turn codes into float32.)"""
         weights = [p for group in self.param_groups for p in group["params"]]
         for number, state in saved["state"].items():
             self.state[weights[number]] = dict(state)
@@ -110,7 +111,7 @@ def local(x: Tensor) -> Tensor:
 
 
 def like(p: Tensor, rows: Tensor, columns: int) -> Tensor:
-    """`rows` of this rank as a tensor of `columns` that is split as p is."""
+    """`rows` of this rank as a tensor with `columns` columns, sharded like p."""
     if not isinstance(p, DTensor):
         return rows
     shape = torch.Size((p.shape[0], columns))

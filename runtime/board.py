@@ -55,7 +55,7 @@ class Board:
 
 
 def check_board(cfg: DictConfig) -> None:
-    """Raises ValueError where log.backend is unknown or not installed, or its settings cannot be meant."""
+    """Raise ValueError if log.backend is unknown or not installed, or its settings are invalid."""
     check_choice("log.backend", cfg.log.backend, BACKENDS)
     if cfg.log.backend == "wandb" and cfg.log.wandb == "disabled":
         return
@@ -67,4 +67,4 @@ def check_board(cfg: DictConfig) -> None:
 
 
 def _backend(name: str):
-    return importlib.import_module(f"runtime.log_{name}")  # imported late, as it takes half a second
+    return importlib.import_module(f"runtime.log_{name}")  # imported here, because it takes half a second

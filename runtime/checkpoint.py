@@ -49,7 +49,7 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str
     try:
         with _single_process_is_meant():
             dcp.save(tensors, storage_writer=TensorWriter(tmp_path), no_dist=not dist.is_initialized())
-    except CheckpointException as error:  # no Exception: it would pass every handler
+    except CheckpointException as error:  # it is not an Exception, so it would pass every handler
         with named_in_errors(tmp_path):
             raise next(iter(error.failures.values()))[0] from None
     with named_in_errors(tmp_path):
@@ -61,7 +61,7 @@ def save_checkpoint(root: Path, step: int, state: dict[str, Any], meta: dict[str
             (tmp_path / CHECKSUMS).write_text(_checksums(tmp_path), encoding="utf-8")
         for path in [*tmp_path.iterdir(), tmp_path]:
             sync(path)
-        remove(target)  # only a damaged one can be there
+        remove(target)  # only a damaged one can exist
         os.replace(tmp_path, target)
         sync(root)
         point_latest(target)
@@ -138,7 +138,7 @@ def prune_checkpoints(root: Path, *, step: int, keep_last: int, keep: set[str]) 
 
     Checkpoints after `step` exist only if a resumed run skipped them, because they are damaged.
     """
-    for tmp_path in root.glob(".step_*.tmp"):  # of a save that was killed
+    for tmp_path in root.glob(".step_*.tmp"):  # left by a save that was killed
         remove(tmp_path)
     paths = _checkpoints(root)
     kept = [path for path in paths if step_of(path) <= step][-keep_last:]

@@ -74,7 +74,7 @@ def check_flags(cfg: DictConfig, prefix: str = "") -> None:
         if isinstance(value, DictConfig):
             check_flags(value, f"{prefix}{key}.")
         elif isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
-            raise ValueError(f"{prefix}{key}={value} is no flag; write true or false")
+            raise ValueError(f"{prefix}{key}={value} must be true or false")
 
 
 def check_types(given: DictConfig, defaults: str, key: str, *, nullable: tuple = ()) -> None:
@@ -85,7 +85,7 @@ def check_types(given: DictConfig, defaults: str, key: str, *, nullable: tuple =
     known = OmegaConf.to_container(OmegaConf.load(CONF / f"{defaults}.yaml"))
     for name, value in OmegaConf.to_container(given, resolve=True, throw_on_missing=True).items():
         if name not in known:
-            raise ValueError(f"{key}.{name} is no setting of {defaults}; it has {', '.join(known)}")
+            raise ValueError(f"{key}.{name} is not a setting of {defaults}; it has {', '.join(known)}")
         default = known[name]
         kind, wanted = _kind(value), OPTIONAL.get(name) if default in (None, "???") else _kind(default)
         fits = wanted in (kind, None) or (kind, wanted) == ("a whole number", "a number")
@@ -101,7 +101,7 @@ def _kind(value: object) -> str:
         plain = not any(one is None or isinstance(one, list | dict) for one in value)
         return "a list of plain values" if plain else "a list of other things"
     if isinstance(value, float) and not math.isfinite(value):
-        return "no finite number"
+        return "a number that is not finite"
     kinds = {dict: "a mapping", str: "text", bool: "true or false", int: "a whole number", float: "a number"}
     return kinds.get(type(value), "null")
 
@@ -165,7 +165,7 @@ def changed_keys(before: DictConfig, now: DictConfig) -> list[str]:
     named = [key for key in differ if not {key, key.split(".")[0]} & free]
     changes = [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in named]
     if "optim.num_steps" in named and "num_steps" in named:
-        changes[-1] += f" (to prolong the run under its schedule, say optim.num_steps={old['optim.num_steps']})"
+        changes[-1] += f" (to prolong the run under its schedule, set optim.num_steps={old['optim.num_steps']})"
     return changes
 
 
@@ -186,11 +186,13 @@ def write_config(cfg: DictConfig, path: Path) -> None:
 
 
 def read_config(path: Path) -> DictConfig:
-    """The config that `write_config` wrote. Raises ValueError where the file is damaged."""
+    """The config that `write_config` wrote. Raises ValueError if the file is damaged."""
     try:
         cfg = OmegaConf.load(path)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); overwrite=true begins again") from None
+        raise ValueError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); set overwrite=true to begin again"
+        ) from None
     if not isinstance(cfg, DictConfig):
-        raise ValueError(f"{path} is damaged (it holds no mapping); overwrite=true begins again")
+        raise ValueError(f"{path} is damaged (it is not a mapping); set overwrite=true to begin again")
     return cfg

@@ -33,7 +33,7 @@ def build(cfg: DictConfig):
 
 
 def show(cfg: DictConfig) -> None:
-    """Send the workspace to wandb, or print what would be sent."""
+    """Send the workspace to wandb, or print it as JSON."""
     workspace = build(cfg)
     if cfg.save:
         workspace.save()

@@ -14,7 +14,7 @@ BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # as torch 
 
 
 def own_device() -> torch.device:
-    """The GPU of this rank, an Apple GPU, or the CPU where there is neither."""
+    """The GPU of this rank, an Apple GPU, or the CPU if there is neither."""
     if torch.cuda.is_available():
         return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -55,7 +55,7 @@ def choose_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-@functools.cache  # once a process
+@functools.cache  # once per process
 def _say(precision: str, device_type: str) -> None:
     have = "has" if precision == "bf16" else "has no"
     log.info("precision=auto: %s, as this %s %s bf16 instructions", precision, device_type.upper(), have)

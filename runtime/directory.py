@@ -41,15 +41,16 @@ def claim(directory: Path, cfg: DictConfig) -> TextIO:
             f"{linked[0]} is a link to {os.readlink(linked[0])}: a run writes and deletes only in its own directory; "
             "put the files themselves there, or let the whole directory be a link"
         )
-    held = [name for name in LEAVES if (directory / name).exists()]
-    if held and not (cfg.resume or cfg.overwrite):
+    existing = [name for name in LEAVES if (directory / name).exists()]
+    if existing and not (cfg.resume or cfg.overwrite):
         lock.close()
         raise ValueError(
-            f"{directory} holds a run ({', '.join(held)}); say resume=true to go on, overwrite=true to replace it, or "
+            f"{directory} has a run ({', '.join(existing)}); set resume=true to continue it, overwrite=true to "
+            "replace it, or "
             "choose another hydra.run.dir"
         )
     for name in LEAVES:
-        for unfinished in directory.glob(f".{name}.*tmp"):  # of a run that was killed while it wrote the file
+        for unfinished in directory.glob(f".{name}.*tmp"):  # left by a run that was killed while it wrote the file
             remove(unfinished)
     return lock
 
@@ -57,13 +58,13 @@ def claim(directory: Path, cfg: DictConfig) -> TextIO:
 def _lock(path: Path) -> TextIO:
     """The file, opened and locked. Raises BlockingIOError: another process holds it."""
     while True:
-        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "w")  # held until the run ends
+        lock = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "w")  # locked until the run ends
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(lock.fileno()).st_ino == path.stat().st_ino:
                 return lock
         except FileNotFoundError:
-            pass  # the run that ended between the two lines took the name away with it: lock the new file
+            pass  # the other run ended between the two lines and deleted the name: lock the new file
         except OSError:
             lock.close()
             raise

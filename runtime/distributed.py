@@ -36,17 +36,18 @@ def start_ranks(strategy: str) -> tuple[int, int, torch.device]:
         raise ValueError(f"dist.strategy={strategy!r} is unknown; use one of {', '.join(STRATEGIES)}")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if strategy == "single" and world_size > 1:
-        raise ValueError(f"dist=single in a world of {world_size} processes; start one process, or say dist=fsdp")
+        raise ValueError(f"dist=single in a world of {world_size} processes; start one process, or set dist=fsdp")
     device = own_device()
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
     if strategy != "single" and device.type == "mps":
-        raise ValueError(f"dist={strategy} joins CUDA GPUs or CPUs, not Apple's GPU; say dist=single")
+        raise ValueError(f"dist={strategy} joins CUDA GPUs or CPUs, not Apple's GPU; set dist=single")
     if strategy != "single" and not dist.is_initialized():
         if "RANK" not in os.environ:
             raise ValueError(
-                f"dist={strategy} wants ranks: `python launch.py --nproc-per-node 2 train_sft.py dist={strategy}`"
+                f"dist={strategy} needs several ranks: `python launch.py --nproc-per-node 2 train_sft.py "
+                f"dist={strategy}`"
             )
         dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", device_id=device if cuda else None)
         atexit.register(gc.collect)  # after a failed run, whose traceback keeps the models alive; see stop_ranks

@@ -89,7 +89,7 @@ def read_sums(directory: Path) -> dict[str, str]:
     lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
     found = [re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line) for line in lines]
     if not found or not all(found):
-        raise ValueError(f"{path} is damaged: it must hold a sha256 and a name a line; copy the directory again")
+        raise ValueError(f"{path} is damaged: it must have a sha256 and a name on each line; copy the directory again")
     return {match[2]: match[1] for match in found}
 
 
@@ -106,6 +106,6 @@ def check_sums(directory: Path, names: Iterable[str] | None = None) -> None:
     if missing or differ:
         wrong = [f"{name} is missing" for name in missing] + [f"{name} differs" for name in differ]
         raise ValueError(
-            f"{directory} is not what was written there, says its {SUMS}: {'; '.join(sorted(wrong))}; copy it again, "
-            f"or, where you changed it on purpose, delete {SUMS}"
+            f"{directory} does not match its {SUMS}: {'; '.join(sorted(wrong))}; copy the directory again, "
+            f"or delete {SUMS} if the change was intended"
         )

@@ -49,7 +49,7 @@ def peak_memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     status = Path("/proc/self/status")
-    if status.exists():  # Linux, where getrusage also counts what the parent held when it started this process
+    if status.exists():  # on Linux, where getrusage also counts the memory of the parent at the start of this process
         return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # macOS counts bytes
 
@@ -118,14 +118,14 @@ def write_finish(directory: Path, step: int) -> None:
 
 
 def read_origin(directory: Path) -> dict:
-    """The content of run.json, empty if there is none. Raises ValueError where it is damaged."""
+    """The content of run.json, empty if there is none. Raises ValueError if it is damaged."""
     path = directory / "run.json"
     try:
         origin = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); overwrite=true begins again") from None
+        raise ValueError(f"{path} is damaged ({error}); set overwrite=true to begin again") from None
     if not isinstance(origin, dict):
-        raise ValueError(f"{path} is damaged (no object); overwrite=true begins again")
+        raise ValueError(f"{path} is damaged (no object); set overwrite=true to begin again")
     return origin
 
 

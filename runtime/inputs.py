@@ -60,7 +60,7 @@ def changed_inputs(before: dict[str, Any], cfg: DictConfig) -> list[str]:
     for name, digest in before["code"].items():
         path = ROOT / name
         if not path.is_file() or sha256_once(path) != digest:
-            changed.append(f"the code {name} is another")
+            changed.append(f"the code {name} has changed")
     return changed
 
 
@@ -87,17 +87,17 @@ def _files_in(place: Path) -> list[Path]:
 
 
 def matches_of(text: str) -> list[str]:
-    """The files that a pattern matches. Empty where the text is no pattern."""
+    """The files that a pattern matches. Empty if the text is not a pattern."""
     return glob.glob(text.split("@")[0], recursive=True) if glob.has_magic(text) else []
 
 
 def _base_of_adapter(place: Path) -> Path | None:
-    """The model that the adapter in this directory was made for; None where there is no adapter or no such model."""
+    """The model for which the adapter in this directory was trained. None if there is no adapter or no such model."""
     path = place / "adapter_config.json"
     try:
         base = json.loads(path.read_bytes())["base_model_name_or_path"] if path.is_file() else None
         return file_named_by(base) if isinstance(base, str) else None
-    except (ValueError, KeyError, TypeError, RecursionError):  # who reads the adapter says what is wrong with it
+    except (ValueError, KeyError, TypeError, RecursionError):  # the reader of the adapter reports this error
         return None
 
 

@@ -8,11 +8,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 def check(cfg: DictConfig) -> None:
-    """Nothing to refuse: events lie in the run's own directory."""
+    """There is nothing to check: events are in the run's own directory."""
 
 
 class Log:
-    """Events in RUN_DIR/tensorboard; a resumed run writes a further file there."""
+    """Events in RUN_DIR/tensorboard. A resumed run writes a further file there."""
 
     def __init__(self, cfg: DictConfig, directory: Path, *, job: str, run_id: str | None, say: Callable[[str], None]):
         self.id = run_id or str(directory / "tensorboard")
@@ -30,5 +30,5 @@ class Log:
         self.writer.add_text("samples", "\n\n".join(texts), step)
 
     def close(self, exit_code: int) -> None:
-        """Hand everything over."""
+        """Write everything that is waiting."""
         self.writer.close()

@@ -8,11 +8,11 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def check(cfg: DictConfig) -> None:
-    """Nothing to refuse: Trackio keeps its runs on this machine, where TRACKIO_DIR says."""
+    """There is nothing to check: Trackio stores its runs on this machine, in TRACKIO_DIR."""
 
 
 class Log:
-    """One Trackio run, named by its directory; a resumed run goes on with it."""
+    """One Trackio run, named by its directory. A resumed run continues it."""
 
     def __init__(self, cfg: DictConfig, directory: Path, *, job: str, run_id: str | None, say: Callable[[str], None]):
         self.id = run_id or f"{job} {directory.resolve().name}"
@@ -30,5 +30,5 @@ class Log:
         self.run.log({"samples": trackio.Table(columns=columns, data=rows)}, step=step)
 
     def close(self, exit_code: int) -> None:
-        """Hand everything over."""
+        """Write everything that is waiting."""
         self.run.finish()

@@ -13,18 +13,18 @@ MODES = ("online", "offline", "disabled")
 
 
 def check(cfg: DictConfig) -> None:
-    """Raises ValueError where log.wandb is none of MODES."""
+    """Raise ValueError if log.wandb is not one of MODES."""
     check_choice("log.wandb", cfg.log.wandb, MODES)
 
 
 class Log:
-    """One wandb run; `id` is what a resumed run goes on with."""
+    """One wandb run. A resumed run continues the run with this `id`."""
 
     def __init__(self, cfg: DictConfig, directory: Path, *, job: str, run_id: str | None, say: Callable[[str], None]):
         mode = cfg.log.wandb
         if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.login(prompt=False, verify=False)):
             mode = "offline"
-            say(f"wandb: nobody is logged in, so the run stays in {directory / 'wandb'} (`wandb sync` sends it)")
+            say(f"wandb: there is no login, so the run stays in {directory / 'wandb'} (`wandb sync` sends it)")
         self.run = wandb.init(
             project=cfg.log.project, group=cfg.name, name=job, id=run_id, resume="allow" if run_id else None,
             dir=directory, config=OmegaConf.to_container(cfg, resolve=True), mode=mode,
@@ -41,5 +41,5 @@ class Log:
         self.run.log({"samples": wandb.Table(columns=columns, data=rows)}, step=step)
 
     def close(self, exit_code: int) -> None:
-        """Hand everything over."""
+        """Send everything that is waiting."""
         self.run.finish(exit_code=exit_code)

@@ -96,7 +96,7 @@ def each_log_row(path: Path) -> Iterator[dict]:
     """
     if not path.exists():
         return
-    with open(path, "rb") as file:  # no other line end than \n: texts may hold U+2028
+    with open(path, "rb") as file:  # only \n ends a line, because texts may contain U+2028
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n") and line != b"\n":
                 yield _row(line, f"{path}:{number}")

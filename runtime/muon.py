@@ -35,7 +35,7 @@ class Muon(torch.optim.AdamW):
         ]
         if matrices:
             ranks, rank, among = sharers(matrices[0][0])
-            for start in range(0, len(matrices), 2 * ranks):  # a rank holds few whole matrices at a time
+            for start in range(0, len(matrices), 2 * ranks):  # so that a rank has only few whole matrices at a time
                 self.move(matrices[start : start + 2 * ranks], ranks, rank, among)
         self.param_groups = [group for group in groups if not group["parts"]]
         try:
@@ -44,7 +44,7 @@ class Muon(torch.optim.AdamW):
             self.param_groups = groups
 
     def init_state(self, p: Tensor) -> None:
-        self.state[p]["step"] = torch.zeros(())  # AdamW looks for one when it takes a checkpoint's state
+        self.state[p]["step"] = torch.zeros(())  # AdamW needs it when it loads a checkpoint's state
         self.state[p]["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
     def move(self, matrices: list[tuple[Tensor, tuple[int, ...], dict]], ranks: int, rank: int, among) -> None:
@@ -74,7 +74,7 @@ class Muon(torch.optim.AdamW):
 
 
 def sharers(p: Tensor) -> tuple[int, int, dist.ProcessGroup | None]:
-    """How many ranks hold rows of p between them, which of them this is, and their group."""
+    """(number of ranks that share the rows of p, the index of this rank among them, their group)."""
     if not isinstance(p, DTensor):
         return 1, 0, None
     mesh, last = p.device_mesh, p.device_mesh.ndim - 1
@@ -82,7 +82,7 @@ def sharers(p: Tensor) -> tuple[int, int, dist.ProcessGroup | None]:
 
 
 def share_out(shapes: list[list[tuple[int, int]]], ranks: int) -> list[list[int]]:
-    """The rank that makes each matrix orthogonal: in turn, to the one that has the fewest operations so far."""
+    """The rank that makes each matrix orthogonal. Each is given to the rank with the fewest operations so far."""
     work, makers = [0] * ranks, []
     for weight in shapes:
         makers.append([])
@@ -94,7 +94,7 @@ def share_out(shapes: list[list[tuple[int, int]]], ranks: int) -> list[list[int]
 
 
 def scaled(matrix: Tensor) -> Tensor:
-    """0.2 sqrt(max(rows, columns)) of the orthogonal one."""
+    """0.2 sqrt(max(rows, columns)) times the orthogonal matrix."""
     return orthogonal(matrix) * 0.2 * math.sqrt(max(matrix.shape))
 
 
@@ -122,7 +122,7 @@ def matrices_of_layers(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
     """Each trainable matrix of the layers -> the numbers of rows of the matrices that are stacked in it.
 
     Raises:
-        ValueError: experts in one tensor of three dimensions, whose gates and ups take turns.
+        ValueError: a tensor with three dimensions has the experts, whose gates and ups alternate.
     """
     found = {}
     for name, module in model.transformer.layers.named_modules():
@@ -132,5 +132,5 @@ def matrices_of_layers(model: nn.Module) -> dict[nn.Parameter, tuple[int, ...]]:
                 found[weight] = parts
                 if weight.ndim != 2:
                     shape = tuple(weight.shape)
-                    raise ValueError(f"optim=muon takes matrices, but {name}.{leaf} is {shape}; say optim=adamw")
+                    raise ValueError(f"optim=muon needs matrices, but {name}.{leaf} is {shape}; set optim=adamw")
     return found

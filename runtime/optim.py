@@ -46,7 +46,7 @@ def build_optimizer(
         groups.append({"params": vectors, "weight_decay": 0.0, "lr_scale": scale})
     groups = [group for group in groups if group["params"]]
     if not groups:
-        raise ValueError("nothing to optimise: no model has a trainable parameter; load one with frozen=False")
+        raise ValueError("no model has a trainable parameter; load one with frozen=False")
     defaults = {"lr": cfg.lr, "betas": tuple(cfg.betas), "eps": cfg.eps}
     if cfg.kind == "adamw":
         optimizer = torch.optim.AdamW(groups, **defaults, fused=True)
@@ -67,10 +67,10 @@ def build_optimizer(
 
 
 def check_optim(cfg: DictConfig) -> None:
-    """Raise ValueError where a setting of conf/optim is wrong."""
+    """Raise ValueError if a setting of conf/optim is wrong."""
     check_choice("optim.kind", cfg.kind, KINDS)
     if cfg.kind == "muon" and (cfg.get("momentum") is None or not 0 <= cfg.momentum < 1):
-        raise ValueError(f"optim=muon wants optim.momentum in [0, 1), got {cfg.get('momentum')}")
+        raise ValueError(f"optim=muon needs optim.momentum in [0, 1), got {cfg.get('momentum')}")
     if cfg.schedule not in SCHEDULES:
         raise ValueError(f"optim.schedule={cfg.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
     names = ("lr", "warmup_steps", "weight_decay", "min_lr_ratio")
@@ -120,6 +120,6 @@ def init_state(optimizer: torch.optim.Optimizer) -> None:
             if isinstance(optimizer, AdamW8bit) or group.get("parts"):
                 optimizer.init_state(p)
             else:
-                optimizer.state[p]["step"] = torch.zeros((), device=p.device)  # fused AdamW wants it there
+                optimizer.state[p]["step"] = torch.zeros((), device=p.device)  # fused AdamW needs it on the device
                 optimizer.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 optimizer.state[p]["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)

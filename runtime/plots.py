@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-POINTS = 1000  # of a curve, in a panel of 400 pixels
+POINTS = 1000  # number of points of a curve, in a panel of 400 pixels
 
 
 def plot_metrics(rows: Iterable[dict], path: Path) -> None:

@@ -1,6 +1,6 @@
 """Write results: result.json, tables on the screen, self-contained HTML pages.
 
-A page is a title and blocks, each made (and escaped) by a function of this file:
+A page is a title and blocks. Each block is created (and escaped) by a function of this file:
 
     write_page(run_dir / "report.html", "Agreement", bullets(verdicts), table(rows), picture(run_dir / "agreement.png"))
 """
@@ -38,7 +38,7 @@ dt { color: #666 } dd { margin: 0 }
 """
 
 
-SHORT = 24  # characters of a line that is not broken
+SHORT = 24  # number of characters of a line that is not broken
 
 
 def write_result(directory: Path, result: dict) -> None:
@@ -80,8 +80,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence]) ->
     for i, name in enumerate(columns):
         shown.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
-        shown.add_row(*(Text(printable(cell(value))) for value in row))  # a name's brackets are no markup
-    Console(width=None if sys.stdout.isatty() else 250).print(shown)  # a log has no edge that would cut figures off
+        shown.add_row(*(Text(printable(cell(value))) for value in row))  # brackets in a name are not markup
+    # a log has no width limit, so no figure is cut off
+    Console(width=None if sys.stdout.isatty() else 250).print(shown)
 
 
 def write_page(path: Path, title: str, *blocks: str) -> None:

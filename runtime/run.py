@@ -59,7 +59,7 @@ class Run:
         self._origin: dict[str, Any] = {}  # digests of inputs and code, for checkpoints
         self._saved_step, self._begun, self._signals = -1, False, StopSignals()
         self._board: Board | None = None
-        self._board_id: str | None = None  # of the run that this one goes on with
+        self._board_id: str | None = None  # the id of the run that this one continues
 
     def __enter__(self) -> "Run":
         host.tune_allocator()
@@ -165,7 +165,7 @@ class Run:
                 self._load(found[0])
             elif host.is_finished(self.dir) and not self.cfg.overwrite:
                 problem = "holds a finished run without checkpoints, so there is nothing to resume"
-                raise ValueError(f"{self.dir} {problem}; say overwrite=true to do it again")
+                raise ValueError(f"{self.dir} {problem}; set overwrite=true to repeat it")
         self.begin()
 
     def due(self, every: int, step: int | None = None) -> bool:
@@ -223,7 +223,7 @@ class Run:
         if due or stop:
             self.save()
         if stop:
-            complain(f"stopped after step {self.step}, which is saved; the same command with resume=true goes on")
+            complain(f"stopped after step {self.step}, which is saved; the same command with resume=true continues")
             raise SystemExit(INTERRUPTED)
         self._paused, self._clock = 0.0, time.perf_counter()
 
@@ -244,8 +244,8 @@ class Run:
         self._write_state(self.dir / "nonfinite")
         named = f"from {', '.join(bad)} (also in bad_rows.jsonl)" if bad else "though each row's loss is finite"
         raise FloatingPointError(
-            f"step {self.step + 1}: the loss or its gradient is not finite ({value.item()}), {named}; nothing was "
-            f"stepped, and the state before is in {self.dir / 'nonfinite'}. Look at the rows, or lower optim.lr"
+            f"step {self.step + 1}: the loss or its gradient is not finite ({value.item()}), {named}; no step was "
+            f"taken, and the state before it is in {self.dir / 'nonfinite'}. Check the rows, or lower optim.lr"
         )
 
     def save(self) -> None:
@@ -259,7 +259,7 @@ class Run:
             root, metric = self.dir / "checkpoints", self.cfg.get("keep_best")
             best = checkpoint.best_step(each_log_row(rows), root, metric)
             if metric is not None and not best:
-                complain(f"keep_best={metric}: no checkpoint's row of metrics.jsonl has a finite figure of that name")
+                complain(f"keep_best={metric}: no checkpoint has a finite figure of that name in metrics.jsonl")
             checkpoint.prune_checkpoints(root, step=self.step, keep_last=self.cfg.keep_last, keep=best)
             plot_metrics(each_log_row(rows), self.dir / "curves.png")
 
@@ -282,7 +282,7 @@ class Run:
             return error
         latest = self.dir / "checkpoints" / "latest"
         good = f"the last good checkpoint is {latest.resolve().name}; " if latest.exists() else "nothing was saved; "
-        return RunFailed(f"after step {self.step}: {error}; {good}the same command with resume=true goes on")
+        return RunFailed(f"after step {self.step}: {error}; {good}the same command with resume=true continues")
 
     @property
     def stopping(self) -> bool:
@@ -316,9 +316,9 @@ class Run:
     def _fault_of_resume(self, path: Path | None, meta: dict[str, Any] | None) -> str | None:
         if meta is not None:
             if meta["step"] > self.cfg.get("num_steps", meta["step"]):
-                return f"num_steps={self.cfg.num_steps}, but {path} has {meta['step']} steps behind it; raise num_steps"
+                return f"num_steps={self.cfg.num_steps}, but {path} has completed {meta['step']} steps; raise num_steps"
             if "inputs" not in meta:
-                return f"{path} was written by another version of this program; overwrite=true begins again"
+                return f"{path} was written by another version of this program; set overwrite=true to begin again"
             changed = changed_keys(OmegaConf.create(meta["config"]), self.cfg) + changed_inputs(meta, self.cfg)
         elif (self.dir / "config.yaml").exists() and not self.cfg.overwrite:
             changed = changed_keys(read_config(self.dir / "config.yaml"), self.cfg)
@@ -326,17 +326,18 @@ class Run:
             changed = []
         if changed and not self.cfg.resume_anyway:
             return (
-                f"resume=true, but since {self.dir} began this has changed: {'; '.join(changed)}. Undo that, begin "
-                "again with overwrite=true alone, or say resume_anyway=true to go on with other numbers"
+                f"resume=true, but this has changed since {self.dir} began: {'; '.join(changed)}. Undo the change, "
+                "begin "
+                "again with only overwrite=true, or set resume_anyway=true to continue with other numbers"
             )
         return None
 
     def _check_not_trained(self) -> None:
-        """Raise ValueError where a script without a training state would resume in the directory of a training."""
+        """Raise ValueError if a script without a training state would resume in the directory of a training."""
         trained = any((self.dir / name).exists() for name in ("model", "checkpoints"))
         if trained and not self._state and not self.cfg.overwrite:
             raise ValueError(
-                f"{self.dir} holds a trained model, which resume=true would delete; choose another hydra.run.dir"
+                f"{self.dir} has a trained model, which resume=true would delete; choose another hydra.run.dir"
             )
 
     def _load(self, path: Path) -> None:
@@ -345,7 +346,7 @@ class Run:
             for name, value in self._state.items():
                 value.load_state_dict(saved["state"][name])
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            problem = f"{path} holds the state of another training ({error}); overwrite=true begins again"
+            problem = f"{path} has the state of another training ({error}); set overwrite=true to begin again"
             raise ValueError(problem) from error
         if saved.get("world_size", self.world_size) == self.world_size:
             host.set_random_state(saved["random"], self.rng, self.device)

@@ -52,7 +52,7 @@ def _prepared(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     inherit HYDRA_FULL_ERROR."""
 
     def prepared(cfg: DictConfig) -> Any:
-        del os.environ["HYDRA_FULL_ERROR"]  # meant for this process, not for the scripts that a recipe starts
+        del os.environ["HYDRA_FULL_ERROR"]  # it is for this process, not for the scripts that a recipe starts
         try:
             return job(cfg)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -61,9 +61,9 @@ def _prepared(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 raise
             given = [(key, OmegaConf.select(cfg, key)) for key in MEMORY_KEYS]
             there = [f"{key}={value}" for key, value in given if value is not None]
-            suggestion = f"lower {' or '.join(there)}" if there else "give it smaller files"
+            suggestion = f"lower {' or '.join(there)}" if there else "use smaller files"
             if OmegaConf.select(cfg, "precision") == "fp32":
-                suggestion += ", or say precision=bf16"
+                suggestion += ", or set precision=bf16"
             raise RunFailed(f"out of memory ({str(error).splitlines()[0]}); {suggestion}") from error
         finally:
             os.environ["HYDRA_FULL_ERROR"] = "1"

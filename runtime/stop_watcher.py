@@ -1,9 +1,10 @@
-"""Ends a process that two signals did not end: a program of its own, which `runtime/stopping.py` starts.
+"""A separate program that ends a process which two signals did not end. `runtime/stopping.py` starts it.
 
     python stop_watcher.py PID APART PATIENCE SIGNAL...
 
-On stdin come the numbers of the signals that process PID got, a byte each. PATIENCE seconds after the second that came
-APART seconds after the first, it writes a byte to stdout, and kills PID where that does not end it within a second.
+It reads the numbers of the signals to process PID from stdin, one byte each. PATIENCE seconds after the second signal,
+which came at least APART seconds after the first one, it writes a byte to stdout. If this does not end PID within a
+second, it kills PID.
 """
 
 import os
@@ -27,7 +28,7 @@ def main(pid: int, apart: float, patience: float, stops: set[int]) -> None:
     os.write(1, b".")
     time.sleep(1)
     if os.getppid() == pid:
-        print("killed: a call into C held the interpreter; resume=true goes on", file=sys.stderr)
+        print("killed: a call into C held the interpreter; resume=true continues", file=sys.stderr)
         os.kill(pid, signal.SIGKILL)
 
 

@@ -38,7 +38,7 @@ class StopSignals:
         os.close(source)
         self._before = {number: signal.signal(number, self._on_signal) for number in STOPS}
         self._sink_before = signal.set_wakeup_fd(self._sink, warn_on_full_buffer=False)
-        threading.Thread(target=end_when_told, args=(self._watcher.stdout,), daemon=True).start()
+        threading.Thread(target=end_on_request, args=(self._watcher.stdout,), daemon=True).start()
 
     def close(self) -> None:
         """Restore the previous handlers."""
@@ -54,14 +54,14 @@ class StopSignals:
         if self.asked and now - self._first < APART:
             return
         if self.asked:
-            complain(f"{name} again: stopped at once; resume=true goes on from the last checkpoint, if there is one")
+            complain(f"{name} again: stopped at once; resume=true continues from the last checkpoint, if there is one")
             raise SystemExit(INTERRUPTED)
         self.asked, self._first = True, now
         complain(f"{name}: finishing the step, then saving; a second one stops at once")
 
 
-def end_when_told(watcher: BinaryIO) -> None:
-    """End the process at the watcher's word; return when the watcher ends without one."""
+def end_on_request(watcher: BinaryIO) -> None:
+    """End the process at the watcher's request. Return if the watcher ends without one."""
     with watcher:
         if watcher.read(1):
             os._exit(INTERRUPTED)

@@ -89,7 +89,7 @@ class TensorWriter(StorageWriter):
 
 
 class TensorReader(StorageReader):
-    """Reads the files of TensorWriter. Raises ValueError where the index and the files contradict each other."""
+    """Reads the files of TensorWriter. Raises ValueError if the index and the files contradict each other."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -102,7 +102,7 @@ class TensorReader(StorageReader):
                 self._add(name, stored)
             self._check_bytes()
         except FileNotFoundError as error:
-            raise ValueError(f"{directory} is no checkpoint of this program: it lacks {error.filename}") from None
+            raise ValueError(f"{directory} is not a checkpoint of this program: it lacks {error.filename}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path} does not describe the tensors beside it ({error}); the checkpoint was not read"
@@ -118,9 +118,9 @@ class TensorReader(StorageReader):
             if not len(offsets) == len(sizes) == len(size):
                 raise ValueError(f"{name}: a chunk has another number of dimensions")
             if any(o + s > whole for o, s, whole in zip(offsets, sizes, size, strict=True)):
-                raise ValueError(f"{name}: a chunk lies outside its tensor")
+                raise ValueError(f"{name}: a chunk is outside of its tensor")
             if not re.fullmatch(r"rank_\d{1,6}\.tensors", given["file"]):
-                raise ValueError(f"{name}: {given['file']!r} is no file of tensors")
+                raise ValueError(f"{name}: {given['file']!r} is not a file of tensors")
             chunks.append(ChunkStorageMetadata(offsets, sizes))
             self.places[MetadataIndex(name, offsets)] = (given["file"], start[0], chunks[-1], dtype)
         if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(size):

@@ -122,7 +122,7 @@ def test_every_kind_runs_alike_on_micro_batches_of_any_size(ppo, stopping, tmp_p
         (["reward=[{{name:length,normalise:1}}]"], "reward.length.normalise=1 must be true or false"),
         (["reward=[{{name:length,least:1,longest:9}}]"], "length has no setting longest; its own are least, most"),
         (["reward=maths"], "reward=maths is not a ready reward (code, coffee, exact,"),
-        (["reward=[3]"], "reward: 3 names no reward"),
+        (["reward=[3]"], "reward: 3 is not a reward"),
         (["reward=exact"], "exact reads the column answer, which no prompt has"),
         (["reward=environment"], "reward: environment needs the setting env=FILE.py:CLASS"),
         (["watch=repetition"], "watch scores the answers to data.eval"),

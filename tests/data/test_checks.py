@@ -174,7 +174,7 @@ def test_categories_are_judged_apart(tmp_path):
         ({"item": 1, "annotator": "a"}, r"v.jsonl:3: .*label"),
         ({"item": 1, "annotator": "a", "label": ["x"]}, r"v.jsonl:3: label must be text or a number"),
         ({"item": {"id": 1}, "annotator": "a", "label": "x"}, r"v.jsonl:3: item must be text or a number"),
-        ({"item": 1, "annotator": "a", "label": ""}, r"v.jsonl:3: label .*null where it is missing"),
+        ({"item": 1, "annotator": "a", "label": ""}, r"v.jsonl:3: label .*null if it is missing"),
         ({"item": 0, "annotator": "a", "label": "y"}, r"v.jsonl:3: .*already voted"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_gate_without_a_result_is_an_error(tmp_path, text):
     file = tmp_path / "result.json"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(ValueError, match="no result of"):
+    with pytest.raises(ValueError, match="not a result of"):
         require_agreement(gate(file))
 
 
@@ -354,7 +354,7 @@ def test_repeats_go_across_files_and_their_pairs_are_written(tmp_path):
     assert "warm oven" in pairs[1]["text"] and "hot oven" in pairs[1]["of"]
     by_prompt = check_dedupe(files, out, by="prompt", threshold=0.8, on_bad_row="error")
     assert (by_prompt["kept"], by_prompt["exact"]) == (4, 2)
-    with pytest.raises(ValueError, match="two have one name"):
+    with pytest.raises(ValueError, match="two names are equal"):
         check_dedupe([files[0], files[0]], out, by="prompt", threshold=0.8, on_bad_row="error")
 
 

@@ -99,7 +99,7 @@ def test_weighted_files_without_shuffling_stay_in_file_order():
         ({"batch_size": 0}, "batch_size=0"),
         ({"file_sizes": [3, 20], "weights": [1]}, "1 entries for 2 files"),
         ({"file_sizes": [3, 20], "weights": [1, 0]}, "must be positive"),
-        ({"file_sizes": [23], "weights": [0.001]}, "leave no row"),
+        ({"file_sizes": [23], "weights": [0.001]}, "select no row"),
     ],
 )
 def test_bad_settings_are_refused(settings, problem):

@@ -78,7 +78,7 @@ def test_single_turn_sets_are_warned_about(tmp_path, caplog):
 def test_a_stray_turn_marker_is_reported(tmp_path, caplog):
     path = write_rows(tmp_path / "a.jsonl", TALK, {"messages": said("a", "b\n\nHuman", "c", "d")})
     encode(path)
-    assert "1 records hold" in caplog.text and f"{path}:2" in caplog.text
+    assert "1 records have" in caplog.text and f"{path}:2" in caplog.text
 
 
 def test_files_are_mixed_by_weight(tmp_path):

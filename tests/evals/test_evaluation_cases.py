@@ -54,7 +54,9 @@ def test_braces_of_a_template_are_text(judge, tmp_path):
     code, result = judge('{"why": "x"} [[A]]', f"judge.template={file}")
     assert code == 0 and result["unreadable"] == 0
     row["prompt_template"] = text.replace("{answer_b}", "{anwser_b}")
-    assert "never shows {answer_b}" in judge("[[A]]", f"judge.template={write_lines(tmp_path / 't.jsonl', [row])}")[1]
+    assert (
+        "does not contain {answer_b}" in judge("[[A]]", f"judge.template={write_lines(tmp_path / 't.jsonl', [row])}")[1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_ten_verdicts_have_a_standard_error_that_is_none_of_nothing(tmp_path, ru
     rows = alpaca("m", [2.0] * 9 + [1.0])
     result, _ = win_rates(run_script, tmp_path, capsys, rows, format="alpaca_eval")
     assert result["length_controlled_standard_error"] > 1 and "few" in result["length_control"]["estimator"]
-    assert "cannot tell" in result["length_control"]["without_difficulty"]
+    assert "does not distinguish" in result["length_control"]["without_difficulty"]
 
 
 @pytest.mark.parametrize("wins, ties", [(6, 0), (5, 1), (0, 0)])

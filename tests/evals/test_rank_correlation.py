@@ -42,6 +42,6 @@ def test_results_are_read_names_are_matched_and_few_models_have_no_figure(tmp_pa
     assert result["spearman"]["n"] == 6 and result["spearman"]["value"] > 0.8 and result["only_here"] == []
     assert run_script(SCRIPT, *words, "task.reference_score=elo", f"hydra.run.dir={tmp_path}/none") == 0
     nothing = json.loads((tmp_path / "none/result.json").read_text())
-    assert nothing["spearman"]["value"] is None and "0 models are in both" in nothing["spearman"]["reason"]
+    assert nothing["spearman"]["value"] is None and "0 models in common" in nothing["spearman"]["reason"]
     assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/bad") == 2
     assert "choose a score, got None; it has elo; other" in capsys.readouterr().err

@@ -147,7 +147,7 @@ def test_an_anchored_model_has_the_rating_that_was_asked_for():
     [
         ([("x", "y", "a"), ("x", "y", "a")], "not finite"),
         ([("x", "y", "a"), ("y", "x", "a"), ("u", "v", "a"), ("v", "u", "a")], "not finite"),
-        ([("x", "x", "a")], "battles itself"),
+        ([("x", "x", "a")], "on both sides of a battle"),
         ([("x", "y", "error")], "is a win or a tie"),
     ],
 )

@@ -57,7 +57,7 @@ def test_the_pages_show_every_figure_with_its_interval_and_n(tmp_path, run_scrip
     board = (tmp_path / "both/leaderboard.html").read_text()
     assert "judge scripted:one.jsonl (run again/one)" in board and str(tmp_path) not in page + board
     assert run_script(SCRIPT, "task=report", f"task.input=[{tmp_path}]", f"hydra.run.dir={tmp_path}/bad") == 2
-    assert "holds no result.json" in capsys.readouterr().err
+    assert "has no result.json" in capsys.readouterr().err
 
 
 def test_folders_are_called_by_what_tells_them_apart():

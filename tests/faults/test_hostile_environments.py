@@ -101,4 +101,4 @@ def test_an_environment_that_fails_later_ends_the_run_by_a_sentence(body, told, 
     assert run_script(train_ppo, *words, "batch_size=2") == 1
     said = capfd.readouterr().err
     assert f"after step 1: {told}" in said
-    assert "the last good checkpoint is step_000001; the same command with resume=true goes on" in said
+    assert "the last good checkpoint is step_000001; the same command with resume=true continues" in said

@@ -123,7 +123,7 @@ def test_a_function_that_hangs_in_a_later_step_ends_the_run_by_a_sentence(run_sc
     assert run_script(train_ppo, *words_of("train_ppo", place), "num_steps=3", "reward_timeout=3") == 1
     told = capfd.readouterr().err
     assert "after step 1: reward function rate took more than reward_timeout=3 seconds and was killed" in told
-    assert "the last good checkpoint is step_000001; the same command with resume=true goes on" in told
+    assert "the last good checkpoint is step_000001; the same command with resume=true continues" in told
     assert not (place / "run/model").exists()
 
 

@@ -232,7 +232,7 @@ def test_rounding_a_young_merge_is_said_to_cost_more_than_was_learned(inputs, tm
     assert merge_noise(policy) < 0.05
     with caplog.at_level("INFO"):
         export_adapter(policy, tmp_path / "adapter", "base")
-    assert f"{merge_noise(policy):.2f} times what the adapter adds" in caplog.text
+    assert f"{merge_noise(policy):.2f} times the adapter's contribution" in caplog.text
 
 
 def test_a_bf16_training_with_adapters_gains_as_much_in_its_export_as_in_itself(run_script, job, inputs, tmp_path):  # noqa: F811

@@ -33,7 +33,7 @@ def test_math_reads_the_number_as_gsm8k_asks():
     said = ["#### 18", "so \\boxed{18}", "The answer is $18.00.", "9 * 2 = 18", "17", "", "<think>18"]
     assert paid("math", said, answer=[gold] * 7) == [1, 1, 1, 1, 0, 0, 0]
     assert paid("math", ["18"], answer=[None]) == [None]
-    with pytest.raises(ValueError, match="holds no number"):
+    with pytest.raises(ValueError, match="has no number"):
         paid("math", ["x"], answer=["x + y"])
 
 
@@ -71,7 +71,7 @@ def test_code_runs_the_tests_of_humaneval_and_mbpp():
     said = [f"```python\n{FIB}\n```", "    return 0\n", body]
     assert paid(entry, said, [prompt] * 3, **columns) == [1, 0, 1]
     assert paid(entry, [FIB, "fib = abs"], test_list=[["assert fib(2) == 1", "assert fib(7) == 13"]] * 2) == [1, 0]
-    with pytest.raises(ValueError, match="say run_code: true"):
+    with pytest.raises(ValueError, match="set run_code: true"):
         paid("code", ["x"])
     with pytest.raises(ValueError, match="no prompt has the columns"):
         paid(entry, ["x"])
@@ -127,7 +127,7 @@ def test_a_rubric_pays_the_points_that_are_reached(tmp_path):
     unread = [*rubric, {"criterion": "Unreadable", "points": 1}]
     rewards = paid(entry, ["x"] * 4, directory=tmp_path, rubrics=[rubric, worse, unread, None])
     assert rewards == [pytest.approx(5 / 8), pytest.approx(-2 / 8), None, None]
-    with pytest.raises(ValueError, match="is no criterion"):
+    with pytest.raises(ValueError, match="is not a criterion"):
         paid(entry, ["x"], directory=tmp_path, rubrics=[[{"criterion": "a", "weight": 1}]])
 
 
@@ -191,7 +191,7 @@ def test_a_server_that_is_busy_is_asked_again_and_another_shape_is_named(server)
     assert paid({"name": "reward_server", "url": f"{url}/down"}, ["x"], **one) == [1] and len(seen) == 2
     with pytest.raises(ValueError, match="returned 2 numbers for a completion, so it is not a reward model"):
         paid({"name": "reward_server", "url": f"{url}/two"}, ["x"], **one)
-    with pytest.raises(ValueError, match="wanted what api=plain gives"):
+    with pytest.raises(ValueError, match="which is not a reply of api=plain"):
         paid({"name": "reward_server", "url": f"{url}/classify", "api": "plain"}, ["x"], **one)
 
 

@@ -41,7 +41,7 @@ def test_device_and_precision_choose_themselves(apple, monkeypatch):
 def test_ranks_are_refused_and_one_process_is_not(apple, monkeypatch):
     assert distributed.start_ranks("single")[2] == MPS
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ValueError, match="not Apple's GPU; say dist=single"):
+    with pytest.raises(ValueError, match="not Apple's GPU; set dist=single"):
         distributed.start_ranks("fsdp")
 
 

@@ -206,11 +206,11 @@ def first_chunk(index: dict) -> dict:
 @pytest.mark.parametrize(
     "change, why",
     [
-        (lambda index: first_chunk(index).update(file="../../../../etc/passwd"), "no file of tensors"),
-        (lambda index: first_chunk(index).update(file="/dev/zero"), "no file of tensors"),
+        (lambda index: first_chunk(index).update(file="../../../../etc/passwd"), "not a file of tensors"),
+        (lambda index: first_chunk(index).update(file="/dev/zero"), "not a file of tensors"),
         (lambda index: first_chunk(index).update(start=10**9), "shorter than its chunks"),
         (lambda index: first_chunk(index).update(start=-1), "whole numbers"),
-        (lambda index: first_chunk(index).update(offsets=[1]), "lies outside its tensor"),
+        (lambda index: first_chunk(index).update(offsets=[1]), "is outside of its tensor"),
         (lambda index: index["/half"].update(size=[2**40]), "not the whole tensor"),
         (lambda index: index["/half"].update(size=[2**40]) or first_chunk(index).update(sizes=[2**40]), "share bytes"),
         (lambda index: index.update(again=index["/half"]), "share bytes"),

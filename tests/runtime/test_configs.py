@@ -105,7 +105,7 @@ def test_unknown_keys_are_refused(compose):
         ({"tie_labels": "tie"}, "must be a list of plain values"),
         ({"tie_labels": [["tie"]]}, "must be a list of plain values"),
         ({"on_bad_row": 1}, "must be text"),
-        ({"treshold": 0.5}, "check.treshold is no setting of check/agreement"),
+        ({"treshold": 0.5}, "check.treshold is not a setting of check/agreement"),
     ],
 )
 def test_a_setting_is_of_the_kind_of_its_default(given, message):

@@ -87,7 +87,7 @@ def test_adapters_have_the_parts_of_their_product():
 def test_experts_are_matrices_and_what_is_no_matrix_is_refused():
     parts = matrices_of_layers(new_policy(tiny_config("olmoe"), seed=0))
     assert {rows for rows in parts.values() if len(rows) > 3} == {(80,) * 8, (48,) * 4}
-    with pytest.raises(ValueError, match="optim=muon takes matrices, but 0.mlp.gate_up.weight"):
+    with pytest.raises(ValueError, match="optim=muon needs matrices, but 0.mlp.gate_up.weight"):
         matrices_of_layers(new_policy(tiny_config("gpt_oss"), seed=0))
 
 

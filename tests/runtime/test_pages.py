@@ -21,7 +21,7 @@ def test_pages_fit_a_phone_and_a_desk(tmp_path):
     write_page(tmp_path / "table.html", "Deduplicated", bullets([LONG]), heading(LONG), table(rows))
     pair = Comparison([{"role": "user", "content": LONG}], "word " * 30, "w" * 200)
     sides = trace(pair, tiny_tokenizer(), max_length=400, max_prompt_length=200)
-    show(tmp_path, "view", "What is trained on", [(LONG, sides)], [LONG])
+    show(tmp_path, "view", "Training rows", [(LONG, sides)], [LONG])
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         for width in (360, 1200):

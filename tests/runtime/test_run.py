@@ -178,7 +178,7 @@ def test_a_run_may_be_prolonged_under_a_constant_rate_or_a_schedule_whose_length
         compose("train_sft", "data.train=[a]"), compose("train_sft", "data.train=[a]", "num_steps=999")
     )
     assert changed[0] == "num_steps: 100 -> 999" and changed[1].startswith("optim.num_steps: 100 -> 999")
-    assert "say optim.num_steps=100" in changed[1]
+    assert "set optim.num_steps=100" in changed[1]
     longer = compose("train_sft", "data.train=[a]", "num_steps=999", "optim.num_steps=100")
     assert changed_keys(compose("train_sft", "data.train=[a]"), longer) == []
 
@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_rows(sett
     with Run(settings()) as run:
         run.resume()
         run.stop_if_not_finite(torch.tensor(1.0), torch.ones(2), ["a:1", "a:2"])
-        with pytest.raises(FloatingPointError, match=r"step 1.*a:2.*nothing was stepped"):
+        with pytest.raises(FloatingPointError, match=r"step 1.*a:2.*no step was taken"):
             run.stop_if_not_finite(torch.tensor(float("nan")), torch.tensor([1.0, float("inf")]), ["a:1", "a:2"])
     assert find_damage(tmp_path / "run" / "nonfinite" / "step_000000") is None
     assert json.loads((tmp_path / "run" / "bad_rows.jsonl").read_text()) == {"step": 1, "rank": 0, "row": "a:2"}

@@ -80,7 +80,7 @@ def test_two_signals_end_it(work, number):
 def test_two_signals_end_what_holds_the_interpreter(number, capfd):
     """Nobody in the process can say which exit code it has: the watcher kills it."""
     assert exit_code(in_c_with_the_lock, signals=[number] * 2, apart=0.4) == -signal.SIGKILL
-    assert "a call into C held the interpreter; resume=true goes on" in capfd.readouterr().err
+    assert "a call into C held the interpreter; resume=true continues" in capfd.readouterr().err
 
 
 def test_a_run_that_ends_takes_its_watcher_along(monkeypatch):
