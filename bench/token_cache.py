@@ -1,4 +1,4 @@
-"""The time to make the tokens of a large set once, and to start again; and the memory of both.
+"""Time and memory to compute the tokens of a large set once, and to start again.
 
     python bench/token_cache.py --rows 200000 --out runs/token_cache
 

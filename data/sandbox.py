@@ -35,7 +35,7 @@ class _Process:
     """One helper process at a time. It starts at the first request, and again after it had to be stopped.
 
     Args:
-        program: of this folder. what: works there, for errors.
+        program: a file of this folder. what: its task, for error messages.
     """
 
     def __init__(self, program: str, what: str):
@@ -46,7 +46,7 @@ class _Process:
     def ask(self, request: dict, text: str):
         """The reply, from JSON, to a request about `text`, a template or a tokenizer, which is sent once.
 
-        Raises Stopped where the reply does not come in time or is too long.
+        Raises Stopped if the reply is late or too long.
         """
         with self.lock:
             if self.child is None or self.owner != os.getpid():  # a forked process needs its own helper process
@@ -101,7 +101,7 @@ class _Process:
                     if size == 8 and len(reply) >= 8:
                         size += struct.unpack("<Q", reply[:8])[0]
                         if size > MOST_BYTES:
-                            raise TimeoutError(f"it answers with more than {MOST_BYTES:,} bytes")
+                            raise TimeoutError(f"its reply has more than {MOST_BYTES:,} bytes")
         return json.loads(reply[8:])
 
 

@@ -106,6 +106,6 @@ def run(cfg: DictConfig, out: Path) -> dict:
             curves[name] |= {by: value, f"{by}_lower": lower, f"{by}_upper": upper}
         rows += [(name, int(n), *point, *own, *gold)
                  for n, point, own, gold in zip(sizes, kl[:, None], *bounds.values(), strict=True)]  # fmt: skip
-    head = ("chosen by", "n", "KL, exact", "its score", "lower", "upper", "gold score", "lower", "upper")
+    head = ("chosen by", "n", "KL, exact", "proxy score", "lower", "upper", "gold score", "lower", "upper")
     print_table(f"best of n, t intervals over {len(scores['gold'])} prompts", head, sorted(rows))
     return {"curves": curves, "gold_mean": scores["gold"].mean(), "gold_sd": scores["gold"].std()}

@@ -109,7 +109,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
         )
         for row in result["agreement"]
     ]
-    print_table("judges among themselves", ("", "agreement", "lower", "upper", "kappa", "lower", "upper", "n"), rows)
+    print_table("agreement between judges", ("", "agreement", "lower", "upper", "kappa", "lower", "upper", "n"), rows)
     models = sorted({model for own in result["shares"].values() for model in own})
     rows = [(judge, *(interval_cell(own.get(model)) for model in models)) for judge, own in result["shares"].items()]
     against = task.baseline or "all others"

@@ -48,7 +48,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
         "lower",
         "upper",
     )
-    print_table("where each ends, with t intervals over seeds", head, rows)
+    print_table("end point of each method, with t intervals over seeds", head, rows)
     draw(out / "plane.png", methods, best)
     columns = (
         "seeds",

@@ -128,7 +128,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     if task.seed_spread is not None:
         result["seeds"] = seeds_for(task.win_rate - 0.5, task.seed_spread, **settings)
     print_table(
-        "what it takes (computed, not estimated)", ("", "number"), [(name, value) for name, value in result.items()]
+        "required sizes (computed, not estimated)", ("", "number"), [(name, value) for name, value in result.items()]
     )
     if task.input:
         votes = fold_orders(read_votes(task.input, task.format))

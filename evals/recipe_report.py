@@ -23,10 +23,10 @@ from runtime.report import bullets, cell, folded, heading, links, paragraph, pic
 console = Console(highlight=False)
 HEADER = ("step", "figure", "first", "last", "file")
 NO_INTERVALS = (
-    "Figures of a step are those that one run logged: without intervals, unless a lower and an upper end are listed. "
-    "What prompts and seeds change is measured by a step that reads every answer (task=gains)."
+    "Figures of a step are those of one run. They have no intervals unless a lower and an upper end are listed. "
+    "A step that reads every answer (task=gains) measures the variation over prompts and seeds."
 )
-SHOWN = 6  # prompts that are shown with their answers
+SHOWN = 6  # number of prompts shown with their answers
 
 
 def report(cfg: DictConfig, home: Path, seconds: dict[str, float], commands: dict[str, str]) -> Path:

@@ -9,7 +9,7 @@ from evals.intervals import t_interval
 
 
 class Figure(NamedTuple):
-    """A figure of a model in a benchmark; `note` says why there is no interval, or what else a reader must know."""
+    """A figure of a model in a benchmark. `note` is the reason if there is no interval, or a remark for the reader."""
 
     benchmark: str
     model: str
@@ -23,7 +23,7 @@ class Figure(NamedTuple):
 
 
 def seeds_of(model: str, trainings: Sequence[str]) -> str | None:
-    """The training whose seed a model is, NAME for NAME_0, NAME_1, ...; None where it is none of them."""
+    """NAME if the model is NAME_0, NAME_1, ... for a NAME in `trainings`, else None."""
     return next((name for name in trainings if re.fullmatch(rf"{re.escape(name)}_\d+", model)), None)
 
 
@@ -31,12 +31,12 @@ def seeds_among(models: Iterable[str], training: str) -> list[str]:
     """The models that are seeds of a training.
 
     Raises:
-        ValueError: fewer than two.
+        ValueError: there are fewer than two.
     """
     own = sorted(model for model in models if seeds_of(model, [training]))
     if len(own) < 2:
         raise ValueError(
-            f"task.seeds={training} wants results of two or more models called {training}_0, {training}_1, ...; there "
+            f"task.seeds={training} needs results of two or more models called {training}_0, {training}_1, ...; there "
             f"are {', '.join(own) or 'none'}"
         )
     return own
@@ -45,12 +45,13 @@ def seeds_among(models: Iterable[str], training: str) -> list[str]:
 def over_seeds(figures: Sequence[Figure], trainings: Sequence[str]) -> list[Figure]:
     """The mean over the seeds of each training in each benchmark.
 
-    Its interval says both what other seeds and what other questions would change. Seeds answer the same questions, so
-    their luck with the questions is common and more seeds do not average it away:
+    Its interval covers the variation over both seeds and questions. Seeds answer the same questions, so their error
+    from the choice of questions is common, and more seeds do not average it out:
 
         (mean - lower)^2 = (half width of the t interval over seeds)^2 + (mean of the seeds' own value - lower)^2
 
-    (MOVER: Zou & Donner 2008, for a sum of two parts), and the same above. One seed has no interval over seeds.
+    (MOVER: Zou & Donner 2008, for a sum of two parts), and likewise for the upper bound. One seed has no such
+    interval.
 
     Raises:
         ValueError: a training with fewer than two seeds among the models.

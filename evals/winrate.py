@@ -159,11 +159,11 @@ def run(cfg: DictConfig, out: Path) -> dict:
         results.setdefault(model, {})[baseline] = {"model": model, "baseline": baseline} | result
     flat = [result for others in results.values() for result in others.values()]
     if all(result["win_rate"] is None for result in flat):
-        raise ValueError(f"none of the {len(votes)} rows has a preference; is task.format the right one?")
+        raise ValueError(f"none of the {len(votes)} rows has a preference; check task.format")
     columns = ("win_rate", "lower", "upper", "length_controlled_win_rate", "length_controlled_lower",
                "length_controlled_upper", "minimum_detectable_effect", "n_total", "n_errors")  # fmt: skip
     print_table(
-        "win rate in percent (detectable: distance from 50 that so many comparisons would show)",
+        "win rate in percent (detectable: distance from 50 that this number of comparisons detects)",
         (
             "model",
             "against",

@@ -207,6 +207,6 @@ def run(cfg: DictConfig, out: Path) -> dict:
     result["stand_out"] = best_and_worst(result)
     print_table("reward model accuracy", ("", "accuracy", "lower", "upper", "n"), rows + extra)
     for name, row in result["stand_out"].items():
-        print(f"{name} stands out from the whole: {row['value']:.3f}, Holm-adjusted p {row['p_adjusted']:.3g}")
+        print(f"{name} differs from the mean of all: {row['value']:.3f}, Holm-adjusted p {row['p_adjusted']:.3g}")
     plot_intervals(out / "rm_accuracy.png", "accuracy", [row[:4] for row in rows if row[2] is not None], null=0.5)
     return result

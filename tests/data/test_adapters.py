@@ -58,7 +58,7 @@ def test_the_page_names_every_format():
 def test_a_row_that_fits_two_formats_is_not_guessed_at(tmp_path):
     rows = ROWS["pku_saferlhf"][0]
     with pytest.raises(
-        ValueError, match=r"published.json:1: the row fits pku_saferlhf_better and pku_saferlhf_safer: say"
+        ValueError, match=r"published.json:1: the row fits pku_saferlhf_better and pku_saferlhf_safer; choose"
     ):
         convert(rows, tmp_path)
     assert convert(rows, tmp_path, format="pku_saferlhf_safer")[0]["chosen"] == BAD

@@ -153,8 +153,8 @@ def test_dates_decimals_and_bytes_of_a_table_are_text_and_numbers(tmp_path):
         ("a.xlsx", b"no zip", "is not a readable Excel file"),
         ("a.arrow", b"no arrow", "is not a readable Arrow file"),
         ("a.docx", b"", r"\.docx is not a known format \(\.jsonl"),
-        ("a.zip", b"", r"\.zip is no format"),
-        ("a", b"{}", "a name without a suffix is no format"),
+        ("a.zip", b"", r"\.zip is not a known format"),
+        ("a", b"{}", "a name without a suffix is not a known format"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(name, content, problem, tmp_path):
