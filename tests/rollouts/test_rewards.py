@@ -78,7 +78,7 @@ def test_only_the_projects_modules_and_files_named_by_path_are_loaded(tmp_path):
         load_reward_function("os.path:join")
     with pytest.raises(ValueError, match="there is no file"):
         load_reward_function(f"{tmp_path}/absent.py:f")
-    with pytest.raises(ValueError, match="must read"):
+    with pytest.raises(ValueError, match="must be NAME"):
         load_reward_function("rollouts.reward_functions")
     with pytest.raises(ValueError, match="has no function"):
         load_reward_function("rollouts.reward_functions:absent")
