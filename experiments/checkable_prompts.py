@@ -1,0 +1,71 @@
+"""Make data/embedded/prompts_checkable_train and _test: questions with one instruction that a program can check.
+
+    python -m experiments.checkable_prompts data/embedded
+
+The instructions are nine of IFEval's kinds (rewards/ifeval.py), chosen so that one line can follow them; their wording
+is ours. A question occurs once, so none is in both files.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from data.files import read_rows
+from data.records import write_jsonl
+
+SOURCES = ("data/embedded/prompts_ppo.jsonl.gz", "data/embedded/task_kinds.jsonl")
+KINDS = ("brainstorming", "chat", "generation", "open_qa", None)  # None: prompts_ppo; others speak of a text beside them
+LONGEST = 90  # characters of a question
+NUM_TEST = 128
+WORDS = ("water", "time", "people", "home", "music", "light", "friend", "garden", "river", "money")
+INSTRUCTIONS = (  # kind, its settings, the sentence; {word} is one of WORDS
+    ("change_case:english_lowercase", {}, "Use lowercase letters only."),
+    ("change_case:english_capital", {}, "Use capital letters only."),
+    ("startend:quotation", {}, "Put your whole answer in double quotation marks."),
+    ("punctuation:no_comma", {}, "Do not use any commas."),
+    ("length_constraints:number_words", {"relation": "less than", "num_words": 12}, "Use less than 12 words."),
+    ("length_constraints:number_words", {"relation": "at least", "num_words": 20}, "Use at least 20 words."),
+    ("detectable_format:title", {}, "Begin with a title in double angular brackets, such as <<title>>."),
+    ("keywords:existence", {"keywords": ["{word}"]}, "Use the word {word}."),
+    ("keywords:forbidden_words", {"forbidden_words": ["the"]}, "Do not use the word the."),
+)
+
+
+def number_of(text: str) -> int:
+    """A number that depends on the text alone."""
+    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
+
+
+def questions() -> list[str]:
+    """The single-turn questions of at most LONGEST characters, each once, in an order that depends on their text."""
+    found = set()
+    for file in SOURCES:
+        for _, row in read_rows(file):
+            said = row["prompt"]
+            turns = [said] if isinstance(said, str) else [message["content"] for message in said]
+            kept = row.get("category") in KINDS
+            if kept and len(turns) == 1 and len(turns[0]) <= LONGEST and "\n" not in turns[0]:
+                found.add(turns[0].strip())
+    return sorted(found, key=number_of)
+
+
+def rows() -> list[dict]:
+    """One record per question, with IFEval's columns; the instructions take turns."""
+    records = []
+    for i, question in enumerate(questions()):
+        kind, settings, sentence = INSTRUCTIONS[i % len(INSTRUCTIONS)]
+        word = WORDS[number_of(question) % len(WORDS)]
+        given = json.loads(json.dumps(settings).replace("{word}", word))
+        prompt = [{"role": "user", "content": f"{question}\n{sentence.format(word=word)}"}]
+        records.append(
+            {"prompt": prompt, "instruction_id_list": [kind], "kwargs": [given], "license": "Apache-2.0"}
+        )
+    return records
+
+
+if __name__ == "__main__":
+    directory, records = Path(sys.argv[1]), rows()
+    write_jsonl(directory / "prompts_checkable_test.jsonl.gz", records[:NUM_TEST])
+    write_jsonl(directory / "prompts_checkable_train.jsonl.gz", records[NUM_TEST:])
+    print(f"{len(records) - NUM_TEST} prompts to learn from, {NUM_TEST} to test with")
