@@ -98,7 +98,9 @@ def read_gold(directory: str, reward_fn) -> dict:
             f"{directory}/samples.jsonl must answer the same prompts at every step: train_ppo.py with sample_every=0 "
             "num_samples=num_prompts, train_dpo.py with num_samples=num_prompts"
         )
-    gold = [call_reward(reward_fn, prompts[0], [row["completion"] for row in part], {}) for part in answered]
+    given = [row.get("columns", {}) for row in answered[0]]
+    columns = {name: [row.get(name) for row in given] for name in dict.fromkeys(name for row in given for name in row)}
+    gold = [call_reward(reward_fn, prompts[0], [row["completion"] for row in part], columns) for part in answered]
     kl = np.array([[row["kl"] for row in part] for part in answered]).T
     return {"steps": np.array(steps), "kl": kl, "gold": np.array(gold).T, "answered": answered}
 

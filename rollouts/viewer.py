@@ -30,6 +30,7 @@ def answer_samples(rollout: Trajectory, tokenizer, scores: Tensor, kl: Tensor, *
                 "score": scores[row].item() if rollout.judged[row] else None,
                 "kl": kl[row].item(),
                 "finish_reason": "stop" if rollout.finished[row] else "length",
+                "columns": rollout.prompts[row]["columns"],  # the record's further fields, for a reward that reads them
             }
         )
     return samples

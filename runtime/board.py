@@ -28,8 +28,8 @@ class Board:
             self._try(lambda: self.open.log(step, row))
 
     def log_samples(self, step: int, samples: list[dict]) -> None:
-        """A table of sample texts."""
-        columns = list(dict.fromkeys(name for sample in samples for name in sample))
+        """A table of sample texts; the fields of their records are only for the file."""
+        columns = list(dict.fromkeys(name for sample in samples for name in sample if name != "columns"))
         rows = [[str(sample.get(name, "")) for name in columns] for sample in samples]
         if self.open is not None:
             self._try(lambda: self.open.log_samples(step, columns, rows))

@@ -190,7 +190,7 @@ class Run:
         for sample in samples:
             append_row(self.dir / "samples.jsonl", {"step": step} | sample)
         for sample in samples[:2]:
-            texts = [f"    {name}: {value}" for name, value in sample.items() if not isinstance(value, list)]
+            texts = [f"    {name}: {value}" for name, value in sample.items() if not isinstance(value, list | dict)]
             self.terminal.say("\n".join(texts))  # lists have a number per token, and are only for the file
         self._board.log_samples(step, samples)
 
