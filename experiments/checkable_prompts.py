@@ -57,10 +57,8 @@ def rows() -> list[dict]:
         kind, settings, sentence = INSTRUCTIONS[i % len(INSTRUCTIONS)]
         word = WORDS[number_of(question) % len(WORDS)]
         given = json.loads(json.dumps(settings).replace("{word}", word))
-        prompt = [{"role": "user", "content": f"{question}\n{sentence.format(word=word)}"}]
-        records.append(
-            {"prompt": prompt, "instruction_id_list": [kind], "kwargs": [given], "license": "Apache-2.0"}
-        )
+        prompt = f"{question}\n{sentence.format(word=word)}"
+        records.append({"prompt": prompt, "instruction_id_list": [kind], "kwargs": [given], "license": "Apache-2.0"})
     return records
 
 

@@ -44,6 +44,8 @@ def test_dpo_reports_what_is_watched_of_the_answers_that_it_logs(dpo, asked, tmp
     told = {row["step"]: row["eval/watch/letters"] for row in read_log(tmp_path / "run" / "metrics.jsonl")
             if "eval/watch/letters" in row}  # fmt: skip
     assert told == pytest.approx(expected(tmp_path / "run")) and set(told) == {0, 3}
+    fields = [row["columns"] for row in read_log(tmp_path / "run" / "samples.jsonl")]
+    assert fields == [{"weight": 1.0}, {"weight": None}, {"weight": 2.0}] * 2  # a measure taken later can read them
 
 
 def test_without_prompts_to_answer_nothing_can_be_watched(dpo, asked, capfd):

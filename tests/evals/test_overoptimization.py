@@ -130,12 +130,12 @@ def test_two_runs_with_one_seed_are_not_two_seeds(run_script, tmp_path, capsys):
 def test_gains_are_paired_by_prompt_and_averaged_over_seeds(run_script, tmp_path):
     """The gold of a run rises by 2 on half of the prompts and by 0 on the others, another seed's by 1 on all."""
     (tmp_path / "gold.py").write_text(
-        "def gold(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
+        "def gold(prompts, completions, per):\n    return [len(c) * p for c, p in zip(completions, per, strict=True)]\n"
     )
     for name, rises in (("dpo_0", (2, 0)), ("dpo_1", (1, 1)), ("ppo", (2, 0))):
         (tmp_path / name).mkdir()
         rows = [{"step": step, "prompt": f"p{i}", "completion": "x" * (i + 1 + step * rises[i % 2]), "kl": 0.5 * step,
-                 "score": 3.0} for step in (0, 1) for i in range(40)]  # fmt: skip
+                 "score": 3.0, "columns": {"per": 1.0}} for step in (0, 1) for i in range(40)]  # fmt: skip
         (tmp_path / name / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     runs = ",".join(f"{tmp_path}/{name}" for name in ("dpo_0", "dpo_1", "ppo"))
     words = [f"task.input=[{runs}]", f"task.reward_fn={tmp_path}/gold.py:gold", "task.spread=2"]
