@@ -118,7 +118,9 @@ class HeldOutSamples:
                 "kl": round(kl[i].item(), 3),
             }
             if self.items:
-                sample["columns"] = self.items[i]["columns"]  # the record's further fields, for a reward that reads them
+                sample["columns"] = self.items[i][
+                    "columns"
+                ]  # the record's further fields, for a reward that reads them
             if self.references:
                 reference = self.references[i]
                 sample["reference"] = self.tokenizer.decode(reference["input_ids"][reference["completion_mask"]])

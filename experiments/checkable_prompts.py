@@ -15,7 +15,13 @@ from data.files import read_rows
 from data.records import write_jsonl
 
 SOURCES = ("data/embedded/prompts_ppo.jsonl.gz", "data/embedded/task_kinds.jsonl")
-KINDS = ("brainstorming", "chat", "generation", "open_qa", None)  # None: prompts_ppo; others speak of a text beside them
+KINDS = (
+    "brainstorming",
+    "chat",
+    "generation",
+    "open_qa",
+    None,
+)  # None: prompts_ppo; others speak of a text beside them
 LONGEST = 90  # characters of a question
 NUM_TEST = 128
 WORDS = ("water", "time", "people", "home", "music", "light", "friend", "garden", "river", "money")

