@@ -27,6 +27,7 @@ SCALES = {
 }
 EXPERTS = {"num_experts": ("num_local_experts", 0), "experts_per_token": ("num_experts_per_tok", 0)}
 NORMALISE = {"normalise_experts": ("norm_topk_prob", False)}
+SHARED = {"shared_expert_size": ("shared_expert_intermediate_size", 512)}
 LINEAR = {
     "linear_key_heads": ("linear_num_key_heads", 16),
     "linear_value_heads": ("linear_num_value_heads", 32),
@@ -67,6 +68,7 @@ class Family:
     normalise_experts: bool = False  # the weights of a token's experts always sum to one
     sinks: bool = False  # each head has an extra score in its softmax
     linear: bool = False  # has layers that are gated DeltaNets
+    linear_by_head: bool = False  # their first product's rows are stored key head by key head
     gated_attention: bool = False  # a sigmoid gate on each head's output
     classifier: str | None = None  # the title of its reward models, if it is another one
     tied: bool = False  # default of tie_word_embeddings
@@ -74,9 +76,11 @@ class Family:
 
 GEMMA = dict(norms="both", norm_offset=1.0, activation="gelu_pytorch_tanh", embed_by_width=True, tied=True)
 GEMMA |= dict(head_dim=256, windowed=True, window=4096, own_layer_types=True)
-CAPS = {"attention_softcap": ("attn_logit_softcapping", None), "logit_softcap": ("final_logit_softcapping", None)}
+CAP = {"logit_softcap": ("final_logit_softcapping", None)}
 CAPS_OF_2 = {"attention_softcap": ("attn_logit_softcapping", 50.0), "logit_softcap": ("final_logit_softcapping", 30.0)}
 QUERY = {"attention_scale": ("query_pre_attn_scalar", 256)}  # to the power of -0.5
+HYBRID = dict(norm_offset=1.0, qk_norm="head", own_layer_types=True, head_dim=256, linear=True, partial_rotary=True)
+HYBRID |= dict(share=0.25, gated_attention=True, kinds=("linear",) * 3 + ("full",))
 FAMILIES = {  # model_type -> its differences from Llama
     "llama": Family("Llama", BIASES),
     "mistral": Family("Mistral", windowed=True, window=4096),
@@ -107,17 +111,20 @@ FAMILIES = {  # model_type -> its differences from Llama
         "GPTNeoX", {"qkv_bias": ("attention_bias", True)}, partial_rotary=True, share=0.25, layer_norm=True,
         parallel=True, fused_by_head=True, always_mlp_bias=True, activation="gelu",
     ),
-    "qwen3_5_text": Family(
-        "Qwen3_5", BIAS | LINEAR, norm_offset=1.0, qk_norm="head", own_layer_types=True, head_dim=256, linear=True,
-        kinds=("linear",) * 3 + ("full",), partial_rotary=True, share=0.25, gated_attention=True,
-        classifier="Qwen3_5Text",
+    "qwen3_5_text": Family("Qwen3_5", BIAS | LINEAR, **HYBRID, classifier="Qwen3_5Text"),
+    "qwen3_5_moe_text": Family(
+        "Qwen3_5Moe", BIAS | LINEAR | EXPERTS | SHARED, **HYBRID, experts=True, normalise_experts=True,
+    ),
+    "qwen3_next": Family(
+        "Qwen3Next", BIAS | LINEAR | EXPERTS | SHARED | {"normalise_experts": ("norm_topk_prob", True)}, **HYBRID,
+        experts=True, linear_by_head=True,
     ),
     "gemma2": Family(
         "Gemma2", BIAS | QUERY | CAPS_OF_2,
         kinds=("window", "full"), **GEMMA,
     ),
     "gemma3_text": Family(
-        "Gemma3", BIAS | QUERY | CAPS, qk_norm="head", theta=1e6, window_theta=1e4, classifier="Gemma3Text",
+        "Gemma3", BIAS | QUERY | CAP, qk_norm="head", theta=1e6, window_theta=1e4, classifier="Gemma3Text",
         kinds=("window",) * 5 + ("full",), **GEMMA,
     ),
 }  # fmt: skip
@@ -158,6 +165,7 @@ class ModelConfig:
     num_experts: int = 0  # each has width intermediate_size
     experts_per_token: int = 0
     normalise_experts: bool = False  # the weights of a token's experts sum to one
+    shared_expert_size: int = 0  # width of an expert that every token uses, with a gate
     linear_key_heads: int = 0  # this and the next four: sizes of gated DeltaNets
     linear_value_heads: int = 0
     linear_key_dim: int = 0
@@ -190,7 +198,7 @@ class ModelConfig:
         self.check_layers()
         self.check_family()
         self.check_linear()
-        check_rope(self.rope_scaling)
+        check_rope(self.rope_scaling, self.rotary_dim)
 
     def check_layers(self) -> None:
         """Raise ValueError where the window and the kinds of layers contradict each other."""
@@ -223,6 +231,11 @@ class ModelConfig:
         if facts.experts and not 1 <= self.experts_per_token <= self.num_experts:
             got = f"experts_per_token={self.experts_per_token} of num_experts={self.num_experts}"
             raise ValueError(f"family={self.family} wants 1 <= experts_per_token <= num_experts, got {got}")
+        shared = self.shared_expert_size
+        if "shared_expert_size" in facts.keys and (
+            isinstance(shared, bool) or not isinstance(shared, int) or shared < 1
+        ):
+            raise ValueError(f"shared_expert_size={shared!r} must be a whole number of at least 1")
         allowed = {*facts.keys, "qkv_bias", "mlp_bias", "rope_scaling", "family"}
         allowed |= {"sliding_window"} if facts.windowed else set()
         allowed |= {"layer_kinds"} if facts.own_layer_types else set()
@@ -266,8 +279,11 @@ def shortest_period(items: tuple) -> tuple:
     return items
 
 
-def check_rope(scaling: Mapping | None) -> None:
-    """Raise ValueError unless `scaling` is None or a supported rope type with exactly the keys that it needs."""
+def check_rope(scaling: Mapping | None, rotary_dim: int) -> None:
+    """Raise ValueError unless `scaling` is None or a supported rope type with exactly the keys that it needs.
+
+    rotary_dim: the number of rotated dimensions of a head, which rotate in pairs.
+    """
     if scaling is None:
         return
     kind = scaling.get("rope_type")
@@ -277,6 +293,11 @@ def check_rope(scaling: Mapping | None) -> None:
     unknown = set(scaling) - ROPE_KEYS[kind] - ROPE_OPTIONS.get(kind, set()) - {"rope_type"}
     if missing or unknown:
         raise ValueError(f"rope_scaling of type {kind}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+    for name in ("short_factor", "long_factor") if kind == "longrope" else ():
+        if len(scaling[name]) != rotary_dim // 2:
+            raise ValueError(
+                f"rope_scaling.{name} has {len(scaling[name])} numbers for {rotary_dim // 2} rotated pairs"
+            )
 
 
 def make_config(sizes: Mapping, vocab_size: int) -> ModelConfig:

@@ -14,6 +14,7 @@ class Experts(nn.Module):
     """The weighted sum of the MLPs that the router gives most probability. Shazeer et al. 2017 (arXiv:1701.06538).
 
     weights = softmax(router x) of the top `experts_per_token` experts, normalised to sum 1 where the family does so.
+    Some families add a shared expert, which computes every token: sigmoid(gate x) MLP(x).
     """
 
     def __init__(self, config: ModelConfig):
@@ -24,6 +25,10 @@ class Experts(nn.Module):
         self.router = Linear(D, self.count, bias=facts.expert_bias)
         self.gate_up = Stack(self.count, D, 2 * F_, bias=facts.expert_bias, halves=2)
         self.down = Stack(self.count, F_, D, bias=facts.expert_bias)
+        shared = config.shared_expert_size
+        self.shared_gate_up = Linear(D, 2 * shared, bias=False, parts=(shared, shared)) if shared else None
+        self.shared_down = Linear(shared, D, bias=False) if shared else None
+        self.shared_gate = Linear(D, 1, bias=False) if shared else None
         self.gated = clamped_swiglu if facts.activation == "clamped" else swiglu
         self.routing: tuple[Tensor, Tensor] | None = None  # logits and choices of the last forward, for router_loss
 
@@ -41,7 +46,11 @@ class Experts(nn.Module):
         y = self.gated(self.gate_up.grouped(x[order // self.top], owners, ends))
         y = self.down.grouped(y, owners, ends)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        return (y[back].unflatten(0, (-1, self.top)).to(weights.dtype) * weights[..., None]).sum(1)
+        y = (y[back].unflatten(0, (-1, self.top)).to(weights.dtype) * weights[..., None]).sum(1)
+        if self.shared_gate is None:
+            return y
+        shared = self.shared_down(swiglu(self.shared_gate_up(x, adapted)), adapted).to(y.dtype)
+        return y + self.shared_gate(x, adapted).to(y.dtype).sigmoid() * shared
 
 
 class Stack(Linear):

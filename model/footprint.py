@@ -73,6 +73,7 @@ def forward_flops(config: ModelConfig, *, tokens: int, length: int, targets: int
     widths = 2 if config.facts.activation == "gelu" else 3
     expert = widths * config.hidden_size * config.intermediate_size
     behind = config.hidden_size * config.num_heads * config.head_dim + max(1, config.experts_per_token) * expert
+    behind += 3 * config.hidden_size * config.shared_expert_size
     idle = config.num_layers * max(0, config.num_experts - config.experts_per_token) * expert  # unused by a token
     products = 2.0 * ((count_parameters(config).body - idle) * tokens - behind * (tokens - targets))
     attention = 2.0 * 2 * tokens * (length / 2) * config.num_heads * config.head_dim * (config.num_layers - linear)

@@ -34,7 +34,9 @@ class GatedDeltaNet(nn.Module):
         self.key_dim, self.value_dim = config.linear_key_dim, config.linear_value_dim
         keys, values = self.key_heads * self.key_dim, self.value_heads * self.value_dim
         self.widths = (2 * keys + values, values, self.value_heads, self.value_heads)
-        self.qkv = Linear(config.hidden_size, sum(self.widths), bias=False, parts=self.widths)
+        self.by_head = config.facts.linear_by_head
+        parts = (2 * (keys + values), 2 * self.value_heads) if self.by_head else self.widths
+        self.qkv = Linear(config.hidden_size, sum(self.widths), bias=False, parts=parts)
         self.conv = nn.Parameter(torch.empty(self.widths[0], 1, config.conv_size))  # its last column is of the token
         self.A_log = nn.Parameter(torch.empty(self.value_heads))
         self.dt_bias = nn.Parameter(torch.empty(self.value_heads))
@@ -53,7 +55,7 @@ class GatedDeltaNet(nn.Module):
         made: Tensor, conv: Tensor, A_log: Tensor, dt_bias: Tensor, norm: Tensor,
     ) -> Tensor:  # fmt: skip
         """(N, Hv Dv) what the last product reads, in the dtype of `made`, the first product's output."""
-        mixed, z, beta, a = made.split(self.widths, dim=-1)
+        mixed, z, beta, a = self.by_key_head(made) if self.by_head else made.split(self.widths, dim=-1)
         mixed = F.silu(convolve(self.layer, mixed, conv, blocks))  # (N, 2 Hk Dk + Hv Dv) float32 at least
         keys = self.key_heads * self.key_dim
         q, k, v = mixed.split((keys, keys, mixed.shape[-1] - 2 * keys), dim=-1)
@@ -65,6 +67,15 @@ class GatedDeltaNet(nn.Module):
             mixed, z = mixed[picks], z[picks]
         mixed = rms_norm(mixed, norm, self.eps, mixed.dtype) * F.silu(z.to(mixed.dtype)).view_as(mixed)
         return mixed.flatten(1).to(made.dtype)
+
+    def by_key_head(self, made: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q, k and v as one, z, beta and a, of a product that has the q, k, v and z of a key's head side by side."""
+        group, heads = self.value_heads // self.key_heads, self.key_heads
+        qkvz, ba = made.tensor_split((made.shape[-1] - 2 * self.value_heads,), dim=-1)
+        sizes = (self.key_dim, self.key_dim, group * self.value_dim, group * self.value_dim)
+        q, k, v, z = (x.flatten(1) for x in qkvz.unflatten(-1, (heads, -1)).split(sizes, dim=-1))
+        beta, a = (x.flatten(1) for x in ba.unflatten(-1, (heads, -1)).split(group, dim=-1))
+        return torch.cat((q, k, v), dim=-1), z, beta, a
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:

@@ -71,6 +71,20 @@ CASES = {  # name -> model_type, what differs from SIZES
         "qwen3_5_text",
         {"layer_types": ["linear_attention", "linear_attention", "full_attention"], "head_dim": 16} | LINEAR,
     ),
+    "qwen3_5_moe": (
+        "qwen3_5_moe_text",
+        {"layer_types": ["linear_attention", "linear_attention", "full_attention"], "head_dim": 16, "num_experts": 6}
+        | {"shared_expert_intermediate_size": 20}
+        | LINEAR
+        | NARROW,
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        {"full_attention_interval": 2, "head_dim": 16, "num_experts": 6, "shared_expert_intermediate_size": 20}
+        | {"norm_topk_prob": False}
+        | LINEAR
+        | NARROW,
+    ),
     "gemma3": (
         "gemma3_text",
         {"sliding_window": 7, "sliding_window_pattern": 2, "query_pre_attn_scalar": 8, "tie_word_embeddings": True}

@@ -38,6 +38,7 @@ NEUTRAL = {
     "add_cross_attention": False, "router_jitter_noise": 0.0, "decoder_sparse_step": 1, "mlp_only_layers": [],
     "swiglu_limit": 7.0, "swiglu_alpha": 1.702, "use_parallel_residual": True, "attn_output_gate": True,
 }  # fmt: skip
+NARROW_EXPERTS = ("qwen3_moe", "qwen3_next", "qwen3_5_moe_text")  # moe_intermediate_size is the width of an expert
 MAY_LACK_KV_HEADS = (
     "llama",
     "olmo2",
@@ -122,6 +123,10 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
             raise ValueError(f"{key}={found!r} is not what a {family} model computes, which is {value!r}")
     width, heads = take("hidden_size"), take("num_attention_heads")
     kv_heads = take("num_key_value_heads", None) if family in MAY_LACK_KV_HEADS else take("num_key_value_heads")
+    for key in ("rope_theta", "partial_rotary_factor") if family == "gpt_neox" else ():
+        other = next(name for name, usual in OTHER_NAMES.items() if usual == key)
+        if key in left and other not in left:
+            raise ValueError(f"{key}={left[key]} without {other}, which is what transformers reads; write {other}")
     for other, key in OTHER_NAMES.items():
         if other in left and left.setdefault(key, left[other]) != (found := take(other)):
             raise ValueError(f"{key}={left[key]} contradicts {other}={found}")
@@ -135,11 +140,12 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
     theta, scaling, window_theta, share = read_rope(left, facts, family, max_length)
     if scaling is not None and scaling["rope_type"] == "longrope":
         max_length = scaling["original_max_position_embeddings"]  # transformers rotates longer texts by other angles
-    num_layers, inner = take("num_hidden_layers"), take("intermediate_size")
-    if family == "qwen3_moe":
-        inner = take(
-            "moe_intermediate_size"
-        )  # intermediate_size is for layers without experts, which are not supported
+    num_layers = take("num_hidden_layers")
+    if family in NARROW_EXPERTS:
+        take("intermediate_size", None)  # of layers without experts, which are not supported
+        inner = take("moe_intermediate_size")
+    else:
+        inner = take("intermediate_size")
     return ModelConfig(
         family=family,
         vocab_size=take("vocab_size"),
@@ -244,7 +250,7 @@ def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_
         raw["attention_multiplier"] = scale
     if config.num_experts:
         raw |= {"num_experts": config.num_experts}
-    if config.family == "qwen3_moe":
+    if config.family in NARROW_EXPERTS:
         raw |= {"moe_intermediate_size": config.intermediate_size}
     if config.family == "gpt_neox":
         raw |= {"layer_norm_eps": raw.pop("rms_norm_eps"), "rotary_emb_base": config.rope_theta}

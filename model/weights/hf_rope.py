@@ -22,6 +22,10 @@ def read_rope(
         raise ValueError("neither rope_scaling nor rope_parameters: transformers would take YaRN; say which")
     if facts.window_theta is not None:
         nested = isinstance(new.get("full_attention"), dict) or isinstance(new.get("sliding_attention"), dict)
+        if "type" in old and "rope_type" not in old:
+            raise ValueError(f"rope_scaling.type={old['type']!r} is ignored by transformers; write rope_type")
+        if new and not nested:
+            raise ValueError(f"rope_parameters={new} must be by kind of layer: full_attention, sliding_attention")
         local = dict(new.get("sliding_attention") or {}) if nested else {}
         rope = ((new.get("full_attention") or {}) if nested else {}) | old
         window_theta = float(local.pop("rope_theta", left.pop("rope_local_base_freq", facts.window_theta)))
@@ -37,8 +41,10 @@ def read_rope(
     kind = rope.get("rope_type", rope.get("type", "default"))
     if family == "phi3" and kind in ("su", "yarn"):
         kind = "longrope"  # earlier names of it
+    if family == "phi3" and kind not in ("default", "longrope"):
+        raise ValueError(f"rope_type {kind!r} is not one of a phi3 model, which has default and longrope")
     known = ROPE_KEYS.get(kind, set()) | ROPE_OPTIONS.get(kind, set())
-    idle = ROPE_CHANGES_NOTHING | (OF_PICTURES if family == "qwen3_5_text" else set())
+    idle = ROPE_CHANGES_NOTHING | (OF_PICTURES if family.startswith("qwen3_5") else set())
     inside = {key: value for key, value in rope.items() if key not in idle and value is not None}
     if kind != "default" and kind not in ROPE_KEYS:
         raise ValueError(f"unknown rope_type {kind!r} in rope_scaling; known: {', '.join(ROPE_KEYS)}, or null for none")

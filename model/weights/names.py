@@ -29,8 +29,15 @@ DELTANET = {  # for layers that are gated DeltaNets; names without .weight are c
     "attention.dt_bias": ["linear_attn.dt_bias"],
     "attention.norm": ["linear_attn.norm.weight"],
 }
+DELTANET_BY_HEAD = DELTANET | {"attention.qkv": [f"linear_attn.in_proj_{part}" for part in ("qkvz", "ba")]}
 PER_EXPERT = {"gate_up": ["gate_proj", "up_proj"], "down": ["down_proj"]}  # stacked, expert by expert
 MIXTRAL = {"gate_up": ["w1", "w3"], "down": ["w2"]}
+SHARED_EXPERT = {
+    "mlp.router": ["mlp.gate"],
+    "mlp.shared_gate_up": ["mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"],
+    "mlp.shared_down": ["mlp.shared_expert.down_proj"],
+    "mlp.shared_gate": ["mlp.shared_expert_gate"],
+}
 OWN = {  # family -> names that differ from Llama's
     "olmo2": NORMED_AFTER,
     "olmo3": NORMED_AFTER,
@@ -38,6 +45,8 @@ OWN = {  # family -> names that differ from Llama's
     "gemma2": NORMED_TWICE,
     "gemma3_text": NORMED_TWICE,
     "qwen3_moe": {"mlp.router": ["mlp.gate"]},
+    "qwen3_next": SHARED_EXPERT,
+    "qwen3_5_moe_text": SHARED_EXPERT,
     "olmoe": {"mlp.router": ["mlp.gate"]},
     "mixtral": {"mlp.router": ["block_sparse_moe.gate"]},
     "gpt_oss": {  # complete names, without .weight
@@ -81,7 +90,9 @@ def parts_of(name: str, config: ModelConfig) -> list[str]:
         return [top[name]]
     _, _, layer, inner = name.split(".", 3)  # transformer.layers.<layer>.<module>.<weight | bias>
     place = f"{'gpt_neox' if neox else 'model'}.layers.{layer}"
-    own = DELTANET if config.kind(int(layer)) == "linear" else OWN.get(config.family, {})
+    own = OWN.get(config.family, {})
+    if config.kind(int(layer)) == "linear":
+        own = own | (DELTANET_BY_HEAD if config.facts.linear_by_head else DELTANET)
     if inner in own:
         return [f"{place}.{part}" for part in own[inner]]
     module, leaf = inner.rsplit(".", 1)
@@ -99,6 +110,8 @@ def shape_of(part: str, config: ModelConfig) -> tuple[int, ...]:
     wide = config.facts.qk_norm == "width"
     if part in ("score.gain", "score.shift"):
         return ()
+    if ".shared_expert." in part:
+        F = config.shared_expert_size
     if ".linear_attn." in part:
         return deltanet_shape(part.split(".linear_attn.")[1], config)
     shapes = {
@@ -119,7 +132,7 @@ def shape_of(part: str, config: ModelConfig) -> tuple[int, ...]:
     }
     shapes |= {"embed_in": (V, D), "embed_out": (V, D), "query_key_value": (3 * queries, D), "dense": (D, queries)}
     shapes |= {"dense_h_to_4h": (F, D), "dense_4h_to_h": (D, F)}
-    shapes |= {"gate": (E, D), "router": (E, D), "w1": (F, D), "w3": (F, D), "w2": (D, F)}
+    shapes |= {"gate": (E, D), "shared_expert_gate": (1, D), "router": (E, D), "w1": (F, D), "w3": (F, D), "w2": (D, F)}
     stacked = {"gate_up_proj": (E, D, 2 * F), "down_proj": (E, F, D), "sinks": (config.num_heads,)}
     stacked |= {"gate_up_proj_bias": (E, 2 * F), "down_proj_bias": (E, D)}
     module, leaf = part.split(".")[-2:]
@@ -136,6 +149,8 @@ def deltanet_shape(part: str, config: ModelConfig) -> tuple[int, ...]:
     mixed = 2 * config.linear_key_heads * config.linear_key_dim + values
     return {
         "in_proj_qkv.weight": (mixed, D),
+        "in_proj_qkvz.weight": (mixed + values, D),
+        "in_proj_ba.weight": (2 * heads, D),
         "in_proj_z.weight": (values, D),
         "in_proj_b.weight": (heads, D),
         "in_proj_a.weight": (heads, D),

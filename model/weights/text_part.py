@@ -11,6 +11,7 @@ log = logging.getLogger(__name__)
 
 TEXT = {  # multimodal architecture -> its model_type, that of the text part, the text model's architecture
     "Qwen3_5ForConditionalGeneration": ("qwen3_5", "qwen3_5_text", "Qwen3_5ForCausalLM"),
+    "Qwen3_5MoeForConditionalGeneration": ("qwen3_5_moe", "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM"),
     "Gemma3ForConditionalGeneration": ("gemma3", "gemma3_text", "Gemma3ForCausalLM"),
 }
 OF_PICTURES = {  # keys outside of text_config that have no effect on text
