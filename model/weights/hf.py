@@ -24,6 +24,9 @@ NEUTRAL = {"score.bias": torch.zeros(1), "score.gain": torch.ones(()), "score.sh
 BUFFERS = ("rotary_emb.inv_freq", "attention.bias", "attention.masked_bias")
 
 
+STACKS = (".experts.gate_up_proj", ".experts.down_proj")  # of all experts in one tensor, as in Qwen3.5's files
+
+
 class HFReader:
     """Weights of a directory by Hugging Face name, read lazily."""
 
@@ -42,17 +45,25 @@ class HFReader:
             stored.update(dict.fromkeys(file.keys(), file))
         names = text_names(stored, directory) if has_other_parts(self.config) else {name: name for name in stored}
         self.files = {name: (stored[there], there) for name, there in names.items()}  # open file, its name there
+        self.stacked = {}  # the matrices of experts that are stacked in one tensor
+        if self.config.num_experts and self.config.family != "gpt_oss":
+            shapes = {name: self.shape(name) for name in self.files if name.endswith(STACKS)}
+            self.stacked = each_expert(shapes)
         if (self.raw.get("quantization_config") or {}).get("quant_method") == "mxfp4":
             self.packed = {name.removesuffix("_blocks") for name in self.files if name.endswith("_blocks")}
 
     def names(self) -> set[str]:
         names = {name for name in self.files if not name.endswith(BUFFERS)} | set(self.absent)
-        return names - {f"{name}_{kind}" for name in self.packed for kind in ("blocks", "scales")} | self.packed
+        names -= {f"{name}_{kind}" for name in self.packed for kind in ("blocks", "scales")}
+        return names - {whole for whole, *_ in self.stacked.values()} | self.packed | set(self.stacked)
 
     def shape(self, name: str) -> tuple[int, ...]:
         if name in self.packed:
             count, out, groups, _ = self.shape(name + "_blocks")
             return count, 32 * groups, out
+        if name in self.stacked:
+            whole, _, start, stop = self.stacked[name]
+            return stop - start, *self.shape(whole)[2:]
         if name not in self.files:
             return tuple(self.absent[name].shape)
         file, there = self.files[name]
@@ -62,11 +73,34 @@ class HFReader:
         """The tensor, or only these rows of it, which are then the only ones read."""
         if name in self.packed:
             return dequantise(self.read(name + "_blocks", rows), self.read(name + "_scales", rows))
+        if name in self.stacked:
+            whole, expert, start, stop = self.stacked[name]
+            first, last, _ = (rows or slice(None)).indices(stop - start)
+            file, there = self.files[whole]
+            return file.get_slice(there)[expert : expert + 1, start + first : start + last].squeeze(0)
         if name not in self.files:
             return self.absent[name]
         file, there = self.files[name]
         whole = rows is None or not self.shape(name)
         return file.get_tensor(there) if whole else file.get_slice(there)[rows]
+
+
+def each_expert(stacks: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, int, int, int]]:
+    """name of one expert's matrix -> the stack (E, rows, in) that holds it, the expert, its first and its last row.
+
+    stacks: name -> shape. Raises ValueError where a stack does not have three dimensions.
+    """
+    found = {}
+    for name, shape in stacks.items():
+        if len(shape) != 3:
+            raise ValueError(f"{name} has shape {shape}, but all experts in one tensor have three dimensions")
+        place, _, leaf = name.rpartition(".")
+        kinds = ("gate_proj", "up_proj") if leaf == "gate_up_proj" else ("down_proj",)
+        height = shape[1] // len(kinds)
+        for expert in range(shape[0]):
+            for number, kind in enumerate(kinds):
+                found[f"{place}.{expert}.{kind}.weight"] = name, expert, number * height, (number + 1) * height
+    return found
 
 
 def save_tensors(weights: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

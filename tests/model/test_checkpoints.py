@@ -10,6 +10,7 @@ from data.tokenizer import find_tokenizer
 from model.build import export_model, load_policy, load_reward_model, load_value_model, open_weights
 from model.lora import adapters, add_lora, export_adapter
 from model.ref_cache import weights_digest
+from model.weights.hf import HFReader
 from tests.family_checkpoints import CASES, LONGROPE, SIZES, YARN, checkpoint, shake
 from tests.model.test_families import ROWS, Words, our_logprobs, their_logprobs
 from tests.tiny_models import batch_of
@@ -254,26 +255,26 @@ def test_what_is_more_than_lora_is_refused_by_name(name, tmp_path):
 def pictures(name, directory, **text):
     """A tiny checkpoint that reads pictures too, saved as transformers saves it; the model."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "patch_size": 4}
-    if name == "qwen3_5":
+    if name.startswith("qwen3_5"):
         vision = sizes | {"depth": 1, "num_heads": 2, "out_hidden_size": 48, "num_position_embeddings": 16}
     else:
         vision = sizes | {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16}
     text = {k: v for k, v in (SIZES | CASES[name][1]).items() if k != "attn_implementation"} | text
     config = transformers.AutoConfig.for_model(name, text_config=text, vision_config=vision)
     config.text_config.tie_word_embeddings = config.tie_word_embeddings = name == "gemma3"
-    kind = {"qwen3_5": "Qwen3_5", "gemma3": "Gemma3"}[name] + "ForConditionalGeneration"
+    kind = {"qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe", "gemma3": "Gemma3"}[name] + "ForConditionalGeneration"
     config._attn_implementation = "eager"
     model = shake(getattr(transformers, kind)(config).eval())
     model.save_pretrained(directory)
     return model
 
 
-@pytest.mark.parametrize("name", ["qwen3_5", "gemma3"])
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe", "gemma3"])
 def test_the_text_part_of_a_checkpoint_with_pictures_is_read_and_exported_as_a_text_model(name, tmp_path, caplog):
     model = pictures(name, tmp_path / "theirs")
     edit(tmp_path / "theirs", eos_token_id=2)
     weights = load_file(tmp_path / "theirs" / "model.safetensors")
-    mtp = {"mtp.fc.weight": torch.zeros(4, 8)} if name == "qwen3_5" else {}
+    mtp = {"mtp.fc.weight": torch.zeros(4, 8)} if name != "gemma3" else {}
     save_file(weights | mtp, tmp_path / "theirs" / "model.safetensors")
     with caplog.at_level("INFO"):
         policy = load_policy(tmp_path / "theirs")
@@ -284,6 +285,20 @@ def test_the_text_part_of_a_checkpoint_with_pictures_is_read_and_exported_as_a_t
         export_model(policy, tmp_path / "ours", Words())
         again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
         assert (their_logprobs(again) - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_experts_stacked_in_one_tensor_are_those_of_a_file_for_each(tmp_path):
+    """As Qwen3.5's and 3.6's published files store them: gate and up of all experts in one tensor."""
+    model = pictures("qwen3_5_moe", tmp_path)
+    expected = {name: w.detach() for name, w in load_policy(tmp_path).named_parameters()}
+    weights = {name: w for name, w in model.state_dict().items() if name != "lm_head.weight"}
+    assert any(name.endswith("mlp.experts.gate_up_proj") and w.ndim == 3 for name, w in weights.items())
+    save_file(weights | {"lm_head.weight": model.lm_head.weight.detach().clone()}, tmp_path / "model.safetensors")
+    for name, weight in load_policy(tmp_path).named_parameters():
+        assert torch.equal(weight, expected[name]), name
+    reader = HFReader(tmp_path)
+    part = "model.layers.1.mlp.experts.4.up_proj.weight"
+    assert torch.equal(reader.read(part, slice(5, 9)), reader.read(part)[5:9])
 
 
 def test_an_adapter_to_a_checkpoint_with_pictures_is_read_on_its_text_part(tmp_path):
