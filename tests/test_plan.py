@@ -26,7 +26,7 @@ from runtime.optim import build_optimizer, init_state
 from tests.test_train_rm import inputs, rm  # noqa: F401 - fixtures
 
 ROOT = Path(__file__).parents[1]
-PUBLISHED = {  # parameters, from the model cards' weight files; Qwen3.5, Qwen3-Next: of transformers' model of these sizes
+PUBLISHED = {  # parameters, from the model cards' files; Qwen3.5, Qwen3-Next: of transformers' model of these sizes
     "smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama3_8b": 8_030_261_248, "mistral_7b": 7_241_732_096,
     "qwen2_5_0_5b": 494_032_768, "llama3_70b": 70_553_706_496, "qwen3_0_6b": 596_049_920, "qwen3_8b": 8_190_735_360,
     "smollm3_3b": 3_075_098_624, "ministral_8b": 8_019_808_256, "olmo2_7b": 7_298_617_344, "olmo3_7b": 7_298_011_136,
@@ -35,7 +35,8 @@ PUBLISHED = {  # parameters, from the model cards' weight files; Qwen3.5, Qwen3-
     "pythia_1b": 1_011_781_632, "pythia_6_9b": 6_857_302_016,
     "qwen3_5_0_8b": 752_393_024, "qwen3_5_4b": 4_205_751_296, "qwen3_5_9b": 8_953_803_264,
     "qwen3_5_27b": 26_895_998_464, "phi3_mini": 3_821_079_552, "phi4": 14_659_507_200,
-    "qwen3_5_35b_a3b": 34_660_610_688, "qwen3_next_80b_a3b": 79_674_391_296, "phi4_mini": 3_836_021_760, "granite3_8b": 8_170_848_256,
+    "qwen3_5_35b_a3b": 34_660_610_688, "qwen3_next_80b_a3b": 79_674_391_296,
+    "phi4_mini": 3_836_021_760, "granite3_8b": 8_170_848_256,
 }  # fmt: skip
 
 

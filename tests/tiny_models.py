@@ -17,6 +17,8 @@ FAMILY["gpt_oss"] |= {"qkv_bias": True}
 FAMILY["gpt_neox"] = {"num_kv_heads": 6, "mlp_bias": True, "qkv_bias": True, "rotary_share": 0.5}
 FAMILY["qwen3_5_text"] = {"layer_kinds": ["linear", "full"], "rotary_share": 0.5, "linear_key_heads": 2}
 FAMILY["qwen3_5_text"] |= {"linear_value_heads": 4, "linear_key_dim": 8, "linear_value_dim": 12, "conv_size": 4}
+EXPERTS = {"num_experts": 4, "experts_per_token": 2, "shared_expert_size": 20}
+FAMILY |= {family: FAMILY["qwen3_5_text"] | EXPERTS for family in ("qwen3_5_moe_text", "qwen3_next")}
 
 
 def tiny_config(family: str = "llama", **changes) -> ModelConfig:
