@@ -257,13 +257,18 @@ def reset_head(head: nn.Linear, seed: int) -> None:
 
 
 def export_model(
-    model: Policy | RewardModel | ValueModel, directory: str | Path, tokenizer, *, durable: bool = True
+    model: Policy | RewardModel | ValueModel,
+    directory: str | Path,
+    tokenizer,
+    *,
+    durable: bool = True,
+    matrices: torch.dtype = torch.float32,
 ) -> None:
     """Write a Hugging Face directory. transformers computes the same logits from it.
 
-    It is written to a temporary directory and then renamed. Every weight is float32. Weights are gathered and written
-    one at a time: rank 0 holds at most one file's worth (model/weights/shards.py). Adapters are merged in float32 into
-    the weights of the base's file, or into the dequantised weights of an NF4 base.
+    It is written to a temporary directory and then renamed. Every weight is float32 unless `matrices` says otherwise.
+    Weights are gathered and written one at a time: rank 0 holds at most one file's worth (model/weights/shards.py).
+    Adapters are merged in float32 into the weights of the base's file, or into the dequantised weights of an NF4 base.
 
     A reward model becomes `...ForSequenceClassification` with the normalisation multiplied into score.weight and
     score.bias: vLLM reads both, transformers ignores the bias. A value model becomes `...ForTokenClassification`. With
@@ -271,9 +276,11 @@ def export_model(
 
     Args:
         durable: write checksums and wait for the disk. A server that reads the files immediately needs neither.
+        matrices: their dtype, for a server that would round them to it. Vectors, convolutions and the routers of
+            experts, which some servers keep in float32, stay in float32.
     """
     writes = not dist.is_initialized() or dist.get_rank() == 0
-    directory, dtype = Path(directory), "float32"
+    directory, dtype = Path(directory), str(matrices).removeprefix("torch.")
     tmp_path = directory.with_name(directory.name + ".writing")
     if writes:
         remove(tmp_path)
@@ -284,8 +291,8 @@ def export_model(
             if name in HEAD_PARTS:
                 head[name] = tensor
                 continue
-            writer.add(name, tensor)
-            dtype = str(tensor.dtype).removeprefix("torch.")
+            rounded = tensor.ndim == 2 and not name.endswith(".gate.weight")
+            writer.add(name, tensor.to(matrices) if rounded else tensor)
     if not writes:
         return
     if "score.gain" in head:  # a server that finds the normalisation in the file refuses it

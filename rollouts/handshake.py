@@ -1,5 +1,7 @@
 """Before the first step: does the server read text as we do, and draw from the policy that it was given?"""
 
+import logging
+
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -9,6 +11,7 @@ from model.heads import Policy
 from model.packing import make_rows
 from runtime.distributed import from_main
 
+log = logging.getLogger(__name__)
 TEXT = "naïve café — ½ of 1,234 cups?\n\n  def f(x):\treturn x**2  # 🙂 Ελληνικά 中文\n"
 TALK = [{"role": "user", "content": "Which coffee would you choose on a rainy day, and why?"}]
 PROBES = 8  # completions of the conversation that both sides score
@@ -61,6 +64,9 @@ def check_logprobs(server, policy: Policy, tokenizer, cfg: DictConfig) -> None:
             f"{found} on average, {gap.max():.3f} at most, and engine.max_gap={cfg.engine.max_gap} allows less: are "
             "its weights quantised, or did it not load them? A larger engine.max_gap takes it as it is"
         )
+    if server.is_main:
+        kept = str(server.api.matrices).removeprefix("torch.")
+        log.info("%s on average; window %d, weights sent in %s", found, server.window, kept)
 
 
 def ours_at(policy: Policy, prompt: list[int], rows: list, temperature: float, pad_id: int) -> Tensor:

@@ -67,7 +67,7 @@ class Server:
         if self.cfg.engine.weights == "lora":
             export_adapter(policy, self.directory, self.cfg.policy, durable=False)
         else:
-            export_model(policy, self.directory, self.tokenizer, durable=False)
+            export_model(policy, self.directory, self.tokenizer, durable=False, matrices=self.api.matrices)
         if self.is_main:
             self.api.load(self.directory, self.version)
         if dist.is_initialized():

@@ -9,6 +9,7 @@ tokenizer_manager.py, srt/sampling/sampling_params.py); no SGLang was met.
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from rollouts.http import Refused, ask
@@ -25,6 +26,7 @@ class SGLang:
     """
 
     weights = ("disk",)
+    matrices = torch.float32  # of an export
     raw_logprobs = "start it without SGLANG_RETURN_ORIGINAL_LOGPROB"
 
     def __init__(self, cfg: DictConfig, sampling: DictConfig, tokenizer):

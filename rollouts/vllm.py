@@ -8,6 +8,7 @@ Met: vLLM 0.32.0 on a CPU (docs/engines.md). It must run in its development mode
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from omegaconf import DictConfig
 
 from rollouts.http import Refused, ask
@@ -41,6 +42,7 @@ class VLLM:
         self.cfg, self.url = cfg, cfg.url.rstrip("/").removesuffix("/v1")
         self.limits = {"timeout": cfg.timeout, "max_tries": cfg.max_tries, "who": "engine"}
         self.model, self.window = self.served()
+        self.matrices = torch.float32 if cfg.weights == "lora" else self.dtype()
         self.adapter = None  # the name of the adapter that answers, with weights=lora
         self.sampling = {  # all of it: what is left out, generation_config.json may decide
             "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": 1.0, "top_k": 0,
@@ -55,6 +57,12 @@ class VLLM:
             names = ", ".join(str(row.get("id")) for row in found) or "none"
             raise ValueError(f"engine: {self.url} serves {len(found)} models ({names}); start it with one")
         return found[0]["id"], int(found[0]["max_model_len"])
+
+    def dtype(self) -> torch.dtype:
+        """What the matrices of an export are written in: bfloat16 where the server would round them to it."""
+        model = self.change("/server_info?config_format=json", None)["vllm_config"]["model_config"]
+        bf16 = model["dtype"] == "torch.bfloat16" and model["quantization"] is None
+        return torch.bfloat16 if bf16 else torch.float32
 
     def tokenize(self, **what: Any) -> list[int] | None:
         """Ids of prompt=TEXT or messages=[...]; None where the server cannot write a conversation."""
@@ -73,13 +81,13 @@ class VLLM:
         if self.cfg.weights == "lora":
             self.load_adapter(directory, version)
             return
-        self.change("/pause?mode=abort")
+        self.change("/pause?mode=abort", {})
         path = {"weights_path": str(directory)}
         self.change("/collective_rpc", {"method": "reload_weights", "kwargs": path})
-        if not self.change("/reset_prefix_cache").get("success"):
+        if not self.change("/reset_prefix_cache", {}).get("success"):
             raise ValueError(f"engine: {self.url} keeps its prefix cache, whose keys are of older weights")
         self.change("/update_weight_version", {"new_version": version})
-        self.change("/resume")
+        self.change("/resume", {})
 
     def load_adapter(self, directory: Path, version: str) -> None:
         """The adapter of the directory, under a name of its own, so that no cached prefix of another one serves it."""
@@ -111,10 +119,10 @@ class VLLM:
             ) from None
         return Said(ids, logprobs, reason, {self.adapter} if self.adapter else versions)
 
-    def change(self, path: str, body: dict | None = None, **more) -> Any:
-        """A call of the development mode."""
+    def change(self, path: str, body: dict | None, **more) -> Any:
+        """A call of the development mode: GET without a body."""
         try:
-            return self.ask(path, body or {}, max_tries=ADMIN_TRIES, **more)
+            return self.ask(path, body, max_tries=ADMIN_TRIES, **more)
         except Refused as error:
             if error.code == 404 and "lora" in path:
                 raise ValueError(

@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,7 @@ def start_ranks(strategy: str) -> tuple[int, int, torch.device]:
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"dist.strategy={strategy!r} is unknown; use one of {', '.join(STRATEGIES)}")
+    name_submitit_ranks()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if strategy == "single" and world_size > 1:
         raise ValueError(f"dist=single in a world of {world_size} processes; start one process, or set dist=fsdp")
@@ -47,11 +49,30 @@ def start_ranks(strategy: str) -> tuple[int, int, torch.device]:
         if "RANK" not in os.environ:
             raise ValueError(
                 f"dist={strategy} needs several ranks: `python launch.py --nproc-per-node 2 train_sft.py "
-                f"dist={strategy}`"
+                f"dist={strategy}`, and in a sweep hydra.launcher.tasks_per_node=2"
             )
         dist.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo", device_id=device if cuda else None)
         atexit.register(gc.collect)  # after a failed run, whose traceback keeps the models alive; see stop_ranks
     return int(os.environ.get("RANK", "0")), world_size, device
+
+
+def name_submitit_ranks() -> None:
+    """Set torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, ...) in a job of submitit that has several tasks.
+
+    Each task of a sweep's job (`hydra.launcher.tasks_per_node`) calls the script in a process of submitit's own. A
+    process that such a task starts inherits the job's variables, but has not imported submitit and is no task.
+    """
+    if "submitit" not in sys.modules or "RANK" in os.environ:
+        return
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    try:
+        num_tasks = JobEnvironment().num_tasks
+    except RuntimeError:  # this process starts the jobs
+        return
+    if num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def stop_ranks() -> None:

@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import train_ppo
 from advantages import importance_weights
@@ -27,7 +28,9 @@ class Loopback:
 
     def __init__(
         self, start, sharpness=1.0, broken=0, answer=None, raw=False, lose=None, serves=None, tokens=None, noise=0.0,
+        dtype="torch.float32",
     ):  # fmt: skip
+        self.dtype = dtype
         self.start, self.sharpness, self.broken, self.answer, self.raw = start, sharpness, broken, answer or {}, raw
         self.lose, self.serves, self.tokens, self.noise = lose, serves, tokens, noise
         self.loads, self.calls, self.drawn, self.lock = [], [], [], threading.Lock()
@@ -62,6 +65,8 @@ class Loopback:
         self.calls.append(path)
         if path == "/v1/models":
             return 200, {"data": self.serves or [{"id": "served", "root": str(self.start), "max_model_len": 100}]}
+        if path.startswith("/server_info"):
+            return 200, {"vllm_config": {"model_config": {"dtype": self.dtype, "quantization": None}}}
         if path == "/tokenize":
             if self.tokens is not None:
                 return 200, {"tokens": self.tokens}
@@ -290,6 +295,44 @@ def test_rows_of_a_restarted_server_are_drawn_again(run_script, job, loopback, t
     rows = [row[:2] for row in lost.drawn if row[2] != "default"]
     assert sorted(rows) == sorted(row[:2] for row in whole.drawn)  # each row once
     assert [row[2] for row in lost.drawn].count("default") >= 1
+
+
+def test_rows_of_a_slow_server_are_asked_again_and_used_once(
+    run_script, job, loopback, tmp_path, read_metrics, monkeypatch  # noqa: F811
+):  # fmt: skip
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    usual, slow, over = loopback(), loopback(), threading.Event()
+    known, asked = slow.server.RequestHandlerClass.do_POST, []
+
+    def late(handler):
+        if handler.path == "/inference/v1/generate":
+            asked.append(handler)
+            if len(asked) in (8 + 2, 8 + 8 + 5):  # one row of each rollout, after the probes
+                over.wait(60)
+                return
+        known(handler)
+
+    monkeypatch.setattr(slow.server.RequestHandlerClass, "do_POST", late)
+    words = ["num_steps=2", *ALONE]
+    try:
+        for server, run, more in ((usual, "usual", []), (slow, "slow", ["engine.timeout=3", "engine.max_tries=20"])):
+            assert run_script(train_ppo, *job("train_ppo", run, *words, *words_for(server), *more)[1:]) == 0
+    finally:
+        over.set()
+    assert len(asked) >= 8 + 8 + 8 + 2
+    assert_same_figures(read_metrics(tmp_path / "usual"), read_metrics(tmp_path / "slow"))
+
+
+def test_a_server_in_bf16_is_sent_the_weights_that_it_would_round_to(run_script, job, loopback, tmp_path):  # noqa: F811
+    files = {}
+    for dtype in ("float32", "bfloat16"):
+        words = [*words_for(loopback(dtype=f"torch.{dtype}")), "num_steps=1", "engine.max_gap=9", *ALONE]
+        assert run_script(train_ppo, *job("train_ppo", dtype, *words)[1:]) == 0
+        files[dtype] = load_file(tmp_path / dtype / "engine" / "model.safetensors")
+        assert json.loads((tmp_path / dtype / "engine" / "config.json").read_text())["torch_dtype"] == dtype
+    for name, weight in files["bfloat16"].items():
+        assert weight.dtype == (torch.bfloat16 if weight.ndim == 2 else torch.float32), name
+        assert torch.equal(weight, files["float32"][name].to(weight.dtype)), name
 
 
 def assert_same_figures(one, other):

@@ -1,8 +1,12 @@
-"""SGLang's calls, by a stub with the answers of its source (0.5.23): the script through the whole command."""
+"""SGLang's calls, by a stub with the answers of its source (0.5.23): the script through the whole command.
+
+`sglang_0_5_23.json` has the fields of its requests, read from the published wheel. The stub takes no other.
+"""
 
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +17,19 @@ from data.tokenizer import load_tokenizer
 from model.build import load_policy
 from model.sampling import generate
 from tests.runtime.test_scale import inputs, job  # noqa: F401 - fixtures
+
+SCHEMA = json.loads((Path(__file__).parent / "sglang_0_5_23.json").read_text())
+REQUESTS = {
+    "/v1/tokenize": "TokenizeRequest", "/update_weights_from_disk": "UpdateWeightFromDiskReqInput",
+    "/generate": "GenerateReqInput",
+}  # fmt: skip
+KINDS = {bool: {"bool"}, int: {"int", "float"}, float: {"float"}, str: {"str"}, list: {"List", "Set"}, dict: {"Dict"}}
+
+
+def check_fields(body, request):
+    """Every field is one of the request, and has a type that its annotation names."""
+    for name, value in body.items():
+        assert KINDS[type(value)] & set(SCHEMA[request][name]), f"{request}.{name} = {value!r}"
 
 
 @pytest.fixture
@@ -45,6 +62,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, server, body):
         server.calls.append((self.path, body))
+        if body is not None:
+            check_fields(body, REQUESTS[self.path])
         if self.path == "/v1/models":
             return {"data": [{"id": "policy", "root": "policy", "max_model_len": 128}]}
         if self.path == "/v1/tokenize":
@@ -60,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
             return {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
         assert self.path == "/generate" and body["return_logprob"] is True
         how = body["sampling_params"]
+        check_fields(how, "SamplingParams")
         made = generate(
             server.policy, [body["input_ids"]], max_new_tokens=how["max_new_tokens"], temperature=how["temperature"],
             top_k=0, top_p=how["top_p"], slots=1, stop_ids=how["stop_token_ids"], seeds=[how["sampling_seed"]],

@@ -330,3 +330,15 @@ def wait_for(path, process):
         assert process.poll() is None, process.stdout.read()[-4000:]
         time.sleep(0.2)
     raise AssertionError(f"{path} was not written")
+
+
+@pytest.mark.slow
+def test_each_job_of_a_sweep_runs_on_ranks_of_its_own(inputs, tmp_path):
+    words = ["num_steps=4", "sample_every=0", "save_every=0", "precision=fp32"]
+    script, *words = command(inputs, "train_sft", tmp_path / "one", *words)
+    finish(launch(1, f"{script}.py", *words, "optim.lr=3e-3"))
+    swept = [word for word in words if not word.startswith(("hydra.run.dir", "optim.lr"))]
+    swept += ["+launcher=submitit_local", "hydra.launcher.tasks_per_node=2", "dist=fsdp", "optim.lr=1e-3,3e-3"]
+    finish(launch(1, f"{script}.py", "-m", *swept, f"hydra.sweep.dir={tmp_path / 'sweep'}"))
+    assert_same_curve(tmp_path / "one", tmp_path / "sweep" / "1")
+    assert figures(tmp_path / "one") != figures(tmp_path / "sweep" / "0")

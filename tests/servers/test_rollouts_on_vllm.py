@@ -18,6 +18,7 @@ from model.build import load_policy
 from model.lora import add_lora
 from rollouts.handshake import check_logprobs, ours_at
 from rollouts.server import Server
+from tests.published_votes import write_lines
 from tests.servers.conftest import ROOT, free_port, vllm_server
 
 LORA = {"rank": 8, "alpha": 16, "targets": ["qkv", "out", "gate_up", "down"], "base": "file"}
@@ -107,7 +108,7 @@ def test_a_server_that_is_killed_in_a_rollout_and_comes_back_loses_no_row(policy
     with first as url:
         server = server_at(url, policy_directory, tmp_path / "engine")
         other = changed(policy)  # the restarted server begins with the weights of its directory, which are not these
-        prompts = [server.tokenizer.encode(text) for text in PROMPTS] * 3
+        prompts = [server.tokenizer.encode(text) for text in PROMPTS] * 2
 
         def restart():
             while (tmp_path / "first").read_text(errors="replace").count("/inference/v1/generate") < 8 + 6:
@@ -130,10 +131,12 @@ def test_a_server_that_is_killed_in_a_rollout_and_comes_back_loses_no_row(policy
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ppo_goes_through(vllm, tmp_path, ranks):
+    rows = [{"messages": [{"role": "user", "content": f"{text} ..."}]} for text in PROMPTS]
+    prompts = write_lines(tmp_path / "prompts.jsonl", rows)
     words = [
-        f"policy={vllm.directory}", "reward=[length]", "data.prompts=[data/embedded/sft_coffee_train.jsonl.gz]",
+        f"policy={vllm.directory}", "reward=[length]", f"data.prompts=[{prompts}]",
         "num_steps=2", "batch_size=4", "minibatch_size=4", "micro_batch_size=2", "ppo_epochs=1", "eval_every=0",
-        "sampling.max_new_tokens=16", "sample_every=0", "save_every=0", "kl_exact_every=0", "log.wandb=disabled",
+        "sampling.max_new_tokens=8", "sample_every=0", "save_every=0", "kl_exact_every=0", "log.wandb=disabled",
         f"engine.url={vllm.url}", "engine=vllm", f"hydra.run.dir={tmp_path}/run", "engine.ahead=1", "optim.lr=1e-5",
         f"dist={'fsdp' if ranks > 1 else 'single'}",
     ]  # fmt: skip
