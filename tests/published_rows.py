@@ -169,8 +169,9 @@ ROWS: dict[str, tuple] = {
         {"prompt": [USER | {"content": "Hi"}, SAID | {"content": "Hello"}, USER], "completion": GOOD, "reward": 0.75}, "helpsteer",
     ),
     "helpsteer2_preference": (
-        [{"split": "train", "prompt": ASK, "response_1": BAD, "response_2": GOOD, "preference_strength": 2,
-          "preference_statement": "", "preference_elaboration": ""}], PAIR | {"margin": 2.0}, "helpsteer2_preference",
+        [{"split": "train", "prompt": f"Hi\n<extra_id_1>Assistant\nHello\n<extra_id_1>User\n{ASK}", "response_1": BAD,
+          "response_2": GOOD, "preference_strength": 2, "preference_statement": "", "preference_elaboration": ""}],
+        PAIR | {"prompt": [USER | {"content": "Hi"}, SAID | {"content": "Hello"}, USER], "margin": 2.0}, "helpsteer2_preference",
     ),
     "helpsteer3": (
         [{"domain": "general", "language": "english", "context": [USER], "response1": GOOD, "response2": BAD,

@@ -93,18 +93,25 @@ def helpsteer(row: dict) -> dict:
 
     Earlier turns are in the prompt, separated by the marks "<extra_id_1>User" and "<extra_id_1>Assistant".
     """
-    first, *later = re.split(r"\n?<extra_id_1>(User|Assistant)\n", text(row, "prompt"))
-    turns = [{"role": r.lower(), "content": c} for r, c in zip(later[::2], later[1::2], strict=True) if c.strip()]
     reward = whole(row["helpfulness"], "helpfulness", 0, 1, 2, 3, 4) / 4
-    answer = {"prompt": [*alternating(first), *turns], "completion": text(row, "response"), "reward": reward}
+    answer = {"prompt": _helpsteer_turns(row), "completion": text(row, "response"), "reward": reward}
     return answer | rest(row, "prompt", "response")
 
 
+def _helpsteer_turns(row: dict) -> list[dict]:
+    """The turns of a prompt with marks. A mark in another place is refused: it would be trained on as text."""
+    first, *later = re.split(r"\n?<extra_id_1>(User|Assistant)\n", text(row, "prompt"))
+    if any("<extra_id_" in content for content in (first, *later)):
+        raise ValueError("prompt holds a mark <extra_id_...> that begins no line of a User or an Assistant")
+    turns = [{"role": r.lower(), "content": c} for r, c in zip(later[::2], later[1::2], strict=True) if c.strip()]
+    return [*alternating(first), *turns]
+
+
 def helpsteer2_preference(row: dict) -> dict:
-    """HelpSteer2-Preference: strength from -3 to 3, below 0 for the first response."""
+    """HelpSteer2-Preference: strength from -3 to 3, below 0 for the first response; prompts as in `helpsteer`."""
     strength = whole(row["preference_strength"], "preference_strength", *range(-3, 4))
     columns = rest(row, "prompt", "response_1", "response_2") | {"margin": abs(float(strength))}
-    return pair(row["prompt"], text(row, "response_1"), text(row, "response_2"), -strength, columns)
+    return pair(_helpsteer_turns(row), text(row, "response_1"), text(row, "response_2"), -strength, columns)
 
 
 def helpsteer3(row: dict) -> dict:

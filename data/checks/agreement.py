@@ -21,10 +21,11 @@ from statsmodels.stats.proportion import proportion_confint
 from data.records import BadRows, Record, read_records
 from runtime.config import check_choice, check_number, check_whole
 from runtime.plots import plot_intervals
-from runtime.report import bullets, picture, table, write_page, write_result
+from runtime.report import bullets, heading, interval_cell, paragraph, picture, table, write_page, write_result
 
 LEVELS = ("nominal", "ordinal", "interval")
 MAX_LABELS = 200  # a pair's table has MAX_LABELS^2 cells, which are drawn again in each resample
+SHOWN = 20  # disputed items on the page
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Vote(Record):
     annotator: str
     label: str
     category: str | None
+    asked: str | None = None  # the row's prompt, shown beside disputed votes
 
 
 def parse_vote(row: dict) -> list[Vote]:
@@ -47,7 +49,8 @@ def parse_vote(row: dict) -> list[Vote]:
             raise ValueError(f"{name} must be text or a number (null if it is missing), got {value!r:.50}")
     if values["label"] is None or values["label"] != values["label"]:
         return []
-    return [Vote(**{name: None if value is None else _name(value) for name, value in values.items()})]
+    asked = row["prompt"] if isinstance(row.get("prompt"), str) else None
+    return [Vote(**{name: None if value is None else _name(value) for name, value in values.items()}, asked=asked)]
 
 
 def _name(value) -> str:
@@ -101,6 +104,8 @@ class Votes:
         annotator_at = {name: a for a, name in enumerate(self.annotators)}
         code = {label: c for c, label in enumerate(self.names)}
         self.rows = np.array([(item_at[v.item], annotator_at[v.annotator], code[v.label]) for v in votes])  # (N, 3)
+        self.where = {vote.item: vote.where for vote in reversed(votes)}  # of the first vote
+        self.prompts = {vote.item: vote.asked for vote in votes if vote.asked is not None}
         self.categories = {vote.item: vote.category for vote in votes if vote.category is not None}
 
     def counts(self, keep: np.ndarray | None = None) -> np.ndarray:
@@ -172,6 +177,7 @@ def measure(
     result["cohen_kappa"], result["pairs_left_out"] = _pairs(votes, max_pairs, min_shared, resamples, random)
     result["categories"] = _by_category(votes, counts, resamples, random)
     result["per_annotator"] = _by_annotator(votes, counts, ties, resamples, random)
+    result["most_disputed"] = _most_disputed(votes, counts)
     return result
 
 
@@ -293,6 +299,25 @@ def _by_annotator(votes: Votes, counts: np.ndarray, ties: np.ndarray, resamples:
     return found
 
 
+def _most_disputed(votes: Votes, counts: np.ndarray) -> list[dict]:
+    """The items with the largest mean distance between two votes, of equal ones those with more votes.
+
+    The distance of two labels is 0 or 1 (nominal), the difference of their places (ordinal) or of their numbers.
+    """
+    places = np.arange(len(votes.names)) if votes.level == "ordinal" else np.array(votes.values or [])
+    gaps = 1.0 - np.eye(len(votes.names)) if votes.level == "nominal" else np.abs(places[:, None] - places)
+    n = counts.sum(1)
+    mean = ((counts @ gaps) * counts).sum(1) / np.maximum(n * (n - 1), 1)  # over ordered pairs of votes
+    order = np.lexsort((-n, -mean))[:SHOWN]
+    found = []
+    for item in order[mean[order] > 0].tolist():
+        said = [(votes.annotators[a], votes.names[label]) for i, a, label in votes.rows[votes.rows[:, 0] == item]]
+        name = votes.items[item]
+        found.append({"item": name, "category": votes.categories.get(name), "prompt": votes.prompts.get(name),
+                      "where": votes.where[name], "disagreement": float(mean[item]), "votes": dict(said)})  # fmt: skip
+    return found
+
+
 def _tie_breaking(votes: Votes, mine: np.ndarray, theirs: np.ndarray, side: np.ndarray, annotators: int) -> dict | None:
     """Whether an annotator chooses a side more often than the others, on items whose majority is a tie."""
     n = int(mine.sum())
@@ -345,10 +370,20 @@ def _show(directory: Path, result: dict) -> None:
     estimates = [(name, *(found[key] for key in ("value", "lower", "upper"))) for name, found in shown.items()]
     drawn = directory / "agreement.png"
     plot_intervals(drawn, "agreement beyond chance, and the threshold", estimates, null=result["threshold"])
-    rows = [["annotator", "votes", "share of ties", "kappa with the others", "verdict"]]
+    rows = [["annotator", "votes", "share of ties", "kappa with the others", "items with a majority", "verdict"]]
     for name, facts in people.items():
         kappa = facts["kappa_with_others"]
-        rows.append([name, facts["votes"], facts["ties"], kappa and kappa["value"], facts["verdict"]])
-    write_page(directory / "report.html", "Agreement of annotators", bullets(lines), table(rows), picture(drawn))
+        shares = (facts["ties"], interval_cell(kappa), kappa and kappa["n"])
+        rows.append([name, facts["votes"], *shares, facts["verdict"]])
+    blocks = [bullets(lines), table(rows), picture(drawn)]
+    disputed = [["item", "prompt", "category", "first vote", "disagreement", "votes"]]
+    for one in result["most_disputed"]:
+        said = ", ".join(f"{name}: {label}" for name, label in one["votes"].items())
+        prompt = one["prompt"] and one["prompt"][:200]
+        disputed.append([one["item"], prompt, one["category"], one["where"], one["disagreement"], said])
+    if disputed[1:]:
+        sentence = "Read these with the annotators: disagreement is the mean distance between two votes on the item."
+        blocks += [heading("Most disputed items"), paragraph(sentence), table(disputed)]
+    write_page(directory / "report.html", "Agreement of annotators", *blocks)
     result["verdicts"] = lines
     write_result(directory, result)

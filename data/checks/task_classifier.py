@@ -62,8 +62,8 @@ def fit_classifier(texts: Sequence[str], names: Sequence[str], *, min_precision:
     """The classifier of labelled prompts; a kind's threshold is the lowest that gives it `min_precision`."""
     labels = np.array(names)
     folds = StratifiedKFold(min(FOLDS, min(np.unique(labels, return_counts=True)[1])), shuffle=True, random_state=seed)
-    chances = cross_val_predict(_pipeline(), list(texts), labels, cv=folds, method="predict_proba")
-    model = _pipeline().fit(list(texts), labels)
+    chances = cross_val_predict(pipeline(), list(texts), labels, cv=folds, method="predict_proba")
+    model = pipeline().fit(list(texts), labels)
     said = model.classes_[chances.argmax(1)]
     thresholds = {
         str(kind): _threshold(
@@ -86,7 +86,8 @@ def _threshold(chances: np.ndarray, right: np.ndarray, of_kind: int, min_precisi
     return {"threshold": float(chances[order[n - 1]]) if len(good) else None, **found}
 
 
-def _pipeline() -> Pipeline:
+def pipeline() -> Pipeline:
+    """The classifier before it is fitted: words, parts of words, first words and form, under logistic regression."""
     words = {"sublinear_tf": True, "token_pattern": r"\w+|[?:{}=<>]"}
     return make_pipeline(
         make_union(

@@ -108,6 +108,7 @@ def test_languages_keep_their_rows_and_a_row_without_one_is_named(tmp_path):
          "earlier answers differ"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "is from 'alien'; known: human"),
         (ROWS["shp"][0][0] | {"labels": 2}, "labels must be one of 0, 1, got 2"),
+        (ROWS["helpsteer2_preference"][0][0] | {"prompt": "<extra_id_1>Assistant Hi"}, "prompt holds a mark <extra"),
         (ROWS["helpsteer3"][0][0] | {"overall_preference": 4}, "overall_preference must be one of -3"),
         (ROWS["arena_55k"][0][0] | {"winner_tie": 1}, "one of winner_model_a"),
         (ROWS["nectar"][0][0] | {"answers": [{"rank": 1}]}, "answer must be text"),

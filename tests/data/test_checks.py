@@ -109,6 +109,21 @@ def test_llmfao_crowd_agrees_as_published_and_fails_the_gate(tmp_path):
     assert result["votes"] == given["n_crowd"] and result["annotators"] == given["workers"] and not result["passed"]
 
 
+@pytest.mark.parametrize("level, first, second", [("nominal", 1.0, 1.0), ("interval", 4.0, 1.0), ("ordinal", 3.0, 1.0)])
+def test_the_most_disputed_items_are_shown_with_every_vote(level, first, second, tmp_path):
+    """Two people on a scale of 0, 1, 2, 4: far is 0 and 4, near 1 and 2, and on other items they agree."""
+    said = {"near": (1, 2), "far": (0, 4), "alike": (2, 2), "alike too": (4, 4), "same": (0, 0)}
+    rows = [{"item": item, "annotator": f"p{i}", "label": label, "prompt": f"What is <b>{item}</b>?"}
+            for item, labels in said.items() for i, label in enumerate(labels)]  # fmt: skip
+    result = check_agreement([write(tmp_path / "v.jsonl", rows)], tmp_path, **AGREEMENT | {"level": level})
+    shown = {one["item"]: one for one in result["most_disputed"]}
+    assert set(shown) == {"near", "far"} and (level == "nominal" or next(iter(shown)) == "far")
+    assert (shown["far"]["disagreement"], shown["near"]["disagreement"]) == (first, second)
+    assert shown["far"]["votes"] == {"p0": "0", "p1": "4"} and shown["far"]["where"].endswith("v.jsonl:3")
+    page = (tmp_path / "report.html").read_text()
+    assert "p0: 0, p1: 4" in page and "What is &lt;b&gt;far" in page and "alike" not in page
+
+
 def planted(n: int = 400) -> dict[str, list]:
     """Three sound annotators, one who votes at random, and one who tosses a coin where the truth is a tie."""
     random = np.random.default_rng(0)
