@@ -722,7 +722,7 @@ def test_a_named_selection_ranks_by_what_it_is_named_after(tmp_path):
         drawn.add((tmp_path / "selected.jsonl").read_text().split("content")[2][:30])
     assert len(drawn) == 3
     for words in ({"by": "difficulty"}, {"diversity": "embeddings"}):
-        with pytest.raises(ValueError, match="say policy=PATH"):
+        with pytest.raises(ValueError, match="set policy=PATH"):
             check_quality([file], tmp_path, **QUALITY | words)
 
 

@@ -187,4 +187,4 @@ def test_curves_of_seeds_have_a_mean_with_an_interval_over_seeds_and_prompts(run
     assert "rm, mean of 3 seeds" in page and "prompts</th>" in page
     capsys.readouterr()
     assert run_script(SCRIPT, *words, "task.seeds=[other]", f"hydra.run.dir={tmp_path}/no") == 2
-    assert "task.seeds=other wants results of two or more models" in capsys.readouterr().err
+    assert "task.seeds=other needs results of two or more models" in capsys.readouterr().err
