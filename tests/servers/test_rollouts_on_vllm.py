@@ -137,7 +137,7 @@ def test_ppo_goes_through(vllm, tmp_path, ranks):
         f"policy={vllm.directory}", "reward=[length]", f"data.prompts=[{prompts}]",
         "num_steps=2", "batch_size=4", "minibatch_size=4", "micro_batch_size=2", "ppo_epochs=1", "eval_every=0",
         "sampling.max_new_tokens=8", "sample_every=0", "save_every=0", "kl_exact_every=0", "log.wandb=disabled",
-        f"engine.url={vllm.url}", "engine=vllm", f"hydra.run.dir={tmp_path}/run", "engine.ahead=1", "optim.lr=1e-5",
+        f"engine.url={vllm.url}", "engine=vllm", f"hydra.run.dir={tmp_path}/run", "engine.ahead=1", "optim.lr=1e-6",
         f"dist={'fsdp' if ranks > 1 else 'single'}", "advantage=rloo", "samples_per_prompt=2",  # no value model: memory
     ]  # fmt: skip
     start = ["launch.py", "--nproc-per-node", "2", "--master-port", str(free_port())] if ranks > 1 else []
