@@ -55,7 +55,8 @@ def tests_fail(place: Path, tests: str) -> bool:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={place}", *shlex.split(tests)])))
+        words = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={place}", "-m", "not gpu", *shlex.split(tests)]
+        os._exit(int(pytest.main(words)))  # the last -m rules
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code not in (0, 1, 2, -signal.SIGALRM, -signal.SIGPROF):  # 1: a test failed, 2: one could not be collected
