@@ -44,7 +44,7 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
         complain(f"error: {error}")
         raise SystemExit(FAILED) from None
     finally:
-        del os.environ["HYDRA_FULL_ERROR"]
+        os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 def _prepared(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -52,7 +52,7 @@ def _prepared(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     inherit HYDRA_FULL_ERROR."""
 
     def prepared(cfg: DictConfig) -> Any:
-        del os.environ["HYDRA_FULL_ERROR"]  # it is for this process, not for the scripts that a recipe starts
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # it is for this process, not for the scripts that a recipe starts
         try:
             return job(cfg)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
