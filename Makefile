@@ -13,7 +13,7 @@ CPU := not gpu and not interpreter and not aot and not servers
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## +/\t/' | expand -t 18
 
-.PHONY: help run test test-servers test-templates test-all test-gpu check lint fmt lock bench bench-gpu published bench-peers mutants test-rest test-interpreter test-aot
+.PHONY: help run test test-servers test-templates test-all test-gpu check lint types fmt lock bench bench-gpu published bench-peers mutants test-rest test-interpreter test-aot
 
 run: .venv/core  ## the default recipe: a tiny chatbot from scratch (recipe=smollm2 for the pretrained one)
 	$(COMPILED) $(BIN)/python run_recipe.py $(ARGS)
@@ -36,6 +36,10 @@ test: lint test-rest test-interpreter test-aot  ## everything that runs on a CPU
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+types: .venv/dev  ## the type checker, ten seconds
+	$(BIN)/mypy
 
 test-rest: .venv/dev
 	$(PYTEST) $(TWO) --dist=loadfile -m "$(CPU) and not slow"

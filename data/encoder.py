@@ -182,6 +182,9 @@ def in_processes(work: Callable[[list], Encodings], chunks: Iterable[list], proc
         pool.shutdown(cancel_futures=True)
 
 
+_work: Callable[[list], Encodings]  # of a process of the pool, from its beginning
+
+
 def _begin(work: Callable[[list], Encodings], parent: int) -> None:
     """Set up a new process: it ignores Ctrl-C, which the parent handles, and ends when the parent ends."""
     global _work

@@ -179,7 +179,7 @@ def _text_rows(path: Path, kind: str) -> Iterator[tuple[int, Any]]:
 
 
 @contextmanager
-def _unpacked(path: Path) -> Iterator[BinaryIO]:
+def _unpacked(path: Path) -> Iterator[io.BufferedReader]:
     """The bytes of a file that may be compressed, as a buffered stream."""
     suffix = path.suffix.lower()
     if suffix == ".zst":
@@ -196,7 +196,8 @@ class _XZ(io.RawIOBase):
     """An .xz stream with a memory limit of `MAX_WINDOW` bytes. lzma.open has no limit."""
 
     def __init__(self, path: Path):
-        self.file, self.decoder = path.open("rb"), None
+        self.file = path.open("rb")
+        self.decoder: lzma.LZMADecompressor | None = None
 
     def readable(self) -> bool:
         return True

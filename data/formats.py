@@ -118,6 +118,7 @@ def as_row(record: Record) -> dict:
     elif isinstance(record, Rated):
         row = {"prompt": record.prompt, "completion": record.completion, "reward": record.reward}
     else:
+        assert isinstance(record, Prompt)
         row = {"prompt": record.prompt}
     row |= {"tools": record.tools} if record.tools else {}
     return row | {name: value for name, value in record.columns.items() if name not in row}

@@ -66,7 +66,12 @@ def _json(value: Any) -> str:
 def texts_said(message: Message) -> list[tuple[str, str]]:
     """(field, text) of every text of the message."""
     found: list[tuple[str, str]] = []
-    with_said(message, lambda name, text: found.append((name, text)) or text)
+
+    def noted(name: str, text: str) -> str:
+        found.append((name, text))
+        return text
+
+    with_said(message, noted)
     return found
 
 

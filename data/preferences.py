@@ -112,7 +112,8 @@ class Preferences(Encoder):
         )
         _check_rows(rows, note["ranks"])
         rated = isinstance(record, Rated)
-        empty = rated and not record.completion.strip()  # it was rated although it is empty, so it is kept and reported
+        # An empty answer that was rated is kept and reported.
+        empty = isinstance(record, Rated) and not record.completion.strip()
         return [Encoding(rows, note, ("rated" if rated else "compared", *(["empty"] if empty else [])))]
 
     def item(self, rows: list[dict], note: dict, where: str) -> PreferenceGroup:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data.adapters import Layout, adapted_rows
 from data.chat_template import Message
@@ -33,6 +33,13 @@ class Record:
     def turns(self) -> list[Message]:
         """The conversation that all completions of the record share. Empty if there is none."""
         return getattr(self, "messages", None) or getattr(self, "prompt", None) or []
+
+    def texts(self) -> list[str]:
+        """Every text that a model would read or learn."""
+        raise NotImplementedError
+
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -141,8 +148,8 @@ class BadRows:
 
 
 def read_records(
-    file: str | Path, parse: Callable[[dict], list[Record]], bad_rows: BadRows, layout: Layout | None = None
-) -> list[Record]:
+    file: str | Path, parse: Callable[[dict], list[R]], bad_rows: BadRows, layout: Layout | None = None
+) -> list[R]:
     """The records of one file, glob or directory. `parse` (see `data/formats.py`) turns a row of ours into records.
 
     `FILE@train` and `FILE@eval` are nine tenths and one tenth of a file, chosen by `split_of`. `layout` says how a
@@ -158,19 +165,19 @@ def read_records(
 
 def parse_rows(
     rows: Iterator[tuple[str, Any]],
-    parse: Callable[[dict], list[Record]],
+    parse: Callable[[dict], list[R]],
     bad_rows: BadRows,
     layout: Layout,
     part: str | None,
     *,
     join: bool = True,
-) -> Iterator[Record]:
+) -> Iterator[R]:
     """The records of the rows of `each_row`, in order, or only those of `part` if it is given.
 
     Raises Unjoined, unless `join`, at the first message that needs other rows to form a conversation.
     """
     for where, row in adapted_rows(rows, layout, bad_rows.at, join=join):
-        records: list[Record] = []
+        records: list[R] = []
         with bad_rows.at(where):
             found = parse(row) if row is not None else []
             records = [replace(r, where=where) for r in found if part in (None, split_of(r, row))]

@@ -40,7 +40,9 @@ class _Process:
 
     def __init__(self, program: str, what: str):
         self.program, self.what = HERE / program, what
-        self.lock, self.child, self.owner = threading.Lock(), None, None
+        self.lock = threading.Lock()
+        self.child: subprocess.Popen[bytes] | None = None
+        self.owner: int | None = None
         self.known: dict[str, int] = {}  # texts that the process has -> their numbers there
 
     def ask(self, request: dict, text: str):

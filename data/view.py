@@ -82,6 +82,7 @@ def trace(record: Record, tokenizer, *, max_length: int, max_prompt_length: int)
         return [
             _side("prompt", {"input_ids": ids, "completion_mask": [False] * len(ids)}, [False] * len(ids), tokenizer)
         ]
+    assert isinstance(record, Comparison | Ranking | Rated)
     names, texts = _named(record)
     sizes = [(WHOLE, WHOLE), (max_length, max_prompt_length)]
     whole, kept = (
@@ -96,14 +97,13 @@ def trace(record: Record, tokenizer, *, max_length: int, max_prompt_length: int)
     ]
 
 
-def _named(record: Record) -> tuple[list[str], list[str]]:
+def _named(record: Comparison | Ranking | Rated) -> tuple[list[str], list[str]]:
     if isinstance(record, Comparison):
         names = ["as good", "as good"] if record.tie else ["chosen", "rejected"]
         return names, [record.chosen, record.rejected]
     if isinstance(record, Ranking):
         order = sorted(range(len(record.ranks)), key=record.ranks.__getitem__)
         return [f"rank {record.ranks[i]:g}" for i in order], [record.completions[i] for i in order]
-    assert isinstance(record, Rated)
     return [f"reward {record.reward:g}"], [record.completion]
 
 

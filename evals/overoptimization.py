@@ -184,7 +184,7 @@ def seed_means(curves: dict[str, dict], trainings: list[str]) -> dict[str, dict]
             for model, c in own.items() for key in MEANS
         ]  # fmt: skip
         rows += [
-            Figure(key, model, *(c["fit"][key][part] for part in ("value", "lower", "upper")), c["num_prompts"])
+            Figure(key, model, *(c["fit"][key][part] for part in ("value", "lower", "upper")), n=c["num_prompts"])
             for model, c in own.items() if c["fit"]
             for key in FITTED if all(math.isfinite(other["fit"][key]["value"]) for other in own.values())
         ]  # fmt: skip

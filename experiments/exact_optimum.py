@@ -40,7 +40,12 @@ def curve(name: str, beta: float, seed: int) -> list[float]:
     logits, rewards = make_task(seed)
     target = (ipo_optimum if name == "IPO" else optimum)(TabularPolicy(logits), rewards, beta)
     distances = []
-    LOSSES[name](seed, beta, lambda step, policy: step % EVERY or distances.append(kl_to(policy, target)))
+
+    def measure(step: int, policy: TabularPolicy) -> None:
+        if step % EVERY == 0:
+            distances.append(kl_to(policy, target))
+
+    LOSSES[name](seed, beta, measure)
     return distances
 
 

@@ -73,12 +73,17 @@ def arena_hard_scores(clone: Path, folder: str, style: dict, category: str) -> t
                   F=torch.nn.functional, REGISTER_LOSSES={}, REGISTER_MODELS={})  # fmt: skip
     constants = taken((clone / "utils/judge_utils.py").read_text(), ("OG_ARENA_HARD_PROMPT", "JUDGE_SETTINGS"))
     fit, kept = maths["fit_pairwise_model"], []
+
+    def keep(scores, lower, upper):
+        kept.append(scores)
+        return scores
+
     needs = {
         "torch": torch, "glob": glob.glob, "tqdm": lambda rows: rows, "print": lambda *words: None,
         "os": SimpleNamespace(path=SimpleNamespace(join=lambda *parts: str(Path(folder, *parts)))),
         "get_model_style_metadata": lambda benchmark: style,
         "bootstrap_pairwise_model": lambda features, won, loss_type: (fit(features, won)[0][None], None),
-        "format_confidence_interval": lambda scores, lower, upper: kept.append(scores) or scores,
+        "format_confidence_interval": keep,
         "JUDGE_SETTINGS": constants["JUDGE_SETTINGS"],
     }  # fmt: skip
     shown = ("load_judgments", "print_leaderboard_with_style_features")

@@ -7,11 +7,15 @@ nothing twice.
 import json
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import httpx
 
-from generation.clients import Answer, Client, Request
+from generation.clients import Answer, Request
 from generation.endpoint_errors import GiveUp, TryAgain
+
+if TYPE_CHECKING:
+    from generation.endpoint import OpenAIClient
 
 MOST_REQUESTS = 50_000  # per batch, OpenAI's limit
 MOST_BYTES = 150 * 2**20  # per file; OpenAI's limit is 200 MB
@@ -20,7 +24,7 @@ OVER = ("completed", "failed", "expired", "cancelled")
 FIRST_PAUSE = 5.0  # seconds between the first two status requests; later pauses are longer
 
 
-def answer_batch(client: Client, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
+def answer_batch(client: "OpenAIClient", requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
     """(key, answer) of every request, a batch at a time.
 
     Raises:
@@ -54,7 +58,7 @@ def answer_batch(client: Client, requests: dict[str, Request]) -> Iterator[tuple
             yield key, _read(client, found.get(key), requests[key])
 
 
-def _parts(client: Client, requests: dict[str, Request]) -> Iterator[dict[str, str]]:
+def _parts(client: "OpenAIClient", requests: dict[str, Request]) -> Iterator[dict[str, str]]:
     """{key: line} of each batch."""
     part: dict[str, str] = {}
     size = 0
@@ -70,7 +74,7 @@ def _parts(client: Client, requests: dict[str, Request]) -> Iterator[dict[str, s
         yield part
 
 
-def _read(client: Client, row: dict | None, request: Request) -> Answer:
+def _read(client: "OpenAIClient", row: dict | None, request: Request) -> Answer:
     if row is None:
         return Answer("", "failed", 0, 0, error="the batch came back without this request")
     response = row.get("response")
@@ -89,7 +93,7 @@ def _read(client: Client, row: dict | None, request: Request) -> Answer:
 class _Server:
     """`/files` and `/batches` of one endpoint."""
 
-    def __init__(self, client: Client):
+    def __init__(self, client: "OpenAIClient"):
         self.client = client
         self.http = httpx.Client(headers={"Authorization": f"Bearer {client._key}"}, timeout=client.timeout)
 

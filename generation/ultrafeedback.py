@@ -80,13 +80,13 @@ def ultrafeedback(
     for a, aspect in enumerate(aspects):
         progress.at(num_completions + a, steps, kept=0, drops=drops.counts)
         orders = {p: random.sample(entries[p], len(entries[p])) for p in judged}
-        answers: dict[int, Answer] = {}
+        rated: dict[int, Answer] = {}
         for count in sorted({len(order) for order in orders.values()}):
             some = [p for p in judged if len(orders[p]) == count]
             asked = [ask_ratings(prompts[p][1], [entry["text"] for entry in orders[p]], aspect) for p in some]
             ratings = {"temperature": 0.0, "max_tokens": judge_max_tokens, "schema": ratings_schema(count)}
-            answers |= zip(some, judge.ask(asked, seed=seed, **ratings), strict=True)
-        for p, answer in answers.items():
+            rated |= zip(some, judge.ask(asked, seed=seed, **ratings), strict=True)
+        for p, answer in rated.items():
             ratings = read_ratings(answer, len(orders[p]))
             if ratings is None:
                 drops.add("ratings_not_parsed", answer.text or answer.error, prompt=prompts[p][1], aspect=aspect)

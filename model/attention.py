@@ -32,7 +32,7 @@ class Blocks:
 
     def to(self, device) -> "Blocks":
         tensors = (send(x, device) for x in (self.numbers, self.answers, self.positions))
-        return Blocks(self.cuts, *tensors, self.longest)
+        return Blocks(self.cuts, *tensors, longest=self.longest)
 
     def chunks(self) -> Chunks:
         """The stream in chunks, for layers that are a recurrence."""

@@ -44,8 +44,8 @@ class GatedDeltaNet(nn.Module):
         self.out = Linear(values, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, rope, blocks: Blocks, cache, adapted: bool, picks: Tensor | None) -> Tensor:
-        how = (convolve_stream, recur_stream) if cache is None else (cache.convolve, cache.recur)
-        mix = partial(self.mix, *how, blocks, picks)
+        convolve, recur = (convolve_stream, recur_stream) if cache is None else (cache.convolve, cache.recur)
+        mix = partial(self.mix, convolve, recur, blocks, picks)
         given = self.qkv(x, adapted), self.conv, self.A_log, self.dt_bias, self.norm
         mixed = Recomputed.apply(mix, *given) if torch.is_grad_enabled() else mix(*given)
         return self.out(mixed, adapted)

@@ -19,7 +19,8 @@ class Linear(nn.Linear):
         self.parts = {"weight": parts or (out_features,)}  # numbers of rows of the matrices stacked in the weight
         self.prepared = None  # while sampling: the layer as a function of x, with a weight prepared for decoding
         self.lora = None  # the adapter, if there is one (model/lora.py)
-        self.kept = None  # (the weight in the dtype of matmuls, the version of the weight that it is a copy of)
+        # (the weight in the dtype of matmuls, the version of the weight that it is a copy of)
+        self.kept: tuple[Tensor, tuple] | None = None
 
     def forward(self, x: Tensor, adapted: bool = True) -> Tensor:
         if self.prepared is not None:

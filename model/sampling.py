@@ -131,7 +131,7 @@ def prefill(policy: Policy, rows: list[DecodingRow], cache: KVCache, first: int)
             tokens = len(prompt)
         pieces[-1][0].append(prompt)
         pieces[-1][1].append(wanted)
-    logits = torch.cat([after_prompts(policy, *piece, cache) for piece in pieces])
+    logits = torch.cat([after_prompts(policy, some, wanted, cache) for some, wanted in pieces])
     return logits.repeat_interleave(torch.tensor([len(s) for s in slots], device=logits.device), dim=0)
 
 

@@ -33,8 +33,8 @@ class Engine:
         if cfg.engine.kind == "local":
             self.sampler = Local(cfg.sampling, tokenizer)
         elif cfg.engine.kind in ENGINES:
-            self.sampler = Server(cfg, tokenizer, Path(cfg.engine.directory or run.dir / "engine"))
-            self.window = min(window, self.sampler.window)
+            server = Server(cfg, tokenizer, Path(cfg.engine.directory or run.dir / "engine"))
+            self.sampler, self.window = server, min(window, server.window)
         else:
             known = ", ".join(f"engine={kind}" for kind in ("local", *ENGINES))
             raise ValueError(f"engine.kind={cfg.engine.kind!r} is unknown; use {known}")

@@ -27,7 +27,7 @@ from rollouts.vllm import VLLM
 from runtime.config import check_choice, check_positive, check_whole
 from runtime.distributed import from_main, gathered
 
-ENGINES = {"vllm": VLLM, "sglang": SGLang}
+ENGINES: dict[str, type[VLLM] | type[SGLang]] = {"vllm": VLLM, "sglang": SGLang}
 MOST_LOADS = 4  # of one policy, before a server that keeps losing it ends the run
 
 

@@ -161,7 +161,7 @@ def make_trajectory(
     done = columns == columns.masked_fill(~value_mask, -1).amax(1, keepdim=True)
     tensors = (tokens, attention_mask, action_mask, value_mask, done, turn, stopped, torch.ones_like(stopped))
     tensors = (*tensors, sampler_logprobs)
-    return Trajectory(*(x if x is None else send(x, device) for x in tensors), prompts)
+    return Trajectory(*(x if x is None else send(x, device) for x in tensors), prompts=prompts)
 
 
 def from_rows(rows: Rows, finished: list[bool], prompts: list[dict]) -> Trajectory:

@@ -76,7 +76,7 @@ class AdamW8bit(torch.optim.Optimizer):
         weights, grads = local(p), local(p.grad)
         moments = {name: local(state[name]) for name in MAPS}
         if "exp_avg_scale" not in state:
-            update(weights, grads, *moments.values(), state["step"], group)
+            update(weights, grads, moments["exp_avg"], moments["exp_avg_sq"], state["step"], group)
             return
         scales = {name: local(state[f"{name}_scale"]) for name in MAPS}
         rows = max(1, AT_ONCE // p.shape[1])

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -18,7 +19,8 @@ class Board:
     """
 
     def __init__(self, cfg: DictConfig, directory: Path, *, job: str, run_id: str | None, say: Callable[[str], None]):
-        self.say, self.name, self.id, self.open = say, cfg.log.backend, run_id, None
+        self.say, self.name, self.id = say, cfg.log.backend, run_id
+        self.open: Any = None  # the backend's Log, while it works
         if cfg.log.wandb != "disabled" or self.name != "wandb":
             self._try(lambda: self._start(cfg, directory, job))
 

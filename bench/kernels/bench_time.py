@@ -18,7 +18,8 @@ def measure_time(size: tuple[int, int, int], names: list[str], rounds: int) -> d
     `cpu_seconds` is processor time, which stays comparable where other processes use the machine. `share` is processor
     time / (wall time x threads): it is below 1 where other processes took time away.
     """
-    inputs = logprob_inputs(*size, *_where())
+    dtype, device = _where()
+    inputs = logprob_inputs(*size, dtype=dtype, device=device)
     for name in names:
         _step(name, inputs)  # warm up, compile
     wall, used = {name: [] for name in names}, {name: [] for name in names}
@@ -80,7 +81,8 @@ def _forget_peak() -> None:
 def _print_memory(name: str, size: list[int]) -> None:
     small = logprob_inputs(64, size[1], 256, *_where())
     _step(name, small)  # libraries allocate their own memory at the first product
-    inputs = logprob_inputs(*size, *_where())
+    dtype, device = _where()
+    inputs = logprob_inputs(*size, dtype=dtype, device=device)
     _forget_peak()
     before = _peak_bytes()
     _step(name, inputs)

@@ -94,8 +94,8 @@ def label_studio(row: dict) -> dict:
         known = ", ".join(" and ".join(n) for n in SIDES)
         raise ValueError(f"data has {', '.join(data)}; the two sides must be named {known}: rename them")
     prompt = next((data[name] for name in PROMPTS if name in data), None)
-    sides = [text(data, name) for name in names]
-    return pair(prompt, *sides, votes["left"] - votes["right"], rest(row, "data", "annotations", "predictions"))
+    left, right = (text(data, name) for name in names)
+    return pair(prompt, left, right, votes["left"] - votes["right"], rest(row, "data", "annotations", "predictions"))
 
 
 def label_studio_text(row: dict) -> dict:

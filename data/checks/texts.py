@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from data import formats
 from data.adapters import Layout
 from data.chat_template import Message
-from data.records import BadRows, Comparison, Example, Ranking, Rated, Record, read_records
+from data.records import BadRows, Comparison, Example, Prompt, Ranking, Rated, Record, read_records
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def _said(record: Record) -> list[Message]:
     elif isinstance(record, Rated):
         answer = record.completion
     else:
+        assert isinstance(record, Prompt)
         return record.prompt
     return [*record.prompt, {"role": "assistant", "content": answer}]
 
