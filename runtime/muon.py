@@ -24,6 +24,8 @@ class Muon(torch.optim.AdamW):
     Parameter groups without `parts` use AdamW.
     """
 
+    param_groups: list[dict]
+
     @torch.no_grad()
     def step(self) -> None:
         groups = self.param_groups
