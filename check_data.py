@@ -17,9 +17,17 @@ from runtime.config import check_choice, check_files, check_types
 from runtime.run import Run, main
 
 CHECKS = (  # data/checks/NAME.py has check_NAME
-    "convert", "view", "token_stats", "dedupe", "decontaminate", "pilot", "task_mix", "agreement", "contamination",
+    "convert",
+    "view",
+    "token_stats",
+    "dedupe",
+    "decontaminate",
+    "pilot",
+    "task_mix",
+    "agreement",
+    "contamination",
     "quality",
-)  # fmt: skip
+)
 TOKENIZES = ("view", "token_stats")  # those that need policy=PATH, whose tokenizer and template they read with
 READS = ("quality",)  # those that can read rows with policy=PATH
 DRAWS = ("pilot", "task_mix", "agreement", "quality")  # those that need a seed

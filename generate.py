@@ -46,9 +46,14 @@ def complete(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
     run.begin()
     with run.terminal.track("completions", total=len(prompts)) as advance:
         rows, reasons, _ = generate(
-            policy, asked, seeds=seeds, stop_ids=tokenizer.stop_ids,
-            pad_id=tokenizer.pad_id, on_token=lambda row, token, last: advance(last), **cfg.sampling,
-        )  # fmt: skip
+            policy,
+            asked,
+            seeds=seeds,
+            stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id,
+            on_token=lambda row, token, last: advance(last),
+            **cfg.sampling,
+        )
     texts = [tokenizer.decode(ids[mask]) for ids, mask in zip(rows.input_ids, rows.completion_mask, strict=True)]
     records = [
         prompt["columns"] | {"prompt": prompt["messages"], "completion": text, "finish_reason": reason, "seed": seed}
@@ -77,9 +82,14 @@ def talk(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
         print("model> ", end="", flush=True)
         stream = TextStream(tokenizer)
         rows, _, _ = generate(
-            policy, [prompt], seeds=[cfg.seed * SEEDS + turns], stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
-            on_token=stream, **cfg.sampling,
-        )  # fmt: skip
+            policy,
+            [prompt],
+            seeds=[cfg.seed * SEEDS + turns],
+            stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id,
+            on_token=stream,
+            **cfg.sampling,
+        )
         print(flush=True)
         messages.append({"role": "assistant", "content": stream.text})
         turns += 1

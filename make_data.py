@@ -161,10 +161,16 @@ def _preferences(clients: dict[str, Client], settings: dict, begin, **common) ->
 
 
 METHODS = {
-    "self_instruct": _self_instruct, "magpie": _magpie, "evol_instruct": _evol_instruct, "ultrachat": _ultrachat,
-    "camel": _camel, "constitutional": _constitutional, "ultrafeedback": _ultrafeedback, "preferences": _preferences,
+    "self_instruct": _self_instruct,
+    "magpie": _magpie,
+    "evol_instruct": _evol_instruct,
+    "ultrachat": _ultrachat,
+    "camel": _camel,
+    "constitutional": _constitutional,
+    "ultrafeedback": _ultrafeedback,
+    "preferences": _preferences,
     "best_of": _preferences,
-}  # fmt: skip
+}
 
 
 def _prompts(settings: dict) -> list[tuple[str, list]]:

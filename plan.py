@@ -131,9 +131,14 @@ def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: b
     trained = learners * adapter_parameters(config, job.lora_rank) if lora else job.learners.parameters(P)
     copies = not (sharded or lora or job.dtype == torch.float32)  # of float32 weights, for the products
     kept = kept_bytes(
-        config, rows=job.blocks, length=job.block, dtype=job.dtype, master=torch.float32 if copies else job.dtype,
-        fused_attention=fused_attention, checkpointing=job.checkpointing,
-    )  # fmt: skip
+        config,
+        rows=job.blocks,
+        length=job.block,
+        dtype=job.dtype,
+        master=torch.float32 if copies else job.dtype,
+        fused_attention=fused_attention,
+        checkpointing=job.checkpointing,
+    )
     gradients, activations = trained * 4 / shards, learners * (config.num_layers * kept.layer + kept.rest)
     if job.rows <= job.micro_rows * cfg.num_gpus:  # one forward a step: they grow while the activations go
         gradients = max(0.0, gradients - activations)

@@ -179,9 +179,14 @@ def load_reference(
     precision = f"{cfg.precision} on nf4" if in_nf4 else cfg.precision
     with gathered(model):  # each rank computes its share of the missing rows
         table = cached_logprobs(
-            compute, rows, directory=Path(cfg.ref_cache), weights=weights_digest(path), precision=precision,
-            rank=run.rank, world_size=run.world_size,
-        )  # fmt: skip
+            compute,
+            rows,
+            directory=Path(cfg.ref_cache),
+            weights=weights_digest(path),
+            precision=precision,
+            rank=run.rank,
+            world_size=run.world_size,
+        )
     return lambda examples, batch: send(torch.tensor([table[row_key(row)] for row in examples]), run.device), []
 
 

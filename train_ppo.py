@@ -28,7 +28,7 @@ from advantages import (
     missing_eos,
     overlong_penalty,
     whiten,
-)  # fmt: skip
+)
 from data.encoded import warn_of_overlap
 from data.loader import Loader
 from data.prompts import encode_prompts, prompt_loader
@@ -188,9 +188,13 @@ def unlearnable(rollout: Trajectory, cfg: DictConfig) -> Tensor:
 
 
 def give_credit(
-    rewards: Tensor, old_values: Tensor, penalty: Tensor, rollout: Trajectory, cfg: DictConfig,
+    rewards: Tensor,
+    old_values: Tensor,
+    penalty: Tensor,
+    rollout: Trajectory,
+    cfg: DictConfig,
     mean: Callable[[Tensor], Tensor],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """(B, T) advantages of the actions (with a value model: of the states) before they are whitened."""
     if cfg.whiten_rewards:
         rewards = whiten(rewards, rollout.value_mask, mean, shift_mean=False)
@@ -216,9 +220,14 @@ def read_policy(policy: Policy, part: Part, cfg: DictConfig) -> tuple[Tensor, Te
 
 
 def penalty(
-    cfg: DictConfig, policy: Policy, ref_policy: nn.Module, part: Part, logprobs: Tensor, ref_logprobs: Tensor,
+    cfg: DictConfig,
+    policy: Policy,
+    ref_policy: nn.Module,
+    part: Part,
+    logprobs: Tensor,
+    ref_logprobs: Tensor,
     weight: Tensor,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """() sum of the KL to the reference as a loss term: estimated from samples, or exact over the vocabulary."""
     if cfg.kl_in != "loss" or cfg.kl_estimator != "exact":
         return kl_loss(logprobs, ref_logprobs, part.rows.completion_mask, cfg.kl_estimator, weight)
@@ -248,10 +257,13 @@ def rollout_figures(
     """Metrics of a rollout: score and rewards over the rows with a score, the others over all rows."""
     mask, judged = rollout.action_mask, rollout.judged
     return {
-        "objective/score": masked(source_rewards.sum(1), judged), "objective/rewards": masked(rewards.sum(1), judged),
-        "objective/kl": kl.sum(1), "objective/entropy": masked(entropy, mask), "objective/length": mask.sum(1),
+        "objective/score": masked(source_rewards.sum(1), judged),
+        "objective/rewards": masked(rewards.sum(1), judged),
+        "objective/kl": kl.sum(1),
+        "objective/entropy": masked(entropy, mask),
+        "objective/length": mask.sum(1),
         "objective/truncated": ~rollout.finished,
-    }  # fmt: skip
+    }
 
 
 def speeds(
@@ -267,9 +279,16 @@ def speeds(
 
 @torch.no_grad()
 def show(
-    cfg: DictConfig, run: Run, policy: Policy, ref_policy: Policy, tokenizer: Tokenizer,
-    rollout: Trajectory, parts: list[Part], scores: Tensor, credit: dict[str, Tensor],
-) -> None:  # fmt: skip
+    cfg: DictConfig,
+    run: Run,
+    policy: Policy,
+    ref_policy: Policy,
+    tokenizer: Tokenizer,
+    rollout: Trajectory,
+    parts: list[Part],
+    scores: Tensor,
+    credit: dict[str, Tensor],
+) -> None:
     """Log the exact KL and samples, and print the credit viewer, each when due."""
     with run.off_the_clock():
         if run.due(cfg.kl_exact_every):

@@ -184,9 +184,14 @@ def group_loss(
     else:
         better, worse, weights, margins, ties = group_pairs(groups, cfg.margin_coef, scores.device)
         loss, metrics = reward_loss(
-            scores[better], scores[worse], weights, margins, ties,
-            center_coef=cfg.center_coef, num_groups=num_groups,
-        )  # fmt: skip
+            scores[better],
+            scores[worse],
+            weights,
+            margins,
+            ties,
+            center_coef=cfg.center_coef,
+            num_groups=num_groups,
+        )
     mean_loss = (loss.detach() * num_groups / len(groups)).expand(len(groups))  # weighted by the number of groups
     return loss, metrics | {"objective/loss": mean_loss, "objective/score": scores.detach()}
 
@@ -219,9 +224,12 @@ def log_and_evaluate(
         return
     with run.off_the_clock():
         scores = score_preferences(
-            reward_model.score, held_out,
-            pad_id=tokenizer.pad_id, micro_batch_size=cfg.micro_batch_size, device=run.device,
-        )  # fmt: skip
+            reward_model.score,
+            held_out,
+            pad_id=tokenizer.pad_id,
+            micro_batch_size=cfg.micro_batch_size,
+            device=run.device,
+        )
         plot = run.dir / "calibration.png" if run.is_main and step else None
         objective, _ = group_loss(torch.tensor(np.concatenate(scores)), held_out, cfg, torch.tensor(len(held_out)))
         run.metrics.add(evaluate_reward_model(held_out, scores, plot=plot) | {"eval/loss": objective})
@@ -278,9 +286,13 @@ def policy_samples(cfg: DictConfig, run: Run, tokenizer: Tokenizer, groups: Sequ
         prompts.append(cut_prompt(ids, tokenizer, max_length=room))
     with gathered(policy):
         answers = generate(
-            policy, prompts, **cfg.sampling, stop_ids=tokenizer.stop_ids,
-            seeds=[cfg.seed + i for i in range(len(prompts))], pad_id=tokenizer.pad_id,
-        )  # fmt: skip
+            policy,
+            prompts,
+            **cfg.sampling,
+            stop_ids=tokenizer.stop_ids,
+            seeds=[cfg.seed + i for i in range(len(prompts))],
+            pad_id=tokenizer.pad_id,
+        )
     rows = answers.rows
     return [
         {"input_ids": ids[real].tolist(), "completion_mask": mask[real].tolist()}

@@ -132,9 +132,13 @@ def log_and_evaluate(
             run.metrics.add(evaluate(cfg, run, policy, tokenizer, held_out))
         if shown and run.due(cfg.sample_every, step):
             answers = generate(
-                policy, [row["prompt_ids"] for row in shown], **cfg.sampling, stop_ids=tokenizer.stop_ids,
-                seeds=[cfg.seed + i for i in range(len(shown))], pad_id=tokenizer.pad_id,
-            )  # fmt: skip
+                policy,
+                [row["prompt_ids"] for row in shown],
+                **cfg.sampling,
+                stop_ids=tokenizer.stop_ids,
+                seeds=[cfg.seed + i for i in range(len(shown))],
+                pad_id=tokenizer.pad_id,
+            )
             samples = sample_rows(answers, shown, tokenizer)
             run.metrics.add(watched.figures(shown, [sample["completion"] for sample in samples]))
             run.log_samples(samples, step)

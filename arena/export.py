@@ -38,12 +38,17 @@ def verdict(battle: dict) -> dict:
     answers = {side: "\n\n".join(turn[f"answer_{side}"] for turn in battle["turns"]) for side in "ab"}
     return {
         "question": text_hash("\n\n".join(turn["prompt"] for turn in battle["turns"])),
-        "model_a": battle["model_a"], "model_b": battle["model_b"],
-        "verdict": "tie" if bad else battle["verdict"], "both_bad": bad,
-        "judge": battle["visitor"], "human": True, "turn": len(battle["turns"]), "shown": "a",
+        "model_a": battle["model_a"],
+        "model_b": battle["model_b"],
+        "verdict": "tie" if bad else battle["verdict"],
+        "both_bad": bad,
+        "judge": battle["visitor"],
+        "human": True,
+        "turn": len(battle["turns"]),
+        "shown": "a",
         **{f"length_{side}": len(answers[side]) for side in "ab"},
         **{f"hash_{side}": text_hash(answers[side]) for side in "ab"},
-    }  # fmt: skip
+    }
 
 
 def comparison(battle: dict) -> dict:

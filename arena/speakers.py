@@ -66,9 +66,14 @@ class LocalSpeaker:
             prompt = encode_prompt(messages, self.tokenizer, max_length=room)
             with self.busy:
                 generate(
-                    self.policy, [prompt], seeds=[seed], stop_ids=self.tokenizer.stop_ids, pad_id=self.tokenizer.pad_id,
-                    on_token=grow, **self.sampling,
-                )  # fmt: skip
+                    self.policy,
+                    [prompt],
+                    seeds=[seed],
+                    stop_ids=self.tokenizer.stop_ids,
+                    pad_id=self.tokenizer.pad_id,
+                    on_token=grow,
+                    **self.sampling,
+                )
             pieces.put(None)
         except Exception as error:  # every error must end the visitor's stream
             pieces.put(error)
@@ -92,9 +97,14 @@ class EndpointSpeaker:
         text = ""
         try:
             chunks = self.api.chat.completions.create(
-                model=self.model, messages=messages, seed=seed, stream=True, temperature=self.sampling.temperature,
-                top_p=self.sampling.top_p, max_tokens=self.sampling.max_new_tokens,
-            )  # fmt: skip
+                model=self.model,
+                messages=messages,
+                seed=seed,
+                stream=True,
+                temperature=self.sampling.temperature,
+                top_p=self.sampling.top_p,
+                max_tokens=self.sampling.max_new_tokens,
+            )
             for chunk in chunks:
                 if chunk.choices and chunk.choices[0].delta.content:
                     text += chunk.choices[0].delta.content

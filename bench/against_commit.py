@@ -41,8 +41,10 @@ def write_answers(directory: Path, count: int = 805) -> list[str]:
             ):
                 name = str(len(questions))
                 questions.append({"question_id": name, "category": "hh", "turns": [text]})
-                answers += [{"question_id": name, "model_id": side, "choices": [{"turns": [row[side]]}]}
-                            for side in ("rejected", "chosen")]  # fmt: skip
+                answers += [
+                    {"question_id": name, "model_id": side, "choices": [{"turns": [row[side]]}]}
+                    for side in ("rejected", "chosen")
+                ]
     for name, rows in (("questions", questions), ("answers", answers)):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = [f"task.questions={directory}/questions.jsonl", f"task.answers=[{directory}/answers.jsonl]"]
@@ -59,9 +61,11 @@ def evaluations(bench: Bench) -> dict[str, list[str]]:
         "judge, reward model": scored,
         "judge, log-probs": [*asked, "judge=logprobs", f"judge.path={bench.model}"],
         "winrate, length-controlled": [
-            "task=winrate", "task.format=verdicts", f"task.input=[{directory}/verdicts/verdicts.jsonl]",
+            "task=winrate",
+            "task.format=verdicts",
+            f"task.input=[{directory}/verdicts/verdicts.jsonl]",
         ],
-    }  # fmt: skip
+    }
 
 
 def whole(bench: Bench, overrides: list[str], root: Path) -> float:
@@ -91,8 +95,11 @@ def main() -> None:
         }
         if any(name.startswith(tuple(args.only)) for name in ("judge", "winrate")):
             rows = evaluations(bench).items()
-            timed |= {name: lambda root, overrides=overrides: whole(bench, overrides, root)
-                      for name, overrides in rows if name.startswith(tuple(args.only))}  # fmt: skip
+            timed |= {
+                name: lambda root, overrides=overrides: whole(bench, overrides, root)
+                for name, overrides in rows
+                if name.startswith(tuple(args.only))
+            }
         print(f"| work | {args.commit}, s | this code, s | times as fast |\n| --- | --- | --- | --- |", flush=True)
         for name, run in timed.items():
             seconds = {other: [], ROOT: []}

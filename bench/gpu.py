@@ -209,9 +209,14 @@ def tables(result: dict) -> str:
         )))  # fmt: skip
     lines += ["", "| model | rows | ms a decoding step | reading alone | ratio |", "| --- | --- | --- | --- | --- |"]
     for r in result.get("decoding", []):
-        lines.append(line(r["shape"], str(r["rows"]), r, lambda r: (
-            f"{1e3 * r['seconds']:.2f}", f"{1e3 * r['floor']:.2f}", f"{r['seconds'] / r['floor']:.2f}"
-        )))  # fmt: skip
+        lines.append(
+            line(
+                r["shape"],
+                str(r["rows"]),
+                r,
+                lambda r: (f"{1e3 * r['seconds']:.2f}", f"{1e3 * r['floor']:.2f}", f"{r['seconds'] / r['floor']:.2f}"),
+            )
+        )
     if "kernels" in result:
         lines += ["", "```", result["kernels"]["output"].strip(), "```"]
     if result["left_out"]:

@@ -110,8 +110,12 @@ def training(name: str, shape: Shape, device: torch.device, rounds: int) -> Time
     seconds, peak = time_step(step, device, rounds)
     tokens = len(rows.stream.tokens)
     passes = 2 if shape.rank else 3  # a frozen weight has no gradient
-    flops = passes * forward_flops(shape.config, tokens=tokens, length=shape.prompt + shape.completion,
-                                   targets=0 if name == "rm" else len(rows.stream.targets))  # fmt: skip
+    flops = passes * forward_flops(
+        shape.config,
+        tokens=tokens,
+        length=shape.prompt + shape.completion,
+        targets=0 if name == "rm" else len(rows.stream.targets),
+    )
     return Timed(seconds, flops, tokens, peak)
 
 
@@ -240,7 +244,7 @@ def transformers_sft(shape: Shape, device: torch.device, rounds: int) -> tuple[s
             tie_word_embeddings=config.tie_embeddings,
             max_position_embeddings=config.max_length,
             attn_implementation="sdpa",
-        )  # fmt: skip
+        )
     ).to(device)
     rows = random_rows(shape, device)
     labels = rows.input_ids.masked_fill(~rows.completion_mask, -100)

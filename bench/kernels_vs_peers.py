@@ -65,8 +65,14 @@ def trl(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 CHUNK = {"trl": 8192}  # columns of TRL's tile
-PEERS = {"ours": ours, "naive": naive, "liger": liger, "liger fp32 sums": liger_fp32,
-         "cut-cross-entropy": cut_cross_entropy, "trl": trl}  # fmt: skip
+PEERS = {
+    "ours": ours,
+    "naive": naive,
+    "liger": liger,
+    "liger fp32 sums": liger_fp32,
+    "cut-cross-entropy": cut_cross_entropy,
+    "trl": trl,
+}
 
 
 def as_on_a_gpu() -> None:
@@ -113,13 +119,19 @@ def part_predict() -> list[dict]:
             inputs = logprob_inputs(*size, torch.bfloat16, "meta")
             with kernels_as("triton"), counting(PEER_FORMULAS, item=M) as cost:
                 function(*inputs).backward()
-            rows.append({
-                "size": list(size), "implementation": name, "operations_over_8NDV": cost.operations / (8 * M * D * V),
-                "gigabytes": cost.bytes / 1e9, "over_minimum": cost.bytes / (2 * _bytes(*inputs[:2])),
-                "scratch_mb": (cost.peak - _bytes(*inputs[:2])) / 1e6,
-                "launches": cost.launches, "milliseconds": 1e3 * cost.seconds,
-                "over_8NDV": cost.seconds * PRODUCTS_PER_SECOND / (8 * M * D * V),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "size": list(size),
+                    "implementation": name,
+                    "operations_over_8NDV": cost.operations / (8 * M * D * V),
+                    "gigabytes": cost.bytes / 1e9,
+                    "over_minimum": cost.bytes / (2 * _bytes(*inputs[:2])),
+                    "scratch_mb": (cost.peak - _bytes(*inputs[:2])) / 1e6,
+                    "launches": cost.launches,
+                    "milliseconds": 1e3 * cost.seconds,
+                    "over_8NDV": cost.seconds * PRODUCTS_PER_SECOND / (8 * M * D * V),
+                }
+            )
     return rows
 
 
@@ -140,12 +152,17 @@ def part_bytes() -> list[dict]:
             loss.backward()
         minimum = 2 * _bytes(hidden, weight) + _bytes(targets) + 4 * SMALL[0]
         errors = [(x.grad - t).norm() / t.norm() for x, t in zip((hidden, weight), truth, strict=True)]
-        rows.append({
-            "implementation": name, "requested": traffic.requested / minimum, "unique": traffic.unique / minimum,
-            "triton_launches": sum(count.launches for count in traffic.kernels.values()),
-            "torch_calls": sum(count.launches for count in traffic.operations.values()),
-            "hidden_gradient_error": errors[0].item(), "weight_gradient_error": errors[1].item(),
-        })  # fmt: skip
+        rows.append(
+            {
+                "implementation": name,
+                "requested": traffic.requested / minimum,
+                "unique": traffic.unique / minimum,
+                "triton_launches": sum(count.launches for count in traffic.kernels.values()),
+                "torch_calls": sum(count.launches for count in traffic.operations.values()),
+                "hidden_gradient_error": errors[0].item(),
+                "weight_gradient_error": errors[1].item(),
+            }
+        )
     return rows
 
 
@@ -209,12 +226,16 @@ def _time_on_gpu(size: tuple[int, int, int], rounds: int) -> list[dict]:
     middle = {name: statistics.median(all_of_it) for name, all_of_it in seconds.items()}
     return [
         {
-            "size": list(size), "implementation": name, "milliseconds": 1e3 * middle[name],
-            "times_ours": middle[name] / middle["ours"], "over_8NDV": middle[name] * rate / (8 * math.prod(size)),
-            "scratch_mb": peaks[name] / 1e6, "product_tflops": rate / 1e12,
+            "size": list(size),
+            "implementation": name,
+            "milliseconds": 1e3 * middle[name],
+            "times_ours": middle[name] / middle["ours"],
+            "over_8NDV": middle[name] * rate / (8 * math.prod(size)),
+            "scratch_mb": peaks[name] / 1e6,
+            "product_tflops": rate / 1e12,
         }
         for name in PEERS
-    ]  # fmt: skip
+    ]
 
 
 def product_rate() -> float:
@@ -239,8 +260,11 @@ def _trl_with_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[
 
 
 PARTS: dict[str, Callable[[], list[dict]]] = {
-    "predict": part_predict, "bytes": part_bytes, "binary": part_binary, "time": part_time
-}  # fmt: skip
+    "predict": part_predict,
+    "bytes": part_bytes,
+    "binary": part_binary,
+    "time": part_time,
+}
 
 
 def main() -> None:

@@ -33,9 +33,17 @@ def main() -> None:
     for _ in range(args.steps):
         began = time.perf_counter()
         generate(
-            policy, prompts[: len(lengths)], max_new_tokens=lengths, temperature=1.0, top_k=0, top_p=1.0,
-            slots=args.batch, stop_ids=[], seeds=list(range(len(lengths))), pad_id=tokenizer.pad_id,
-        )  # fmt: skip
+            policy,
+            prompts[: len(lengths)],
+            max_new_tokens=lengths,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            slots=args.batch,
+            stop_ids=[],
+            seeds=list(range(len(lengths))),
+            pad_id=tokenizer.pad_id,
+        )
         seconds.append(time.perf_counter() - began)
     memory = {"peak_gb": torch.cuda.max_memory_allocated() / 1e9} if device == "cuda" else {}
     with open(args.out, "w") as file:

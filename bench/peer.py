@@ -97,12 +97,15 @@ def train_ppo(args, tokenizer, rows):
     ))  # fmt: skip
     one = {"num_labels": 1}
     trainer = PPOTrainer(
-        args=config, processing_class=tokenizer, model=network(AutoModelForCausalLM),
-        ref_model=network(AutoModelForCausalLM), reward_model=network(AutoModelForSequenceClassification, **one),
+        args=config,
+        processing_class=tokenizer,
+        model=network(AutoModelForCausalLM),
+        ref_model=network(AutoModelForCausalLM),
+        reward_model=network(AutoModelForSequenceClassification, **one),
         value_model=network(AutoModelForSequenceClassification, **one),
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
         eval_dataset=Dataset.from_dict({"input_ids": prompts[:8]}),
-    )  # fmt: skip
+    )
     stamps = [time.perf_counter()]
     log = trainer.log
 
@@ -142,14 +145,24 @@ def generate(args, tokenizer, rows):
         for start in range(0, len(lengths), args.batch):
             wanted = lengths[start : start + args.batch]
             batch = tokenizer(
-                texts[start : start + args.batch], return_tensors="pt", padding=True, truncation=True, max_length=400,
+                texts[start : start + args.batch],
+                return_tensors="pt",
+                padding=True,
+                truncation=True,
+                max_length=400,
                 add_special_tokens=False,
-            ).to(device)  # fmt: skip
+            ).to(device)
             model.generate(
-                **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=max(wanted),
-                min_new_tokens=max(wanted), pad_token_id=tokenizer.pad_token_id,
+                **batch,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=max(wanted),
+                min_new_tokens=max(wanted),
+                pad_token_id=tokenizer.pad_token_id,
                 stopping_criteria=[Lengths(wanted, batch["input_ids"].shape[1])],
-            )  # fmt: skip
+            )
         return time.perf_counter() - began
 
     return [whole() for _ in range(args.steps)]

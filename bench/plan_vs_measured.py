@@ -38,9 +38,17 @@ CASES |= {f"{name}_lora": (name, 16) for name in ("train_rm", "train_dpo", "trai
 def words_of(script: str, rank: int, home: Path) -> list[str]:
     """The script's settings: one forward per step, and only the training."""
     size, length = BATCH[script], PROMPT + COMPLETION
-    data = {"train_ppo": [f"data.prompts=[{home}/prompts.jsonl]", f"reward_model={home}/reward", "kl_exact_every=0",
-                          f"minibatch_size={size}", "ppo_epochs=1", f"sampling.max_new_tokens={COMPLETION}",
-                          f"sampling.slots={size}"]}  # fmt: skip
+    data = {
+        "train_ppo": [
+            f"data.prompts=[{home}/prompts.jsonl]",
+            f"reward_model={home}/reward",
+            "kl_exact_every=0",
+            f"minibatch_size={size}",
+            "ppo_epochs=1",
+            f"sampling.max_new_tokens={COMPLETION}",
+            f"sampling.slots={size}",
+        ]
+    }
     pairs = [f"data.train=[{home}/pairs.jsonl]", f"data.max_length={length}", f"data.max_prompt_length={PROMPT}"]
     data |= {"train_rm": [*pairs, "normalise=none"], "train_dpo": [*pairs, "ref=live"]}
     data["train_sft"] = [f"data.train=[{home}/chats.jsonl]", f"data.max_length={length}"]

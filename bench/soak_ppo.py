@@ -61,9 +61,12 @@ def slopes(seen: np.ndarray) -> dict:
     late = seen[len(seen) // 5 :]
     megabytes, files = 100 * np.polyfit(np.arange(len(late)), late, 1)[0]
     return {
-        "steps": len(seen), "rss_mb": round(late[-1, 0], 1), "rss_mb_per_100_steps": round(megabytes, 4),
-        "files": int(late[-1, 1]), "files_per_100_steps": round(files, 4),
-    }  # fmt: skip
+        "steps": len(seen),
+        "rss_mb": round(late[-1, 0], 1),
+        "rss_mb_per_100_steps": round(megabytes, 4),
+        "files": int(late[-1, 1]),
+        "files_per_100_steps": round(files, 4),
+    }
 
 
 def draw(seen: np.ndarray, path: Path) -> None:

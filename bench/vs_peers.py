@@ -201,8 +201,9 @@ def report_row(bench: Bench, work: Work, ours: list, theirs: list, setting: str,
     print(
         f"{work.name:22} ours {seconds:7.2f} s  peer {their_seconds:7.2f} s ({setting})  ratio "
         f"{row['ratio']:5.2f} (>= {work.promised})  memory {memory:.1f} / {their_memory:.1f} GB = "
-        f"{memory / their_memory:.2f}  share of limit {row.get('share_of_limit', 0):.2f}", flush=True,
-    )  # fmt: skip
+        f"{memory / their_memory:.2f}  share of limit {row.get('share_of_limit', 0):.2f}",
+        flush=True,
+    )
     return row
 
 

@@ -57,8 +57,11 @@ class Encoded:
             log.info(
                 "%s: %d of %d conversations become one row per assistant turn, because the chat template writes a turn "
                 "differently after later turns; %d rows in total",
-                name, split, records, len(self.items),
-            )  # fmt: skip
+                name,
+                split,
+                records,
+                len(self.items),
+            )
         if skipped := self.skipped:
             log.warning("%s: %d rows skipped%s", name, len(skipped), _listed(skipped))
         stray, places = self.marked("stray")
@@ -143,8 +146,11 @@ def warn_of_overlap(train: Loader, held_out: Encoded, name: str = "data.eval") -
     log.warning(
         "%s: %d of %d items begin with a user turn of the training data, and %d are entirely in it; figures on "
         "them measure memorisation. FILE@train and FILE@eval split a file by its first user turns",
-        name, known, len(held_out.items), same,
-    )  # fmt: skip
+        name,
+        known,
+        len(held_out.items),
+        same,
+    )
 
 
 def _longest(item: Any) -> int:

@@ -130,8 +130,13 @@ def _make(name: str, file: str, files: list[Path], job: Job, home: Path, made_fr
     tokens, seconds = writer.ends["tokens"], time.monotonic() - started
     log.info(
         "%s: computed %s tokens of %s in %.1f s with %d processes: %s",
-        name, f"{tokens:,}", file, seconds, processes, home,
-    )  # fmt: skip
+        name,
+        f"{tokens:,}",
+        file,
+        seconds,
+        processes,
+        home,
+    )
     return Store(home, files)
 
 

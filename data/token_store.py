@@ -22,10 +22,16 @@ from runtime.files import SUMS, check_sums, read_sums, write_sums
 ROW = np.dtype([("start", "<i8"), ("length", "<i4"), ("targets", "<i4"), ("num_cut", "<i4")])
 ITEM = np.dtype(
     [
-        ("row", "<i8"), ("rows", "<i4"), ("file", "<i4"), ("line", "<i8"), ("opening", "<i8"), ("digest", "<i8"),
-        ("note", "<i8"), ("note_length", "<i4"),
+        ("row", "<i8"),
+        ("rows", "<i4"),
+        ("file", "<i4"),
+        ("line", "<i8"),
+        ("opening", "<i8"),
+        ("digest", "<i8"),
+        ("note", "<i8"),
+        ("note_length", "<i4"),
     ]
-)  # fmt: skip
+)
 COLUMNS = {"tokens": np.dtype("<i4"), "targets": np.dtype("?"), "rows": ROW, "items": ITEM, "notes": np.dtype("u1")}
 CONTENT = tuple(f"{name}.bin" for name in ("tokens", "targets", "rows", "notes"))  # the content that a training reads
 SHOWN = 20  # number of places that a mark stores

@@ -55,8 +55,13 @@ def _orders(categories: dict) -> list[tuple]:
     for name, row in categories.items():
         if row["value"] is not None:
             changed = row["flips"]["changed"]
-            rows.append((name, *(changed[key] for key in ("value", "lower", "upper", "n")),
-                         *(row[key] for key in ("value", "lower", "upper", "n"))))  # fmt: skip
+            rows.append(
+                (
+                    name,
+                    *(changed[key] for key in ("value", "lower", "upper", "n")),
+                    *(row[key] for key in ("value", "lower", "upper", "n")),
+                )
+            )
     return rows
 
 

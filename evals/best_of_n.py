@@ -65,9 +65,13 @@ def sample_scores(cfg: DictConfig) -> dict[str, np.ndarray]:
     scores = {name: [] for name in scorers}
     for p, prompt in enumerate(prompts):
         made = generate(
-            policy, [list(prompt["input_ids"])] * num, seeds=[cfg.seed + p * num + i for i in range(num)],
-            stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, **task.sampling,
-        )  # fmt: skip
+            policy,
+            [list(prompt["input_ids"])] * num,
+            seeds=[cfg.seed + p * num + i for i in range(num)],
+            stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id,
+            **task.sampling,
+        )
         rollout = from_rows(made.rows, [reason == "stop" for reason in made.finish_reasons], [prompt] * num)
         for name, scorer in scorers.items():
             scores[name].append(scorer(rollout).sum(1).cpu().numpy())
@@ -104,8 +108,10 @@ def run(cfg: DictConfig, out: Path) -> dict:
         curves[name] = {"n": sizes, "kl": kl, "prompts": len(scores["gold"])}
         for by, (value, lower, upper) in {by: found.T for by, found in bounds.items()}.items():
             curves[name] |= {by: value, f"{by}_lower": lower, f"{by}_upper": upper}
-        rows += [(name, int(n), *point, *own, *gold)
-                 for n, point, own, gold in zip(sizes, kl[:, None], *bounds.values(), strict=True)]  # fmt: skip
+        rows += [
+            (name, int(n), *point, *own, *gold)
+            for n, point, own, gold in zip(sizes, kl[:, None], *bounds.values(), strict=True)
+        ]
     head = ("chosen by", "n", "KL, exact", "proxy score", "lower", "upper", "gold score", "lower", "upper")
     print_table(f"best of n, t intervals over {len(scores['gold'])} prompts", head, sorted(rows))
     return {"curves": curves, "gold_mean": scores["gold"].mean(), "gold_sd": scores["gold"].std()}

@@ -31,10 +31,16 @@ def run(cfg: DictConfig, out: Path) -> dict:
     for name, directories in runs_by_training(task.input).items():
         methods[name] = [measure(directory, reward_fn, spread=task.spread) for directory in directories]
     rows = [
-        (name, number, *(run["looks"][at]["gold"][key] for at in (0, -1) for key in BOUNDS[:3]),
-         *(run["gain"][key] for key in BOUNDS), run["looks"][-1]["kl"])
-        for name, runs in methods.items() for number, run in enumerate(runs)
-    ]  # fmt: skip
+        (
+            name,
+            number,
+            *(run["looks"][at]["gold"][key] for at in (0, -1) for key in BOUNDS[:3]),
+            *(run["gain"][key] for key in BOUNDS),
+            run["looks"][-1]["kl"],
+        )
+        for name, runs in methods.items()
+        for number, run in enumerate(runs)
+    ]
     print_table(
         f"{task.reward_fn}, before and after",
         (

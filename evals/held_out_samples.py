@@ -94,9 +94,13 @@ class HeldOutSamples:
     def sample_completions(self, policy: Policy):
         """One completion of every prompt."""
         return generate(
-            policy, self.prompts, **self.cfg.sampling, stop_ids=self.tokenizer.stop_ids, seeds=self.seeds,
+            policy,
+            self.prompts,
+            **self.cfg.sampling,
+            stop_ids=self.tokenizer.stop_ids,
+            seeds=self.seeds,
             pad_id=self.tokenizer.pad_id,
-        )  # fmt: skip
+        )
 
     def score(self, rows: Rows) -> Tensor:
         """(B,) scores of the reward model."""

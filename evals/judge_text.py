@@ -13,9 +13,16 @@ _CLOSE = rf"</(?:{_THINK})>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|chan
 _ECHO = r"\[The Start of [^\]\n]*\].*?(?:\[The End of [^\]\n]*\]|\Z)"  # blocks of the prompt that the judge repeats
 _FENCE = r"^[ \t]*(```|~~~)[^\n]*\n.*?(?:^[ \t]*\1[ \t]*$|\Z)"
 _QUOTES = (
-    r"^[ \t]*>.*$", r"`[^`\n]+`", r'(?<!\w)"[^"\n]*"(?!\w)', r"“[^”\n]*”", r"„[^“”\n]*[“”]", r"«[^»\n]*»",
-    r"「[^」\n]*」", r"(?<!\w)'[^'\n]{1,60}'(?!\w)", r"‘[^’\n]{1,60}’",
-)  # fmt: skip
+    r"^[ \t]*>.*$",
+    r"`[^`\n]+`",
+    r'(?<!\w)"[^"\n]*"(?!\w)',
+    r"“[^”\n]*”",
+    r"„[^“”\n]*[“”]",
+    r"«[^»\n]*»",
+    r"「[^」\n]*」",
+    r"(?<!\w)'[^'\n]{1,60}'(?!\w)",
+    r"‘[^’\n]{1,60}’",
+)
 
 
 def without_thinking(text: str) -> str | None:

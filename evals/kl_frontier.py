@@ -106,8 +106,11 @@ def run(cfg: DictConfig, out: Path) -> dict:
     keys = ("step", "kl", "kl_lower", "kl_upper", "score", "score_lower", "score_upper", "gold", "gold_lower",
             "gold_upper", "seeds")  # fmt: skip
     head = ("run", *("lower" if key.endswith("lower") else "upper" if key.endswith("upper") else key for key in keys))
-    print_table("frontier, t intervals over seeds (one run has none: task.seeds)", head,
-                [(point["run"], *(point.get(key) for key in keys)) for point in best])  # fmt: skip
+    print_table(
+        "frontier, t intervals over seeds (one run has none: task.seeds)",
+        head,
+        [(point["run"], *(point.get(key) for key in keys)) for point in best],
+    )
     plot_curves(out / "kl_frontier.png", curves, best)
     runs = {directory: {"points": points, "gold": gold_fit(points)} for directory, points in curves.items()}
     return {"frontier": best, "runs": runs}

@@ -181,16 +181,21 @@ def seed_means(curves: dict[str, dict], trainings: list[str]) -> dict[str, dict]
             continue
         rows = [
             Figure(key, model, c[key]["value"], c[key]["lower"], c[key]["upper"], c["num_prompts"])
-            for model, c in own.items() for key in MEANS
-        ]  # fmt: skip
+            for model, c in own.items()
+            for key in MEANS
+        ]
         rows += [
             Figure(key, model, *(c["fit"][key][part] for part in ("value", "lower", "upper")), n=c["num_prompts"])
-            for model, c in own.items() if c["fit"]
-            for key in FITTED if all(math.isfinite(other["fit"][key]["value"]) for other in own.values())
-        ]  # fmt: skip
+            for model, c in own.items()
+            if c["fit"]
+            for key in FITTED
+            if all(math.isfinite(other["fit"][key]["value"]) for other in own.values())
+        ]
         found[name] = {"num_seeds": len(own), "num_prompts": min(c["num_prompts"] for c in own.values())}
-        found[name] |= {f.benchmark: {k: getattr(f, k) for k in ("value", "lower", "upper", "note")}
-                        for f in over_seeds(rows, [name])}  # fmt: skip
+        found[name] |= {
+            f.benchmark: {k: getattr(f, k) for k in ("value", "lower", "upper", "note")}
+            for f in over_seeds(rows, [name])
+        }
     return found
 
 
@@ -211,10 +216,15 @@ def page(out: Path, summaries: dict, means: dict) -> None:
             if c["fit"]
         ]
         fitted += [
-            (f"{name}, mean of {m['num_seeds']} seeds", *(interval_cell(m.get(key)) for key in FITTED), None,
-             m["num_prompts"])
-            for name, m in means[form].items() if "alpha" in m
-        ]  # fmt: skip
+            (
+                f"{name}, mean of {m['num_seeds']} seeds",
+                *(interval_cell(m.get(key)) for key in FITTED),
+                None,
+                m["num_prompts"],
+            )
+            for name, m in means[form].items()
+            if "alpha" in m
+        ]
         print_table(form, head, rows)
         blocks += [heading(form), table([head, *rows])]
         if fitted:

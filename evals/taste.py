@@ -267,9 +267,14 @@ def family_gain(people: pd.DataFrame, judge: pd.DataFrame, family: dict[str, boo
     degrees = variance**2 / (error**4 / (groups - 1) + between**2 / max(others - 1, 1))
     scale = 400 / math.log(10)
     estimate = estimate_of(
-        scale * value, scale * math.sqrt(variance), int(items.judge.sum()), groups,
-        null=0.0, level=level, degrees=max(degrees, 1.0),
-    )  # fmt: skip
+        scale * value,
+        scale * math.sqrt(variance),
+        int(items.judge.sum()),
+        groups,
+        null=0.0,
+        level=level,
+        degrees=max(degrees, 1.0),
+    )
     return estimate | {
         "family": [model for model, member in zip(items.models, own, strict=True) if member],
         "sharpness": fit.sharpness,

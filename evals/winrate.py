@@ -92,8 +92,16 @@ def model_win_rate(votes: pd.DataFrame, task: DictConfig) -> dict:
     seen = ~np.isnan(preference)
     if not seen.any():
         reason = f"none of the {len(votes)} verdicts is a win or a tie"
-        return {"win_rate": None, "standard_error": None, "reason": reason, "n_total": 0, "n_errors": len(votes),
-                "length_controlled_win_rate": None, "minimum_detectable_effect": None, "warnings": []}  # fmt: skip
+        return {
+            "win_rate": None,
+            "standard_error": None,
+            "reason": reason,
+            "n_total": 0,
+            "n_errors": len(votes),
+            "length_controlled_win_rate": None,
+            "minimum_detectable_effect": None,
+            "warnings": [],
+        }
     result = win_rate(preference)
     estimate = percent(share_estimate(preference[seen], votes["question"][seen], null=0.5, level=0.95))
     result |= {"lower": estimate["lower"], "upper": estimate["upper"]}
@@ -184,8 +192,11 @@ def run(cfg: DictConfig, out: Path) -> dict:
             print(f"warning: {r['model']} against {r['baseline']}: {warning}")
         for row in r.get("left_out", []):
             print(f"left out: {row}")
-    rows = [(f"{r['model']} against {r['baseline']}", r["win_rate"], r["lower"], r["upper"]) for r in flat
-            if r["win_rate"] is not None and r["lower"] is not None]  # fmt: skip
+    rows = [
+        (f"{r['model']} against {r['baseline']}", r["win_rate"], r["lower"], r["upper"])
+        for r in flat
+        if r["win_rate"] is not None and r["lower"] is not None
+    ]
     plot_intervals(out / "win_rate.png", "win rate, percent", rows[:60], null=50)
     paired = paired_rates(votes)
     for baseline, differences in paired.items():

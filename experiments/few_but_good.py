@@ -50,16 +50,25 @@ def main() -> None:
     for size, seed, kind in product(args.sizes, args.seeds, args.kinds):
         words = [word.replace("POLICY", str(policy)) for word in SELECTIONS[kind]]
         chosen = args.out / f"select_{kind}_{size}_{seed if kind == 'random' else 0}"
-        run("check_data.py", "check=quality", f"check.input=[{COFFEE}@train]", f"check.num={size}", f"seed={seed}",
-            *words, f"hydra.run.dir={chosen}")  # fmt: skip
+        run(
+            "check_data.py",
+            "check=quality",
+            f"check.input=[{COFFEE}@train]",
+            f"check.num={size}",
+            f"seed={seed}",
+            *words,
+            f"hydra.run.dir={chosen}",
+        )
         found.append(measure(args, kind, size, seed, chosen / "selected.jsonl", [f"tokenizer={policy}"]))
 
     texts = {(one["kind"], one["size"], one["seed"]): one.pop("completions") for one in found}
     for one in found[1:]:
         others = texts["random", one["size"], one["seed"]]
         one["win_rate"] = win_rate(texts[one["kind"], one["size"], one["seed"]], others, wanted)
-    table = [summary([one for one in found if (one["kind"], one["size"]) == key])
-             for key in dict.fromkeys((one["kind"], one["size"]) for one in found)]  # fmt: skip
+    table = [
+        summary([one for one in found if (one["kind"], one["size"]) == key])
+        for key in dict.fromkeys((one["kind"], one["size"]) for one in found)
+    ]
     for row in table:
         print(row)
     write_whole(args.out / "few_but_good.json", json.dumps({"runs": found, "table": table}, indent=2) + "\n")
@@ -82,12 +91,24 @@ def measure(args, kind: str, size: int, seed: int, file: str | Path, more: list[
         f"num_steps={args.steps}", "batch_size=16", "micro_batch_size=16", "optim.lr=3e-3", "optim.schedule=cosine",
         "optim.warmup_steps=20", "eval_every=50", "sample_every=0", "save_every=0", "log.wandb=disabled",
         f"seed={seed}", f"hydra.run.dir={home}", *more)  # fmt: skip
-    run("generate.py", f"policy={home / 'model'}", f"data.prompts=[{COFFEE}@eval]", "sampling.temperature=0",
-        "sampling.max_new_tokens=64", f"hydra.run.dir={home / 'completions'}")  # fmt: skip
+    run(
+        "generate.py",
+        f"policy={home / 'model'}",
+        f"data.prompts=[{COFFEE}@eval]",
+        "sampling.temperature=0",
+        "sampling.max_new_tokens=64",
+        f"hydra.run.dir={home / 'completions'}",
+    )
     losses = [row["eval/loss"] for row in read_jsonl(home / "metrics.jsonl") if "eval/loss" in row]
     completions = {row["id"]: row["completion"] for row in read_jsonl(home / "completions/completions.jsonl")}
-    return {"kind": kind, "size": size, "seed": seed, "loss": losses[-1], "best_loss": min(losses),
-            "completions": completions}  # fmt: skip
+    return {
+        "kind": kind,
+        "size": size,
+        "seed": seed,
+        "loss": losses[-1],
+        "best_loss": min(losses),
+        "completions": completions,
+    }
 
 
 def win_rate(completions: dict, others: dict, wanted: dict) -> float:
@@ -112,8 +133,11 @@ def run(*overrides: str) -> None:
 
 def plot(table: list[dict], path: Path) -> None:
     """A dot and its interval over seeds for each selection and size."""
-    rows = [(f"{row['kind']}, {row['size']} dialogues", *(100 * value for value in row["win_rate"]))
-            for row in table if row["kind"] not in ("all", "random")]  # fmt: skip
+    rows = [
+        (f"{row['kind']}, {row['size']} dialogues", *(100 * value for value in row["win_rate"]))
+        for row in table
+        if row["kind"] not in ("all", "random")
+    ]
     plot_intervals(path, "% won against random rows of the same number", rows, null=50)
 
 

@@ -70,10 +70,16 @@ def peer_step(point: dict) -> Callable[[], None]:
 
     width = point["width"]
     config = LlamaConfig(
-        vocab_size=point["vocab"], hidden_size=width, intermediate_size=8 * width // 3, tie_word_embeddings=True,
-        num_hidden_layers=point["layers"], num_attention_heads=width // 64, num_key_value_heads=width // 192,
-        max_position_embeddings=1024, use_cache=False,
-    )  # fmt: skip
+        vocab_size=point["vocab"],
+        hidden_size=width,
+        intermediate_size=8 * width // 3,
+        tie_word_embeddings=True,
+        num_hidden_layers=point["layers"],
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 192,
+        max_position_embeddings=1024,
+        use_cache=False,
+    )
     model = LlamaForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(point["vocab"], (point["rows"], point["length"]))

@@ -141,10 +141,12 @@ def gsm8k(folder: Path) -> list[tuple]:
     for chain in config["filter_list"]:
         words = {key: value for key, value in chain["filter"][0].items() if key != "function"}
         found = RegexFilter(**words).apply([[answer] for answer in answers], [{}] * len(answers))
-        official.append([
-            exact_match_hf_evaluate(predictions=[first], references=[solution], **ignored)["exact_match"]
-            for (first,), solution in zip(found, solutions, strict=True)
-        ])  # fmt: skip
+        official.append(
+            [
+                exact_match_hf_evaluate(predictions=[first], references=[solution], **ignored)["exact_match"]
+                for (first,), solution in zip(found, solutions, strict=True)
+            ]
+        )
     ours = np.array([harness_matches(*pair) for pair in zip(answers, solutions, strict=True)], float).T
     apart = int((np.array(official, float) != ours).sum())
     label = f"{len(answers)} answers, {apart} parsed differently"

@@ -41,9 +41,13 @@ def arena_hard(clone: Path) -> list[tuple]:
         ours = games_of(read_votes([str(file)], "arena_hard"), {category: base})[0]
         battles, without = arena_hard_scores(clone, folder, theirs, category)
     plain = battles.groupby("model")["scores"].mean()
-    rows.append(largest("Arena-Hard score, %", CLONE, [
-        (100 * plain[name], score(own, 0.9)["value"]) for name, own in ours.groupby("model")
-    ]))  # fmt: skip
+    rows.append(
+        largest(
+            "Arena-Hard score, %",
+            CLONE,
+            [(100 * plain[name], score(own, 0.9)["value"]) for name, own in ours.groupby("model")],
+        )
+    )
     found = controlled(ours, style, level=0.9, rounds=2)["models"]
     pairs = [(100 * without[name], row["value"]) for name, row in found.items()]
     return [*rows, largest("Arena-Hard score without style, %", CLONE, pairs)]
@@ -67,10 +71,25 @@ def drawn_games(style: dict, category: str, base: str) -> list[dict]:
 
 def arena_hard_scores(clone: Path, folder: str, style: dict, category: str) -> tuple[pd.DataFrame, pd.Series]:
     """The official battles, and {model: score without style} by its fit to all of them instead of to resamples."""
-    names = ("BTModel", "bt_loss", "register_loss", "register_model", "fit_pairwise_model", "one_hot_encode",
-             "to_winrate_probabilities")  # fmt: skip
-    maths = taken((clone / "utils/math_utils.py").read_text(), names, torch=torch, nn=torch.nn, optim=torch.optim,
-                  F=torch.nn.functional, REGISTER_LOSSES={}, REGISTER_MODELS={})  # fmt: skip
+    names = (
+        "BTModel",
+        "bt_loss",
+        "register_loss",
+        "register_model",
+        "fit_pairwise_model",
+        "one_hot_encode",
+        "to_winrate_probabilities",
+    )
+    maths = taken(
+        (clone / "utils/math_utils.py").read_text(),
+        names,
+        torch=torch,
+        nn=torch.nn,
+        optim=torch.optim,
+        F=torch.nn.functional,
+        REGISTER_LOSSES={},
+        REGISTER_MODELS={},
+    )
     constants = taken((clone / "utils/judge_utils.py").read_text(), ("OG_ARENA_HARD_PROMPT", "JUDGE_SETTINGS"))
     fit, kept = maths["fit_pairwise_model"], []
 
@@ -79,13 +98,16 @@ def arena_hard_scores(clone: Path, folder: str, style: dict, category: str) -> t
         return scores
 
     needs = {
-        "torch": torch, "glob": glob.glob, "tqdm": lambda rows: rows, "print": lambda *words: None,
+        "torch": torch,
+        "glob": glob.glob,
+        "tqdm": lambda rows: rows,
+        "print": lambda *words: None,
         "os": SimpleNamespace(path=SimpleNamespace(join=lambda *parts: str(Path(folder, *parts)))),
         "get_model_style_metadata": lambda benchmark: style,
         "bootstrap_pairwise_model": lambda features, won, loss_type: (fit(features, won)[0][None], None),
         "format_confidence_interval": keep,
         "JUDGE_SETTINGS": constants["JUDGE_SETTINGS"],
-    }  # fmt: skip
+    }
     shown = ("load_judgments", "print_leaderboard_with_style_features")
     official = taken((clone / "show_result.py").read_text(), shown, **maths | needs)
     battles = official["load_judgments"](["drawn"], category)

@@ -165,8 +165,13 @@ def trl_ppo(reference: Path) -> Iterator[Row]:
     bessel = ((mask.sum() - 1) / mask.sum()).sqrt()  # TRL uses the unbiased variance
     loss, _ = ppo_value_loss(values, values, advantages + values, states, clip_range=0.2, num_tokens=states.sum())
     white = whiten(advantages, mask, lambda x: x, shift_mean=True) * bessel
-    ours = {"rewards": rewards, "advantages": advantages, "value loss": loss, "whitened advantages": white,
-            "KL per sequence": kl.sum(1).mean()}  # fmt: skip
+    ours = {
+        "rewards": rewards,
+        "advantages": advantages,
+        "value loss": loss,
+        "whitened advantages": white,
+        "KL per sequence": kl.sum(1).mean(),
+    }
     pairs = {name: farthest(theirs[name], value) for name, value in ours.items()}
     yield Row("a PPO step", f"TRL {golden['trl']}, tests/parity/trl_ppo.py", pairs, 2e-5)
 
@@ -251,8 +256,12 @@ def mt_bench(reference: Path) -> Iterator[Row]:
         zipped(ratings["human"]["bt"], of(fitted, "rating")),
         0.05,
     )
-    yield Row("Elo in the order of the file", "FastChat, MT-Bench",
-              zipped(ratings["human"]["elo_online_file_order"], of(online, "rating")), 1e-6)  # fmt: skip
+    yield Row(
+        "Elo in the order of the file",
+        "FastChat, MT-Bench",
+        zipped(ratings["human"]["elo_online_file_order"], of(online, "rating")),
+        1e-6,
+    )
     ends = {}
     for model, row in ratings["human_arena_rank_sandwich_ci"].items():
         ends |= {f"{model}: {name}": (value, fitted[model][name]) for name, value in row.items()}

@@ -58,10 +58,14 @@ def main() -> None:
         for kind in np.unique(labels):
             per_kind[kind].append((labels == kind)[said == kind].mean())
     head = ("", "accuracy, mean", "least", "most", "sd over splits", "prompts")
-    print_table(f"{SPLITS} splits", head, [
-        (name, float(np.mean(v)), min(v), max(v), float(np.std(v, ddof=1)), n)
-        for (name, v), n in zip(right.items(), (len(rows), seeds.sum(), (~seeds).sum()), strict=True)
-    ])  # fmt: skip
+    print_table(
+        f"{SPLITS} splits",
+        head,
+        [
+            (name, float(np.mean(v)), min(v), max(v), float(np.std(v, ddof=1)), n)
+            for (name, v), n in zip(right.items(), (len(rows), seeds.sum(), (~seeds).sum()), strict=True)
+        ],
+    )
     hits, passed = defaultdict(int), defaultdict(int)
     for split in range(NESTED):
         for train, test in StratifiedGroupKFold(5, shuffle=True, random_state=split).split(texts, labels, groups):

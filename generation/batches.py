@@ -7,15 +7,12 @@ nothing twice.
 import json
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 import httpx
 
 from generation.clients import Answer, Request
 from generation.endpoint_errors import GiveUp, TryAgain
-
-if TYPE_CHECKING:
-    from generation.endpoint import OpenAIClient
 
 MOST_REQUESTS = 50_000  # per batch, OpenAI's limit
 MOST_BYTES = 150 * 2**20  # per file; OpenAI's limit is 200 MB
@@ -24,8 +21,8 @@ OVER = ("completed", "failed", "expired", "cancelled")
 FIRST_PAUSE = 5.0  # seconds between the first two status requests; later pauses are longer
 
 
-def answer_batch(client: "OpenAIClient", requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
-    """(key, answer) of every request, a batch at a time.
+def answer_batch(client: Any, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
+    """(key, answer) of every request, a batch at a time. client: an OpenAIClient, whose module imports this one.
 
     Raises:
         ValueError: the cost limit would not cover all requests, or the server refuses a batch.
@@ -58,7 +55,7 @@ def answer_batch(client: "OpenAIClient", requests: dict[str, Request]) -> Iterat
             yield key, _read(client, found.get(key), requests[key])
 
 
-def _parts(client: "OpenAIClient", requests: dict[str, Request]) -> Iterator[dict[str, str]]:
+def _parts(client: Any, requests: dict[str, Request]) -> Iterator[dict[str, str]]:
     """{key: line} of each batch."""
     part: dict[str, str] = {}
     size = 0
@@ -74,7 +71,7 @@ def _parts(client: "OpenAIClient", requests: dict[str, Request]) -> Iterator[dic
         yield part
 
 
-def _read(client: "OpenAIClient", row: dict | None, request: Request) -> Answer:
+def _read(client: Any, row: dict | None, request: Request) -> Answer:
     if row is None:
         return Answer("", "failed", 0, 0, error="the batch came back without this request")
     response = row.get("response")
@@ -93,7 +90,7 @@ def _read(client: "OpenAIClient", row: dict | None, request: Request) -> Answer:
 class _Server:
     """`/files` and `/batches` of one endpoint."""
 
-    def __init__(self, client: "OpenAIClient"):
+    def __init__(self, client: Any):
         self.client = client
         self.http = httpx.Client(headers={"Authorization": f"Bearer {client._key}"}, timeout=client.timeout)
 

@@ -36,9 +36,15 @@ OPENAI = "https://api.openai.com/v1"
 REFUSED = (400, 403, 413, 422)  # this request is at fault, not the endpoint
 TRY_AGAIN = (408, 409, 425, 429)  # and every 5xx
 FINISH_REASONS = {
-    "stop": "stop", "eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop",
-    "length": "length", "max_tokens": "length", "content_filter": "content_filter",
-}  # fmt: skip
+    "stop": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "content_filter": "content_filter",
+}
 OPTIONAL = ("max_tokens", "max_completion_tokens", "temperature", "seed", "stop", "response_format")
 UNKNOWN = re.compile(
     r"un(supported|recognized|known|expected)|not (supported|permitted|allowed|available)|does not support|forbidden"
@@ -222,13 +228,18 @@ class OpenAIClient(Client):
             "max_completion_tokens": request.max_tokens,
             "seed": request.seed,
             "stop": list(request.stop) or None,
-            "response_format": request.schema and {
-                "type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": request.schema},
+            "response_format": request.schema
+            and {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "strict": True, "schema": request.schema},
             },
-            **({"logprobs": True, "top_logprobs": request.options["top_logprobs"]}
-               if "top_logprobs" in request.options else {}),
+            **(
+                {"logprobs": True, "top_logprobs": request.options["top_logprobs"]}
+                if "top_logprobs" in request.options
+                else {}
+            ),
             **request.options["extra"],
-        }  # fmt: skip
+        }
         return {k: value for k, value in payload.items() if value is not None and k not in self.usage.left_out}
 
     def _asked(self, messages: Conversation) -> dict:
@@ -283,9 +294,15 @@ class OpenAIClient(Client):
             raise GiveUp("the reply names no log-probabilities, which were asked for (logprobs, top_logprobs)")
         prompt_tokens, completion_tokens, counted = count_tokens(reply.get("usage"), request, text + thought)
         return Answer(
-            text, FINISH_REASONS[reason], prompt_tokens, completion_tokens, reasoning=thought, model=self._clean(said),
-            counted_by_us=counted, top_logprobs=likely,
-        )  # fmt: skip
+            text,
+            FINISH_REASONS[reason],
+            prompt_tokens,
+            completion_tokens,
+            reasoning=thought,
+            model=self._clean(said),
+            counted_by_us=counted,
+            top_logprobs=likely,
+        )
 
     async def _turn(self) -> None:
         """Wait until the rate limit allows one more request."""

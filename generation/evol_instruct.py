@@ -42,10 +42,18 @@ class Instruction:
 
 
 def evol_instruct(
-    client: Client, prompts: Sequence[Prompt], *, num_rounds: int, breadth_share: float, max_growth: int,
-    count_tokens: Callable[[str], int], seed: int, temperature: float | None, max_tokens: int,
+    client: Client,
+    prompts: Sequence[Prompt],
+    *,
+    num_rounds: int,
+    breadth_share: float,
+    max_growth: int,
+    count_tokens: Callable[[str], int],
+    seed: int,
+    temperature: float | None,
+    max_tokens: int,
     progress: Progress | None = None,
-) -> GeneratedData:  # fmt: skip
+) -> GeneratedData:
     """Returns demonstrations: the seeds and every evolved instruction that was not eliminated, with their answers.
 
     Args:

@@ -78,9 +78,17 @@ def few_shot(turns: list[tuple[str, str]], last: str) -> Conversation:
 
 
 def ask_until(
-    client: Client, items: Sequence, prompt: Callable, read: Callable, *, seeds: Sequence[int], max_tries: int,
-    temperature: float | None, max_tokens: int, whole: bool = True,
-) -> list[Fault | None]:  # fmt: skip
+    client: Client,
+    items: Sequence,
+    prompt: Callable,
+    read: Callable,
+    *,
+    seeds: Sequence[int],
+    max_tries: int,
+    temperature: float | None,
+    max_tokens: int,
+    whole: bool = True,
+) -> list[Fault | None]:
     """Ask `prompt(item)` for each item, with a new seed each time, until `read(item, answer)` returns None.
 
     `read` uses the answer and returns None, or it returns the reason why it cannot be used. Answers that were refused,

@@ -77,9 +77,17 @@ def _(qkv, cos, sin, q_weight, k_weight, eps, offset, heads, kv_heads):
     " Tensor grad_q, Tensor grad_k, Tensor grad_v) -> (Tensor, Tensor)"
 )
 def rotary_backward(
-    qkv: Tensor, cos: Tensor, sin: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, eps: float, offset: float,
-    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor,
-):  # fmt: skip
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+    offset: float,
+    grad_q: Tensor,
+    grad_k: Tensor,
+    grad_v: Tensor,
+):
     """((N, (H + 2K) Dh) gradient of qkv, (programs, 2, Dh) partial sums of the weights' gradients).
 
     Without weights the second result is empty and qkv is not read. grad_q: (N, H, Dh). grad_k, grad_v: (N, K, Dh). The

@@ -69,9 +69,17 @@ class FusedHeads(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, qkv: Tensor, cos: Tensor, sin: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, eps: float,
-        offset: float, heads: int, kv_heads: int,
-    ):  # fmt: skip
+        ctx,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        eps: float,
+        offset: float,
+        heads: int,
+        kv_heads: int,
+    ):
         qkv, cos, sin = qkv.contiguous(), cos.contiguous(), sin.contiguous()
         turned = rotary_forward(qkv, cos, sin, q_weight, k_weight, eps, offset, heads, kv_heads)
         ctx.save_for_backward(cos, sin, q_weight, k_weight, None if q_weight is None else qkv)

@@ -51,9 +51,17 @@ class GatedDeltaNet(nn.Module):
         return self.out(mixed, adapted)
 
     def mix(
-        self, convolve: Callable, recur: Callable, blocks: Blocks, picks: Tensor | None,
-        made: Tensor, conv: Tensor, A_log: Tensor, dt_bias: Tensor, norm: Tensor,
-    ) -> Tensor:  # fmt: skip
+        self,
+        convolve: Callable,
+        recur: Callable,
+        blocks: Blocks,
+        picks: Tensor | None,
+        made: Tensor,
+        conv: Tensor,
+        A_log: Tensor,
+        dt_bias: Tensor,
+        norm: Tensor,
+    ) -> Tensor:
         """(N, Hv Dv) what the last product reads, in the dtype of `made`, the first product's output."""
         mixed, z, beta, a = self.by_key_head(made) if self.by_head else made.split(self.widths, dim=-1)
         mixed = F.silu(convolve(self.layer, mixed, conv, blocks))  # (N, 2 Hk Dk + Hv Dv) float32 at least

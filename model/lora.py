@@ -110,8 +110,11 @@ class AdaptersOff(nn.Module):
     def __init__(self, policy: Policy):
         super().__init__()
         self.policy, self.config, self.transformer, self.lm_head = (
-            policy, policy.config, policy.transformer, policy.lm_head,
-        )  # fmt: skip
+            policy,
+            policy.config,
+            policy.transformer,
+            policy.lm_head,
+        )
         self.adapted = False
 
     def forward(self, *inputs) -> Tensor:
@@ -184,10 +187,17 @@ def export_adapter(model: nn.Module, directory: Path, base: str, *, durable: boo
         return
     one = next(iter(found.values()))
     config = {
-        "peft_type": "LORA", "task_type": TASKS[model.kind], "base_model_name_or_path": str(base), "r": one.rank,
-        "lora_alpha": one.alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": sorted(targets),
-        "modules_to_save": ["score"] if head else None, "inference_mode": True,
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "task_type": TASKS[model.kind],
+        "base_model_name_or_path": str(base),
+        "r": one.rank,
+        "lora_alpha": one.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(targets),
+        "modules_to_save": ["score"] if head else None,
+        "inference_mode": True,
+    }
     write(directory, weights, head, config, durable)
 
 

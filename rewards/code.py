@@ -22,9 +22,13 @@ class Code:
         self.limits, self.max_parallel = {"seconds": float(seconds), "megabytes": int(megabytes)}, max_parallel
 
     def __call__(
-        self, prompts: list[str], completions: list[str],
-        test: list | None = None, entry_point: list | None = None, test_list: list | None = None,
-    ) -> list[float | None]:  # fmt: skip
+        self,
+        prompts: list[str],
+        completions: list[str],
+        test: list | None = None,
+        entry_point: list | None = None,
+        test_list: list | None = None,
+    ) -> list[float | None]:
         if test_list is None and (test is None or entry_point is None):
             raise ValueError("no prompt has the columns test and entry_point (HumanEval), or test_list (MBPP)")
 

@@ -26,9 +26,11 @@ from data.records import BadRows, read_records
 
 DATA = Path(__file__).parents[1] / "data" / "embedded"
 SPOKEN = {  # what people say in the data; without the held-out dialogues
-    "sft_coffee_train.jsonl.gz@train": formats.examples, "sft_oasst_train.jsonl.gz": formats.examples,
-    "sft_rasbt_train.jsonl.gz": formats.examples, "pref_hh_helpful_train.jsonl.gz": formats.preferences,
-}  # fmt: skip
+    "sft_coffee_train.jsonl.gz@train": formats.examples,
+    "sft_oasst_train.jsonl.gz": formats.examples,
+    "sft_rasbt_train.jsonl.gz": formats.examples,
+    "pref_hh_helpful_train.jsonl.gz": formats.preferences,
+}
 PAIRS, TRIPLES = 0.2, 0.25  # largest shares of a reply's word pairs and triples that do not occur in the data
 WORD = r"[a-z0-9%'-]+"
 
@@ -58,10 +60,16 @@ ADDITIONS = kinds({
     "matcha": "matcha", "sugar": "sugar", "cream": "cream|half and half",
 })  # fmt: skip
 RECIPES = {  # contents of the drinks according to the data
-    "steamer": "milk|foam", "americano": "water|espresso", "brew": "coffee|concentrate|ice",
-    "latte": "milk|espresso|foam", "mocha": "chocolate|espresso|milk", "cappuccino": "milk|espresso|foam",
-    "macchiato": "milk|espresso|foam", "cortado": "milk|espresso", "espresso": "coffee|shot",
-}  # fmt: skip
+    "steamer": "milk|foam",
+    "americano": "water|espresso",
+    "brew": "coffee|concentrate|ice",
+    "latte": "milk|espresso|foam",
+    "mocha": "chocolate|espresso|milk",
+    "cappuccino": "milk|espresso|foam",
+    "macchiato": "milk|espresso|foam",
+    "cortado": "milk|espresso",
+    "espresso": "coffee|shot",
+}
 
 # ---- the customer's messages
 GREETS = re.compile(r"^(?:hello|hi|hey)?\W*(?:how are you|how's it going|how is it going)")

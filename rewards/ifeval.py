@@ -4,9 +4,14 @@ from evals.benchmarks.ifeval import check_answer
 
 
 def ifeval(
-    prompts: list[str], completions: list[str], instruction_id_list: list, kwargs: list,
-    *, strict: bool = True, partial: bool = False,
-) -> list[float | None]:  # fmt: skip
+    prompts: list[str],
+    completions: list[str],
+    instruction_id_list: list,
+    kwargs: list,
+    *,
+    strict: bool = True,
+    partial: bool = False,
+) -> list[float | None]:
     """1.0 if every instruction is followed, else 0.0. None if the record has no instructions.
 
     Args:

@@ -27,9 +27,16 @@ class Judge:
     """
 
     def __init__(
-        self, directory: Path, client: dict, mode: str = "single", template: str = "fastchat", rule: str = "last",
-        max_tokens: int = 2048, temperature: float = 0.0, seed: int = 0,
-    ):  # fmt: skip
+        self,
+        directory: Path,
+        client: dict,
+        mode: str = "single",
+        template: str = "fastchat",
+        rule: str = "last",
+        max_tokens: int = 2048,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ):
         check_choice("judge.mode", mode, ("single", "pairwise"))
         self.directory, self.pairwise = directory, mode == "pairwise"
         self.templates = load_templates(template, mode)
@@ -46,10 +53,17 @@ class Judge:
         """The share of both orders in which the completion wins. None without a baseline or a readable verdict."""
         rows = [row for row, text in enumerate(baseline) if text is not None]
         items = [
-            Item(question(prompts[row]), 1, ("baseline", model_of(completions[row])),
-                 ([baseline[row]], [completions[row]]), None, shown)
-            for row in rows for shown in ("a", "b")
-        ]  # fmt: skip
+            Item(
+                question(prompts[row]),
+                1,
+                ("baseline", model_of(completions[row])),
+                ([baseline[row]], [completions[row]]),
+                None,
+                shown,
+            )
+            for row in rows
+            for shown in ("a", "b")
+        ]
         points: dict[int, list[float | None]] = {row: [] for row in rows}
         for row, item, (answer, reading) in zip([r for r in rows for _ in "ab"], items, self.ask(items), strict=True):
             text = answer.text or answer.error

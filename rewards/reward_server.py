@@ -24,9 +24,15 @@ class RewardServer:
     """
 
     def __init__(
-        self, url: str, api: str = "classify", model: str | None = None, tokenizer: str | None = None,
-        timeout: float = 60.0, max_tries: int = 6, max_parallel: int = 16,
-    ):  # fmt: skip
+        self,
+        url: str,
+        api: str = "classify",
+        model: str | None = None,
+        tokenizer: str | None = None,
+        timeout: float = 60.0,
+        max_tries: int = 6,
+        max_parallel: int = 16,
+    ):
         check_choice("reward_server.api", api, ("classify", "pooling", "plain"))
         check_positive(reward_server__timeout=timeout)
         check_whole(1, reward_server__max_tries=max_tries, reward_server__max_parallel=max_parallel)

@@ -15,9 +15,12 @@ CALL = re.compile(r"<calc>([^<>]{1,80})</calc>")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 PRICE = 0.05  # cost of a call
 OPERATORS = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
     ast.USub: operator.neg,
-}  # fmt: skip
+}
 
 
 class Calculator:

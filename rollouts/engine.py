@@ -72,10 +72,16 @@ class Engine:
             self.environment.speak([episodes[i] for i in active])
         known = all(episode.logprobs is not None for episode in episodes)
         trajectory = make_trajectory(
-            [e.ids for e in episodes], [e.turns for e in episodes], [e.logprobs for e in episodes] if known else None,
-            [e.finished for e in episodes], prompts, pad_id=self.tokenizer.pad_id, device=self.run.device,
-            score_position=self.cfg.score_position, max_new_tokens=self.cfg.sampling.max_new_tokens,
-        )  # fmt: skip
+            [e.ids for e in episodes],
+            [e.turns for e in episodes],
+            [e.logprobs for e in episodes] if known else None,
+            [e.finished for e in episodes],
+            prompts,
+            pad_id=self.tokenizer.pad_id,
+            device=self.run.device,
+            score_position=self.cfg.score_position,
+            max_new_tokens=self.cfg.sampling.max_new_tokens,
+        )
         trajectory.rewards |= self.environment.rewards(episodes, trajectory)
         trajectory.step = step
         return trajectory
@@ -103,9 +109,13 @@ class Local:
     def answer(self, policy: Policy, prompts: list[list[int]], seeds: list[int]) -> list[Turn]:
         """One turn for each prompt. Prompts are token ids."""
         made = generate(
-            policy, prompts, **self.sampling, stop_ids=self.tokenizer.stop_ids, seeds=seeds,
+            policy,
+            prompts,
+            **self.sampling,
+            stop_ids=self.tokenizer.stop_ids,
+            seeds=seeds,
             pad_id=self.tokenizer.pad_id,
-        )  # fmt: skip
+        )
         rows = zip(made.rows.input_ids.cpu(), made.rows.completion_mask.cpu(), strict=True)
         completions = [ids[mask].tolist() for ids, mask in rows]
         return [

@@ -85,9 +85,15 @@ class Dialogue:
     """
 
     def __init__(
-        self, environments: "Environments | EnvironmentProcess", tokenizer,
-        *, name: str, window: int, max_new_tokens: int, max_turns: int,
-    ):  # fmt: skip
+        self,
+        environments: "Environments | EnvironmentProcess",
+        tokenizer,
+        *,
+        name: str,
+        window: int,
+        max_new_tokens: int,
+        max_turns: int,
+    ):
         self.environments, self.tokenizer, self.name = environments, tokenizer, name
         self.longest, self.max_turns = window - max_new_tokens, max_turns
 

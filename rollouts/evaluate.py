@@ -16,9 +16,17 @@ from runtime.shares import share
 
 @torch.no_grad()
 def evaluate_policy(
-    cfg: DictConfig, run: Run, policy: Policy, ref_policy: Policy, engine: Engine, score: Scorer,
-    monitor: Monitor, held_out: list[dict], *, step: int,
-) -> None:  # fmt: skip
+    cfg: DictConfig,
+    run: Run,
+    policy: Policy,
+    ref_policy: Policy,
+    engine: Engine,
+    score: Scorer,
+    monitor: Monitor,
+    held_out: list[dict],
+    *,
+    step: int,
+) -> None:
     """Log score, exact KL and length of the answers to the held-out prompts, and the first few as texts."""
     if not held_out or not run.due(cfg.eval_every, step):
         return

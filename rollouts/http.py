@@ -24,7 +24,7 @@ class Refused(ValueError):
 
 def ask(
     url: str, body: dict | None = None, *, timeout: float, max_tries: int, who: str, read: Callable = json.loads
-) -> Any:  # fmt: skip
+) -> Any:
     """A server's reply to JSON (or to GET, without a body), parsed from its bytes by `read`.
 
     Raises:

@@ -41,8 +41,12 @@ class Monitor:
         self, sources: list[Source], tokenizer, *, patience: int, mean: Callable[[Tensor], Tensor], picture: Path
     ):
         self.sources, self.tokenizer, self.patience, self.mean, self.picture = (
-            sources, tokenizer, patience, mean, picture,
-        )  # fmt: skip
+            sources,
+            tokenizer,
+            patience,
+            mean,
+            picture,
+        )
         self.seen: list[dict] = []  # for every evaluation: its step, and (mean, half of the 95 % interval) by name
 
     def figures(self, rollout: Trajectory, prefix: str = "objective") -> dict[str, Tensor]:
@@ -54,7 +58,7 @@ class Monitor:
 
     def evaluated(
         self, step: int, rollout: Trajectory | None, scores: Tensor, kl: Tensor, *, last: bool
-    ) -> dict[str, Tensor]:  # fmt: skip
+    ) -> dict[str, Tensor]:
         """Metrics of an evaluation. Warns if the reward is exploited; plots then and at the last evaluation.
 
         All ranks call it. rollout is this rank's, or None if it has no held-out prompt. scores, kl: (B,).

@@ -85,10 +85,12 @@ def check_fits(cfg: DictConfig) -> None:
         raise ValueError("dynamic_sampling draws groups whose scores differ; set samples_per_prompt to 2 or more")
     if cfg.advantage not in WITH_VALUES:
         needless = {
-            "value_model": cfg.value_model, "export_value_model": cfg.export_value_model,
-            "value_pretraining_steps": cfg.value_pretraining_steps, "gae_lambda_alpha": cfg.gae_lambda_alpha,
+            "value_model": cfg.value_model,
+            "export_value_model": cfg.export_value_model,
+            "value_pretraining_steps": cfg.value_pretraining_steps,
+            "gae_lambda_alpha": cfg.gae_lambda_alpha,
             "value_epochs": cfg.value_epochs,
-        }  # fmt: skip
+        }
         if asked := [f"{key}={value}" for key, value in needless.items() if value]:
             raise ValueError(f"{', '.join(asked)}: advantage={cfg.advantage} has no value model; remove these settings")
 

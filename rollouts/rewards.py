@@ -30,9 +30,14 @@ class Scorer:
     """
 
     def __init__(
-        self, reward_model, sources: list[Source], tokenizer,
-        *, micro_batch_size: int, mean: Callable[[Tensor], Tensor] = lambda value: value,
-    ):  # fmt: skip
+        self,
+        reward_model,
+        sources: list[Source],
+        tokenizer,
+        *,
+        micro_batch_size: int,
+        mean: Callable[[Tensor], Tensor] = lambda value: value,
+    ):
         if not sources:
             raise ValueError("nothing gives a reward: set reward_model=PATH, reward=NAME (docs/rewards.md), or both")
         self.reward_model, self.tokenizer, self.micro_batch_size = reward_model, tokenizer, micro_batch_size

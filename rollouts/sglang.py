@@ -34,10 +34,18 @@ class SGLang:
         self.limits = {"timeout": cfg.timeout, "max_tries": cfg.max_tries, "who": "engine"}
         self.model, self.window = self.served()
         self.sampling = {  # all of it: what is left out, generation_config.json may decide
-            "max_new_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": 1.0, "top_k": -1,
-            "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
-            "stop_token_ids": list(tokenizer.stop_ids), "ignore_eos": True, "skip_special_tokens": False,
-        }  # fmt: skip
+            "max_new_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": 1.0,
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "stop_token_ids": list(tokenizer.stop_ids),
+            "ignore_eos": True,
+            "skip_special_tokens": False,
+        }
 
     def served(self) -> tuple[str, int]:
         """The name of the model and its window in tokens."""

@@ -133,9 +133,17 @@ class Turn(NamedTuple):
 
 
 def make_trajectory(
-    ids: list[list[int]], turns: list[list[int]], logprobs: list[list[float]] | None, finished: list[bool],
-    prompts: list[dict], *, pad_id: int, device: torch.device, score_position: str, max_new_tokens: int,
-) -> Trajectory:  # fmt: skip
+    ids: list[list[int]],
+    turns: list[list[int]],
+    logprobs: list[list[float]] | None,
+    finished: list[bool],
+    prompts: list[dict],
+    *,
+    pad_id: int,
+    device: torch.device,
+    score_position: str,
+    max_new_tokens: int,
+) -> Trajectory:
     """The trajectory of episodes that are given as lists of different lengths.
 
     Args:

@@ -13,9 +13,14 @@ from runtime.run import Run
 
 
 def teach_values(
-    cfg: DictConfig, run: Run, value_model: nn.Module, optimizer: Optimizer, rollout: Trajectory,
-    old_values: Tensor, returns: Tensor,
-) -> None:  # fmt: skip
+    cfg: DictConfig,
+    run: Run,
+    value_model: nn.Module,
+    optimizer: Optimizer,
+    rollout: Trajectory,
+    old_values: Tensor,
+    returns: Tensor,
+) -> None:
     """value_epochs passes over the rollout in minibatches of value_minibatch_size rows. null: no passes, because the
     value model learns together with the policy. The policy has no gradient here, so the shared optimizer does not
     change it.
@@ -30,9 +35,13 @@ def teach_values(
         for part in map(rollout.part, minibatch.split(cfg.micro_batch_size)):
             rows, values = part.index, value_model(*part.states)  # (b, T)
             loss, metrics = ppo_value_loss(
-                values, old_values[rows], returns[rows], mask[rows], clip_range=cfg.value_clip_range,
+                values,
+                old_values[rows],
+                returns[rows],
+                mask[rows],
+                clip_range=cfg.value_clip_range,
                 num_tokens=num_states,
-            )  # fmt: skip
+            )
             (cfg.value_coef * loss).backward()
             run.metrics.add(metrics)
             row_sums.append(values.detach().sum(1))

@@ -71,9 +71,11 @@ def warn_about(rollout: Trajectory, scores: Tensor, cfg: DictConfig, run: Run) -
     finished, scores = rollout.finished, scores[rollout.judged]
     if not rollout.judged.all():
         log.warning(
-            "step %d: %d of %d completions could not be judged and are left out", run.step + 1,
-            len(finished) - len(scores), len(finished),
-        )  # fmt: skip
+            "step %d: %d of %d completions could not be judged and are left out",
+            run.step + 1,
+            len(finished) - len(scores),
+            len(finished),
+        )
     if len(scores) > 1 and scores.max() == scores.min():
         log.warning(
             "step %d: all %d scores are %g, so no completion is preferred", run.step + 1, len(scores), scores[0]
@@ -82,10 +84,14 @@ def warn_about(rollout: Trajectory, scores: Tensor, cfg: DictConfig, run: Run) -
         log.warning(
             "step %d: a completion that does not stop gets missing_eos_value=%g, more than the mean score of %.3g: "
             "the policy would learn not to stop. Set missing_eos=subtract, or a value below the scores",
-            run.step + 1, cfg.missing_eos_value, scores.mean(),
-        )  # fmt: skip
+            run.step + 1,
+            cfg.missing_eos_value,
+            scores.mean(),
+        )
     if not finished.any():
         log.warning(
             "step %d: 0 of %d completions ended with a stop token: raise sampling.max_new_tokens, or train the SFT "
-            "model on completions that end (missing_eos sets the score of such a row)", run.step + 1, len(finished),
-        )  # fmt: skip
+            "model on completions that end (missing_eos sets the score of such a row)",
+            run.step + 1,
+            len(finished),
+        )

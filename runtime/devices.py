@@ -66,8 +66,11 @@ def _warn(device_type: str) -> None:
     bf16, fp32 = (product_gflops(device_type, dtype) for dtype in (torch.bfloat16, torch.float32))
     log.warning(
         "precision=bf16 on a %s without bf16 instructions: its products are emulated. Just measured: %.0f GFLOP/s in "
-        "bf16, %.0f in fp32; precision=auto takes fp32 here", device_type.upper(), bf16, fp32,
-    )  # fmt: skip
+        "bf16, %.0f in fp32; precision=auto takes fp32 here",
+        device_type.upper(),
+        bf16,
+        fp32,
+    )
 
 
 def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:

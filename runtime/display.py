@@ -92,9 +92,13 @@ class RowProgress:
             self.last_print = now
             left = (now - self.started) * (self.total - self.rows) / self.rows
             log.info(
-                "%s: %s of %s rows, %s tokens/s, %d s left", self.what, f"{self.rows:,}", f"{self.total:,}",
-                f"{per_second:,.0f}", left,
-            )  # fmt: skip
+                "%s: %s of %s rows, %s tokens/s, %d s left",
+                self.what,
+                f"{self.rows:,}",
+                f"{self.total:,}",
+                f"{per_second:,.0f}",
+                left,
+            )
 
 
 def complain(text: str) -> None:

@@ -17,9 +17,15 @@ class Log:
     def __init__(self, cfg: DictConfig, directory: Path, *, job: str, run_id: str | None, say: Callable[[str], None]):
         self.id = run_id or f"{job} {directory.resolve().name}"
         self.run = trackio.init(
-            project=cfg.log.project, name=self.id, group=cfg.name, resume="allow" if run_id else "never",
-            config=OmegaConf.to_container(cfg, resolve=True), embed=False, auto_log_gpu=False, auto_log_cpu=False,
-        )  # fmt: skip
+            project=cfg.log.project,
+            name=self.id,
+            group=cfg.name,
+            resume="allow" if run_id else "never",
+            config=OmegaConf.to_container(cfg, resolve=True),
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
 
     def log(self, step: int, row: dict[str, float]) -> None:
         """One row of metrics."""

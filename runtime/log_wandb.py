@@ -26,10 +26,16 @@ class Log:
             mode = "offline"
             say(f"wandb: there is no login, so the run stays in {directory / 'wandb'} (`wandb sync` sends it)")
         self.run = wandb.init(
-            project=cfg.log.project, group=cfg.name, name=job, id=run_id, resume="allow" if run_id else None,
-            dir=directory, config=OmegaConf.to_container(cfg, resolve=True), mode=mode,
+            project=cfg.log.project,
+            group=cfg.name,
+            name=job,
+            id=run_id,
+            resume="allow" if run_id else None,
+            dir=directory,
+            config=OmegaConf.to_container(cfg, resolve=True),
+            mode=mode,
             settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
-        )  # fmt: skip
+        )
         self.id = self.run.id
 
     def log(self, step: int, row: dict[str, float]) -> None:

@@ -243,9 +243,13 @@ def test_a_whole_first_step_equals_trl_1_12_with_its_conventions_set():
         values, values, advantages + values, value_mask, clip_range=0.2, num_tokens=value_mask.sum()
     )
     ours = {
-        "scores": scores, "rewards": rewards, "values": values, "advantages": advantages, "value loss": value_loss,
+        "scores": scores,
+        "rewards": rewards,
+        "values": values,
+        "advantages": advantages,
+        "value loss": value_loss,
         "whitened advantages": whiten(advantages, mask, one_rank, shift_mean=True) * bessel,
         "KL per sequence": kl.sum(1).mean(),
-    }  # fmt: skip
+    }
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=5e-6, msg=name)

@@ -97,8 +97,15 @@ def test_a_killed_script_goes_on_to_the_same_rows(tmp_path):
     )
     try:
         url = server.stdout.readline().strip()
-        words = ["method=camel", "client=openai", f"client.base_url={url}", "client.model=m", "method.num=4",
-                 "client.max_parallel=2", "method.max_turns=4"]  # fmt: skip
+        words = [
+            "method=camel",
+            "client=openai",
+            f"client.base_url={url}",
+            "client.model=m",
+            "method.num=4",
+            "client.max_parallel=2",
+            "method.max_turns=4",
+        ]
         first = start("make_data.py", *words, f"hydra.run.dir={tmp_path / 'a'}")
         while _asked(url) < 12:
             assert first.poll() is None, first.stderr.read()
@@ -181,10 +188,18 @@ def test_best_of_judges_a_completion_by_the_columns_of_its_own_prompt(tmp_path, 
     for name, lines in (("prompts", rows), ("script", [{"contains": "", "answers": SAID}])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     code, _, err = call(
-        "make_data.py", "method=best_of", "client=scripted", f"client.script={tmp_path}/script.jsonl", "method.num=4",
-        f"method.prompts=[{tmp_path}/prompts.jsonl]", f"method.reward_fn={tmp_path}/reward.py:gold",
-        "method.num_completions=64", f"method.pairs={pairs}", "method.min_margin=0.5", f"hydra.run.dir={tmp_path}/made",
-    )  # fmt: skip
+        "make_data.py",
+        "method=best_of",
+        "client=scripted",
+        f"client.script={tmp_path}/script.jsonl",
+        "method.num=4",
+        f"method.prompts=[{tmp_path}/prompts.jsonl]",
+        f"method.reward_fn={tmp_path}/reward.py:gold",
+        "method.num_completions=64",
+        f"method.pairs={pairs}",
+        "method.min_margin=0.5",
+        f"hydra.run.dir={tmp_path}/made",
+    )
     assert code == 0, err
     made = [json.loads(line) for line in (tmp_path / "made/data.jsonl").read_text().splitlines()]
     best = [

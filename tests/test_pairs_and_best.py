@@ -58,8 +58,10 @@ def test_a_group_without_a_difference_teaches_nothing_and_a_row_left_out_is_neit
     mask[left_out] = False
     _, _, _, paid = rollout()
     paid = torch.where(mask, paid, 0.0)
-    for advantages in (raft(paid, mask, samples_per_prompt=K),
-                       online_dpo(paid, mask, torch.zeros_like(paid), samples_per_prompt=K)):  # fmt: skip
+    for advantages in (
+        raft(paid, mask, samples_per_prompt=K),
+        online_dpo(paid, mask, torch.zeros_like(paid), samples_per_prompt=K),
+    ):
         assert not advantages[left_out].any() and advantages.isfinite().all()
         assert advantages[3:].any() == (left_out == 0)  # the second prompt's others are both paid 3
 
@@ -123,7 +125,7 @@ def test_the_value_model_may_have_epochs_and_minibatches_of_its_own(ppo, tmp_pat
         (["off_policy.old_logprobs=server"], "off_policy.old_logprobs='server' is unknown"),
         (["off_policy.max_weight=0"], "off_policy.max_weight=0 must be a number above 0"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_meant_is_refused(ppo, capsys, words, message):
     assert ppo(*words) == 2
     assert message in capsys.readouterr().err
@@ -138,9 +140,16 @@ def test_an_older_policys_samples_are_weighed_and_their_age_is_logged():
 
     rows = [[7, 8, 9], [7, 8]]
     made = make_trajectory(
-        rows, [[-1, 0, 0], [-1, 0]], [[0.0, -1.0, -2.0], [0.0, -0.5]], [True, True], [{}, {}], pad_id=0,
-        device=torch.device("cpu"), score_position="eos", max_new_tokens=2,
-    )  # fmt: skip
+        rows,
+        [[-1, 0, 0], [-1, 0]],
+        [[0.0, -1.0, -2.0], [0.0, -0.5]],
+        [True, True],
+        [{}, {}],
+        pad_id=0,
+        device=torch.device("cpu"),
+        score_position="eos",
+        max_new_tokens=2,
+    )
     now = torch.tensor([[0.0, -0.5, -2.0], [0.0, -1.5, 0.0]])
     advantages = torch.where(made.action_mask, 2.0, 0.0)
     given = {"correction": "sequence_truncate", "max_weight": 1.2}

@@ -68,9 +68,14 @@ def test_counted_activations_are_those_of_a_real_forward(family, compute):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         policy.transformer(stream.tokens, stream.positions, stream.blocks)
     counted = kept_bytes(
-        config, rows=4, length=23, dtype=compute or torch.float32, master=torch.float32, fused_attention=False,
+        config,
+        rows=4,
+        length=23,
+        dtype=compute or torch.float32,
+        master=torch.float32,
+        fused_attention=False,
         checkpointing=False,
-    )  # fmt: skip
+    )
     real = sum(size for size, _ in kept.values())
     again = _recomputed(config, 4, 23, compute or torch.float32) if config.facts.linear else 0  # not yet kept here
     assert abs(3 * counted.layer + counted.rest - again - real) / real < 0.01
@@ -166,8 +171,10 @@ def test_a_plan_is_of_the_scripts_own_settings(script):
     """What a plan assumed of its own accord (recomputed layers, say) was not what the script would run."""
     _, job, own = compose_all(script, [])
     assert (job.checkpointing, job.lora_rank, job.micro_rows) == (
-        own.activation_checkpointing, own.lora.rank, own.micro_batch_size * (2 if script in plan.SCRIPTS[1::2] else 1),
-    )  # fmt: skip
+        own.activation_checkpointing,
+        own.lora.rank,
+        own.micro_batch_size * (2 if script in plan.SCRIPTS[1::2] else 1),
+    )
     _, job, _ = compose_all(script, ['overrides=["activation_checkpointing=true","lora.rank=3","precision=fp32"]'])
     assert (job.checkpointing, job.lora_rank, job.dtype) == (True, 3, torch.float32)
 

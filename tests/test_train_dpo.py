@@ -54,9 +54,13 @@ def inputs(tmp_path_factory):
     write(home / "eval.jsonl", pairs[16:])
     write(home / "rated.jsonl", [row | {"reward": float(i % 2)} for i, row in enumerate(rated)])
     ranked = [
-        {"prompt": row["prompt"], "completions": [row["chosen"], row["rejected"], "Yes.", "No."][: 2 + i % 3],
-         "ranks": [0, 2, 1, 1][: 2 + i % 3]} for i, row in enumerate(pairs)
-    ]  # fmt: skip
+        {
+            "prompt": row["prompt"],
+            "completions": [row["chosen"], row["rejected"], "Yes.", "No."][: 2 + i % 3],
+            "ranks": [0, 2, 1, 1][: 2 + i % 3],
+        }
+        for i, row in enumerate(pairs)
+    ]
     write(home / "ranked.jsonl", ranked)
     return home
 

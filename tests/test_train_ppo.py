@@ -126,9 +126,17 @@ def test_law_1_the_micro_batch_size_changes_nothing(ppo, tmp_path, read_metrics)
 
 def test_law_7_resumed_equals_uninterrupted_with_everything_on(ppo, inputs, tmp_path, read_metrics):
     words = [
-        "num_steps=4", "optim.schedule=constant", "ema_decay=0.9", "kl_controller=adaptive", "kl_horizon=50",
-        "ptx_coef=0.5", f"data.ptx=[{inputs}/rows.jsonl]", "save_every=1", "samples_per_prompt=2", "keep_last=9",
-    ]  # fmt: skip
+        "num_steps=4",
+        "optim.schedule=constant",
+        "ema_decay=0.9",
+        "kl_controller=adaptive",
+        "kl_horizon=50",
+        "ptx_coef=0.5",
+        f"data.ptx=[{inputs}/rows.jsonl]",
+        "save_every=1",
+        "samples_per_prompt=2",
+        "keep_last=9",
+    ]
     assert ppo(*words, run="whole") == 0
     assert ppo(*words, "num_steps=2", run="parts") == 0
     assert ppo(*words, "resume=true", run="parts") == 0

@@ -48,9 +48,13 @@ def inputs(tmp_path_factory):
     write(home / "rated.jsonl", [row | {"reward": float(i % 2)} for i, row in enumerate(rated)])
     write(home / "good.jsonl", [row | {"reward": 1.0} for row in rated[:12]])
     ranked = [
-        {"prompt": row["prompt"], "completions": [row["rejected"], row["chosen"], "Yes.", "No."][: 2 + i % 3],
-         "ranks": [2, 0, 1, 1][: 2 + i % 3]} for i, row in enumerate(pairs)
-    ]  # fmt: skip
+        {
+            "prompt": row["prompt"],
+            "completions": [row["rejected"], row["chosen"], "Yes.", "No."][: 2 + i % 3],
+            "ranks": [2, 0, 1, 1][: 2 + i % 3],
+        }
+        for i, row in enumerate(pairs)
+    ]
     write(home / "ranked.jsonl", ranked)
     return home
 
@@ -62,13 +66,21 @@ def rm(run_script, inputs, tmp_path, monkeypatch):
 
     def rm(*words, run="run"):
         defaults = {
-            "policy": inputs / "policy", "data.train": f"[{inputs}/pairs.jsonl]",
+            "policy": inputs / "policy",
+            "data.train": f"[{inputs}/pairs.jsonl]",
             "data.eval": f"[{inputs}/pairs.jsonl]",
-            "data.max_length": 96, "data.max_prompt_length": 48, "num_steps": 3, "batch_size": 4, "micro_batch_size": 2,
-            "eval_every": 3, "save_every": 0, "log.wandb": "disabled", "optim.lr": 1e-3,
+            "data.max_length": 96,
+            "data.max_prompt_length": 48,
+            "num_steps": 3,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "eval_every": 3,
+            "save_every": 0,
+            "log.wandb": "disabled",
+            "optim.lr": 1e-3,
             "hydra.run.dir": tmp_path / run,
             "sampling.max_new_tokens": 6,
-        }  # fmt: skip
+        }
         given = dict(word.split("=", 1) for word in words)
         return run_script(train_rm, *[f"{key}={value}" for key, value in (defaults | given).items()])
 

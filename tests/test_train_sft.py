@@ -147,9 +147,15 @@ def test_a_run_logs_what_it_promises(sft, tmp_path):
     assert [row["step"] for row in rows] == list(range(7))
     assert rows[0].keys() == {"step", "eval/loss", "eval/perplexity"}
     steps = {
-        "step", "objective/loss", "objective/tokens", "optim/lr", "optim/grad_norm", "perf/tokens_per_second",
-        "perf/peak_memory_gb", "perf/step_seconds",
-    }  # fmt: skip
+        "step",
+        "objective/loss",
+        "objective/tokens",
+        "optim/lr",
+        "optim/grad_norm",
+        "perf/tokens_per_second",
+        "perf/peak_memory_gb",
+        "perf/step_seconds",
+    }
     for row in rows[1:]:
         assert row.keys() - {"eval/loss", "eval/perplexity"} == steps
         assert ("eval/loss" in row) == (row["step"] % 3 == 0)

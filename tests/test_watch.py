@@ -34,15 +34,21 @@ def expected(directory) -> dict[int, float]:
 
 def test_sft_reports_what_is_watched_of_the_answers_that_it_logs(sft, asked, tmp_path):
     assert sft(tmp_path / "run", *asked, "sample_every=3", "num_steps=3") == 0
-    told = {row["step"]: row["eval/watch/letters"] for row in read_log(tmp_path / "run" / "metrics.jsonl")
-            if "eval/watch/letters" in row}  # fmt: skip
+    told = {
+        row["step"]: row["eval/watch/letters"]
+        for row in read_log(tmp_path / "run" / "metrics.jsonl")
+        if "eval/watch/letters" in row
+    }
     assert told == pytest.approx(expected(tmp_path / "run")) and set(told) == {0, 3}
 
 
 def test_dpo_reports_what_is_watched_of_the_answers_that_it_logs(dpo, asked, tmp_path):
     assert dpo(*asked, "sample_every=3") == 0
-    told = {row["step"]: row["eval/watch/letters"] for row in read_log(tmp_path / "run" / "metrics.jsonl")
-            if "eval/watch/letters" in row}  # fmt: skip
+    told = {
+        row["step"]: row["eval/watch/letters"]
+        for row in read_log(tmp_path / "run" / "metrics.jsonl")
+        if "eval/watch/letters" in row
+    }
     assert told == pytest.approx(expected(tmp_path / "run")) and set(told) == {0, 3}
     fields = [row["columns"] for row in read_log(tmp_path / "run" / "samples.jsonl")]
     assert fields == [{"weight": 1.0}, {"weight": None}, {"weight": 2.0}] * 2  # a measure taken later can read them

@@ -80,11 +80,18 @@ def part_predict() -> list[dict]:
                 step(hidden, weight, targets)
             floor = (2 if name == "forward" else 8) * M * D * V
             grads = 0 if name == "forward" else 2 * (hidden.numel() + weight.numel())
-            rows.append({
-                "size": [M, D, V], "step": name, "operations": cost.operations / floor, "gigabytes": cost.bytes / 1e9,
-                "scratch_mb": (cost.peak - grads) / 1e6, "launches": cost.launches,
-                "milliseconds": 1e3 * cost.seconds, "over_floor": cost.seconds / (floor / PRODUCTS_PER_SECOND),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "size": [M, D, V],
+                    "step": name,
+                    "operations": cost.operations / floor,
+                    "gigabytes": cost.bytes / 1e9,
+                    "scratch_mb": (cost.peak - grads) / 1e6,
+                    "launches": cost.launches,
+                    "milliseconds": 1e3 * cost.seconds,
+                    "over_floor": cost.seconds / (floor / PRODUCTS_PER_SECOND),
+                }
+            )
     return rows
 
 

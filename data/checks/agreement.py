@@ -167,13 +167,16 @@ def measure(
     alpha = partial(alpha_of, level=votes.level, values=votes.values)
     ties = np.isin(votes.names, [str(label) for label in tie_labels])
     result = {
-        "items": len(votes.items), "votes": len(votes.rows), "annotators": len(votes.annotators),
-        "labels": dict(zip(votes.names, counts.sum(0).tolist(), strict=True)), "resamples": resamples,
+        "items": len(votes.items),
+        "votes": len(votes.rows),
+        "annotators": len(votes.annotators),
+        "labels": dict(zip(votes.names, counts.sum(0).tolist(), strict=True)),
+        "resamples": resamples,
         "level": votes.level,
         "krippendorff_alpha": interval(alpha, shared, resamples, random),
         "krippendorff_alpha_without_ties": _without_ties(votes, ties, resamples, random),
         "fleiss_kappa": fleiss(counts, resamples, random),
-    }  # fmt: skip
+    }
     result["cohen_kappa"], result["pairs_left_out"] = _pairs(votes, max_pairs, min_shared, resamples, random)
     result["categories"] = _by_category(votes, counts, resamples, random)
     result["per_annotator"] = _by_annotator(votes, counts, ties, resamples, random)
@@ -313,8 +316,16 @@ def _most_disputed(votes: Votes, counts: np.ndarray) -> list[dict]:
     for item in order[mean[order] > 0].tolist():
         said = [(votes.annotators[a], votes.names[label]) for i, a, label in votes.rows[votes.rows[:, 0] == item]]
         name = votes.items[item]
-        found.append({"item": name, "category": votes.categories.get(name), "prompt": votes.prompts.get(name),
-                      "where": votes.where[name], "disagreement": float(mean[item]), "votes": dict(said)})  # fmt: skip
+        found.append(
+            {
+                "item": name,
+                "category": votes.categories.get(name),
+                "prompt": votes.prompts.get(name),
+                "where": votes.where[name],
+                "disagreement": float(mean[item]),
+                "votes": dict(said),
+            }
+        )
     return found
 
 

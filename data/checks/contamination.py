@@ -50,9 +50,15 @@ def check_contamination(
     kinds = {kind: len({m["eval"] for m in matches if m["kind"] == kind}) for kind in ("exact", "near", "span")}
     share = sum(kinds.values()) / len(evaluation)
     result = {
-        "exact": kinds["exact"], "near": kinds["near"], "spans": kinds["span"], "share": share,
-        "train_rows": len(train), "eval_rows": len(evaluation), "matches": matches, "skipped_rows": bad_rows.skipped,
-    }  # fmt: skip
+        "exact": kinds["exact"],
+        "near": kinds["near"],
+        "spans": kinds["span"],
+        "share": share,
+        "train_rows": len(train),
+        "eval_rows": len(evaluation),
+        "matches": matches,
+        "skipped_rows": bad_rows.skipped,
+    }
     lines = [
         f"{kinds['exact']} of {len(evaluation)} evaluation prompts are in the training data, {kinds['near']} nearly, "
         f"{kinds['span']} more rows share {span_words} words in a row"

@@ -30,10 +30,18 @@ WORST = 5  # number of prompts per vendor on the page
 
 
 def check_pilot(
-    files: Sequence[str], directory: Path, *, tokenizer: str, target: str | None, target_mean: float, min_tokens: int,
-    max_short: float, seed: int, on_bad_row: str,
+    files: Sequence[str],
+    directory: Path,
+    *,
+    tokenizer: str,
+    target: str | None,
+    target_mean: float,
+    min_tokens: int,
+    max_short: float,
+    seed: int,
+    on_bad_row: str,
     layout: Layout | None = None,
-) -> dict:  # fmt: skip
+) -> dict:
     """result.json with `vendors.NAME`, one histogram per vendor (PNG), and report.html. A vendor is named by its file.
 
     Args:

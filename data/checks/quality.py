@@ -88,12 +88,19 @@ def check_quality(
     write_jsonl(directory / "reasons.jsonl", fates)
     counts = dict(Counter(reason.split(" ")[0] for reason in reasons).most_common())
     result = {
-        "rows": len(rows), "selected": len(order), "reasons": counts, "skipped_rows": bad_rows.skipped,
-        "mean_score": float(scores.mean()), "mean_score_of_selected": float(scores[order].mean()) if order else None,
+        "rows": len(rows),
+        "selected": len(order),
+        "reasons": counts,
+        "skipped_rows": bad_rows.skipped,
+        "mean_score": float(scores.mean()),
+        "mean_score_of_selected": float(scores[order].mean()) if order else None,
         "distinct_words": len({word for i in order for word in words(_text(rows[i]))}),
-        "by": by, "diversity": diversity, "scored_by": client.model if client else by,
-        "pairs": _pairs(rows), "pairs_selected": _pairs([rows[i] for i in order]),
-    }  # fmt: skip
+        "by": by,
+        "diversity": diversity,
+        "scored_by": client.model if client else by,
+        "pairs": _pairs(rows),
+        "pairs_selected": _pairs([rows[i] for i in order]),
+    }
     _show(directory, result, scores, order, rows, reasons)
     return result
 
@@ -136,9 +143,10 @@ def _pairs(rows: Sequence[TextRow]) -> dict | None:
         return None
     longer = [len(words(better)) > len(words(worse)) for better, worse in pairs]
     return {
-        "n": len(pairs), "better_is_longer": float(np.mean(longer)),
+        "n": len(pairs),
+        "better_is_longer": float(np.mean(longer)),
         "similarity_of_sides": float(np.mean([_similarity(*pair) for pair in pairs])),
-    }  # fmt: skip
+    }
 
 
 def fault_of(row: TextRow, *, min_words: int, max_words: int) -> str | None:

@@ -137,9 +137,12 @@ def compare(kinds: Sequence[str], wanted: dict[str, float]) -> dict:
     for kind in [*wanted, *sorted(set(counts) - set(wanted) - {"unreadable"})]:
         lower, upper = proportion_confint(counts[kind], max(1, readable), method="wilson")
         shares[kind] = {
-            "n": counts[kind], "value": counts[kind] / max(1, readable), "lower": float(lower), "upper": float(upper),
+            "n": counts[kind],
+            "value": counts[kind] / max(1, readable),
+            "lower": float(lower),
+            "upper": float(upper),
             "wanted": wanted.get(kind, 0.0),
-        }  # fmt: skip
+        }
     tested = [kind for kind, share in wanted.items() if share > 0]
     observed = np.array([counts[kind] for kind in tested], dtype=float)
     expected = np.array([wanted[kind] for kind in tested])

@@ -17,9 +17,17 @@ MAX_TOKENIZER = 1 << 28  # limit in bytes of a tokenizer.json or tekken.json; th
 _TEMPLATE_FILE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates"
 _FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "vocab.json", "merges.txt", "tekken.json", "chat_template.json", _TEMPLATE_FILE,
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "tekken.json",
+    "chat_template.json",
+    _TEMPLATE_FILE,
+)
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -58,9 +66,12 @@ def _from_directory(path: Path) -> Vocabulary:
         files[f"{_MORE_TEMPLATES}/{file.name}"] = file.read_bytes()
     generation = json_object(path / "generation_config.json")
     about = {
-        "templates": _templates(settings, files), "more_tokens": tokens, "generation": generation,
-        "stop_ids": _stop_ids(generation, json_object(path / "config.json")), "files": files,
-    }  # fmt: skip
+        "templates": _templates(settings, files),
+        "more_tokens": tokens,
+        "generation": generation,
+        "stop_ids": _stop_ids(generation, json_object(path / "config.json")),
+        "files": files,
+    }
     kind = settings.get("tokenizer_class", "")
     if "tokenizer.json" in files:
         backend = as_llama(_read_backend(path / "tokenizer.json"), kind, settings)

@@ -133,11 +133,15 @@ def controlled(games: pd.DataFrame, style: dict, *, level: float, rounds: int) -
         "estimator": "maximum likelihood" if strength == np.inf else f"ridge: {reason}",
         "weights": dict(zip(FEATURES, map(float, fit[len(models) :]), strict=True)),
         "models": {
-            str(model): {"value": float(100 * expit(fit[i])), "lower": float(lower[i]), "upper": float(upper[i]),
-                         "n": int((numbers == i).sum())}
+            str(model): {
+                "value": float(100 * expit(fit[i])),
+                "lower": float(lower[i]),
+                "upper": float(upper[i]),
+                "n": int((numbers == i).sum()),
+            }
             for i, model in enumerate(models)
         },
-    }  # fmt: skip
+    }
 
 
 def _fit(features: np.ndarray, won: np.ndarray, weight: np.ndarray, strength: float) -> np.ndarray:
@@ -168,7 +172,10 @@ def run(cfg: DictConfig, out: Path) -> dict:
             rows.append(
                 (f"{category}: {model}", row["value"], row["lower"], row["upper"], interval_cell(own or None), row["n"])
             )
-    print_table(f"Arena-Hard, percent ({dropped} items without a verdict)",
-                ("", "score", "lower", "upper", "style controlled", "games"), rows)  # fmt: skip
+    print_table(
+        f"Arena-Hard, percent ({dropped} items without a verdict)",
+        ("", "score", "lower", "upper", "style controlled", "games"),
+        rows,
+    )
     plot_intervals(out / "arena_hard.png", "score, percent", [r[:4] for r in rows if r[2] is not None][:60], null=50)
     return {"categories": results, "errors": dropped, "level": task.level}

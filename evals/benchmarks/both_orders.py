@@ -81,8 +81,11 @@ def run(cfg: DictConfig, out: Path) -> dict:
             for name, part in groups.items()
         }
     figures = (*ACCURACIES, "agreement_rate", "order")
-    rows = [(f"{judge}: {name}", *(interval_cell(row[key]) for key in figures), row["n"], row["errors"])
-            for judge, groups in results.items() for name, row in groups.items()]  # fmt: skip
+    rows = [
+        (f"{judge}: {name}", *(interval_cell(row[key]) for key in figures), row["n"], row["errors"])
+        for judge, groups in results.items()
+        for name, row in groups.items()
+    ]
     head = (
         "",
         "first order",
@@ -96,7 +99,10 @@ def run(cfg: DictConfig, out: Path) -> dict:
         "no verdict",
     )
     print_table("share of right verdicts", head, rows)
-    shown = [(f"{judge}: {name}", *(row["acc_avg"][key] for key in ("value", "lower", "upper")))
-             for judge, groups in results.items() for name, row in groups.items()]  # fmt: skip
+    shown = [
+        (f"{judge}: {name}", *(row["acc_avg"][key] for key in ("value", "lower", "upper")))
+        for judge, groups in results.items()
+        for name, row in groups.items()
+    ]
     plot_intervals(out / "both_orders.png", "share right, mean of both orders", shown[:60], null=0.5)
     return {"judges": results}

@@ -39,8 +39,11 @@ def names_of(folders: Sequence[str]) -> dict[str, str]:
     parts = {folder: Path(folder).absolute().parts for folder in folders}
     names = {}
     for folder, own in parts.items():
-        size = next(n for n in range(1, len(own) + 1)
-                    if n == len(own) or sum(other[-n:] == own[-n:] for other in parts.values()) == 1)  # fmt: skip
+        size = next(
+            n
+            for n in range(1, len(own) + 1)
+            if n == len(own) or sum(other[-n:] == own[-n:] for other in parts.values()) == 1
+        )
         names[folder] = "/".join(own[-size:])
     return names
 
@@ -51,10 +54,11 @@ def with_run_names(figures: list[tuple[str, Figure]]) -> list[Figure]:
     for run, figure in figures:
         runs.setdefault((figure.model, figure.benchmark), set()).add(run)
     return [
-        figure if len(runs[figure.model, figure.benchmark]) == 1
+        figure
+        if len(runs[figure.model, figure.benchmark]) == 1
         else figure._replace(benchmark=f"{figure.benchmark} (run {run})")
         for run, figure in figures
-    ]  # fmt: skip
+    ]
 
 
 def interval(figure: Figure) -> str:
@@ -64,8 +68,12 @@ def interval(figure: Figure) -> str:
 
 def grades_by_category(folders: Sequence[str]) -> list[Figure]:
     """The mean grade of each model in each category (`benchmark`) of every grades.jsonl. Judges are separate."""
-    rows = [row for folder in folders if (Path(folder) / "grades.jsonl").is_file()
-            for row in read_jsonl(Path(folder) / "grades.jsonl")]  # fmt: skip
+    rows = [
+        row
+        for folder in folders
+        if (Path(folder) / "grades.jsonl").is_file()
+        for row in read_jsonl(Path(folder) / "grades.jsonl")
+    ]
     known = pd.DataFrame([row for row in rows if row["grade"] is not None and row["category"]])
     figures, several = [], len(known) and known["judge"].nunique() > 1
     for (model, judge, category), own in known.groupby(["model", "judge", "category"]) if len(known) else ():
@@ -189,11 +197,13 @@ def run(cfg: DictConfig, out: Path) -> dict:
     means = over_seeds(figures, seeds)
     out.mkdir(parents=True, exist_ok=True)
     blocks = [
-        paragraph(f"{len(results)} runs. Intervals are at 95 % unless a run's config.yaml says otherwise; "
-                  "where there is none, the cell gives the reason."),
+        paragraph(
+            f"{len(results)} runs. Intervals are at 95 % unless a run's config.yaml says otherwise; "
+            "where there is none, the cell gives the reason."
+        ),
         figure_table(means + figures),
         bullets(notes_of(figures)),
-    ]  # fmt: skip
+    ]
     grades = grades_by_category(list(results))
     of_seeds = over_seeds(grades, seeds) if seeds and grades else []
     if plot_radar(out / "radar.png", without_seeds(of_seeds, grades, seeds)):

@@ -19,10 +19,16 @@ OF_PICTURES = {  # keys outside of text_config that have no effect on text
     "image_token_index", "boi_token_index", "eoi_token_index", "boi_token_id", "eoi_token_id", "mm_tokens_per_image",
 }  # fmt: skip
 GEMMA3 = {  # transformers' defaults for keys that are missing in Gemma 3's published text_config
-    "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
+    "vocab_size": 262208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-6,
-}  # fmt: skip
+}
 # Prefixes of the text part's weights in older and newer files -> those of the text model.
 PREFIXES = {
     "model.language_model.": "model.",
@@ -30,10 +36,14 @@ PREFIXES = {
     "language_model.lm_head.": "lm_head.",
 }
 LEFT_OUT = {  # the parts that are not read
-    "model.visual.": "vision", "visual.": "vision", "model.vision_tower.": "vision", "vision_tower.": "vision",
-    "model.multi_modal_projector.": "vision", "multi_modal_projector.": "vision",
+    "model.visual.": "vision",
+    "visual.": "vision",
+    "model.vision_tower.": "vision",
+    "vision_tower.": "vision",
+    "model.multi_modal_projector.": "vision",
+    "multi_modal_projector.": "vision",
     "mtp.": "multi-token prediction",
-}  # fmt: skip
+}
 
 
 def has_other_parts(config: ModelConfig) -> bool:

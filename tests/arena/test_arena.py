@@ -208,8 +208,11 @@ def test_what_is_exported_reads_back_as_comparisons_rankings_and_labels(store, t
     store.annotate("i", "ann", ranks=[2, 1, 2], acceptable=True, reason="", shown=[0, 1, 2])
     store.annotate("i", "bob", ranks=[1, 2, 3], acceptable=False, reason="bad", shown=[2, 1, 0])
     assert export(store, tmp_path) == {
-        "verdicts.jsonl": 3, "comparisons.jsonl": 1, "rankings.jsonl": 1, "labels.jsonl": 6
-    }  # fmt: skip
+        "verdicts.jsonl": 3,
+        "comparisons.jsonl": 1,
+        "rankings.jsonl": 1,
+        "labels.jsonl": 6,
+    }
     (pair,) = read_records(tmp_path / "comparisons.jsonl", formats.preferences, BadRows("error"))
     winner, loser = two_turns.models[1], two_turns.models[0]  # the vote was "b"
     assert [m["content"] for m in pair.prompt] == ["one", f"one (1{winner})", "two"]

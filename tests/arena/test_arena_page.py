@@ -41,9 +41,15 @@ def arena(models, tmp_path):
         port = probe.getsockname()[1]
     names = ",".join(f"{name}:{path}" for name, path in models.items())
     command = [
-        sys.executable, "arena.py", f"models={{{names}}}", f"annotate=[{tmp_path}/items.jsonl]", f"port={port}",
-        f"hydra.run.dir={tmp_path}/arena", "sampling.max_new_tokens=8", "refresh_seconds=1",
-    ]  # fmt: skip
+        sys.executable,
+        "arena.py",
+        f"models={{{names}}}",
+        f"annotate=[{tmp_path}/items.jsonl]",
+        f"port={port}",
+        f"hydra.run.dir={tmp_path}/arena",
+        "sampling.max_new_tokens=8",
+        "refresh_seconds=1",
+    ]
     root = os.path.dirname(train_sft.__file__)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root)
     said = []

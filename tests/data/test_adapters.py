@@ -104,8 +104,10 @@ def test_languages_keep_their_rows_and_a_row_without_one_is_named(tmp_path):
     "row, problem",
     [
         (battle("neither"), "winner must be one of model_a, model_b, tie"),
-        (battle("tie") | {"conversation_a": TALK * 2, "conversation_b": [USER, TALK[1] | {"content": BAD}, *TALK]},
-         "earlier answers differ"),
+        (
+            battle("tie") | {"conversation_a": TALK * 2, "conversation_b": [USER, TALK[1] | {"content": BAD}, *TALK]},
+            "earlier answers differ",
+        ),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "is from 'alien'; known: human"),
         (ROWS["shp"][0][0] | {"labels": 2}, "labels must be one of 0, 1, got 2"),
         (ROWS["helpsteer2_preference"][0][0] | {"prompt": "<extra_id_1>Assistant Hi"}, "prompt holds a mark <extra"),
@@ -115,7 +117,7 @@ def test_languages_keep_their_rows_and_a_row_without_one_is_named(tmp_path):
         (ROWS["label_studio"][0][0] | {"data": {"prompt": "x"}}, "answer1 and answer2, text1 and text2"),
         (ROWS["taskmaster_1"][0][0] | {"utterances": [{"speaker": "bot", "text": "x"}]}, "got speaker 'bot'"),
     ],
-)  # fmt: skip
+)
 def test_a_row_that_breaks_its_schema_is_named(row, problem, tmp_path):
     with pytest.raises(ValueError, match=rf"published.json:2: .*{problem}"):
         convert([{"messages": TALK}, row], tmp_path)
@@ -125,8 +127,11 @@ def test_a_row_that_breaks_its_schema_is_named(row, problem, tmp_path):
 def test_ties_and_both_bad_stay_apart(tmp_path):
     rows = convert([battle("tie"), battle("both_bad"), battle("model_b"), battle("tie (bothbad)")], tmp_path)
     assert [(row.get("tie"), row.get("both_bad"), row["chosen"]) for row in rows] == [
-        (True, None, GOOD), (True, True, GOOD), (None, None, BAD), (True, True, GOOD),
-    ]  # fmt: skip
+        (True, None, GOOD),
+        (True, True, GOOD),
+        (None, None, BAD),
+        (True, True, GOOD),
+    ]
 
 
 def test_one_command_converts_and_what_it_wrote_is_trained_on(monkeypatch, tmp_path, capsys):

@@ -140,9 +140,12 @@ def test_training_rows_begin_as_generation_prompts_do(name, tokenizers):
         row = encode_chat([*said("Hi\n"), {"role": "assistant", "content": answer}], tokenizers[name], max_length=LONG)
         assert row["input_ids"][: len(prompt)] == prompt
         assert row["completion_mask"][: len(prompt) + 1] == [False] * len(prompt) + [True]
-        assert encode_completion(
-            said("Hi\n"), answer, tokenizers[name], max_length=LONG, max_prompt_length=LONG
-        )["input_ids"] == row["input_ids"][: len(prompt) + sum(row["completion_mask"])]  # fmt: skip
+        assert (
+            encode_completion(said("Hi\n"), answer, tokenizers[name], max_length=LONG, max_prompt_length=LONG)[
+                "input_ids"
+            ]
+            == row["input_ids"][: len(prompt) + sum(row["completion_mask"])]
+        )
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

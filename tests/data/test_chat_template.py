@@ -160,8 +160,10 @@ def test_builtin_templates_refuse_what_they_have_no_place_for(name, tmp_path):
     tokens += ["<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>"]
     byte_level_file(tmp_path, tokens, bos_token="<s>", eos_token="</s>")
     tokenizer = load_tokenizer(tmp_path, template=name)
-    for more in ({"tool_calls": parse_messages([{"role": "assistant", "tool_calls": CALLS}])[0]["tool_calls"]},
-                 {"reasoning_content": "Hm."}):  # fmt: skip
+    for more in (
+        {"tool_calls": parse_messages([{"role": "assistant", "tool_calls": CALLS}])[0]["tool_calls"]},
+        {"reasoning_content": "Hm."},
+    ):
         with pytest.raises(ValueError, match=f"drops or rewrites the {next(iter(more))}"):
             encode_chat([*said("a"), {"role": "assistant", "content": "b", **more}], tokenizer, max_length=LONG)
     called = parse_messages([{"role": "assistant", "content": None, "tool_calls": CALLS}])
@@ -236,8 +238,9 @@ def test_completions_go_on_where_their_prompt_ends(tmp_path):
     prompt = encode_prompt(talk, tokenizer, max_length=LONG)
     assert [row["input_ids"][: len(prompt)] for row in rows] == [prompt, prompt]
     assert [tokenizer.decode(row["input_ids"][len(prompt) :], specials=True) for row in rows] == [
-        "four<|im_end|>", "\n4<|im_end|>",
-    ]  # fmt: skip
+        "four<|im_end|>",
+        "\n4<|im_end|>",
+    ]
 
 
 def test_every_id_that_ends_an_answer_is_known_and_exported_with_the_rest(tmp_path):

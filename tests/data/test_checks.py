@@ -35,9 +35,14 @@ AGREEMENT = {
     "level": "nominal",
     "unacceptable": ["neither"],
     "max_unacceptable": 0.2,
-    "threshold": 0.4, "tie_labels": ["tie"], "resamples": 200, "max_pairs": 10, "min_shared": 10, "seed": 0,
+    "threshold": 0.4,
+    "tie_labels": ["tie"],
+    "resamples": 200,
+    "max_pairs": 10,
+    "min_shared": 10,
+    "seed": 0,
     "on_bad_row": "error",
-}  # fmt: skip
+}
 COPIES = {"threshold": 0.6, "span_words": 13, "min_words": 4, "on_bad_row": "error"}
 QUALITY = {
     "num": 5,
@@ -113,8 +118,11 @@ def test_llmfao_crowd_agrees_as_published_and_fails_the_gate(tmp_path):
 def test_the_most_disputed_items_are_shown_with_every_vote(level, first, second, tmp_path):
     """Two people on a scale of 0, 1, 2, 4: far is 0 and 4, near 1 and 2, and on other items they agree."""
     said = {"near": (1, 2), "far": (0, 4), "alike": (2, 2), "alike too": (4, 4), "same": (0, 0)}
-    rows = [{"item": item, "annotator": f"p{i}", "label": label, "prompt": f"What is <b>{item}</b>?"}
-            for item, labels in said.items() for i, label in enumerate(labels)]  # fmt: skip
+    rows = [
+        {"item": item, "annotator": f"p{i}", "label": label, "prompt": f"What is <b>{item}</b>?"}
+        for item, labels in said.items()
+        for i, label in enumerate(labels)
+    ]
     result = check_agreement([write(tmp_path / "v.jsonl", rows)], tmp_path, **AGREEMENT | {"level": level})
     shown = {one["item"]: one for one in result["most_disputed"]}
     assert set(shown) == {"near", "far"} and (level == "nominal" or next(iter(shown)) == "far")
@@ -142,9 +150,13 @@ def test_who_votes_at_random_and_who_breaks_ties_is_named(tmp_path):
     result = check_agreement([votes_of(tmp_path / "v.jsonl", planted())], tmp_path, **AGREEMENT)
     verdicts = {name: facts["verdict"] for name, facts in result["per_annotator"].items()}
     assert verdicts == {
-        "ann": "ok", "bea": "ok", "cal": "ok", "dice": "votes at chance", "coin": "breaks ties at random",
+        "ann": "ok",
+        "bea": "ok",
+        "cal": "ok",
+        "dice": "votes at chance",
+        "coin": "breaks ties at random",
         "lefty": "breaks ties to one side",
-    }  # fmt: skip
+    }
     assert (tmp_path / "agreement.png").stat().st_size > 0 and "dice" in (tmp_path / "report.html").read_text()
 
 
@@ -341,7 +353,7 @@ def test_shingles_ignore_case_and_marks_and_measure_change():
         ("one two three four five six seven", "one two three four five six nine", False),
         ("word " * 10 + "tea", "word " * 10 + "sea", False),
     ],
-)  # fmt: skip
+)
 def test_a_short_text_is_no_copy_of_another_that_differs_in_what_it_is_about(a, b, near):
     index = NearIndex(0.5)
     first, second = sketches(map(normal, (a, b)))
@@ -364,8 +376,9 @@ def test_repeats_go_across_files_and_their_pairs_are_written(tmp_path):
     assert kept == [[row["messages"] for row in first[:2]], [row["messages"] for row in second[1:]]]
     pairs = [json.loads(line) for line in (out / "pairs.jsonl").read_text().splitlines()]
     assert [(p["kind"], p["row"], p["repeats"]) for p in pairs] == [
-        ("exact", f"{files[0]}:3", f"{files[0]}:1"), ("near", f"{files[1]}:1", f"{files[0]}:1"),
-    ]  # fmt: skip
+        ("exact", f"{files[0]}:3", f"{files[0]}:1"),
+        ("near", f"{files[1]}:1", f"{files[0]}:1"),
+    ]
     assert "warm oven" in pairs[1]["text"] and "hot oven" in pairs[1]["of"]
     by_prompt = check_dedupe(files, out, by="prompt", threshold=0.8, on_bad_row="error")
     assert (by_prompt["kept"], by_prompt["exact"]) == (4, 2)
@@ -384,8 +397,9 @@ def test_every_training_row_that_matches_a_benchmark_goes_and_fastchats_question
         {"question_id": 82, "category": "writing", "turns": [f"Continue: {span}."]},
     ]
     train = [chat("compose a TRAVEL blog post about hawaii")] * 25 + [
-        chat("Complete a pangram.", f"Listen: {span}!"), {"prompt": "Who?", "chosen": "Me.", "rejected": "You."},
-    ]  # fmt: skip
+        chat("Complete a pangram.", f"Listen: {span}!"),
+        {"prompt": "Who?", "chosen": "Me.", "rejected": "You."},
+    ]
     files = [write(tmp_path / "train.jsonl", train)], [write(tmp_path / "mt_bench.jsonl", benchmark)]
     settings = {name: value for name, value in COPIES.items()}
     result = check_decontaminate(*files, tmp_path / "out", **settings)
@@ -484,9 +498,16 @@ def test_the_lectures_vendors_are_told_apart(tmp_path, words_as_tokens):
     sizes = {"scale": (22, 116), "sagemaker": (54, 300), "surge": (104, 500), "instructgpt": (408, 2000)}
     files = [vendor(tmp_path / f"{name}.jsonl", mean, cap, i) for i, (name, (mean, cap)) in enumerate(sizes.items())]
     result = check_pilot(
-        files, tmp_path, tokenizer="words", target=files[-1], target_mean=408, min_tokens=50, max_short=0.6, seed=0,
+        files,
+        tmp_path,
+        tokenizer="words",
+        target=files[-1],
+        target_mean=408,
+        min_tokens=50,
+        max_short=0.6,
+        seed=0,
         on_bad_row="error",
-    )  # fmt: skip
+    )
     vendors = result["vendors"]
     assert [vendors[name]["verdict"] for name in sizes] == ["reject", "reject", "accept", "accept"]
     assert "below 50" in vendors["scale"]["reason"] and "under 50" in vendors["sagemaker"]["reason"]
@@ -503,9 +524,16 @@ def test_the_lectures_vendors_are_told_apart(tmp_path, words_as_tokens):
 def test_a_vendors_page_shows_instructgpts_prompts_beside_it_and_its_shortest_ones(tmp_path, words_as_tokens):
     rows = [{"prompt": text, "completion": "It is so."} for text in ("Go <on>", "Go <on>", "one two three " * 40)]
     check_pilot(
-        [write(tmp_path / "acme.jsonl", rows)], tmp_path, tokenizer="words", target=None, target_mean=408,
-        min_tokens=50, max_short=0.6, seed=0, on_bad_row="error",
-    )  # fmt: skip
+        [write(tmp_path / "acme.jsonl", rows)],
+        tmp_path,
+        tokenizer="words",
+        target=None,
+        target_mean=408,
+        min_tokens=50,
+        max_short=0.6,
+        seed=0,
+        on_bad_row="error",
+    )
     page = (tmp_path / "report.html").read_text()
     for line in ("InstructGPT SFT", "Go &lt;on&gt;", "The shortest prompts"):
         assert page.count(line) == 1
@@ -526,9 +554,16 @@ def test_figures_of_a_vendor_are_those_of_its_lengths():
 def test_each_user_message_is_a_prompt_and_turns_are_counted(tmp_path, words_as_tokens):
     talk = {"messages": [*chat("one two")["messages"], *chat("three four five six")["messages"]]}
     result = check_pilot(
-        [write(tmp_path / "v.jsonl", [talk])], tmp_path, tokenizer="words", target=None, target_mean=408, min_tokens=50,
-        max_short=0.6, seed=0, on_bad_row="error",
-    )  # fmt: skip
+        [write(tmp_path / "v.jsonl", [talk])],
+        tmp_path,
+        tokenizer="words",
+        target=None,
+        target_mean=408,
+        min_tokens=50,
+        max_short=0.6,
+        seed=0,
+        on_bad_row="error",
+    )
     found = result["vendors"]["v"]
     assert found["n"] == 2 and found["mean"] == 3.0 and found["turns_mean"] == 2.0 and found["completions"]["n"] == 2
 
@@ -617,9 +652,17 @@ def test_a_client_tells_kinds_and_what_it_garbles_counts_nowhere(tmp_path):
     client = ScriptedClient(lambda r: "Closed QA." if "river" in r.messages[0]["content"] else "dunno")
     file = write(tmp_path / "d.jsonl", [chat("Which river?"), chat("Which sea?")])
     result = check_task_mix(
-        [file], tmp_path, labelled=[], target={"closed_qa": 1, "chat": 1}, sample_to_mix=False, num=None,
-        min_precision=0.8, client=client, seed=0, on_bad_row="error",
-    )  # fmt: skip
+        [file],
+        tmp_path,
+        labelled=[],
+        target={"closed_qa": 1, "chat": 1},
+        sample_to_mix=False,
+        num=None,
+        min_precision=0.8,
+        client=client,
+        seed=0,
+        on_bad_row="error",
+    )
     assert result["shares"]["closed_qa"]["value"] == 1.0 and result["unreadable"] == 1
     assert read_kind("It is open-QA or chat", ["chat", "open_qa"]) == "open_qa"
 
@@ -690,8 +733,12 @@ def test_pairs_and_trees_are_selected_by_their_better_answer_and_the_trainers_re
         "chosen": f"\n\nHuman: Name a large river.\n\nAssistant: {good}",
         "rejected": "\n\nHuman: Name a large river.\n\nAssistant: No.",
     }
-    node = {"message_id": "r", "role": "prompter", "text": "What is a fjord, and where?", "replies": [
-        {"message_id": "a", "role": "assistant", "text": good, "rank": 0, "replies": []}]}  # fmt: skip
+    node = {
+        "message_id": "r",
+        "role": "prompter",
+        "text": "What is a fjord, and where?",
+        "replies": [{"message_id": "a", "role": "assistant", "text": good, "rank": 0, "replies": []}],
+    }
     rows = [sides, raw, {"message_tree_id": "t", "prompt": node}]
     result = check_quality([write(tmp_path / "d.jsonl", rows)], tmp_path, **QUALITY)
     assert result["selected"] == 3
@@ -796,10 +843,17 @@ def test_sides_that_say_the_same_are_a_fault_and_pairs_are_described(tmp_path):
 def test_a_kind_that_no_labelled_prompt_has_is_refused(tmp_path):
     with pytest.raises(ValueError, match="check.target wants poems, which none of the labelled prompts is"):
         check_task_mix(
-            [write(tmp_path / "d.jsonl", [chat("Which river?")])], tmp_path,
-            labelled=[str(ROOT / "data/embedded/task_kinds.jsonl")], target={"open_qa": 1, "poems": 1},
-            sample_to_mix=False, num=None, min_precision=0.8, client=None, seed=0, on_bad_row="error",
-        )  # fmt: skip
+            [write(tmp_path / "d.jsonl", [chat("Which river?")])],
+            tmp_path,
+            labelled=[str(ROOT / "data/embedded/task_kinds.jsonl")],
+            target={"open_qa": 1, "poems": 1},
+            sample_to_mix=False,
+            num=None,
+            min_precision=0.8,
+            client=None,
+            seed=0,
+            on_bad_row="error",
+        )
 
 
 # ---- rows

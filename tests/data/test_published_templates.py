@@ -29,9 +29,16 @@ TOKEN = re.compile(
 )
 ORDINARY = {"<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"}
 STOPS = {  # that models' files name; other stop tokens are found in the template
-    "<|return|>", "<|call|>", "<seed:eos>", "<|end_of_msg|>", "<|END_OF_TURN_TOKEN|>", "[e~[", "<sep>", "<SPECIAL_12>",
+    "<|return|>",
+    "<|call|>",
+    "<seed:eos>",
+    "<|end_of_msg|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "[e~[",
+    "<sep>",
+    "<SPECIAL_12>",
     "<end_of_sentence>",
-}  # fmt: skip
+}
 CARELESS = {"<｜User｜>", "<｜Assistant｜>"}  # markers that the makers' file does not call special
 
 TOOLS = [
@@ -82,7 +89,7 @@ CONVERSATIONS = {
     "unlearned": [user("2+2?"), assistant("Five.", train=False), user("Sure?"), assistant("Sorry, four.")],
     "developer": [{"role": "developer", "content": "Answer briefly."}, user("Hi"), assistant("Hello")],
     "parts": [user(parts("Describe ", "a cat. ")), assistant(parts("Furry."))],
-}  # fmt: skip
+}
 # Where a template cannot write the one, it may write the other.
 OTHERWISE = {
     "developer": [system("Answer briefly."), user("Hi"), assistant("Hello")],
@@ -137,7 +144,7 @@ REFUSED = {
     "axolotl/mistral_v7_tekken": LOSES_THINKING | NO_TOOLS,
     "axolotl/phi_4": LOSES_THINKING | NO_TOOLS,
     "axolotl/qwen_25": LOSES_THINKING,
-}  # fmt: skip
+}
 # Per template, the conversations that become one row per turn, as it writes a turn differently after later turns.
 ROWS = {
     "trl/glm4moe_training": {"thought before"},

@@ -180,9 +180,14 @@ def test_anthropics_raw_text_is_read():
 
 def test_ultrafeedback_and_ultrachat_rows_are_read_for_what_is_asked_of_them():
     feedback = {
-        "prompt": "a", "prompt_id": "1", "chosen": said("a", "b"), "rejected": said("a", "c"),
-        "messages": said("a", "b"), "score_chosen": 8.0, "score_rejected": 3.0,
-    }  # fmt: skip
+        "prompt": "a",
+        "prompt_id": "1",
+        "chosen": said("a", "b"),
+        "rejected": said("a", "c"),
+        "messages": said("a", "b"),
+        "score_chosen": 8.0,
+        "score_rejected": 3.0,
+    }
     record = preference(**feedback)
     assert record == Comparison(
         PROMPT, "b", "c", columns={"prompt_id": "1", "score_chosen": 8.0, "score_rejected": 3.0}

@@ -139,9 +139,17 @@ def test_answers_to_one_prompt_turns_of_one_dialogue_and_branches_of_a_tree_fall
     answers = [{"prompt": f"q{i}", "chosen": f"a{k}", "rejected": "b"} for i in range(95) for k in range(4)]
     dialogue = [{"messages": said(*["hello", "yes"] * k, "x", "y")} for k in range(1, 4)]
     growing = [
-        {"context": [{"role": "agent", "text": "Hi"}, *({"role": "user", "text": f"d{i} t{t}"} for t in range(k + 1))],
-         "generation": {"role": "agent", "text": "ok"}, "reward": 1} for i in range(95) for k in range(3)
-    ]  # fmt: skip
+        {
+            "context": [
+                {"role": "agent", "text": "Hi"},
+                *({"role": "user", "text": f"d{i} t{t}"} for t in range(k + 1)),
+            ],
+            "generation": {"role": "agent", "text": "ok"},
+            "reward": 1,
+        }
+        for i in range(95)
+        for k in range(3)
+    ]
     for rows, parse in ((answers, formats.preferences), (growing, formats.preferences), (dialogue, formats.examples)):
         path = write_rows(tmp_path / "rows.jsonl", *rows)
         train, held_out = parts_of(path, parse)
@@ -152,9 +160,13 @@ def test_answers_to_one_prompt_turns_of_one_dialogue_and_branches_of_a_tree_fall
 
 @pytest.mark.parametrize(
     "name, parse",
-    [("reward_movie_train", formats.preferences), ("reward_coffee_train", formats.preferences),
-     ("sft_coffee_train", formats.examples), ("pref_oasst_train", formats.preferences)],
-)  # fmt: skip
+    [
+        ("reward_movie_train", formats.preferences),
+        ("reward_coffee_train", formats.preferences),
+        ("sft_coffee_train", formats.examples),
+        ("pref_oasst_train", formats.preferences),
+    ],
+)
 def test_no_held_out_row_of_the_embedded_sets_begins_like_a_training_row(name, parse):
     train, held_out = parts_of(EMBEDDED / f"{name}.jsonl.gz", parse)
     known = {opening(r) for r in train}

@@ -16,10 +16,16 @@ LONG = 1 << 20
 NAMED = ["[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]"]  # of versions 11 and 13
 VERSIONS = ("v3", "v7", "v11", "v13")
 TOOLS = [
-    {"type": "function", "function": {"name": "get_weather", "description": "Tells the weather.",
-     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}},
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Tells the weather.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    },
     {"type": "function", "function": {"name": "get_time", "description": "", "parameters": {"type": "object"}}},
-]  # fmt: skip
+]
 CALL = {"id": "abcdef123", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Tromsø"}'}}
 OTHER = {"id": "xyzabc456", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
 RESULT = {"role": "tool", "name": "get_weather", "tool_call_id": "abcdef123", "content": '{"t": 4}'}
@@ -33,14 +39,21 @@ TALKS = {
     "system": [SYSTEM, *said("a", "b", "c", "d")],
     "call": [ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}],
     "calls": [SYSTEM, *said("a", "b"), ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL, OTHER]}],
-    "result": [ASKED, {"role": "assistant", "content": "", "tool_calls": [CALL]}, RESULT,
-               *said("4 degrees.", first="assistant")],
+    "result": [
+        ASKED,
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        RESULT,
+        *said("4 degrees.", first="assistant"),
+    ],
     "text and call": [ASKED, {"role": "assistant", "content": "Let me see.", "tool_calls": [CALL]}],
     "thinking": [*said("2+2?"), {"role": "assistant", "content": "4", "reasoning_content": "Two and two. "}],
-}  # fmt: skip
+}
 REFUSED = {
-    "v3": {"result", "text and call", "thinking"}, "v7": {"thinking"}, "v11": {"thinking"}, "v13": set(),
-}  # fmt: skip
+    "v3": {"result", "text and call", "thinking"},
+    "v7": {"thinking"},
+    "v11": {"thinking"},
+    "v13": set(),
+}
 MOVED = {"v3": {"system", "calls"}, "v7": {"calls"}, "v11": {"calls"}, "v13": set()}  # what goes to the last user turn
 
 
@@ -165,14 +178,16 @@ def test_what_an_export_holds_gives_the_same_ids(published, tmp_path):
     "change, problem",
     [
         ({"config": {}}, "KeyError: 'version'"),
-        ({"config": {"version": "v15", "default_vocab_size": 1, "default_num_special_tokens": 1}},
-         "of version 'v15'; known versions: v3"),
+        (
+            {"config": {"version": "v15", "default_vocab_size": 1, "default_num_special_tokens": 1}},
+            "of version 'v15'; known versions: v3",
+        ),
         ({"vocab": [{"rank": 0, "token_bytes": "YQ" * 600, "token_str": ""}]}, "the ranks 0 to 2999, each once"),
         ({"vocab": []}, "the ranks 0 to 2999, each once"),
         ({"special_tokens": None}, "must name its special_tokens"),
         ({"special_tokens": [{"rank": 1, "token_str": "<s>"}]}, "special tokens do not have the ranks"),
     ],
-)  # fmt: skip
+)
 def test_a_damaged_file_is_refused_by_name(change, problem, published, tmp_path):
     file = write(tmp_path, published, "v11") / "tekken.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))

@@ -165,8 +165,11 @@ def test_sentencepiece_files_that_differ_in_where_a_space_goes_first_give_their_
     spelled = json.loads((tmp_path / "tokenizer.json").read_text())
     spelled["normalizer"] = None
     spelled["pre_tokenizer"] = {
-        "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False,
-    }  # fmt: skip
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": scheme,
+        "split": False,
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(spelled))
     ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
     for talk in conversations()[:20]:
@@ -247,8 +250,11 @@ def test_training_is_repeatable_and_keeps_every_byte(tmp_path):
     assert one.fingerprint == two.fingerprint and one.vocab_size == 300
     assert one.decode(one.encode("Ünïcode 🙂")) == "Ünïcode 🙂"
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
-        "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-    ]  # fmt: skip
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ]
 
 
 @pytest.mark.parametrize("size", [10, 100_000])

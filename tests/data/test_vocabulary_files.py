@@ -24,10 +24,17 @@ def train(**options) -> bytes:
     model = io.BytesIO()
     texts = (message["content"] for talk in conversations(most=60) for message in talk)
     settings = {
-        "model_type": "bpe", "vocab_size": 700, "byte_fallback": True, "normalization_rule_name": "identity",
-        "remove_extra_whitespaces": False, "user_defined_symbols": ["▁▁", "▁▁▁▁", "\n\n"], "num_threads": 1,
-        "control_symbols": ["<start_of_turn>", "<end_of_turn>"], "minloglevel": 2, "max_sentence_length": 1 << 16,
-    } | options  # fmt: skip
+        "model_type": "bpe",
+        "vocab_size": 700,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "user_defined_symbols": ["▁▁", "▁▁▁▁", "\n\n"],
+        "num_threads": 1,
+        "control_symbols": ["<start_of_turn>", "<end_of_turn>"],
+        "minloglevel": 2,
+        "max_sentence_length": 1 << 16,
+    } | options
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=texts, model_writer=model, **settings)
     return model.getvalue()
 

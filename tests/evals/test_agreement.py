@@ -215,16 +215,22 @@ def test_no_figure_depends_on_how_the_models_are_called():
         result = majority_agreement(people, judge)
         pairs = by_group(judge_pairs(people, judge), symmetric=False, **SETTINGS)
         return [result[n] for n in ("kappa", "kappa_no_ties", "spearman", "pearson")] + [
-            pairs["kappa"], alpha(people, "nominal"), alpha(people, "ordinal"), result["as_written"]["kappa"]
-        ]  # fmt: skip
+            pairs["kappa"],
+            alpha(people, "nominal"),
+            alpha(people, "ordinal"),
+            result["as_written"]["kappa"],
+        ]
 
     one, other = figures({"m1": "x", "m2": "y", "m3": "z"}), figures({"m1": "z", "m2": "x", "m3": "y"})
     assert one[:-1] == pytest.approx(other[:-1]) and one[-1] != pytest.approx(other[-1])
 
 
 def test_errors_of_other_judges_are_not_counted(tmp_path, run_script):
-    rows = [{"question": str(q), "model_a": "x", "model_b": "y", "verdict": v, "judge": j, "human": j == "p"}
-            for q in range(12) for j, v in (("p", "ab"[q % 2]), ("one", "ab"[q % 2]), ("two", "error"))]  # fmt: skip
+    rows = [
+        {"question": str(q), "model_a": "x", "model_b": "y", "verdict": v, "judge": j, "human": j == "p"}
+        for q in range(12)
+        for j, v in (("p", "ab"[q % 2]), ("one", "ab"[q % 2]), ("two", "error"))
+    ]
     file = tmp_path / "v.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [f"task.input=[{file}]", "task.format=verdicts", "task.judge=one", "task.rounds=10", "task.questions=null"]

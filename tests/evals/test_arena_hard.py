@@ -23,8 +23,16 @@ def judgments(seed=0, n=60):
         category, baseline = (("coding", "base-1"), ("creative_writing", "base-2"))[i % 2]
         games = [{"score": str(rng.choice([*POINTS, "none"]))} for _ in range(2)]
         games = [None if game["score"] == "none" else game for game in games]
-        rows.append({"uid": f"u{i}", "category": category, "judge": "gpt-4.1", "model": "m", "baseline": baseline,
-                     "games": games})  # fmt: skip
+        rows.append(
+            {
+                "uid": f"u{i}",
+                "category": category,
+                "judge": "gpt-4.1",
+                "model": "m",
+                "baseline": baseline,
+                "games": games,
+            }
+        )
     return rows
 
 
@@ -70,8 +78,11 @@ def test_a_strong_verdict_is_three_battles_for_the_style_too():
     rng = np.random.default_rng(2)
     games = pd.DataFrame({"question": [f"u{i}" for i in range(40)], "model": "m", "baseline": "base"})
     games = games.assign(won=rng.choice([0.0, 0.5, 1.0], 40), weight=rng.choice([1.0, 3.0], 40))
-    style = {(model, f"u{i}"): dict(zip(FEATURES, map(int, rng.integers(1, 99, 4)), strict=True))
-             for model in ("m", "base") for i in range(40)}  # fmt: skip
+    style = {
+        (model, f"u{i}"): dict(zip(FEATURES, map(int, rng.integers(1, 99, 4)), strict=True))
+        for model in ("m", "base")
+        for i in range(40)
+    }
     repeated = games.loc[games.index.repeat(games["weight"].astype(int))].assign(weight=1.0)
     once, thrice = (style_gaps(rows, style) for rows in (games, repeated))
     assert thrice == pytest.approx(np.repeat(once, games["weight"].astype(int), axis=0))
@@ -94,8 +105,16 @@ def test_the_official_questions_are_read_and_categories_have_their_prompts_and_b
     assert len(questions) == 750
     picked = [q for q in questions if q["question_id"] in {str(row["uid"]) for row in kinds.values()}]
     answers = {m: {q["question_id"]: ["x"] for q in picked} for m in ("m", "o3", "gemini")}
-    task = OmegaConf.create({"mode": "pairwise", "models": ["m", "o3", "gemini"], "turns": 1, "both_orders": True,
-                             "seed": 0, "baseline": {"default": "o3", "creative_writing": "gemini"}})  # fmt: skip
+    task = OmegaConf.create(
+        {
+            "mode": "pairwise",
+            "models": ["m", "o3", "gemini"],
+            "turns": 1,
+            "both_orders": True,
+            "seed": 0,
+            "baseline": {"default": "o3", "creative_writing": "gemini"},
+        }
+    )
     items, templates = make_items(picked, answers, {}, task), load_templates("arena_hard", "pairwise")
     for item in items:
         creative = item.question["category"] == "creative_writing"

@@ -16,8 +16,11 @@ def judged(tmp_path, run_script):
     files["s"] = write_lines(tmp_path / "s.jsonl", [{"contains": "", "answers": ["[[A]]", "[[B]]"]}])
 
     def judged(models, name, *words):
-        answers = [{"question_id": q["question_id"], "model_id": m, "choices": [{"turns": [f"{m} {q['question_id']}"]}]}
-                   for m in models for q in QUESTIONS]  # fmt: skip
+        answers = [
+            {"question_id": q["question_id"], "model_id": m, "choices": [{"turns": [f"{m} {q['question_id']}"]}]}
+            for m in models
+            for q in QUESTIONS
+        ]
         files["a"] = write_lines(tmp_path / f"{name}.jsonl", answers)
         common = ["task=judge", "client=scripted", "task.turns=1", f"client.cache={tmp_path}/cache"]
         common += [f"client.script={files['s']}", f"task.questions={files['q']}", f"task.answers=[{files['a']}]"]

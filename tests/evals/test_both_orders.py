@@ -8,8 +8,15 @@ from tests.published_votes import SCRIPT, published, write_lines
 def row(number, label, first, second, source="mmlu-pro-law"):
     """A pair of JudgeBench; the second decision speaks about the answers as they were shown, in the other order."""
     said = [None if decision is None else {"decision": decision} for decision in (first, second)]
-    return {"pair_id": f"p{number}", "source": source, "label": label, "judge_name": "j", "judgments": said,
-            "response_A": "one", "response_B": "other"}  # fmt: skip
+    return {
+        "pair_id": f"p{number}",
+        "source": source,
+        "label": label,
+        "judge_name": "j",
+        "judgments": said,
+        "response_A": "one",
+        "response_B": "other",
+    }
 
 
 ROWS = [

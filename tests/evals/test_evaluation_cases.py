@@ -25,9 +25,15 @@ def judge(tmp_path, run_script, capsys):
         files = {"q": questions, "a": answers or answers_of("old") + answers_of("new")}
         paths = {name: write_lines(tmp_path / f"{name}.jsonl", rows) for name, rows in files.items()}
         asked = [
-            "task=judge", "client=scripted", f"client.script={script}", f"task.questions={paths['q']}",
-            f"task.answers=[{paths['a']}]", f"hydra.run.dir={tmp_path}/out", "overwrite=true", *words,
-        ]  # fmt: skip
+            "task=judge",
+            "client=scripted",
+            f"client.script={script}",
+            f"task.questions={paths['q']}",
+            f"task.answers=[{paths['a']}]",
+            f"hydra.run.dir={tmp_path}/out",
+            "overwrite=true",
+            *words,
+        ]
         code = run_script(SCRIPT, *asked)
         return code, json.loads((tmp_path / "out/result.json").read_text()) if code == 0 else capsys.readouterr().err
 
@@ -36,9 +42,12 @@ def judge(tmp_path, run_script, capsys):
 
 @pytest.mark.parametrize(
     "said, grade",
-    [("If it were vague I would give [[3]], but it is complete and right. Rating: [[9]]", 9),
-     ("It cites a source [1] and is right. **Rating: 9/10**", 9), ("It cites a source [1] and is right.", None)],
-)  # fmt: skip
+    [
+        ("If it were vague I would give [[3]], but it is complete and right. Rating: [[9]]", 9),
+        ("It cites a source [1] and is right. **Rating: 9/10**", 9),
+        ("It cites a source [1] and is right.", None),
+    ],
+)
 def test_the_last_grade_counts_and_a_citation_is_none(judge, said, grade):
     code, result = judge(said, "task.mode=single")
     assert code == 0 and result["models"]["new"]["value"] == grade
@@ -143,7 +152,7 @@ def alpaca(model, preferences):
         {"instruction": f"i{i}", "generator_1": "b", "generator_2": model, "preference": p}
         | {"output_1": "x" * i, "output_2": "y"}
         for i, p in enumerate(preferences)
-    ]  # fmt: skip
+    ]
 
 
 def test_one_model_without_verdicts_does_not_hide_the_others(tmp_path, run_script, capsys):
@@ -171,16 +180,20 @@ def test_labels_of_lmsys_and_pandalm_are_read(tmp_path):
     rows = [{"model_a": "x", "model_b": "y", "winner": w} for w in ("both_bad", "tie (bothbad)", "tie")]
     votes = read_votes([write_lines(tmp_path / "b.jsonl", rows)], "arena")
     assert votes["verdict"].tolist() == ["tie"] * 3 and votes["both_bad"].tolist() == [True, True, False]
-    rows = [{"model_a": "x", "model_b": "y", "winner_model_a": a, "winner_model_b": b, "winner_tie": t}
-            for a, b, t in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0))]  # fmt: skip
+    rows = [
+        {"model_a": "x", "model_b": "y", "winner_model_a": a, "winner_model_b": b, "winner_tie": t}
+        for a, b, t in ((1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0))
+    ]
     assert read_votes([write_lines(tmp_path / "b.jsonl", rows)], "arena")["verdict"].tolist() == [
         "a",
         "b",
         "tie",
         "error",
     ]
-    rows = [{"idx": i, "cmp_key": "x_y", "gpt": word, "response1": "a", "response2": "b"}
-            for i, word in enumerate(("Tie", "1", "2", "0", "what"))]  # fmt: skip
+    rows = [
+        {"idx": i, "cmp_key": "x_y", "gpt": word, "response1": "a", "response2": "b"}
+        for i, word in enumerate(("Tie", "1", "2", "0", "what"))
+    ]
     votes = read_votes([write_lines(tmp_path / "p.jsonl", rows)], "pandalm")
     assert votes["verdict"].tolist() == ["tie", "a", "b", "tie", "error"]
 

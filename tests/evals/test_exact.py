@@ -185,8 +185,11 @@ def test_samples_of_one_question_give_pass_at_k_and_the_majority(tmp_path, run_s
         {"question_id": str(i), "model_id": "m", "choices": [{"index": j, "turns": [t]} for j, t in enumerate(texts)]}
         for i, texts in enumerate(said)
     ]
-    words = (f"task.questions={write_lines(tmp_path / 'q.jsonl', asked)}",
-             f"task.input=[{write_lines(tmp_path / 'a.jsonl', rows)}]", f"hydra.run.dir={tmp_path}/out")  # fmt: skip
+    words = (
+        f"task.questions={write_lines(tmp_path / 'q.jsonl', asked)}",
+        f"task.input=[{write_lines(tmp_path / 'a.jsonl', rows)}]",
+        f"hydra.run.dir={tmp_path}/out",
+    )
     assert run_script(SCRIPT, "task=exact", *words) == 0
     result = json.loads((tmp_path / "out/result.json").read_text())["models"]["m"]
     assert result["value"] == pytest.approx((2 + 1 + 3) / 12) and result["samples"] == [4]

@@ -119,9 +119,15 @@ def files(tmp_path, script):
 def judge_words(tmp_path, script, *words):
     names = files(tmp_path, script)
     return [
-        "task=judge", "client=scripted", f"client.script={names['script']}", f"task.answers=[{names['answers']}]",
-        f"task.questions={names['questions']}", "task.models=[x,y]", f"hydra.run.dir={tmp_path}/out", *words,
-    ]  # fmt: skip
+        "task=judge",
+        "client=scripted",
+        f"client.script={names['script']}",
+        f"task.answers=[{names['answers']}]",
+        f"task.questions={names['questions']}",
+        "task.models=[x,y]",
+        f"hydra.run.dir={tmp_path}/out",
+        *words,
+    ]
 
 
 def test_the_script_judges_pairs_and_counts_what_it_cannot_read(tmp_path, run_script):
@@ -138,8 +144,11 @@ def test_the_script_judges_pairs_and_counts_what_it_cannot_read(tmp_path, run_sc
 def test_three_models_are_compared_in_pairs_and_the_order_is_measured_by_category(tmp_path, run_script, capsys):
     rng, models = np.random.default_rng(0), ("base", "good", "bad")
     questions = [{"question_id": str(i), "category": "ab"[i % 2], "turns": [f"Q{i}?"]} for i in range(40)]
-    answers = [{"question_id": str(i), "model_id": m, "choices": [{"turns": [f"{m} {rng.integers(99)} Q{i}"]}]}
-               for i in range(40) for m in models]  # fmt: skip
+    answers = [
+        {"question_id": str(i), "model_id": m, "choices": [{"turns": [f"{m} {rng.integers(99)} Q{i}"]}]}
+        for i in range(40)
+        for m in models
+    ]
     names = {name: write_lines(tmp_path / f"{name}.jsonl", rows) for name, rows in
              (("questions", questions), ("answers", answers), ("script", [
                  {"contains": "A's Answer]\ngood", "answers": ["[[A]]"]}, {"contains": "B's Answer]\ngood", "answers":

@@ -20,7 +20,7 @@ PAIRS = [
     ("Assistant A explains the steps. Assistant B is vague.\n\nMy final verdict is: [[A]]", "a"),
     ('You asked for "[[A]]" if assistant A is better. B is more accurate.\n\n[[B]]', "b"),
     ("Both answers are correct.\n\n[[C]]", "tie"),
-    ("Following the format \"[[A]]\" if A is better, \"[[B]]\" if B is better, I conclude: [[B]].", "b"),
+    ('Following the format "[[A]]" if A is better, "[[B]]" if B is better, I conclude: [[B]].', "b"),
     ("[[A]]", "a"),
     ("[[a]]", "a"),
     ("[[ B ]]", "b"),
@@ -110,7 +110,7 @@ PAIRS = [
     ("Write [[A]] if A is better, [[B]] if B is better and [[C]] for a tie.", "error"),
     ("Both have merits.", "error"),
     ("Assistant A mentions an array [1] and a list [2].", "error"),
-]  # fmt: skip
+]
 
 
 OTHER_WORDINGS = [
@@ -125,7 +125,7 @@ OTHER_WORDINGS = [
     ("A: 8/10, B: 7/10", "a"), ("Judge: [[A]].\n\n```\n[[B]]\n```", "a"),
 ]  # fmt: skip
 CURRENT_STYLES = [  # thinking models, JSON, tables, LaTeX, ranks, hedged and cut judgements
-    ("{\"score_a\": 7, \"score_b\": 9}", "b"),
+    ('{"score_a": 7, "score_b": 9}', "b"),
     ("综上所述，助手B的回答更好。", "b"),
     ("I'd call this one a draw.", "tie"),
     ("The second assistant did a better job.", "b"),
@@ -174,8 +174,8 @@ CURRENT_STYLES = [  # thinking models, JSON, tables, LaTeX, ranks, hedged and cu
     ("→ B", "b"),
     ("✅ Assistant A", "a"),
     ("Assistant A ❌\nAssistant B ✅", "b"),
-    ("{\"winner\": \"A or B\"}", "error"),
-    ("{\"winner\": \"A\"}\n{\"winner\": \"B\"}", "error"),
+    ('{"winner": "A or B"}', "error"),
+    ('{"winner": "A"}\n{"winner": "B"}', "error"),
     ("winner: 'B'", "b"),
     ("Sorry. [[A]] cannot be evaluated.", "error"),
     ("[[C", "error"),
@@ -211,7 +211,7 @@ CURRENT_STYLES = [  # thinking models, JSON, tables, LaTeX, ranks, hedged and cu
     ("[[A]][[A]][[A]]", "a"),
     ("If we value brevity, A is better; if we value depth, B is better.", "error"),
     ("It is not a tie: [[B]]", "b"),
-]  # fmt: skip
+]
 PAGE = Path(__file__).parents[2] / "docs" / "verdicts.md"
 
 
@@ -307,8 +307,12 @@ def test_the_published_parsers_are_theirs():
     assert [fastchat_scores(t).verdict for t in ("[[8,8.05]]", "[[7, 9]]", "8 9")] == ["tie", "b", "error"]
     said = ("[[A>>B]] then [[b>a]]", "[A=B]", "[[A<<B]]", "[[AB]]", "none")
     assert [tuple(arena_hard(t))[:2] for t in said] == [
-        ("b", 1.0), ("tie", 1.0), ("b", 3.0), ("error", 1.0), ("error", 1.0)
-    ]  # fmt: skip
+        ("b", 1.0),
+        ("tie", 1.0),
+        ("b", 3.0),
+        ("error", 1.0),
+        ("error", 1.0),
+    ]
     ranking = "[{'model': 'model_1', 'rank': 2}, {'model': 'model_2', 'rank': 1}]"
     assert [alpaca_eval_ranking(t).verdict for t in (ranking, f"So: {ranking}", "[]")] == ["b", "error", "error"]
     assert [alpaca_eval_identifier(t).verdict for t in ("m", "M", "**M**")] == ["a", "b", "error"]
@@ -321,10 +325,15 @@ def test_other_wordings_are_read_by_the_same_rules(text, verdict):
 
 def verdict_page() -> str:
     """docs/verdicts.md: what a judge writes and what is read, from the tables above."""
-    lines = ["# Verdicts: a judge's text and what is read from it", "",
-             "`python -m tests.evals.test_judge_output` writes this page from that test's tables and checks it.",
-             "The answer shown first is A. An error is counted with its reason and is no vote.", "",
-             "| judge's text | verdict | reason of an error |", "| --- | --- | --- |"]  # fmt: skip
+    lines = [
+        "# Verdicts: a judge's text and what is read from it",
+        "",
+        "`python -m tests.evals.test_judge_output` writes this page from that test's tables and checks it.",
+        "The answer shown first is A. An error is counted with its reason and is no vote.",
+        "",
+        "| judge's text | verdict | reason of an error |",
+        "| --- | --- | --- |",
+    ]
     for text, _ in [*PAIRS, *OTHER_WORDINGS, *CURRENT_STYLES]:
         reading = read_pair(text)
         shown = text.replace("|", "\\|").replace("\n", "⏎").replace("`", "'") or " "

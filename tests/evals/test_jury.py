@@ -17,8 +17,16 @@ def verdicts(judge, sharpness, seed, questions=60):
             p = 1 / (1 + np.exp(-sharpness * (QUALITY[a] - QUALITY[b])))
             for shown in "ab":
                 verdict = "a" if rng.random() < p else "b"
-                rows.append({"question": f"q{q}", "model_a": a, "model_b": b, "verdict": verdict, "judge": judge,
-                             "shown": shown})  # fmt: skip
+                rows.append(
+                    {
+                        "question": f"q{q}",
+                        "model_a": a,
+                        "model_b": b,
+                        "verdict": verdict,
+                        "judge": judge,
+                        "shown": shown,
+                    }
+                )
     return rows
 
 

@@ -20,8 +20,10 @@ from tests.tiny_models import shaken, tiny_config
 
 TASK = OmegaConf.create({"mode": "pairwise", "models": None, "baseline": None, "turns": 1, "both_orders": True})
 QUESTIONS = [{"question_id": str(i), "category": "writing", "turns": [f"Say {i}."]} for i in range(5)]
-ANSWERS = {m: {q["question_id"]: [f"{m} says {int(q['question_id']) + n}"] for q in QUESTIONS}
-           for n, m in enumerate(("x", "y"))}  # fmt: skip
+ANSWERS = {
+    m: {q["question_id"]: [f"{m} says {int(q['question_id']) + n}"] for q in QUESTIONS}
+    for n, m in enumerate(("x", "y"))
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,9 @@ def policy(tmp_path_factory):
     home = tmp_path_factory.mktemp("judge") / "policy"
     text = load_templates("alpaca_eval_clf", "pairwise")[1, False].text
     tokenizer = train_sentencepiece([*text.split("\n"), "m", "M"], 400, home.parent / "tokenizer")
-    export_model(shaken(new_policy(tiny_config(vocab_size=tokenizer.vocab_size, max_length=2048), seed=0)), home,
-                 tokenizer)  # fmt: skip
+    export_model(
+        shaken(new_policy(tiny_config(vocab_size=tokenizer.vocab_size, max_length=2048), seed=0)), home, tokenizer
+    )
     return home
 
 
@@ -88,8 +91,15 @@ def test_the_script_asks_both_orders_and_refuses_grades(policy, tmp_path, run_sc
         for q, said in own.items()
     ]
     names = write_lines(tmp_path / "q.jsonl", QUESTIONS), write_lines(tmp_path / "a.jsonl", answers)
-    words = ["task=judge", "judge=logprobs", f"judge.path={policy}", f"task.questions={names[0]}", "task.turns=1",
-             f"task.answers=[{names[1]}]", f"hydra.run.dir={tmp_path}/out"]  # fmt: skip
+    words = [
+        "task=judge",
+        "judge=logprobs",
+        f"judge.path={policy}",
+        f"task.questions={names[0]}",
+        "task.turns=1",
+        f"task.answers=[{names[1]}]",
+        f"hydra.run.dir={tmp_path}/out",
+    ]
     assert run_script(SCRIPT, *words) == 0
     rows = [json.loads(line) for line in (tmp_path / "out/verdicts.jsonl").read_text().splitlines()]
     assert [row["shown"] for row in rows] == ["a", "b"] * 5

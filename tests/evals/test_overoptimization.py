@@ -97,8 +97,11 @@ def test_methods_share_a_plane_with_the_best_of_n(run_script, tmp_path):
     )
     for name, more in (("rloo_0", 1), ("rloo_1", 2), ("dpo", 3)):
         (tmp_path / name).mkdir()
-        rows = [{"step": step, "prompt": p, "completion": "x" * (1 + more * step), "kl": 0.5 * step, "score": None}
-                for step in (0, 2) for p in "ab"]  # fmt: skip
+        rows = [
+            {"step": step, "prompt": p, "completion": "x" * (1 + more * step), "kl": 0.5 * step, "score": None}
+            for step in (0, 2)
+            for p in "ab"
+        ]
         (tmp_path / name / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "best").mkdir()
     np.savez_compressed(tmp_path / "best" / "scores.npz", gold=np.array([[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 2.0, 2.0]]))
@@ -165,8 +168,13 @@ def test_curves_of_seeds_have_a_mean_with_an_interval_over_seeds_and_prompts(run
     scores = {name: rng.normal(size=(12, 4)) for name in ("gold", "rm")}
     np.savez_compressed(tmp_path / "best" / "scores.npz", **scores)
     inputs = ",".join(f"{tmp_path}/{name}" for name in lengths)
-    words = ["task=overoptimization", f"task.input=[{inputs}]", f"task.best_of_n={tmp_path}/best", "task.rounds=20",
-             f"task.reward_fn={tmp_path}/gold.py:gold"]  # fmt: skip
+    words = [
+        "task=overoptimization",
+        f"task.input=[{inputs}]",
+        f"task.best_of_n={tmp_path}/best",
+        "task.rounds=20",
+        f"task.reward_fn={tmp_path}/gold.py:gold",
+    ]
     assert run_script(SCRIPT, *words, "task.seeds=[rm]", f"hydra.run.dir={tmp_path}/out") == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     mean, runs = result["seeds"]["rl"]["rm"], [result["rl"][f"rm_{i}"] for i in range(3)]

@@ -46,8 +46,14 @@ def test_a_confidence_sequence_holds_at_every_stop_and_an_interval_does_not():
 
 def test_the_command_plans_and_follows_running_votes(tmp_path, run_script, capsys):
     rows = [{"question": f"q{i}", "model_a": "x", "model_b": "y", "verdict": "b", "judge": "j"} for i in range(30)]
-    words = ("task=power", "task.win_rate=0.7", "task.per_question=2", "task.seed_spread=0.1",
-             f"task.input=[{write_lines(tmp_path / 'v.jsonl', rows)}]", f"hydra.run.dir={tmp_path}/out")  # fmt: skip
+    words = (
+        "task=power",
+        "task.win_rate=0.7",
+        "task.per_question=2",
+        "task.seed_spread=0.1",
+        f"task.input=[{write_lines(tmp_path / 'v.jsonl', rows)}]",
+        f"hydra.run.dir={tmp_path}/out",
+    )
     assert run_script(SCRIPT, *words) == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert result["questions"] < result["comparisons"] < 60 and result["seeds"] >= 4

@@ -29,8 +29,12 @@ def test_length_control_raises_the_correlation_with_arena_as_published(tmp_path,
 
 def test_results_are_read_names_are_matched_and_few_models_have_no_figure(tmp_path, run_script, capsys):
     models = "abcdef"
-    battles = [{"model_a": a, "model_b": b, "winner": "model_a" if (i + n) % 5 else "model_b", "question_id": f"q{n}"}
-               for i, a in enumerate(models) for b in models[i + 1 :] for n in range(9)]  # fmt: skip
+    battles = [
+        {"model_a": a, "model_b": b, "winner": "model_a" if (i + n) % 5 else "model_b", "question_id": f"q{n}"}
+        for i, a in enumerate(models)
+        for b in models[i + 1 :]
+        for n in range(9)
+    ]
     rows = write_lines(tmp_path / "b.jsonl", battles)
     assert run_script(SCRIPT, "task=ratings", f"task.input=[{rows}]", f"hydra.run.dir={tmp_path}/rated") == 0
     table = tmp_path / "elo.csv"

@@ -50,8 +50,12 @@ def test_the_command_reads_scores_or_asks_a_judge_for_grades(tmp_path, run_scrip
     for asked in rows:
         asked.pop("scores")
     script = [{"contains": "\na 0\n", "answers": ["Rating: [[9]]"]}, {"contains": "", "answers": ["Rating: [[4]]"]}]
-    asked = (f"task.input=[{write_lines(tmp_path / 'v2.jsonl', rows[:2])}]", "client=scripted", "judge=llm",
-             f"client.script={write_lines(tmp_path / 's.jsonl', script)}")  # fmt: skip
+    asked = (
+        f"task.input=[{write_lines(tmp_path / 'v2.jsonl', rows[:2])}]",
+        "client=scripted",
+        "judge=llm",
+        f"client.script={write_lines(tmp_path / 's.jsonl', script)}",
+    )
     assert run_script(SCRIPT, words[0], *asked, f"hydra.run.dir={tmp_path}/judged") == 0
     result = json.loads((tmp_path / "judged/result.json").read_text())
     assert result["subsets"]["Math"]["score"] == pytest.approx((1 + 0.25) / 2)
@@ -62,8 +66,13 @@ def test_the_command_reads_scores_or_asks_a_judge_for_grades(tmp_path, run_scrip
 def test_pairs_of_rewardbench_1_can_be_judged_by_a_model(tmp_path, run_script):
     pairs = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}", "subset": "hep-go"} for i in range(6)]
     script = [{"contains": "", "answers": ["[[A]]"]}]
-    words = ("task=rm_accuracy", f"task.input=[{write_lines(tmp_path / 'p.jsonl', pairs)}]", "client=scripted",
-             f"client.script={write_lines(tmp_path / 's.jsonl', script)}", "judge=llm")  # fmt: skip
+    words = (
+        "task=rm_accuracy",
+        f"task.input=[{write_lines(tmp_path / 'p.jsonl', pairs)}]",
+        "client=scripted",
+        f"client.script={write_lines(tmp_path / 's.jsonl', script)}",
+        "judge=llm",
+    )
     assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 0
     result = json.loads((tmp_path / "out/result.json").read_text())
     assert 0 < result["accuracy"] < 1 and result["errors"] == 0  # it names the place, and places are drawn

@@ -66,8 +66,11 @@ def judge():
 
 def test_the_preference_is_alpaca_evals_share_of_two_identifiers(tmp_path, run_script, judge, capsys):
     questions = [{"question_id": str(i), "category": "a", "turns": [f"Q{i}?"]} for i in range(6)]
-    answers = [{"question_id": str(i), "model_id": m, "choices": [{"turns": [f"{m} answers {i}" + "!" * i]}]}
-               for m in ("base", "good") for i in range(6)]  # fmt: skip
+    answers = [
+        {"question_id": str(i), "model_id": m, "choices": [{"turns": [f"{m} answers {i}" + "!" * i]}]}
+        for m in ("base", "good")
+        for i in range(6)
+    ]
     files = [write_lines(tmp_path / f"{name}.jsonl", rows) for name, rows in (("q", questions), ("a", answers))]
     words = [
         "task=judge",
@@ -78,8 +81,9 @@ def test_the_preference_is_alpaca_evals_share_of_two_identifiers(tmp_path, run_s
     ]
     served = ["client=openai", f"client.base_url={judge.url}", "client.model=gpt"]
     assert run_script(SCRIPT, *words, *served, f"hydra.run.dir={tmp_path}/out") == 0
-    assert all((b["logprobs"], b["top_logprobs"], b["max_tokens"], b["temperature"]) == (True, 5, 1, 1.0)
-               for b in judge.bodies)  # fmt: skip
+    assert all(
+        (b["logprobs"], b["top_logprobs"], b["max_tokens"], b["temperature"]) == (True, 5, 1, 1.0) for b in judge.bodies
+    )
     rows = [json.loads(line) for line in (tmp_path / "out/verdicts.jsonl").read_text().splitlines()]
     found = {(row["question"], row["shown"]): row["preference"] for row in rows}
     for shown, gap in (("a", -2.0 + FIRST), ("b", 2.0 + FIRST)):  # of the answer shown first over the other

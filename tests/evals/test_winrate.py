@@ -120,8 +120,16 @@ def test_gamed_baselines_pull_the_weight_of_length_to_theirs_and_are_named(tmp_p
     rng, rows = np.random.default_rng(0), []
     for i in range(200):
         long, short = int(rng.integers(400, 900)), int(rng.integers(50, 400))
-        rows.append({"instruction": f"i{i}", "generator_1": "base", "generator_2": "new", "preference":
-                     float(1 + (rng.random() < 0.5)), "output_1": "x" * short, "output_2": "y" * long})  # fmt: skip
+        rows.append(
+            {
+                "instruction": f"i{i}",
+                "generator_1": "base",
+                "generator_2": "new",
+                "preference": float(1 + (rng.random() < 0.5)),
+                "output_1": "x" * short,
+                "output_2": "y" * long,
+            }
+        )
     words = ("task=winrate", f"task.input=[{write_lines(tmp_path / 'a.jsonl', rows)}]", "task.format=alpaca_eval")
     found = {}
     for name, extra in (("without", []), ("with", [f"task.gamed={write_lines(tmp_path / 'g.jsonl', gamed_rows(1))}"])):
@@ -143,12 +151,24 @@ def test_a_controlled_rate_far_from_the_raw_one_and_a_constant_answer_are_warned
     for i in range(300):  # the model wins only because it is longer
         gap = int(rng.integers(-200, 900))
         won = rng.random() < 1 / (1 + np.exp(-gap / 80))
-        rows.append({"instruction": f"i{i}", "generator_1": "base", "generator_2": "long", "preference": 1.0 + won,
-                     "output_1": "x" * 1000, "output_2": f"{i:04d}" + "y" * (996 + gap)})  # fmt: skip
+        rows.append(
+            {
+                "instruction": f"i{i}",
+                "generator_1": "base",
+                "generator_2": "long",
+                "preference": 1.0 + won,
+                "output_1": "x" * 1000,
+                "output_2": f"{i:04d}" + "y" * (996 + gap),
+            }
+        )
     constant = [row | {"generator_2": "constant", "output_2": "one and the same text"} for row in rows]
     file = write_lines(tmp_path / "a.jsonl", rows + constant)
-    assert run_script(SCRIPT, "task=winrate", f"task.input=[{file}]", "task.format=alpaca_eval",
-                f"hydra.run.dir={tmp_path}/out") == 0  # fmt: skip
+    assert (
+        run_script(
+            SCRIPT, "task=winrate", f"task.input=[{file}]", "task.format=alpaca_eval", f"hydra.run.dir={tmp_path}/out"
+        )
+        == 0
+    )
     models = json.loads((tmp_path / "out/result.json").read_text())["models"]
     (far,) = models["long"]["base"]["warnings"]
     assert "is far from the raw one" in far and models["constant"]["base"]["distinct_answers"] == 1
@@ -248,8 +268,12 @@ def hand_made(preferences, lengths=lambda i: (10 + i, 30 - i)):
 def test_ties_are_coded_0_or_one_and_a_half_and_garbage_is_counted(tmp_path, run_script):
     _, result = scored(run_script, tmp_path, hand_made([0, 1.5, 1, 2, 2.0, None, "garbage", -1, 3, float("nan")]))
     assert {n: result[n] for n in ("n_draws", "n_wins", "n_wins_base", "n_total", "n_errors")} == {
-        "n_draws": 2, "n_wins": 2, "n_wins_base": 1, "n_total": 5, "n_errors": 5,
-    }  # fmt: skip
+        "n_draws": 2,
+        "n_wins": 2,
+        "n_wins_base": 1,
+        "n_total": 5,
+        "n_errors": 5,
+    }
     assert result["win_rate"] == 60 and result["model"] == "m.1"
 
 

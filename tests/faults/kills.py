@@ -149,9 +149,11 @@ class Training:
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(model.iterdir())}
         left = sorted(path.name for path in self.directory.iterdir() if path.name != ".lock")
         return {
-            "metrics": self.rows(), "model": digests, "left": left,
+            "metrics": self.rows(),
+            "model": digests,
+            "left": left,
             "samples": samples.read_text() if samples.exists() else "",
-        }  # fmt: skip
+        }
 
 
 def kill_until(training: Training, kills: int, *, old: Path, seconds: float, seed: int) -> Counter:

@@ -34,8 +34,13 @@ SCRIPTS = {  # a good command line; the row's words come on top
     "train_dpo": ["policy=SFT_DIR", "data.train=[PAIRS]", "ref_cache=CACHE"],
     "train_ppo": ["policy=SFT_DIR", "reward_model=RM_DIR", "data.prompts=[TALKS]", "minibatch_size=4"],
     "generate": ["policy=SFT_DIR", "data.prompts=[TALKS]", "sampling.max_new_tokens=6"],
-    "evaluate": [], "make_data": [], "check_data": [], "arena": [], "plan": [], "run_recipe": [],
-}  # fmt: skip
+    "evaluate": [],
+    "make_data": [],
+    "check_data": [],
+    "arena": [],
+    "plan": [],
+    "run_recipe": [],
+}
 JOBS = {"generate": "run_generate", "arena": "serve", "plan": "show"}  # others are called `train`, or like their file
 
 
@@ -58,10 +63,14 @@ def files(tmp_path_factory, coffee) -> dict[str, Path]:
     (home / "PICKLE" / "model.safetensors").rename(home / "PICKLE" / "pytorch_model.bin")
     said = [{"role": "user", "content": "a"}, {"role": "nobody", "content": "b"}]
     rows = {
-        "PAIRS": pairs, "RATED": [row | {"reward": float(i % 2)} for i, row in enumerate(rated)],
-        "ALL_GOOD": [row | {"reward": 1.0} for row in rated[:12]], "NO_ROLE": [{"messages": said}],
-        "SAME": [{"prompt": "a", "chosen": "b", "rejected": "b"}], "EMPTY": [], "NOT_JSON": [],
-    }  # fmt: skip
+        "PAIRS": pairs,
+        "RATED": [row | {"reward": float(i % 2)} for i, row in enumerate(rated)],
+        "ALL_GOOD": [row | {"reward": 1.0} for row in rated[:12]],
+        "NO_ROLE": [{"messages": said}],
+        "SAME": [{"prompt": "a", "chosen": "b", "rejected": "b"}],
+        "EMPTY": [],
+        "NOT_JSON": [],
+    }
     for name, lines in rows.items():
         (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
     (home / "NOT_JSON.jsonl").write_text("{'messages': []}\n")

@@ -42,7 +42,7 @@ BAD = {  # the body of rate(prompts, completions) -> what is said
     "return [None] * 3": "returned None for row 0",
     "return [1.0, [2.0], 3.0]": "for row 1",
     "return [1.0 if c != 'two' else 1 / 0 for c in completions]": "ZeroDivisionError.* on row 1 .*'two'",
-}  # fmt: skip
+}
 
 
 def process(tmp_path: Path, body: str, seconds: float = SECONDS) -> RewardProcess:

@@ -20,9 +20,15 @@ from tests.faults.kills import Training, kill_until
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "data" / "embedded"
 TINY = [
-    "model=tiny", "model.vocab_size=400", "model.num_layers=1", "model.hidden_size=32", "model.intermediate_size=48",
-    "model.num_heads=2", "model.num_kv_heads=1", "model.head_dim=16",
-]  # fmt: skip
+    "model=tiny",
+    "model.vocab_size=400",
+    "model.num_layers=1",
+    "model.hidden_size=32",
+    "model.intermediate_size=48",
+    "model.num_heads=2",
+    "model.num_kv_heads=1",
+    "model.head_dim=16",
+]
 EVERY_SCRIPT = ["save_every=1", "keep_last=2", "optim.lr=1e-2", "sampling.max_new_tokens=6", "log.wandb=disabled"]
 
 
@@ -57,9 +63,16 @@ def trainings(tmp_path_factory, coffee):
     Training("train_rm", rm_words, home / "rm").finish()
     policy = f"policy={home}/sft/model"
     words["train_dpo"] = [
-        *EVERY_SCRIPT, *compared, *steps, policy, "data.max_length=160", "data.max_prompt_length=96", "sample_every=4",
-        "num_prompts=4", "num_samples=2",
-    ]  # fmt: skip
+        *EVERY_SCRIPT,
+        *compared,
+        *steps,
+        policy,
+        "data.max_length=160",
+        "data.max_prompt_length=96",
+        "sample_every=4",
+        "num_prompts=4",
+        "num_samples=2",
+    ]
     words["train_ppo"] = [
         *EVERY_SCRIPT, policy, f"reward_model={home}/rm/model", f"data.prompts=[{asked}]", f"data.eval=[{asked}]",
         "num_steps=4", "batch_size=8", "minibatch_size=4", "micro_batch_size=4", "eval_every=3", "num_prompts=4",

@@ -130,9 +130,7 @@ def test_parts_of_files_and_the_base_of_an_adapter_are_inputs_and_new_ones_are_n
     first, *others = sorted(found)
     (tmp_path / "rows.jsonl").write_text("[]")
     before = {"inputs": {name: found[name] for name in (first, *others[1:])} | {"gone": ""}, "code": {}}
-    assert inputs.changed_inputs(before, cfg) == [
-        f"{first} has other content", "gone is gone", f"{others[0]} is new"
-    ]  # fmt: skip
+    assert inputs.changed_inputs(before, cfg) == [f"{first} has other content", "gone is gone", f"{others[0]} is new"]
 
 
 def test_a_resume_anyway_goes_on_and_is_what_later_resumes_are_compared_with(run_script, place, capfd):

@@ -201,9 +201,17 @@ def test_a_server_that_misbehaves_costs_what_it_must(fault, tmp_path, monkeypatc
     server = Server(fault)
     settings = {"timeout": 20.0, "max_tries": 2} | fault.settings
     client = OpenAIClient(
-        "m", base_url=server.url, api_key_env="FAULTY_KEY", max_parallel=2, requests_per_minute=None,
-        cache=str(tmp_path), prompt_price=1e6, completion_price=1e6, max_cost=1e6, **settings,
-    )  # fmt: skip
+        "m",
+        base_url=server.url,
+        api_key_env="FAULTY_KEY",
+        max_parallel=2,
+        requests_per_minute=None,
+        cache=str(tmp_path),
+        prompt_price=1e6,
+        completion_price=1e6,
+        max_cost=1e6,
+        **settings,
+    )
     texts = [*OTHERS[:3], "bad", *OTHERS[3:]]
     ask = {"temperature": 0.5, "max_tokens": 20, "seed": 0}
     conversations = [[{"role": "user", "content": text}] for text in texts]

@@ -97,19 +97,33 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
 
 
 GOOD = {
-    "text": "t", "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1, "error": "", "reasoning": "",
-    "model": "", "counted_by_us": False,
-}  # fmt: skip
+    "text": "t",
+    "finish_reason": "stop",
+    "prompt_tokens": 1,
+    "completion_tokens": 1,
+    "error": "",
+    "reasoning": "",
+    "model": "",
+    "counted_by_us": False,
+}
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        json.dumps(GOOD | {"text": 7}), json.dumps(GOOD | {"more": 1}), json.dumps(GOOD | {"prompt_tokens": -1}),
-        json.dumps(GOOD | {"completion_tokens": 10**20}), json.dumps(GOOD | {"finish_reason": "won"}),
-        json.dumps(GOOD | {"counted_by_us": 1}), json.dumps(GOOD | {"text": "\ud83d"}), "[]", "null", "{", "[" * 99999,
+        json.dumps(GOOD | {"text": 7}),
+        json.dumps(GOOD | {"more": 1}),
+        json.dumps(GOOD | {"prompt_tokens": -1}),
+        json.dumps(GOOD | {"completion_tokens": 10**20}),
+        json.dumps(GOOD | {"finish_reason": "won"}),
+        json.dumps(GOOD | {"counted_by_us": 1}),
+        json.dumps(GOOD | {"text": "\ud83d"}),
+        "[]",
+        "null",
+        "{",
+        "[" * 99999,
     ],
-)  # fmt: skip
+)
 def test_an_entry_with_a_good_checksum_that_is_no_answer_is_refused(text, tmp_path):
     asked = []
     client = ScriptedClient(lambda r: asked.append(r.key) or "x", cache=str(tmp_path))

@@ -75,10 +75,13 @@ class Server:
         fault = self.faults[text].pop(0) if self.faults.get(text) else None
         message = {"role": "assistant", "content": f"echo {text}"}
         reply = {
-            "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": body["model"],
             "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
             "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
-        }  # fmt: skip
+        }
         if fault == "garbage":
             reply = {"detail": "\u0000\ufffd garbage"}
         payload = b"<html>\x00\xff" if fault == "not json" else json.dumps(reply).encode()
@@ -118,9 +121,14 @@ def server(monkeypatch):
 
 def client_of(server: Server, cache, **changed) -> OpenAIClient:
     settings = {
-        "base_url": server.url, "api_key_env": "TEST_KEY", "max_parallel": 8, "requests_per_minute": None,
-        "timeout": 20, "max_tries": 4, "cache": str(cache),
-    }  # fmt: skip
+        "base_url": server.url,
+        "api_key_env": "TEST_KEY",
+        "max_parallel": 8,
+        "requests_per_minute": None,
+        "timeout": 20,
+        "max_tries": 4,
+        "cache": str(cache),
+    }
     return OpenAIClient("some-model", **settings | changed)
 
 

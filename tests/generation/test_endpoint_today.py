@@ -182,11 +182,16 @@ def test_thinking_is_kept_aside_by_every_client(serve, tmp_path):
 @pytest.mark.parametrize(
     "said, asked, same",
     [
-        ("gpt-4o-2024-08-06", "gpt-4o", True), ("gpt-4o-mini", "gpt-4o", False), ("openai/gpt-4o", "gpt-4o", True),
-        ("gpt-4-0613", "gpt-4", True), ("Qwen3-8B", "qwen/qwen3-8b:free", True), ("llama-3-70b", "llama-3-8b", False),
-        ("claude-x-20260101", "claude-x-latest", True), ("m2", "m", False),
+        ("gpt-4o-2024-08-06", "gpt-4o", True),
+        ("gpt-4o-mini", "gpt-4o", False),
+        ("openai/gpt-4o", "gpt-4o", True),
+        ("gpt-4-0613", "gpt-4", True),
+        ("Qwen3-8B", "qwen/qwen3-8b:free", True),
+        ("llama-3-70b", "llama-3-8b", False),
+        ("claude-x-20260101", "claude-x-latest", True),
+        ("m2", "m", False),
     ],
-)  # fmt: skip
+)
 def test_whose_answer_it_is(said, asked, same):
     assert same_model(said, asked) is same
 

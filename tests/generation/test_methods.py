@@ -39,24 +39,45 @@ ULTRACHAT = {
     "min_rounds": 3, "max_rounds": 5, "max_similarity": 0.7, "max_tries": 3, "temperature": 0.8, "max_tokens": 200,
 }  # fmt: skip
 CAMEL = {
-    "ideas": ["sell tea", "map a cave"], "num": 3, "max_turns": 6, "min_turns": 1, "max_similarity": 0.9,
-    "max_tries": 2, "temperature": 0.7, "max_tokens": 200,
-}  # fmt: skip
+    "ideas": ["sell tea", "map a cave"],
+    "num": 3,
+    "max_turns": 6,
+    "min_turns": 1,
+    "max_similarity": 0.9,
+    "max_tries": 2,
+    "temperature": 0.7,
+    "max_tokens": 200,
+}
 
 
 MAGPIE = {
-    "num": 7, "system": None, "batch_size": 4, "max_rounds": 5, "threshold": 0.7, "min_instruction_tokens": 4,
-    "max_instruction_tokens": 60, "count_tokens": lambda text: len(text.split()), "temperature": 1.0,
-    "answer_temperature": 0.0, "max_tokens": 50,
-}  # fmt: skip
+    "num": 7,
+    "system": None,
+    "batch_size": 4,
+    "max_rounds": 5,
+    "threshold": 0.7,
+    "min_instruction_tokens": 4,
+    "max_instruction_tokens": 60,
+    "count_tokens": lambda text: len(text.split()),
+    "temperature": 1.0,
+    "answer_temperature": 0.0,
+    "max_tokens": 50,
+}
 EVOL = {
-    "num_rounds": 2, "breadth_share": 0.2, "max_growth": 40, "count_tokens": lambda text: len(text.split()),
-}  # fmt: skip
+    "num_rounds": 2,
+    "breadth_share": 0.2,
+    "max_growth": 40,
+    "count_tokens": lambda text: len(text.split()),
+}
 CONSTITUTIONAL = {"principles": [], "num_revisions": 2, "max_similarity": 0.9, "max_tries": 2}
 ULTRAFEEDBACK = {
-    "num_completions": 3, "principles": ["honesty", "brevity"], "aspects": ["helpfulness", "honesty"],
-    "pairs": "best_random", "min_margin": 0.0, "judge_max_tokens": 99,
-}  # fmt: skip
+    "num_completions": 3,
+    "principles": ["honesty", "brevity"],
+    "aspects": ["helpfulness", "honesty"],
+    "pairs": "best_random",
+    "min_margin": 0.0,
+    "judge_max_tokens": 99,
+}
 
 
 def sentence(request: Request, salt: str = "") -> str:
@@ -125,15 +146,30 @@ def run_method(method: str, client: Client) -> GeneratedData:
     if method == "ultrafeedback":
         return ultrafeedback({"client": client}, prompts, judge=ScriptedClient(strong), **ULTRAFEEDBACK, **sampled)
     return preferences(
-        {"client": client}, prompts, judge=ScriptedClient(lambda r: f"Rating: [[{1 + int(r.key[:4], 16) % 5}]]"),
-        reward_model=None, num_completions=3, pairs="all", aspects=["helpfulness", "honesty"], min_margin=0.5, seed=3,
-        temperature=1.0, max_tokens=50,
-    )  # fmt: skip
+        {"client": client},
+        prompts,
+        judge=ScriptedClient(lambda r: f"Rating: [[{1 + int(r.key[:4], 16) % 5}]]"),
+        reward_model=None,
+        num_completions=3,
+        pairs="all",
+        aspects=["helpfulness", "honesty"],
+        min_margin=0.5,
+        seed=3,
+        temperature=1.0,
+        max_tokens=50,
+    )
 
 
 METHODS = (
-    "self_instruct", "ultrachat", "camel", "preferences", "magpie", "evol_instruct", "constitutional", "ultrafeedback",
-)  # fmt: skip
+    "self_instruct",
+    "ultrachat",
+    "camel",
+    "preferences",
+    "magpie",
+    "evol_instruct",
+    "constitutional",
+    "ultrafeedback",
+)
 PAIRS = ("preferences", "ultrafeedback", "constitutional")
 
 
@@ -337,9 +373,15 @@ def test_the_better_rated_completion_is_chosen_and_ties_are_dropped():
         lambda r: "It is so. Rating: [[5]]" if "good answer\n" in r.messages[0]["content"] else "[[2]]"
     )
     settings = {
-        "judge": judge, "reward_model": None, "num_completions": 3, "aspects": ["helpfulness"], "min_margin": 0.5,
-        "seed": 0, "temperature": 1.0, "max_tokens": 9,
-    }  # fmt: skip
+        "judge": judge,
+        "reward_model": None,
+        "num_completions": 3,
+        "aspects": ["helpfulness"],
+        "min_margin": 0.5,
+        "seed": 0,
+        "temperature": 1.0,
+        "max_tokens": 9,
+    }
     prompts = [("p", [{"role": "user", "content": "ask"}])]
     made = preferences({"client": client}, prompts, pairs="all", **settings)
     pairs = {(row["chosen"], row["rejected"]) for row in made.rows}
@@ -352,9 +394,15 @@ def test_with_a_judge_and_a_reward_model_only_pairs_that_both_order_alike_stay()
     client = ScriptedClient(lambda r: f"answer {r.seed}")
     judge = ScriptedClient(lambda r: f"Rating: [[{1 + int(re.search('answer ([0-9])', str(r.messages)).group(1))}]]")
     settings = {
-        "judge": judge, "num_completions": 3, "pairs": "all", "aspects": ["honesty"], "min_margin": 0.5, "seed": 0,
-        "temperature": 1.0, "max_tokens": 9,
-    }  # fmt: skip
+        "judge": judge,
+        "num_completions": 3,
+        "pairs": "all",
+        "aspects": ["honesty"],
+        "min_margin": 0.5,
+        "seed": 0,
+        "temperature": 1.0,
+        "max_tokens": 9,
+    }
     prompts = [("p", [{"role": "user", "content": "ask"}])]
     agree = preferences(
         {"c": client}, prompts, reward_model=lambda rows: [float(text[-1]) for _, text in rows], **settings
@@ -391,9 +439,16 @@ def test_a_rating_is_read_or_counted_as_missing(text, rating):
 )
 def test_settings_that_give_no_comparison_are_refused(changed, message):
     settings = {
-        "judge": ScriptedClient(lambda r: "x"), "reward_model": None, "num_completions": 2, "pairs": "all",
-        "aspects": ["honesty"], "min_margin": 0.0, "seed": 0, "temperature": 1.0, "max_tokens": 9,
-    }  # fmt: skip
+        "judge": ScriptedClient(lambda r: "x"),
+        "reward_model": None,
+        "num_completions": 2,
+        "pairs": "all",
+        "aspects": ["honesty"],
+        "min_margin": 0.0,
+        "seed": 0,
+        "temperature": 1.0,
+        "max_tokens": 9,
+    }
     with pytest.raises(ValueError, match=message):
         preferences({"c": ScriptedClient(lambda r: "x")}, [], **settings | changed)
 
@@ -463,11 +518,13 @@ def test_an_eliminated_instruction_goes_on_as_it_was():
 @pytest.mark.parametrize(
     "text, same, reason",
     [
-        ("Name three seas and their salt.", "No.", None), ("Name three seas.", "Yes", "nothing_new"),
-        ("#Rewritten Prompt#: name a sea", "No", "copies_the_prompt"), ("...", "No", "evolution_empty"),
+        ("Name three seas and their salt.", "No.", None),
+        ("Name three seas.", "Yes", "nothing_new"),
+        ("#Rewritten Prompt#: name a sea", "No", "copies_the_prompt"),
+        ("...", "No", "evolution_empty"),
         ("I'm sorry, but I can't do that.", "No", "refusal"),
     ],
-)  # fmt: skip
+)
 def test_an_evolution_is_eliminated_for_the_named_reason(text, same, reason):
     assert evolution_fault(text, same) == reason
 
@@ -533,11 +590,17 @@ def test_a_principle_joins_the_system_message():
 @pytest.mark.parametrize(
     "text, ratings",
     [
-        ('{"reasons": ["a", "b"], "ratings": [4, 2]}', [4, 2]), ('```json\n{"ratings": [1, 5]}\n```', [1, 5]),
-        ("Answer 1: good. Rating 4\nAnswer 2: 3", [4, 3]), ('{"ratings": [4]}', None), ('{"ratings": [4, 6]}', None),
-        ('{"ratings": [4.0, 3]}', None), ("Both are fine.", None), ("Answer 1: 4", None), ('{"ratings": 7}', None),
+        ('{"reasons": ["a", "b"], "ratings": [4, 2]}', [4, 2]),
+        ('```json\n{"ratings": [1, 5]}\n```', [1, 5]),
+        ("Answer 1: good. Rating 4\nAnswer 2: 3", [4, 3]),
+        ('{"ratings": [4]}', None),
+        ('{"ratings": [4, 6]}', None),
+        ('{"ratings": [4.0, 3]}', None),
+        ("Both are fine.", None),
+        ("Answer 1: 4", None),
+        ('{"ratings": 7}', None),
     ],
-)  # fmt: skip
+)
 def test_ratings_are_read_from_json_or_from_lines(text, ratings):
     assert read_ratings(Answer(text, "stop", 0, 0), 2) == ratings
 

@@ -11,8 +11,12 @@ from kernels.logprob import TILES
 def test_every_kernel_moves_each_byte_once_in_one_launch():
     rows = part_bytes()
     assert {row["kernel"] for row in rows} == {
-        "_fold_kernel", "_unfold_kernel", "_forward_kernel", "_backward_kernel", "_gae_kernel"
-    }  # fmt: skip
+        "_fold_kernel",
+        "_unfold_kernel",
+        "_forward_kernel",
+        "_backward_kernel",
+        "_gae_kernel",
+    }
     for row in rows:
         assert row["launches"] == 1 and 1.0 <= row["unique"] <= 1.05, row
 

@@ -104,7 +104,7 @@ def rotary_by_definition(qkv, cos, sin, weights, offset, heads, kv_heads):
 @pytest.mark.parametrize(
     "N, heads, kv_heads, head_dim, rotated, norms, offset",
     [(1, 1, 1, 2, 2, False, 0), (5, 9, 3, 8, 8, True, 1), (7, 3, 1, 12, 6, True, 0), (4, 10, 9, 20, 12, False, 0)],
-)  # fmt: skip
+)
 def test_rotation_with_norms_and_its_gradients(N, heads, kv_heads, head_dim, rotated, norms, offset, dtype):
     qkv = randn(N, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
     angles = randn(N, 1, rotated // 2, seed=1)

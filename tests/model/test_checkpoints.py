@@ -236,7 +236,7 @@ ADAPTERS = {
         lambda d: (d / "adapter_model.safetensors").rename(d / "adapter_model.bin"),
         "lacks adapter_model.safetensors; it holds a pickle",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -50,21 +50,25 @@ FLAGS = {  # family -> key -> its values, of which one is drawn, or the key is l
     "phi3": {"sliding_window": [3, 40, None], "partial_rotary_factor": [0.5]},
     "granite": {"embedding_multiplier": [3.0], "residual_multiplier": [0.5], "attention_multiplier": [0.2]}
     | {"logits_scaling": [3.0]},
-    "qwen3_moe": SWITCHED | EXPERTS | {"moe_intermediate_size": [12, 20], "norm_topk_prob": [True, False]}
+    "qwen3_moe": SWITCHED
+    | EXPERTS
+    | {"moe_intermediate_size": [12, 20], "norm_topk_prob": [True, False]}
     | {"decoder_sparse_step": [1, 1, 1, 2], "mlp_only_layers": [[], [], [0]]},
     "olmoe": EXPERTS | {"norm_topk_prob": [True, False], "clip_qkv": [None, None, 0.5]},
     "mixtral": EXPERTS | {"sliding_window": [3, 40, None]},
     "gpt_neox": {"rotary_pct": [0.5, 1.0], "use_parallel_residual": [True, False], "attention_bias": [True, False]},
     "gpt_oss": EXPERTS | WINDOWS | {"layer_types": TYPES},
     "gemma2": WINDOWS | {"layer_types": TYPES, "query_pre_attn_scalar": [4, 13], "attn_logit_softcapping": [None, 2.0]},
-    "gemma3_text": WINDOWS | {"layer_types": TYPES, "query_pre_attn_scalar": [4, 13], "final_logit_softcapping": [3.0]}
+    "gemma3_text": WINDOWS
+    | {"layer_types": TYPES, "query_pre_attn_scalar": [4, 13], "final_logit_softcapping": [3.0]}
     | {"attn_logit_softcapping": [None, None, 2.0]},
     "qwen3_5_moe_text": EXPERTS | {"layer_types": ("linear_attention", "full_attention")},
-    "qwen3_next": EXPERTS | {"full_attention_interval": [2, 3], "norm_topk_prob": [True, False]}
+    "qwen3_next": EXPERTS
+    | {"full_attention_interval": [2, 3], "norm_topk_prob": [True, False]}
     | {"decoder_sparse_step": [1, 1, 1, 2], "mlp_only_layers": [[], [], [0]]},
     "qwen3_5_text": {"layer_types": ("linear_attention", "full_attention"), "linear_num_value_heads": [2, 4]}
     | {"attn_output_gate": [True, True, False], "linear_conv_kernel_dim": [2, 4]},
-}  # fmt: skip
+}
 ALWAYS = dict.fromkeys(("qwen3_moe", "olmoe"), {"num_experts": 5})
 ALWAYS |= dict.fromkeys(("mixtral", "gpt_oss"), {"num_local_experts": 5})
 LINEAR = {

@@ -49,19 +49,30 @@ def of_trl(batch: dict) -> dict[str, dict]:
     advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
     found = {}
     kinds = {
-        "grpo": {}, "dapo": {}, "dr_grpo": {}, "cispo": {"epsilon_high": 1 + HIGH},
+        "grpo": {},
+        "dapo": {},
+        "dr_grpo": {},
+        "cispo": {"epsilon_high": 1 + HIGH},
         "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence"},
         "grpo_kl": {"loss_type": "grpo", "beta": BETA},
-    }  # fmt: skip
+    }
     for name, settings in kinds.items():
         logprobs = batch["logprobs"].clone().requires_grad_()
         trainer = MagicMock()
         own = {
-            "loss_type": name, "importance_sampling_level": "token", "beta": 0.0, "epsilon_low": LOW,
-            "epsilon_high": HIGH, "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None, "use_vllm": False,
-            "aux_loss_enabled": False, "max_completion_length": MOST, "_entropy_bonus_enabled": False,
+            "loss_type": name,
+            "importance_sampling_level": "token",
+            "beta": 0.0,
+            "epsilon_low": LOW,
+            "epsilon_high": HIGH,
+            "top_entropy_quantile": 1.0,
+            "off_policy_mask_threshold": None,
+            "use_vllm": False,
+            "aux_loss_enabled": False,
+            "max_completion_length": MOST,
+            "_entropy_bonus_enabled": False,
             "current_gradient_accumulation_steps": 1,
-        }  # fmt: skip
+        }
         for key, value in (own | settings).items():
             setattr(trainer, key, value)
         trainer.model.training = False
@@ -71,10 +82,15 @@ def of_trl(batch: dict) -> dict[str, dict]:
         trainer._get_per_token_logps_and_entropies.return_value = (logprobs, torch.zeros_like(logprobs), None)
         ids = torch.zeros(6, 5, dtype=torch.long)
         inputs = {
-            "prompt_ids": ids[:, :1], "prompt_mask": ids[:, :1], "completion_ids": ids,
-            "completion_mask": batch["mask"].int(), "advantages": advantages, "old_per_token_logps": batch["old"],
-            "ref_per_token_logps": batch["ref"], "num_items_in_batch": batch["mask"].sum(),
-        }  # fmt: skip
+            "prompt_ids": ids[:, :1],
+            "prompt_mask": ids[:, :1],
+            "completion_ids": ids,
+            "completion_mask": batch["mask"].int(),
+            "advantages": advantages,
+            "old_per_token_logps": batch["old"],
+            "ref_per_token_logps": batch["ref"],
+            "num_items_in_batch": batch["mask"].sum(),
+        }
         loss = GRPOTrainer._compute_loss(trainer, None, inputs)
         loss.backward()
         found[name] = {"loss": loss.item(), "gradient": logprobs.grad.tolist()}
@@ -83,15 +99,28 @@ def of_trl(batch: dict) -> dict[str, dict]:
 
 def of_verl(batch: dict, checkout: Path) -> dict[str, dict]:
     """The same of verl's policy losses, and its advantages."""
-    space: dict[str, Any] = {"torch": torch, "np": np, "defaultdict": defaultdict, "Any": Any, "AlgoConfig": int,
-                             "ActorConfig": SimpleNamespace, "__annotations__": {}}  # fmt: skip
+    space: dict[str, Any] = {
+        "torch": torch,
+        "np": np,
+        "defaultdict": defaultdict,
+        "Any": Any,
+        "AlgoConfig": int,
+        "ActorConfig": SimpleNamespace,
+        "__annotations__": {},
+    }
     masked = ("masked_sum", "masked_mean", "masked_var", "masked_whiten")
     space["verl_F"] = SimpleNamespace(
         **{name: defined(checkout / "verl/utils/torch_functional.py", masked)[name] for name in masked}
     )
-    names = ("agg_loss", "compute_policy_loss_vanilla", "compute_policy_loss_gspo", "compute_policy_loss_cispo",
-             "compute_grpo_outcome_advantage", "compute_rloo_outcome_advantage",
-             "compute_reinforce_plus_plus_outcome_advantage")  # fmt: skip
+    names = (
+        "agg_loss",
+        "compute_policy_loss_vanilla",
+        "compute_policy_loss_gspo",
+        "compute_policy_loss_cispo",
+        "compute_grpo_outcome_advantage",
+        "compute_rloo_outcome_advantage",
+        "compute_reinforce_plus_plus_outcome_advantage",
+    )
     functions = defined(checkout / "verl/trainer/ppo/core_algos.py", names, space)
     mask, found = batch["mask"].double(), {}
     ends = torch.arange(5) == mask.sum(1, keepdim=True) - 1

@@ -75,9 +75,7 @@ def ids_of(group, kl_rows, row_key) -> dict:
     if group.reward is None:
         return {"prompt_ids": prompt, "chosen_ids": answers[0], "rejected_ids": answers[1]}
     other = kl_rows[row_key(group.rows[0])]["input_ids"][start:]
-    return {
-        "prompt_ids": prompt, "completion_ids": answers[0], "KL_completion_ids": other, "label": group.reward > 0.5
-    }  # fmt: skip
+    return {"prompt_ids": prompt, "completion_ids": answers[0], "KL_completion_ids": other, "label": group.reward > 0.5}
 
 
 def run_ours(python: str, home: Path, name: str) -> list[dict]:

@@ -61,8 +61,10 @@ def run_trl(models: dict, prompts: list[list[int]], directory: Path) -> dict:
     vocabulary = {"[PAD]": PAD, "[EOS]": EOS} | {f"w{i}": i for i in range(2, VOCABULARY)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="w2")),
-        pad_token="[PAD]", eos_token="[EOS]", padding_side="left",
-    )  # fmt: skip
+        pad_token="[PAD]",
+        eos_token="[EOS]",
+        padding_side="left",
+    )
     heard: dict[str, list] = {"whiten": [], "generation": [], "scores": []}
     listen(ppo_trainer, "masked_whiten", lambda args, out: heard["whiten"].append((args[0], args[1], out)))
     listen(ppo_trainer, "batch_generation", lambda args, out: heard["generation"].append((args[1], out)))
@@ -76,9 +78,15 @@ def run_trl(models: dict, prompts: list[list[int]], directory: Path) -> dict:
     )  # fmt: skip
     data = Dataset.from_dict({"input_ids": prompts})
     trainer = PPOTrainer(
-        args=args, processing_class=tokenizer, model=models["policy"], ref_model=models["ref_policy"],
-        reward_model=models["reward_model"], value_model=models["value_model"], train_dataset=data, eval_dataset=data,
-    )  # fmt: skip
+        args=args,
+        processing_class=tokenizer,
+        model=models["policy"],
+        ref_model=models["ref_policy"],
+        reward_model=models["reward_model"],
+        value_model=models["value_model"],
+        train_dataset=data,
+        eval_dataset=data,
+    )
     torch.manual_seed(0)
     trainer.train()
     heard["log"] = trainer.state.log_history[0]
@@ -129,9 +137,12 @@ def read_rollout(directory: Path, heard: dict) -> dict[str, torch.Tensor]:
         return {
             "logprobs": policy.logprobs(*rows, temperature=TEMPERATURE),
             "ref_logprobs": ref_policy.logprobs(*rows, temperature=TEMPERATURE),
-            "values": value_model(*value_rows), "scores": reward_model.score(*rows),
-            "mask": rows.completion_mask, "value_mask": value_rows.completion_mask, "finished": finished,
-        }  # fmt: skip
+            "values": value_model(*value_rows),
+            "scores": reward_model.score(*rows),
+            "mask": rows.completion_mask,
+            "value_mask": value_rows.completion_mask,
+            "finished": finished,
+        }
 
 
 def take_step(rollout: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -148,10 +159,15 @@ def take_step(rollout: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     policy_loss, _ = ppo_policy_loss(logprobs, logprobs, whitened, mask, clip_range=0.2, dual_clip=None, num_tokens=n)
     value_loss, _ = ppo_value_loss(values, values, returns, value_mask, clip_range=0.2, num_tokens=value_mask.sum())
     return {
-        "scores": scores, "values": values, "rewards": rewards, "advantages": advantages,
-        "whitened advantages": whitened, "policy loss": policy_loss, "value loss": value_loss,
+        "scores": scores,
+        "values": values,
+        "rewards": rewards,
+        "advantages": advantages,
+        "whitened advantages": whitened,
+        "policy loss": policy_loss,
+        "value loss": value_loss,
         "KL per sequence": kl.sum(1).mean(),
-    }  # fmt: skip
+    }
 
 
 def align(theirs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

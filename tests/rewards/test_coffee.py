@@ -52,10 +52,15 @@ def test_a_reply_must_do_what_the_moment_asks_for(asked, kind, good, bad):
 
 @pytest.mark.parametrize(
     "broken",
-    ["Thice! Does that look correct to you?", "Great, your order will be ready at the", "",
-     "Great great, it will be ready soon.",
-     "Ok, it will be ready soon, it will be ready soon.", "Bar coffee the at soon ready be will it."],
-)  # fmt: skip
+    [
+        "Thice! Does that look correct to you?",
+        "Great, your order will be ready at the",
+        "",
+        "Great great, it will be ready soon.",
+        "Ok, it will be ready soon, it will be ready soon.",
+        "Bar coffee the at soon ready be will it.",
+    ],
+)
 def test_what_nobody_says_is_refused_whatever_it_says(broken):
     assert coffee([said(*CONFIRMED)] * 2, [broken, READY]) == [0.0, 1.0]
 

@@ -145,9 +145,11 @@ def server():
                 reply = {"rewards": [len(text) for text in body["completions"]]}
             else:
                 score = float(len(body["messages"][-1]["content"])) if "messages" in body else 0.0
-                reply = {"/classify": {"data": [{"probs": [score], "num_classes": 1}]},
-                         "/pooling": {"data": [{"data": [[0.0], [score]]}]},
-                         "/two": {"data": [{"probs": [0.1, 0.9]}]}}.get(self.path, {})  # fmt: skip
+                reply = {
+                    "/classify": {"data": [{"probs": [score], "num_classes": 1}]},
+                    "/pooling": {"data": [{"data": [[0.0], [score]]}]},
+                    "/two": {"data": [{"probs": [0.1, 0.9]}]},
+                }.get(self.path, {})
             if self.path == "/down" and len(seen) == 1:
                 code = 503
             self.send_response(code)

@@ -20,9 +20,10 @@ from tests.runtime.test_scale import inputs, job  # noqa: F401 - fixtures
 
 SCHEMA = json.loads((Path(__file__).parent / "sglang_0_5_23.json").read_text())
 REQUESTS = {
-    "/v1/tokenize": "TokenizeRequest", "/update_weights_from_disk": "UpdateWeightFromDiskReqInput",
+    "/v1/tokenize": "TokenizeRequest",
+    "/update_weights_from_disk": "UpdateWeightFromDiskReqInput",
     "/generate": "GenerateReqInput",
-}  # fmt: skip
+}
 KINDS = {bool: {"bool"}, int: {"int", "float"}, float: {"float"}, str: {"str"}, list: {"List", "Set"}, dict: {"Dict"}}
 
 
@@ -81,10 +82,17 @@ class Handler(BaseHTTPRequestHandler):
         how = body["sampling_params"]
         check_fields(how, "SamplingParams")
         made = generate(
-            server.policy, [body["input_ids"]], max_new_tokens=how["max_new_tokens"], temperature=how["temperature"],
-            top_k=0, top_p=how["top_p"], slots=1, stop_ids=how["stop_token_ids"], seeds=[how["sampling_seed"]],
+            server.policy,
+            [body["input_ids"]],
+            max_new_tokens=how["max_new_tokens"],
+            temperature=how["temperature"],
+            top_k=0,
+            top_p=how["top_p"],
+            slots=1,
+            stop_ids=how["stop_token_ids"],
+            seeds=[how["sampling_seed"]],
             pad_id=server.tokenizer.pad_id,
-        )  # fmt: skip
+        )
         with torch.no_grad():
             logprobs = server.policy.logprobs(*made.rows, temperature=how["temperature"])
         mask = made.rows.completion_mask

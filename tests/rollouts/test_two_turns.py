@@ -68,9 +68,14 @@ def train(task, seed, *, kind, samples_per_prompt=1):
         advantages = whiten(advantages, mask, lambda x: x, shift_mean=True) if kind == "gae" else advantages
         for rows in torch.randperm(BATCH, generator=generator).split(BATCH // 4):
             loss, _ = ppo_policy_loss(
-                read(first, second, a[rows], o[rows], b[rows]), old[rows], advantages[rows], mask[rows],
-                clip_range=0.2, dual_clip=None, num_tokens=2 * len(rows),
-            )  # fmt: skip
+                read(first, second, a[rows], o[rows], b[rows]),
+                old[rows],
+                advantages[rows],
+                mask[rows],
+                clip_range=0.2,
+                dual_clip=None,
+                num_tokens=2 * len(rows),
+            )
             value = {"clip_range": None, "num_tokens": 2 * len(rows)}
             loss = (
                 loss + ppo_value_loss(states(a[rows], o[rows]), old_values[rows], returns[rows], mask[rows], **value)[0]

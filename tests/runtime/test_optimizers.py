@@ -80,8 +80,11 @@ def test_steps_are_those_of_torchs_muon_on_each_matrix_and_of_adamw_elsewhere():
 def test_adapters_have_the_parts_of_their_product():
     model = add_lora(new_policy(tiny_config(), seed=0), rank=3, alpha=6, targets=["qkv", "down"], seed=0)
     assert {tuple(p.shape): tuple(rows) for p, rows in matrices_of_layers(model).items()} == {
-        (3, 48): (3,), (80, 3): (48, 16, 16), (3, 80): (3,), (48, 3): (48,),
-    }  # fmt: skip
+        (3, 48): (3,),
+        (80, 3): (48, 16, 16),
+        (3, 80): (3,),
+        (48, 3): (48,),
+    }
 
 
 def test_experts_are_matrices_and_what_is_no_matrix_is_refused():

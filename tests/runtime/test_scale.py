@@ -64,10 +64,18 @@ def command(inputs, script, directory, *words):
                       "eval_every=5", "missing_eos=none"],
     }  # fmt: skip
     shared = [
-        f"policy={inputs}/policy", f"num_steps={STEPS}", "batch_size=8", "micro_batch_size=2", "save_every=5",
-        "optim.lr=1e-3", "optim.warmup_steps=0", "optim.schedule=constant", "log.wandb=disabled",
-        "sampling.max_new_tokens=6", f"hydra.run.dir={directory}",
-    ]  # fmt: skip
+        f"policy={inputs}/policy",
+        f"num_steps={STEPS}",
+        "batch_size=8",
+        "micro_batch_size=2",
+        "save_every=5",
+        "optim.lr=1e-3",
+        "optim.warmup_steps=0",
+        "optim.schedule=constant",
+        "log.wandb=disabled",
+        "sampling.max_new_tokens=6",
+        f"hydra.run.dir={directory}",
+    ]
     return [script, *shared, *own[script], *words]
 
 

@@ -49,9 +49,13 @@ def policy_directory(tmp_path_factory) -> Path:
 def vllm_server(directory: Path, port: int, log: Path, *more: str) -> "running":
     """vLLM in its development mode (pause, resume, weight updates), with adapters."""
     environment = {
-        "VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-    }  # fmt: skip
+        "VLLM_SERVER_DEV_MODE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    }
     words = [
         program(".venv-vllm/bin/vllm"), "serve", directory, "--served-model-name", "policy", "--host", "127.0.0.1",
         "--port", port, "--dtype", "bfloat16", "--max-model-len", CONTEXT, "--enforce-eager", "--enable-scale-out",
@@ -104,9 +108,12 @@ class running:
         self.url, self.log = f"http://127.0.0.1:{port}/v1", log
         self.output = open(log, "wb")  # noqa: SIM115 - closed with the server
         self.process = subprocess.Popen(
-            [str(word) for word in words], stdout=self.output, stderr=subprocess.STDOUT, start_new_session=True,
+            [str(word) for word in words],
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-        )  # fmt: skip
+        )
 
     def __enter__(self) -> str:
         for _ in range(READY):

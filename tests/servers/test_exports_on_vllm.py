@@ -28,10 +28,13 @@ TRAININGS = {
 TALKS = [
     [{"role": "user", "content": "I would like a large latte, please."}],
     [{"role": "system", "content": "You sell coffee."}, {"role": "user", "content": "naïve café 🙂 — ½?"}],
-    [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "What can I get you?"},
-     {"role": "user", "content": "  Two espressos\n\nand 1234 cookies. "}],
+    [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "What can I get you?"},
+        {"role": "user", "content": "  Two espressos\n\nand 1234 cookies. "},
+    ],
     [{"role": "user", "content": "A tea " * 60}],
-]  # fmt: skip
+]
 NEW_TOKENS = 24
 
 
@@ -47,9 +50,11 @@ def exported(request, tmp_path_factory):
     words += ["eval_every=0", "sample_every=0", "save_every=0", f"hydra.run.dir={home / 'run'}"]
     subprocess.run([sys.executable, "train_sft.py", *words, *TRAININGS[request.param]], cwd=ROOT, check=True)
     environment = {
-        "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }  # fmt: skip
+    }
     port, directory = free_port(), home / "run" / "model"
     serve = [
         program(".venv-vllm/bin/vllm"), "serve", directory, "--served-model-name", "policy", "--host", "127.0.0.1",

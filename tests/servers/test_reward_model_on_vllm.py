@@ -27,9 +27,11 @@ def served_reward_model(tmp_path_factory):
         model.head.bias.fill_(0.75), model.gain.fill_(2.0), model.shift.fill_(-0.5)
     export_model(model, home / "model", tokenizer)
     environment = {
-        "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }  # fmt: skip
+    }
     port = free_port()
     words = [
         program(".venv-vllm/bin/vllm"), "serve", home / "model", "--served-model-name", "rm", "--host", "127.0.0.1",
@@ -43,8 +45,10 @@ def served_reward_model(tmp_path_factory):
 def test_a_served_reward_model_gives_its_own_scores(served_reward_model, api):
     directory, url = served_reward_model
     tokenizer, model = load_tokenizer(directory), load_reward_model(directory, precision="fp32", frozen=True)
-    rows = [encode_completion(talk, answer, tokenizer, max_length=512, max_prompt_length=256)
-            for talk, answer in zip(TALKS, ANSWERS, strict=True)]  # fmt: skip
+    rows = [
+        encode_completion(talk, answer, tokenizer, max_length=512, max_prompt_length=256)
+        for talk, answer in zip(TALKS, ANSWERS, strict=True)
+    ]
     reading = {"pad_id": tokenizer.pad_id, "batch_size": 2, "device": torch.device("cpu")}
     expected = in_batches(model.score, rows, **reading).tolist()
     found = RewardServer(f"{url}/{api}", api=api, model="rm", tokenizer=str(directory))(
