@@ -294,7 +294,7 @@ def test_progress_is_told_now_and_then(tmp_path, four_chunks, monkeypatch, caplo
     data = data_config(train=[write_rows(tmp_path / "a.jsonl", *talks(40))], cache=str(tmp_path / "cache"))
     KINDS["demonstrations"][1](data)
     assert re.search(r"data.train: computing tokens: 35 of 40 rows, [\d,]+ tokens/s, \d+ s left", caplog.text)
-    assert re.search(r"data.train: made [\d,]+ tokens of \S+a.jsonl in \d+\.\d s with 2 processes", caplog.text)
+    assert re.search(r"data.train: computed [\d,]+ tokens of \S+a.jsonl in \d+\.\d s with 2 processes", caplog.text)
 
 
 def test_no_process_is_left_over(tmp_path, four_chunks):

@@ -100,7 +100,7 @@ def test_a_page_for_others_has_a_login_whose_file_is_private(compose, tmp_path):
     with pytest.raises(ValueError, match="without a login"):
         check(compose("arena", *words))
     accounts.chmod(0o644)
-    with pytest.raises(ValueError, match="say chmod 600"):
+    with pytest.raises(ValueError, match="run chmod 600"):
         check(compose("arena", *words, f"auth={accounts}"))
     accounts.chmod(0o600)
     assert check(compose("arena", *words, f"auth={accounts}")) == [("ann", "secret")]
