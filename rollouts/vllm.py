@@ -60,8 +60,12 @@ class VLLM:
 
     def dtype(self) -> torch.dtype:
         """What the matrices of an export are written in: bfloat16 where the server would round them to it."""
-        model = self.change("/server_info?config_format=json", None)["vllm_config"]["model_config"]
-        bf16 = model["dtype"] == "torch.bfloat16" and model["quantization"] is None
+        info = self.change("/server_info?config_format=json", None)
+        try:
+            model = info["vllm_config"]["model_config"]
+            bf16 = model["dtype"] == "torch.bfloat16" and model["quantization"] is None
+        except (LookupError, TypeError):  # another version's reply; float32 is right for every server
+            bf16 = False
         return torch.bfloat16 if bf16 else torch.float32
 
     def tokenize(self, **what: Any) -> list[int] | None:
