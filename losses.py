@@ -7,6 +7,8 @@ Conventions:
     average their gradients, `num_*` is the mean over ranks. So the micro-batch size and the padding change nothing.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -432,7 +434,8 @@ def ppo_value_loss(
     return loss.sum() / num_tokens, {name: masked(value, value_mask) for name, value in metrics.items()}
 
 
-POLICY_LOSSES = {"clip": ppo_policy_loss, "gspo": gspo_loss, "cispo": cispo_loss}
+PolicyLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+POLICY_LOSSES: dict[str, PolicyLoss] = {"clip": ppo_policy_loss, "gspo": gspo_loss, "cispo": cispo_loss}
 
 
 def ppo_loss(

@@ -7,6 +7,7 @@ measured. docs/scaling.md has the assumptions.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hydra import compose
@@ -217,16 +218,16 @@ def seconds(config: ModelConfig, job: Job, cfg: DictConfig) -> dict[str, float]:
     return parts
 
 
-def changes(job: Job, cfg: DictConfig) -> list[dict[str, object]]:
+def changes(job: Job, cfg: DictConfig) -> list[dict[str, Any]]:
     """Single changes of the script's or the plan's settings, in the order in which they are tried."""
-    tries = [] if job.checkpointing else [{"activation_checkpointing": "true"}]
+    tries: list[dict[str, Any]] = [] if job.checkpointing else [{"activation_checkpointing": "true"}]
     tries += [{"micro_batch_size": m} for m in (job.blocks // 2, 1) if 0 < m < job.blocks]
     tries += [{"shards": cfg.num_gpus}] if (cfg.shards or cfg.num_gpus) < cfg.num_gpus else []
     tries += [{"num_gpus": cfg.num_gpus * k} for k in (2, 4, 8, 16, 32)]
     return tries if job.lora_rank else [*tries, {"lora.rank": 64}]
 
 
-def changed(cfg: DictConfig, change: dict[str, object]) -> DictConfig:
+def changed(cfg: DictConfig, change: dict[str, Any]) -> DictConfig:
     """The plan's config with a change. Keys that the plan does not have become overrides of the script."""
     words = [f"{key}={value}" for key, value in change.items() if key not in cfg]
     own = {key: value for key, value in change.items() if key in cfg}

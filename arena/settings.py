@@ -55,7 +55,7 @@ def read_accounts(path: Path) -> list[tuple[str, str]]:
         raise ValueError(f"auth={path} is no file; it must have a name:password on each line")
     if path.stat().st_mode & 0o077:
         raise ValueError(f"auth={path} holds passwords that other users of this machine can read; run chmod 600 {path}")
-    accounts = [tuple(line.split(":", 1)) for line in path.read_text().splitlines() if line.strip()]
-    if not accounts or any(len(account) != 2 or not all(account) for account in accounts):
+    lines = [line.partition(":") for line in path.read_text().splitlines() if line.strip()]
+    if not lines or not all(name and password for name, _, password in lines):
         raise ValueError(f"auth={path} must have a name:password on each line")  # the lines themselves are secret
-    return accounts
+    return [(name, password) for name, _, password in lines]

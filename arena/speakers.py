@@ -123,7 +123,7 @@ def load_speakers(
     Raises:
         ValueError: a model has another form or further keys. A secret key would be written to config.yaml.
     """
-    speakers = {}
+    speakers: dict[str, LocalSpeaker | EndpointSpeaker] = {}
     for name, place in models.items():
         if isinstance(place, str):
             speakers[name] = LocalSpeaker(place, precision=precision, sampling=sampling)

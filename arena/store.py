@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 # Step k takes a database from version k to k + 1 (PRAGMA user_version). Never edit a step that was released: add one.
@@ -167,14 +168,14 @@ def _commit(connection: sqlite3.Connection, group: list[tuple[str, tuple, Future
         for sql, values, future in group:
             try:
                 changed = connection.execute(sql, values).rowcount  # a failed statement undoes only itself
-                answers.append(lambda future=future, changed=changed: future.set_result(changed))
+                answers.append(partial(future.set_result, changed))
             except sqlite3.Error as error:
-                answers.append(lambda future=future, error=error: future.set_exception(error))
+                answers.append(partial(future.set_exception, error))
         connection.execute("COMMIT")
     except sqlite3.Error as error:  # the disk is full or the file is gone: every write fails
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        answers = [lambda future=future, error=error: future.set_exception(error) for _, _, future in group]
+        answers = [partial(future.set_exception, error) for _, _, future in group]
     for answer in answers:
         answer()
 

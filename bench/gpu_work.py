@@ -60,7 +60,7 @@ class Timed(NamedTuple):
     gigabytes: float
 
 
-def time_step(step: Callable[[], None], device: torch.device, rounds: int) -> tuple[float, float]:
+def time_step(step: Callable[..., None], device: torch.device, rounds: int) -> tuple[float, float]:
     """(median seconds, peak GB) of `rounds` steps after one or two warm-up steps."""
     for _ in range(min(2, rounds)):
         step()

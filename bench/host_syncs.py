@@ -14,6 +14,7 @@ import tempfile
 import traceback
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -121,11 +122,9 @@ def count(script: str, overrides: list[str]) -> Counter[str]:
             mode.__exit__(None, None, None)
         return out
 
-    runtime.run.Run.end_step, sys.argv = end_step, [f"{script}.py", *overrides]
-    try:
+    sys.argv = [f"{script}.py", *overrides]
+    with patch.object(runtime.run.Run, "end_step", end_step):
         runtime.run.main(module.train, script)
-    finally:
-        runtime.run.Run.end_step = ends
     return mode.sites
 
 

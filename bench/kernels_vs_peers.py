@@ -244,7 +244,7 @@ def product_rate() -> float:
     return 2 * 8192**3 / statistics.median([elapsed(lambda: a @ b) for _ in range(12)][2:])
 
 
-def elapsed(work: Callable[[], object]) -> float:
+def elapsed(work: Callable[..., object]) -> float:
     """Seconds of `work` on this GPU."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -41,8 +42,7 @@ def soak(policy: str, reward_model: str, prompts: str, minutes: float) -> np.nda
             run._signals.asked = True  # as after SIGTERM: the step is completed and saved
         end_step(run, **kwargs)
 
-    runtime.run.Run.end_step = watched
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory() as home, patch.object(runtime.run.Run, "end_step", watched):
         sys.argv = [
             "train_ppo.py", f"policy={policy}", f"reward_model={reward_model}", f"data.prompts=[{prompts}]",
             "num_steps=1000000", "batch_size=4", "minibatch_size=4", "micro_batch_size=4", "ppo_epochs=1",

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, file: Path, processes: list[list[int]], caches
     return [json.loads(text.splitlines()[-1]) for text in found]
 
 
-def start(file: str, cores: str, cache: str, tokenizer: str) -> dict:
+def start(file: str, cores: str, cache: str, *, tokenizer: str) -> dict:
     """Do what `train_sft.py` does before its first step, and read a hundred batches in the order of an epoch."""
     os.sched_setaffinity(0, map(int, cores.split(",")))
     from omegaconf import OmegaConf

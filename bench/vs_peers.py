@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +113,7 @@ class Bench:
         items = next(loader(data, self.tokenizer, batch_size=8, seed=0, rank=0, world_size=1))
         return items if file == "SFT" else [row for group in items for row in group.rows]
 
-    def run(self, command: list[str], root: Path = ROOT) -> float:
+    def run(self, command: Sequence[str | Path], root: Path = ROOT) -> float:
         """Run a process in the directory of the code. Returns its peak memory in GB."""
         self.count += 1
         log = self.directory / f"{self.count:03d}.log"
@@ -159,7 +160,7 @@ class Bench:
         config = open_weights(self.model).config
         return 3 * forward_flops(config, tokens=len(stream.tokens), length=0, targets=len(stream.targets))
 
-    def timed(self, command: list, root: Path = ROOT) -> tuple[float, float]:
+    def timed(self, command: Sequence[str | Path], root: Path = ROOT) -> tuple[float, float]:
         out = self.directory / "seconds.json"
         rows = "PROMPTS" if "--lengths" in command else "TARGETS" if "sft" in command else "PAIRS"
         memory = self.run(

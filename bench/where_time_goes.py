@@ -71,7 +71,7 @@ def training_step(bench: Bench, file: str) -> Callable[[], None]:
     return step
 
 
-def decoding(bench: Bench, rows: int) -> Callable[[], None]:
+def decoding(bench: Bench, rows: int) -> Callable[[], object]:
     policy = load_policy(GGUF, precision="bf16", frozen=True)
     prompts = [encode_prompt(row["prompt"], bench.tokenizer, max_length=400) for row in bench.files["PROMPTS"][:rows]]
     settings = {"max_new_tokens": 48, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "stop_ids": [], "pad_id": 0}

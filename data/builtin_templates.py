@@ -114,7 +114,7 @@ def _text(name: str, vocabulary) -> str:
     return TEMPLATES[name]
 
 
-def _difference(own: ChatTemplate, other: ChatTemplate) -> tuple[str, str] | None:
+def _difference(own: ChatTemplate, other: ChatTemplate) -> tuple[str, ...] | None:
     """Renderings of the first small conversation that the two write differently, None where they agree."""
     roles = ("system", "user", "assistant", "user", "assistant")
     said = [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(roles)]

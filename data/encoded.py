@@ -11,7 +11,7 @@ from data.adapters import Layout
 from data.encoder import Encoder, Job
 from data.loader import Loader
 from data.mixture import mix
-from data.records import BadRows, Record, read_records, split_name
+from data.records import BadRows, R, read_records, split_name
 from data.token_cache import open_store
 from data.token_store import Items
 
@@ -102,7 +102,7 @@ def check_files(name: str, files: Sequence[str]) -> None:
         raise ValueError(f"{name} is empty; give one or more, e.g. {name}=[FILE]")
 
 
-def training_texts(data, parse: Callable[[dict], list[Record]]) -> Iterator[str]:
+def training_texts(data, parse: Callable[[dict], list[R]]) -> Iterator[str]:
     """Every message and answer of `data.train`, to train a tokenizer on."""
     check_files("data.train", data.train)
     bad_rows = BadRows(data.on_bad_row)

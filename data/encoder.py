@@ -14,12 +14,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
 from data.adapters import Layout
-from data.records import BadRows, Record, opening, parse_rows
+from data.records import BadRows, R, Record, opening, parse_rows
 from data.token_store import ITEM, ROW, Encodings
 
 CHUNK = 512  # number of rows or records that a process encodes at a time
@@ -36,17 +36,21 @@ class Encoding(NamedTuple):
     marks: tuple[str, ...] = ()
 
 
-class Encoder:
+class Encoder(Generic[R]):
     """The conversion of one kind of record to items: see data/sft.py, data/preferences.py and data/prompts.py."""
 
     tokenizer: Any
-    regroup: Callable[[list[Record]], list[Record]] | None = None  # reads all records of a file at once
 
-    def parse(self, row: dict) -> list[Record]:
+    @property
+    def regroup(self) -> Callable[[list[R]], list[R]] | None:
+        """A function of all records of a file at once."""
+        return None
+
+    def parse(self, row: dict) -> list[R]:
         """The records of a row in our format. Raises ValueError if there is no record."""
         raise NotImplementedError
 
-    def encode(self, record: Record) -> list[Encoding]:
+    def encode(self, record: R) -> list[Encoding]:
         """One item or several. Raises ValueError if the record cannot be used."""
         raise NotImplementedError
 

@@ -16,7 +16,7 @@ import lzma
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -187,7 +187,8 @@ def _unpacked(path: Path) -> Iterator[io.BufferedReader]:
     elif suffix == ".xz":
         raw = io.BufferedReader(_XZ(path))
     else:
-        raw = {".gz": gzip.open, ".bz2": bz2.open}.get(suffix, open)(path, "rb")
+        openers: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open}
+        raw = openers.get(suffix, open)(path, "rb")
     with raw as file:
         yield file if hasattr(file, "peek") else io.BufferedReader(file)
 

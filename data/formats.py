@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data.chat_template import Message
@@ -96,7 +96,7 @@ def prompts(row: dict) -> list[Prompt]:
     return [Prompt(asked, tools=parse_tools(row.get("tools")), columns=_rest(row, *used))]
 
 
-def any_record(row: dict) -> list[Record]:
+def any_record(row: dict) -> Sequence[Record]:
     """The records of a row of any kind. Checks use it, because they do not know the kind."""
     rated = row.get("reward") is not None or row.get("label") is not None
     if "messages" in row or is_tree(row) or "prompt" in row and "completion" in row and not rated:
@@ -109,7 +109,7 @@ def any_record(row: dict) -> list[Record]:
 def as_row(record: Record) -> dict:
     """A record as a row that the functions above read back."""
     if isinstance(record, Example):
-        row = {"messages": record.messages}
+        row: dict = {"messages": record.messages}
     elif isinstance(record, Comparison):
         row = {"prompt": record.prompt, "chosen": record.chosen, "rejected": record.rejected}
         row |= ({"margin": record.margin} if record.margin else {}) | ({"tie": True} if record.tie else {})

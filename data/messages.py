@@ -90,7 +90,7 @@ def _parse_message(message: Any, name: str) -> Message:
         raise ValueError(
             f"{name} has {', '.join(unknown)}, which is not supported; remove such fields from the messages"
         )
-    parsed = {"role": parse_role(message.get("role"), name)}
+    parsed: Message = {"role": parse_role(message.get("role"), name)}
     calls = _parse_calls(message, f"{name} ({parsed['role']})")
     content = message.get("written", message.get("content"))
     if isinstance(content, list):

@@ -11,6 +11,7 @@ def mix(
     rows: Sequence[int],
     tokens: Sequence[int],
     targets: Sequence[int],
+    *,
     weights: Sequence[float] | None,
     proportions: Sequence[float] | None,
 ) -> list[float]:

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from data.chat import encode_completions
 from data.encoded import Encoded, encode_files, make_loader, training_texts, warn_of_overlap
 from data.encoder import Encoder, Encoding
 from data.loader import Loader
-from data.records import Comparison, Ranking, Rated, Record
+from data.records import Comparison, Ranking, Rated
 from data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Enco
 
 
 @dataclass(frozen=True)
-class Preferences(Encoder):
+class Preferences(Encoder[Comparison | Ranking | Rated]):
     """Comparisons, rankings and rated completions. Each completion is a row, better ones first."""
 
     tokenizer: Tokenizer
@@ -94,10 +94,10 @@ class Preferences(Encoder):
     kwise: bool
 
     @property
-    def regroup(self):
+    def regroup(self) -> Callable[[list], list] | None:
         return regroup_all if self.kwise else None
 
-    def parse(self, row: dict) -> list[Record]:
+    def parse(self, row: dict) -> list[Comparison | Ranking | Rated]:
         return formats.preferences(row)
 
     def encode(self, record: Comparison | Ranking | Rated) -> list[Encoding]:

@@ -8,7 +8,7 @@ from data.chat import encode_prompt
 from data.encoded import Encoded, encode_files, make_loader
 from data.encoder import Encoder, Encoding
 from data.loader import Loader
-from data.records import Prompt, Record
+from data.records import Prompt
 from data.tokenizer import Tokenizer
 
 WHOLE = 1 << 30  # a limit in tokens that never cuts a rollout prompt
@@ -33,13 +33,13 @@ def encode_prompts(name: str, files: Sequence[str], data, tokenizer, *, max_leng
 
 
 @dataclass(frozen=True)
-class Prompts(Encoder):
+class Prompts(Encoder[Prompt]):
     """A prompt is one row without a target. Its note has the inputs of reward functions."""
 
     tokenizer: Tokenizer
     max_length: int
 
-    def parse(self, row: dict) -> list[Record]:
+    def parse(self, row: dict) -> list[Prompt]:
         return formats.prompts(row)
 
     def encode(self, record: Prompt) -> list[Encoding]:

@@ -8,7 +8,7 @@ from data.chat import encode_rows
 from data.encoded import Encoded, encode_files, make_loader, training_texts, warn_of_overlap
 from data.encoder import Encoder, Encoding
 from data.loader import Loader
-from data.records import Example, Record
+from data.records import Example
 from data.tokenizer import Tokenizer
 
 
@@ -38,13 +38,13 @@ def encode_demonstrations(name: str, files: Sequence[str], data, tokenizer) -> E
 
 
 @dataclass(frozen=True)
-class Demonstrations(Encoder):
+class Demonstrations(Encoder[Example]):
     """An item is one row: a conversation, or one of its answers with its context. It is cut at `max_length` tokens."""
 
     tokenizer: Tokenizer
     max_length: int
 
-    def parse(self, row: dict) -> list[Record]:
+    def parse(self, row: dict) -> list[Example]:
         return formats.examples(row)
 
     def encode(self, record: Example) -> list[Encoding]:

@@ -155,7 +155,7 @@ class Tokenizer:
 
     def _encode_with_specials(self, text: str, reads_on: bool) -> tuple[list[int], list[tuple[int, int]]]:
         if reads_on and self._reads_on is not None:  # without SentencePiece's space before the first part
-            first = min((at for token in self.specials if (at := text.find(token)) >= 0), default=len(text))
+            first = min((place for token in self.specials if (place := text.find(token)) >= 0), default=len(text))
             with self._lock:
                 head, at = self._encoder_on.encode(text[:first], False)
             ids, places = self._encode_with_specials(text[first:], False) if text[first:] else ([], [])

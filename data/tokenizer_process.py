@@ -4,6 +4,7 @@ import json
 import resource
 import struct
 import sys
+from collections.abc import Callable
 
 import tokenizers
 
@@ -32,7 +33,7 @@ def encode_letters(backend: tokenizers.Tokenizer, text: str) -> list[int]:
     return [token.id for word in words for token in backend.model.tokenize(word)]
 
 
-DOES = {"encode": encode, "encode_text": encode_text, "encode_letters": encode_letters}
+DOES: dict[str, Callable] = {"encode": encode, "encode_text": encode_text, "encode_letters": encode_letters}
 
 
 def answer(backend: tokenizers.Tokenizer, name: str, words: list) -> list:

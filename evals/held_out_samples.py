@@ -40,9 +40,10 @@ class HeldOutSamples:
                 f"sampling.max_new_tokens={cfg.sampling.max_new_tokens} leaves no tokens for a prompt in the window of "
                 f"{window}; lower it, or set sample_every=0"
             )
-        self.watched, items = Watched(cfg, run), []
+        self.watched = Watched(cfg, run)
+        items: Sequence[dict] = []
         if cfg.data.prompts is None:
-            asked = list(islice(each_prompt(groups), cfg.num_prompts))
+            asked: list[tuple[Sequence[int], dict | None]] = list(islice(each_prompt(groups), cfg.num_prompts))
         else:
             items = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room).items
             items = items[: cfg.num_prompts]

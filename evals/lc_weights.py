@@ -61,7 +61,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
         raise ValueError(f"task.baseline={task.baseline} is not in {task.weights}: {', '.join(sorted(weights))}")
     against = weights[task.baseline] if task.baseline is not None else dict.fromkeys(PUBLISHED, 0.0)
     difficulty = np.array(list(read_difficulty(task.difficulty)[0].values()))
-    models = {}
+    models: dict[str, dict] = {}
     for model, own in weights.items():
         rates = predicted_rates(own, against, difficulty)
         models[model] = {

@@ -185,9 +185,9 @@ def seed_means(curves: dict[str, dict], trainings: list[str]) -> dict[str, dict]
             for key in MEANS
         ]
         rows += [
-            Figure(key, model, *(c["fit"][key][part] for part in ("value", "lower", "upper")), n=c["num_prompts"])
+            Figure(key, model, fit[key]["value"], fit[key]["lower"], fit[key]["upper"], c["num_prompts"])
             for model, c in own.items()
-            if c["fit"]
+            if (fit := c["fit"])
             for key in FITTED
             if all(math.isfinite(other["fit"][key]["value"]) for other in own.values())
         ]

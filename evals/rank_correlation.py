@@ -102,7 +102,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
     own = {names.get(model, model): value for model, value in own.items()}
     shared = [model for model in own if model in reference]
     x, y = (np.array([scores[model] for model in shared], float) for scores in (own, reference))
-    result = correlations(x, y, level=task.level)
+    result: dict = correlations(x, y, level=task.level)
     result |= {
         "models": shared,
         "only_here": [model for model in own if model not in reference],

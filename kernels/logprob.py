@@ -7,7 +7,7 @@ rows of the weight's gradient that belong to a tile are written once.
 The fold is torch (`kernels/fold.py`) or Triton (`kernels/fold_triton.py`). All else is the same on every device.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def linear_logprob(
     softcap: float | None = None,
     entropy: bool = False,
     reference: ReferenceInputs | None = None,
-) -> Tensor | tuple[Tensor, ...]:
+) -> Any:
     """(M,) float32 log-probs of `targets` in nats [, (M,) entropy] [, (M,) exact KL to the reference] in one pass.
 
         z = softcap tanh(hidden @ weight.T / softcap) / temperature,   log pi = z[target] - logsumexp(z)

@@ -49,7 +49,7 @@ def ppo_triton(
     totals = [torch.as_tensor(x, dtype=torch.float32, device=logprobs.device) for x in (num_tokens, num_states)]
     loss, sums = _Terms.apply(logprobs.contiguous(), values.contiguous(), constants, totals, clips)
     counts = (sums[6],) * 4 + (sums[7],) * 2
-    return loss, {name: pair for name, *pair in zip(NAMES, sums, counts, strict=False)}
+    return loss, {name: (total, count) for name, total, count in zip(NAMES, sums, counts, strict=False)}
 
 
 class _Terms(torch.autograd.Function):

@@ -31,8 +31,8 @@ class Blocks:
         self.masks = {}
 
     def to(self, device) -> "Blocks":
-        tensors = (send(x, device) for x in (self.numbers, self.answers, self.positions))
-        return Blocks(self.cuts, *tensors, longest=self.longest)
+        numbers, answers, positions = (send(x, device) for x in (self.numbers, self.answers, self.positions))
+        return Blocks(self.cuts, numbers, answers, positions, self.longest)
 
     def chunks(self) -> Chunks:
         """The stream in chunks, for layers that are a recurrence."""

@@ -29,7 +29,7 @@ class Rows(NamedTuple):
 
     def to(self, device) -> "Rows":
         """The rows on `device`, packed. Rows on the host are packed on the host, which avoids a synchronisation."""
-        return Rows(*(send(x, device) for x in self[:3]), stream=pack(*self).to(device))
+        return Rows(*(send(x, device) for x in self[:3]))._replace(stream=pack(*self).to(device))
 
 
 class Stream(NamedTuple):

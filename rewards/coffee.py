@@ -169,7 +169,7 @@ def pieces(text: str) -> list[str]:
 
 
 @functools.cache
-def known() -> tuple[set[str], ...]:
+def known() -> tuple[set[tuple[str, ...]], ...]:
     """The words, and the pairs and triples of consecutive words, of all messages in SPOKEN."""
     read = (read_records(DATA / name, parse, BadRows("skip")) for name, parse in SPOKEN.items())
     rows = [pieces(text) for records in read for record in records for text in record.texts()]

@@ -54,7 +54,7 @@ class RewardServer:
     def score(self, prompt: list[dict], completion: str) -> float:
         """One completion's score by vLLM."""
         if self.tokenizer is None:
-            talk = {"messages": [*prompt, {"role": "assistant", "content": completion}]}
+            talk: dict = {"messages": [*prompt, {"role": "assistant", "content": completion}]}
         else:  # not cut: the server refuses texts longer than its window
             row = encode_completion(prompt, completion, self.tokenizer, max_length=WHOLE, max_prompt_length=WHOLE)
             talk = {"input": [int(token) for token in row["input_ids"]]}

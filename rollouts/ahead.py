@@ -31,7 +31,7 @@ class Ahead:
         if not self.ahead:
             with engine.ready(policy):
                 return engine.rollout(policy, next(prompts), step=step, **how)
-        rollout = self.pending and self.pending.result()
+        rollout = self.pending.result() if self.pending else None
         with engine.ready(policy):
             if rollout is None:
                 rollout = engine.rollout(policy, next(prompts), step=step, **how)

@@ -10,11 +10,12 @@ that does not need calls learns to avoid them.
 import ast
 import operator
 import re
+from collections.abc import Callable
 
 CALL = re.compile(r"<calc>([^<>]{1,80})</calc>")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 PRICE = 0.05  # cost of a call
-OPERATORS = {
+OPERATORS: dict[type, Callable[..., float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

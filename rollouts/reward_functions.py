@@ -22,7 +22,7 @@ class RewardFailed(ValueError):
     """The failure of a reward function, as a whole sentence."""
 
 
-def load_reward_function(spec: str, key: str = "reward_fn") -> RewardFunction:
+def load_reward_function(spec: str, key: str = "reward_fn") -> Callable:
     """The function `NAME` of rewards/NAME.py, `package.module:function` of this project, or `path/to/file.py:function`.
 
     Only code that the user names is executed: a module must be inside the project, a file is named by its path.
@@ -155,7 +155,7 @@ def _is_setting(parameter: inspect.Parameter) -> bool:
     return parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
 
 
-def _load_ready(name: str, key: str) -> RewardFunction:
+def _load_ready(name: str, key: str) -> Callable:
     """rewards/exact.py has the function `exact`, rewards/reward_server.py the class `RewardServer`."""
     known = sorted(path.stem for path in (ROOT / "rewards").glob("[a-z]*.py"))
     if name not in known:

@@ -13,7 +13,7 @@ import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from io import BufferedRWPair
 
 from rollouts.reward_functions import call_function, columns_read, first_bad_row, make_reward
 
@@ -34,7 +34,7 @@ def serve(spec: str, key: str, settings: str, directory: str, descriptor: str, p
 
 
 @contextmanager
-def connected(descriptor: str, parent: str) -> Iterator[BinaryIO]:
+def connected(descriptor: str, parent: str) -> Iterator[BufferedRWPair]:
     """This end of the channel, in a process that ends with its parent."""
     end_with(int(parent))
     with socket.socket(fileno=int(descriptor)) as channel, channel.makefile("rwb") as pipe:
@@ -46,7 +46,7 @@ def loaded_modules() -> list[str]:
     return [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
 
 
-def requests(pipe: BinaryIO) -> Iterator[dict]:
+def requests(pipe: BufferedRWPair) -> Iterator[dict]:
     """The requests until the other end is closed. All random generators are seeded as the request states."""
     while head := pipe.read(8):
         request = json.loads(pipe.read(*struct.unpack("<Q", head)))

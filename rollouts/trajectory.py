@@ -1,6 +1,6 @@
 """The trajectory: the tokens of a policy on a batch of prompts, and their rewards. All RL code works on this object."""
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,7 @@ class Trajectory:
     finished: Tensor
     judged: Tensor
     sampler_logprobs: Tensor | None
+    _: KW_ONLY
     prompts: list[dict]
     step: int = 0
     rewards: dict[str, Tensor] = field(default_factory=dict)
@@ -179,9 +180,8 @@ def from_rows(rows: Rows, finished: list[bool], prompts: list[dict]) -> Trajecto
     done = columns == columns.masked_fill(~mask, -1).amax(1, keepdim=True)
     stopped = torch.tensor(finished, device=device)
     turn = torch.where(mask, 0, -1)
-    return Trajectory(
-        rows.input_ids, rows.attention_mask, mask, mask, done, turn, stopped, torch.ones_like(stopped), None, prompts
-    )
+    tensors = (rows.input_ids, rows.attention_mask, mask, mask, done, turn, stopped, torch.ones_like(stopped), None)
+    return Trajectory(*tensors, prompts=prompts)
 
 
 def padded(rows: list[list], fill, dtype: torch.dtype) -> Tensor:

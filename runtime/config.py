@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -169,9 +170,9 @@ def changed_keys(before: DictConfig, now: DictConfig) -> list[str]:
     return changes
 
 
-def flat(cfg: DictConfig, prefix: str = "") -> dict[str, object]:
+def flat(cfg: DictConfig, prefix: str = "") -> dict[str, Any]:
     """{'data.max_length': 512, ...}; lists are leaves."""
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for key, value in OmegaConf.to_container(cfg, resolve=True).items():
         if isinstance(value, dict):
             leaves |= flat(OmegaConf.create(value), f"{prefix}{key}.")

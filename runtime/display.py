@@ -38,7 +38,7 @@ class Terminal:
             self.say(f"step {step}  {text}")
 
     @contextmanager
-    def track(self, what: str, *, total: int) -> Iterator[Callable[[int], None]]:
+    def track(self, what: str, *, total: int) -> Iterator[Callable[..., None]]:
         """A progress bar for other long work of a run. Yields advance(n)."""
         task = self.progress.add_task(what, total=total, figures="")
         if self.console.is_terminal and not self.live:

@@ -19,7 +19,7 @@ def test_ppo_ends_within_a_hundredth_of_a_nat_of_the_closed_form(kl_coef, bound,
     assert distance(seed, kl_coef=kl_coef) <= bound
 
 
-FAMILY = {
+FAMILY: dict[str, dict] = {
     "rloo": {"kind": "rloo"},
     "grpo, a mean of sequences": {"kind": "grpo", "aggregate": "sequence_mean"},
     "dr_grpo": {"kind": "dr_grpo", "aggregate": "sequence_sum"},

@@ -118,7 +118,8 @@ def part_time(rounds: int, names: list[str]) -> list[dict]:
             ratios["cpu_ratio"] = timing["cpu_seconds"] / first["cpu_seconds"]
             if torch.cuda.is_available():
                 ratios["over_8NDV"] = timing["seconds"] * PRODUCTS_PER_SECOND / (8 * math.prod(size))
-            rows.append({"size": list(size), "implementation": name} | timing | ratios | measure_memory(size, name))
+            labels: dict = {"size": list(size), "implementation": name}
+            rows.append(labels | timing | ratios | measure_memory(size, name))
     return rows
 
 

@@ -42,7 +42,8 @@ def ppo() -> None:
     floats = [torch.randn(B, T, requires_grad=i in (0, 3)) for i in range(6)]
     mask = [torch.ones(B, T, dtype=torch.bool) for _ in range(2)]
     clips = Clips(policy=0.2, dual=None, value=0.2, value_coef=0.1)
-    terms = ppo_triton(*floats[:3], mask[0], *floats[3:], mask[1], clips=clips, num_tokens=9.0, num_states=9.0)
+    inputs = [*floats[:3], mask[0], *floats[3:], mask[1]]
+    terms = ppo_triton(*inputs, clips=clips, num_tokens=9.0, num_states=9.0)
     terms[0].backward()
 
 
@@ -63,7 +64,7 @@ def gpu_kernels() -> dict[str, tuple[int, Callable[[], object]]]:
     floats = [torch.randn(2048, 4096, device="cuda", requires_grad=i in (0, 3)) for i in range(6)]
     mask, n = torch.ones(2048, 4096, dtype=torch.bool, device="cuda"), 2048 * 4096
     clips = Clips(policy=0.2, dual=None, value=0.2, value_coef=0.1)
-    rewards, values = floats[1], floats[2]
+    rewards, values, inputs = floats[1], floats[2], [*floats[:3], mask, *floats[3:], mask]
     return {
         "fold: log-prob, entropy": (tile, lambda: fold_triton(z, None, targets, 0, stats, settings)),
         "fold: log-prob, entropy, KL": (2 * tile, lambda: fold_triton(z, z_ref, targets, 0, stats, settings)),
@@ -77,7 +78,7 @@ def gpu_kernels() -> dict[str, tuple[int, Callable[[], object]]]:
         ),
         "PPO forward": (
             n * (6 * 4 + 2 + 2 * 4),
-            lambda: ppo_triton(*floats[:3], mask, *floats[3:], mask, clips=clips, num_tokens=n, num_states=n),
+            lambda: ppo_triton(*inputs, clips=clips, num_tokens=n, num_states=n),
         ),
         "GAE": (n * (4 + 4 + 1 + 1 + 4), lambda: gae_triton(rewards, values, mask, 0.99, 0.95, mask)),
     }

@@ -78,7 +78,7 @@ def _forget_peak() -> None:
         )  # resets the kernel's high-water mark of this process
 
 
-def _print_memory(name: str, size: list[int]) -> None:
+def _print_memory(name: str, size: tuple[int, int, int]) -> None:
     small = logprob_inputs(64, size[1], 256, *_where())
     _step(name, small)  # libraries allocate their own memory at the first product
     dtype, device = _where()
@@ -91,4 +91,5 @@ def _print_memory(name: str, size: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    _print_memory(sys.argv[1], [int(x) for x in sys.argv[2:]])
+    M, D, V = map(int, sys.argv[2:])
+    _print_memory(sys.argv[1], (M, D, V))

@@ -27,7 +27,7 @@ class Format(NamedTuple):
 HUB = "https://huggingface.co/datasets/"
 
 
-def _is_list(name: str, kind: type, key: str | None = None) -> Callable[[dict], bool]:
+def _is_list(name: str, kind: type[Any], key: str | None = None) -> Callable[[dict], bool]:
     """Whether a field is a list whose first element has a given type (and key)."""
 
     def fits(row: dict) -> bool:

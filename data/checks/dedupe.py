@@ -48,7 +48,7 @@ def check_dedupe(
     for file, name in names.items():
         write_jsonl(directory / name, unique(read_texts([file], bad_rows, layout), pairs, file))
     write_jsonl(directory / "pairs.jsonl", pairs)
-    table_rows = [["file", "kept", "exact repeats", "near repeats", "written"]]
+    table_rows: list[list] = [["file", "kept", "exact repeats", "near repeats", "written"]]
     table_rows += [[f, *(counts[f, kind] for kind in ("kept", "exact", "near")), n] for f, n in names.items()]
     total = {kind: sum(counts[file, kind] for file in names) for kind in ("kept", "exact", "near")}
     lines = [

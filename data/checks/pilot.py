@@ -187,11 +187,11 @@ def _show(
     ]
     columns += ["unique_token_ratio", "turns_mean", "verdict"]
     rows = [["vendor", *columns], *([name, *(facts[c] for c in columns)] for name, facts in vendors.items())]
-    marks = [["prompts", "mean", "least", "25 %", "half", "75 %", "most"]]
+    marks: list[list] = [["prompts", "mean", "least", "25 %", "half", "75 %", "most"]]
     for name, one in lengths.items():
         marks.append([name, one.mean(), *(float(np.percentile(one, p)) for p in (0, 25, 50, 75, 100))])
     marks += [[name, mean, *quartiles] for name, (mean, quartiles) in INSTRUCTGPT.items()]
-    short = [["vendor", "tokens", "prompt"]]
+    short: list[list] = [["vendor", "tokens", "prompt"]]
     short += [[name, tokens, text[:200]] for name, texts in shortest.items() for text, tokens in texts]
     blocks = [bullets(result["verdicts"]), table(rows), heading("Compared with InstructGPT's prompts"), table(marks)]
     blocks += [*map(picture, pictures), heading("The shortest prompts"), table(short)]

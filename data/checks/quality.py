@@ -242,7 +242,7 @@ def _show(
     fates = [["fate", "rows"], *([reason, count] for reason, count in result["reasons"].items())]
     dropped = [i for i, reason in enumerate(reasons) if not reason.startswith(("selected", "like_", "score_"))]
     low = [int(i) for i in np.argsort(scores, kind="stable") if reasons[i] == "score_too_low"]
-    shown = [["row", "why", "score", "asked", "answered"]]
+    shown: list[list] = [["row", "why", "score", "asked", "answered"]]
     for i in [*dropped[:WORST], *low[:WORST]]:
         prompt_and_answer = (rows[i].prompt, rows[i].answered[-1] if rows[i].answered else "")
         shown.append([rows[i].where, reasons[i], float(scores[i]), *(text[:200] for text in prompt_and_answer)])

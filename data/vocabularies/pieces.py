@@ -67,14 +67,14 @@ def byte_fallback_bpe(
     vocab = {piece: i for i, (piece, _, _) in enumerate(pieces)}
     # user-defined pieces are found before the text is split
     text = {piece for piece, _, kind in pieces if kind == NORMAL}
-    merges = []
+    ranked = []
     for piece, score, kind in pieces:
         if kind != NORMAL:
             continue
         cuts = ((piece[:i], piece[i:]) for i in range(1, len(piece)))
         pairs = [(a, b) for a, b in cuts if a in text and b in text]
-        merges += [(-score, -len(a), vocab[a], vocab[b], (a, b)) for a, b in pairs]
-    merges = [pair for *_, pair in sorted(merges)]
+        ranked += [(-score, -len(a), vocab[a], vocab[b], (a, b)) for a, b in pairs]
+    merges = [pair for *_, pair in sorted(ranked)]
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", "▁")
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if space_first else spaces

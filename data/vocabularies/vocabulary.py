@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ class Vocabulary:
     eos_token: str | None
     pad_token: str | None = None
     unk_token: str | None = None
+    _: KW_ONLY
     templates: dict[str, str] = field(default_factory=dict)
     more_tokens: dict[str, str] = field(default_factory=dict)
     stop_ids: tuple[int, ...] = ()
@@ -142,7 +143,7 @@ def _without_space(part: dict | None) -> dict | None:
             return part | {inside: [step for each in part[inside] if (step := _without_space(each))]}
     if part and part["type"] == "Prepend":
         return None
-    changes = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+    changes: dict[str, dict] = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
     return part and part | changes.get(part["type"], {})
 
 

@@ -69,8 +69,8 @@ def harness_matches(answer: str, gold: str) -> tuple[bool, bool]:
     strict = re.findall(r"#### (\-?[0-9\.\,]+)", answer)
     flexible = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", answer)
     last = next((part for part in flexible[-1] if part), "") if flexible else "[invalid]"
-    cleaned = [_harness_clean(text) for text in (strict[0] if strict else "[invalid]", last.strip())]
-    return tuple(text == _harness_clean(gold) for text in cleaned)
+    gold, first = _harness_clean(gold), strict[0] if strict else "[invalid]"
+    return _harness_clean(first) == gold, _harness_clean(last.strip()) == gold
 
 
 def _harness_clean(text: str) -> str:

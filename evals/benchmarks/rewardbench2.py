@@ -43,7 +43,7 @@ def read_groups(file: str) -> list[dict]:
             )
         prompt = row["prompt"]
         messages = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
-        group = {"id": str(row["id"]), "subset": str(row["subset"]), "prompt": messages}
+        group: dict = {"id": str(row["id"]), "subset": str(row["subset"]), "prompt": messages}
         group |= {"completions": right + wrong, "num_correct": len(right)}
         if row.get("scores") is not None:
             scores = [score[0] if isinstance(score, list) else score for score in row["scores"]]

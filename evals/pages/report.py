@@ -174,7 +174,7 @@ def notes_of(figures: list[Figure]) -> list[str]:
 
 def figure_table(figures: Sequence[Figure]) -> str:
     """A row per figure: the measure (once for all models), the model, the value, its interval and n."""
-    rows = [("benchmark", "model", "value", "interval", "n")]
+    rows: list[tuple] = [("benchmark", "model", "value", "interval", "n")]
     for benchmark in dict.fromkeys(figure.benchmark for figure in figures):
         own = [(f.model, f.value, interval(f), f.n) for f in figures if f.benchmark == benchmark]
         rows += [(name, *row) for name, row in zip([benchmark] + [""] * len(own), own, strict=False)]
