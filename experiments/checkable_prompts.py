@@ -15,6 +15,8 @@ from data.files import read_rows
 from data.records import write_jsonl
 
 SOURCES = ("data/embedded/prompts_ppo.jsonl.gz", "data/embedded/task_kinds.jsonl")
+MORE = "data/embedded/pref_hh_helpful_train.jsonl.gz"  # first turns of these conversations, to learn from only
+NUM_MORE = 242
 KINDS = (
     "brainstorming",
     "chat",
@@ -43,33 +45,34 @@ def number_of(text: str) -> int:
     return int(hashlib.sha256(text.encode()).hexdigest(), 16)
 
 
-def questions() -> list[str]:
-    """The single-turn questions of at most LONGEST characters, each once, in an order that depends on their text."""
+def first_turns(file: str) -> set[str]:
+    """First user turns that are one line of at most LONGEST characters."""
     found = set()
-    for file in SOURCES:
-        for _, row in read_rows(file):
-            said = row["prompt"]
-            turns = [said] if isinstance(said, str) else [message["content"] for message in said]
-            kept = row.get("category") in KINDS
-            if kept and len(turns) == 1 and len(turns[0]) <= LONGEST and "\n" not in turns[0]:
-                found.add(turns[0].strip())
-    return sorted(found, key=number_of)
+    for _, row in read_rows(file):
+        turns = [row["prompt"]] if isinstance(row["prompt"], str) else [turn["content"] for turn in row["prompt"]]
+        single = "chosen" in row or len(turns) == 1
+        if single and row.get("category") in KINDS and len(turns[0]) <= LONGEST and "\n" not in turns[0]:
+            found.add(turns[0].strip())
+    return found
 
 
-def rows() -> list[dict]:
+def with_instructions(questions: list[str], license: str) -> list[dict]:
     """One record per question, with IFEval's columns; the instructions take turns."""
     records = []
-    for i, question in enumerate(questions()):
+    for i, question in enumerate(questions):
         kind, settings, sentence = INSTRUCTIONS[i % len(INSTRUCTIONS)]
         word = WORDS[number_of(question) % len(WORDS)]
         given = json.loads(json.dumps(settings).replace("{word}", word))
         prompt = f"{question}\n{sentence.format(word=word)}"
-        records.append({"prompt": prompt, "instruction_id_list": [kind], "kwargs": [given], "license": "Apache-2.0"})
+        records.append({"prompt": prompt, "instruction_id_list": [kind], "kwargs": [given], "license": license})
     return records
 
 
 if __name__ == "__main__":
-    directory, records = Path(sys.argv[1]), rows()
-    write_jsonl(directory / "prompts_checkable_test.jsonl.gz", records[:NUM_TEST])
-    write_jsonl(directory / "prompts_checkable_train.jsonl.gz", records[NUM_TEST:])
-    print(f"{len(records) - NUM_TEST} prompts to learn from, {NUM_TEST} to test with")
+    directory, questions = Path(sys.argv[1]), set().union(*map(first_turns, SOURCES))
+    records = with_instructions(sorted(questions, key=number_of), "Apache-2.0")
+    more = sorted(first_turns(MORE) - questions, key=number_of)[:NUM_MORE]
+    test, train = records[:NUM_TEST], records[NUM_TEST:] + with_instructions(more, "MIT")
+    write_jsonl(directory / "prompts_checkable_test.jsonl.gz", test)
+    write_jsonl(directory / "prompts_checkable_train.jsonl.gz", train)
+    print(f"{len(train)} prompts to learn from, {len(test)} to test with")

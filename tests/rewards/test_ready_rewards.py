@@ -60,6 +60,20 @@ def test_ifeval_pays_the_official_verdicts():
     assert paid({"name": "ifeval", "strict": False}, ['Sure:\n"quoted"'], **title) == [1]
 
 
+def test_followed_pays_only_for_answers():
+    columns = {"instruction_id_list": [["punctuation:no_comma"]] * 5 + [None], "kwargs": [[{}]] * 5 + [None]}
+    completions = [
+        "Pears ripen slowly in cool cellars.",
+        "Pears, in a cool and dark cellar.",
+        "Pears ripen slowly in cellars.",  # five words
+        "DO not use any commas! do not use: pears",  # four of seven runs are in the prompt
+        "Pears ripen well. Pears ripen well. Pears ripen well.",  # four of seven runs stood before
+        "No record of an instruction is here.",
+    ]
+    prompts = ["Where do pears ripen?\nDo not use any commas."] * 6
+    assert paid("followed", completions, prompts, **columns) == [1, 0, 0, 0, 0, None]
+
+
 def test_code_runs_the_tests_of_humaneval_and_mbpp():
     """HumanEval/55, its prompt as published."""
     entry = {"name": "code", "run_code": True}
@@ -211,7 +225,7 @@ def test_math_trains_on_gsm8ks_own_rows(ppo, inputs, tmp_path, read_metrics):
     assert 0 <= row["objective/repetition"] <= 1 and 0 < row["objective/unique_words"] <= 1
 
 
-@pytest.mark.parametrize("name", ["code", "exact", "format", "ifeval", "judge", "language", "length", "math",
-                                  "repetition", "reward_server", "rubric"])  # fmt: skip
+@pytest.mark.parametrize("name", ["code", "exact", "followed", "format", "ifeval", "judge", "language", "length",
+                                  "math", "repetition", "reward_server", "rubric"])  # fmt: skip
 def test_every_ready_reward_is_found_by_its_name(name):
     assert callable(load_reward_function(name))
