@@ -49,7 +49,7 @@ def check_data(cfg: DictConfig, run: Run) -> float:
         settings["layout"] = Layout.of(OmegaConf.create(how))
     if name in TOKENIZES:
         if cfg.policy is None:
-            raise ValueError(f"check={name} shows tokens: say policy=PATH, whose tokenizer and chat template make them")
+            raise ValueError(f"check={name} needs a tokenizer and a chat template: set policy=PATH")
         template = {"template": settings.pop("template"), "date": settings.pop("date")}
         settings["tokenizer"] = load_tokenizer(cfg.policy, **template)
     if name in READS:

@@ -70,13 +70,13 @@ def talk(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
     """Chat on stdin and stdout until an empty line or the end of input. Turns that no longer fit are dropped."""
     messages = [{"role": "system", "content": cfg.system}] if cfg.system else []
     room, turns = policy.config.max_length - cfg.sampling.max_new_tokens, 0
-    print("an empty line ends the talk")
+    print("an empty line ends the chat")
     while text := read_line("you> "):
         said = [*messages, {"role": "user", "content": text}]
         try:
             prompt = encode_prompt(said, tokenizer, max_length=room)
         except TextMarkerSaid as error:
-            print(f"not said: {error}")
+            print(f"not sent: {error}")
             continue
         messages = said
         print("model> ", end="", flush=True)

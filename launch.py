@@ -1,10 +1,10 @@
-"""Start a script on several ranks: torchrun, with its arguments, and with an exit code that says how the ranks ended.
+"""Start a script on several ranks. It takes torchrun's arguments, and its exit code says how the ranks ended.
 
     python launch.py --nproc-per-node 8 train_dpo.py dist=fsdp policy=... data.train=[...]
 
-SIGTERM and Ctrl-C go to every rank, which finish their step and save, however long that takes, and the exit code is 75:
-resume=true goes on. torchrun itself would kill the ranks after 30 seconds and exit with 1. Otherwise the exit code is
-that of the rank that failed first (2: bad input).
+SIGTERM and Ctrl-C are passed to every rank. Each rank finishes its step and saves, without a time limit. The exit code
+is then 75, and resume=true continues. torchrun itself would kill the ranks after 30 seconds and exit with 1. Otherwise
+the exit code is that of the rank that failed first (2: bad input).
 """
 
 import signal
@@ -21,7 +21,7 @@ from runtime.script import FAILED, INTERRUPTED
 def main() -> None:
     """Run `torchrun` with the arguments of the command line."""
     arguments = parse_args(sys.argv[1:])
-    arguments.signals_to_handle = "SIGHUP,SIGQUIT"  # by torchrun; these two here
+    arguments.signals_to_handle = "SIGHUP,SIGQUIT"  # torchrun handles these, and this script the two below
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
     try:
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def pass_on(number: int, frame) -> None:
-    """Send the ranks the signal; where there are none yet, nothing was begun."""
+    """Pass the signal to the ranks. Where no rank exists yet, nothing has started, and the launcher exits."""
     ranks = psutil.Process().children()
     for rank in ranks:
         rank.send_signal(number)

@@ -48,7 +48,7 @@ def make_data(cfg: DictConfig, run: Run) -> float:
     write_jsonl(run.dir / "dropped.jsonl", made.drops.rows)
     if not rows:
         raise ValueError(
-            f"no row survived; {run.dir}/dropped.jsonl holds what was dropped: {facts['drops']} {made.facts}"
+            f"every text was dropped: {facts['drops']} {made.facts}; {run.dir}/dropped.jsonl has the texts and reasons"
         )
     write_jsonl(run.dir / "data.jsonl", rows)
     write_whole(run.dir / "manifest.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
@@ -59,17 +59,17 @@ def make_data(cfg: DictConfig, run: Run) -> float:
 
 
 def _summary(run: Run, wanted: int, facts: dict, clients: dict[str, Client]) -> list[str]:
-    """What the run made, why it is not more, and what its servers would not do."""
+    """The last lines of a run: dropped texts by reason, settings that a server refused, rows and cost."""
     lines = [f"  dropped {count:6d}  {reason}" for reason, count in sorted(facts["drops"].items(), key=lambda x: -x[1])]
     for role, client in clients.items():
         usage = client.usage
         if usage.left_out:
-            lines.append(f"  {role}: the server refused {', '.join(usage.left_out)} and was asked without")
+            lines.append(f"  {role}: the server refused {', '.join(usage.left_out)}; requests were sent without")
         if usage.counted_by_us:
             lines.append(
-                f"  {role}: the server named no tokens of {usage.counted_by_us} answers; one a byte is assumed"
+                f"  {role}: the server gave no token counts for {usage.counted_by_us} answers; one per byte is assumed"
             )
-    short = f" where method.num={wanted}: the drops above, and dropped.jsonl, say why" if facts["rows"] < wanted else ""
+    short = f" of method.num={wanted}; the reasons are above and in dropped.jsonl" if facts["rows"] < wanted else ""
     return [*lines, f"{facts['rows']} rows{short}, cost {facts['cost']:.4f}: {run.dir}/data.jsonl"]
 
 
@@ -132,7 +132,7 @@ def _ultrafeedback(clients: dict[str, Client], settings: dict, begin, **common) 
     from generation.ultrafeedback import ultrafeedback
 
     if "judge" not in clients:
-        raise ValueError("nobody rates: give client@judge_client=openai (the judge)")
+        raise ValueError("method=ultrafeedback needs a judge that rates the answers: add client@judge_client=openai")
     prompts = _prompts(settings)
     begin()
     return ultrafeedback(_answering(clients), prompts, judge=clients["judge"], **settings, **common)
@@ -148,7 +148,7 @@ def _preferences(clients: dict[str, Client], settings: dict, begin, **common) ->
     path, function, seconds = (settings.pop(key) for key in ("reward_model", "reward_fn", "reward_timeout"))
     reading = {key: settings.pop(key) for key in ("precision", "batch_size")}
     if path and function:
-        raise ValueError(f"method.reward_model={path} and method.reward_fn={function}: only one of them can rank")
+        raise ValueError(f"method.reward_model={path} and method.reward_fn={function} exclude each other; set one")
     check_choice("method.precision", reading["precision"], PRECISIONS)
     check_whole(1, method__batch_size=reading["batch_size"])
     check_positive(method__reward_timeout=seconds)

@@ -67,9 +67,9 @@ class Job:
     lora_rank: int  # 0: every weight learns
     nf4: bool  # the layers of the bases in 4 bits
     optim: str
-    learners: "Networks"  # that learn
-    frozen: "Networks"  # in memory, and never learn
-    bases: "Networks"  # frozen weights under adapters; none without LoRA
+    learners: Networks  # those that are trained
+    frozen: Networks  # those in memory that are not trained
+    bases: Networks  # frozen weights under adapters; none without LoRA
     slots: int  # rows that a rank decodes together; 0 where nothing is sampled
 
     @property
@@ -143,7 +143,7 @@ def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: b
     gradients, activations = trained * 4 / shards, learners * (config.num_layers * kept.layer + kept.rest)
     if job.rows <= job.micro_rows * cfg.num_gpus:  # one forward a step: they grow while the activations go
         gradients = max(0.0, gradients - activations)
-    # Embeddings and outputs are whole on every rank once used; of the layers two are, one at work and the next.
+    # On every rank, embeddings and outputs are gathered once used, and two layers: the current one and the next.
     ends = job.learners.ends(P) + job.frozen.ends(P)
     of_layers = adapter_parameters(config, job.lora_rank) if job.nf4 else P.body
     gathered = sharded * item * (2 * of_layers / config.num_layers + ends)
@@ -159,7 +159,7 @@ def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: b
         "activations": activations,
         "log-prob tiles": tiles,
     }
-    if job.slots:  # rollout and updates take turns: it counts by what it needs beyond the updates
+    if job.slots:  # rollout and updates alternate: only what the rollout needs beyond the updates is added
         casts = P.total * item if lora and job.dtype == torch.float32 and not job.nf4 else 0  # merged weights
         casts += (P.output or P.embedding) * item if copies else 0  # the layers' copies are there
         whole = sharded * item * (of_layers + Networks(1, 1).ends(P))
@@ -263,7 +263,7 @@ def report(cfg: DictConfig) -> dict:
         )
     if cfg.price_per_gpu_hour:
         result["cost"] = hours * cfg.num_gpus * cfg.price_per_gpu_hour
-    result["way_out"] = None if result["fits"] else suggest(config, job, cfg, room)
+    result["suggestion"] = None if result["fits"] else suggest(config, job, cfg, room)
     return result
 
 
@@ -287,7 +287,7 @@ def show(cfg: DictConfig) -> None:
     for name, text in (("hours_per_epoch", "hours an epoch"), ("cost", "cost of num_steps")):
         if name in result:
             console.print(f"{result[name]:,.2f} {text}")
-    console.print("it fits" if result["fits"] else f"it does not fit; it would with {result['way_out']}")
+    console.print("it fits" if result["fits"] else f"it does not fit; it would fit with {result['suggestion']}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Gated DeltaNet: attention's place taken by a state of fixed size. Yang et al. 2024 (arXiv:2412.06464).
+"""Gated DeltaNet: a layer with a state of fixed size in the place of attention. Yang et al. 2024 (arXiv:2412.06464).
 
-Of each value head a matrix S (Dk, Dv), zero at first, which at every token forgets, corrects and is read:
+Each value head has a matrix S (Dk, Dv), which is zero at first. Every token decays it, corrects it and reads it:
 
     S = exp(g) S;   S = S + k (beta (v - S^T k))^T;   o = S^T q                                            (Eq. 10)
 
-q, k and v have gone through a short convolution over the tokens before. Where answers share a prompt its state is
-computed once and forked (`model/chunks.py`).
+q, k and v are outputs of a short causal convolution. If several answers share a prompt, the state after the prompt is
+computed once and copied to each answer (`model/chunks.py`).
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from model.linear import Linear
 
 
 class GatedDeltaNet(nn.Module):
-    """Of x (N, D) the N outputs (N, D); q, k, v, the output's gate z, beta and g come out of one product."""
+    """(N, D) inputs to (N, D) outputs. One product gives q, k, v, the output gate z, beta and g."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -62,7 +62,7 @@ class GatedDeltaNet(nn.Module):
         dt_bias: Tensor,
         norm: Tensor,
     ) -> Tensor:
-        """(N, Hv Dv) what the last product reads, in the dtype of `made`, the first product's output."""
+        """(N, Hv Dv) the input of the last product. `made` is the output of the first one and sets the dtype."""
         mixed, z, beta, a = self.by_key_head(made) if self.by_head else made.split(self.widths, dim=-1)
         mixed = F.silu(convolve(self.layer, mixed, conv, blocks))  # (N, 2 Hk Dk + Hv Dv) float32 at least
         keys = self.key_heads * self.key_dim
@@ -77,7 +77,7 @@ class GatedDeltaNet(nn.Module):
         return mixed.flatten(1).to(made.dtype)
 
     def by_key_head(self, made: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q, k and v as one, z, beta and a, of a product that has the q, k, v and z of a key's head side by side."""
+        """(q, k and v together, z, beta, a), where the product holds q, k, v and z of each key head side by side."""
         group, heads = self.value_heads // self.key_heads, self.key_heads
         qkvz, ba = made.tensor_split((made.shape[-1] - 2 * self.value_heads,), dim=-1)
         sizes = (self.key_dim, self.key_dim, group * self.value_dim, group * self.value_dim)
@@ -87,7 +87,7 @@ class GatedDeltaNet(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
-        """Forgetting rates A ~ U(0.01, 16), as published; the convolution's weights as torch's Conv1d draws them."""
+        """Decay rates A ~ U(0.01, 16), as published. The convolution's weights are drawn as in torch's Conv1d."""
         self.A_log.uniform_(0.01, 16, generator=generator).log_()
         self.dt_bias.fill_(1.0)
         self.norm.fill_(1.0)
@@ -96,9 +96,9 @@ class GatedDeltaNet(nn.Module):
 
 
 class Recomputed(torch.autograd.Function):
-    """function(*inputs), of which only the inputs are kept: it is computed again in the backward pass.
+    """function(*inputs). Only the inputs are stored, and the backward pass computes the function again.
 
-    What the recurrence alone would keep is three times what the rest of a layer keeps.
+    The activations of the recurrence would take three times the memory of the rest of a layer.
     """
 
     @staticmethod
@@ -119,12 +119,12 @@ class Recomputed(torch.autograd.Function):
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors of length 1 along the last dimension, up to 1e-6 under the root."""
+    """x / sqrt(|x|^2 + 1e-6) along the last dimension."""
     return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
 
 
 def convolve_stream(layer: int, x: Tensor, weight: Tensor, blocks: Blocks) -> Tensor:
-    """The convolution over a packed stream; `layer` says whose, to those that keep what it read."""
+    """The convolution over a packed stream. `layer` is unused here; a cache needs it."""
     return ShortConvolution.apply(x, weight, blocks.chunks().before)
 
 
@@ -134,9 +134,9 @@ def recur_stream(layer: int, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: T
 
 
 class ShortConvolution(torch.autograd.Function):
-    """(N, C) float32 at least: y_t = sum over j of weight[:, 0, -1 - j] x_(t - j), j counted back in the token's row.
+    """(N, C), in float32 or wider: y_t = sum over j of weight[:, 0, -1 - j] x_(t - j), where t - j is in the same row.
 
-    before (N + 1,): the token before each, N where there is none.
+    before (N + 1,): the index of the token before each token, N if there is none.
     """
 
     @staticmethod
@@ -168,24 +168,23 @@ class ShortConvolution(torch.autograd.Function):
 def gated_delta(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, chunks: Chunks
 ) -> tuple[Tensor, list[Tensor]]:
-    """(N, Hv, Dv) outputs, and of each level the states (n, Hk, G, Dk, Dv) behind its chunks.
+    """(N, Hv, Dv) outputs, and for each level of chunks the states (n, Hk, G, Dk, Dv) after them.
 
     The chunkwise form, section 3.3: with G = cumsum(g) within a chunk and A_ij = beta_i exp(G_i - G_j) k_i k_j for
     j < i, the corrections of a chunk are the solution of (I + A) X = beta (v - exp(G) k S), S the state before it.
 
-    q, k: (N, Hk, Dk). v: (N, Hv, Dv). g, beta: (N, Hv). A key's head serves G = Hv / Hk values' heads in a row.
+    q, k: (N, Hk, Dk). v: (N, Hv, Dv). g, beta: (N, Hv). Each key head serves G = Hv / Hk consecutive value heads.
     """
     groups = v.shape[1] // k.shape[1]
     q, k = (rearrange(chunks.split(x), "n c h d -> n h 1 c d") for x in (q, k))
     v = rearrange(chunks.split(v), "n c (h g) d -> n h g c d", g=groups)
-    g, beta = (
-        chunks.split(x).masked_fill(chunks.idle[..., None], 0) for x in (g, beta)
-    )  # a short chunk's rest is still
+    # The unused end of a short chunk neither decays nor writes.
+    g, beta = (chunks.split(x).masked_fill(chunks.idle[..., None], 0) for x in (g, beta))
     g, beta = (rearrange(x, "n c (h g) -> n h g c", g=groups) for x in (g, beta))
     total = g.cumsum(-1)
     later = torch.ones(SIZE, SIZE, dtype=torch.bool, device=q.device).triu(1)
     kept = (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()  # exp(G_i - G_j), j <= i
-    known = total.exp()[..., None]  # what is left, at each token, of the state before the chunk
+    known = total.exp()[..., None]  # the part of the state before the chunk that is left at each token
     system = (k @ k.mT) * kept * beta[..., None]
     right = torch.cat((v, k * known), dim=-1) * beta[..., None]
     right = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
@@ -208,7 +207,7 @@ def gated_delta(
 
 
 def gated_delta_step(state: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, Hv, Dv) outputs at one further token of B rows, and their states (B, Hv, Dk, Dv) behind it: Eq. 10."""
+    """(B, Hv, Dv) outputs at the next token of B rows, and the states (B, Hv, Dk, Dv) after it, by Eq. 10."""
     groups = v.shape[1] // k.shape[1]
     q, k = (x.repeat_interleave(groups, dim=1)[..., None] for x in (q, k))  # (B, Hv, Dk, 1)
     state = state * g.exp()[..., None, None]

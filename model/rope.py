@@ -1,4 +1,4 @@
-"""Rotary positions: how far each pair of a head turns per token. Su et al. 2021 (arXiv:2104.09864)."""
+"""Rotary position embeddings: the frequencies of the rotated pairs. Su et al. 2021 (arXiv:2104.09864)."""
 
 import math
 
@@ -9,15 +9,15 @@ from model.config import ModelConfig
 
 
 class Rope:
-    """Angles for the tokens of a forward. Plain tensors, no buffers: a model moved to bf16 must keep them exact."""
+    """The angles for the tokens of a forward. They are no buffers: a model in bf16 must keep them in float32."""
 
     def __init__(self, config: ModelConfig, *, of_windows: bool = False):
-        """of_windows: for the layers with a sliding window, which may turn by a base of their own."""
+        """of_windows: for the layers with a sliding window, which may have another base."""
         base = config.window_rope_theta if of_windows else None
         self.frequencies, self.gain = rope_frequencies(config) if base is None else (turns(config, base), 1.0)
 
     def __call__(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin as `rotate` wants them; angles in float32, as positions exceed bf16's whole numbers at 256."""
+        """cos and sin for `rotate`. Angles are computed in float32: bf16 has no exact whole numbers above 256."""
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
         angles = (positions[:, None].float() * self.frequencies)[:, None]  # (N, 1, R / 2)
@@ -26,7 +26,7 @@ class Rope:
 
 
 def turns(config: ModelConfig, theta: float) -> Tensor:
-    """(R / 2,) float32 radians per position, unscaled; R = the numbers of a head that turn."""
+    """(R / 2,) float32 radians per position, unscaled. R is the number of rotated dimensions of a head."""
     size = config.rotary_dim
     return 1.0 / (theta ** (torch.arange(0, size, 2, device="cpu").float() / size))
 
@@ -47,9 +47,7 @@ def rope_frequencies(config: ModelConfig) -> tuple[Tensor, float]:
 
 def llama3_frequencies(frequencies: Tensor, scaling: dict) -> Tensor:
     """Llama 3.1: long waves are stretched by `factor`, short ones kept, a linear blend between."""
-    turns = (
-        scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    )  # full turns within the old window
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)  # within the old window
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = ((turns - low) / (high - low)).clamp(0, 1)
     return (1 - keep) * frequencies / scaling["factor"] + keep * frequencies

@@ -118,7 +118,7 @@ def test_in_a_talk_it_is_said_and_the_talk_goes_on(policy, tmp_path, run_script,
     words = [f"policy={policy}", "chat=true", "sampling.max_new_tokens=4", f"hydra.run.dir={tmp_path}/out"]
     assert run_script(GENERATE, *words) == 0
     said = capsys.readouterr().out
-    assert said.count("not said: messages[0] (user) holds '### Response:'") == 1 and said.count("model> ") == 1
+    assert said.count("not sent: messages[0] (user) holds '### Response:'") == 1 and said.count("model> ") == 1
 
 
 def test_a_judge_loses_the_answer_that_holds_it_and_no_other(policy, tmp_path, run_script):

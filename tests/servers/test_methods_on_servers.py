@@ -59,7 +59,7 @@ def test_a_method_ends_with_rows_or_says_why_not(made, method):
         usage = facts["usage"]["client"]
         assert facts["rows"] >= 1 and usage["failed"] == usage["counted_by_us"] == 0 and usage["served_by"]
     else:
-        assert code == 2 and "no row survived" in said and dropped and "Traceback" not in said
+        assert code == 2 and "every text was dropped" in said and dropped and "Traceback" not in said
     assert all(row["reason"] for row in dropped)
 
 
