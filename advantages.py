@@ -186,7 +186,7 @@ class LinearKL(FixedKL):
         return {"taken": self.taken}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.taken = state.get("taken", 0)
+        self.taken = int(state.get("taken", 0))
         self._set()
 
     def _set(self) -> None:

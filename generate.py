@@ -37,8 +37,8 @@ def run_generate(cfg: DictConfig, run: Run) -> float:
 def complete(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
     """Write one record per row: prompt, completion, finish_reason, seed, and the prompt's further columns."""
     room = policy.config.max_length - cfg.sampling.max_new_tokens
-    prompts = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room).items
-    prompts = [prompt for prompt in prompts for _ in range(cfg.samples_per_prompt)]
+    encoded = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room)
+    prompts = [prompt for prompt in encoded.items for _ in range(cfg.samples_per_prompt)]
     seeds = [cfg.seed * SEEDS + i for i in range(len(prompts))]
     asked, how = [list(prompt["input_ids"]) for prompt in prompts], cfg.sampling
     limits = [how.max_new_tokens] * len(asked)

@@ -99,7 +99,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     if agreement is not None:
         run.terminal.say(agreement)
 
-    def collate_all(groups: list[PreferenceGroup]) -> list[Batch]:
+    def collate_all(groups: Sequence[PreferenceGroup]) -> list[Batch]:
         parts = micro_batches(groups, cfg.micro_batch_size)
         return [collate(part, reference, kl_rows, tokenizer.pad_id, run.device) for part in parts]
 

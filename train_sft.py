@@ -6,6 +6,7 @@
 Ouyang et al. 2022 (arXiv:2203.02155), section 3.5; the loss is the mean over the target tokens of the whole step.
 """
 
+from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 
 import torch
@@ -154,7 +155,7 @@ def evaluate(cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, he
     return {"eval/loss": nats / tokens, "eval/perplexity": (nats / tokens).exp()}
 
 
-def sample_prompts(items: list[dict], tokenizer: Tokenizer, policy: Policy, cfg: DictConfig) -> list[dict]:
+def sample_prompts(items: Sequence[dict], tokenizer: Tokenizer, policy: Policy, cfg: DictConfig) -> list[dict]:
     """The first `num_samples` prompts of `data.prompts`; without any, conversations up to their last assistant turn."""
     room, shown = policy.config.max_length - cfg.sampling.max_new_tokens, []
     if cfg.data.prompts:

@@ -84,7 +84,8 @@ def parse_ranking(text: str, num_answers: int) -> list[int]:
     named = sorted(n for group in groups for n in group)
     if named != list(range(1, num_answers + 1)):
         raise ValueError(f"Each of the answers 1 to {num_answers} must be named once; you named {named}.")
-    rank_of, rank = {}, 1
+    rank = 1
+    rank_of: dict[int, int] = {}
     for group in groups:
         rank_of |= dict.fromkeys(group, rank)
         rank += len(group)

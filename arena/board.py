@@ -1,5 +1,7 @@
 """The tab with the ratings of the models."""
 
+from typing import Any
+
 import gradio as gr
 import matplotlib
 import pandas as pd
@@ -12,7 +14,9 @@ from evals.ratings import rate
 from evals.verdicts import votes_table
 
 matplotlib.use("Agg")
-SETTINGS = {"method": "bradley_terry", "interval": "sandwich", "level": 0.95, "rounds": 0, "k": 4.0, "anchor": None}
+SETTINGS: dict[str, Any] = dict(
+    method="bradley_terry", interval="sandwich", level=0.95, rounds=0, k=4.0, anchor=None
+)  # fmt: skip
 
 
 def standing(store: Store, models: list[str]) -> tuple[pd.DataFrame, str]:
@@ -38,7 +42,7 @@ def pair_table(store: Store, models: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["pair", "n", "first wins", "on left"])
 
 
-def share(hits: float, n: int) -> str:
+def share(hits: float, n: float) -> str:
     """A share with its Wilson interval, in percent."""
     if not n:
         return "-"

@@ -49,6 +49,6 @@ def choose_pair(store: Store, models: list[str], rng: random.Random) -> tuple[st
         share = row["wins"] / row["votes"] if row["votes"] else 0.5
         uncertain[pair] = width(expected, share * expected)
     widest = max(uncertain.values())
-    pair = list(rng.choice([pair for pair, value in uncertain.items() if math.isclose(value, widest)]))
-    rng.shuffle(pair)
-    return pair[0], pair[1]
+    sides = list(rng.choice([pair for pair, value in uncertain.items() if math.isclose(value, widest)]))
+    rng.shuffle(sides)
+    return sides[0], sides[1]

@@ -30,7 +30,8 @@ def write_answers(directory: Path, count: int = 805) -> list[str]:
 
     Returns the overrides that name the files.
     """
-    questions, answers = [], []
+    answers = []
+    questions: list[dict] = []
     with gzip.open(PREFERENCES, "rt", encoding="utf-8") as file:
         for row in map(json.loads, file):
             text = row["prompt"][0]["content"]
@@ -102,7 +103,7 @@ def main() -> None:
             }
         print(f"| work | {args.commit}, s | this code, s | times as fast |\n| --- | --- | --- | --- |", flush=True)
         for name, run in timed.items():
-            seconds = {other: [], ROOT: []}
+            seconds: dict[Path, list[float]] = {other: [], ROOT: []}
             for number in range(args.rounds):
                 for root in (other, ROOT) if number % 2 == 0 else (ROOT, other):
                     seconds[root].append(run(root))

@@ -49,7 +49,9 @@ class Person(threading.Thread):
     def __init__(self, address: str, votes: int):
         super().__init__(daemon=True)
         self.address, self.votes = address, votes
-        self.thanked, self.seconds, self.page_seconds = 0, [], []
+        self.thanked = 0
+        self.seconds: list[float] = []
+        self.page_seconds: list[float] = []
 
     def run(self) -> None:
         try:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -23,7 +23,7 @@ from model.packing import Rows, make_rows
 from model.sampling import generate
 
 ROOT = Path(__file__).parents[1]
-LORA = {"alpha": 32.0, "targets": ["qkv", "out", "gate_up", "down"], "seed": 0}
+LORA: dict[str, Any] = {"alpha": 32.0, "targets": ["qkv", "out", "gate_up", "down"], "seed": 0}
 
 
 class Shape(NamedTuple):
@@ -173,8 +173,11 @@ def ppo_phases(shape: Shape, device: torch.device, rounds: int) -> dict[str, Tim
 
     def loss() -> Tensor:
         given = (policy.logprobs(*rows), old, advantages, mask, value(*rows), values, values + advantages, mask)
-        counts = {"num_tokens": float(targets), "num_states": float(targets)}
-        return ppo_loss(*given, clip_range=0.2, dual_clip=None, value_clip_range=0.2, value_coef=0.1, **counts)[0]
+        loss, _ = ppo_loss(
+            *given, clip_range=0.2, dual_clip=None, value_clip_range=0.2, value_coef=0.1, num_tokens=float(targets),
+            num_states=float(targets),
+        )  # fmt: skip
+        return loss
 
     with_head = forward_flops(config, tokens=tokens, length=length, targets=targets)
     without = forward_flops(config, tokens=tokens, length=length, targets=0)
@@ -192,8 +195,10 @@ def ppo_phases(shape: Shape, device: torch.device, rounds: int) -> dict[str, Tim
 
 
 def sampled(policy: Policy, prompts: list[list[int]], tokens: int) -> None:
-    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "stop_ids": [], "pad_id": 0}
-    generate(policy, prompts, max_new_tokens=tokens, slots=len(prompts), seeds=list(range(len(prompts))), **settings)
+    generate(
+        policy, prompts, max_new_tokens=tokens, slots=len(prompts), seeds=list(range(len(prompts))), temperature=1.0,
+        top_k=0, top_p=1.0, stop_ids=[], pad_id=0,
+    )  # fmt: skip
 
 
 def decoding(shape: Shape, rows: int, device: torch.device, rounds: int) -> tuple[float, float]:

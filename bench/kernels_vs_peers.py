@@ -27,7 +27,7 @@ from trl.kernels import chunked_logprob
 from bench.kernels import bench_time
 from bench.kernels.bench import FULL_SIZE, run_part, table
 from bench.kernels.bench_cases import FORMULAS, IMPLEMENTATIONS, logprob_inputs
-from bench.kernels.cost import PRODUCTS_PER_SECOND, counting
+from bench.kernels.cost import PRODUCTS_PER_SECOND, Formula, counting
 from kernels import logprob
 from kernels.backend import kernels_as
 from kernels.logprob import TILES, linear_logprob
@@ -99,7 +99,7 @@ def _backward_products(e, c, *args, **options):
     return 6 * e.shape[0] * c.shape[0] * e.shape[1], 3 * _bytes(e, c)
 
 
-PEER_FORMULAS = FORMULAS | {
+PEER_FORMULAS: dict[str, Formula] = FORMULAS | {
     "_cce_lse_forward_kernel": _forward_product,
     "_cce_backward_kernel": _backward_products,
     "_indexed_neg_dot_forward_kernel": lambda e, *args, **rest: (0, 2 * _bytes(e)),
@@ -166,7 +166,7 @@ def part_bytes() -> list[dict]:
     return rows
 
 
-def _gpu_addmm(traffic) -> Callable[[Tensor, Tensor, Tensor], None]:
+def _gpu_addmm(traffic) -> Callable[..., None]:
     """A float32 total += a @ b of bfloat16 factors is one library call on a GPU, and counts as one."""
 
     def add(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -215,7 +215,8 @@ def part_time() -> list[dict]:
 def _time_on_gpu(size: tuple[int, int, int], rounds: int) -> list[dict]:
     """Medians of interleaved rounds, forward + backward in bfloat16, without the first two rounds."""
     inputs, rate = logprob_inputs(*size, torch.bfloat16, "cuda"), product_rate()
-    seconds, peaks = {name: [] for name in PEERS}, {}
+    peaks = {}
+    seconds: dict[str, list[float]] = {name: [] for name in PEERS}
     for number, name in itertools.product(range(rounds + 2), PEERS):
         inputs[0].grad = inputs[1].grad = None
         before = torch.cuda.memory_allocated()

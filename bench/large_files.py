@@ -67,7 +67,8 @@ def measure(command: str, home: Path) -> tuple[float, float]:
 
 def talks(draw: random.Random, count: int) -> Iterator[dict]:
     """Conversations composed of sentences of the embedded sets."""
-    asked, answered = [], []
+    asked: list[str] = []
+    answered: list[str] = []
     for row in (row for file in SETS for row in read_jsonl(ROOT / file)):
         for message in row["messages"]:
             parts = [part for part in re.split(r"(?<=[.!?])\s+|\n+", message["content"]) if part.strip()]

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -25,7 +26,7 @@ from model.build import export_model, new_policy, new_reward_model
 from model.config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
-SHAPE = dict(
+SHAPE: dict[str, Any] = dict(
     family="llama", vocab_size=8000, hidden_size=512, intermediate_size=1408, num_layers=8, num_heads=8, num_kv_heads=4,
     head_dim=64, max_length=512, rope_theta=10000.0, norm_eps=1e-5, tie_embeddings=False,
 )  # fmt: skip

@@ -39,13 +39,13 @@ def kind_of(operator: str) -> str:
     return next(found, "the rest")
 
 
-def shares(step: Callable[[], None], warm_up: int) -> dict[str, float]:
+def shares(step: Callable[[], object], warm_up: int) -> dict[str, float]:
     """Percent of operator time by kind."""
     for _ in range(warm_up):
         step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         step()
-    spent = Counter()
+    spent: Counter[str] = Counter()
     for event in profile.key_averages():
         spent[kind_of(event.key)] += event.self_cpu_time_total
     return {kind: 100 * spent[kind] / spent.total() for kind in [*KINDS, "the rest"]}
@@ -74,8 +74,10 @@ def training_step(bench: Bench, file: str) -> Callable[[], None]:
 def decoding(bench: Bench, rows: int) -> Callable[[], object]:
     policy = load_policy(GGUF, precision="bf16", frozen=True)
     prompts = [encode_prompt(row["prompt"], bench.tokenizer, max_length=400) for row in bench.files["PROMPTS"][:rows]]
-    settings = {"max_new_tokens": 48, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "stop_ids": [], "pad_id": 0}
-    return lambda: generate(policy, prompts, slots=rows, seeds=list(range(rows)), **settings)
+    return lambda: generate(
+        policy, prompts, slots=rows, seeds=list(range(rows)), max_new_tokens=48, temperature=1.0, top_k=0, top_p=1.0,
+        stop_ids=[], pad_id=0,
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -61,10 +61,9 @@ class ChatTemplate:
         self.stops: list[str] = []
         self.header = ""  # the text before an assistant's turn
         self.text_markers: dict[bool, re.Pattern] = {}  # no text of the assistant's (True), of others (False), has them
-        self.rendered = [], None, {}  # the last request: messages, tools, what came of each view
-        self.checked: dict[
-            str, list[int] | ValueError
-        ] = {}  # kind of conversation -> whose each span is, or what is lost
+        # the last request: messages, tools, what came of each view
+        self.rendered: tuple[list, list | None, dict[tuple[int, bool], Rendering]] = [], None, {}
+        self.checked: dict[str, list[int] | str] = {}  # kind of conversation -> whose each span is, or what is lost
         self.tagged = {name: bool(_GENERATION.search(text)) for name, text in jinja.items()}
 
     def prompt(self, messages: list[Message], tools: list[dict] | None = None) -> str:
@@ -209,8 +208,9 @@ class ChatTemplate:
         """One Rendering per (number of messages, whether the assistant's header follows)."""
         before, beside, known = self.rendered
         if tools != beside or before[: len(messages)] != messages or not known.keys() >= set(views):
-            how = {"tokens": self.tokens, "date": self.date}
-            known = dict(zip(views, render(self.jinja[self._name(tools)], messages, tools, views, **how), strict=True))
+            template = self.jinja[self._name(tools)]
+            written = render(template, messages, tools, views, tokens=self.tokens, date=self.date)
+            known = dict(zip(views, written, strict=True))
             self.rendered = messages, tools, known
         return [known[view] for view in views]
 
@@ -237,20 +237,21 @@ class ChatTemplate:
                 raise
             except ValueError as error:
                 self.checked[kind] = str(error)
-        if isinstance(self.checked[kind], str):
-            raise ValueError(self.checked[kind])
+        owners = self.checked[kind]
+        if isinstance(owners, str):
+            raise ValueError(owners)
         marked, marked_tools = change_texts(messages, self.mark), change_texts(tools, self.mark)
         spelled = self._spans(marked, marked_tools, targets, tagged, unchanged)
-        if len(spelled.targets) != len(self.checked[kind]):
+        if len(spelled.targets) != len(owners):
             raise ValueError(f"the chat template's generation tags depend on what is said; {_OTHER}")
         for i in targets or []:
-            own = [span for span, owner in zip(spelled.targets, self.checked[kind], strict=True) if owner == i]
+            own = [span for span, owner in zip(spelled.targets, owners, strict=True) if owner == i]
             span = dense("".join(spelled.text[max(start - len(self.header), 0) : end] for start, end in own))
             for name, text in texts_said(marked[i]):
                 forms = (text, json.dumps(text, ensure_ascii=False)[1:-1]) if name == "tool_calls" else (text,)
                 if not any(dense(form) in span for form in forms):
                     raise ValueError(_lost(i, messages, name))
-        learned = zip(spelled.targets, self.checked[kind], strict=True)
+        learned = zip(spelled.targets, owners, strict=True)
         return Spelled(spelled.text, [span for span, owner in learned if owner in (targets or [])], not tagged)
 
     def _spans(self, messages, tools, targets: list[int] | None, tagged: bool, unchanged: bool = False) -> Spelled:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
@@ -169,7 +169,7 @@ def in_processes(work: Callable[[list], Encodings], chunks: Iterable[list], proc
     # no arguments are passed, because forked processes already have the tokenizer
     context, parent = get_context("fork"), os.getpid()
     pool = ProcessPoolExecutor(processes, context, _begin, (work, parent))
-    waiting = deque()
+    waiting: deque[Future[Encodings]] = deque()
     try:
         for chunk in chunks:
             waiting.append(pool.submit(_do, chunk))

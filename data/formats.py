@@ -10,7 +10,7 @@ from data.messages import THINKING, is_hh, parse_hh, parse_messages, parse_role,
 from data.records import Comparison, Example, Prompt, Ranking, Rated, Record
 
 _NUMBER = re.compile(r"[-+]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})([eE][-+]?\d{1,3})?")
-GIVEN = ("context", "prompt", "system", "tools")  # fields before the answer
+GIVEN: tuple[str, ...] = ("context", "prompt", "system", "tools")  # fields before the answer
 
 
 def examples(row: dict) -> list[Example]:
@@ -33,6 +33,7 @@ def _demonstrations(row: dict) -> list[Example]:
     if is_tree(row):
         return [Example(path, columns=_rest(row, "prompt")) for path in _tree_paths(row["prompt"], [])]
     name = next((name for name in ("completion", "answer", "response") if name in row), None)
+    used: tuple[str, ...]
     if "messages" in row:
         turns, used = _with_system(row, parse_messages(row["messages"])), ("messages", "system", "tools")
     elif "prompt" in row and name:

@@ -118,7 +118,7 @@ class Loader:
         return rng.permutation(order) if self.shuffle else order
 
 
-def micro_batches(batch: list[Any], size: int) -> list[list[Any]]:
+def micro_batches(batch: Sequence[Any], size: int) -> list[list[Any]]:
     """The batch in parts of `size`, longest rows first, so that rows of similar length share a forward.
 
     The first part is the largest, so a run without enough memory fails in its first step.

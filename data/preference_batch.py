@@ -1,6 +1,6 @@
 """From preference groups to the tensors of one forward of a preference loss."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,7 +59,7 @@ def collate(
     )
 
 
-def mismatched(groups: list[PreferenceGroup], *, max_length: int) -> dict[bytes, dict]:
+def mismatched(groups: Sequence[PreferenceGroup], *, max_length: int) -> dict[bytes, dict]:
     """row_key -> a mismatched row for KTO's reference point: the row's prompt with a completion of another prompt.
 
     As in Ethayarajh et al. 2024 the completions come from the same data. Each one is used once, so the shares of good

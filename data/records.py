@@ -5,7 +5,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -148,7 +148,7 @@ class BadRows:
 
 
 def read_records(
-    file: str | Path, parse: Callable[[dict], list[R]], bad_rows: BadRows, layout: Layout | None = None
+    file: str | Path, parse: Callable[[dict], Sequence[R]], bad_rows: BadRows, layout: Layout | None = None
 ) -> list[R]:
     """The records of one file, glob or directory. `parse` (see `data/formats.py`) turns a row of ours into records.
 
@@ -165,7 +165,7 @@ def read_records(
 
 def parse_rows(
     rows: Iterator[tuple[str, Any]],
-    parse: Callable[[dict], list[R]],
+    parse: Callable[[dict], Sequence[R]],
     bad_rows: BadRows,
     layout: Layout,
     part: str | None,

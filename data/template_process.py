@@ -40,8 +40,8 @@ class Namespace(jinja2.utils.Namespace):
     """Jinja's namespace without underscored names, which lead into the interpreter."""
 
     def __init__(*args, **kwargs):
-        self, *args = args
-        values = dict(*args, **kwargs)
+        self, *rest = args
+        values = dict(*rest, **kwargs)
         for name in values:
             check_name(name)
         jinja2.utils.Namespace.__init__(self, values)
@@ -93,7 +93,7 @@ def make_environment():
 
 
 ENVIRONMENT = make_environment()
-TEMPLATES = []  # their texts, in the order in which they came
+TEMPLATES: list[str] = []  # their texts, in the order in which they came
 
 
 @functools.lru_cache(64)

@@ -2,6 +2,7 @@
 
 import math
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import krippendorff
@@ -141,10 +142,10 @@ def estimate(found: dict, name: str) -> dict:
 
 def by_group(pairs: pd.DataFrame, *, symmetric: bool, level: float, rounds: int) -> dict:
     """`agreement_of` all pairs, of each turn and of each category."""
-    settings = {"symmetric": symmetric, "level": level, "rounds": rounds}
-    result = agreement_of(pairs, **settings)
+    figures = partial(agreement_of, symmetric=symmetric, level=level, rounds=rounds)
+    result = figures(pairs)
     for name, column in (("turns", "turn"), ("categories", "category")):
-        result[name] = {str(key): agreement_of(part, **settings) for key, part in pairs.groupby(column)}
+        result[name] = {str(key): figures(part) for key, part in pairs.groupby(column)}
     return result
 
 

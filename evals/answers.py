@@ -147,7 +147,7 @@ def answer_questions(
         temperatures: {category: temperature}, with the key `default` for other categories.
         settings: max_tokens and seed.
     """
-    conversations = [[] for _ in questions]
+    conversations: list[list[dict]] = [[] for _ in questions]
     for turn in range(max(len(question["turns"]) for question in questions)):
         by_temperature: dict[float, list[int]] = {}
         for i, question in enumerate(questions):

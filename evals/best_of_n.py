@@ -62,7 +62,7 @@ def sample_scores(cfg: DictConfig) -> dict[str, np.ndarray]:
     room = policy.config.max_length - task.sampling.max_new_tokens
     encoded = encode_prompts("task.input", task.input, task, tokenizer, max_length=room)
     prompts, num = encoded.items[: task.num_prompts], task.num_completions
-    scores = {name: [] for name in scorers}
+    scores: dict[str, list] = {name: [] for name in scorers}
     for p, prompt in enumerate(prompts):
         made = generate(
             policy,

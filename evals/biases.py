@@ -121,12 +121,11 @@ def agreement(people: pd.DataFrame, judge: pd.DataFrame, *, level: float, rounds
         return unknown("people and judge voted on no item in common")
     hits = (pairs["x"] == pairs["y"]).to_numpy(float)
     estimate = share_estimate(hits, pairs["question"], null=0.5, level=level)
-    settings = {"level": level, "rounds": rounds}
-    figures = agreement_of(pairs, symmetric=False, **settings)
+    figures = agreement_of(pairs, symmetric=False, level=level, rounds=rounds)
     estimate |= {name: figures[name] for name in ("agreement_no_ties", "kappa", "kappa_interval")}
     ceiling = human_pairs(people)
     if len(ceiling):
-        estimate["people"] = agreement_of(ceiling, symmetric=True, **settings)
+        estimate["people"] = agreement_of(ceiling, symmetric=True, level=level, rounds=rounds)
     return estimate
 
 

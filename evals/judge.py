@@ -91,7 +91,8 @@ def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict,
         )
     client = judge_client(cfg)
     replies, usage = ask_judge(client, items, cfg)
-    grades, errors = [], Counter()
+    grades = []
+    errors: Counter[str] = Counter()
     for item, (answer, parser) in zip(items, replies, strict=True):
         reading = read_answer(answer, grade_of(parser))
         errors.update([reading.why] if reading.verdict == "error" else [])
@@ -123,7 +124,7 @@ def summarise_pairs(votes: pd.DataFrame, task: DictConfig) -> dict:
         rows = folded[folded[["model_a", "model_b"]].isin([baseline, model]).all(axis=1)]
         share = points(rows["verdict"]).where(rows["model_a"] == model, 1 - points(rows["verdict"])).to_numpy(float)
         known = ~np.isnan(share)
-        figures = {"win_rate": None, "n_total": 0, "n_errors": len(rows)}
+        figures: dict = {"win_rate": None, "n_total": 0, "n_errors": len(rows)}
         if known.any():
             estimate = percent(share_estimate(share[known], rows["question"][known], null=0.5, level=0.95))
             effect = detectable_effect(int(known.sum()), alpha=task.alpha, power=task.power)
@@ -249,10 +250,10 @@ def report_pairs(rows: list[dict], task: DictConfig, out: Path) -> dict:
     orders = {"all": order, **position_by_category(votes, level=0.95)}
     known = [(name, row["flips"]["changed"], row) for name, row in orders.items() if row["value"] is not None]
     if known:
-        head = ("", "verdict changes", "lower", "upper", "items", "names the first", "lower", "upper")
+        names = ("", "verdict changes", "lower", "upper", "items", "names the first", "lower", "upper")
         keys = ("value", "lower", "upper")
         table = [(name, *(c[k] for k in keys), c["n"], *(row[k] for k in keys)) for name, c, row in known]
-        print_table("effect of the order shown", head, table)
+        print_table("effect of the order shown", names, table)
     paired = paired_pairs(votes, list(dict.fromkeys([*votes["model_a"], *votes["model_b"]])))
     for differences in paired.values():
         print_differences(differences, list(dict.fromkeys(name for row in differences for name in row["models"])))

@@ -233,9 +233,9 @@ def _quoted(seen: str, meaning: Callable[[str], Meaning], names: str) -> Meaning
     start = max(position for position, _ in found)
     line = bare[bare.rfind("\n", 0, start) + 1 :].split("\n")[0]
     announced = re.search(rf"{_CUE}{_LINK}\W*$", bare[max(0, start - 60) : start] + " ", re.IGNORECASE)
-    alone = not re.search(r"\w", re.sub(DOUBLE, "", line))
+    only = not re.search(r"\w", re.sub(DOUBLE, "", line))
     cue = any(re.search(rf"{_CUE}{_LINK}\W*$", bare[:position], re.IGNORECASE) for position, _ in found)
-    return found[-1][1] if announced or alone or cue else None
+    return found[-1][1] if announced or only or cue else None
 
 
 def read_ranking(text: str) -> Reading:

@@ -65,9 +65,10 @@ class LogprobJudge:
     def encode(self, item: Item) -> list[dict]:
         """Two uncut rows: the judge's prompt with each of the identifiers as its answer."""
         messages = item_messages(item, choose_template(item, self.templates))
-        limits = {"max_length": sys.maxsize, "max_prompt_length": sys.maxsize}
         try:
-            return encode_completions(messages, IDENTIFIERS, self.tokenizer, **limits)
+            return encode_completions(
+                messages, IDENTIFIERS, self.tokenizer, max_length=sys.maxsize, max_prompt_length=sys.maxsize
+            )
         except TextMarkerSaid as error:
             raise ValueError(f"{item.name}: {error}") from None
 

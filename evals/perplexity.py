@@ -1,6 +1,7 @@
 """task=perplexity: a policy's loss and perplexity on the assistant turns of held-out conversations."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from runtime.plots import plot_intervals
 from runtime.report import print_table
 
 
-def conversation_losses(policy, examples: list[dict], *, pad_id: int, batch_size: int) -> np.ndarray:
+def conversation_losses(policy, examples: Sequence[dict], *, pad_id: int, batch_size: int) -> np.ndarray:
     """(n, 2) float64: nats and tokens of the assistant's turns of each conversation, which may be several rows."""
     settings = {"pad_id": pad_id, "batch_size": batch_size, "device": own_device()}
     nats = in_batches(lambda *rows: -policy.logprobs(*rows).cpu().double().sum(1), examples, **settings)

@@ -86,7 +86,7 @@ def load_templates(name: str, mode: str) -> dict[tuple, Template]:
     if not ours.exists() and not Path(name).is_file():
         known = ", ".join(sorted(path.stem for path in HERE.glob("*.jsonl")))
         raise ValueError(f"judge.template={name!r} is neither a file nor a built-in set: {known}")
-    templates: dict[tuple[int, bool], Template] = {}
+    templates: dict[tuple, Template] = {}
     for where, row in read_rows(str(ours if ours.exists() else name)):
         missing = [
             key for key in ("name", "type", "system_prompt", "prompt_template", "output_format") if key not in row
@@ -96,7 +96,7 @@ def load_templates(name: str, mode: str) -> dict[tuple, Template]:
         if row["type"] != mode:
             continue
         turn = 2 if "multi-turn" in row["name"] else 1
-        key = turn, "{ref_answer_1}" in row["prompt_template"]
+        key: tuple = turn, "{ref_answer_1}" in row["prompt_template"]
         key = (*key, row["only_category"]) if row.get("only_category") else key
         if key in templates:
             raise ValueError(f"{where}: {row['name']} and {templates[key].name} serve the same turn; keep one")

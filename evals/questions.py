@@ -54,11 +54,11 @@ def question_turns(where: str, key: str, value) -> list[str]:
 
 def load_references(questions: str, file: str | None) -> dict[str, list[str]]:
     """{question id: reference answer of each turn}, in FastChat's answer format. Built-in sets have their own."""
-    file = file or REFERENCES.get(questions)
-    if file is None:
+    path = file or REFERENCES.get(questions)
+    if path is None:
         return {}
     references = {}
-    for where, row in read_rows(str(file)):
+    for where, row in read_rows(str(path)):
         if "question_id" not in row or "choices" not in row:
             raise ValueError(f"{where} needs question_id and choices, it has {', '.join(row)}")
         turns = row["choices"][0]["turns"]

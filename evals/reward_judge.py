@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,11 +39,8 @@ class RewardJudge:
         Raises:
             ValueError: conversations are longer than the window. The message has their number; nothing is cut.
         """
-        whole = {"max_length": sys.maxsize, "max_prompt_length": sys.maxsize}
-        rows = [
-            encode_completion(messages[:-1], messages[-1]["content"], self.tokenizer, **whole)
-            for messages in conversations
-        ]
+        encode = partial(encode_completion, max_length=sys.maxsize, max_prompt_length=sys.maxsize)
+        rows = [encode(messages[:-1], messages[-1]["content"], self.tokenizer) for messages in conversations]
         window = min(self.settings.max_length, self.model.config.max_length)
         lengths, names = [len(row["input_ids"]) for row in rows], [f"conversation {i}" for i in range(len(rows))]
         check_fits(names, lengths, window, "judge.max_length up to the model's window")

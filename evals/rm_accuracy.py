@@ -6,7 +6,7 @@ statsmodels, scikit-learn and scipy belong to the `eval` extra, so they are impo
 import importlib
 import itertools
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,7 @@ def evaluate_reward_model(
     return {f"eval/{name}": value for name, value in figures.items()}
 
 
-def check_measurable(groups: list[PreferenceGroup]) -> None:
+def check_measurable(groups: Sequence[PreferenceGroup]) -> None:
     """Raise ValueError, before training starts, if the held-out judgements have nothing to measure."""
     if any(decided_pairs(group.ranks) for group in groups):
         return
@@ -82,7 +82,8 @@ def _rated_figures(groups: list[PreferenceGroup], scores: np.ndarray, plot: Path
 
 
 def _pair_figures(groups: list[PreferenceGroup], scores: list[np.ndarray], plot: Path | None) -> dict[str, float]:
-    chosen, rejected, subsets = [], [], {"source": [], "length": []}
+    chosen, rejected = [], []
+    subsets: dict[str, list] = {"source": [], "length": []}
     for group, values in zip(groups, scores, strict=True):
         for better, worse in decided_pairs(group.ranks):
             chosen.append(values[better])

@@ -68,12 +68,11 @@ def over_seeds(figures: Sequence[Figure], trainings: Sequence[str]) -> list[Figu
 
 def _mean_of_seeds(name: str, own: list[Figure]) -> Figure:
     mean, low, high = t_interval([figure.value for figure in own])
-    first, sizes = own[0], [figure.n for figure in own if figure.n is not None]
-    row = {"model": f"{name}, mean of {len(own)} seeds", "value": mean, "n": min(sizes, default=None)}
+    sizes = [figure.n for figure in own if figure.n is not None]
+    row = own[0]._replace(model=f"{name}, mean of {len(own)} seeds", value=mean, n=min(sizes, default=None))
     if low is None or any(figure.lower is None for figure in own):
-        return first._replace(**row, lower=None, upper=None, note="too few seeds, or a seed without an interval")
+        return row._replace(lower=None, upper=None, note="too few seeds, or a seed without an interval")
     below = math.hypot(mean - low, sum(figure.value - figure.lower for figure in own) / len(own))
     above = math.hypot(high - mean, sum(figure.upper - figure.value for figure in own) / len(own))
-    bounds = {"lower": max(mean - below, first.least), "upper": min(mean + above, first.most)}
     notes = "; ".join(dict.fromkeys(note for figure in own for note in figure.note.split("; ") if note))
-    return first._replace(**row, **bounds, note=notes)
+    return row._replace(lower=max(mean - below, row.least), upper=min(mean + above, row.most), note=notes)

@@ -138,7 +138,7 @@ def orient(votes: pd.DataFrame, baseline: str | None) -> pd.DataFrame:
     if baseline is not None and not ((votes["model_a"] == baseline) | (votes["model_b"] == baseline)).any():
         names = ", ".join(sorted(set(votes["model_a"]) | set(votes["model_b"])))
         raise ValueError(f"task.baseline={baseline} is not among the models in the votes: {names}")
-    first = {}
+    first: dict[frozenset[str], str] = {}
     for a, b in zip(votes["model_a"], votes["model_b"], strict=True):
         first.setdefault(frozenset((a, b)), a)
     turn = [
@@ -161,7 +161,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
         votes = fold_orders(votes)
     votes = orient(votes, task.baseline)
     names = votes.groupby(["model_a", "model_b"], sort=False)
-    results = {}
+    results: dict[str, dict[str, dict]] = {}
     for (baseline, model), part in names:
         result = model_win_rate(part.reset_index(drop=True), task)
         results.setdefault(model, {})[baseline] = {"model": model, "baseline": baseline} | result

@@ -27,7 +27,7 @@ KINDS = (
 LONGEST = 90  # characters of a question
 NUM_TEST = 128
 WORDS = ("water", "time", "people", "home", "music", "light", "friend", "garden", "river", "money")
-INSTRUCTIONS = (  # kind, its settings, the sentence; {word} is one of WORDS
+INSTRUCTIONS: tuple[tuple[str, dict, str], ...] = (  # kind, its settings, the sentence; {word} is one of WORDS
     ("change_case:english_lowercase", {}, "Use lowercase letters only."),
     ("change_case:english_capital", {}, "Use capital letters only."),
     ("startend:quotation", {}, "Put your whole answer in double quotation marks."),

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -110,7 +111,7 @@ def truth_of(plan: dict, *, people: int) -> dict[str, float]:
 def coverage(plan: dict, *, studies: int, questions: int, people: int) -> dict:
     """{figure: truth, held, named, promised}, over studies that differ in their seed."""
     truth = truth_of(plan, people=people)
-    rows = {name: [] for name in truth}
+    rows: dict[str, list] = {name: [] for name in truth}
     for seed in range(studies):
         for name, figure in figures_of(study(seed, questions=questions, people=people, **plan)).items():
             if figure["value"] is not None:
@@ -129,7 +130,8 @@ def coverage(plan: dict, *, studies: int, questions: int, people: int) -> dict:
 
 def audits(*, studies: int, questions: int, people: int, sharpness: float) -> dict:
     """The share of audits of a fair judge with a significant figure, and the number by figure."""
-    task, named = settings(), Counter()
+    task = settings()
+    named: Counter[str] = Counter()
     for seed in range(studies):
         votes = study(seed, questions=questions, people=people, sharpness=sharpness)
         found = audit(votes, {}, task)["named"]
@@ -141,7 +143,7 @@ def bradley_terry(*, studies: int, questions: int, interval: str) -> float:
     """Coverage of a model's rating, if all pairs share the questions."""
     contains = []
     large = study(10_000, questions=3000, people=1, sharpness=1.0)
-    chosen = {"method": "bradley_terry", "level": 0.95, "rounds": 100, "k": 4.0, "anchor": None}
+    chosen: dict[str, Any] = {"method": "bradley_terry", "level": 0.95, "rounds": 100, "k": 4.0, "anchor": None}
     truth = rate(large[large["human"]], interval="sandwich", **chosen)["ratings"]
     for seed in range(studies):
         votes = study(seed, questions=questions, people=1, sharpness=1.0)

@@ -187,15 +187,8 @@ def published(folder: Path) -> list[tuple]:
         pairs.append((llmbar[key]["acc_avg"], order_accuracy(part)["acc_avg"]["value"]))
     rows = [largest("LLMBar accuracy, both orders", "its repository", pairs)]
     people = read_votes([str(folder / "mtbench/human.jsonl")], "mtbench")
-    settings = {
-        "method": "bradley_terry",
-        "interval": "clustered",
-        "level": 0.95,
-        "rounds": 0,
-        "k": 4.0,
-        "anchor": None,
-    }
-    ours, theirs = rate(people, **settings)["ratings"], given_values(folder, "mtbench_ratings")["human"]["bt"]
+    rated = rate(people, method="bradley_terry", interval="clustered", level=0.95, rounds=0, k=4.0, anchor=None)
+    ours, theirs = rated["ratings"], given_values(folder, "mtbench_ratings")["human"]["bt"]
     pairs = [(theirs[name], ours[name]["rating"]) for name in theirs]
     return [*rows, largest("Bradley-Terry of MT-Bench's people, points", "fschat", pairs)]
 

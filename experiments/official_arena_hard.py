@@ -28,7 +28,8 @@ def arena_hard(clone: Path) -> list[tuple]:
     count = taken((clone / "utils/add_markdown_info.py").read_text(), names)["get_element_counts"]
     counted = count(pd.DataFrame(answers), "messages")
     kinds = {"headers": "header_count", "lists": "list_count", "bold": "bold_count"}
-    theirs, pairs = {}, []
+    pairs = []
+    theirs: dict = {}
     for row, marks in zip(answers, counted, strict=True):
         ours = style[row["model"], row["uid"]]
         pairs += [(sum(marks[key].values()), ours[name]) for name, key in kinds.items()]

@@ -24,7 +24,7 @@ from tests.enumerable_training import BATCH, train_ppo  # noqa: E402
 
 SEEDS, BETAS, STEPS = (0, 1, 2), (0.2, 0.5, 1.0), 150
 FOUR = {"samples_per_prompt": 4}
-METHODS = {
+METHODS: dict[str, dict] = {
     "PPO": {},
     "RLOO": FOUR | {"kind": "rloo"},
     "GRPO": FOUR | {"kind": "grpo", "aggregate": "sequence_mean"},
@@ -73,8 +73,10 @@ def train(name: str, seed: int, beta: float) -> list[tuple[float, float]]:
         offline_dpo(seed, beta, on_step)
     elif name == "distillation":
         teacher = table_of(optimum(TabularPolicy(logits), rewards, beta))
-        nothing = {"score": lambda scores, completions: torch.zeros_like(scores)}
-        train_ppo(seed, kl_coef=1.0, teacher=teacher, steps=STEPS, on_step=on_step, **nothing, **METHODS[name])
+        train_ppo(
+            seed, kl_coef=1.0, teacher=teacher, steps=STEPS, on_step=on_step,
+            score=lambda scores, completions: torch.zeros_like(scores), **METHODS[name],
+        )  # fmt: skip
     else:
         kl_coef = 0.0 if name == "RAFT" else beta
         train_ppo(seed, kl_coef=kl_coef, steps=STEPS, on_step=on_step, **METHODS[name])

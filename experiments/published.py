@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -71,7 +71,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "published")
     parser.add_argument("--fast", action="store_true", help="without what trains")
     args = parser.parse_args()
-    started, rows, missing = time.monotonic(), [], []
+    started, missing = time.monotonic(), []
+    rows: list[Row] = []
     for job in [*OWN, *FROM_FILES, *([] if args.fast else TRAINED)]:
         print(f"{job.__name__} ...", file=sys.stderr)
         try:
@@ -134,7 +135,8 @@ def best_of_n(reference: Path) -> Iterator[Row]:
 
 def gao(reference: Path) -> Iterator[Row]:
     """Coefficients recovered from curves of Gao et al.'s two forms."""
-    d, pairs = np.linspace(0.1, 4, 12), {}
+    d = np.linspace(0.1, 4, 12)
+    pairs: dict[str, tuple] = {}
     for form, bent in (("best_of_n", d**2), ("rl", d * np.log(d))):
         alpha, beta = fit(d, 1.5 * d - 0.4 * bent, form)
         pairs |= {f"{form}: alpha": (1.5, alpha), f"{form}: beta": (0.4, beta)}
@@ -246,7 +248,7 @@ def mt_bench(reference: Path) -> Iterator[Row]:
     yield Row("MT-Bench agreement, turn 1", "FastChat's notebook on the same votes", pairs, 1e-9)
     people = read_votes(files[:1], "mtbench")
     ratings = known["mtbench_ratings"]
-    how = {"level": 0.95, "rounds": 100, "k": 4.0, "anchor": None}
+    how: dict[str, Any] = {"level": 0.95, "rounds": 100, "k": 4.0, "anchor": None}
     fitted = rate(people, method="bradley_terry", interval="sandwich", **how)["ratings"]
     online = rate(people, method="elo", interval="bootstrap", **how | {"rounds": 2})["ratings"]
     of = lambda table, name: {model: row[name] for model, row in table.items()}  # noqa: E731
@@ -262,7 +264,7 @@ def mt_bench(reference: Path) -> Iterator[Row]:
         zipped(ratings["human"]["elo_online_file_order"], of(online, "rating")),
         1e-6,
     )
-    ends = {}
+    ends: dict[str, tuple] = {}
     for model, row in ratings["human_arena_rank_sandwich_ci"].items():
         ends |= {f"{model}: {name}": (value, fitted[model][name]) for name, value in row.items()}
     yield Row("intervals of Bradley-Terry", "arena-rank 0.1.1, MT-Bench", ends, 0.01)
@@ -283,7 +285,8 @@ def pandalm(reference: Path) -> Iterator[Row]:
 
 def llmbar(reference: Path) -> Iterator[Row]:
     """Accuracies of five judges over both orders."""
-    votes, pairs = read_votes(existing(reference / "llmbar" / "vanilla_both_orders.csv.gz"), "llmbar"), {}
+    votes = read_votes(existing(reference / "llmbar" / "vanilla_both_orders.csv.gz"), "llmbar")
+    pairs: dict[str, tuple] = {}
     for key, row in given(reference)["llmbar_both_orders"].items():
         subset, judge = key.split("|")
         own = order_accuracy(votes[(votes["category"] == subset) & (votes["human"] | (votes["judge"] == judge))])

@@ -66,7 +66,8 @@ def main() -> None:
             for (name, v), n in zip(right.items(), (len(rows), seeds.sum(), (~seeds).sum()), strict=True)
         ],
     )
-    hits, passed = defaultdict(int), defaultdict(int)
+    hits: dict[str, int] = defaultdict(int)
+    passed: dict[str, int] = defaultdict(int)
     for split in range(NESTED):
         for train, test in StratifiedGroupKFold(5, shuffle=True, random_state=split).split(texts, labels, groups):
             classifier = fit_classifier(texts[train], labels[train], min_precision=MIN_PRECISION, seed=split)
@@ -80,8 +81,10 @@ def main() -> None:
         table.append(
             (str(kind), float(np.mean(per_kind[kind])), hit / n if n else None, lower, upper, n, hit / of_kind)
         )
-    head = ("", "precision of all", "above the threshold", "lower", "upper", "rows a split", "recall")
-    print_table(f"thresholds for a precision of {MIN_PRECISION}, chosen without the rows that are judged", head, table)
+    columns = ("", "precision of all", "above the threshold", "lower", "upper", "rows a split", "recall")
+    print_table(
+        f"thresholds for a precision of {MIN_PRECISION}, chosen without the rows that are judged", columns, table
+    )
 
 
 if __name__ == "__main__":

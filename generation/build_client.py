@@ -18,8 +18,10 @@ def build_client(cfg: DictConfig) -> Client:
     if cfg.kind == "openai":
         from generation.endpoint import OpenAIClient
 
-        own = ("base_url", "api_key_env", "max_parallel", "requests_per_minute", "timeout", "max_tries")
-        own += ("served_as", "thinking_tokens", "reasoning_effort", "extra_body", "pre_query", "batch")
+        own: tuple[str, ...] = (
+            "base_url", "api_key_env", "max_parallel", "requests_per_minute", "timeout", "max_tries", "served_as",
+            "thinking_tokens", "reasoning_effort", "extra_body", "pre_query", "batch",
+        )  # fmt: skip
         given = OmegaConf.to_container(cfg, resolve=True)
         return OpenAIClient(cfg.model, **{key: given[key] for key in own}, **settings)
     if cfg.kind == "local":

@@ -132,8 +132,10 @@ class Client:
             ValueError: a setting is wrong, the cost limit is reached, or the endpoint stays unreachable. Answers that
                 arrived are kept.
         """
-        settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed, "stop": stop}
-        requests = self._requests(conversations, **settings, schema=schema, top_logprobs=top_logprobs)
+        requests = self._requests(
+            conversations, temperature=temperature, max_tokens=max_tokens, seed=seed, stop=stop, schema=schema,
+            top_logprobs=top_logprobs,
+        )  # fmt: skip
         keys = [request.key for request in requests]
         answers = {key: answer for key in dict.fromkeys(keys) if (answer := self._recall(key)) is not None}
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in answers}

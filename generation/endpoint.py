@@ -91,7 +91,8 @@ class OpenAIClient(Client):
         self.pre_query, self.batch = pre_query, batch
         self.max_parallel, self.max_tries = max_parallel, max_tries
         self.interval = 60.0 / requests_per_minute if requests_per_minute else 0.0
-        self._next_start, self._failure, self._failures = 0.0, None, 0
+        self._next_start, self._failures = 0.0, 0
+        self._failure: str | None = None
 
     def _answer(self, requests: dict[str, Request]) -> Iterator[tuple[str, Answer]]:
         """The event loop runs in a thread, so that `ask` also works inside another one (a notebook, a web server)."""

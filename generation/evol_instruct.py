@@ -10,6 +10,7 @@ The data are the instructions and answers of all rounds, including the seeds.
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from generation.clients import Answer, Client, Conversation
@@ -65,8 +66,9 @@ def evol_instruct(
     if not 0 <= breadth_share <= 1:
         raise ValueError(f"method.breadth_share={breadth_share} must lie in [0, 1]")
     random, drops, progress = Random(seed), Drops(), progress or Progress()
-    steps, rows = 3 * num_rounds + 1, []
-    sampled = {"temperature": temperature, "max_tokens": max_tokens}
+    steps = 3 * num_rounds + 1
+    rows: list[dict] = []
+    ask = partial(client.ask, temperature=temperature, max_tokens=max_tokens)
     pool = [Instruction(messages[-1]["content"], [name]) for name, messages in prompts if len(messages) == 1]
     for name, messages in prompts:
         if len(messages) != 1:
@@ -75,7 +77,7 @@ def evol_instruct(
     for turn in range(num_rounds + 1):
         # ---- 1. evolve (round 0 uses the seeds unchanged)
         step = 3 * turn - 2
-        evolved = pool if turn == 0 else _evolve(client, pool, random, seed + turn, breadth_share, sampled)
+        evolved = pool if turn == 0 else _evolve(ask, pool, random, seed + turn, breadth_share)
         if turn:
             progress.at(step, steps, kept=len(rows), drops=drops.counts)
             kinds = [ask_same(old.text, new.text) for old, new in zip(pool, evolved, strict=True)]
@@ -84,7 +86,7 @@ def evol_instruct(
 
         # ---- 2. answer
         asked = [[{"role": "user", "content": new.text or "-"}] for new in evolved]
-        answers = client.ask(asked, **sampled, seed=seed)
+        answers = ask(asked, seed=seed)
 
         # ---- 3. eliminate
         following = []
@@ -149,11 +151,11 @@ def says_nothing(text: str) -> str | None:
     return None if found else "answer_empty"
 
 
-def _evolve(client: Client, pool, random: Random, seed: int, breadth_share: float, sampled) -> list[Instruction]:
+def _evolve(ask: Callable, pool, random: Random, seed: int, breadth_share: float) -> list[Instruction]:
     hows = [BREADTH if random.random() < breadth_share else random.choice(list(DEPTH)) for _ in pool]
     asked = [ask_evolution(old.text, how) for old, how in zip(pool, hows, strict=True)]
     evolved = []
-    for old, how, answer in zip(pool, hows, client.ask(asked, **sampled, seed=seed), strict=True):
+    for old, how, answer in zip(pool, hows, ask(asked, seed=seed), strict=True):
         text = "" if answer_fault(answer, whole=True) else answer.text.strip()
         evolved.append(Instruction(text, [*old.parents, row_id("instruction", old.text)], how))
     return evolved

@@ -31,7 +31,8 @@ def magpie(
         temperature: that of the instructions; a high one makes them diverse. answer_temperature: that of the answers.
     """
     check_whole(1, method__batch_size=batch_size, method__max_rounds=max_rounds)
-    novelty, drops, rows, progress = Novelty(threshold), Drops(), [], progress or Progress()
+    novelty, drops, progress = Novelty(threshold), Drops(), progress or Progress()
+    rows: list[dict] = []
     before: Conversation = [{"role": "system", "content": system}] if system else []
     rounds = 0
     while len(rows) < num and rounds < max_rounds:

@@ -16,7 +16,8 @@ class Progress:
 
     def __init__(self, say: Callable[[str], None] | None = None, clients: Sequence = ()):
         self.say, self.clients = say, clients
-        self.kept, self.drops, self.done, self.step = 0, Counter(), 0.0, 1.0
+        self.kept, self.done, self.step = 0, 0.0, 1.0
+        self.drops: Counter[str] = Counter()
         self._start = self._last = time.monotonic()
         for client in clients:
             client.on_answer = self.answered

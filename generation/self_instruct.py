@@ -67,13 +67,16 @@ def self_instruct(
     """
     check_whole(1, method__max_rounds=max_rounds, method__tasks_per_round=tasks_per_round)
     check_whole(0, method__num_human=num_human, method__num_generated=num_generated, method__num_examples=num_examples)
-    random, drops, rows, made = Random(seed), Drops(), [], []
+    random, drops = Random(seed), Drops()
+    rows: list[dict] = []
+    made: list[Task] = []
     novelty = Novelty(threshold, [task.instruction for task in seeds])
     rounds, progress = 0, progress or Progress()
     while len(rows) < num and rounds < max_rounds:
         progress.at(max(len(rows) / num, rounds / max_rounds), 1, kept=len(rows), drops=drops.counts)
         rounds += 1
-        sampled = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed + rounds}
+        step = partial(_step, client, drops=drops)
+        sample = partial(step, temperature=temperature, max_tokens=max_tokens, seed=seed + rounds)
 
         # ---- 1. new instructions; the examples are human and generated ones
         shown = [_draw(random, seeds, num_human) + _draw(random, made, num_generated) for _ in range(tasks_per_round)]
@@ -82,16 +85,16 @@ def self_instruct(
             instruction_fault, count=count_tokens, least=min_instruction_tokens, most=max_instruction_tokens
         )
         read = partial(_read_instruction, novelty=novelty, fault_of=fault_of)
-        tasks = _step(client, tasks, [ask_instruction(some) for some in shown], read, drops, **sampled)
+        tasks = sample(tasks, [ask_instruction(some) for some in shown], read)
 
         # ---- 2. classification or not
         prompts = [ask_kind(task, _both_kinds(random, seeds, num_examples)) for task in tasks]
-        tasks = _step(client, tasks, prompts, _read_kind, drops, temperature=0.0, max_tokens=8, seed=seed)
+        tasks = step(tasks, prompts, _read_kind, temperature=0.0, max_tokens=8, seed=seed)
 
         # ---- 3. instances: the label first for classification, else the model gives most inputs its likeliest label
         alike = {kind: [task for task in seeds if task.is_classification is kind] for kind in (True, False)}
         prompts = [ask_instance(task, _draw(random, alike[task.is_classification], num_examples)) for task in tasks]
-        tasks = _step(client, tasks, prompts, _read_instances, drops, **sampled)
+        tasks = sample(tasks, prompts, _read_instances)
 
         # ---- 4. keep the tasks that have a valid instance
         for task in tasks:

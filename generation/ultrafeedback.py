@@ -84,8 +84,9 @@ def ultrafeedback(
         for count in sorted({len(order) for order in orders.values()}):
             some = [p for p in judged if len(orders[p]) == count]
             asked = [ask_ratings(prompts[p][1], [entry["text"] for entry in orders[p]], aspect) for p in some]
-            ratings = {"temperature": 0.0, "max_tokens": judge_max_tokens, "schema": ratings_schema(count)}
-            rated |= zip(some, judge.ask(asked, seed=seed, **ratings), strict=True)
+            schema = ratings_schema(count)
+            read = judge.ask(asked, temperature=0.0, max_tokens=judge_max_tokens, schema=schema, seed=seed)
+            rated |= zip(some, read, strict=True)
         for p, answer in rated.items():
             ratings = read_ratings(answer, len(orders[p]))
             if ratings is None:

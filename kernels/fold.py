@@ -11,6 +11,7 @@ Logits are used only as distances z - m. Computing m + log Z first would lose pr
 would be wrong by one part in 20,000.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -105,7 +106,7 @@ def unfold_torch(
     targets: Tensor,
     first: int,
     summary: Summary,
-    grads: list[Tensor | None],
+    grads: Sequence[Tensor | None],
     settings: Settings,
 ) -> None:
     """Turn a tile of logits into the gradient of the logits, in place. grads: those of log-prob, entropy and KL."""
@@ -118,7 +119,7 @@ def unfold_torch(
         _unfold_rows(z[rows], x_ref, targets[rows], part, grad, settings)
 
 
-def _unfold_rows(z: Tensor, x_ref: Tensor | None, targets: Tensor, summary: Summary, grads: list, settings) -> None:
+def _unfold_rows(z: Tensor, x_ref: Tensor | None, targets: Tensor, summary: Summary, grads: Sequence, settings) -> None:
     grad_logprob, grad_entropy, grad_kl = grads
     x = _scaled(z, settings)
     slope = None if settings.softcap is None else 1 - (x * (settings.temperature / settings.softcap)).square_()

@@ -4,6 +4,8 @@ Fold: one program per row, with the statistics in registers. Unfold: one program
 in float32, whatever the dtype of the tile.
 """
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -38,7 +40,7 @@ def unfold_triton(
     targets: Tensor,
     first: int,
     summary: Summary,
-    grads: list[Tensor | None],
+    grads: Sequence[Tensor | None],
     settings: Settings,
 ) -> None:
     """Turn a tile of logits into the gradient of the logits, in place."""

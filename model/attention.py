@@ -28,7 +28,7 @@ class Blocks:
         self.answers = answers  # (N,) int64: 0 = the block's prompt, k = its k-th answer
         self.positions = positions  # (N,) int64
         self.longest = longest  # length of the longest row
-        self.masks = {}
+        self.masks: dict = {}
 
     def to(self, device) -> "Blocks":
         numbers, answers, positions = (send(x, device) for x in (self.numbers, self.answers, self.positions))

@@ -19,8 +19,9 @@ class Chunks:
 
     def __init__(self, cuts: list[list[int]], device: torch.device):
         """cuts: per block, the start of its prompt, the end of its prompt, the end of each answer."""
-        levels = []  # per level, its chunks as (start, stop, index of the parent in the level before)
-        segments = []  # per prompt and answer, its start and the token before it
+        # per level, its chunks as (start, stop, index of the parent in the level before)
+        levels: list[list[tuple[int, int, int | None]]] = []
+        segments: list[tuple[int, int | None]] = []  # per prompt and answer, its start and the token before it
         self.ends = []  # per block, the level and index of its prompt's last chunk
         for begin, end, *answers in cuts:
             self.ends.append(grow(levels, begin, end, 0, 0))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 ROPE_KEYS = {  # rope type -> the keys that its formula needs
     "linear": {"factor"},
@@ -74,13 +75,17 @@ class Family:
     tied: bool = False  # default of tie_word_embeddings
 
 
-GEMMA = dict(norms="both", norm_offset=1.0, activation="gelu_pytorch_tanh", embed_by_width=True, tied=True)
-GEMMA |= dict(head_dim=256, windowed=True, window=4096, own_layer_types=True)
+GEMMA: dict[str, Any] = dict(
+    norms="both", norm_offset=1.0, activation="gelu_pytorch_tanh", embed_by_width=True, tied=True, head_dim=256,
+    windowed=True, window=4096, own_layer_types=True,
+)  # fmt: skip
 CAP = {"logit_softcap": ("final_logit_softcapping", None)}
 CAPS_OF_2 = {"attention_softcap": ("attn_logit_softcapping", 50.0), "logit_softcap": ("final_logit_softcapping", 30.0)}
 QUERY = {"attention_scale": ("query_pre_attn_scalar", 256)}  # to the power of -0.5
-HYBRID = dict(norm_offset=1.0, qk_norm="head", own_layer_types=True, head_dim=256, linear=True, partial_rotary=True)
-HYBRID |= dict(share=0.25, gated_attention=True, kinds=("linear",) * 3 + ("full",))
+HYBRID: dict[str, Any] = dict(
+    norm_offset=1.0, qk_norm="head", own_layer_types=True, head_dim=256, linear=True, partial_rotary=True, share=0.25,
+    gated_attention=True, kinds=("linear",) * 3 + ("full",),
+)  # fmt: skip
 FAMILIES = {  # model_type -> its differences from Llama
     "llama": Family("Llama", BIASES),
     "mistral": Family("Mistral", windowed=True, window=4096),
@@ -183,8 +188,10 @@ class ModelConfig:
         for name in (*sizes, "head_dim", "max_length"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)!r} must be a whole number of at least 1")
-        scales = ("embed_scale", "residual_scale", "attention_scale", "logit_divisor", "window_rope_theta")
-        scales += ("attention_softcap", "logit_softcap")
+        scales = (
+            "embed_scale", "residual_scale", "attention_scale", "logit_divisor", "window_rope_theta",
+            "attention_softcap", "logit_softcap",
+        )  # fmt: skip
         for name in ("rope_theta", "norm_eps", *(name for name in scales if getattr(self, name) is not None)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

@@ -22,7 +22,7 @@ class DecodeGraphs:
         slots = cache.store.shape[1]
         self.step, self.length, self.rows = step, cache.length, slice(0, slots)
         self.columns = torch.zeros(4, slots, dtype=torch.int64, device=cache.store.device)
-        self.graphs = {}  # number of cached tokens read -> (graph, its output tensor)
+        self.graphs: dict[int, tuple] = {}  # number of cached tokens read -> (graph, its output tensor)
 
     def __call__(self, columns: Tensor, lengths: list[int]) -> Tensor:
         """(B, 2) the next token of the B rows of `columns` (4, B), and its log-prob: see `sampling.draw_tokens`.

@@ -91,9 +91,9 @@ class FusedHeads(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads: Tensor):
         cos, sin, q_weight, k_weight, qkv = ctx.saved_tensors
-        grads = [grad if grad.stride(-1) == 1 else grad.contiguous() for grad in grads]
-        given = grads[0] if qkv is None else qkv
-        grad, parts = rotary_backward(given, cos, sin, q_weight, k_weight, ctx.eps, ctx.offset, *grads)
+        rows = [grad if grad.stride(-1) == 1 else grad.contiguous() for grad in grads]
+        given = rows[0] if qkv is None else qkv
+        grad, parts = rotary_backward(given, cos, sin, q_weight, k_weight, ctx.eps, ctx.offset, *rows)
         norms = (None, None)
         if q_weight is not None:
             norms = tuple(part.to(w.dtype) for part, w in zip(parts.sum(0), (q_weight, k_weight), strict=True))

@@ -192,7 +192,8 @@ def gated_delta(
     scores, q = (q @ k.mT) * kept, q * known
     k, left = k * (total[..., -1:] - total).exp()[..., None], known[..., -1:, :]
 
-    outs, states = [], []
+    outs = []
+    states: list[Tensor] = []
     parts = zip(*(x.split(chunks.sizes) for x in (q, k, scores, written, read, left)), chunks.parents, strict=True)
     for q, k, scores, written, read, left, parents in parts:
         if not states:  # the first chunks begin at zero

@@ -104,7 +104,8 @@ class Decode:
     def __init__(self, cache: KVCache, positions: Tensor, pieces: list[tuple[slice, int]]):
         self.cache, self.positions, self.pieces = cache, positions, pieces
         self.rows = torch.arange(len(positions), device=positions.device)
-        self.masks = {}  # window -> one (rows, 1, 1, read) mask per piece, the same for every layer
+        # window -> one (rows, 1, 1, read) mask per piece, the same for every layer
+        self.masks: dict[int | None, list[Tensor]] = {}
 
     def attend(
         self,

@@ -1,5 +1,7 @@
 """The linear layer of every model: master weights, matmuls in another dtype, adapters, weights prepared to decode."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
@@ -17,7 +19,8 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, *, bias: bool, parts: tuple[int, ...] | None = None):
         super().__init__(in_features, out_features, bias=bias)
         self.parts = {"weight": parts or (out_features,)}  # numbers of rows of the matrices stacked in the weight
-        self.prepared = None  # while sampling: the layer as a function of x, with a weight prepared for decoding
+        # while sampling: the layer as a function of x with a weight prepared for decoding; of a Stack, the cast weight
+        self.prepared: Any = None
         self.lora = None  # the adapter, if there is one (model/lora.py)
         # (the weight in the dtype of matmuls, the version of the weight that it is a copy of)
         self.kept: tuple[Tensor, tuple] | None = None

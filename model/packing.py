@@ -108,7 +108,8 @@ class Layout(NamedTuple):
 
 def lay_out(rows: list[Tensor], prompts: list[int]) -> Layout:
     """Put each row's answer behind the block's prompt. A row with a different prompt starts a new block."""
-    cuts, bases, offsets, answers, start, end = [], [], [], [], 0, 0
+    cuts, bases, offsets, start, end = [], [], [], 0, 0
+    answers: list[int] = []
     for b, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
         same = b > 0 and prompt == prompts[b - 1] and torch.equal(row[:prompt], rows[b - 1][:prompt])
         answer = len(row) - prompt

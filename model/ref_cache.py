@@ -71,7 +71,8 @@ def cached_logprobs(
     key = hashlib.sha256(f"{weights}\n{precision}".encode()).hexdigest()
     home = Path(directory) / key[:32]
     home.mkdir(parents=True, exist_ok=True)
-    table, wanted = _read_all(home, key), {}
+    table = _read_all(home, key)
+    wanted: dict[bytes, None] = {}
     if dist.is_initialized():
         dist.barrier()  # all ranks read before one writes, so that they agree on the missing rows
     for number, part in enumerate(_missing_parts(rows, table, wanted)):

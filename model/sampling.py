@@ -76,7 +76,8 @@ def generate(
     waiting = [DecodingRow(i, *row) for i, row in enumerate(zip(prompts, seeds, limits, strict=True))]
     longest = max(row.length + row.limit for row in waiting)
     waiting.sort(key=lambda row: (len(row.prompt), row.prompt, row.index), reverse=True)  # taken from the end
-    slots, active, done, stops = min(slots, len(prompts)), [], [], set(stop_ids)
+    slots, done, stops = min(slots, len(prompts)), [], set(stop_ids)
+    active: list[DecodingRow] = []
     with torch.inference_mode(), decoding(policy, slots) as dtype:
         cache = KVCache(policy.config, slots=slots, length=longest, dtype=dtype, device=device)
         draw = partial(draw_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
@@ -115,7 +116,8 @@ def take(waiting: list[DecodingRow], room: int) -> list[DecodingRow]:
 
 def prefill(policy: Policy, rows: list[DecodingRow], cache: KVCache, first: int) -> Tensor:
     """(B, V) float32 logits after each row's prompt. Keys and values are written into the slots from `first` on."""
-    prompts, slots = [], []  # distinct prompts, and the slots of each
+    prompts: list[list[int]] = []  # distinct ones
+    slots: list[list[int]] = []  # of each prompt
     for slot, row in enumerate(rows, start=first):
         if prompts and prompts[-1] == row.prompt:
             slots[-1].append(slot)
@@ -123,7 +125,8 @@ def prefill(policy: Policy, rows: list[DecodingRow], cache: KVCache, first: int)
             prompts.append(row.prompt)
             slots.append([slot])
     most = PREFILL["cpu" if policy.lm_head.weight.device.type == "cpu" else "gpu"]
-    pieces, tokens = [], most
+    tokens = most
+    pieces: list[tuple[list[list[int]], list[list[int]]]] = []
     for prompt, wanted in zip(prompts, slots, strict=True):
         tokens += len(prompt)
         if tokens > most:

@@ -1,6 +1,7 @@
 """reward=code: whether a completion's code passes unit tests."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from evals.benchmarks.sandbox import passes_tests, program_of
 
@@ -19,7 +20,8 @@ class Code:
     def __init__(self, run_code: bool = False, seconds: float = 5.0, megabytes: int = 1024, max_parallel: int = 4):
         if run_code is not True:
             raise ValueError("reward=code runs code of the policy; set run_code: true on a machine that you can lose")
-        self.limits, self.max_parallel = {"seconds": float(seconds), "megabytes": int(megabytes)}, max_parallel
+        self.passes = partial(passes_tests, seconds=float(seconds), megabytes=int(megabytes))
+        self.max_parallel = max_parallel
 
     def __call__(
         self,
@@ -33,9 +35,9 @@ class Code:
             raise ValueError("no prompt has the columns test and entry_point (HumanEval), or test_list (MBPP)")
 
         def passes(row: int) -> float | None:
-            tests = (column and column[row] for column in (test, entry_point, test_list))
+            tests = (column[row] if column else None for column in (test, entry_point, test_list))
             program = program_of(prompts[row], completions[row], *tests)
-            return None if program is None else float(passes_tests(program, **self.limits))
+            return None if program is None else float(self.passes(program))
 
         with ThreadPoolExecutor(self.max_parallel) as pool:
             return list(pool.map(passes, range(len(completions))))

@@ -19,13 +19,15 @@ the rule, are in docs/recipes.md.
 import functools
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data import formats
-from data.records import BadRows, read_records
+from data.records import BadRows, Record, read_records
 
 DATA = Path(__file__).parents[1] / "data" / "embedded"
-SPOKEN = {  # what people say in the data; without the held-out dialogues
+# what people say in the data; without the held-out dialogues
+SPOKEN: dict[str, Callable[[dict], Sequence[Record]]] = {
     "sft_coffee_train.jsonl.gz@train": formats.examples,
     "sft_oasst_train.jsonl.gz": formats.examples,
     "sft_rasbt_train.jsonl.gz": formats.examples,

@@ -19,7 +19,7 @@ def ifeval(
         strict: True: the official strict accuracy; False: the loose one.
         partial: True: the reward is the share of instructions that are followed.
     """
-    rewards = []
+    rewards: list[float | None] = []
     for completion, names, given in zip(completions, instruction_id_list, kwargs, strict=True):
         if not names:
             rewards.append(None)

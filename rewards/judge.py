@@ -1,6 +1,7 @@
 """reward={name: judge, client: {...}}: another model's verdict on a completion."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from evals.judge import grade_of, read_answer
@@ -41,8 +42,8 @@ class Judge:
         self.directory, self.pairwise = directory, mode == "pairwise"
         self.templates = load_templates(template, mode)
         self.parsers = parser_of(rule, self.templates)
-        self.settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
         self.client = client_of(client, directory)
+        self.sample = partial(self.client.ask, temperature=temperature, max_tokens=max_tokens, seed=seed)
 
     def __call__(self, prompts: list[str], completions: list[str], baseline: list | None = None) -> list[float | None]:
         if self.pairwise and baseline is None:
@@ -90,7 +91,7 @@ class Judge:
         """(the judge's answer, the parser of its verdict) for every item."""
         chosen = [choose_template(item, self.templates) for item in items]
         talks = [item_messages(item, template) for item, template in zip(items, chosen, strict=True)]
-        answers = self.client.ask(talks, **self.settings) if talks else []
+        answers = self.sample(talks) if talks else []
         parsers = [self.parsers[template.output_format] for template in chosen]
         parsers = parsers if self.pairwise else [grade_of(parser) for parser in parsers]
         return [(answer, read_answer(answer, parser)) for answer, parser in zip(answers, parsers, strict=True)]

@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from data.chat import encode_completion
 from data.tokenizer import load_tokenizer
@@ -40,11 +41,11 @@ class RewardServer:
             raise ValueError("reward_server.tokenizer creates ids for vLLM, but api=plain sends texts; leave it out")
         self.tokenizer = None if tokenizer is None else load_tokenizer(tokenizer)
         self.url, self.api, self.model, self.max_parallel = url, api, model, max_parallel
-        self.settings = {"timeout": timeout, "max_tries": max_tries, "who": "reward_server"}
+        self.ask = partial(ask, url, timeout=timeout, max_tries=max_tries, who="reward_server")
 
     def __call__(self, prompts: list[str], completions: list[str], messages: list) -> list[float]:
         if self.api == "plain":
-            rewards = self.read(ask(self.url, {"prompts": messages, "completions": completions}, **self.settings))
+            rewards = self.read(self.ask({"prompts": messages, "completions": completions}))
             if len(rewards) != len(completions):
                 raise ValueError(f"{self.url} gave {len(rewards)} rewards for {len(completions)} completions")
             return rewards
@@ -59,7 +60,7 @@ class RewardServer:
             row = encode_completion(prompt, completion, self.tokenizer, max_length=WHOLE, max_prompt_length=WHOLE)
             talk = {"input": [int(token) for token in row["input_ids"]]}
         body = talk | {"use_activation": False} | ({"model": self.model} if self.model else {})
-        (reward,) = self.read(ask(self.url, body, **self.settings))
+        (reward,) = self.read(self.ask(body))
         return reward
 
     def read(self, answer: dict) -> list[float]:

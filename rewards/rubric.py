@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 from generation.build_client import client_of
@@ -27,13 +28,13 @@ class Rubric:
     """
 
     def __init__(self, directory: Path, client: dict, max_tokens: int = 512, temperature: float = 0.0, seed: int = 0):
-        self.settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-        self.client = client_of(client, directory)
+        ask = client_of(client, directory).ask
+        self.ask = partial(ask, schema=SCHEMA, temperature=temperature, max_tokens=max_tokens, seed=seed)
 
     def __call__(self, prompts: list[str], completions: list[str], rubrics: list) -> list[float | None]:
         rows = [(row, *checked(item)) for row, rubric in enumerate(rubrics) for item in rubric or []]
         talks = [question(prompts[row], completions[row], criterion) for row, criterion, _ in rows]
-        answers = self.client.ask(talks, schema=SCHEMA, **self.settings) if talks else []
+        answers = self.ask(talks) if talks else []
         reached: dict[int, float | None] = {}
         possible: dict[int, float] = {}
         for (row, _, points), answer in zip(rows, answers, strict=True):

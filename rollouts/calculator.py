@@ -51,7 +51,7 @@ def calculate(text: str) -> str:
 
 def value_of(node: ast.AST) -> float:
     """The value of the tree. Raises ValueError if it is not arithmetic."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and (type(node.value) is int or type(node.value) is float):
         return float(node.value)
     if isinstance(node, ast.UnaryOp) and type(node.op) in OPERATORS:
         return OPERATORS[type(node.op)](value_of(node.operand))

@@ -31,7 +31,7 @@ class Engine:
     def __init__(self, cfg: DictConfig, run, tokenizer, window: int):
         self.cfg, self.run, self.tokenizer, self.window = cfg, run, tokenizer, window
         if cfg.engine.kind == "local":
-            self.sampler = Local(cfg.sampling, tokenizer)
+            self.sampler: Local | Server = Local(cfg.sampling, tokenizer)
         elif cfg.engine.kind in ENGINES:
             server = Server(cfg, tokenizer, Path(cfg.engine.directory or run.dir / "engine"))
             self.sampler, self.window = server, min(window, server.window)

@@ -14,7 +14,8 @@ class Environments:
     """One object of the user's class for each episode of a rollout."""
 
     def __init__(self, make: Callable):
-        self.make, self.episodes = make, []
+        self.make = make
+        self.episodes: list = []
 
     def reset(self, records: list[dict]) -> list:
         """The first messages for each new episode. The objects of the last rollout are deleted."""

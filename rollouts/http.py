@@ -62,7 +62,8 @@ def in_parallel(call: Callable, rows: Sequence[tuple], most: int) -> list:
     waiting: queue.SimpleQueue = queue.SimpleQueue()
     for place in enumerate(rows):
         waiting.put(place)
-    done, errors = [None] * len(rows), []
+    done = [None] * len(rows)
+    errors: list[Exception] = []
 
     def work() -> None:
         while not errors:

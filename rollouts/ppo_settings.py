@@ -15,12 +15,16 @@ from runtime.devices import PRECISIONS
 
 def check_ppo(cfg: DictConfig, world_size: int) -> None:
     """Raise ValueError if settings are wrong, before anything is loaded."""
-    counts = ("num_steps", "batch_size", "samples_per_prompt", "ppo_epochs", "num_prompts", "keep_last", "max_turns")
-    counts = (*counts, "watch_patience")
-    check_whole(1, **{key: cfg[key] for key in counts})
-    counts = ("seed", "save_every", "eval_every", "sample_every", "kl_exact_every", "num_samples")
-    counts = (*counts, "value_pretraining_steps", "overlong_tokens", "dynamic_sampling")
-    check_whole(0, **{key: cfg[key] for key in counts})  # 0 = never, or none
+    at_least_one = (
+        "num_steps", "batch_size", "samples_per_prompt", "ppo_epochs", "num_prompts", "keep_last", "max_turns",
+        "watch_patience",
+    )  # fmt: skip
+    check_whole(1, **{key: cfg[key] for key in at_least_one})
+    never_or_none = (
+        "seed", "save_every", "eval_every", "sample_every", "kl_exact_every", "num_samples", "value_pretraining_steps",
+        "overlong_tokens", "dynamic_sampling",
+    )  # fmt: skip
+    check_whole(0, **{key: cfg[key] for key in never_or_none})
     check_batch(cfg.minibatch_size, cfg.micro_batch_size, world_size, "minibatch_size")
     rows = "batch_size * samples_per_prompt"
     check_batch(cfg.batch_size * cfg.samples_per_prompt, cfg.minibatch_size, 1, rows, "minibatch_size")

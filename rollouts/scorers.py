@@ -1,6 +1,7 @@
 """Scorers of completions for `make_data.py method=preferences`: a reward model, or a reward function."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from generation.clients import Conversation
 from generation.preferences import Scorer
@@ -17,11 +18,11 @@ def reward_model_scorer(path: str, *, precision: str, batch_size: int) -> Scorer
 
     tokenizer, model = load_tokenizer(path), read_reward_model(path, precision=precision)
     window = model.config.max_length
-    limits = {"max_length": window, "max_prompt_length": window // 2}
+    encode = partial(encode_completion, max_length=window, max_prompt_length=window // 2)
     settings = {"pad_id": tokenizer.pad_id, "batch_size": batch_size, "device": own_device()}
 
     def score(answered: Sequence[tuple[Conversation, str]]) -> list[float]:
-        rows = [encode_completion(messages, completion, tokenizer, **limits) for messages, completion in answered]
+        rows = [encode(messages, completion, tokenizer) for messages, completion in answered]
         return in_batches(model.score, rows, **settings).tolist() if rows else []
 
     return score

@@ -1,6 +1,6 @@
 """The reward sources that `reward` and `watch` name, each with its weight, its scale and its own settings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def read_source(key: str, entry: dict, directory: Path, seconds: float, known: d
     return Source(name.rpartition(":")[2], function, **scales)
 
 
-def check_columns(key: str, sources: Sequence[Source], prompts: Sequence[dict]) -> None:
+def check_columns(key: str, sources: Collection[Source], prompts: Sequence[dict]) -> None:
     """Raise ValueError if a source reads a column that none of the prompts has."""
     there = {"prompts", "completions", "messages", "tokens"} | {
         name for prompt in prompts for name in prompt["columns"]

@@ -47,7 +47,7 @@ class Trajectory:
     # the parts that `parts` has already packed
     packed: dict[int, list["Part"]] = field(default_factory=dict, repr=False)
     # copies of `rows` and `states` from which parts are packed
-    on_host: tuple[Rows, Rows] | None = field(default=None, repr=False)
+    on_host: tuple[Rows, ...] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -168,8 +168,8 @@ def make_trajectory(
         value_mask = action_mask | (columns == attention_mask.sum(1, keepdim=True)) & room[:, None]
     columns = torch.arange(tokens.shape[1]).expand(tokens.shape)
     done = columns == columns.masked_fill(~value_mask, -1).amax(1, keepdim=True)
-    tensors = (tokens, attention_mask, action_mask, value_mask, done, turn, stopped, torch.ones_like(stopped))
-    tensors = (*tensors, sampler_logprobs)
+    judged = torch.ones_like(stopped)
+    tensors = (tokens, attention_mask, action_mask, value_mask, done, turn, stopped, judged, sampler_logprobs)
     return Trajectory(*(x if x is None else send(x, device) for x in tensors), prompts=prompts)
 
 

@@ -43,7 +43,7 @@ class VLLM:
         self.limits = {"timeout": cfg.timeout, "max_tries": cfg.max_tries, "who": "engine"}
         self.model, self.window = self.served()
         self.matrices = torch.float32 if cfg.weights == "lora" else self.dtype()
-        self.adapter = None  # the name of the adapter that answers, with weights=lora
+        self.adapter: str | None = None  # the name of the adapter that answers, with weights=lora
         self.sampling = {  # all of it: what is left out, generation_config.json may decide
             "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": 1.0, "top_k": 0,
             "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "logprobs": 0,

@@ -29,7 +29,7 @@ def input_digests(cfg: DictConfig) -> dict[str, str]:
     A directory stands for all its files, a pattern for all matching files, an adapter also for its base. Texts that are
     no file names are left out.
     """
-    digests = {}
+    digests: dict[str, str] = {}
     for key, text in _texts(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)):
         found = file_named_by(text)
         places = [found, _base_of_adapter(found)] if found else [Path(name) for name in sorted(matches_of(text))]

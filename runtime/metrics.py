@@ -3,7 +3,7 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ class Metrics:
         self.sums: dict[str, Tensor | float] = defaultdict(float)
         self.counts: dict[str, Tensor | int] = defaultdict(int)
 
-    def add(self, values: dict[str, Tensor | Mean | float]) -> None:
+    def add(self, values: Mapping[str, Tensor | Mean | float]) -> None:
         """Add values. The weight of a tensor is its number of elements, so pass one per token or sequence, not means.
 
         The weight of a `Mean` is its count. The weight of a plain number is 1 on each rank.

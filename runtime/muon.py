@@ -85,7 +85,8 @@ def sharers(p: Tensor) -> tuple[int, int, dist.ProcessGroup | None]:
 
 def share_out(shapes: list[list[tuple[int, int]]], ranks: int) -> list[list[int]]:
     """The rank that makes each matrix orthogonal. Each is given to the rank with the fewest operations so far."""
-    work, makers = [0] * ranks, []
+    work = [0] * ranks
+    makers: list[list[int]] = []
     for weight in shapes:
         makers.append([])
         for rows, columns in weight:

@@ -197,8 +197,8 @@ def main() -> None:
     parser.add_argument("--implementations", default="naive,tiles,tiles_bf16,compiled", help="what to time, by commas")
     args = parser.parse_args()
     if args.only:
-        options = {"time": (args.rounds, args.implementations.split(","))}.get(args.only, ())
-        print(json.dumps(globals()[f"part_{args.only}"](*options)))
+        inputs = [args.rounds, args.implementations.split(",")] if args.only == "time" else []
+        print(json.dumps(globals()[f"part_{args.only}"](*inputs)))
         return
     options = ["--rounds", str(args.rounds), "--implementations", args.implementations]
     report = {part: run_part(part, options) for part in args.parts.split(",")}

@@ -22,7 +22,8 @@ def measure_time(size: tuple[int, int, int], names: list[str], rounds: int) -> d
     inputs = logprob_inputs(*size, dtype=dtype, device=device)
     for name in names:
         _step(name, inputs)  # warm up, compile
-    wall, used = {name: [] for name in names}, {name: [] for name in names}
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    used: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
             began = time.process_time()

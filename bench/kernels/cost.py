@@ -59,7 +59,8 @@ def counting(formulas: dict[str, Formula], item: int = 0) -> Iterator[Cost]:
 class _Counter(TorchDispatchMode):
     def __init__(self, cost: Cost, item: int):
         super().__init__()
-        self.cost, self.item, self.living = cost, item, {}
+        self.cost, self.item = cost, item
+        self.living: dict = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__

@@ -80,7 +80,8 @@ def label_studio(row: dict) -> dict:
 
     `to_name` has names of tags, in a list or as one text. They are names of the data's fields in some projects only.
     """
-    data, votes, tags = row["data"], Counter(), []
+    data, tags = row["data"], []
+    votes: Counter[str] = Counter()
     for annotation in row["annotations"]:
         for result in [] if annotation.get("was_cancelled") else annotation["result"]:
             if result.get("type") == "pairwise":

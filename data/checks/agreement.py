@@ -50,7 +50,8 @@ def parse_vote(row: dict) -> list[Vote]:
     if values["label"] is None or values["label"] != values["label"]:
         return []
     asked = row["prompt"] if isinstance(row.get("prompt"), str) else None
-    return [Vote(**{name: None if value is None else _name(value) for name, value in values.items()}, asked=asked)]
+    item, annotator, label, category = (None if value is None else _name(value) for value in values.values())
+    return [Vote(item, annotator, label, category, asked)]
 
 
 def _name(value) -> str:
@@ -291,7 +292,7 @@ def _by_annotator(votes: Votes, counts: np.ndarray, ties: np.ndarray, resamples:
     for a, name in enumerate(votes.annotators):
         own = votes.rows[:, 1] == a
         rows = own & decided
-        facts = {"votes": int(own.sum()), "ties": float((~side[own]).mean()), "kappa_with_others": None}
+        facts: dict = {"votes": int(own.sum()), "ties": float((~side[own]).mean()), "kappa_with_others": None}
         if rows.any():
             facts["kappa_with_others"] = _table_kappa(
                 votes.rows[rows, 2], majority[rows], len(votes.names), min(resamples, 500), random

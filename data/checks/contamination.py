@@ -90,7 +90,8 @@ def find_copies(
         index.add(sketch)
 
     open_rows = {"exact": places, "near": {text: list(rows) for text, rows in places.items()}}
-    listed, matches = Counter(), {}
+    matches: dict[tuple[int, int], dict] = {}
+    listed: Counter[tuple[str, int]] = Counter()
     for t, row in enumerate(train):
         texts = dict.fromkeys(map(normal, row.questions(min_words)))
         for text, sketch in zip(texts, sketches(list(texts)), strict=True):

@@ -22,7 +22,8 @@ def check_convert(
     Raises:
         ValueError: a row has no license, and `license` is None.
     """
-    bad_rows, counts = BadRows(on_bad_row), Counter()
+    bad_rows = BadRows(on_bad_row)
+    counts: Counter[tuple[str, str]] = Counter()
 
     def rows() -> Iterator[dict]:
         for file in files:
@@ -50,8 +51,8 @@ def check_convert(
     kinds = [{"format": name, "kind": kind, "rows": n} for (name, kind), n in sorted(counts.items())]
     lines = [f"converted.jsonl: {written} rows, {len(bad_rows.skipped)} skipped"]
     result = {"rows": written, "formats": kinds, "skipped_rows": bad_rows.skipped, "verdicts": lines}
-    rows = [["format", "kind", "rows"], *(list(kind.values()) for kind in kinds)]
-    write_page(directory / "report.html", "Converted", bullets(lines), table(rows))
+    cells: list[list] = [["format", "kind", "rows"], *(list(kind.values()) for kind in kinds)]
+    write_page(directory / "report.html", "Converted", bullets(lines), table(cells))
     write_result(directory, result)
     return result
 

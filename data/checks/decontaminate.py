@@ -34,7 +34,8 @@ def check_decontaminate(
         threshold, span_words, min_words: as in check=contamination.
     """
     check_whole(0, check__span_words=span_words, check__min_words=min_words)
-    bad_rows, counts, names = BadRows(on_bad_row), Counter(), output_names(files)
+    bad_rows, names = BadRows(on_bad_row), output_names(files)
+    counts: Counter = Counter()
     evaluation = read_texts(against, bad_rows)
     prompts: dict[str, tuple[TextRow, str]] = {}  # prompt of an evaluation row -> (the row, its original text)
     for row in evaluation:
@@ -64,7 +65,7 @@ def check_decontaminate(
         write_jsonl(directory / name, clean(file))
     write_jsonl(directory / "pairs.jsonl", pairs)
     kinds = ("kept", "exact", "near", "span")
-    table_rows = [
+    table_rows: list[list] = [
         ["file", *kinds, "written"],
         *([f, *(counts[f, kind] for kind in kinds), n] for f, n in names.items()),
     ]

@@ -22,7 +22,9 @@ def check_dedupe(
             threshold: near duplicates have at least this Jaccard similarity of words and word pairs; see `NearIndex`.
     """
     check_choice("check.by", by, ("conversation", "prompt"))
-    bad_rows, index, kept, counts = BadRows(on_bad_row), NearIndex(threshold), [], Counter()
+    bad_rows, index = BadRows(on_bad_row), NearIndex(threshold)
+    kept: list[tuple[str, str]] = []
+    counts: Counter[tuple[str, str]] = Counter()
     exact: dict[str, int] = {}
     names = output_names(files)
 

@@ -59,8 +59,9 @@ def check_quality(
     rows = read_texts(files, bad_rows, layout)
     if not any(row.answered for row in rows):
         raise ValueError(f"{', '.join(files)}: no row has an answer, and check=quality selects rows by their answers")
-    reading = {"precision": precision, "batch_size": batch_size, "max_length": max_length}
-    reader = Reader(policy, **reading) if by == "difficulty" or diversity == "embeddings" else None
+    reader = None
+    if by == "difficulty" or diversity == "embeddings":
+        reader = Reader(policy, precision=precision, batch_size=batch_size, max_length=max_length)
     parts = [score_parts(row) for row in rows]
     faults = [fault_of(row, min_words=min_words, max_words=max_words) for row in rows]
     scores = _scores(rows, parts, faults, by, reader, seed)
@@ -171,7 +172,8 @@ def _drop_repeats(
     rows: Sequence[TextRow], ranked: list[int], threshold: float, reasons: list, *, limit: int
 ) -> list[int]:
     """The first `limit` rows, best first, without those whose prompt is nearly equal to that of a better row."""
-    index, kept = NearIndex(threshold), []
+    index = NearIndex(threshold)
+    kept: list[int] = []
     for i, sketch in zip(ranked, sketches(normal(rows[i].prompt) for i in ranked), strict=True):
         if len(kept) == limit:
             break

@@ -72,8 +72,10 @@ class Reader:
 
     def _encoded(self, row: TextRow) -> dict:
         last = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
-        lengths = {"max_length": self.max_length, "max_prompt_length": self.max_length // 2}
-        return encode_completion(row.messages[:last], row.answered[-1], self.tokenizer, **lengths)
+        messages, longest = row.messages[:last], self.max_length
+        return encode_completion(
+            messages, row.answered[-1], self.tokenizer, max_length=longest, max_prompt_length=longest // 2
+        )
 
     @staticmethod
     def _alone(row: dict) -> dict:

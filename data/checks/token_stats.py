@@ -28,7 +28,9 @@ def check_token_stats(
     check_whole(0, check__max_rows=max_rows)
     bad_rows, found, lengths = BadRows(on_bad_row), {}, {}
     for file in files:
-        rows, languages, turns, guessed = [], Counter(), Counter(), 0
+        rows, guessed = [], 0
+        languages: Counter[str] = Counter()
+        turns: Counter[int] = Counter()
         for record in read_records(file, formats.any_record, bad_rows, layout):
             with bad_rows.at(record.where):
                 rows += _counts(record, tokenizer)
@@ -59,7 +61,7 @@ def check_token_stats(
 def describe(counts: np.ndarray) -> dict:
     """Figures of (rows, 2) tokens of prompt and answer. Targets count as answer, all other tokens as prompt."""
     whole = counts.sum(1)
-    facts = {"tokens": int(whole.sum()), "targets": int(counts[:, 1].sum())}
+    facts: dict = {"tokens": int(whole.sum()), "targets": int(counts[:, 1].sum())}
     facts["target_share"] = facts["targets"] / facts["tokens"]
     for name, one in (("prompt", counts[:, 0]), ("answer", counts[:, 1]), ("whole", whole)):
         marks = {f"p{p}": float(np.percentile(one, p)) for p in (5, 50, 95, 99)}

@@ -1,6 +1,6 @@
 """Rows of a set as the trainers read them, token by token: the first, longest, most cut, and named ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import nlargest
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from data.view import Side, show, trace
 from runtime.config import check_choice, check_whole
 from runtime.report import write_result
 
-PARSERS = {
+PARSERS: dict[str, Callable[[dict], Sequence[Record]]] = {
     "any": formats.any_record,
     "demonstrations": formats.examples,
     "preferences": formats.preferences,
@@ -40,7 +40,8 @@ def check_view(
                     yield record, trace(record, tokenizer, **limits)
 
     chosen: dict[str, list[tuple[Record, list[Side]]]] = {"first": [], "given": []}
-    sizes, total = [], 0
+    total = 0
+    sizes: list[tuple[int, int, Record, list[Side]]] = []
     for record, sides in traced():
         total += 1
         length, cut = sum(len(side.tokens) for side in sides), sum(token.cut for side in sides for token in side.tokens)
@@ -57,7 +58,7 @@ def check_view(
     if not total:
         raise ValueError(f"no row of {', '.join(files)} can be shown; the first was skipped for: {bad_rows.skipped[0]}")
     chosen["longest"] = [(record, sides) for _, _, record, sides in sizes]
-    shown = {}
+    shown: dict[int, tuple[str, Record, list[Side]]] = {}
     for sort in ("given", "first", "longest", "most cut"):
         for record, sides in chosen.get(sort, []):
             shown.setdefault(id(record), (sort, record, sides))

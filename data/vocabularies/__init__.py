@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -57,15 +58,16 @@ def _from_directory(path: Path) -> Vocabulary:
         settings |= json_object(path / "special_tokens_map.json")
     tokens = {name: _token(value) for name, value in settings.items() if name.endswith("_token")}
     tokens |= {name: _token(v) for name, v in (settings.get("model_specific_special_tokens") or {}).items()}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+    four = ("bos_token", "eos_token", "pad_token", "unk_token")
+    for name in four:
         if settings.get(name) is not None and tokens[name] is None:
             raise ValueError(f"{path}/tokenizer_config.json: {name}={settings[name]!r} must be text")
     tokens = {name: token for name, token in tokens.items() if token}
-    special = {name: tokens.pop(name, None) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    special: dict[str, Any] = {name: tokens.pop(name, None) for name in four}
     for file in sorted((path / _MORE_TEMPLATES).glob("*.jinja")):
         files[f"{_MORE_TEMPLATES}/{file.name}"] = file.read_bytes()
     generation = json_object(path / "generation_config.json")
-    about = {
+    about: dict[str, Any] = {
         "templates": _templates(settings, files),
         "more_tokens": tokens,
         "generation": generation,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.weights.gguf import GGUFReader
 from model.weights.hf import NEUTRAL, HFReader, open_safetensors, read_json
 from model.weights.paths import find_model
@@ -38,7 +39,9 @@ def is_adapter(directory: Path) -> bool:
 class AdapterReader:
     """The merged weights by Hugging Face name. Raises ValueError where the adapter is not plain LoRA."""
 
-    def __init__(self, directory: Path, base: HFReader | GGUFReader):
+    config: ModelConfig
+
+    def __init__(self, directory: Path, base: "HFReader | GGUFReader | AdapterReader"):
         check_sums(directory, ["adapter_config.json", *(path.name for path in directory.glob("*.safetensors"))])
         raw = read_json(directory / "adapter_config.json")
         check_adapter(raw, directory)
@@ -106,7 +109,7 @@ def open_files(directory: Path) -> dict:
         raise ValueError(
             f"{directory} lacks adapter_model.safetensors{pickled if list(directory.glob('*.bin')) else ''}"
         )
-    stored = {}
+    stored: dict[str, tuple] = {}
     for path in (directory / "adapter_model.safetensors", directory / "head.safetensors"):
         if path.exists():
             file = open_safetensors(path)

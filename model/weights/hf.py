@@ -81,8 +81,9 @@ class HFReader:
         if name not in self.files:
             return self.absent[name]
         file, there = self.files[name]
-        whole = rows is None or not self.shape(name)
-        return file.get_tensor(there) if whole else file.get_slice(there)[rows]
+        if rows is None or not self.shape(name):
+            return file.get_tensor(there)
+        return file.get_slice(there)[rows]
 
 
 def each_expert(stacks: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, int, int, int]]:

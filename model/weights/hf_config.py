@@ -277,7 +277,8 @@ def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_
 
 def write_layers(config: ModelConfig) -> dict:
     """The keys of config.json that `read_layers` reads."""
-    raw, facts, layers = {}, config.facts, range(config.num_layers)
+    raw: dict = {}
+    facts, layers = config.facts, range(config.num_layers)
     if facts.windowed:
         raw["sliding_window"] = config.sliding_window
     if facts.own_layer_types:

@@ -41,7 +41,7 @@ class ShardWriter:
         if len(self.files) == 1:
             os.replace(self.files[0][0], self.directory / "model.safetensors")
             return
-        places = {}
+        places: dict[str, str] = {}
         for path, names in self.files:
             final = path.with_name(f"{path.stem}-of-{len(self.files):05d}.safetensors")
             os.replace(path, final)

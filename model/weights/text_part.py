@@ -84,7 +84,8 @@ def text_config(raw: dict, directory: Path) -> dict:
 
 def text_names(names: Iterable[str], directory: Path) -> dict[str, str]:
     """name in the text model -> name in the file. The names of other parts are left out, and their number is logged."""
-    found, left = {}, Counter()
+    found = {}
+    left: Counter[str] = Counter()
     for name in names:
         other = next((part for prefix, part in LEFT_OUT.items() if name.startswith(prefix)), None)
         if other is not None:
