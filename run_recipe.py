@@ -24,7 +24,7 @@ from rich.console import Console
 
 from evals.recipe_report import report
 from runtime.config import check_at_most, check_whole, flat
-from runtime.files import sha256_of, write_whole
+from runtime.files import read_object, sha256_of, write_whole
 from runtime.inputs import NO_INPUTS, file_named_by, matches_of
 from runtime.script import INTERRUPTED, enter
 from runtime.seeds import LARGEST
@@ -144,13 +144,7 @@ def is_done(manifest: Path, key: str, directory: Path) -> bool:
 
 def read_manifest(path: Path) -> dict:
     """The manifest of a step, empty if it never began. Raises ValueError where the file is damaged."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and its step is done again") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is damaged (no object); delete it, and its step is done again")
-    return record
+    return read_object(path, "delete it, and its step is done again")
 
 
 def write_manifest(path: Path, value: dict) -> None:

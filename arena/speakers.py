@@ -85,14 +85,14 @@ class EndpointSpeaker:
     def __init__(self, *, base_url: str, model: str, api_key_env: str, sampling: DictConfig):
         import openai
 
-        from generation.endpoint import check_url, read_key
+        from generation.endpoint_access import check_url, read_key
 
         self.model, self.sampling, self._key = model, sampling, read_key(check_url(base_url), api_key_env)
         self.api = openai.OpenAI(base_url=base_url, api_key=self._key, timeout=120)
 
     def stream(self, messages: Messages, seed: int) -> Iterator[str]:
         """Yield the growing answer."""
-        from generation.endpoint import redact
+        from generation.endpoint_access import redact
 
         text = ""
         try:

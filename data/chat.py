@@ -110,7 +110,7 @@ def cut_prompt(prompt: list[int], tokenizer, *, max_length: int) -> list[int]:
     return prompt[len(prompt) - max_length :]
 
 
-def says_something(message: Message) -> bool:
+def has_content(message: Message) -> bool:
     """Whether a message has text, thinking or a call that is more than white space."""
     content = message.get("content") or ""
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
@@ -122,7 +122,7 @@ def _check_teaches(messages: list[Message]) -> None:
     if not targets:
         raise ValueError(f"a conversation without an assistant turn has nothing to learn (its roles: {roles})")
     for i in targets:
-        if not says_something(messages[i]):
+        if not has_content(messages[i]):
             raise ValueError(
                 f'messages[{i}] is an empty assistant turn, which would teach empty answers; give it "train": false, '
                 "or leave such rows out with data.on_bad_row=skip"

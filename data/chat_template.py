@@ -19,11 +19,11 @@ from data.message_texts import (
     change_texts,
     dense,
     for_template,
+    map_texts,
     shape,
-    texts_said,
+    texts_of,
     ways_to_write,
     with_described,
-    with_said,
 )
 from data.sandbox import Rendering, Stopped, render
 
@@ -196,7 +196,7 @@ class ChatTemplate:
         """Raise TextMarkerSaid where a message text would end its turn or begin another one."""
         for i, message in enumerate(messages):
             pattern = self.text_markers.get(message["role"] == "assistant")
-            for _, text in texts_said(message) if pattern else ():
+            for _, text in texts_of(message) if pattern else ():
                 if found := pattern.search(text):
                     raise TextMarkerSaid(
                         f"messages[{i}] ({message['role']}) holds {found[0]!r}, which the chat template writes between "
@@ -247,7 +247,7 @@ class ChatTemplate:
         for i in targets or []:
             own = [span for span, owner in zip(spelled.targets, owners, strict=True) if owner == i]
             span = dense("".join(spelled.text[max(start - len(self.header), 0) : end] for start, end in own))
-            for name, text in texts_said(marked[i]):
+            for name, text in texts_of(marked[i]):
                 forms = (text, json.dumps(text, ensure_ascii=False)[1:-1]) if name == "tool_calls" else (text,)
                 if not any(dense(form) in span for form in forms):
                     raise ValueError(_lost(i, messages, name))
@@ -318,7 +318,7 @@ class ChatTemplate:
             places.append((i, field))
             return f"{OPEN}{len(places) - 1}{CLOSE}"
 
-        changed = [with_said(message, lambda name, _, i=i: mark(i, name)) for i, message in enumerate(messages)]
+        changed = [map_texts(message, lambda name, _, i=i: mark(i, name)) for i, message in enumerate(messages)]
         changed_tools = tools and [with_described(tool, lambda name, _: mark(-1, name)) for tool in tools]
         spelled, targets = self._spans(changed, changed_tools, targets, tagged), targets or []
         seen = set(map(int, _MARK.findall(spelled.text)))

@@ -63,7 +63,7 @@ def _json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def texts_said(message: Message) -> list[tuple[str, str]]:
+def texts_of(message: Message) -> list[tuple[str, str]]:
     """(field, text) of every text of the message."""
     found: list[tuple[str, str]] = []
 
@@ -71,11 +71,11 @@ def texts_said(message: Message) -> list[tuple[str, str]]:
         found.append((name, text))
         return text
 
-    with_said(message, noted)
+    map_texts(message, noted)
     return found
 
 
-def with_said(message: Message, change) -> Message:
+def map_texts(message: Message, change) -> Message:
     """The message with `change(field, text)` in place of each non-blank text: content, thinking, calls."""
 
     def changed(name: str, text: Any) -> Any:

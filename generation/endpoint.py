@@ -13,23 +13,19 @@ The handling of server errors:
 import asyncio
 import json
 import logging
-import math
-import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from urllib.parse import urlsplit
 
 import httpx
 import tenacity
 
 from generation.batches import answer_batch
-from generation.clients import MOST_TOKENS, Answer, Client, Conversation, Request, most_tokens
+from generation.clients import Answer, Client, Conversation, Request
+from generation.endpoint_access import check_url, read_key, redact
 from generation.endpoint_errors import GiveUp, TryAgain
+from generation.endpoint_reply import OPTIONAL, count_tokens, first_logprobs, retry_after, same_model, unknown_parameter
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # it reports every request
 OPENAI = "https://api.openai.com/v1"
@@ -45,15 +41,8 @@ FINISH_REASONS = {
     "max_tokens": "length",
     "content_filter": "content_filter",
 }
-OPTIONAL = ("max_tokens", "max_completion_tokens", "temperature", "seed", "stop", "response_format")
-UNKNOWN = re.compile(
-    r"un(supported|recognized|known|expected)|not (supported|permitted|allowed|available)|does not support|forbidden"
-    r"|extra inputs|only the default|at the same time|deprecated",
-    re.IGNORECASE,
-)
 MAX_FAILURES = 3  # requests in a row that failed for good
 MAX_REPLY = 16 * 2**20  # bytes
-LONGEST_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 
 
 class OpenAIClient(Client):
@@ -325,108 +314,7 @@ class OpenAIClient(Client):
         )
 
 
-def first_logprobs(choice: dict) -> str:
-    """JSON of {token: log-probability} of the likely first tokens of a choice; empty if the server returns none."""
-    try:
-        logprobs = {row["token"]: float(row["logprob"]) for row in choice["logprobs"]["content"][0]["top_logprobs"]}
-        text = json.dumps({token: value for token, value in logprobs.items() if value <= 0})
-        text.encode()
-    except (LookupError, TypeError, ValueError):
-        return ""
-    return text if logprobs else ""
-
-
-def count_tokens(usage: object, request: Request, text: str) -> tuple[int, int, bool]:
-    """(prompt tokens, completion tokens, whether they are our estimates).
-
-    They are the server's counts if these are plausible, else upper bounds (one per byte), so that the cost limit holds.
-    """
-    said = usage if isinstance(usage, dict) else {}
-    counts = [said.get("prompt_tokens"), said.get("completion_tokens")]
-    if (
-        all(type(count) is int and 0 <= count < MOST_TOKENS for count in counts)
-        and counts[0]
-        and (counts[1] or not text)
-    ):
-        return counts[0], counts[1], False
-    return most_tokens(request.messages), min(request.max_tokens, len(text.encode("utf-8", "replace")) + 1), True
-
-
-def same_model(said: str, asked: str) -> bool:
-    """Whether a server's name means the requested model: a folder before it or a date after it may differ."""
-    said, asked = (name.lower().rsplit("/", 1)[-1] for name in (said, asked))
-    asked = re.sub(r"(-latest|:\w+)$", "", asked)
-    return re.fullmatch(re.escape(asked) + r"(-latest|:\w+|[-@]\d{4}(-?\d\d){0,2}|[-@]\d{4})?", said) is not None
-
-
-def unknown_parameter(body: bytes, payload: dict) -> str | None:
-    """The optional parameter of the request that the server's error calls unknown, or None."""
-    try:
-        error = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    error = error.get("error", error) if isinstance(error, dict) else {}
-    error = error if isinstance(error, dict) else {"message": error}
-    said = json.dumps(error.get("message") or error.get("detail") or "")
-    if not UNKNOWN.search(said) and error.get("code") not in ("unsupported_parameter", "unsupported_value"):
-        return None
-    names = [name for name in OPTIONAL if name in payload]
-    if error.get("param") in names:
-        return error["param"]
-    places = {name: place.start() for name in names if (place := re.search(rf"\b{name}\b", said))}
-    return min(places, key=places.get) if places else None
-
-
-def retry_after(header: str) -> float | None:
-    """Seconds that a Retry-After header asks for, as a number or a date."""
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return min(max(seconds, 0.0), LONGEST_WAIT) if math.isfinite(seconds) else None
-
-
 def _wait(state: tenacity.RetryCallState) -> float:
     """Seconds until the next try: those of Retry-After, else 0.5 * 2^n up to 20, with jitter."""
     asked = state.outcome.exception().wait
     return tenacity.wait_random_exponential(multiplier=0.5, max=20)(state) if asked is None else asked
-
-
-def redact(key: str, text: str) -> str:
-    """The text without the key, which a server may repeat, and without terminal control characters."""
-    shown = text.replace(key, "[key]") if len(key) > 3 else text
-    return "".join(c if c.isprintable() else " " for c in shown)
-
-
-def check_url(base_url: str | None) -> str | None:
-    """The address of an endpoint. Raises ValueError where it is no address or contains a secret."""
-    if base_url is None:
-        return None
-    parts = urlsplit(str(base_url))
-    try:
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0  # port: ValueError over 65535
-    except ValueError:
-        good = False
-    if not good:
-        raise ValueError(f"base_url={base_url!r} is no address; write it like http://127.0.0.1:8000/v1")
-    if parts.username or parts.password or parts.query:
-        raise ValueError("base_url carries a name, password or query; put the key into the environment instead")
-    return base_url
-
-
-def read_key(base_url: str | None, api_key_env: str) -> str:
-    """The key in the environment variable. A server on this machine needs none."""
-    if not isinstance(api_key_env, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):
-        raise ValueError(
-            "api_key_env is the name of an environment variable, such as OPENAI_API_KEY, not the key itself"
-        )
-    key = os.environ.get(api_key_env, "")
-    local = base_url is not None and urlsplit(base_url).hostname in ("127.0.0.1", "localhost", "::1")
-    if not key and not local:
-        raise ValueError(f"no API key: set the environment variable {api_key_env} (api_key_env names it)")
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(f"the key in the environment variable {api_key_env} has characters that no header can carry")
-    return key or "-"  # a server on this machine asks for none

@@ -69,10 +69,7 @@ def evol_instruct(
     steps = 3 * num_rounds + 1
     rows: list[dict] = []
     ask = partial(client.ask, temperature=temperature, max_tokens=max_tokens)
-    pool = [Instruction(messages[-1]["content"], [name]) for name, messages in prompts if len(messages) == 1]
-    for name, messages in prompts:
-        if len(messages) != 1:
-            drops.add("seed_has_several_turns", messages[-1]["content"], id=name)
+    pool = _seeds(prompts, drops)
 
     for turn in range(num_rounds + 1):
         # ---- 1. evolve (round 0 uses the seeds unchanged)
@@ -149,6 +146,13 @@ def says_nothing(text: str) -> str | None:
     if is_refusal(text) or "sorry" in found and len(found) < SHORT_REFUSAL:
         return "refusal"
     return None if found else "answer_empty"
+
+
+def _seeds(prompts: Sequence[Prompt], drops: Drops) -> list[Instruction]:
+    for name, messages in prompts:
+        if len(messages) != 1:
+            drops.add("seed_has_several_turns", messages[-1]["content"], id=name)
+    return [Instruction(messages[-1]["content"], [name]) for name, messages in prompts if len(messages) == 1]
 
 
 def _evolve(ask: Callable, pool, random: Random, seed: int, breadth_share: float) -> list[Instruction]:

@@ -9,6 +9,7 @@ With both a judge and a reward model, only pairs that both order the same way ar
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import combinations
 
 from generation.clients import Answer, Client, Conversation
@@ -44,8 +45,8 @@ def preferences(
     # ---- 1. K completions per prompt, each with its own seed
     drops, progress = Drops(), progress or Progress()
     steps = num_completions * len(clients) + (len(aspects) if judge else 0)
-    completions: list[dict[str, Answer]] = [{} for _ in prompts]  # by text: equal texts are one completion
-    models: list[dict[str, str]] = [{} for _ in prompts]
+    # by text, because equal texts are one completion: the answer and its model
+    completions: list[dict[str, tuple[Answer, str]]] = [{} for _ in prompts]
     for c, client in enumerate(clients.values()):
         for k in range(num_completions):
             progress.at(c * num_completions + k, steps, kept=0, drops=drops.counts)
@@ -57,7 +58,7 @@ def preferences(
                 if fault:
                     drops.add(fault, text or answer.error, prompt=prompts[p][1], model=client.model)
                 else:
-                    completions[p][text], models[p][text] = answer, client.model
+                    completions[p][text] = answer, client.model
 
     # ---- 2. scores
     flat = [(p, text) for p, kept in enumerate(completions) for text in kept]
@@ -70,20 +71,20 @@ def preferences(
         if rating is None:
             drops.add("rating_not_parsed", text, prompt=prompts[p][1])
             continue
-        entry = {"text": text, "model": models[p][text], "aspects": rating, "reward": reward}
-        entry["reasoning"] = completions[p][text].reasoning
-        entry["score"] = sum(rating.values()) / len(rating) if rating else reward
-        scored[p].append(entry)
+        answer, model = completions[p][text]
+        entry = {"text": text, "model": model, "aspects": rating, "reward": reward, "reasoning": answer.reasoning}
+        scored[p].append(entry | {"score": sum(rating.values()) / len(rating) if rating else reward})
 
     # ---- 3. pairs
-    rows, make = [], _demonstration if pairs == "best" else _row
+    rows = []
+    as_row = _demonstration if pairs == "best" else partial(pair_row, "preferences", ("aspects", "reward"))
     for (prompt_id, messages), entries in zip(prompts, scored, strict=True):
         for chosen, rejected in _pairs(entries, pairs):
             fault = _pair_fault(chosen, rejected, min_margin)
             if fault:
                 drops.add(fault, chosen["text"], prompt=messages, other=rejected["text"])
             else:
-                rows.append(make(prompt_id, messages, chosen, rejected, judge, seed))
+                rows.append(as_row(prompt_id, messages, chosen, rejected, judge, seed))
         if len(entries) < 2:
             drops.add("fewer_than_two_completions", prompt=messages)
     return GeneratedData(rows, drops, {"prompts": len(prompts), "completions": len(flat)})
@@ -163,18 +164,22 @@ def _demonstration(prompt_id: str, messages: Conversation, chosen: dict, rejecte
     }
 
 
-def _row(prompt_id: str, messages: Conversation, chosen: dict, rejected: dict, judge: Client | None, seed: int) -> dict:
+def pair_row(
+    method: str, scores: Sequence[str], prompt_id: str, messages: Conversation, chosen: dict, rejected: dict,
+    judge: Client | None, seed: int,
+) -> dict:  # fmt: skip
+    """A comparison with its margin, the figures of both sides that `scores` names, and its provenance."""
     asked = [messages, chosen["text"], rejected["text"]]
-    thought = {"chosen": chosen["reasoning"], "rejected": rejected["reasoning"]}
+    thought = {"chosen": chosen.get("reasoning"), "rejected": rejected.get("reasoning")}
     return {
-        "id": row_id("preferences", asked),
+        "id": row_id(method, asked),
         "prompt": messages,
         "chosen": chosen["text"],
         "rejected": rejected["text"],
         "margin": chosen["score"] - rejected["score"],
-        "chosen_scores": {key: chosen[key] for key in ("aspects", "reward")},
-        "rejected_scores": {key: rejected[key] for key in ("aspects", "reward")},
+        "chosen_scores": {key: chosen[key] for key in scores},
+        "rejected_scores": {key: rejected[key] for key in scores},
         "judge": judge.model if judge else None,
         **({"reasoning": thought} if any(thought.values()) else {}),
-        "provenance": provenance("preferences", [messages], [chosen["model"], rejected["model"]], seed, [prompt_id]),
+        "provenance": provenance(method, [messages], [chosen["model"], rejected["model"]], seed, [prompt_id]),
     }

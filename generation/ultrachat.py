@@ -99,19 +99,10 @@ def ultrachat(
     # ---- 3. keep the conversations with enough rounds
     rows = []
     for talk in talks:
-        whole = talk.messages[: len(talk.messages) // 2 * 2]  # ends with an answer
-        if len(whole) < 2 * min_rounds:
+        if len(talk.messages) // 2 < min_rounds:
             drops.add(talk.end, talk.cut, messages=talk.messages)
-            continue
-        made_by = [client.model, user_client.model]
-        rows.append(
-            {
-                "id": row_id("ultrachat", whole),
-                "messages": whole,
-                "topic": talk.topic,
-                "provenance": provenance("ultrachat", talk.messages, made_by, seed, talk.parents),
-            }
-        )
+        else:
+            rows.append(_row(talk, [client.model, user_client.model], seed))
     rounds = Counter(len(row["messages"]) // 2 for row in rows)
     cut = Counter(talk.end for talk in talks if talk.end)
     return GeneratedData(
@@ -226,6 +217,16 @@ def _hear(talk: Talk, answer: Answer, role: str, max_similarity: float = 1.0) ->
     if fault is None:
         talk.messages.append(_message(role, text))
     return fault
+
+
+def _row(talk: Talk, models: list[str], seed: int) -> dict:
+    whole = talk.messages[: len(talk.messages) // 2 * 2]  # ends with an answer
+    return {
+        "id": row_id("ultrachat", whole),
+        "messages": whole,
+        "topic": talk.topic,
+        "provenance": provenance("ultrachat", talk.messages, models, seed, talk.parents),
+    }
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -11,12 +11,13 @@ the advantage. `method=preferences` rates each answer alone.
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 from generation.clients import Answer, Client, Conversation
-from generation.preferences import ASPECTS, Prompt
+from generation.preferences import ASPECTS, Prompt, pair_row
 from generation.progress import Progress
-from generation.rows import Drops, GeneratedData, answer_fault, provenance, row_id
+from generation.rows import Drops, GeneratedData, answer_fault
 from runtime.config import check_choice, check_whole
 
 PRINCIPLES = {
@@ -44,18 +45,14 @@ def ultrafeedback(
     """
     check_whole(2, method__num_completions=num_completions)
     check_choice("method.pairs", pairs, ("best_random", "all"))
-    for key, names, known in (("principles", principles, PRINCIPLES), ("aspects", aspects, ASPECTS)):
-        if not names or set(names) - set(known):
-            raise ValueError(f"method.{key}={list(names)} must name one or more of: {', '.join(known)}")
+    _check_names("principles", principles, PRINCIPLES)
+    _check_names("aspects", aspects, ASPECTS)
     random, drops, progress = Random(seed), Drops(), progress or Progress()
     steps = num_completions + len(aspects)
 
     # ---- 1. draw models and principles; the models answer
     pool = list(clients.values())
-    drawn = [
-        [pool[i % len(pool)] for i in random.sample(range(max(len(pool), num_completions)), num_completions)]
-        for _ in prompts
-    ]
+    drawn = [_draw_models(pool, num_completions, random) for _ in prompts]
     heeded = [[random.choice(list(principles)) for _ in range(num_completions)] for _ in prompts]
     entries: list[list[dict]] = [[] for _ in prompts]
     for k in range(num_completions):
@@ -65,13 +62,11 @@ def ultrafeedback(
             asked = [under_principle(prompts[p][1], heeded[p][k]) for p in own]
             answers = client.ask(asked, temperature=temperature, max_tokens=max_tokens, seed=seed + k)
             for p, answer in zip(own, answers, strict=True):
-                text = answer.text.strip()
-                same = any(entry["text"] == text for entry in entries[p])
-                if fault := answer_fault(answer, whole=True) or ("repeated" if same else None):
-                    drops.add(fault, text or answer.error, prompt=prompts[p][1], model=client.model)
-                    continue
-                about = {"model": client.model, "principle": heeded[p][k], "aspects": {}}
-                entries[p].append({"text": text, **about})
+                if fault := _fault(answer, entries[p]):
+                    drops.add(fault, answer.text.strip() or answer.error, prompt=prompts[p][1], model=client.model)
+                else:
+                    about = {"model": client.model, "principle": heeded[p][k], "aspects": {}}
+                    entries[p].append({"text": answer.text.strip(), **about})
 
     # ---- 2. the judge rates all answers to a prompt together, one aspect at a time
     judged = [p for p, found in enumerate(entries) if len(found) > 1]
@@ -80,13 +75,7 @@ def ultrafeedback(
     for a, aspect in enumerate(aspects):
         progress.at(num_completions + a, steps, kept=0, drops=drops.counts)
         orders = {p: random.sample(entries[p], len(entries[p])) for p in judged}
-        rated: dict[int, Answer] = {}
-        for count in sorted({len(order) for order in orders.values()}):
-            some = [p for p in judged if len(orders[p]) == count]
-            asked = [ask_ratings(prompts[p][1], [entry["text"] for entry in orders[p]], aspect) for p in some]
-            schema = ratings_schema(count)
-            read = judge.ask(asked, temperature=0.0, max_tokens=judge_max_tokens, schema=schema, seed=seed)
-            rated |= zip(some, read, strict=True)
+        rated = _ask_judge(judge, prompts, orders, aspect, max_tokens=judge_max_tokens, seed=seed)
         for p, answer in rated.items():
             ratings = read_ratings(answer, len(orders[p]))
             if ratings is None:
@@ -96,16 +85,13 @@ def ultrafeedback(
 
     # ---- 3. pairs of the answers that have all ratings
     rows = []
+    as_row = partial(pair_row, "ultrafeedback", ("aspects", "principle"))
     for p in judged:
-        whole = [entry for entry in entries[p] if len(entry["aspects"]) == len(aspects)]
-        for entry in whole:
-            entry["score"] = sum(entry["aspects"].values()) / len(aspects)
-        whole.sort(key=lambda entry: -entry["score"])  # stable
-        for chosen, rejected in _pairs(whole, pairs, random):
+        for chosen, rejected in _pairs(_by_score(entries[p], len(aspects)), pairs, random):
             if chosen["score"] - rejected["score"] < max(min_margin, 1e-9):
                 drops.add("tie", chosen["text"], other=rejected["text"], prompt=prompts[p][1])
             else:
-                rows.append(_row(*prompts[p], chosen, rejected, judge, seed))
+                rows.append(as_row(*prompts[p], chosen, rejected, judge, seed))
     return GeneratedData(rows, drops, {"prompts": len(prompts), "completions": sum(map(len, entries))})
 
 
@@ -158,24 +144,46 @@ def read_ratings(answer: Answer, count: int) -> list[int] | None:
     return ratings if good and all(type(one) is int and 1 <= one <= 5 for one in ratings) else None
 
 
+def _check_names(key: str, names: Sequence[str], known: dict[str, str]) -> None:
+    if not names or set(names) - set(known):
+        raise ValueError(f"method.{key}={list(names)} must name one or more of: {', '.join(known)}")
+
+
+def _draw_models(pool: list[Client], count: int, random: Random) -> list[Client]:
+    """As many different models as possible."""
+    return [pool[i % len(pool)] for i in random.sample(range(max(len(pool), count)), count)]
+
+
+def _fault(answer: Answer, entries: list[dict]) -> str | None:
+    repeated = any(entry["text"] == answer.text.strip() for entry in entries)
+    return answer_fault(answer, whole=True) or ("repeated" if repeated else None)
+
+
+def _ask_judge(
+    judge: Client, prompts: Sequence[Prompt], orders: dict[int, list[dict]], aspect: str, *, max_tokens: int, seed: int
+) -> dict[int, Answer]:
+    """number of the prompt -> the judge's answer about its completions, in the order in which it read them."""
+    rated: dict[int, Answer] = {}
+    for count in sorted({len(order) for order in orders.values()}):
+        some = [p for p, order in orders.items() if len(order) == count]
+        asked = [ask_ratings(prompts[p][1], [entry["text"] for entry in orders[p]], aspect) for p in some]
+        schema = ratings_schema(count)
+        answers = judge.ask(asked, temperature=0.0, max_tokens=max_tokens, schema=schema, seed=seed)
+        rated |= zip(some, answers, strict=True)
+    return rated
+
+
+def _by_score(entries: list[dict], num_aspects: int) -> list[dict]:
+    """The answers that have all ratings, with their mean as `score`, best first."""
+    whole = [entry for entry in entries if len(entry["aspects"]) == num_aspects]
+    for entry in whole:
+        entry["score"] = sum(entry["aspects"].values()) / num_aspects
+    return sorted(whole, key=lambda entry: -entry["score"])  # stable
+
+
 def _pairs(entries: list[dict], pairs: str, random: Random) -> list[tuple[dict, dict]]:
     if len(entries) < 2:
         return []
     if pairs == "best_random":
         return [(entries[0], random.choice(entries[1:]))]
     return [(better, worse) for i, better in enumerate(entries) for worse in entries[i + 1 :]]
-
-
-def _row(prompt_id: str, messages: Conversation, chosen: dict, rejected: dict, judge: Client, seed: int) -> dict:
-    asked = [messages, chosen["text"], rejected["text"]]
-    return {
-        "id": row_id("ultrafeedback", asked),
-        "prompt": messages,
-        "chosen": chosen["text"],
-        "rejected": rejected["text"],
-        "margin": chosen["score"] - rejected["score"],
-        "chosen_scores": {key: chosen[key] for key in ("aspects", "principle")},
-        "rejected_scores": {key: rejected[key] for key in ("aspects", "principle")},
-        "judge": judge.model,
-        "provenance": provenance("ultrafeedback", [messages], [chosen["model"], rejected["model"]], seed, [prompt_id]),
-    }

@@ -142,7 +142,7 @@ def turns(prompt: str) -> list[str]:
 
 def score(messages: list[str], reply: str) -> float:
     """The gold measure of one reply to the messages."""
-    return float(not broken(messages, reply) and serves(messages, plain(reply)))
+    return float(not broken(messages, reply) and fits_situation(messages, plain(reply)))
 
 
 def plain(text: str) -> str:
@@ -200,7 +200,7 @@ def broken(messages: list[str], reply: str) -> bool:
 # ---- the situation
 
 
-def moment(messages: list[str]) -> str:
+def situation(messages: list[str]) -> str:
     """The situation of the customer's last message, as listed above."""
     text, answered = plain(messages[-1]), len(messages) > 1
     names = bool(found(DRINKS, text))
@@ -217,9 +217,9 @@ def moment(messages: list[str]) -> str:
     return "order" if names else "other"
 
 
-def serves(messages: list[str], reply: str) -> bool:
+def fits_situation(messages: list[str], reply: str) -> bool:
     """Whether a reply with correct wording (in lower case) fits the situation."""
-    kind, ordered = moment(messages), plain(" ".join(messages[-1::-2]))  # all messages of the customer
+    kind, ordered = situation(messages), plain(" ".join(messages[-1::-2]))  # all messages of the customer
     declines, confirms, is_ready = (bool(words.search(reply)) for words in (DECLINE, CONFIRM, READY))
     if kind == "order" and declines and not confirms and not is_ready:
         return bool(OFFER.search(reply))

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -45,6 +46,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             tmp_path.unlink()
     sync(path.parent)
+
+
+def read_object(path: Path, suggestion: str) -> dict:
+    """The JSON object in the file, empty if there is none. Raises ValueError with the suggestion if it is damaged."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {suggestion}") from None
+    if not isinstance(read, dict):
+        raise ValueError(f"{path} is damaged (no object); {suggestion}")
+    return read
 
 
 def remove(path: Path) -> None:

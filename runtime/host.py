@@ -18,7 +18,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from runtime.files import write_whole
+from runtime.files import read_object, write_whole
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,14 +119,7 @@ def write_finish(directory: Path, step: int) -> None:
 
 def read_origin(directory: Path) -> dict:
     """The content of run.json, empty if there is none. Raises ValueError if it is damaged."""
-    path = directory / "run.json"
-    try:
-        origin = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); set overwrite=true to begin again") from None
-    if not isinstance(origin, dict):
-        raise ValueError(f"{path} is damaged (no object); set overwrite=true to begin again")
-    return origin
+    return read_object(directory / "run.json", "set overwrite=true to begin again")
 
 
 def is_finished(directory: Path) -> bool:

@@ -7,7 +7,6 @@ others vote for a tie.
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -18,103 +17,13 @@ from scipy.stats import binomtest
 from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 from statsmodels.stats.proportion import proportion_confint
 
-from data.records import BadRows, Record, read_records
+from data.checks.agreement_page import show_agreement
+from data.checks.votes import Votes, once, parse_vote
+from data.records import BadRows, read_records
 from runtime.config import check_choice, check_number, check_whole
-from runtime.plots import plot_intervals
-from runtime.report import bullets, heading, interval_cell, paragraph, picture, table, write_page, write_result
 
 LEVELS = ("nominal", "ordinal", "interval")
-MAX_LABELS = 200  # a pair's table has MAX_LABELS^2 cells, which are drawn again in each resample
 SHOWN = 20  # disputed items on the page
-
-
-@dataclass(frozen=True)
-class Vote(Record):
-    """One annotator's label of one item."""
-
-    item: str
-    annotator: str
-    label: str
-    category: str | None
-    asked: str | None = None  # the row's prompt, shown beside disputed votes
-
-
-def parse_vote(row: dict) -> list[Vote]:
-    """The vote of a row with `item`, `annotator`, `label` and optionally `category`. A null or NaN label is missing."""
-    values = {name: row.get(name) for name in ("item", "annotator", "label", "category")}
-    if missing := [name for name in ("item", "annotator") if values[name] is None] + ["label"] * ("label" not in row):
-        raise ValueError(f"a vote needs item, annotator and label; missing: {', '.join(missing)}")
-    for name, value in values.items():
-        if isinstance(value, list | dict) or value == "":
-            raise ValueError(f"{name} must be text or a number (null if it is missing), got {value!r:.50}")
-    if values["label"] is None or values["label"] != values["label"]:
-        return []
-    asked = row["prompt"] if isinstance(row.get("prompt"), str) else None
-    item, annotator, label, category = (None if value is None else _name(value) for value in values.values())
-    return [Vote(item, annotator, label, category, asked)]
-
-
-def _name(value) -> str:
-    """The label as text. 1.0 becomes 1, because many libraries convert a column with missing votes to floats."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def once(votes: Sequence[Vote], bad_rows: BadRows) -> list[Vote]:
-    """The votes without duplicates: a second vote of an annotator on an item is a bad row."""
-    kept: dict[tuple[str, str], Vote] = {}
-    for vote in votes:
-        with bad_rows.at(vote.where):
-            if (vote.item, vote.annotator) in kept:
-                raise ValueError(f"annotator {vote.annotator!r} has already voted on item {vote.item!r}")
-            kept[vote.item, vote.annotator] = vote
-    return list(kept.values())
-
-
-def _number(label: str, level: str) -> float:
-    try:
-        number = float(label)
-    except ValueError:
-        number = float("nan")
-    if not np.isfinite(number):
-        raise ValueError(f"check.level={level} needs labels that are numbers, got {label!r}; set check.level=nominal")
-    return number
-
-
-class Votes:
-    """Votes as a table: a row of `rows` is (item, annotator, code of the label).
-
-    `level`: labels only differ (nominal), have an order (ordinal), or have distances (interval). For the last two,
-    labels must be numbers.
-    """
-
-    def __init__(self, votes: Sequence[Vote], level: str = "nominal"):
-        if not votes:
-            raise ValueError("there is no vote in check.input: every label is null, or every row was skipped")
-        self.items = list(dict.fromkeys(vote.item for vote in votes))
-        self.annotators = sorted({vote.annotator for vote in votes})
-        self.level, self.names = level, sorted({vote.label for vote in votes})
-        self.values = None
-        if level != "nominal":
-            self.names = sorted(self.names, key=lambda name: _number(name, level))
-            self.values = [_number(name, level) for name in self.names]
-        if len(self.names) > MAX_LABELS:
-            raise ValueError(
-                f"{len(self.names)} different labels; at most {MAX_LABELS} are possible: put numbers into bins first"
-            )
-        item_at = {item: i for i, item in enumerate(self.items)}
-        annotator_at = {name: a for a, name in enumerate(self.annotators)}
-        code = {label: c for c, label in enumerate(self.names)}
-        self.rows = np.array([(item_at[v.item], annotator_at[v.annotator], code[v.label]) for v in votes])  # (N, 3)
-        self.where = {vote.item: vote.where for vote in reversed(votes)}  # of the first vote
-        self.prompts = {vote.item: vote.asked for vote in votes if vote.asked is not None}
-        self.categories = {vote.item: vote.category for vote in votes if vote.category is not None}
-
-    def counts(self, keep: np.ndarray | None = None) -> np.ndarray:
-        """(items, labels): votes for each label, of the kept rows."""
-        rows = self.rows if keep is None else self.rows[keep]
-        table = np.zeros((len(self.items), len(self.names)), dtype=np.int64)
-        np.add.at(table, (rows[:, 0], rows[:, 2]), 1)
-        return table
 
 
 def check_agreement(
@@ -144,7 +53,7 @@ def check_agreement(
     result["unacceptable"] = _unacceptable(votes, unacceptable, max_unacceptable)
     passed = bool(result["krippendorff_alpha"]["lower"] >= threshold)
     result |= {"threshold": threshold, "passed": passed, "skipped_rows": bad_rows.skipped}
-    _show(directory, result)
+    show_agreement(directory, result)
     return result
 
 
@@ -356,46 +265,3 @@ def _verdict(facts: dict) -> str:
     if breaking and breaking["breaks_ties"]:
         return "breaks ties at random" if breaking["p_value_coin"] > 0.05 else "breaks ties to one side"
     return "ok"
-
-
-def _show(directory: Path, result: dict) -> None:
-    alpha = result["krippendorff_alpha"]
-    lines = [
-        f"{'passed' if result['passed'] else 'NOT passed'}: {result['level']} alpha {alpha['value']:.3f}, 95 % "
-        f"interval [{alpha['lower']:.3f}, {alpha['upper']:.3f}], whose lower end must be at least {result['threshold']}"
-    ]
-    weak = result["unacceptable"]
-    if weak["value"] > 0:
-        lines.append(
-            f"{weak['verdict']}: {weak['value']:.1%} of the votes accept neither answer [{weak['lower']:.1%}, "
-            f"{weak['upper']:.1%}], the limit is {weak['most']:.0%}"
-        )
-    people = result["per_annotator"]
-    lines += [f"annotator {name}: {facts['verdict']}" for name, facts in people.items() if facts["verdict"] != "ok"]
-    shown = {"alpha": alpha, "Fleiss": result["fleiss_kappa"]} | {
-        f"alpha: {name}": found for name, found in result["categories"].items()
-    }
-    worst = sorted(
-        (n for n in people if people[n]["kappa_with_others"]), key=lambda n: people[n]["kappa_with_others"]["value"]
-    )
-    shown |= {f"{name} and the others": people[name]["kappa_with_others"] for name in worst[:25]}
-    estimates = [(name, *(found[key] for key in ("value", "lower", "upper"))) for name, found in shown.items()]
-    drawn = directory / "agreement.png"
-    plot_intervals(drawn, "agreement beyond chance, and the threshold", estimates, null=result["threshold"])
-    rows = [["annotator", "votes", "share of ties", "kappa with the others", "items with a majority", "verdict"]]
-    for name, facts in people.items():
-        kappa = facts["kappa_with_others"]
-        shares = (facts["ties"], interval_cell(kappa), kappa and kappa["n"])
-        rows.append([name, facts["votes"], *shares, facts["verdict"]])
-    blocks = [bullets(lines), table(rows), picture(drawn)]
-    disputed = [["item", "prompt", "category", "first vote", "disagreement", "votes"]]
-    for one in result["most_disputed"]:
-        said = ", ".join(f"{name}: {label}" for name, label in one["votes"].items())
-        prompt = one["prompt"] and one["prompt"][:200]
-        disputed.append([one["item"], prompt, one["category"], one["where"], one["disagreement"], said])
-    if disputed[1:]:
-        sentence = "Read these with the annotators: disagreement is the mean distance between two votes on the item."
-        blocks += [heading("Most disputed items"), paragraph(sentence), table(disputed)]
-    write_page(directory / "report.html", "Agreement of annotators", *blocks)
-    result["verdicts"] = lines
-    write_result(directory, result)

@@ -14,6 +14,8 @@ from data.checks.texts import TextRow, read_texts
 from data.records import BadRows, write_jsonl
 from runtime.config import check_whole
 
+KINDS = ("kept", "exact", "near", "span")
+
 
 def check_decontaminate(
     files: Sequence[str],
@@ -64,16 +66,12 @@ def check_decontaminate(
     for file, name in names.items():
         write_jsonl(directory / name, clean(file))
     write_jsonl(directory / "pairs.jsonl", pairs)
-    kinds = ("kept", "exact", "near", "span")
-    table_rows: list[list] = [
-        ["file", *kinds, "written"],
-        *([f, *(counts[f, kind] for kind in kinds), n] for f, n in names.items()),
-    ]
-    total = {kind: sum(counts[file, kind] for file in names) for kind in kinds}
+    table_rows: list[list] = [["file", *KINDS, "written"]]
+    table_rows += [[f, *(counts[f, kind] for kind in KINDS), n] for f, n in names.items()]
+    total = {kind: sum(counts[file, kind] for file in names) for kind in KINDS}
     lines = [
         f"{total['kept']} rows are kept; {total['exact']} have the prompt of an evaluation row, {total['near']} "
-        "nearly, "
-        f"{total['span']} share {span_words} consecutive words with one: see pairs.jsonl"
+        f"nearly, {total['span']} share {span_words} consecutive words with one: see pairs.jsonl"
     ]
     result = total | {"files": names, "eval_rows": len(evaluation), "skipped_rows": bad_rows.skipped, "verdicts": lines}
     show_pairs(directory, "Decontaminated", result, table_rows, pairs)

@@ -50,18 +50,14 @@ def check_quality(
         client: a judge that scores helpfulness and instruction following of the pool; None = the score of `by`.
     """
     check_whole(1, check__num=num, check__pool=pool, check__batch_size=batch_size, check__max_length=max_length)
-    check_choice("check.by", by, BY)
-    check_choice("check.diversity", diversity, DIVERSITY)
     check_choice("check.precision", precision, PRECISIONS)
-    if policy is None and (by == "difficulty" or diversity == "embeddings"):
-        raise ValueError("check.by=difficulty and check.diversity=embeddings need a model: set policy=PATH")
+    needs_model = _needs_model(by, diversity, policy)
     bad_rows = BadRows(on_bad_row)
     rows = read_texts(files, bad_rows, layout)
     if not any(row.answered for row in rows):
         raise ValueError(f"{', '.join(files)}: no row has an answer, and check=quality selects rows by their answers")
-    reader = None
-    if by == "difficulty" or diversity == "embeddings":
-        reader = Reader(policy, precision=precision, batch_size=batch_size, max_length=max_length)
+    size = {"batch_size": batch_size, "max_length": max_length}
+    reader = Reader(policy, precision=precision, **size) if needs_model else None
     parts = [score_parts(row) for row in rows]
     faults = [fault_of(row, min_words=min_words, max_words=max_words) for row in rows]
     scores = _scores(rows, parts, faults, by, reader, seed)
@@ -69,24 +65,18 @@ def check_quality(
 
     ranked = [int(i) for i in np.argsort(-scores, kind="stable") if faults[i] is None]
     unique = _drop_repeats(rows, ranked, threshold, reasons, limit=num * pool)
-    best = list(unique)
-    judged = _judge(rows, best, client) if client is not None else {}
-    best = [i for i in best if client is None or judged[i] is not None]
-    for i in best if client is not None else []:
-        scores[i] = judged[i]
+    judged = _judge(rows, list(unique), client) if client is not None else {}
+    best = [i for i in unique if judged.get(i, scores[i]) is not None]
+    scores[best] = [judged.get(i, scores[i]) for i in best]
     picked = {best[at]: distance for at, distance in _spread(rows, best, scores, num, diversity, reader)}
     for i in unique:
         reasons[i] = _fate(i, picked, judged, diversity)
     reasons = [reason or "score_too_low" for reason in reasons]
 
     order = list(picked)
-    facts = [{"score": float(scores[i]), "distance": picked[i]} for i in order]
-    write_jsonl(directory / "selected.jsonl", [rows[i].raw | {"quality": f} for i, f in zip(order, facts, strict=True)])
-    fates = [
-        {"row": r.where, "reason": why, "score": float(s), **p}
-        for r, why, s, p in zip(rows, reasons, scores, parts, strict=True)
-    ]
-    write_jsonl(directory / "reasons.jsonl", fates)
+    chosen = [rows[i].raw | {"quality": {"score": float(scores[i]), "distance": picked[i]}} for i in order]
+    write_jsonl(directory / "selected.jsonl", chosen)
+    write_jsonl(directory / "reasons.jsonl", _fates(rows, reasons, scores, parts))
     counts = dict(Counter(reason.split(" ")[0] for reason in reasons).most_common())
     result = {
         "rows": len(rows),
@@ -104,6 +94,21 @@ def check_quality(
     }
     _show(directory, result, scores, order, rows, reasons)
     return result
+
+
+def _needs_model(by: str, diversity: str, policy: str | None) -> bool:
+    """Whether a model reads the rows. Raises ValueError if it is missing, or a choice is unknown."""
+    check_choice("check.by", by, BY)
+    check_choice("check.diversity", diversity, DIVERSITY)
+    needed = by == "difficulty" or diversity == "embeddings"
+    if policy is None and needed:
+        raise ValueError("check.by=difficulty and check.diversity=embeddings need a model: set policy=PATH")
+    return needed
+
+
+def _fates(rows: Sequence[TextRow], reasons: list, scores: np.ndarray, parts: list[dict]) -> list[dict]:
+    facts = zip(rows, reasons, scores, parts, strict=True)
+    return [{"row": row.where, "reason": why, "score": float(score), **part} for row, why, score, part in facts]
 
 
 def _scores(rows: Sequence[TextRow], parts: list[dict], faults: list, by: str, reader: Reader | None, seed: int):

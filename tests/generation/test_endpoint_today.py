@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("httpx")
 from generation import batches  # noqa: E402
 from generation.clients import split_reasoning  # noqa: E402
-from generation.endpoint import OpenAIClient, same_model, unknown_parameter  # noqa: E402
+from generation.endpoint import OpenAIClient  # noqa: E402
+from generation.endpoint_reply import same_model, unknown_parameter  # noqa: E402
 from generation.scripted_client import ScriptedClient  # noqa: E402
 
 ASK = {"temperature": 0.5, "max_tokens": 20, "seed": 0}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data.records import read_jsonl
-from rewards.coffee import coffee, moment, turns
+from rewards.coffee import coffee, situation, turns
 
 ORDER = "Hi, can I get a decaf latte with oat milk, please?"
 CONFIRMED = [ORDER, "Does this look right?", "Yes, that's right."]
@@ -45,8 +45,8 @@ def said(*texts: str) -> str:
         ),
     ],
 )
-def test_a_reply_must_do_what_the_moment_asks_for(asked, kind, good, bad):
-    assert moment(asked) == kind
+def test_a_reply_must_do_what_the_situation_asks_for(asked, kind, good, bad):
+    assert situation(asked) == kind
     assert coffee([said(*asked)] * 2, [good, bad]) == [1.0, 0.0]
 
 
