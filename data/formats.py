@@ -63,17 +63,26 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
         columns = _rest(row, *GIVEN, "completions", "ranks")
         return [
             _ranking(
-                prompt, list(zip(ranks, completions, strict=True)), tools=parse_tools(row.get("tools")), columns=columns
+                _asked(prompt, "prompt"),
+                list(zip(ranks, completions, strict=True)),
+                tools=parse_tools(row.get("tools")),
+                columns=columns,
             )
         ]
     for name in ("generation", "completion"):
         if name in row and (reward := _reward(row)) is not None:
             prompt, completion = _begun(row, _given(row), _completion(row[name], name))
             columns = _rest(row, *GIVEN, name, "reward", "label")
-            return [Rated(prompt, completion, reward, tools=parse_tools(row.get("tools")), columns=columns)]
+            asked = _asked(prompt, "prompt")
+            return [Rated(asked, completion, reward, tools=parse_tools(row.get("tools")), columns=columns)]
+    if "messages" in row and (reward := _reward(row)) is not None:
+        prompt, completion = _side(row["messages"], [], "messages")
+        columns = _rest(row, "messages", "system", "tools", "reward", "label")
+        asked = _asked(_with_system(row, prompt), "messages")
+        return [Rated(asked, completion, reward, tools=parse_tools(row.get("tools")), columns=columns)]
     raise ValueError(
         "not a comparison: it needs prompt/chosen/rejected, prompt/completions/ranks, context/generation/reward, "
-        f"prompt/completion/label or context/chosen/rejected; got {_fields(row)}"
+        f"prompt/completion/label, messages/label or context/chosen/rejected; got {_fields(row)}"
     )
 
 
@@ -92,9 +101,7 @@ def prompts(row: dict) -> list[Prompt]:
         asked = _with_system(row, asked)
     else:
         raise ValueError(f"no prompt: the row needs prompt, context or messages; got {_fields(row)}")
-    if not any(m["content"].strip() for m in asked if m["role"] != "system"):
-        raise ValueError(f"{name} has no text")
-    return [Prompt(asked, tools=parse_tools(row.get("tools")), columns=_rest(row, *used))]
+    return [Prompt(_asked(asked, name), tools=parse_tools(row.get("tools")), columns=_rest(row, *used))]
 
 
 def any_record(row: dict) -> Sequence[Record]:
@@ -138,7 +145,16 @@ def _comparison(row: dict) -> Comparison:
     margin, tie = _number(row.get("margin") or 0, "margin"), _flag(row.get("tie") or False, "tie")
     prompt, chosen, rejected = _begun(row, prompt, chosen, rejected)
     columns = _rest(row, *GIVEN, "chosen", "rejected", "margin", "tie", "messages")
-    return Comparison(prompt, chosen, rejected, margin, tie, tools=parse_tools(row.get("tools")), columns=columns)
+    return Comparison(
+        _asked(prompt, "prompt"), chosen, rejected, margin, tie, tools=parse_tools(row.get("tools")), columns=columns
+    )
+
+
+def _asked(messages: list[Message], name: str) -> list[Message]:
+    """The messages before an answer. Raises ValueError if none but the system's has a text."""
+    if not any(m["content"].strip() for m in messages if m["role"] != "system"):
+        raise ValueError(f"{name} has no text")
+    return messages
 
 
 def _side(value: Any, given: list[Message], name: str) -> tuple[list[Message], str]:

@@ -59,7 +59,7 @@ def is_hh(value: Any) -> bool:
 
 def join_text(content: Any, name: str) -> str:
     """Content as one text: a text, or the joined parts of type text."""
-    return content if isinstance(content, str) else "".join(_part(part, name) for part in content)
+    return content if isinstance(content, str) else "".join(_part(part, name) for part in _filled(content, name))
 
 
 def parse_tools(value: Any) -> list[dict] | None:
@@ -94,7 +94,7 @@ def _parse_message(message: Any, name: str) -> Message:
     calls = _parse_calls(message, f"{name} ({parsed['role']})")
     content = message.get("written", message.get("content"))
     if isinstance(content, list):
-        parsed |= {"content": "".join(_part(part, name) for part in content), "written": content}
+        parsed |= {"content": join_text(content, name), "written": content}
     elif isinstance(content, str):
         parsed["content"] = content
     elif content is None and calls:
@@ -115,8 +115,16 @@ def _parse_message(message: Any, name: str) -> Message:
     }
 
 
+def _filled(parts: list, name: str) -> list:
+    if parts == []:
+        raise ValueError(f'{name} has an empty list as content; an empty message has the text ""')
+    return parts
+
+
 def _part(part: Any, name: str) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+    if isinstance(part, dict) and part.get("type") == "text" and not isinstance(part.get("text"), str):
+        raise ValueError(f"{name} has a part of type text whose text is {type(part.get('text')).__name__}")
+    if not isinstance(part, dict) or part.get("type") != "text":
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         raise ValueError(f"{name} has a content part of type {kind!r}; only text is read")
     return part["text"]

@@ -198,6 +198,7 @@ FORMATS: dict[str, Format] = {
     ),
 }  # fmt: skip
 
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # a text that refers to them means nothing alone
 # data/formats.py reads these fields; they decide the kind of record.
 OURS = "https://github.com/huggingface/trl/blob/main/docs/source/dataset_formats.md"
 
@@ -245,6 +246,8 @@ class Layout:
         row = self.renamed(row)
         if not self._speaks(row):
             return None
+        if shown := [name for name in MEDIA if row.get(name)]:
+            raise ValueError(f"the row has {', '.join(shown)}, and only text is read; remove such rows or the fields")
         name = self.name_of(row)
         if name == "ours":
             return row
@@ -296,6 +299,7 @@ def adapted_rows(
             if "parent_id" in row and layout.name_of(row) == "oasst":
                 if not join:
                     raise Unjoined
+                exports.check_message(row)
                 messages.append((where, row))
                 continue
             ours = layout.adapt(row)

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from data.adapters.demonstrations import alternating, rest, sharegpt, text
+from data.adapters.demonstrations import alternating, asked, listed, past, rest, sharegpt, text
 from data.messages import join_text, parse_hh
 
 WINNERS = {"model_a": 1, "model_b": -1, "tie": 0, "tie (bothbad)": 0, "both_bad": 0}
@@ -22,7 +22,7 @@ def pair(prompt: Any, first: Any, second: Any, preference: float, columns: dict)
 def whole(value: Any, name: str, *allowed: int) -> int:
     """A label that must be one of a few whole numbers. A text, as in a CSV, is converted."""
     try:
-        number = float(value)
+        number = number_of(value, name)
     except (TypeError, ValueError):
         number = float("nan")
     if number not in allowed:
@@ -30,11 +30,22 @@ def whole(value: Any, name: str, *allowed: int) -> int:
     return int(number)
 
 
+def number_of(value: Any, name: str) -> float:
+    """A finite number. A text, as in a CSV, is converted. Raises ValueError for any other value."""
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not abs(number) < float("inf"):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return number
+
+
 def openai_preference(row: dict) -> dict:
     """OpenAI's preference files: `input.messages`, and the two outputs as lists of messages."""
-    asked = row["input"]["messages"]
+    messages = listed(row["input"], "messages", dict)
     row = {"tools": row["input"].get("tools") or None} | row
-    return {"prompt": asked, "chosen": row["preferred_output"], "rejected": row["non_preferred_output"]} | rest(
+    return {"prompt": messages, "chosen": row["preferred_output"], "rejected": row["non_preferred_output"]} | rest(
         row, "input", "preferred_output", "non_preferred_output"
     )
 
@@ -50,16 +61,16 @@ def distilabel_orca(row: dict) -> dict:
 
 
 def alpaca_dpo(row: dict) -> dict:
-    """LLaMA-Factory's pairs in Alpaca's fields."""
-    asked = text(row, "instruction") + (f"\n\n{text(row, 'input')}" if row.get("input") else "")
-    return {"prompt": asked} | rest(row, "instruction", "input")
+    """LLaMA-Factory's pairs in Alpaca's fields, with earlier rounds in `history`."""
+    turns = [*past(row), *alternating(asked(row, "instruction", "input"))]
+    return {"prompt": turns} | rest(row, "instruction", "input", "history")
 
 
 def sharegpt_dpo(row: dict) -> dict:
     """LLaMA-Factory's pairs in ShareGPT's fields: the conversation, then two last turns."""
-    asked = sharegpt(row)
+    begun = sharegpt(row)
     sides = {name: text(row[name], "value") for name in ("chosen", "rejected")}
-    return rest(asked, "messages") | {"prompt": asked["messages"]} | sides
+    return rest(begun, "messages") | {"prompt": begun["messages"]} | sides
 
 
 def ultrafeedback(row: dict) -> dict:
@@ -69,9 +80,9 @@ def ultrafeedback(row: dict) -> dict:
     which stays in `completions_of`.
     """
     ranks = []
-    for i, completion in enumerate(row["completions"]):
+    for i, completion in enumerate(listed(row, "completions", dict)):
         ratings = [completion["annotations"][aspect].get("Rating") for aspect in ASPECTS]
-        numbers = [float(rating) for rating in ratings if rating not in (None, "N/A")]
+        numbers = [number_of(rating, "Rating") for rating in ratings if rating not in (None, "N/A")]
         if not numbers:
             raise ValueError(f"completions[{i}] has no rating")
         ranks.append(-sum(numbers) / len(numbers))
@@ -139,7 +150,7 @@ def _pku(row: dict, name: str) -> dict:
 
 def nectar(row: dict) -> dict:
     """Nectar: seven answers with ranks from 1, to a conversation in Anthropic's form."""
-    answers = [text(answer, "answer") for answer in row["answers"]]
+    answers = [text(answer, "answer") for answer in listed(row, "answers", dict)]
     ranks = [answer["rank"] for answer in row["answers"]]
     prompt = parse_hh("\n\n" + text(row, "prompt").strip(), "prompt")
     return {"prompt": prompt, "completions": answers, "ranks": ranks} | rest(row, "prompt", "answers")
@@ -161,7 +172,7 @@ def arena(row: dict) -> dict:
 
 def _content_alone(messages: Any) -> list[dict]:
     """Role and text of a conversation. Messages of the 140k set also have counts and parts."""
-    if not isinstance(messages, list) or not messages:
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, dict) for message in messages):
         raise ValueError("conversation_a and conversation_b must be lists of messages")
     return [
         {"role": message["role"], "content": join_text(message["content"], f"conversation[{i}]")}
@@ -171,8 +182,8 @@ def _content_alone(messages: Any) -> list[dict]:
 
 def arena_55k(row: dict) -> dict:
     """LMSYS's Kaggle set: prompts and responses are JSON lists of turns, the winner is in three columns of 0 and 1."""
-    asked, first, second = (json.loads(text(row, name)) for name in ("prompt", "response_a", "response_b"))
-    if len(asked) != 1:
+    turns, first, second = (_texts(row, name) for name in ("prompt", "response_a", "response_b"))
+    if len(turns) != 1 or len(first) != 1 or len(second) != 1:
         raise ValueError(
             "the two models' earlier answers differ, so their last answers belong to different conversations"
         )
@@ -180,19 +191,28 @@ def arena_55k(row: dict) -> dict:
     if sum(votes.values()) != 1:
         raise ValueError(f"one of winner_model_a, winner_model_b and winner_tie must be 1, got {votes}")
     columns = rest(row, "prompt", "response_a", "response_b", *votes)
-    return pair(asked[0], first[0], second[0], votes["winner_model_a"] - votes["winner_model_b"], columns)
+    return pair(turns[0], first[0], second[0], votes["winner_model_a"] - votes["winner_model_b"], columns)
+
+
+def _texts(row: dict, name: str) -> list[str]:
+    """The texts of a JSON list. Raises ValueError where one is null, as for an answer that was never made."""
+    try:
+        turns = json.loads(text(row, name))
+    except ValueError as error:
+        raise ValueError(f"{name} is not a JSON list of texts: {error}") from None
+    return listed({name: turns}, name, str)
 
 
 def webgpt(row: dict) -> dict:
     """WebGPT comparisons: two answers with scores that sum to 0."""
     columns = rest(row, "question", "answer_0", "answer_1")
-    preference = float(row["score_0"]) - float(row["score_1"])
+    preference = number_of(row["score_0"], "score_0") - number_of(row["score_1"], "score_1")
     return pair(text(row["question"], "full_text"), text(row, "answer_0"), text(row, "answer_1"), preference, columns)
 
 
 def summaries(row: dict) -> dict:
     """OpenAI's summarize-from-feedback comparisons: a post, two summaries, and `choice` 0 or 1."""
-    post = row["info"].get("post") or row["info"].get("article")
-    first, second = (text(summary, "text") for summary in row["summaries"])
+    post = text(row["info"], "post" if row["info"].get("post") is not None else "article")
+    first, second = (text(summary, "text") for summary in listed(row, "summaries", dict))
     preference = 1 - 2 * whole(row["choice"], "choice", 0, 1)
     return pair(f"{post}\n\nTL;DR:", first, second, preference, rest(row, "info", "summaries", "choice"))

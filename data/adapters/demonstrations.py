@@ -15,6 +15,7 @@ ROLES = {
     "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "tool": "tool",
     "tool_response": "tool", "observation": "tool", "function_response": "tool",
 }  # fmt: skip
+CALL = ("api_call", "request", "api_response", "response")  # TM-4's annotations of one call
 
 
 def rest(row: dict, *used: str) -> dict:
@@ -29,6 +30,30 @@ def text(row: dict, name: str) -> str:
     return row[name]
 
 
+def optional_text(row: dict, name: str) -> str:
+    """The text in a field that may be missing or null; then "". Raises ValueError if the value is not a text."""
+    return "" if row.get(name) is None else text(row, name)
+
+
+def listed(row: dict, name: str, kind: type) -> list:
+    """The elements of a list, all of one type (str or dict). Raises ValueError if there is none, or another value."""
+    values = row.get(name)
+    if not isinstance(values, list) or not values:
+        found = "an empty list" if values == [] else "null" if values is None else type(values).__name__
+        raise ValueError(f"{name} must be a list with an element or more, got {found}")
+    for i, value in enumerate(values):
+        if not isinstance(value, kind):
+            wanted = "text" if kind is str else "an object"
+            raise ValueError(f"{name}[{i}] must be {wanted}, got {type(value).__name__}")
+    return values
+
+
+def asked(row: dict, name: str, more: str) -> str:
+    """The text of a field, with that of an optional second field below it."""
+    below = optional_text(row, more)
+    return f"{text(row, name)}\n\n{below}" if below else text(row, name)
+
+
 def alternating(*contents: str) -> list[dict]:
     """User, assistant, user, ... in turn."""
     return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
@@ -37,53 +62,68 @@ def alternating(*contents: str) -> list[dict]:
 def alpaca(row: dict) -> dict:
     """An instruction, an optional input that is put below it, and an output.
 
-    `text` repeats them in Alpaca's template.
+    `text` repeats them in Alpaca's template. LLaMA-Factory adds `history`, earlier rounds, and `kto_tag`, a rating.
     """
-    asked = text(row, "instruction")
-    if row.get("input"):
-        asked += f"\n\n{text(row, 'input')}"
-    return {"messages": alternating(asked, text(row, "output"))} | rest(row, "instruction", "input", "output", "text")
+    turns = [*past(row), *alternating(asked(row, "instruction", "input"), text(row, "output"))]
+    return rated(turns, row) | rest(row, "instruction", "input", "output", "text", "history", "kto_tag")
+
+
+def past(row: dict) -> list[dict]:
+    """LLaMA-Factory's `history`, a list of [question, answer]; no turns where the row has none."""
+    rounds = row.get("history") or []
+    if not isinstance(rounds, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(content, str) for content in pair)
+        for pair in rounds
+    ):
+        raise ValueError("history must be a list of [question, answer], both texts")
+    return alternating(*(content for pair in rounds for content in pair))
+
+
+def rated(turns: list[dict], row: dict) -> dict:
+    """A conversation; with LLaMA-Factory's `kto_tag`, its last answer and whether people found it good."""
+    if row.get("kto_tag") is None:
+        return {"messages": turns}
+    if turns[-1]["role"] != "assistant":
+        raise ValueError(f"kto_tag rates the last turn, which must be the assistant's, not of {turns[-1]['role']}")
+    return {"prompt": turns[:-1], "completion": turns[-1]["content"], "label": row["kto_tag"]}
 
 
 def alpaca_prompt(row: dict) -> dict:
     """Alpaca's fields without an answer: AlpacaEval's and PandaLM's instructions."""
-    asked = text(row, "instruction") + (f"\n\n{text(row, 'input')}" if row.get("input") else "")
-    return {"prompt": asked} | rest(row, "instruction", "input")
+    return {"prompt": asked(row, "instruction", "input")} | rest(row, "instruction", "input")
 
 
 def dolly(row: dict) -> dict:
     """An instruction, an optional context, and a response."""
-    asked = text(row, "instruction") + (f"\n\n{text(row, 'context')}" if row.get("context") else "")
-    return {"messages": alternating(asked, text(row, "response"))} | rest(row, "instruction", "context", "response")
+    messages = alternating(asked(row, "instruction", "context"), text(row, "response"))
+    return {"messages": messages} | rest(row, "instruction", "context", "response")
 
 
 def self_instruct(row: dict) -> dict:
     """A seed task, of which the first instance is used."""
-    first = row["instances"][0] if isinstance(row["instances"], list) and row["instances"] else None
-    if not isinstance(first, dict):
-        raise ValueError("instances must be a list of {input, output}")
-    asked = text(row, "instruction") + (f"\n\n{text(first, 'input')}" if first.get("input") else "")
-    return {"messages": alternating(asked, text(first, "output"))} | rest(row, "instruction", "instances")
+    first = listed(row, "instances", dict)[0] | {"instruction": row.get("instruction")}
+    messages = alternating(asked(first, "instruction", "input"), text(first, "output"))
+    return {"messages": messages} | rest(row, "instruction", "instances")
 
 
 def sharegpt(row: dict) -> dict:
     """Turns of `from` and `value`. `from` has many spellings.
 
-    Calls (`function_call`) are refused, as their form varies.
+    Calls (`function_call`) are refused, as their form varies. LLaMA-Factory adds `kto_tag`, a rating.
     """
     turns = []
-    for i, turn in enumerate(row["conversations"]):
+    for i, turn in enumerate(listed(row, "conversations", dict)):
         role = ROLES.get(turn.get("from"))
         if role is None:
             raise ValueError(f"conversations[{i}] is from {turn.get('from')!r}; known: {', '.join(ROLES)}")
         weight = {"weight": turn["weight"]} if turn.get("weight") is not None else {}
         turns.append({"role": role, "content": text(turn, "value")} | weight)
-    return {"messages": turns} | rest(row, "conversations")
+    return rated(turns, row) | rest(row, "conversations", "kto_tag")
 
 
 def lima(row: dict) -> dict:
     """A list of texts that begins with the user's. Rows of LIMA's test set have only a prompt."""
-    turns = alternating(*row["conversations"])
+    turns = alternating(*listed(row, "conversations", str))
     if len(turns) == 1:
         return {"prompt": turns} | rest(row, "conversations")
     return {"messages": turns} | rest(row, "conversations")
@@ -91,25 +131,26 @@ def lima(row: dict) -> dict:
 
 def ultrachat(row: dict) -> dict:
     """UltraChat as first published: a list of texts that begins with the user's."""
-    return {"messages": alternating(*row["data"])} | rest(row, "data")
+    return {"messages": alternating(*listed(row, "data", str))} | rest(row, "data")
 
 
 def capybara(row: dict) -> dict:
     """Exchanges of `input` and `output`."""
-    turns = [content for turn in row["conversation"] for content in (text(turn, "input"), text(turn, "output"))]
+    exchanges = listed(row, "conversation", dict)
+    turns = [content for turn in exchanges for content in (text(turn, "input"), text(turn, "output"))]
     return {"messages": alternating(*turns)} | rest(row, "conversation")
 
 
 def chats(row: dict) -> dict:
     """LMSYS-Chat-1M and WildChat: messages under `conversation`. Other fields of a message are not text."""
-    turns = [{"role": turn["role"], "content": text(turn, "content")} for turn in row["conversation"]]
+    turns = [{"role": turn["role"], "content": text(turn, "content")} for turn in listed(row, "conversation", dict)]
     return {"messages": turns} | rest(row, "conversation")
 
 
 def openorca(row: dict) -> dict:
     """A system prompt, a question and a response."""
-    asked = {"system": row.get("system_prompt"), "messages": alternating(text(row, "question"), text(row, "response"))}
-    return asked | rest(row, "system_prompt", "question", "response")
+    turns = {"system": row.get("system_prompt"), "messages": alternating(text(row, "question"), text(row, "response"))}
+    return turns | rest(row, "system_prompt", "question", "response")
 
 
 def gsm8k(row: dict) -> dict:
@@ -119,7 +160,7 @@ def gsm8k(row: dict) -> dict:
 
 def competition_math(row: dict) -> dict:
     """Hendrycks' MATH: a problem and its solution with the answer in \\boxed{}. MATH-500 also has the answer alone."""
-    answer = row["answer"] if isinstance(row.get("answer"), str) else text(row, "solution")
+    answer = text(row, "solution") if row.get("answer") is None else text(row, "answer")
     return {"prompt": text(row, "problem"), "answer": answer} | rest(row, "problem", "answer")
 
 
@@ -128,11 +169,8 @@ def mbpp(row: dict) -> dict:
 
     The prompt shows the first, because it names the function.
     """
-    if not isinstance(row["test_list"], list) or not row["test_list"]:
-        raise ValueError("test_list has no test")
-    return {"prompt": f"{text(row, 'text')}\nYour code should pass this test:\n{row['test_list'][0]}"} | rest(
-        row, "text"
-    )
+    test = listed(row, "test_list", str)[0]
+    return {"prompt": f"{text(row, 'text')}\nYour code should pass this test:\n{test}"} | rest(row, "text")
 
 
 def questions(row: dict) -> dict:
@@ -151,33 +189,52 @@ def taskmaster(row: dict) -> dict:
     utterance that needs them. TM-4 has them in `annotations` after the user's utterance.
     """
     turns: list[dict] = []
-    for line in row["utterances"]:
+    for line in listed(row, "utterances", dict):
         role = {"user": "user", "assistant": "assistant"}.get(str(line.get("speaker")).lower())
         if role is None:
             raise ValueError(f"an utterance must be by USER or ASSISTANT, got speaker {line.get('speaker')!r}")
-        before = [(api["name"], api.get("args"), api.get("response")) for api in line.get("apis") or []]
+        apis = listed(line, "apis", dict) if line.get("apis") not in (None, []) else []
+        before = [(text(api, "name"), api.get("args"), api.get("response")) for api in apis]
         turns += _calls(before)
         if turns and turns[-1]["role"] == role and not before:
             turns[-1]["content"] += f"\n{text(line, 'text')}"
         else:
             turns.append({"role": role, "content": text(line, "text")})
-        turns += _calls(_annotated(line.get("annotations") or []))
+        turns += _calls(_annotated(line))
     return {"messages": turns} | rest(row, "utterances")
 
 
 def taskmaster_reward(row: dict) -> dict:
     """A rated generation whose context and generation are JSON texts."""
-    return row | {"context": json.loads(row["context"]), "generation": json.loads(row["generation"])}
+    return row | {name: _json(text(row, name), name) for name in ("context", "generation")}
 
 
-def _annotated(annotations: list[dict]) -> list[tuple[str, Any, Any]]:
-    """(name, arguments, response) of TM-4's annotations, which have four entries per call, in order."""
-    calls, values = [], {}
-    for entry in annotations:
-        values[entry["name"]] = entry["value"]
-        if entry["name"] == "response":
-            calls.append((values["api_call"], json.loads(values["request"]), json.loads(entry["value"])))
+def _annotated(line: dict) -> list[tuple[str, Any, Any]]:
+    """(name, arguments, response) of an utterance's annotations in TM-4: the entries of each call, in order.
+
+    A call without arguments has no `request`.
+    """
+    calls: list[tuple[str, Any, Any]] = []
+    call: dict[str, str] = {}
+    for entry in listed(line, "annotations", dict) if line.get("annotations") not in (None, []) else []:
+        name = text(entry, "name")
+        if name not in CALL or name in call or (name == "api_call") != (not call):
+            raise ValueError(f"annotations must have {', '.join(CALL)} in this order, got {name!r}")
+        call[name] = text(entry, "value")
+        if name == "response":
+            arguments, response = (_json(call.get(part, "{}"), part) for part in ("request", "response"))
+            calls.append((call["api_call"], arguments, response))
+            call = {}
+    if call:
+        raise ValueError(f"annotations end within a call: after {', '.join(call)} the response is missing")
     return calls
+
+
+def _json(content: str, name: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from None
 
 
 def _calls(calls: list[tuple[str, Any, Any]]) -> list[dict]:

@@ -14,25 +14,27 @@ PROMPTS = ("prompt", "instruction", "question", "context", "conversation", "mess
 def argilla(row: dict) -> dict:
     """Argilla 2: `fields`, and under `responses` one value per person and question.
 
-    A ranking of fields becomes a ranking, the name of a field a preference for it, and a text a written answer.
+    A ranking of fields becomes a ranking, the name of a field a preference for it, and a text a written answer to a
+    record that has only a prompt. Beside other fields a text may be a label, and is refused.
     """
-    fields, columns = (
-        row["fields"],
-        rest(row, "fields", "responses", "suggestions", "vectors") | (row["metadata"] or {}),
-    )
+    fields = row["fields"]
+    columns = rest(row, "fields", "responses", "suggestions", "vectors") | (row["metadata"] or {})
     prompt = next((fields[name] for name in PROMPTS if name in fields), None)
     given = {name: [r["value"] for r in said_by if r.get("value")] for name, said_by in row["responses"].items()}
     for values in (values for values in given.values() if values):
-        if all(isinstance(value, list) and set(value) <= set(fields) for value in values):
+        if all(isinstance(value, list) and value and set(value) <= set(fields) for value in values):
             names = list(dict.fromkeys(name for value in values for name in value))
             ranks = [sum(value.index(name) for value in values) / len(values) for name in names]
             return {"prompt": prompt, "completions": [fields[n] for n in names], "ranks": ranks} | columns
-        if all(value in fields for value in values if isinstance(value, str)):
+        if not all(isinstance(value, str) for value in values):
+            continue  # a rating, or several labels: no preference
+        if all(value in fields for value in values):
             return _voted(prompt, fields, values, columns)
-        if all(isinstance(value, str) for value in values):
+        if set(fields) <= set(PROMPTS):
             return {"messages": [*_asked(prompt), {"role": "assistant", "content": values[0]}]} | columns
     raise ValueError(
-        f"a response must rank fields, name a field or be a text; questions of the row: {', '.join(given) or 'none'}"
+        "a response must rank fields, name a field, or be a text in a record that has only a prompt; questions of the "
+        f"row: {', '.join(given) or 'none'}; its fields: {', '.join(fields)}"
     )
 
 
@@ -46,17 +48,24 @@ def _voted(prompt: Any, fields: dict, votes: Sequence[str], columns: dict) -> di
 
 
 def _asked(prompt: Any) -> list[dict]:
-    return alternating(prompt) if isinstance(prompt, str) else prompt
+    """The turns of a prompt, which is a text or a list of messages."""
+    if isinstance(prompt, str):
+        return alternating(prompt)
+    if not isinstance(prompt, list) or not prompt:
+        raise ValueError(f"no prompt: the data need a text or messages in one of {', '.join(PROMPTS)}")
+    return prompt
 
 
 def argilla_1(row: dict) -> dict:
     """Argilla 1's FeedbackDataset on the Hub: fields are columns, a question is a list of {user_id, value, status}."""
-    fields = {name: value for name, value in row.items() if isinstance(value, str)}
+    kept = rest(row, "metadata", "external_id")
+    fields = {name: value for name, value in kept.items() if isinstance(value, str)}
     questions = {name: _submitted(value) for name, value in row.items() if f"{name}-suggestion" in row}
     responses = {
         name: [{"value": _in_order(answer)} for answer in answers] for name, answers in questions.items() if answers
     }
     used = {n for n in row if n in questions or n.partition("-suggestion")[0] in questions}
+    fields = rest(fields, *used)
     columns = rest(row, *used, *fields, "metadata")
     return argilla({"fields": fields, "responses": responses, "metadata": {}} | columns)
 
@@ -85,7 +94,9 @@ def label_studio(row: dict) -> dict:
     for annotation in row["annotations"]:
         for result in [] if annotation.get("was_cancelled") else annotation["result"]:
             if result.get("type") == "pairwise":
-                votes[result["value"]["selected"]] += 1
+                if (selected := result["value"]["selected"]) not in ("left", "right"):
+                    raise ValueError(f"selected must be left or right, got {selected!r}")
+                votes[selected] += 1
                 tags = result["to_name"]
     if not votes:
         raise ValueError("no annotation has a result of type pairwise")
@@ -111,10 +122,20 @@ def label_studio_text(row: dict) -> dict:
     return {"messages": messages} | rest(row, "data", "annotations", "predictions")
 
 
+def check_message(row: dict) -> None:
+    """Raises ValueError if a flat message has no id that can be joined."""
+    text(row, "message_id")
+    if row["parent_id"] is not None:
+        text(row, "parent_id")
+
+
 def trees(rows: Sequence[tuple[str, dict]]) -> list[tuple[str, dict]]:
     """OpenAssistant's flat messages, joined to trees. Each tree is at the place of its first message."""
     children, roots = defaultdict(list), []
+    places: dict[str, str] = {}
     for where, row in rows:
+        if (first := places.setdefault(row["message_id"], where)) != where:
+            raise ValueError(f"message {row['message_id']} is twice in the file: {first} and {where}")
         node = {name: value for name, value in row.items() if value is not None}
         if row.get("parent_id") is None:
             roots.append((where, node))

@@ -79,7 +79,7 @@ def test_sides_that_become_identical_by_the_cut_are_found(tmp_path):
 
 
 def test_comparisons_and_ratings_do_not_mix(tmp_path):
-    rated = {"context": [], "generation": {"role": "agent", "text": "hi"}, "reward": 1}
+    rated = {"context": PAIR["prompt"], "generation": {"role": "agent", "text": "hi"}, "reward": 1}
     path = write_rows(tmp_path / "a.jsonl", PAIR, rated)
     with pytest.raises(ValueError, match=r"rated completions \(.*:2\) and comparisons \(.*:1\)"):
         encode(path)
