@@ -73,7 +73,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     """Train a policy on comparisons. Returns the accuracy of its implicit reward, on held-out rows if there are any."""
     set_kernels(cfg.kernels)
     check_dpo(cfg, run.world_size)
-    agreement = require_agreement(cfg)
+    agreement = require_agreement(cfg.agreement, threshold=cfg.agreement_threshold, override=cfg.agreement_override)
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template, date=cfg.data.date)
 
     # ---- the policy learns; the reference is one log-prob per row

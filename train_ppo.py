@@ -90,7 +90,7 @@ def train(cfg: DictConfig, run: Run) -> float:
 
         # ---- 1. rollout: the policy samples completions, and all four networks read them
         with torch.no_grad():
-            rollout, source_rewards = draw(cfg, run, engine, policy, prompts, score)  # the latter (B, T)
+            rollout, source_rewards = draw(run, engine, policy, prompts, score, K, cfg.dynamic_sampling)  # (B, T)
             mask, parts = rollout.action_mask, rollout.parts(size)  # (B, T) bool
             old_logprobs, entropy = of_actions(policy.logprobs_and_entropy, parts, temperature=temperature)
             ref_logprobs = of_actions(ref_policy.logprobs, parts, temperature=temperature)  # (B, T)
@@ -101,13 +101,15 @@ def train(cfg: DictConfig, run: Run) -> float:
         kl = kl_estimate(old_logprobs - ref_logprobs, "k1")  # (B, T) nats
         rewards = shape_rewards(source_rewards, kl, rollout, cfg, kl_coef=kl_coefs["reward"])  # (B, T)
         run.metrics.add(rollout_figures(rollout, source_rewards, rewards, kl, entropy) | score.figures(rollout))
-        warn_about(rollout, source_rewards.sum(1), cfg, run)
+        warn_about(rollout, source_rewards.sum(1), run.step, cfg.missing_eos, cfg.missing_eos_value)
         rollout.leave_out(unlearnable(rollout, cfg))
         mask, value_mask = rollout.action_mask, rollout.value_mask  # (B, T) bool
         advantages = give_credit(rewards, old_values, kl_coefs["reward"] * kl, rollout, cfg, run.mean)  # (B, T)
         returns = advantages + old_values  # (B, T)
         advantages = whiten(advantages, mask, run.mean, shift_mean=True) if whitens(cfg) else advantages
-        advantages, old_logprobs, sampled = correct_for_sampler(advantages, old_logprobs, rollout, cfg, run.step)
+        advantages, old_logprobs, sampled = correct_for_sampler(
+            advantages, old_logprobs, rollout, cfg.off_policy, step=run.step, own_sampler=cfg.engine.kind == "local"
+        )
 
         # ---- 3. metrics, samples, KL controller
         run.metrics.add({"value/explained_variance": explained_variance(returns, old_values, value_mask, run.mean)})

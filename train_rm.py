@@ -44,7 +44,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     """Train a reward model on comparisons or ratings. Returns its held-out accuracy or AUC, else the loss."""
     set_kernels(cfg.kernels)
     check_reward(cfg, run.world_size)
-    note = require_agreement(cfg)
+    note = require_agreement(cfg.agreement, threshold=cfg.agreement_threshold, override=cfg.agreement_override)
 
     # ---- one network, its optimizer, its data
     tokenizer, reward_model = load(cfg)

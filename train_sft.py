@@ -54,7 +54,9 @@ def train(cfg: DictConfig, run: Run) -> float:
     batches = sft_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
     held_out = eval_examples(cfg.data, tokenizer, batches)
     check_window(policy.config.max_length, batches.items, held_out)
-    watched, shown = Watched(cfg, run), sample_prompts(held_out or batches.items, tokenizer, policy, cfg)
+    has_answers = bool(cfg.data.prompts and cfg.sample_every)
+    watched = Watched(cfg.watch, run, seconds=cfg.reward_timeout, has_answers=has_answers)
+    shown = sample_prompts(held_out or batches.items, tokenizer, policy, cfg)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
     show_first_batch(cfg.view, run, tokenizer, batches)
 

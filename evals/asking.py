@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from omegaconf import DictConfig
 
@@ -16,49 +16,59 @@ from generation.clients import Answer, Client
 from generation.local_client import LocalClient
 
 
-def judge_client(cfg: DictConfig) -> Client:
+@dataclass(frozen=True)
+class Judging:
+    """Who judges and how: the config groups `judge` and `client`, the mode (pairwise, single) and the seed."""
+
+    judge: DictConfig
+    client: DictConfig | None
+    mode: str
+    seed: int = 0
+
+
+def judge_client(client: DictConfig | None) -> Client:
     """The client for `judge=llm` and the other judges that ask a model.
 
     Raises:
         ValueError: no client is given.
     """
-    if cfg.get("client") is None:
+    if client is None:
         raise ValueError(
             "task=judge asks a model: give client=openai | local | scripted, or judge=reward_model | logprobs"
         )
-    return build_client(cfg.client)
+    return build_client(client)
 
 
-def ask_judge(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list[tuple[Answer, Callable]], dict]:
+def ask_judge(client: Client, items: Sequence[Item], judging: Judging) -> tuple[list[tuple[Answer, Callable]], dict]:
     """([(answer, parser of its verdict) for every item], cost).
 
     Raises:
         ValueError: a template, rule or prompt does not fit the judge. No request has been sent then.
     """
-    templates = load_templates(cfg.judge.template, cfg.task.mode)
-    parsers = parser_of(cfg.judge.rule, templates)
-    answers, usage = ask_items(client, items, cfg)
+    templates = load_templates(judging.judge.template, judging.mode)
+    parsers = parser_of(judging.judge.rule, templates)
+    answers, usage = ask_items(client, items, judging)
     read = [parsers[choose_template(item, templates).output_format] for item in items]
     return list(zip(answers, read, strict=True)), usage
 
 
-def ask_items(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list[Answer], dict]:
+def ask_items(client: Client, items: Sequence[Item], judging: Judging) -> tuple[list[Answer], dict]:
     """(the client's answer to every item, its cost in money and time). The cost bound is printed before."""
-    conversations, settings = _questions(client, items, cfg)
-    plan = _plan(client, conversations, settings, cfg)
+    conversations, settings = _questions(client, items, judging)
+    plan = _plan(client, conversations, settings, judging)
     print(plan_sentence(client.model, plan), flush=True)
     begun = time.monotonic()
     answers = client.ask(conversations, **settings)
     return answers, asdict(client.usage) | plan | {"seconds": time.monotonic() - begun}
 
 
-def plan_judge(cfg: DictConfig, items: Sequence[Item]) -> dict:
+def plan_judge(judging: Judging, items: Sequence[Item]) -> dict:
     """task.plan=true: the number of questions, the number in the cache, and the cost bound. No request is sent."""
-    if cfg.judge.kind in ("reward_model", "logprobs"):
-        print(f"{len(items)} pairs or answers, read by {cfg.judge.path}: no request, no cost")
+    if judging.judge.kind in ("reward_model", "logprobs"):
+        print(f"{len(items)} pairs or answers, read by {judging.judge.path}: no request, no cost")
         return {"questions": len(items), "to_ask": 0, "cost_bound": 0.0}
-    client = judge_client(cfg)
-    plan = _plan(client, *_questions(client, items, cfg), cfg)
+    client = judge_client(judging.client)
+    plan = _plan(client, *_questions(client, items, judging), judging)
     print(plan_sentence(client.model, plan))
     return plan
 
@@ -73,18 +83,18 @@ def plan_sentence(model: str, plan: dict) -> str:
     )
 
 
-def _questions(client: Client, items: Sequence[Item], cfg: DictConfig) -> tuple[list, dict]:
+def _questions(client: Client, items: Sequence[Item], judging: Judging) -> tuple[list, dict]:
     """(the conversations, the settings of the requests)."""
-    judge, templates = cfg.judge, load_templates(cfg.judge.template, cfg.task.mode)
+    judge, templates = judging.judge, load_templates(judging.judge.template, judging.mode)
     conversations = [item_messages(item, choose_template(item, templates)) for item in items]
     check_window(client, items, conversations, judge.max_tokens)
-    settings = {"temperature": judge.temperature, "max_tokens": judge.max_tokens, "seed": cfg.task.seed}
+    settings = {"temperature": judge.temperature, "max_tokens": judge.max_tokens, "seed": judging.seed}
     return conversations, settings | {"top_logprobs": judge.get("top_logprobs", 0)}
 
 
-def _plan(client: Client, conversations: list, settings: dict, cfg: DictConfig) -> dict:
+def _plan(client: Client, conversations: list, settings: dict, judging: Judging) -> dict:
     todo = client.not_answered(conversations, **settings)
-    pace = cfg.client.get("requests_per_minute")
+    pace = judging.client.get("requests_per_minute")
     return {
         "questions": len(conversations),
         "to_ask": len(todo),

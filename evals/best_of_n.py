@@ -49,9 +49,9 @@ def expected_best(proxy: np.ndarray, values: np.ndarray, sizes: np.ndarray) -> n
     return by_proxy @ np.exp(log_share).T
 
 
-def sample_scores(cfg: DictConfig) -> dict[str, np.ndarray]:
+def sample_scores(task: DictConfig, *, seed: int) -> dict[str, np.ndarray]:
     """{"gold" or a proxy's name: (P, N) scores} of num_completions samples of every prompt."""
-    task, tokenizer = cfg.task, load_tokenizer(cfg.task.policy, template=cfg.task.template, date=cfg.task.date)
+    tokenizer = load_tokenizer(task.policy, template=task.template, date=task.date)
     policy = read_policy(task.policy, precision=task.precision)
     gold = Source("gold", RewardProcess(task.reward_fn, seconds=task.reward_timeout, key="task.reward_fn"))
     scorers = {"gold": Scorer(None, [gold], tokenizer, micro_batch_size=1)}
@@ -67,7 +67,7 @@ def sample_scores(cfg: DictConfig) -> dict[str, np.ndarray]:
         made = generate(
             policy,
             [list(prompt["input_ids"])] * num,
-            seeds=[cfg.seed + p * num + i for i in range(num)],
+            seeds=[seed + p * num + i for i in range(num)],
             stop_ids=tokenizer.stop_ids,
             pad_id=tokenizer.pad_id,
             **task.sampling,
@@ -97,7 +97,7 @@ def check(task: DictConfig) -> None:
 def run(cfg: DictConfig, out: Path) -> dict:
     """task=best_of_n: scores.npz with the scores of every sample, result.json with the means for every n."""
     check(cfg.task)
-    scores = sample_scores(cfg)
+    scores = sample_scores(cfg.task, seed=cfg.seed)
     with named_in_errors(out / "scores.npz"):
         np.savez_compressed(out / "scores.npz", **{name: values.astype(np.float32) for name, values in scores.items()})
     sizes = 2 ** np.arange(int(np.log2(cfg.task.num_completions)) + 1)

@@ -40,7 +40,8 @@ class HeldOutSamples:
                 f"sampling.max_new_tokens={cfg.sampling.max_new_tokens} leaves no tokens for a prompt in the window of "
                 f"{window}; lower it, or set sample_every=0"
             )
-        self.watched = Watched(cfg, run)
+        has_answers = bool(cfg.data.prompts and cfg.sample_every)
+        self.watched = Watched(cfg.watch, run, seconds=cfg.reward_timeout, has_answers=has_answers)
         items: Sequence[dict] = []
         if cfg.data.prompts is None:
             asked: list[tuple[Sequence[int], dict | None]] = list(islice(each_prompt(groups), cfg.num_prompts))

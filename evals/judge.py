@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from data.records import Verdict, write_jsonl
 from evals.answers import load_answers
-from evals.asking import ask_items, ask_judge, judge_client, plan_judge
+from evals.asking import Judging, ask_items, ask_judge, judge_client, plan_judge
 from evals.biases import position, position_by_category
 from evals.families import family_warnings
 from evals.intervals import mean_estimate, percent, share_estimate
@@ -31,17 +31,17 @@ from runtime.plots import plot_intervals
 from runtime.report import interval_cell, print_table
 
 
-def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict, Counter]:
+def judge_pairs(judging: Judging, items: list[Item]) -> tuple[list[Verdict], dict, Counter]:
     """(a verdict for every item, the usage, {reason: number of errors})."""
-    if cfg.judge.kind == "reward_model":
-        judge = RewardJudge(cfg.judge)
+    if judging.judge.kind == "reward_model":
+        judge = RewardJudge(judging.judge)
         return judge.compare(_one_order(items), pair_verdict), {}, Counter()
-    if cfg.judge.kind == "logprobs":
-        return LogprobJudge(cfg.judge).compare(items), {}, Counter()
-    client = judge_client(cfg)
-    if cfg.judge.kind == "top_logprobs":
-        return judge_by_top_logprobs(client, items, cfg)
-    replies, usage = ask_judge(client, items, cfg)
+    if judging.judge.kind == "logprobs":
+        return LogprobJudge(judging.judge).compare(items), {}, Counter()
+    client = judge_client(judging.client)
+    if judging.judge.kind == "top_logprobs":
+        return judge_by_top_logprobs(client, items, judging)
+    replies, usage = ask_judge(client, items, judging)
     readings = [read_answer(answer, parser) for answer, parser in replies]
     verdicts = [
         pair_verdict(item, client.model, answer.text or answer.error, (reading.verdict, reading.weight), item.shown)
@@ -50,15 +50,15 @@ def judge_pairs(cfg: DictConfig, items: list[Item]) -> tuple[list[Verdict], dict
     return verdicts, usage, Counter(reading.why for reading in readings if reading.verdict == "error")
 
 
-def judge_by_top_logprobs(client: Client, items: list[Item], cfg: DictConfig) -> tuple[list[Verdict], dict, Counter]:
+def judge_by_top_logprobs(client: Client, items: list[Item], judging: Judging) -> tuple[list[Verdict], dict, Counter]:
     """`judge_pairs` with AlpacaEval 2's verdicts from the log-probabilities that an endpoint returns."""
-    if cfg.client.kind != "openai":
+    if judging.client.kind != "openai":
         raise ValueError(
-            f"judge.kind=top_logprobs needs log-probabilities from an endpoint, and client={cfg.client.kind} has none; "
-            "use client=openai, or judge=logprobs for a local policy"
+            "judge.kind=top_logprobs needs log-probabilities from an endpoint, and "
+            f"client={judging.client.kind} has none; use client=openai, or judge=logprobs for a local policy"
         )
-    check_identifiers(load_templates(cfg.judge.template, "pairwise"), cfg.judge.template, cfg.judge.kind)
-    answers, usage = ask_items(client, items, cfg)
+    check_identifiers(load_templates(judging.judge.template, "pairwise"), judging.judge.template, judging.judge.kind)
+    answers, usage = ask_items(client, items, judging)
     verdicts, errors = share_verdicts(items, answers, client.model)
     return verdicts, usage, errors
 
@@ -79,18 +79,19 @@ def read_answer(answer: Answer, parser: Callable) -> Reading:
     return parser(answer.text)
 
 
-def grade_answers(cfg: DictConfig, items: list[Item]) -> tuple[list[dict], dict, Counter]:
+def grade_answers(judging: Judging, items: list[Item]) -> tuple[list[dict], dict, Counter]:
     """(a grade for every item, None where it cannot be read; the usage; {reason: number of errors})."""
-    if cfg.judge.kind == "reward_model":
-        judge = RewardJudge(cfg.judge)
+    if judging.judge.kind == "reward_model":
+        judge = RewardJudge(judging.judge)
         grades = [_grade(item, judge.name, score, None) for item, score in zip(items, judge.grade(items), strict=True)]
         return grades, {}, Counter()
-    if cfg.judge.kind in ("logprobs", "top_logprobs"):
+    if judging.judge.kind in ("logprobs", "top_logprobs"):
         raise ValueError(
-            f"judge.kind={cfg.judge.kind} chooses between two answers; for grades use judge=llm or judge=reward_model"
+            f"judge.kind={judging.judge.kind} chooses between two answers; for grades use judge=llm or "
+            "judge=reward_model"
         )
-    client = judge_client(cfg)
-    replies, usage = ask_judge(client, items, cfg)
+    client = judge_client(judging.client)
+    replies, usage = ask_judge(client, items, judging)
     grades = []
     errors: Counter[str] = Counter()
     for item, (answer, parser) in zip(items, replies, strict=True):
@@ -203,10 +204,11 @@ def run(cfg: DictConfig, out: Path) -> dict:
     files = {model: file for file in task.answers for model in load_answers([file])}
     questions, references = load_questions(task.questions), load_references(task.questions, task.references)
     items = make_items(questions, answers, references, task)
+    judging = Judging(cfg.judge, cfg.get("client"), task.mode, task.seed)
     if task.plan:
-        return plan_judge(cfg, items)
+        return plan_judge(judging, items)
     ask, name = (judge_pairs, "verdicts.jsonl") if task.mode == "pairwise" else (grade_answers, "grades.jsonl")
-    rows, usage, errors = ask(cfg, items)
+    rows, usage, errors = ask(judging, items)
     rows = [row if isinstance(row, dict) else asdict(row) for row in rows]
     write_jsonl(out / name, rows)
     judge = rows[0]["judge"]

@@ -14,12 +14,15 @@ from runtime.run import Run
 class Watched:
     """The rewards that `watch` names, applied to answers.
 
-    Raises ValueError if it names a reward and there are no prompts, as messages, to answer.
+    Args:
+        seconds: for a reply of a reward (`reward_timeout`). has_answers: whether answers to data.prompts are sampled.
+    Raises:
+        ValueError: `watch` names a reward, and there are no such answers.
     """
 
-    def __init__(self, cfg: DictConfig, run: Run):
-        self.sources = read_sources("watch", cfg.watch, run.dir / "watched", cfg.reward_timeout)
-        if self.sources and not (cfg.data.prompts and cfg.sample_every):
+    def __init__(self, watch: DictConfig | None, run: Run, *, seconds: float, has_answers: bool):
+        self.sources = read_sources("watch", watch, run.dir / "watched", seconds)
+        if self.sources and not has_answers:
             raise ValueError(
                 "watch scores the answers to data.prompts, every sample_every steps; give data.prompts=[FILES]"
             )

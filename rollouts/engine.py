@@ -38,7 +38,10 @@ class Engine:
         else:
             known = ", ".join(f"engine={kind}" for kind in ("local", *ENGINES))
             raise ValueError(f"engine.kind={cfg.engine.kind!r} is unknown; use {known}")
-        self.environment = load_environment(cfg, tokenizer, self.window)
+        self.environment = load_environment(
+            cfg.env, tokenizer, window=self.window, max_new_tokens=cfg.sampling.max_new_tokens,
+            max_turns=cfg.max_turns, directory=Path(cfg.run_dir) / "env", seconds=cfg.reward_timeout,
+        )  # fmt: skip
         self.ahead = Ahead(self)
 
     @contextmanager
@@ -125,7 +128,7 @@ class Local:
 
 
 def correct_for_sampler(
-    advantages: Tensor, logprobs: Tensor, rollout: Trajectory, cfg: DictConfig, step: int
+    advantages: Tensor, logprobs: Tensor, rollout: Trajectory, off_policy: DictConfig, *, step: int, own_sampler: bool
 ) -> tuple[Tensor, Tensor, dict[str, Tensor | float]]:
     """((B, T) advantages, (B, T) old log-probs, metrics) for tokens that another program or an older policy sampled.
 
@@ -136,17 +139,19 @@ def correct_for_sampler(
     log-probs from those of training is logged as policy/sampler_kl in any case.
 
     Args:
-        logprobs: (B, T) of the policy before this step's updates.
+        logprobs: (B, T) of the policy before this step's updates. off_policy: the config group.
+        own_sampler: whether the policy's own code sampled.
     """
     mask, sampled, stale = rollout.action_mask, rollout.sampler_logprobs, step - rollout.step
     figures: dict[str, Tensor | float] = {"policy/staleness": float(stale)}
     if sampled is None:
         return advantages, logprobs, figures
     figures |= {"policy/sampler_kl": masked(sampled - logprobs, mask)}
-    if cfg.engine.kind == "local" and not stale:
+    if own_sampler and not stale:
         return advantages, logprobs, figures
-    if cfg.off_policy.old_logprobs == "sampler":
+    if off_policy.old_logprobs == "sampler":
         return advantages, sampled, figures
-    limits = {"correction": cfg.off_policy.correction, "max_weight": cfg.off_policy.max_weight}
-    weights = importance_weights(logprobs, sampled, mask, **limits)
+    weights = importance_weights(
+        logprobs, sampled, mask, correction=off_policy.correction, max_weight=off_policy.max_weight
+    )
     return advantages * weights, logprobs, figures | {"policy/sampler_weight": masked(weights, mask)}

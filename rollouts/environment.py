@@ -224,19 +224,32 @@ class EnvironmentProcess(OwnProcess):
         return reply["returned"]
 
 
-def load_environment(cfg: DictConfig, tokenizer, window: int) -> SingleTurn | Dialogue:
-    """The environment of the setting `env`. Raises ValueError if it is not a class with reset and step."""
-    if cfg.env is None:
+def load_environment(
+    env: str | DictConfig | None,
+    tokenizer,
+    *,
+    window: int,
+    max_new_tokens: int,
+    max_turns: int,
+    directory: Path,
+    seconds: float,
+) -> SingleTurn | Dialogue:
+    """The environment of the setting `env`. Raises ValueError if it is not a class with reset and step.
+
+    Args:
+        directory: where the environment may keep files. seconds: for a reply of its process (`reward_timeout`).
+    """
+    if env is None:
         return SingleTurn()
-    given = {"name": cfg.env} if isinstance(cfg.env, str) else OmegaConf.to_container(cfg.env, resolve=True)
+    given = {"name": env} if isinstance(env, str) else OmegaConf.to_container(env, resolve=True)
     settings = {key: value for key, value in given.items() if key != "name"}
-    known = {"directory": str(Path(cfg.run_dir) / "env"), "max_turns": cfg.max_turns}
-    environments = EnvironmentProcess(str(given.get("name")), settings, known, seconds=cfg.reward_timeout)
+    known = {"directory": str(directory), "max_turns": max_turns}
+    environments = EnvironmentProcess(str(given.get("name")), settings, known, seconds=seconds)
     return Dialogue(
         environments,
         tokenizer,
         name=environments.called.removeprefix("env="),
         window=window,
-        max_new_tokens=cfg.sampling.max_new_tokens,
-        max_turns=cfg.max_turns,
+        max_new_tokens=max_new_tokens,
+        max_turns=max_turns,
     )

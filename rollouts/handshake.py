@@ -3,7 +3,6 @@
 import logging
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from data.chat import encode_prompt
@@ -39,17 +38,16 @@ def check_tokens(api, tokenizer) -> None:
 
 
 @torch.no_grad()
-def check_logprobs(server, policy: Policy, tokenizer, cfg: DictConfig) -> None:
+def check_logprobs(server, policy: Policy, tokenizer, *, temperature: float, max_gap: float) -> None:
     """Raise ValueError where the server's log-probs of a few completions are not those of the policy.
 
-    All ranks call it, with whole weights. The bound is engine.max_gap, of the mean absolute difference in nats.
+    All ranks call it, with whole weights. `max_gap` bounds the mean absolute difference in nats.
     """
     prompt = encode_prompt(TALK, tokenizer, max_length=1 << 30) if tokenizer.template else tokenizer.encode(TEXT)
     turns = server.answer(policy, [prompt] * PROBES, list(range(PROBES))) if server.is_main else None
     turns = from_main(turns)  # all ranks score the same rows: sharded forwards are collective
     rows = [(turn.ids[:PROBE_TOKENS], turn.logprobs[:PROBE_TOKENS]) for turn in turns]
     theirs = torch.tensor([x for _, logprobs in rows for x in logprobs])
-    temperature = cfg.sampling.temperature
     gap, raw = ((theirs - ours_at(policy, prompt, rows, t, tokenizer.pad_id)).abs() for t in (temperature, 1.0))
     found = (
         f"engine: over {len(gap)} tokens the log-probs of {server.api.url} are {gap.mean():.4f} nats from the policy's"
@@ -59,9 +57,9 @@ def check_logprobs(server, policy: Policy, tokenizer, cfg: DictConfig) -> None:
             f"{found} at sampling.temperature={temperature} and {raw.mean():.4f} from those before the temperature, "
             f"which it was not drawn with: {server.api.raw_logprobs}"
         )
-    if gap.mean() > cfg.engine.max_gap:
+    if gap.mean() > max_gap:
         raise ValueError(
-            f"{found} on average, {gap.max():.3f} at most, and engine.max_gap={cfg.engine.max_gap} allows less: are "
+            f"{found} on average, {gap.max():.3f} at most, and engine.max_gap={max_gap} allows less: are "
             "its weights quantised, or did it not load them? A larger engine.max_gap takes it as it is"
         )
     if server.is_main:

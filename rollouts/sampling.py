@@ -1,7 +1,6 @@
 """The rollout of a step, with the number of groups that it needs: DAPO's dynamic sampling."""
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.loader import Loader
@@ -14,34 +13,34 @@ from runtime.run import Run
 
 
 def draw(
-    cfg: DictConfig, run: Run, engine: Engine, policy: Policy, prompts: Loader, score: Scorer
+    run: Run, engine: Engine, policy: Policy, prompts: Loader, score: Scorer, samples_per_prompt: int, batches: int
 ) -> tuple[Trajectory, Tensor]:
     """The step's rollout, and its (B, T) rewards.
 
-    dynamic_sampling=n: groups with equal scores have no gradient, so others are sampled in their place, up to n batches
-    in total (DAPO, Yu et al. 2025, arXiv:2503.14476). Places that are still open are filled with groups of equal
-    scores.
+    With `batches` above 0 (the setting dynamic_sampling), groups with equal scores, which have no gradient, are
+    replaced by others, from up to so many batches in total (DAPO, Yu et al. 2025, arXiv:2503.14476). Places that are
+    still open are filled with groups of equal scores.
     """
-    K, batches, kept = cfg.samples_per_prompt, [], None
-    if not cfg.dynamic_sampling:
+    K, drawn, kept = samples_per_prompt, [], None
+    if not batches:
         rollout = engine.ahead.next(policy, prompts, step=run.step, samples_per_prompt=K)
         return rollout, score(rollout, learned_from=True)
-    for number in range(cfg.dynamic_sampling):
+    for number in range(batches):
         with engine.ready(policy):
             rollout = engine.rollout(policy, next(prompts), step=run.step, batch=number, samples_per_prompt=K)
         rewards = score(rollout, learned_from=True)
-        batches.append((rollout, rewards))
+        drawn.append((rollout, rewards))
         wanted = len(rollout) // K
-        scores = torch.cat([rewards.sum(1) for _, rewards in batches]).view(-1, K)
+        scores = torch.cat([rewards.sum(1) for _, rewards in drawn]).view(-1, K)
         differ = scores.amax(1) - scores.amin(1) > 1e-6
         kept = torch.cat([differ.nonzero().flatten(), (~differ).nonzero().flatten()])[:wanted].sort().values  # groups
         if not any_rank(int(differ.sum()) < wanted, run.device):
             break
-    run.metrics.add({"objective/batches_drawn": float(len(batches)), "objective/groups_differ": differ[kept].float()})
+    run.metrics.add({"objective/batches_drawn": float(len(drawn)), "objective/groups_differ": differ[kept].float()})
     rows = (kept[:, None] * K + torch.arange(K, device=kept.device)).flatten()
-    width = max(rollout.tokens.shape[1] for rollout, _ in batches)
-    rewards = torch.cat([nn.functional.pad(rewards, (0, width - rewards.shape[1])) for _, rewards in batches])
-    return joined([rollout for rollout, _ in batches], engine.tokenizer.pad_id).select(rows), rewards[rows]
+    width = max(rollout.tokens.shape[1] for rollout, _ in drawn)
+    rewards = torch.cat([nn.functional.pad(rewards, (0, width - rewards.shape[1])) for _, rewards in drawn])
+    return joined([rollout for rollout, _ in drawn], engine.tokenizer.pad_id).select(rows), rewards[rows]
 
 
 def joined(rollouts: list[Trajectory], pad_id: int) -> Trajectory:

@@ -74,7 +74,8 @@ class Server:
             dist.barrier()
         if not self.checked:
             with gathered(policy):
-                check_logprobs(self, policy, self.tokenizer, self.cfg)
+                temperature, max_gap = self.cfg.sampling.temperature, self.cfg.engine.max_gap
+                check_logprobs(self, policy, self.tokenizer, temperature=temperature, max_gap=max_gap)
             self.checked = True
         yield
 

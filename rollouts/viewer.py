@@ -2,11 +2,9 @@
 
 import logging
 
-from omegaconf import DictConfig
 from torch import Tensor
 
 from rollouts.trajectory import Trajectory
-from runtime.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -64,34 +62,32 @@ def print_credit(rollout: Trajectory, tokenizer, scores: Tensor, credit: dict[st
             say(f"{text:>20} {is_target:>6} {figures}")
 
 
-def warn_about(rollout: Trajectory, scores: Tensor, cfg: DictConfig, run: Run) -> None:
+def warn_about(rollout: Trajectory, scores: Tensor, step: int, missing_eos: str, missing_eos_value: float) -> None:
     """Warn about signs of a run that cannot learn as intended, at the first step and then every tenth."""
-    if run.step % 10:
+    if step % 10:
         return
     finished, scores = rollout.finished, scores[rollout.judged]
     if not rollout.judged.all():
         log.warning(
             "step %d: %d of %d completions could not be judged and are left out",
-            run.step + 1,
+            step + 1,
             len(finished) - len(scores),
             len(finished),
         )
     if len(scores) > 1 and scores.max() == scores.min():
-        log.warning(
-            "step %d: all %d scores are %g, so no completion is preferred", run.step + 1, len(scores), scores[0]
-        )
-    if cfg.missing_eos == "replace" and not finished.all() and cfg.missing_eos_value > scores.mean():
+        log.warning("step %d: all %d scores are %g, so no completion is preferred", step + 1, len(scores), scores[0])
+    if missing_eos == "replace" and not finished.all() and missing_eos_value > scores.mean():
         log.warning(
             "step %d: a completion that does not stop gets missing_eos_value=%g, more than the mean score of %.3g: "
             "the policy would learn not to stop. Set missing_eos=subtract, or a value below the scores",
-            run.step + 1,
-            cfg.missing_eos_value,
+            step + 1,
+            missing_eos_value,
             scores.mean(),
         )
     if not finished.any():
         log.warning(
             "step %d: 0 of %d completions ended with a stop token: raise sampling.max_new_tokens, or train the SFT "
             "model on completions that end (missing_eos sets the score of such a row)",
-            run.step + 1,
+            step + 1,
             len(finished),
         )

@@ -5,8 +5,6 @@ import os
 from pathlib import Path
 from typing import TextIO
 
-from omegaconf import DictConfig
-
 from runtime.files import remove, sync
 
 # The files of a run, in the order of deletion: first those that resume=true would read, last those that identify
@@ -20,12 +18,12 @@ DELETING = ".deleting"  # each is moved here, which is atomic, before its files 
 LOCK = ".lock"
 
 
-def claim(directory: Path, cfg: DictConfig) -> TextIO:
+def claim(directory: Path, *, may_hold_run: bool) -> TextIO:
     """Lock the directory for this process until the returned file is closed. Deletes unfinished files of a killed run.
 
     Raises:
         ValueError: another process holds the lock, the directory cannot be written, a part of it is a link, or it
-            holds a run and neither resume nor overwrite is set.
+            holds a run and may not (neither resume nor overwrite is set).
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -42,7 +40,7 @@ def claim(directory: Path, cfg: DictConfig) -> TextIO:
             "put the files themselves there, or let the whole directory be a link"
         )
     existing = [name for name in LEAVES if (directory / name).exists()]
-    if existing and not (cfg.resume or cfg.overwrite):
+    if existing and not may_hold_run:
         lock.close()
         raise ValueError(
             f"{directory} has a run ({', '.join(existing)}); set resume=true to continue it, overwrite=true to "

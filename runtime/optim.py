@@ -66,42 +66,42 @@ def build_optimizer(
     return optimizer
 
 
-def check_optim(cfg: DictConfig) -> None:
+def check_optim(optim: DictConfig) -> None:
     """Raise ValueError if a setting of conf/optim is wrong."""
-    check_choice("optim.kind", cfg.kind, KINDS)
-    if cfg.kind == "muon" and (cfg.get("momentum") is None or not 0 <= cfg.momentum < 1):
-        raise ValueError(f"optim=muon needs optim.momentum in [0, 1), got {cfg.get('momentum')}")
-    if cfg.schedule not in SCHEDULES:
-        raise ValueError(f"optim.schedule={cfg.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
+    check_choice("optim.kind", optim.kind, KINDS)
+    if optim.kind == "muon" and (optim.get("momentum") is None or not 0 <= optim.momentum < 1):
+        raise ValueError(f"optim=muon needs optim.momentum in [0, 1), got {optim.get('momentum')}")
+    if optim.schedule not in SCHEDULES:
+        raise ValueError(f"optim.schedule={optim.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
     names = ("lr", "warmup_steps", "weight_decay", "min_lr_ratio")
-    check_number(0, **{f"optim__{name}": cfg[name] for name in names})
-    if cfg.min_lr_ratio > 1:
-        raise ValueError(f"optim.min_lr_ratio={cfg.min_lr_ratio} must lie in [0, 1]")
-    if cfg.max_grad_norm is not None:  # null turns clipping off
-        check_positive(optim__max_grad_norm=cfg.max_grad_norm)
+    check_number(0, **{f"optim__{name}": optim[name] for name in names})
+    if optim.min_lr_ratio > 1:
+        raise ValueError(f"optim.min_lr_ratio={optim.min_lr_ratio} must lie in [0, 1]")
+    if optim.max_grad_norm is not None:  # null turns clipping off
+        check_positive(optim__max_grad_norm=optim.max_grad_norm)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, step: int, cfg: DictConfig) -> float:
+def set_lr(optimizer: torch.optim.Optimizer, step: int, optim: DictConfig) -> float:
     """Set the learning rate of the step after `step` completed ones, times each group's scale. Returns the rate.
 
     Warm-up is linear: lr * (step + 1) / warmup_steps. After it the rate is constant, or falls from lr to
-    lr * min_lr_ratio linearly or as a half cosine, until `cfg.num_steps` steps.
+    lr * min_lr_ratio linearly or as a half cosine, until `optim.num_steps` steps.
     """
-    lr = cfg.lr * lr_factor(step, cfg)
+    lr = optim.lr * lr_factor(step, optim)
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     return lr
 
 
-def lr_factor(step: int, cfg: DictConfig) -> float:
-    """The factor of `cfg.lr` after `step` completed steps."""
-    if step < cfg.warmup_steps:
-        return (step + 1) / cfg.warmup_steps
-    if cfg.schedule == "constant":
+def lr_factor(step: int, optim: DictConfig) -> float:
+    """The factor of `optim.lr` after `step` completed steps."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
         return 1.0
-    progress = min(1.0, (step - cfg.warmup_steps) / max(1, cfg.num_steps - cfg.warmup_steps))
-    left = 1 - progress if cfg.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * left
+    progress = min(1.0, (step - optim.warmup_steps) / max(1, optim.num_steps - optim.warmup_steps))
+    left = 1 - progress if optim.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return optim.min_lr_ratio + (1 - optim.min_lr_ratio) * left
 
 
 def clip_grads(model: nn.Module, max_norm: float | None) -> Tensor:

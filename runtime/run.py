@@ -69,7 +69,8 @@ class Run:
         ):  # replaces auto in config.yaml, so that a resume on another machine computes the same
             self.cfg.precision = choose_precision(self.cfg.precision, self.device)
         self.is_main = self.rank == 0
-        self._lock = directory.claim(self.dir, self.cfg) if self.is_main else None
+        may_hold_run = self.cfg.resume or self.cfg.overwrite
+        self._lock = directory.claim(self.dir, may_hold_run=may_hold_run) if self.is_main else None
         self.rng = host.seed_all(self.cfg.seed + self.rank)
         self.terminal = Terminal(self.cfg.name, self.cfg.get("num_steps") or 0, quiet=not self.is_main)
         self._signals.start()

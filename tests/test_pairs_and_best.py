@@ -159,9 +159,11 @@ def test_an_older_policys_samples_are_weighed_and_their_age_is_logged():
         ("vllm", 0, "trainer", (advantages * torch.tensor([[1.2], [0.36788]]), now)),
         ("local", 2, "sampler", (advantages, made.sampler_logprobs)),
     ]:
-        cfg = OmegaConf.create({"engine": {"kind": kind}, "off_policy": given | {"old_logprobs": old}})
+        off_policy = OmegaConf.create(given | {"old_logprobs": old})
         made.step = 5 - stale
-        weighed, logprobs, figures = correct_for_sampler(advantages, now, made, cfg, step=5)
+        weighed, logprobs, figures = correct_for_sampler(
+            advantages, now, made, off_policy, step=5, own_sampler=kind == "local"
+        )
         assert torch.allclose(weighed, expected[0], atol=1e-4) and torch.equal(logprobs, expected[1])
         assert figures["policy/staleness"] == stale
     assert importance_weights(now, now, made.action_mask, correction="token_mask", max_weight=1.0).sum() == 3

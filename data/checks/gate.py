@@ -3,22 +3,20 @@
 import json
 from pathlib import Path
 
-from omegaconf import DictConfig
 
-
-def require_agreement(cfg: DictConfig) -> str | None:
+def require_agreement(agreement: str | None, *, threshold: float, override: bool) -> str | None:
     """Refuse to train if annotators agree too little. Returns a line for the log, or None without `agreement`.
 
-    It reads the settings `agreement` (the result.json of `check_data.py check=agreement`), `agreement_threshold` and
-    `agreement_override`. The lower end of alpha's interval must reach the threshold.
-
+    Args:
+        agreement: the result.json of `check_data.py check=agreement`.
+        threshold: the lower end of alpha's interval must reach it, unless `override`.
     Raises:
         ValueError: the value is below the threshold without override, or the file is missing or not
             a result of that check.
     """
-    if cfg.agreement is None:
+    if agreement is None:
         return None
-    path = Path(cfg.agreement)
+    path = Path(agreement)
     try:
         alpha = json.loads(path.read_text())["krippendorff_alpha"]
         value, lower, upper = (float(alpha[key]) for key in ("value", "lower", "upper"))
@@ -27,13 +25,12 @@ def require_agreement(cfg: DictConfig) -> str | None:
             f"agreement={path} is not a result of `check_data.py check=agreement` ({type(error).__name__}: {error})"
         ) from error
     figure = f"Krippendorff's alpha {value:.3f} [{lower:.3f}, {upper:.3f}]"
-    if lower >= cfg.agreement_threshold:
-        return f"agreement: {figure} is above {cfg.agreement_threshold}"
-    if cfg.agreement_override:
-        return f"agreement: {figure} is NOT surely above {cfg.agreement_threshold}; overridden"
+    if lower >= threshold:
+        return f"agreement: {figure} is above {threshold}"
+    if override:
+        return f"agreement: {figure} is NOT surely above {threshold}; overridden"
     raise ValueError(
-        f"annotators agree too little: {figure}, and its lower end is below agreement_threshold="
-        f"{cfg.agreement_threshold} ({path}). Improve the guidelines or the annotators (see docs/annotation.md), or "
-        "train "
-        "anyway with agreement_override=true"
+        f"annotators agree too little: {figure}, and its lower end is below agreement_threshold={threshold} ({path}). "
+        "Improve the guidelines or the annotators (see docs/annotation.md), or train anyway with "
+        "agreement_override=true"
     )

@@ -4,12 +4,13 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from statsmodels.stats.proportion import proportion_confint, proportions_ztest
 
 from data.files import read_rows
 from data.formats import preferences
 from data.records import Comparison
+from evals.asking import Judging
 from evals.benchmarks.rewardbench2 import is_version_2, read_groups, score_table
 from evals.intervals import holm, mean_of_independent
 from evals.judge import grade_answers, judge_pairs
@@ -62,7 +63,7 @@ def _comparisons(where: str, row: dict) -> list[Comparison]:
     return [record for record in records if isinstance(record, Comparison) and not record.tie]
 
 
-def score_pairs(pairs: list[dict], cfg: DictConfig) -> tuple[np.ndarray, int]:
+def score_pairs(pairs: list[dict], judging: Judging) -> tuple[np.ndarray, int]:
     """((P, 2) scores of chosen and rejected, from the file or from the judge; the number of unreadable verdicts).
 
     A reward model scores each answer. A language model (judge=llm) gets both answers, in an order that depends on their
@@ -73,19 +74,19 @@ def score_pairs(pairs: list[dict], cfg: DictConfig) -> tuple[np.ndarray, int]:
         return np.array([pair["scores"] for pair in pairs]), 0
     if any("scores" in pair for pair in pairs):
         raise ValueError("some rows have scores and others do not; split the file")
-    if cfg.judge.kind == "reward_model":
-        judge = RewardJudge(cfg.judge)
+    if judging.judge.kind == "reward_model":
+        judge = RewardJudge(judging.judge)
         sides = [
             judge.scores([[*pair["prompt"], {"role": "assistant", "content": pair["sides"][side]}] for pair in pairs])
             for side in (0, 1)
         ]
         return np.array(sides).T, 0
-    verdicts = judge_comparisons(pairs, cfg)
+    verdicts = judge_comparisons(pairs, judging)
     scores = {"a": (1.0, 0.0), "b": (0.0, 1.0), "tie": (0.0, 0.0), "error": (0.0, 0.0)}
     return np.array([scores[verdict] for verdict in verdicts]), verdicts.count("error")
 
 
-def judge_comparisons(pairs: list[dict], cfg: DictConfig) -> list[str]:
+def judge_comparisons(pairs: list[dict], judging: Judging) -> list[str]:
     """a (chosen), b, tie or error for each pair: the verdict of a language model that sees both answers once."""
     items = []
     for number, pair in enumerate(pairs):
@@ -93,11 +94,11 @@ def judge_comparisons(pairs: list[dict], cfg: DictConfig) -> list[str]:
         question = {"question_id": str(number), "category": None, "turns": [asked]}
         shown = "ab"[int(text_hash("\n".join(pair["sides"])), 16) % 2]
         items.append(Item(question, 1, ("chosen", "rejected"), ([pair["sides"][0]], [pair["sides"][1]]), None, shown))
-    verdicts, _, _ = judge_pairs(_asked(cfg, "pairwise"), items)
+    verdicts, _, _ = judge_pairs(judging, items)
     return [verdict.verdict for verdict in verdicts]
 
 
-def score_groups(groups: list[dict], cfg: DictConfig) -> list[dict]:
+def score_groups(groups: list[dict], judging: Judging) -> list[dict]:
     """RewardBench 2's rows with scores of all answers, by a reward model or by a language model's grades from 1 to 10.
 
     An unreadable grade is lower than every other grade, as in RewardBench 2.
@@ -106,29 +107,21 @@ def score_groups(groups: list[dict], cfg: DictConfig) -> list[dict]:
     talks = [(group, text) for group in missing for text in group["completions"]]
     if not talks:
         return groups
-    if cfg.judge.kind == "reward_model":
+    if judging.judge.kind == "reward_model":
         conversations = [[*group["prompt"], {"role": "assistant", "content": text}] for group, text in talks]
-        scores = iter(RewardJudge(cfg.judge).scores(conversations))
+        scores = iter(RewardJudge(judging.judge).scores(conversations))
     else:
         items = []
         for number, (group, text) in enumerate(talks):
             asked = "\n\n".join(message["content"] for message in group["prompt"])
             question = {"question_id": f"{group['id']}/{number}", "category": None, "turns": [asked]}
             items.append(Item(question, 1, ("answer",), ([text],), None))
-        grades, _, _ = grade_answers(_asked(cfg, "single"), items)
+        grades, _, _ = grade_answers(judging, items)
         scores = iter(-1.0 if row["grade"] is None else row["grade"] for row in grades)
     return [
         group if "scores" in group else group | {"scores": [next(scores) for _ in group["completions"]]}
         for group in groups
     ]
-
-
-def _asked(cfg: DictConfig, mode: str) -> DictConfig:
-    """The config with the task's settings that a judge reads."""
-    judge_cfg = cfg.copy()
-    OmegaConf.set_struct(judge_cfg, False)
-    judge_cfg.task = {"mode": mode, "seed": 0}
-    return judge_cfg
 
 
 def best_and_worst(table: dict) -> dict:
@@ -187,7 +180,8 @@ def run(cfg: DictConfig, out: Path) -> dict:
     """task=rm_accuracy: result.json, rm_accuracy.png."""
     first = next((row for file in cfg.task.input for _, row in read_rows(file)), None)
     if first is not None and is_version_2(first):
-        result = score_table(score_groups([g for file in cfg.task.input for g in read_groups(file)], cfg))
+        groups = [group for file in cfg.task.input for group in read_groups(file)]
+        result = score_table(score_groups(groups, Judging(cfg.judge, cfg.get("client"), "single")))
         rows = [
             (n, *(row.get(key) for key in ("score", "lower", "upper", "n"))) for n, row in result["subsets"].items()
         ]
@@ -197,7 +191,7 @@ def run(cfg: DictConfig, out: Path) -> dict:
         pairs = [pair for file in cfg.task.input for pair in read_pairs(file)]
         if not pairs:
             raise ValueError(f"no decided comparison in {', '.join(cfg.task.input)}")
-        scores, errors = score_pairs(pairs, cfg)
+        scores, errors = score_pairs(pairs, Judging(cfg.judge, cfg.get("client"), "pairwise"))
         result = accuracy_table([pair["subset"] for pair in pairs], scores) | {"errors": errors}
         keys = ("accuracy", "lower", "upper", "n")
         rows = [(name, *(row[key] for key in keys)) for name, row in result["subsets"].items()]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 pytest.importorskip("krippendorff")
 from data.adapters import Layout  # noqa: E402
@@ -237,19 +236,17 @@ def test_undefined_agreement_is_an_error(tmp_path, labels, message):
 
 
 def gate(path, threshold=0.4, override=False):
-    return OmegaConf.create(
-        {"agreement": path and str(path), "agreement_threshold": threshold, "agreement_override": override}
-    )
+    return require_agreement(path and str(path), threshold=threshold, override=override)
 
 
 def test_trainers_refuse_below_the_threshold_with_the_figure_unless_overridden(tmp_path):
     file = tmp_path / "result.json"
     file.write_text(json.dumps({"krippendorff_alpha": {"value": 0.45, "lower": 0.31, "upper": 0.58}}))
-    assert require_agreement(gate(None)) is None
+    assert gate(None) is None
     with pytest.raises(ValueError, match=r"0\.450 \[0\.310, 0\.580\].*agreement_override=true"):
-        require_agreement(gate(file))
-    assert "overridden" in require_agreement(gate(file, override=True))
-    assert "above 0.3" in require_agreement(gate(file, threshold=0.3))
+        gate(file)
+    assert "overridden" in gate(file, override=True)
+    assert "above 0.3" in gate(file, threshold=0.3)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +257,7 @@ def test_a_gate_without_a_result_is_an_error(tmp_path, text):
     if text is not None:
         file.write_text(text)
     with pytest.raises(ValueError, match="not a result of"):
-        require_agreement(gate(file))
+        gate(file)
 
 
 # ---- contamination

@@ -93,7 +93,8 @@ def test_an_adapter_samples_as_the_policy_that_has_it(vllm, policy, policy_direc
 def test_other_weights_and_log_probs_before_the_temperature_are_refused(vllm, policy, policy_directory, tmp_path):
     server = server_at(vllm.url, vllm.directory, tmp_path / "engine")
     with server.ready(policy), pytest.raises(ValueError, match="are its weights quantised"):
-        check_logprobs(server, changed(policy), server.tokenizer, server.cfg)
+        bounds = {"temperature": server.cfg.sampling.temperature, "max_gap": server.cfg.engine.max_gap}
+        check_logprobs(server, changed(policy), server.tokenizer, **bounds)
     log = tmp_path / "log"
     with vllm_server(policy_directory, free_port(), log, "--logprobs-mode", "raw_logprobs") as url:
         server = server_at(url, policy_directory, tmp_path / "engine", temperature=0.7)
