@@ -9,7 +9,7 @@ Every variant is a setting of conf/train_ppo.yaml, explained in docs/ppo.md, and
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from omegaconf import DictConfig
@@ -44,7 +44,7 @@ from model.heads import Policy
 from model.lora import AdaptersOff, add_lora, export_adapter, value_on
 from model.packing import Stream
 from rollouts.engine import Engine, correct_for_sampler
-from rollouts.evaluate import evaluate_policy
+from rollouts.evaluate import Evaluation
 from rollouts.monitor import Monitor
 from rollouts.parts import of_actions, of_states
 from rollouts.ppo_settings import check_ppo
@@ -77,13 +77,13 @@ def train(cfg: DictConfig, run: Run) -> float:
     optimizer = build_optimizer([policy, value_model], cfg.optim, lr_scales=[1.0, cfg.optim.value_lr / cfg.optim.lr])
     pretraining, average = PretrainingMix(cfg, run, tokenizer, policy.config), WeightAverage(policy, cfg.ema_decay)
     controller, monitor = kl_controller(cfg), load_monitor(cfg, run, tokenizer)
-    prompts, held_out = load_prompts(cfg, run, tokenizer, engine, score, monitor)
+    prompts, evaluation = load_prompts(cfg, run, tokenizer, engine, score, monitor)
     state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts, "score": score}
     state |= {"pretraining": pretraining, "average": average, "controller": controller, "monitor": monitor}
     run.resume(**state, engine=engine)
     show_first_batch(cfg.view, run, tokenizer, prompts, pretraining.loader)
     if run.step == 0:
-        evaluate_policy(cfg, run, policy, ref_policy, engine, score, monitor, held_out, step=0)
+        evaluation.measure(policy, ref_policy, step=0)
     while run.step < cfg.num_steps:
         lr, started = set_lr(optimizer, run.step, cfg.optim), time.perf_counter()
         kl_coefs = {place: controller.kl_coef if cfg.kl_in == place else 0.0 for place in ("reward", "loss")}
@@ -155,12 +155,12 @@ def train(cfg: DictConfig, run: Run) -> float:
             run.metrics.add({f"{name}/grad_norm": norm for name, norm in norms.items()} | first_ratio(ratios, index))
         run.metrics.add(speeds(cfg, run, rollout, rolled_out - started, time.perf_counter() - learning))
         with average.swapped_in(policy):  # what is exported is what is evaluated
-            evaluate_policy(cfg, run, policy, ref_policy, engine, score, monitor, held_out, step=run.step + 1)
+            evaluation.measure(policy, ref_policy, step=run.step + 1)
         run.end_step(num_tokens=int(rollout.attention_mask.sum()))
 
     with average.swapped_in(policy):  # with ema_decay the average is exported
         export(cfg, run, policy, value_model, tokenizer)
-    return run.finish("eval/score" if held_out and cfg.eval_every else "objective/score")
+    return run.finish("eval/score" if evaluation.prompts and cfg.eval_every else "objective/score")
 
 
 # ---- what the loop calls besides equations
@@ -410,19 +410,23 @@ def load_engine(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy)
 
 def load_prompts(
     cfg: DictConfig, run: Run, tokenizer: Tokenizer, engine: Engine, score: Scorer, monitor: Monitor
-) -> tuple[Loader, list[dict]]:
-    """Rollout prompts and held-out ones, which leave room for max_new_tokens in the smallest window."""
+) -> tuple[Loader, Evaluation]:
+    """Rollout prompts, and the evaluation on held-out ones. Both leave max_new_tokens free in the smallest window."""
     window = engine.window if score.reward_model is None else min(engine.window, score.reward_model.config.max_length)
     room = window - cfg.sampling.max_new_tokens
     settings = {"batch_size": cfg.batch_size, "seed": cfg.seed, "rank": run.rank, "world_size": run.world_size}
     prompts = prompt_loader(cfg.data, tokenizer, max_length=room, **settings)
     check_columns("reward", score.sources.values(), prompts.items)
-    if not cfg.data.eval:
-        return prompts, []
-    held_out = encode_prompts("data.eval", cfg.data.eval, cfg.data, tokenizer, max_length=room)
-    warn_of_overlap(prompts, held_out)
-    check_columns("watch", monitor.sources, held_out.items)
-    return prompts, held_out.items[: cfg.num_prompts]
+    held_out: Sequence[dict] = []
+    if cfg.data.eval:
+        encoded = encode_prompts("data.eval", cfg.data.eval, cfg.data, tokenizer, max_length=room)
+        warn_of_overlap(prompts, encoded)
+        check_columns("watch", monitor.sources, encoded.items)
+        held_out = encoded.items[: cfg.num_prompts]
+    return prompts, Evaluation(
+        run, engine, score, monitor, held_out, every=cfg.eval_every, micro_batch_size=cfg.micro_batch_size,
+        temperature=cfg.sampling.temperature, num_samples=cfg.num_samples, num_steps=cfg.num_steps,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
