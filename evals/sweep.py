@@ -92,12 +92,16 @@ def over_seeds(jobs: list[dict], usual: dict) -> list[dict]:
 
 
 def plot_jobs(path: Path, jobs: list[dict], key: str) -> None:
-    """Plot the metric over the step, one line per job."""
+    """Plot the metric over the step: one line per job, one colour per setting, whose seeds share it."""
     figure, axes = pyplot().subplots(figsize=(7, 5))
+    settings: dict[str, list[dict]] = {}
     for job in jobs:
-        settings = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in job["settings"].items())
-        if job["points"]:
-            axes.plot(*zip(*job["points"], strict=True), marker=".", linewidth=1, label=f"{job['job']}: {settings}")
+        given = [f"{name}={value}" for name, value in job["settings"].items() if name != "seed"]
+        settings.setdefault(", ".join(given) or "every job", []).append(job)
+    for number, (label, members) in enumerate(settings.items()):
+        for job in filter(lambda job: job["points"], members):
+            axes.plot(*zip(*job["points"], strict=True), color=f"C{number % 10}", marker=".", linewidth=1, label=label)
+            label = "_" + label.lstrip("_")  # the legend names a setting once
     axes.set(xlabel="step", ylabel=key)
     axes.legend(fontsize=7)
     save_figure(figure, path)

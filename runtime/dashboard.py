@@ -1,4 +1,4 @@
-"""Make a wandb workspace for a script: its main metrics in sections, with the runs of a sweep grouped by name.
+"""Make a wandb workspace for a script: its main metrics in sections, a line for each setting with its seeds together.
 
 python -m runtime.dashboard script=train_ppo entity=ME [save=false]
 """
@@ -26,7 +26,7 @@ def build(cfg: DictConfig):
         )
         for name, plots in cfg.panels[cfg.script].items()
     ]
-    grouped = workspaces.RunsetSettings(groupby=[Config("name")])
+    grouped = workspaces.RunsetSettings(groupby=[Config("name"), Config("setting")])
     return workspaces.Workspace(
         entity=cfg.entity, project=cfg.log.project, name=cfg.script, sections=sections, runset_settings=grouped
     )

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from runtime.files import read_object, write_whole
@@ -86,9 +88,18 @@ def set_random_state(saved: dict[str, Any], rng: torch.Generator, device: torch.
     random.setstate((version, tuple(numbers), gauss))
 
 
-def job_name() -> str:
-    """Hydra's name of this job: its overrides."""
-    return HydraConfig.get().job.override_dirname if HydraConfig.initialized() else Path(sys.argv[0]).stem
+def job_name(name: str) -> str:
+    """The overrides that a sweep varies, "optim.lr=0.001, seed=0"; outside a sweep the run's own name.
+
+    It is cut at 128 characters, because wandb refuses longer names.
+    """
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return name[:128]
+    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    given = OverridesParser.create().parse_overrides(words)
+    fixed = {override.key_or_group for override in given if not override.is_sweep_override()}
+    swept = [word for word in HydraConfig.get().overrides.task if word.split("=")[0].lstrip("+~") not in fixed]
+    return (", ".join(swept) or name)[:128]
 
 
 def git_sha() -> str:

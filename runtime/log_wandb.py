@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import wandb
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +26,10 @@ class Log:
         if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.login(prompt=False, verify=False)):
             mode = "offline"
             say(f"wandb: there is no login, so the run stays in {directory / 'wandb'} (`wandb sync` sends it)")
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        setting = ", ".join(
+            word for word in job.split(", ") if not word.startswith("seed=")
+        )  # the dashboard groups by it
         self.run = wandb.init(
             project=cfg.log.project,
             group=cfg.name,
@@ -32,7 +37,7 @@ class Log:
             id=run_id,
             resume="allow" if run_id else None,
             dir=directory,
-            config=OmegaConf.to_container(cfg, resolve=True),
+            config=config | {"setting": setting},
             mode=mode,
             settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True),
         )

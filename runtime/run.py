@@ -142,7 +142,9 @@ class Run:
                 directory.clear(self.dir)
             write_config(self.cfg, self.dir / "config.yaml")
             host.write_origin(self.cfg, self.dir)
-            self._board = Board(self.cfg, self.dir, job=host.job_name(), run_id=self._board_id, say=self.terminal.say)
+            self._board = Board(
+                self.cfg, self.dir, job=host.job_name(self.cfg.name), run_id=self._board_id, say=self.terminal.say
+            )
         self._paused, self._clock = 0.0, time.perf_counter()
 
     def resume(self, **state: Any) -> None:

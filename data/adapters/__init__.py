@@ -198,6 +198,15 @@ FORMATS: dict[str, Format] = {
     ),
 }  # fmt: skip
 
+# When the fields and types of a format were last compared with its publisher's card or files. The others were not.
+COMPARED = dict.fromkeys(
+    (
+        "self_instruct", "chats", "openorca", "gsm8k", "taskmaster", "taskmaster_reward", "alpaca_dpo", "sharegpt_dpo",
+        "shp", "helpsteer", "helpsteer2_preference", "helpsteer3", "nectar", "arena", "webgpt",
+        "summarize_from_feedback",
+    ),
+    "2026-11-29",
+)  # fmt: skip
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # a text that refers to them means nothing alone
 # data/formats.py reads these fields; they decide the kind of record.
 OURS = "https://github.com/huggingface/trl/blob/main/docs/source/dataset_formats.md"

@@ -9,7 +9,7 @@ from text_samples import data_config, said, tiny_tokenizer, write_rows
 
 import check_data
 from data import formats
-from data.adapters import FORMATS, Layout
+from data.adapters import COMPARED, FORMATS, Layout
 from data.checks.convert import check_convert
 from data.preferences import encode_preferences
 from data.prompts import encode_prompts
@@ -52,7 +52,10 @@ def test_every_format_has_a_row_here_and_there_are_thirty():
 
 def test_the_page_names_every_format():
     page = (Path(__file__).parents[2] / "docs/data.md").read_text()
-    assert not [name for name, one in FORMATS.items() if f"| `{name}` |" not in page or f"({one.source})" not in page]
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `") and "](http" in line}
+    assert set(COMPARED) < set(FORMATS) == set(rows)
+    for name, one in FORMATS.items():
+        assert f"({one.source})" in rows[name] and rows[name].endswith(f"| {COMPARED.get(name, '-')} |"), name
 
 
 def test_a_row_that_fits_two_formats_is_not_guessed_at(tmp_path):

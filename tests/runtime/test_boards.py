@@ -1,5 +1,6 @@
 """A run's figures and samples in TensorBoard and Trackio, read back by their own readers."""
 
+import importlib
 import logging.config
 
 import pytest
@@ -62,3 +63,31 @@ def test_the_file_into_which_pytest_captures_outlives_a_script(capfd):
     stream = get_absl_handler().python_handler.stream
     logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
     assert not stream.closed
+
+
+def test_a_sweeps_runs_are_named_by_what_it_varies_and_wandb_groups_the_seeds_of_a_setting(monkeypatch, tmp_path):
+    import wandb
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from runtime import host
+
+    assert host.job_name("sft") == "sft" and len(host.job_name("sft" * 99)) == 128
+    words = ["batch_size=8", "+launcher=joblib", "data.train=[a,b]"]
+    job = OmegaConf.create({"mode": RunMode.MULTIRUN, "overrides": {"task": [*words, "optim.lr=0.001", "seed=1"]}})
+    monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+    monkeypatch.setattr(HydraConfig, "get", lambda: job)
+    monkeypatch.setattr("sys.argv", ["train_sft.py", "-m", *words, "optim.lr=1e-3,1e-2", "seed=0,1"])
+    name = host.job_name("sft")
+    assert name == "optim.lr=0.001, seed=1"
+    monkeypatch.setattr("sys.argv", ["train_sft.py", "-m", "+sweep=beta", *words])  # the file has the values
+    assert host.job_name("sft") == "optim.lr=0.001, seed=1"
+
+    started = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: started.append(settings))
+    log = {"wandb": "offline", "project": "helpful"}
+    cfg = OmegaConf.create({"name": "sft", "seed": 1, "log": log})
+    with pytest.raises(AttributeError):  # the stand-in has no id
+        importlib.import_module("runtime.log_wandb").Log(cfg, tmp_path, job=name, run_id=None, say=pytest.fail)
+    assert (started[0]["name"], started[0]["group"]) == (name, "sft")
+    assert started[0]["config"] == {"name": "sft", "seed": 1, "log": log, "setting": "optim.lr=0.001"}

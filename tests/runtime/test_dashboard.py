@@ -19,7 +19,7 @@ def test_the_workspace_has_a_plot_for_every_panel_of_the_config(compose, name):
     sections = sent["spec"]["section"]["panelBankConfig"]["sections"]
     shown = {s["name"]: [panel["config"]["metrics"] for panel in s["panels"]] for s in sections if s["panels"]}
     assert shown == {name: [list(figures) for figures in plots] for name, plots in cfg.panels[name].items()}
-    assert "name" in json.dumps(sent["spec"]["section"]["runSets"][0]["grouping"])
+    assert [key["name"] for key in sent["spec"]["section"]["runSets"][0]["grouping"]] == ["name.value", "setting.value"]
 
 
 def test_a_script_without_panels_is_refused(compose):
