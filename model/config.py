@@ -29,6 +29,7 @@ SCALES = {
 EXPERTS = {"num_experts": ("num_local_experts", 0), "experts_per_token": ("num_experts_per_tok", 0)}
 NORMALISE = {"normalise_experts": ("norm_topk_prob", False)}
 SHARED = {"shared_expert_size": ("shared_expert_intermediate_size", 512)}
+SHARED_OF_QWEN2 = {"shared_expert_size": ("shared_expert_intermediate_size", 5632)}
 LINEAR = {
     "linear_key_heads": ("linear_num_key_heads", 16),
     "linear_value_heads": ("linear_num_value_heads", 32),
@@ -65,6 +66,7 @@ class Family:
     fused_by_head: bool = False  # the rows of q, k and v are stored head by head
     always_mlp_bias: bool = False
     experts: bool = False  # the MLP is a mixture of experts
+    some_dense: bool = False  # config.json may name layers without experts
     expert_bias: bool = False  # experts and router have biases
     normalise_experts: bool = False  # the weights of a token's experts always sum to one
     sinks: bool = False  # each head has an extra score in its softmax
@@ -104,7 +106,13 @@ FAMILIES = {  # model_type -> its differences from Llama
     ),
     "phi3": Family("Phi3", windowed=True, partial_rotary=True),
     "granite": Family("Granite", BIASES | SCALES),
-    "qwen3_moe": Family("Qwen3Moe", BIAS | EXPERTS | NORMALISE, qk_norm="head", windowed=True, experts=True),
+    "qwen2_moe": Family(
+        "Qwen2Moe", EXPERTS | SHARED_OF_QWEN2 | NORMALISE, always_qkv_bias=True, windowed=True, own_layer_types=True,
+        experts=True, some_dense=True,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3Moe", BIAS | EXPERTS | NORMALISE, qk_norm="head", windowed=True, experts=True, some_dense=True,
+    ),
     "olmoe": Family("Olmoe", BIAS | EXPERTS | NORMALISE, qk_norm="width", experts=True),
     "mixtral": Family("Mixtral", EXPERTS, windowed=True, theta=1e6, experts=True, normalise_experts=True),
     "gpt_oss": Family(
@@ -122,7 +130,7 @@ FAMILIES = {  # model_type -> its differences from Llama
     ),
     "qwen3_next": Family(
         "Qwen3Next", BIAS | LINEAR | EXPERTS | SHARED | {"normalise_experts": ("norm_topk_prob", True)}, **HYBRID,
-        experts=True, linear_by_head=True,
+        experts=True, some_dense=True, linear_by_head=True,
     ),
     "gemma2": Family(
         "Gemma2", BIAS | QUERY | CAPS_OF_2,
@@ -171,6 +179,8 @@ class ModelConfig:
     experts_per_token: int = 0
     normalise_experts: bool = False  # the weights of a token's experts sum to one
     shared_expert_size: int = 0  # width of an expert that every token uses, with a gate
+    expert_layers: tuple[bool, ...] = ()  # whether a layer has experts, repeated; empty: all do
+    dense_size: int = 0  # width of the MLP in layers without experts
     linear_key_heads: int = 0  # this and the next four: sizes of gated DeltaNets
     linear_value_heads: int = 0
     linear_key_dim: int = 0
@@ -181,9 +191,10 @@ class ModelConfig:
     def __post_init__(self):
         if self.family not in FAMILIES:
             raise ValueError(f"unknown model family {self.family!r}; known: {', '.join(FAMILIES)}")
-        for name, plain in (("rotary_layers", (True,)), ("layer_kinds", (self.all_alike,))):  # lists from YAML
+        plain = {"rotary_layers": (True,), "layer_kinds": (self.all_alike,), "expert_layers": (True,)}
+        for name, default in plain.items():  # lists from YAML
             items = shortest_period(tuple(getattr(self, name)))
-            object.__setattr__(self, name, () if items == plain else items)
+            object.__setattr__(self, name, () if items == default else items)
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
         for name in (*sizes, "head_dim", "max_length"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
@@ -238,6 +249,9 @@ class ModelConfig:
         if facts.experts and not 1 <= self.experts_per_token <= self.num_experts:
             got = f"experts_per_token={self.experts_per_token} of num_experts={self.num_experts}"
             raise ValueError(f"family={self.family} wants 1 <= experts_per_token <= num_experts, got {got}")
+        if not isinstance(self.dense_size, int) or (self.dense_size > 0) != bool(self.expert_layers):
+            got = f"dense_size={self.dense_size} and expert_layers={list(self.expert_layers)}"
+            raise ValueError(f"{got}: the width of layers without experts is needed where there are such layers")
         shared = self.shared_expert_size
         if "shared_expert_size" in facts.keys and (
             isinstance(shared, bool) or not isinstance(shared, int) or shared < 1
@@ -246,6 +260,7 @@ class ModelConfig:
         allowed = {*facts.keys, "qkv_bias", "mlp_bias", "rope_scaling", "family"}
         allowed |= {"sliding_window"} if facts.windowed else set()
         allowed |= {"layer_kinds"} if facts.own_layer_types else set()
+        allowed |= {"expert_layers", "dense_size"} if facts.some_dense else set()
         allowed |= {"rotary_layers"} if self.family == "smollm3" else set()
         allowed |= {"rotary_share"} if facts.partial_rotary else set()
         allowed |= {"window_rope_theta"} if facts.window_theta else set()
@@ -270,6 +285,11 @@ class ModelConfig:
     def all_alike(self) -> str:
         """The kind of all layers where `layer_kinds` names none."""
         return "full" if self.sliding_window is None else "window"
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether this layer has experts in place of one MLP."""
+        named = not self.expert_layers or self.expert_layers[layer % len(self.expert_layers)]
+        return self.num_experts > 0 and named
 
     def turns(self, layer: int) -> bool:
         """Whether this layer's queries and keys are rotated."""

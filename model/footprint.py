@@ -39,8 +39,8 @@ class Footprint:
 
 
 def layers_of(config: ModelConfig) -> list[tuple[Layer, int]]:
-    """(a layer on the meta device, number of such layers) for each kind of layer."""
-    kinds = [config.kind(layer) for layer in range(config.num_layers)]
+    """(a layer on the meta device, number of such layers) for each kind of layer, with experts and without."""
+    kinds = [(config.kind(layer), config.has_experts(layer)) for layer in range(config.num_layers)]
     with torch.device("meta"):
         return [(Layer(config, kinds.index(kind)), count) for kind, count in Counter(kinds).items()]
 
@@ -72,9 +72,13 @@ def forward_flops(config: ModelConfig, *, tokens: int, length: int, targets: int
     linear = sum(config.kind(layer) == "linear" for layer in range(config.num_layers))
     widths = 2 if config.facts.activation == "gelu" else 3
     expert = widths * config.hidden_size * config.intermediate_size
-    behind = config.hidden_size * config.num_heads * config.head_dim + max(1, config.experts_per_token) * expert
-    behind += 3 * config.hidden_size * config.shared_expert_size
-    idle = config.num_layers * max(0, config.num_experts - config.experts_per_token) * expert  # unused by a token
+    behind = config.hidden_size * config.num_heads * config.head_dim
+    if config.has_experts(config.num_layers - 1):
+        behind += config.experts_per_token * expert + 3 * config.hidden_size * config.shared_expert_size
+    else:
+        behind += widths * config.hidden_size * (config.dense_size or config.intermediate_size)
+    mixtures = sum(config.has_experts(layer) for layer in range(config.num_layers))
+    idle = mixtures * max(0, config.num_experts - config.experts_per_token) * expert  # unused by a token
     products = 2.0 * ((count_parameters(config).body - idle) * tokens - behind * (tokens - targets))
     attention = 2.0 * 2 * tokens * (length / 2) * config.num_heads * config.head_dim * (config.num_layers - linear)
     attention += linear * tokens * delta_flops(config)
@@ -142,19 +146,30 @@ def kept_bytes(
         dtype: of matmuls. master: of the weights. The weights and their copies in `dtype` are not counted.
         fused_attention: True counts the kernels of a GPU, False the attention of a CPU, which keeps probabilities.
     """
-    kinds = Counter(config.kind(layer) for layer in range(config.num_layers)) if config.facts.linear else {None: 1}
+    kinds = Counter(
+        (config.kind(layer) if config.facts.linear else None, config.has_experts(layer))
+        for layer in range(config.num_layers)
+    )
     layers = {}
-    for kind in kinds:  # gated DeltaNets keep other tensors than attention
-        alone = config if kind is None else resized(config, layer_kinds=(kind,))
+    for kind in kinds:  # gated DeltaNets keep other tensors than attention, experts others than one MLP
+        alone = all_of_one_kind(config, *kind)
         one, two = (_saved(alone, n, rows, length, dtype, master, fused_attention, checkpointing) for n in (1, 2))
         layers[kind], rest = two - one, 2 * one - two
-    rest += _recomputed(config, rows, length, dtype) if "linear" in kinds else 0
+    rest += _recomputed(config, rows, length, dtype) if "linear" in config.layer_kinds else 0
     if checkpointing in (True, "offload"):  # each layer keeps only its input, and one layer at a time is recomputed
         entry = rows * length * config.hidden_size * max(4, dtype.itemsize)  # the residual stream is float32
         entry = 0 if checkpointing == "offload" else entry
         return Kept(layer=entry, rest=rest + max(layers.values()))
     mean = sum(layers[kind] * count for kind, count in kinds.items()) / sum(kinds.values())
     return Kept(layer=round(mean), rest=rest)
+
+
+def all_of_one_kind(config: ModelConfig, kind: str | None, has_experts: bool) -> ModelConfig:
+    """`config` with layers of this kind only (None: as they are), which all have experts, or none of them has."""
+    config = config if kind is None else resized(config, layer_kinds=(kind,))
+    if not config.expert_layers:
+        return config
+    return resized(config, expert_layers=(has_experts,), dense_size=0 if has_experts else config.dense_size)
 
 
 def _saved(config, layers: int, rows: int, length: int, dtype, master, fused_attention: bool, checkpointing) -> int:

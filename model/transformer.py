@@ -136,11 +136,12 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.selective = False  # set by Transformer.checkpointing
+        inner = config.dense_size or config.intermediate_size  # between layers with experts it has its own width
         self.gated = {"silu": swiglu, "gelu_pytorch_tanh": geglu, "gelu": F.gelu}[config.facts.activation]
         widths = 1 if self.gated is F.gelu else 2
-        parts = (config.intermediate_size,) * widths
+        parts = (inner,) * widths
         self.gate_up = Linear(config.hidden_size, sum(parts), bias=config.mlp_bias, parts=parts)
-        self.down = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.down = Linear(inner, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor, adapted: bool) -> Tensor:
         gate_up = self.gate_up(x, adapted)
@@ -162,7 +163,7 @@ class Layer(nn.Module):
         self.attention = (GatedDeltaNet if config.kind(layer) == "linear" else Attention)(config, layer)
         self.attention_out_norm = Norm(config.hidden_size, config) if after else None
         self.mlp_norm = Norm(config.hidden_size, config) if before else None
-        self.mlp = Experts(config) if config.num_experts else MLP(config)
+        self.mlp = (Experts if config.has_experts(layer) else MLP)(config)
         self.mlp_out_norm = Norm(config.hidden_size, config) if after else None
         self.kind, self.scale = config.kind(layer), config.residual_scale
         self.parallel = config.facts.parallel  # attention and MLP read the same input (GPT-NeoX)

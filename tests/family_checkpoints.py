@@ -60,6 +60,16 @@ CASES = {  # name -> model_type, what differs from SIZES
         "qwen3_moe",
         {"num_experts": 6, "use_sliding_window": True, "sliding_window": 7} | NARROW,
     ),
+    "qwen3_moe with dense layers": (
+        "qwen3_moe",
+        {"num_experts": 6, "num_hidden_layers": 5, "mlp_only_layers": [1], "decoder_sparse_step": 2} | NARROW,
+    ),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {"num_experts": 6, "shared_expert_intermediate_size": 20, "mlp_only_layers": [0]}
+        | {"use_sliding_window": True, "sliding_window": 7}
+        | NARROW,
+    ),
     "olmoe": ("olmoe", {"num_experts": 6} | EXPERTS),
     "mixtral": ("mixtral", {"num_local_experts": 6, "sliding_window": 7} | EXPERTS),
     "gpt_neox": ("gpt_neox", {"num_key_value_heads": 6, "rotary_pct": 0.5}),
@@ -82,6 +92,13 @@ CASES = {  # name -> model_type, what differs from SIZES
         "qwen3_next",
         {"full_attention_interval": 2, "head_dim": 16, "num_experts": 6, "shared_expert_intermediate_size": 20}
         | {"norm_topk_prob": False}
+        | LINEAR
+        | NARROW,
+    ),
+    "qwen3_next with dense layers": (
+        "qwen3_next",
+        {"full_attention_interval": 2, "head_dim": 16, "num_experts": 6, "shared_expert_intermediate_size": 20}
+        | {"mlp_only_layers": [1]}
         | LINEAR
         | NARROW,
     ),

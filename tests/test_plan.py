@@ -32,7 +32,7 @@ PUBLISHED = {  # parameters, from the model cards' files; Qwen3.5, Qwen3-Next: o
     "smollm3_3b": 3_075_098_624, "ministral_8b": 8_019_808_256, "olmo2_7b": 7_298_617_344, "olmo3_7b": 7_298_011_136,
     "gemma3_270m": 268_098_176, "gemma3_1b": 999_885_952, "gemma2_2b": 2_614_341_888, "olmoe_7b": 6_919_161_856,
     "qwen3_30b_a3b": 30_532_122_624, "mixtral_8x7b": 46_702_792_704, "gpt_oss_20b": 20_914_757_184,
-    "pythia_1b": 1_011_781_632, "pythia_6_9b": 6_857_302_016,
+    "qwen1_5_moe_a2_7b": 14_315_784_192, "pythia_1b": 1_011_781_632, "pythia_6_9b": 6_857_302_016,
     "qwen3_5_0_8b": 752_393_024, "qwen3_5_4b": 4_205_751_296, "qwen3_5_9b": 8_953_803_264,
     "qwen3_5_27b": 26_895_998_464, "phi3_mini": 3_821_079_552, "phi4": 14_659_507_200,
     "qwen3_5_35b_a3b": 34_660_610_688, "qwen3_next_80b_a3b": 79_674_391_296,
@@ -46,10 +46,12 @@ def test_parameters_are_the_published_ones(name):
     assert count_parameters(ModelConfig(**sizes)).total == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_5_text"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe", "qwen3_5_text"])
 @pytest.mark.parametrize("compute", [None, torch.bfloat16], ids=["fp32", "bf16"])
 def test_counted_activations_are_those_of_a_real_forward(family, compute):
     config = tiny_config(family, num_layers=3)
+    if family == "qwen3_moe":
+        config = tiny_config(family, num_layers=3, expert_layers=(False, True, True))
     if family == "qwen3_5_text":
         config = tiny_config(family, num_layers=3, layer_kinds=("linear", "linear", "full"))
     policy = Policy(config, compute)
@@ -104,6 +106,20 @@ def test_products_are_those_that_torch_counts():
         config, tokens=40, length=0, targets=0
     )
     assert counter.get_total_flops() == pytest.approx(square, rel=0.01)
+
+
+def test_products_of_layers_with_and_without_experts_are_their_sum():
+    """Two layers, of which one has experts, cost the mean of two with and two without; at the end only one token."""
+    layers = {"mixed": [False, True], "turned": [True, False], "dense": [False]}
+    configs = {
+        name: tiny_config("qwen3_moe", expert_layers=experts, experts_per_token=3) for name, experts in layers.items()
+    }
+    configs["experts"] = tiny_config("qwen3_moe", expert_layers=[], dense_size=0, experts_per_token=3)
+    flops = {name: forward_flops(config, tokens=40, length=40, targets=40) for name, config in configs.items()}
+    assert flops["mixed"] == flops["turned"] == (flops["dense"] + flops["experts"]) / 2
+    saved = {name: flops[name] - forward_flops(configs[name], tokens=40, length=40, targets=1) for name in flops}
+    assert saved["mixed"] == saved["experts"] and saved["turned"] == saved["dense"]
+    assert saved["experts"] - saved["dense"] == 2 * 39 * 3 * 48 * (3 * 80 - 56)
 
 
 def test_products_of_a_recurrence_are_those_that_torch_counts():

@@ -12,6 +12,7 @@ FAMILY["gemma3_text"] = {"sliding_window": 5, "layer_kinds": ["window"] * 5 + ["
 FAMILY["gemma2"] = {"sliding_window": 5, "layer_kinds": ["window", "full"], "attention_softcap": 2.0}
 FAMILY["gemma2"] |= {"logit_softcap": 9.0}
 FAMILY["olmoe"] = {"num_experts": 4, "experts_per_token": 2}
+FAMILY["qwen3_moe"] = FAMILY["olmoe"] | {"expert_layers": [False, True], "dense_size": 56}
 FAMILY["gpt_oss"] = {"num_experts": 4, "experts_per_token": 2, "sliding_window": 5, "layer_kinds": ["window", "full"]}
 FAMILY["gpt_oss"] |= {"qkv_bias": True}
 FAMILY["gpt_neox"] = {"num_kv_heads": 6, "mlp_bias": True, "qkv_bias": True, "rotary_share": 0.5}

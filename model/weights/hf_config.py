@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from model.config import FAMILIES, Family, ModelConfig
+from model.weights.hf_layers import read_dense, read_layers, write_layers
 from model.weights.hf_rope import read_rope
 
 KINDS = {"ForCausalLM": "policy", "ForSequenceClassification": "reward", "ForTokenClassification": "value"}
@@ -16,7 +17,6 @@ def architecture(facts: Family, suffix: str) -> str:
 ARCHITECTURES = {
     architecture(facts, suffix): (family, kind) for family, facts in FAMILIES.items() for suffix, kind in KINDS.items()
 }
-LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window", "linear_attention": "linear"}
 # Keys without effect on a forward: bookkeeping, special tokens, and settings of transformers' own training.
 CHANGES_NOTHING = {
     "initial_context_length",
@@ -35,10 +35,15 @@ NEUTRAL = {
     "use_mrope": False, "rope_interleaved": False, "lm_head_bias": False, "full_attn_mod": 1, "interpolate_factor": 1,
     "mlp_bias": False, "attention_bias": False, "use_sliding_window": False, "is_encoder_decoder": False,
     "use_bidirectional_attention": False, "chunk_size_feed_forward": 0, "tie_encoder_decoder": False,
-    "add_cross_attention": False, "router_jitter_noise": 0.0, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    "add_cross_attention": False, "router_jitter_noise": 0.0, "qkv_bias": True,
     "swiglu_limit": 7.0, "swiglu_alpha": 1.702, "use_parallel_residual": True, "attn_output_gate": True,
 }  # fmt: skip
-NARROW_EXPERTS = ("qwen3_moe", "qwen3_next", "qwen3_5_moe_text")  # moe_intermediate_size is the width of an expert
+NARROW_EXPERTS = (
+    "qwen2_moe",
+    "qwen3_moe",
+    "qwen3_next",
+    "qwen3_5_moe_text",
+)  # moe_intermediate_size is the width of an expert
 MAY_LACK_KV_HEADS = (
     "llama",
     "olmo2",
@@ -141,8 +146,10 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
     if scaling is not None and scaling["rope_type"] == "longrope":
         max_length = scaling["original_max_position_embeddings"]  # transformers rotates longer texts by other angles
     num_layers = take("num_hidden_layers")
+    if facts.some_dense:
+        options |= read_dense(left, num_layers)
     if family in NARROW_EXPERTS:
-        take("intermediate_size", None)  # of layers without experts, which are not supported
+        take("intermediate_size", None)  # of layers without experts
         inner = take("moe_intermediate_size")
     else:
         inner = take("intermediate_size")
@@ -165,58 +172,6 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
         **options,
         **read_layers(left, raw, family, num_layers),
     )
-
-
-def read_layers(left: dict, raw: dict, family: str, num_layers: int) -> dict:
-    """Fields of ModelConfig: the window, the layers that have it, and the layers without rotary positions."""
-    facts, layers = FAMILIES[family], range(num_layers)
-    options = {}
-    if family == "smollm3":
-        interval = raw.get("no_rope_layer_interval", 4)
-        turned = left.pop("no_rope_layers", None) or [(i + 1) % interval != 0 for i in layers]  # 1: it has positions
-        options["rotary_layers"] = tuple(bool(x) for x in turned)
-    if facts.linear:
-        every = raw.get("full_attention_interval", 4)
-        types = left.pop("layer_types", None) or [
-            "full_attention" if not (i + 1) % every else "linear_attention" for i in layers
-        ]
-        return {"layer_kinds": tuple(kinds_of(types, num_layers))}
-    if not facts.windowed:
-        return options
-    switch = family.startswith(("qwen", "smollm3"))  # these families have the key use_sliding_window
-    window = left.pop("sliding_window", 4096 if family.startswith("qwen") else facts.window)
-    types = left.pop("layer_types", None) if facts.own_layer_types else None
-    if switch and not left.pop("use_sliding_window", False):
-        window = None
-    if types is not None:
-        kinds = kinds_of(types, num_layers)
-    elif family in ("gemma3_text", "exaone4"):
-        every = raw.get("sliding_window_pattern", len(facts.kinds))
-        kinds = ["window" if (i + 1) % every else "full" for i in layers]
-    elif facts.kinds:
-        kinds = [facts.kinds[i % len(facts.kinds)] for i in layers]
-    elif family in ("qwen2", "qwen3"):
-        kinds = ["window" if i >= raw.get("max_window_layers", 28) else "full" for i in layers]
-    elif family == "smollm3":
-        kinds = ["full" if turned else "window" for turned in options["rotary_layers"]]
-    else:
-        kinds = ["window"] * num_layers
-    if window is None and types is not None and "window" in kinds:
-        raise ValueError("layer_types names sliding_attention, but sliding_window or use_sliding_window turns it off")
-    if facts.windows_rotate and window is not None and "window" not in kinds:
-        raise ValueError(f"sliding_window={window} but no layer has it, so that no layer would rotate; set it to null")
-    if window is None or "window" not in kinds:
-        return options
-    return options | {"sliding_window": window, "layer_kinds": tuple(kinds)}
-
-
-def kinds_of(types: list[str], num_layers: int) -> list[str]:
-    """The kinds of layers in a config.json. Raises ValueError on unknown ones."""
-    if unknown := set(types) - set(LAYER_TYPES):
-        raise ValueError(f"layer_types holds {sorted(unknown)}; known: {', '.join(LAYER_TYPES)}")
-    if len(types) != num_layers:
-        raise ValueError(f"layer_types names {len(types)} layers, num_hidden_layers={num_layers}")
-    return [LAYER_TYPES[name] for name in types]
 
 
 def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_id, pad_id) -> dict:
@@ -272,20 +227,4 @@ def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_
         raw["rope_parameters"] = {"rope_theta": config.rope_theta, "rope_type": "default"} | (scaling or {})
     if kind != "policy":
         raw["id2label"], raw["label2id"] = {"0": kind}, {kind: 0}  # one label
-    return raw
-
-
-def write_layers(config: ModelConfig) -> dict:
-    """The keys of config.json that `read_layers` reads."""
-    raw: dict = {}
-    facts, layers = config.facts, range(config.num_layers)
-    if facts.windowed:
-        raw["sliding_window"] = config.sliding_window
-    if facts.own_layer_types:
-        names = {ours: theirs for theirs, ours in LAYER_TYPES.items()}
-        raw["layer_types"] = [names[config.kind(i)] for i in layers]
-    if config.family in ("qwen2", "qwen3", "qwen3_moe", "smollm3"):
-        raw["use_sliding_window"] = config.sliding_window is not None
-    if config.family == "smollm3":
-        raw["no_rope_layers"] = [int(config.turns(i)) for i in layers]
     return raw

@@ -44,6 +44,7 @@ OWN = {  # family -> names that differ from Llama's
     "exaone4": NORMED_AFTER,
     "gemma2": NORMED_TWICE,
     "gemma3_text": NORMED_TWICE,
+    "qwen2_moe": SHARED_EXPERT,
     "qwen3_moe": {"mlp.router": ["mlp.gate"]},
     "qwen3_next": SHARED_EXPERT,
     "qwen3_5_moe_text": SHARED_EXPERT,
@@ -96,7 +97,7 @@ def parts_of(name: str, config: ModelConfig) -> list[str]:
     if inner in own:
         return [f"{place}.{part}" for part in own[inner]]
     module, leaf = inner.rsplit(".", 1)
-    if config.num_experts and module in ("mlp.gate_up", "mlp.down"):
+    if config.has_experts(int(layer)) and module in ("mlp.gate_up", "mlp.down"):
         kinds = (MIXTRAL if config.family == "mixtral" else PER_EXPERT)[module.removeprefix("mlp.")]
         block = "block_sparse_moe" if config.family == "mixtral" else "mlp"
         return [f"{place}.{block}.experts.{e}.{kind}.{leaf}" for e in range(config.num_experts) for kind in kinds]
@@ -112,6 +113,8 @@ def shape_of(part: str, config: ModelConfig) -> tuple[int, ...]:
         return ()
     if ".shared_expert." in part:
         F = config.shared_expert_size
+    elif ".experts." not in part:
+        F = config.dense_size or F
     if ".linear_attn." in part:
         return deltanet_shape(part.split(".linear_attn.")[1], config)
     shapes = {

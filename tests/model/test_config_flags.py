@@ -38,6 +38,7 @@ SCALINGS = [
 WINDOWS = {"sliding_window": [3, 7, 40, 200]}
 SWITCHED = WINDOWS | {"use_sliding_window": [True, True, False], "max_window_layers": [0, 1, 28]}
 EXPERTS = {"num_experts_per_tok": [1, 2, 4]}
+SOME_DENSE = {"decoder_sparse_step": [1, 2, 3], "mlp_only_layers": [[], [0], [1], None]}
 FLAGS = {  # family -> key -> its values, of which one is drawn, or the key is left out
     "llama": {"attention_bias": [True], "mlp_bias": [True]},
     "mistral": {"sliding_window": [3, 40, None]},
@@ -50,10 +51,8 @@ FLAGS = {  # family -> key -> its values, of which one is drawn, or the key is l
     "phi3": {"sliding_window": [3, 40, None], "partial_rotary_factor": [0.5]},
     "granite": {"embedding_multiplier": [3.0], "residual_multiplier": [0.5], "attention_multiplier": [0.2]}
     | {"logits_scaling": [3.0]},
-    "qwen3_moe": SWITCHED
-    | EXPERTS
-    | {"moe_intermediate_size": [12, 20], "norm_topk_prob": [True, False]}
-    | {"decoder_sparse_step": [1, 1, 1, 2], "mlp_only_layers": [[], [], [0]]},
+    "qwen2_moe": SWITCHED | EXPERTS | SOME_DENSE | {"layer_types": TYPES, "qkv_bias": [True, True, False]},
+    "qwen3_moe": SWITCHED | EXPERTS | SOME_DENSE | {"moe_intermediate_size": [12, 20], "norm_topk_prob": [True, False]},
     "olmoe": EXPERTS | {"norm_topk_prob": [True, False], "clip_qkv": [None, None, 0.5]},
     "mixtral": EXPERTS | {"sliding_window": [3, 40, None]},
     "gpt_neox": {"rotary_pct": [0.5, 1.0], "use_parallel_residual": [True, False], "attention_bias": [True, False]},
@@ -63,9 +62,7 @@ FLAGS = {  # family -> key -> its values, of which one is drawn, or the key is l
     | {"layer_types": TYPES, "query_pre_attn_scalar": [4, 13], "final_logit_softcapping": [3.0]}
     | {"attn_logit_softcapping": [None, None, 2.0]},
     "qwen3_5_moe_text": EXPERTS | {"layer_types": ("linear_attention", "full_attention")},
-    "qwen3_next": EXPERTS
-    | {"full_attention_interval": [2, 3], "norm_topk_prob": [True, False]}
-    | {"decoder_sparse_step": [1, 1, 1, 2], "mlp_only_layers": [[], [], [0]]},
+    "qwen3_next": EXPERTS | SOME_DENSE | {"full_attention_interval": [2, 3], "norm_topk_prob": [True, False]},
     "qwen3_5_text": {"layer_types": ("linear_attention", "full_attention"), "linear_num_value_heads": [2, 4]}
     | {"attn_output_gate": [True, True, False], "linear_conv_kernel_dim": [2, 4]},
 }
@@ -82,10 +79,11 @@ NARROW = {"num_experts": 5, "moe_intermediate_size": 12, "shared_expert_intermed
 ALWAYS |= {"gpt_neox": {"rotary_pct": 0.5}, "qwen3_5_text": LINEAR} | dict.fromkeys(
     ("qwen3_next", "qwen3_5_moe_text"), LINEAR | NARROW
 )
+ALWAYS |= {"qwen2_moe": NARROW}
 SEEDS = {  # of each family, the first that gives a file that both read
     "llama": 1, "mistral": 1, "ministral": 1, "qwen2": 1, "qwen3": 1, "smollm3": 5, "olmo2": 1, "olmo3": 6,
-    "phi3": 9, "granite": 1, "qwen3_moe": 12, "olmoe": 2, "mixtral": 4, "gpt_neox": 6, "gpt_oss": 1, "gemma2":
-    1, "gemma3_text": 2, "qwen3_5_moe_text": 2, "qwen3_next": 24, "qwen3_5_text": 10,
+    "phi3": 9, "granite": 1, "qwen2_moe": 3, "qwen3_moe": 8, "olmoe": 2, "mixtral": 4, "gpt_neox": 6, "gpt_oss": 1,
+    "gemma2": 1, "gemma3_text": 2, "qwen3_5_moe_text": 2, "qwen3_next": 5, "qwen3_5_text": 10,
 }  # fmt: skip
 MAY_BE_MISSING = (
     "head_dim",

@@ -3,7 +3,7 @@
 import pytest
 from transformers import Exaone4Config, Gemma2Config, Gemma3TextConfig, Qwen2Config, Qwen3Config, SmolLM3Config
 
-from model.weights.hf_config import LAYER_TYPES, read_layers
+from model.weights.hf_layers import LAYER_TYPES, read_layers
 
 OLD = [
     (Gemma3TextConfig, "gemma3_text", {"sliding_window_pattern": 3, "sliding_window": 16}),
