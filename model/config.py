@@ -59,6 +59,7 @@ class Family:
     share: float = 1.0  # default of the rotated part of each head
     windows_rotate: bool = False  # where some layers have a window, only those rotate (EXAONE 4)
     theta: float = 10000.0  # default of rope_theta
+    eps: float = 1e-6  # default of rms_norm_eps, layer_norm_eps
     window_theta: float | None = None  # RoPE base of layers with a window, if it is another one
     head_dim: int | None = None  # default of head_dim; None: hidden_size / num_heads
     layer_norm: bool = False  # norms with a mean and a bias (GPT-NeoX)
@@ -95,16 +96,16 @@ FAMILIES = {  # model_type -> its differences from Llama
     "qwen2": Family("Qwen2", always_qkv_bias=True, windowed=True, own_layer_types=True),
     "qwen3": Family("Qwen3", BIAS, qk_norm="head", windowed=True, own_layer_types=True, head_dim=128),
     "smollm3": Family("SmolLM3", BIASES, windowed=True, own_layer_types=True, theta=2e6, tied=True),
-    "olmo2": Family("Olmo2", BIAS, norms="after", qk_norm="width"),
+    "olmo2": Family("Olmo2", BIAS, norms="after", qk_norm="width", eps=1e-5),
     "olmo3": Family(
         "Olmo3", BIAS, norms="after", qk_norm="width", windowed=True, window=4096, own_layer_types=True,
-        kinds=("window", "window", "window", "full"), theta=5e5, window_theta=5e5,
+        kinds=("window", "window", "window", "full"), theta=5e5, window_theta=5e5, eps=1e-5,
     ),
     "exaone4": Family(
         "Exaone4", norms="after", qk_norm="head", windowed=True, window=4096, own_layer_types=True,
-        kinds=("window", "window", "window", "full"), windows_rotate=True,
+        kinds=("window", "window", "window", "full"), windows_rotate=True, eps=1e-5,
     ),
-    "phi3": Family("Phi3", windowed=True, partial_rotary=True),
+    "phi3": Family("Phi3", windowed=True, partial_rotary=True, eps=1e-5),
     "granite": Family("Granite", BIASES | SCALES),
     "qwen2_moe": Family(
         "Qwen2Moe", EXPERTS | SHARED_OF_QWEN2 | NORMALISE, always_qkv_bias=True, windowed=True, own_layer_types=True,
@@ -113,16 +114,19 @@ FAMILIES = {  # model_type -> its differences from Llama
     "qwen3_moe": Family(
         "Qwen3Moe", BIAS | EXPERTS | NORMALISE, qk_norm="head", windowed=True, experts=True, some_dense=True,
     ),
-    "olmoe": Family("Olmoe", BIAS | EXPERTS | NORMALISE, qk_norm="width", experts=True),
-    "mixtral": Family("Mixtral", EXPERTS, windowed=True, theta=1e6, experts=True, normalise_experts=True),
+    "olmoe": Family("Olmoe", BIAS | EXPERTS | NORMALISE, qk_norm="width", experts=True, eps=1e-5),
+    "mixtral": Family(
+        "Mixtral", EXPERTS, windowed=True, theta=1e6, experts=True, normalise_experts=True, eps=1e-5,
+    ),
     "gpt_oss": Family(
-        "GptOss", BIAS | EXPERTS, windowed=True, window=128, own_layer_types=True, kinds=("window", "full"),
+        "GptOss", {"qkv_bias": ("attention_bias", True)} | EXPERTS, windowed=True, window=128,
+        own_layer_types=True, kinds=("window", "full"),
         theta=1.5e5, head_dim=64, activation="clamped", experts=True, expert_bias=True, normalise_experts=True,
-        sinks=True,
+        sinks=True, eps=1e-5,
     ),
     "gpt_neox": Family(
         "GPTNeoX", {"qkv_bias": ("attention_bias", True)}, partial_rotary=True, share=0.25, layer_norm=True,
-        parallel=True, fused_by_head=True, always_mlp_bias=True, activation="gelu",
+        parallel=True, fused_by_head=True, always_mlp_bias=True, activation="gelu", eps=1e-5,
     ),
     "qwen3_5_text": Family("Qwen3_5", BIAS | LINEAR, **HYBRID, classifier="Qwen3_5Text"),
     "qwen3_5_moe_text": Family(

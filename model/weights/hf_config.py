@@ -124,7 +124,8 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
     facts, take = FAMILIES[family], left.pop
     value = "silu" if facts.activation == "clamped" else facts.activation
     for key in ("hidden_act", "hidden_activation"):
-        if (found := take(key, None)) not in (None, value):
+        found = take(key, None)
+        if found not in (None, value) and (found, value) != ("swish", "silu"):  # transformers has two names for it
             raise ValueError(f"{key}={found!r} is not what a {family} model computes, which is {value!r}")
     width, heads = take("hidden_size"), take("num_attention_heads")
     kv_heads = take("num_key_value_heads", None) if family in MAY_LACK_KV_HEADS else take("num_key_value_heads")
@@ -167,7 +168,7 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
         rope_scaling=scaling,
         window_rope_theta=window_theta,
         rotary_share=share,
-        norm_eps=take("layer_norm_eps" if facts.layer_norm else "rms_norm_eps"),
+        norm_eps=take("layer_norm_eps" if facts.layer_norm else "rms_norm_eps", facts.eps),
         tie_embeddings=take("tie_word_embeddings", facts.tied),
         **options,
         **read_layers(left, raw, family, num_layers),
