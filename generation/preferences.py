@@ -71,9 +71,7 @@ def preferences(
         if rating is None:
             drops.add("rating_not_parsed", text, prompt=prompts[p][1])
             continue
-        answer, model = completions[p][text]
-        entry = {"text": text, "model": model, "aspects": rating, "reward": reward, "reasoning": answer.reasoning}
-        scored[p].append(entry | {"score": sum(rating.values()) / len(rating) if rating else reward})
+        scored[p].append(_entry(text, *completions[p][text], rating, reward))
 
     # ---- 3. pairs
     rows = []
@@ -135,6 +133,12 @@ def read_rating(answer: Answer) -> int | None:
     """The last `[[N]]`, or `Rating: N`, with N from 1 to 5; None if there is none."""
     found = re.findall(r"\[\[\s*([1-5])\s*\]\]|\brating\W{0,4}([1-5])\b(?![.,]\d)", answer.text, re.IGNORECASE)
     return int(next(filter(None, found[-1]))) if found else None
+
+
+def _entry(text: str, answer: Answer, model: str, rating: dict[str, int], reward: float | None) -> dict:
+    """A completion with what was measured of it. Its score is the mean of the ratings, or else the reward."""
+    entry = {"text": text, "model": model, "aspects": rating, "reward": reward, "reasoning": answer.reasoning}
+    return entry | {"score": sum(rating.values()) / len(rating) if rating else reward}
 
 
 def _pairs(entries: list[dict], pairs: str):

@@ -75,12 +75,9 @@ def ultrafeedback(
     for a, aspect in enumerate(aspects):
         progress.at(num_completions + a, steps, kept=0, drops=drops.counts)
         orders = {p: random.sample(entries[p], len(entries[p])) for p in judged}
-        rated = _ask_judge(judge, prompts, orders, aspect, max_tokens=judge_max_tokens, seed=seed)
-        for p, answer in rated.items():
-            ratings = read_ratings(answer, len(orders[p]))
-            if ratings is None:
-                drops.add("ratings_not_parsed", answer.text or answer.error, prompt=prompts[p][1], aspect=aspect)
-            for entry, rating in zip(orders[p], ratings or [], strict=bool(ratings)):
+        rated = _rate(judge, prompts, orders, aspect, drops, max_tokens=judge_max_tokens, seed=seed)
+        for p, ratings in rated.items():
+            for entry, rating in zip(orders[p], ratings, strict=True):
                 entry["aspects"][aspect] = rating
 
     # ---- 3. pairs of the answers that have all ratings
@@ -159,17 +156,22 @@ def _fault(answer: Answer, entries: list[dict]) -> str | None:
     return answer_fault(answer, whole=True) or ("repeated" if repeated else None)
 
 
-def _ask_judge(
-    judge: Client, prompts: Sequence[Prompt], orders: dict[int, list[dict]], aspect: str, *, max_tokens: int, seed: int
-) -> dict[int, Answer]:
-    """number of the prompt -> the judge's answer about its completions, in the order in which it read them."""
-    rated: dict[int, Answer] = {}
+def _rate(
+    judge: Client, prompts: Sequence[Prompt], orders: dict[int, list[dict]], aspect: str, drops: Drops,
+    *, max_tokens: int, seed: int,
+) -> dict[int, list[int]]:  # fmt: skip
+    """number of the prompt -> the ratings of its completions, in the order in which the judge read them."""
+    rated: dict[int, list[int]] = {}
     for count in sorted({len(order) for order in orders.values()}):
         some = [p for p, order in orders.items() if len(order) == count]
         asked = [ask_ratings(prompts[p][1], [entry["text"] for entry in orders[p]], aspect) for p in some]
         schema = ratings_schema(count)
         answers = judge.ask(asked, temperature=0.0, max_tokens=max_tokens, schema=schema, seed=seed)
-        rated |= zip(some, answers, strict=True)
+        for p, answer in zip(some, answers, strict=True):
+            if ratings := read_ratings(answer, count):
+                rated[p] = ratings
+            else:
+                drops.add("ratings_not_parsed", answer.text or answer.error, prompt=prompts[p][1], aspect=aspect)
     return rated
 
 
