@@ -11,18 +11,20 @@ from tests.servers.conftest import ROOT, Served
 
 CHATML = "<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n<|im_start|>user\\n"
 METHODS = {  # small enough for one core; SmolLM2 writes nonsense, and long
-    "self_instruct": ["method.num=3", "method.tasks_per_round=6", "method.max_rounds=4", "method.max_tokens=200"],
-    "magpie": ["method.num=3", "method.batch_size=6", "method.max_rounds=2", "method.max_instruction_tokens=120",
-               "method.max_tokens=300", f'client.pre_query="{CHATML}"'],
-    "evol_instruct": ["method.num=2", "method.num_rounds=1", "method.max_tokens=400"],
-    "constitutional": ["method.num=2", "method.num_revisions=1", "method.max_tokens=300"],
-    "ultrachat": ["method.num=2", "method.max_rounds=2", "method.min_rounds=1", "method.max_tokens=300",
+    "self_instruct": ["method.num=2", "method.tasks_per_round=4", "method.max_rounds=2", "method.max_tokens=120",
+                      "method.num_human=2", "method.num_examples=2"],
+    "magpie": ["method.num=2", "method.batch_size=4", "method.max_rounds=1", "method.max_instruction_tokens=60",
+               "method.max_tokens=200", f'client.pre_query="{CHATML}"'],
+    "evol_instruct": ["method.num=1", "method.num_rounds=1", "method.max_tokens=250"],
+    "constitutional": ["method.num=1", "method.num_revisions=1", "method.max_tokens=250"],
+    "ultrachat": ["method.num=1", "method.topics=[food and cooking]", "method.num_subtopics=2",
+                  "method.num_questions=1", "method.max_rounds=2", "method.min_rounds=1", "method.max_tokens=200",
                   "method.material_share=0"],
-    "camel": ["method.num=2", "method.max_turns=2", "method.max_tokens=300"],
-    "preferences": ["method.num=2", "method.num_completions=2", "method.max_tokens=250",
+    "camel": ["method.num=1", "method.max_turns=1", "method.max_tokens=200"],
+    "preferences": ["method.num=1", "method.num_completions=2", "method.max_tokens=200",
                     "method.aspects=[helpfulness]"],
-    "ultrafeedback": ["method.num=2", "method.num_completions=3", "method.max_tokens=250",
-                      "method.judge_max_tokens=400",
+    "ultrafeedback": ["method.num=2", "method.num_completions=3", "method.max_tokens=120",
+                      "method.judge_max_tokens=300",
                       "method.aspects=[helpfulness,honesty]", "method.pairs=all"],
 }  # fmt: skip
 JUDGED = ("preferences", "ultrafeedback")

@@ -33,23 +33,25 @@ def policy(policy_directory):
 
 def server_at(url, policy_directory, directory, *, temperature=1.0, weights="disk", **more) -> Server:
     engine = {"kind": "vllm", "url": url, "weights": weights, "max_parallel": 4, "timeout": 300, "max_tries": 40}
-    sampling = {"max_new_tokens": 24, "temperature": temperature}
+    sampling = {"max_new_tokens": 16, "temperature": temperature}
     cfg = {"engine": engine | {"max_gap": LIKE} | more, "sampling": sampling, "lora": {"rank": 8}}
     return Server(
         OmegaConf.create(cfg | {"policy": str(policy_directory)}), load_tokenizer(policy_directory), directory
     )
 
 
-def gap(server, policy, temperature=1.0, prompts=PROMPTS) -> float:
-    """The mean absolute difference of log-probs, of what the server draws, in nats."""
-    differences = []
-    for number, text in enumerate(prompts):
-        prompt = server.tokenizer.encode(text)
-        (turn,) = server.answer(policy, [prompt], [number])
-        with torch.no_grad():
-            ours = ours_at(policy, prompt, [(turn.ids, None)], temperature, server.tokenizer.pad_id)
-        differences.append((ours - torch.tensor(turn.logprobs)).abs())
-    return torch.cat(differences).mean().item()
+def gaps(server, *policies, temperature=1.0) -> list[float]:
+    """The mean absolute difference of log-probs, of what the server draws now, from each policy, in nats."""
+    prompts = [server.tokenizer.encode(text) for text in PROMPTS]
+    turns = server.answer(policies[0], prompts, list(range(len(prompts))))
+    theirs = torch.tensor([x for turn in turns for x in turn.logprobs])
+
+    @torch.no_grad()
+    def ours(policy):
+        rows = [(prompt, [(turn.ids, None)]) for prompt, turn in zip(prompts, turns, strict=True)]
+        return torch.cat([ours_at(policy, *row, temperature, server.tokenizer.pad_id) for row in rows])
+
+    return [(ours(policy) - theirs).abs().mean().item() for policy in policies]
 
 
 def changed(policy):
@@ -65,9 +67,9 @@ def changed(policy):
 def test_the_weights_that_were_sent_last_sample(vllm, policy, tmp_path, temperature):
     server = server_at(vllm.url, vllm.directory, tmp_path / "engine", temperature=temperature)
     other = changed(policy)
-    for now, not_now in ((policy, other), (other, policy), (policy, other)):
+    for now, not_now in ((policy, other), (other, policy)):
         with server.ready(now):
-            near, far = gap(server, now, temperature), gap(server, not_now, temperature)
+            near, far = gaps(server, now, not_now, temperature=temperature)
         print(f"T={temperature}: {near:.4f} nats from the policy that was sent, {far:.4f} from the other")
         assert near < LIKE < 0.2 < far
 
@@ -78,14 +80,14 @@ def test_an_adapter_samples_as_the_policy_that_has_it(vllm, policy, policy_direc
     with base.ready(policy):
         pass
     adapted = add_lora(load_policy(str(policy_directory), precision="fp32", frozen=True), **LORA, seed=0)
-    for scale in (0.0, 0.05, 0.1):
+    for scale in (0.0, 0.1):
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for name, weight in adapted.named_parameters():
                 if name.endswith("lora.B"):
                     weight.normal_(0.0, scale or 1e-9, generator=generator)
         with server.ready(adapted):
-            near, far = gap(server, adapted), gap(server, policy)
+            near, far = gaps(server, adapted, policy)
         print(f"B of {scale}: {near:.4f} nats from the adapted policy, {far:.4f} from its base")
         assert near < LIKE and (far > 2 * near or not scale)
 
@@ -124,7 +126,7 @@ def test_a_server_that_is_killed_in_a_rollout_and_comes_back_loses_no_row(policy
             killer.start()
             turns = server.answer(other, prompts, list(range(len(prompts))))
             killer.join()
-            assert len(turns) == len(prompts) and gap(server, other) < LIKE
+            assert len(turns) == len(prompts) and gaps(server, other)[0] < LIKE
         restarted[0].__exit__()
         answers = [(tmp_path / name).read_text().count('generate HTTP/1.1" 200') for name in ("first", "second")]
         print(f"{answers[0]} answers of the first server, {answers[1]} of the second, {len(prompts)} rows")
