@@ -37,11 +37,14 @@ def measure(commit: str) -> dict[str, str]:
     ]
     longest, widest = max(functions), max(functions, key=lambda row: row[1])
     pages = [text for path, text in files.items() if path.startswith("docs/")]
+    sentences = [line for text in pages for line in text.splitlines() if not line.startswith("|")]
     return {
         "files of code": f"{len(code):,}",
         "lines of code, without tests": f"{sum(text.count(chr(10)) for text in code.values()):,}",
         "lines of tests": f"{sum(text.count(chr(10)) for text in tests):,}",
+        "pages of docs/": f"{len(pages)}",
         "words of docs/": f"{sum(len(text.split()) for text in pages):,}",
+        "words of docs/ outside tables": f"{sum(len(line.split()) for line in sentences):,}",
         "functions": f"{len(functions):,}",
         "lines of a function, mean": f"{sum(row[0] for row in functions) / len(functions):.1f}",
         "longest function": f"{longest[0]} ({longest[2]})",
