@@ -79,8 +79,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     controller, monitor = kl_controller(cfg), load_monitor(cfg, run, tokenizer)
     prompts, evaluation = load_prompts(cfg, run, tokenizer, engine, score, monitor)
     state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts, "score": score}
-    state |= {"pretraining": pretraining, "average": average, "controller": controller, "monitor": monitor}
-    run.resume(**state, engine=engine)
+    run.resume(**state, pretraining=pretraining, average=average, controller=controller, monitor=monitor, engine=engine)
     show_first_batch(cfg.view, run, tokenizer, prompts, pretraining.loader)
     if run.step == 0:
         evaluation.measure(policy, ref_policy, step=0)
@@ -95,10 +94,9 @@ def train(cfg: DictConfig, run: Run) -> float:
             old_logprobs, entropy = of_actions(policy.logprobs_and_entropy, parts, temperature=temperature)
             ref_logprobs = of_actions(ref_policy.logprobs, parts, temperature=temperature)  # (B, T)
             old_values = of_states(value_model, parts)  # (B, T)
-        rolled_out = time.perf_counter()
 
         # ---- 2. rewards: those of the sources minus kl_coef * KL on every token; then advantages
-        kl = kl_estimate(old_logprobs - ref_logprobs, "k1")  # (B, T) nats
+        rolled_out, kl = time.perf_counter(), kl_estimate(old_logprobs - ref_logprobs, "k1")  # (B, T) nats
         rewards = shape_rewards(source_rewards, kl, rollout, cfg, kl_coef=kl_coefs["reward"])  # (B, T)
         run.metrics.add(rollout_figures(rollout, source_rewards, rewards, kl, entropy) | score.figures(rollout))
         warn_about(rollout, source_rewards.sum(1), run.step, cfg.missing_eos, cfg.missing_eos_value)
@@ -107,9 +105,8 @@ def train(cfg: DictConfig, run: Run) -> float:
         advantages = give_credit(rewards, old_values, kl_coefs["reward"] * kl, rollout, cfg, run.mean)  # (B, T)
         returns = advantages + old_values  # (B, T)
         advantages = whiten(advantages, mask, run.mean, shift_mean=True) if whitens(cfg) else advantages
-        advantages, old_logprobs, sampled = correct_for_sampler(
-            advantages, old_logprobs, rollout, cfg.off_policy, step=run.step, own_sampler=cfg.engine.kind == "local"
-        )
+        by = {"step": run.step, "own_sampler": cfg.engine.kind == "local"}
+        advantages, old_logprobs, sampled = correct_for_sampler(advantages, old_logprobs, rollout, cfg.off_policy, **by)
 
         # ---- 3. metrics, samples, KL controller
         run.metrics.add({"value/explained_variance": explained_variance(returns, old_values, value_mask, run.mean)})
@@ -131,11 +128,10 @@ def train(cfg: DictConfig, run: Run) -> float:
                 logprobs, entropy = read_policy(policy, part, cfg)  # (b, T)
                 values = value_model(*part.states)  # (b, T)
                 loss, metrics = ppo_loss(
-                    logprobs, old_logprobs[rows], weight * advantages[rows], mask[rows],
-                    values, old_values[rows], returns[rows], value_mask[rows], policy_loss=cfg.policy_loss,
-                    clip_range=cfg.clip_range, clip_range_high=cfg.clip_range_high, dual_clip=cfg.dual_clip,
-                    value_clip_range=cfg.value_clip_range, value_coef=cfg.value_coef,
-                    num_tokens=num_tokens, num_states=num_states,
+                    logprobs, old_logprobs[rows], weight * advantages[rows], mask[rows], values, old_values[rows],
+                    returns[rows], value_mask[rows], policy_loss=cfg.policy_loss, clip_range=cfg.clip_range,
+                    clip_range_high=cfg.clip_range_high, dual_clip=cfg.dual_clip, value_clip_range=cfg.value_clip_range,
+                    value_coef=cfg.value_coef, num_tokens=num_tokens, num_states=num_states,
                 )  # fmt: skip
                 kl_penalty = penalty(cfg, policy, ref_policy, part, logprobs, ref_logprobs[rows], weight) / num_tokens
                 bonus = cfg.entropy_coef * (weight * entropy).sum() / num_tokens
@@ -157,7 +153,6 @@ def train(cfg: DictConfig, run: Run) -> float:
         with average.swapped_in(policy):  # what is exported is what is evaluated
             evaluation.measure(policy, ref_policy, step=run.step + 1)
         run.end_step(num_tokens=int(rollout.attention_mask.sum()))
-
     with average.swapped_in(policy):  # with ema_decay the average is exported
         export(cfg, run, policy, value_model, tokenizer)
     return run.finish("eval/score" if evaluation.prompts and cfg.eval_every else "objective/score")
