@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from data.tokenizer import load_tokenizer
 from model.build import load_policy
 from model.lora import add_lora
-from rollouts.handshake import check_logprobs, ours_at
+from rollouts.handshake import PROBES, check_logprobs, ours_at
 from rollouts.server import Server
 from tests.published_votes import write_lines
 from tests.servers.conftest import ROOT, free_port, vllm_server
@@ -92,44 +92,54 @@ def test_an_adapter_samples_as_the_policy_that_has_it(vllm, policy, policy_direc
         assert near < LIKE and (far > 2 * near or not scale)
 
 
-def test_other_weights_and_log_probs_before_the_temperature_are_refused(vllm, policy, policy_directory, tmp_path):
-    server = server_at(vllm.url, vllm.directory, tmp_path / "engine")
+@pytest.fixture(scope="module")
+def raw(policy_directory, tmp_path_factory):
+    """A second server, whose log-probs are before the temperature."""
+    log = tmp_path_factory.mktemp("raw") / "log"
+    server = vllm_server(policy_directory, free_port(), log, "--logprobs-mode", "raw_logprobs")
+    with server:
+        yield server
+
+
+def test_other_weights_and_log_probs_before_the_temperature_are_refused(raw, policy, policy_directory, tmp_path):
+    server = server_at(raw.url, policy_directory, tmp_path / "engine")
     with server.ready(policy), pytest.raises(ValueError, match="are its weights quantised"):
-        bounds = {"temperature": server.cfg.sampling.temperature, "max_gap": server.cfg.engine.max_gap}
-        check_logprobs(server, changed(policy), server.tokenizer, **bounds)
-    log = tmp_path / "log"
-    with vllm_server(policy_directory, free_port(), log, "--logprobs-mode", "raw_logprobs") as url:
-        server = server_at(url, policy_directory, tmp_path / "engine", temperature=0.7)
-        with pytest.raises(ValueError, match="processed_logprobs") as refused, server.ready(policy):
-            pass
-        print(refused.value)
+        check_logprobs(server, changed(policy), server.tokenizer, temperature=1.0, max_gap=LIKE)
+    server = server_at(raw.url, policy_directory, tmp_path / "engine", temperature=0.7)
+    with pytest.raises(ValueError, match="processed_logprobs") as refused, server.ready(policy):
+        pass
+    print(refused.value)
 
 
-def test_a_server_that_is_killed_in_a_rollout_and_comes_back_loses_no_row(policy, policy_directory, tmp_path):
-    port, restarted = free_port(), []
-    first = vllm_server(policy_directory, port, tmp_path / "first")
-    with first as url:
-        server = server_at(url, policy_directory, tmp_path / "engine")
-        other = changed(policy)  # the restarted server begins with the weights of its directory, which are not these
-        prompts = [server.tokenizer.encode(text) for text in PROMPTS] * 2
+def test_a_server_that_is_killed_in_a_rollout_and_comes_back_loses_no_row(raw, policy, policy_directory, tmp_path):
+    def answered(log):
+        return log.read_text(errors="replace").count('generate HTTP/1.1" 200')
 
-        def restart():
-            while (tmp_path / "first").read_text(errors="replace").count("/inference/v1/generate") < 8 + 6:
-                time.sleep(0.05)
-            os.killpg(first.process.pid, signal.SIGKILL)
-            first.process.wait()
-            restarted.append(vllm_server(policy_directory, port, tmp_path / "second"))
-            restarted[0].__enter__()
+    server = server_at(raw.url, policy_directory, tmp_path / "engine")  # at T = 1 raw log-probs are as good
+    other = changed(policy)  # the restarted server begins with the weights of its directory, which are not these
+    prompts = [server.tokenizer.encode(text) for text in PROMPTS] * 2
+    port, before, log, restarted = int(raw.url.split(":")[2].split("/")[0]), answered(raw.log), tmp_path / "log", []
 
+    def restart():
+        while answered(raw.log) < before + PROBES + 6:
+            time.sleep(0.05)
+        os.killpg(raw.process.pid, signal.SIGKILL)
+        raw.process.wait()
+        restarted.append(vllm_server(policy_directory, port, log))
+        restarted[0].__enter__()
+
+    try:
         with server.ready(other):
             killer = threading.Thread(target=restart)
             killer.start()
             turns = server.answer(other, prompts, list(range(len(prompts))))
             killer.join()
             assert len(turns) == len(prompts) and gaps(server, other)[0] < LIKE
-        restarted[0].__exit__()
-        answers = [(tmp_path / name).read_text().count('generate HTTP/1.1" 200') for name in ("first", "second")]
-        print(f"{answers[0]} answers of the first server, {answers[1]} of the second, {len(prompts)} rows")
+    finally:
+        for one in restarted:
+            one.__exit__()
+    print(f"{answered(raw.log) - before} answers of the first server, {answered(log)} of the second")
+    assert PROBES + 6 <= answered(raw.log) - before < PROBES + len(prompts)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
