@@ -68,11 +68,16 @@ def with_instructions(questions: list[str], license: str) -> list[dict]:
     return records
 
 
-if __name__ == "__main__":
-    directory, questions = Path(sys.argv[1]), set().union(*map(first_turns, SOURCES))
+def both_files() -> tuple[list[dict], list[dict]]:
+    """The records to test with, and those to learn from."""
+    questions = set().union(*map(first_turns, SOURCES))
     records = with_instructions(sorted(questions, key=number_of), "Apache-2.0")
     more = sorted(first_turns(MORE) - questions, key=number_of)[:NUM_MORE]
-    test, train = records[:NUM_TEST], records[NUM_TEST:] + with_instructions(more, "MIT")
+    return records[:NUM_TEST], records[NUM_TEST:] + with_instructions(more, "MIT")
+
+
+if __name__ == "__main__":
+    directory, (test, train) = Path(sys.argv[1]), both_files()
     write_jsonl(directory / "prompts_checkable_test.jsonl.gz", test)
     write_jsonl(directory / "prompts_checkable_train.jsonl.gz", train)
     print(f"{len(train)} prompts to learn from, {len(test)} to test with")

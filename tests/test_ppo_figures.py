@@ -13,7 +13,7 @@ FIGURES = Path(__file__).with_name("ppo_figures.json")
 RUNS = {
     "gae": ["data.eval=[{home}/rows.jsonl]", "eval_every=2", "num_prompts=5"],
     "after_eos": ["score_position=after_eos", "missing_eos=replace", "samples_per_prompt=2", "whiten_rewards=true"],
-    "grpo": ["advantage=grpo", "samples_per_prompt=2", "kl_in=loss", "kl_estimator=k3", "dual_clip=3"],
+    "grpo": ["advantage=grpo", "samples_per_prompt=2", "kl_in=loss", "kl_estimator=k3", "dual_clip=3", "optim.lr=1e-4"],
     "rloo": ["advantage=rloo", "samples_per_prompt=4", "reward_clip=0.5", "ema_decay=0.9"],
     "adaptive": ["kl_controller=adaptive", "ptx_coef=0.5", "data.ptx=[{home}/rows.jsonl]", "value_start=policy"],
 }
@@ -25,5 +25,6 @@ def test_the_figures_of_two_steps_are_what_they_were(ppo, stopping, inputs, tmp_
     rows, known = read_metrics(tmp_path / "run"), json.loads(FIGURES.read_text())[name]
     assert len(rows) == len(known)
     for row, old in zip(rows, known, strict=True):
-        for key, value in old.items():  # rounding differs between processors, and Adam's first steps enlarge it
-            assert row[key] == pytest.approx(value, rel=5e-3, abs=1e-5), f"step {row['step']}: {key}"
+        for key, value in old.items():  # another processor rounds a few of some 200 tokens to the other side of a clip
+            share = 0.02 if key.endswith("_fraction") else 1e-5
+            assert row[key] == pytest.approx(value, rel=5e-3, abs=share), f"step {row['step']}: {key}"

@@ -21,13 +21,12 @@ def test_the_small_chain_of_a_recipe_runs_to_its_report(recipe, tmp_path):
 
 def test_the_checkable_prompts_are_those_that_the_script_makes_and_no_question_is_in_both_files():
     from data.files import read_rows
-    from experiments.checkable_prompts import NUM_TEST, rows
+    from experiments.checkable_prompts import NUM_TEST, both_files
 
     files = [
         [row for _, row in read_rows(f"{ROOT}/data/embedded/prompts_checkable_{part}.jsonl.gz")]
         for part in ("test", "train")
     ]
-    made = rows()
-    assert files == [made[:NUM_TEST], made[NUM_TEST:]]
+    assert files == list(both_files())
     asked = [{row["prompt"].split("\n")[0] for row in part} for part in files]
     assert not asked[0] & asked[1] and len(asked[0]) == NUM_TEST

@@ -236,7 +236,7 @@ def test_wandbs_offline_run_holds_metrics_samples_config_and_group(sft, tmp_path
     kinds = [r.WhichOneof("record_type") for r in records]
     assert kinds.count("run") == 1, f"{file.stat().st_size} bytes: {kinds}"
     about = records[kinds.index("run")].run
-    assert about.run_group == "the_group" and "num_steps=3" in about.display_name
+    assert about.run_group == about.display_name == "the_group"
     config = {item.key: json.loads(item.value_json) for item in about.config.update}
     assert config["num_steps"] == 3 and config["optim"]["lr"] == 1e-2
     logged: dict[int, dict] = {}

@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 
 pytest.importorskip("httpx")
-from generation import endpoint  # noqa: E402
+from generation import endpoint, endpoint_reply  # noqa: E402
 from generation.endpoint import OpenAIClient  # noqa: E402
 
 KEY = "sk-secret-4242"
@@ -196,7 +196,7 @@ class Server:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_server_that_misbehaves_costs_what_it_must(fault, tmp_path, monkeypatch):
     monkeypatch.setattr(endpoint.tenacity, "wait_random_exponential", lambda **_: lambda state: 0.01)
-    monkeypatch.setattr(endpoint, "LONGEST_WAIT", 0.1)
+    monkeypatch.setattr(endpoint_reply, "LONGEST_WAIT", 0.1)
     monkeypatch.setenv("FAULTY_KEY", KEY)
     server = Server(fault)
     settings = {"timeout": 20.0, "max_tries": 2} | fault.settings

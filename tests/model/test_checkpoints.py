@@ -184,7 +184,8 @@ def test_an_adapter_of_peft_is_read_as_the_merged_model(settings, tmp_path):
         assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
         assert (ours - our_logprobs(load_policy(tmp_path / "base"))).abs().max() > 0.1
     reader = open_weights(tmp_path / "adapter")
-    assert all(torch.equal(reader.read(name, slice(1, 3)), reader.read(name)[1:3]) for name in reader.adapted)
+    for name in reader.adapted:  # some processors round a product by its shape
+        torch.testing.assert_close(reader.read(name, slice(1, 3)), reader.read(name)[1:3], rtol=1e-6, atol=1e-7)
     assert find_tokenizer(tmp_path / "adapter") == tmp_path / "base"
     before = weights_digest(tmp_path / "adapter")
     edit(tmp_path / "base", max_position_embeddings=128)

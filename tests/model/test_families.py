@@ -59,9 +59,10 @@ def test_logprobs_and_every_gradient_are_those_of_transformers(case, tmp_path):
     (ours * mix).sum().backward()
     (expected * mix).sum().backward()
     grads = saved_gradients(theirs, tmp_path / "gradients")
+    bound = 4e-5 if policy.config.facts.linear else 2e-5  # both sides sum the recurrence in float32, in other orders
     for name, weight in policy.named_parameters():
         grad = torch.cat([grads[part] for part in parts_of(name, policy.config)])
-        assert (weight.grad - grad).abs().max() <= 2e-5 * grad.abs().max(), name
+        assert (weight.grad - grad).abs().max() <= bound * grad.abs().max(), name
 
 
 def saved_gradients(model, directory) -> dict:
