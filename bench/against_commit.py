@@ -2,10 +2,11 @@
 ours.
 
     python bench/against_commit.py 40e4cb1 --rounds 3                 all rows
-    python bench/against_commit.py 40e4cb1 --only judge winrate       a part of them
+    python bench/against_commit.py 40e4cb1 --only judge winrate       a part of them, on 805 pairs
+    python bench/against_commit.py 40e4cb1 --only judge --pairs 100   on fewer
 
 The training steps and the sampler are the rows of bench/vs_peers.py, both sides in bf16. The other rows are whole
-commands on 805 pairs of answers of Anthropic HH, each side with its own defaults. The side that begins alternates by
+commands on pairs of answers of Anthropic HH, each side with its own defaults. The side that begins alternates by
 round.
 """
 
@@ -25,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from bench.vs_peers import PREFERENCES, Bench, works  # noqa: E402
 
 
-def write_answers(directory: Path, count: int = 805) -> list[str]:
+def write_answers(directory: Path, count: int) -> list[str]:
     """Write questions with two models' answers, short enough for every judge.
 
     Returns the overrides that name the files.
@@ -52,10 +53,10 @@ def write_answers(directory: Path, count: int = 805) -> list[str]:
     return [*files, "task.turns=1", "task.baseline=rejected"]
 
 
-def evaluations(bench: Bench) -> dict[str, list[str]]:
+def evaluations(bench: Bench, count: int) -> dict[str, list[str]]:
     """{row: overrides of evaluate.py}. The win rate uses verdicts of the reward model, which are computed once here."""
     directory = bench.directory
-    asked = ["task=judge", *write_answers(directory)]
+    asked = ["task=judge", *write_answers(directory, count)]
     scored = [*asked, "judge=reward_model", f"judge.path={bench.scorer}"]
     bench.run([sys.executable, "evaluate.py", *scored, f"hydra.run.dir={directory}/verdicts"])
     return {
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("commit")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=[""], help="beginnings of the names of rows")
+    parser.add_argument("--pairs", type=int, default=805, help="pairs of answers of the rows that evaluate")
     args = parser.parse_args()
     directory = Path(tempfile.mkdtemp())
     other = directory / "other"
@@ -95,7 +97,7 @@ def main() -> None:
             name: lambda root, overrides=overrides: bench.ours(overrides, root)[0] for name, overrides in chosen.items()
         }
         if any(name.startswith(tuple(args.only)) for name in ("judge", "winrate")):
-            rows = evaluations(bench).items()
+            rows = evaluations(bench, args.pairs).items()
             timed |= {
                 name: lambda root, overrides=overrides: whole(bench, overrides, root)
                 for name, overrides in rows
