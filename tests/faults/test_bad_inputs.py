@@ -102,7 +102,11 @@ def run_script(name: str, words: list[str], monkeypatch) -> int:
     return stopped.value.code
 
 
-@pytest.mark.parametrize("name, words, message", ROWS, ids=lambda cell: cell[:60])
+# Every second row is slow: half a second each, and there are two hundred.
+PARAMS = [pytest.param(*row, marks=pytest.mark.slow if i % 2 else ()) for i, row in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize("name, words, message", PARAMS, ids=lambda cell: cell[:60])
 def test_bad_input_gets_its_message_exit_code_2_and_writes_nothing(
     name, words, message, files, tmp_path, capsys, monkeypatch
 ):
