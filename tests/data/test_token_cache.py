@@ -97,6 +97,9 @@ def test_several_processes_make_what_one_makes(kind, tmp_path, four_chunks, monk
     data.cache = str(tmp_path / "one")
     alone = encode(data)
     assert [plain(item) for item in several.items] == [plain(item) for item in alone.items] and len(alone.items) == 46
+    monkeypatch.setattr(encoder, "CHUNK", 999)
+    data.cache = str(tmp_path / "one_chunk")
+    assert [plain(item) for item in encode(data).items] == [plain(item) for item in alone.items]
     assert several.items.digest == alone.items.digest
     assert several.skipped == alone.skipped
     assert [re.sub(r": .*", "", problem) for problem in alone.skipped] == [f"{data.train[0]}:{n}" for n in (21, 31, 49)]

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import rollouts.engine
 from rollouts.rewards import Scorer
 from rollouts.sources import Source
+from runtime.seeds import seed_of
 from tests.test_ppo_values import column, samples_of, stopping  # noqa: F401 - fixtures
 from tests.test_train_ppo import inputs, ppo  # noqa: F401 - fixtures
 
@@ -94,8 +96,13 @@ def test_sources_are_weighed_clipped_and_logged_apart(ppo, stopping, fn, tmp_pat
     assert row["objective/correlation/long/short"] == pytest.approx(-1)
 
 
-def test_dynamic_sampling_refills_groups_whose_scores_are_equal(ppo, stopping, tmp_path, read_metrics):
-    """Half the prompts are paid the same whatever is said: with other batches to draw from, none of them is kept."""
+def test_dynamic_sampling_refills_groups_whose_scores_are_equal(ppo, stopping, tmp_path, read_metrics, monkeypatch):
+    """Half the prompts are paid the same whatever is said: with other batches to draw from, none of them is kept.
+
+    No two rows of a step have the same random numbers.
+    """
+    drawn: list[tuple] = []
+    monkeypatch.setattr(rollouts.engine, "seed_of", lambda *parts: drawn.append(parts) or seed_of(*parts))
     (tmp_path / "half.py").write_text(
         "def half(prompts, completions, id):\n"
         "    return [1.0 if sum(map(ord, i)) % 2 else float(len(c)) for i, c in zip(id, completions)]\n"
@@ -104,7 +111,10 @@ def test_dynamic_sampling_refills_groups_whose_scores_are_equal(ppo, stopping, t
     words += ["batch_size=4", "minibatch_size=4"]
     shares = {}
     for most in (0, 6):
+        drawn.clear()
         assert ppo(*words, f"dynamic_sampling={most}", run=str(most)) == 0
+        of_rollouts = [parts for parts in drawn if "rollout" in parts]
+        assert len(of_rollouts) == len(set(of_rollouts)) >= 8
         rows = samples_of(tmp_path / str(most))
         groups = list(zip(rows[::2], rows[1::2], strict=True))
         assert len(groups) == 4
