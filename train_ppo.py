@@ -43,7 +43,8 @@ from model.experts import router_loss
 from model.heads import Policy
 from model.lora import AdaptersOff, add_lora, export_adapter, value_on
 from model.packing import Stream
-from rollouts.engine import Engine, correct_for_sampler
+from rollouts.engine import Engine, correct_for_sampler, load_sampler
+from rollouts.environment import load_environment
 from rollouts.evaluate import Evaluation
 from rollouts.monitor import Monitor
 from rollouts.parts import of_actions, of_states
@@ -400,14 +401,25 @@ def load_monitor(cfg: DictConfig, run: Run, tokenizer: Tokenizer) -> Monitor:
 
 def load_engine(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Engine:
     """Where rollouts come from: this process or a server, with the environment of `env` where there is one."""
-    return Engine(cfg, run, tokenizer, policy.config.max_length)
+    sampler = load_sampler(
+        cfg.engine, cfg.sampling, tokenizer, window=policy.config.max_length, directory=run.dir / "engine",
+        base=cfg.policy,
+    )  # fmt: skip
+    environment = load_environment(
+        cfg.env, tokenizer, window=sampler.window, max_new_tokens=cfg.sampling.max_new_tokens,
+        max_turns=cfg.max_turns, directory=run.dir / "env", seconds=cfg.reward_timeout,
+    )  # fmt: skip
+    position, ahead = cfg.score_position, bool(cfg.engine.ahead)
+    return Engine(run, tokenizer, sampler, environment, seed=cfg.seed, score_position=position, ahead=ahead)
 
 
 def load_prompts(
     cfg: DictConfig, run: Run, tokenizer: Tokenizer, engine: Engine, score: Scorer, monitor: Monitor
 ) -> tuple[Loader, Evaluation]:
     """Rollout prompts, and the evaluation on held-out ones. Both leave max_new_tokens free in the smallest window."""
-    window = engine.window if score.reward_model is None else min(engine.window, score.reward_model.config.max_length)
+    window = engine.sampler.window
+    if score.reward_model is not None:
+        window = min(window, score.reward_model.config.max_length)
     room = window - cfg.sampling.max_new_tokens
     settings = {"batch_size": cfg.batch_size, "seed": cfg.seed, "rank": run.rank, "world_size": run.world_size}
     prompts = prompt_loader(cfg.data, tokenizer, max_length=room, **settings)

@@ -16,34 +16,30 @@ from rollouts.trajectory import Trajectory
 
 
 class Ahead:
-    """The rollouts of an engine, one for each step, `engine.ahead` of them under way."""
+    """The rollouts of an engine, one for each step. With `enabled` the next step's is drawn during this step."""
 
-    def __init__(self, engine):
-        self.engine, self.ahead = engine, engine.cfg.engine.ahead
+    def __init__(self, engine, enabled: bool):
+        self.engine, self.enabled = engine, enabled
         self.pending: Future[Trajectory] | None = None  # of the step to come
 
-    def next(self, policy: Policy, prompts: Loader, *, step: int, samples_per_prompt: int) -> Trajectory:
+    def next(self, policy: Policy, prompts: Loader, samples_per_prompt: int, *, step: int, is_last: bool) -> Trajectory:
         """The rollout of this step; where one is drawn ahead, the next is begun by the policy as it is now.
 
         Which prompts and which seeds a step has does not depend on when it is drawn.
         """
-        engine, how = self.engine, {"samples_per_prompt": samples_per_prompt}
-        if not self.ahead:
-            with engine.ready(policy):
-                return engine.rollout(policy, next(prompts), step=step, **how)
         rollout = self.pending.result() if self.pending else None
-        with engine.ready(policy):
+        with self.engine.ready(policy):
             if rollout is None:
-                rollout = engine.rollout(policy, next(prompts), step=step, **how)
+                rollout = self.engine.rollout(policy, next(prompts), step=step, samples_per_prompt=samples_per_prompt)
             self.pending = None
-            if step + 1 < engine.cfg.num_steps:
-                self.pending = begin(self.draw, policy, next(prompts), step, how)
+            if self.enabled and not is_last:
+                self.pending = begin(self.draw, policy, next(prompts), samples_per_prompt, step)
         return rollout
 
-    def draw(self, policy: Policy, prompts: list[dict], step: int, how: dict) -> Trajectory:
+    def draw(self, policy: Policy, prompts: list[dict], samples_per_prompt: int, step: int) -> Trajectory:
         """The rollout of the step after `step`, drawn by the policy of `step`."""
         with torch.no_grad():
-            rollout = self.engine.rollout(policy, prompts, step=step + 1, **how)
+            rollout = self.engine.rollout(policy, prompts, step=step + 1, samples_per_prompt=samples_per_prompt)
         rollout.step = step
         return rollout
 

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from advantages import importance_weights
 from model.heads import Policy
-from model.sampling import generate
 from rollouts.ahead import Ahead
-from rollouts.environment import load_environment
+from rollouts.environment import Dialogue, SingleTurn
+from rollouts.local import Local
 from rollouts.server import ENGINES, Server
-from rollouts.trajectory import Trajectory, Turn, make_trajectory
-from runtime.distributed import gathered
+from rollouts.trajectory import Trajectory, make_trajectory
 from runtime.metrics import masked
 from runtime.seeds import seed_of
 from runtime.shares import number_of
@@ -24,25 +23,24 @@ class Engine:
     """Rollouts of a policy, for training and for evaluation.
 
     Args:
-        cfg: the script's config: `engine`, `sampling`, `env`, `score_position`, `seed`. run: the run of this rank.
-        window: number of tokens that every model can read.
+        run: the run of this rank. sampler: writes the policy's turns. environment: writes the messages between them.
+        seed: of the run. score_position: as in `make_trajectory`. ahead: whether the rollout of the next step is drawn
+            during the updates of this step.
     """
 
-    def __init__(self, cfg: DictConfig, run, tokenizer, window: int):
-        self.cfg, self.run, self.tokenizer, self.window = cfg, run, tokenizer, window
-        if cfg.engine.kind == "local":
-            self.sampler: Local | Server = Local(cfg.sampling, tokenizer)
-        elif cfg.engine.kind in ENGINES:
-            server = Server(cfg, tokenizer, Path(cfg.engine.directory or run.dir / "engine"))
-            self.sampler, self.window = server, min(window, server.window)
-        else:
-            known = ", ".join(f"engine={kind}" for kind in ("local", *ENGINES))
-            raise ValueError(f"engine.kind={cfg.engine.kind!r} is unknown; use {known}")
-        self.environment = load_environment(
-            cfg.env, tokenizer, window=self.window, max_new_tokens=cfg.sampling.max_new_tokens,
-            max_turns=cfg.max_turns, directory=Path(cfg.run_dir) / "env", seconds=cfg.reward_timeout,
-        )  # fmt: skip
-        self.ahead = Ahead(self)
+    def __init__(
+        self,
+        run,
+        tokenizer,
+        sampler: Local | Server,
+        environment: SingleTurn | Dialogue,
+        *,
+        seed: int,
+        score_position: str,
+        ahead: bool,
+    ):
+        self.run, self.tokenizer, self.sampler, self.environment = run, tokenizer, sampler, environment
+        self.seed, self.score_position, self.ahead = seed, score_position, Ahead(self, ahead)
 
     @contextmanager
     def ready(self, policy: Policy) -> Iterator[None]:
@@ -64,7 +62,7 @@ class Engine:
         prompts = [prompt for prompt in prompts for _ in range(K)]
         numbers = [number_of(i // K, rank, world_size) * K + i % K for i in range(len(prompts))]
         first = len(numbers) * world_size * batch  # number of the first row of this batch of the step
-        seeds = [(self.cfg.seed, "rollout", step, first + number) for number in numbers]
+        seeds = [(self.seed, "rollout", step, first + number) for number in numbers]
         episodes = self.environment.begin(prompts)
         while active := [i for i, episode in enumerate(episodes) if not episode.over]:
             asked = [episodes[i].ids for i in active]
@@ -73,17 +71,13 @@ class Engine:
             for i, turn in zip(active, turns, strict=True):
                 episodes[i].add(turn)
             self.environment.speak([episodes[i] for i in active])
-        known = all(episode.logprobs is not None for episode in episodes)
         trajectory = make_trajectory(
-            [e.ids for e in episodes],
-            [e.turns for e in episodes],
-            [e.logprobs for e in episodes] if known else None,
-            [e.finished for e in episodes],
+            episodes,
             prompts,
             pad_id=self.tokenizer.pad_id,
             device=self.run.device,
-            score_position=self.cfg.score_position,
-            max_new_tokens=self.cfg.sampling.max_new_tokens,
+            score_position=self.score_position,
+            max_new_tokens=self.sampler.sampling.max_new_tokens,
         )
         trajectory.rewards |= self.environment.rewards(episodes, trajectory)
         trajectory.step = step
@@ -97,34 +91,24 @@ class Engine:
         self.ahead.load_state_dict(state)
 
 
-class Local:
-    """The sampler of this process."""
+def load_sampler(
+    engine: DictConfig, sampling: DictConfig, tokenizer, *, window: int, directory: Path, base: str
+) -> Local | Server:
+    """What writes the policy's turns: this process, or the server that the config group `engine` describes.
 
-    def __init__(self, sampling: DictConfig, tokenizer):
-        self.sampling, self.tokenizer = sampling, tokenizer
-
-    @contextmanager
-    def ready(self, policy: Policy) -> Iterator[None]:
-        """Full weights while the policy samples."""
-        with gathered(policy):
-            yield
-
-    def answer(self, policy: Policy, prompts: list[list[int]], seeds: list[int]) -> list[Turn]:
-        """One turn for each prompt. Prompts are token ids."""
-        made = generate(
-            policy,
-            prompts,
-            **self.sampling,
-            stop_ids=self.tokenizer.stop_ids,
-            seeds=seeds,
-            pad_id=self.tokenizer.pad_id,
-        )
-        rows = zip(made.rows.input_ids.cpu(), made.rows.completion_mask.cpu(), strict=True)
-        completions = [ids[mask].tolist() for ids, mask in rows]
-        return [
-            Turn(ids, logprobs, reason == "stop")
-            for ids, logprobs, reason in zip(completions, made.logprobs, made.finish_reasons, strict=True)
-        ]
+    Args:
+        window: number of tokens that the run's models can read. directory: where a server finds the policies, unless
+            engine.directory names another place. base: the checkpoint that an adapter belongs to.
+    Raises:
+        ValueError: engine.kind is unknown, or a setting of a server is wrong. ConnectionError: the server is down.
+    """
+    if engine.kind == "local":
+        return Local(sampling, tokenizer, window=window)
+    if engine.kind not in ENGINES:
+        known = ", ".join(f"engine={kind}" for kind in ("local", *ENGINES))
+        raise ValueError(f"engine.kind={engine.kind!r} is unknown; use {known}")
+    directory = Path(engine.directory or directory)
+    return Server(engine, sampling, tokenizer, window=window, directory=directory, base=base)
 
 
 def correct_for_sampler(

@@ -15,7 +15,6 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,31 +26,7 @@ from data.prompts import WHOLE
 from rollouts.environment_worker import Environments
 from rollouts.own_process import OwnProcess
 from rollouts.reward_functions import RewardFailed
-from rollouts.trajectory import Trajectory, Turn
-
-
-@dataclass
-class Episode:
-    """One row of a rollout in progress."""
-
-    prompt: dict  # encoded, with the messages and columns of its record
-    ids: list[int]  # all tokens so far
-    turns: list[int]  # for each token: the policy's turn, or -1 if the policy did not sample it
-    logprobs: list[float] | None  # for each token: its log-probability in the sampler
-    messages: list[dict] = field(default_factory=list)  # the dialogue as texts
-    rewards: list[float] = field(default_factory=list)  # the environment's reward of each turn
-    num_turns: int = 0
-    finished: bool = False  # the last turn ended with a stop token
-    over: bool = False
-    number: int = 0  # number of the episode in its rollout
-
-    def add(self, turn: Turn) -> None:
-        """Append a turn of the policy."""
-        self.ids = self.ids + turn.ids
-        self.turns = self.turns + [self.num_turns] * len(turn.ids)
-        known = self.logprobs is not None and turn.logprobs is not None
-        self.logprobs = self.logprobs + turn.logprobs if known else None
-        self.num_turns, self.finished = self.num_turns + 1, turn.stopped
+from rollouts.trajectory import Episode, Trajectory
 
 
 class SingleTurn:

@@ -106,6 +106,8 @@ def check_off_policy(cfg: DictConfig, world_size: int) -> None:
     check_positive(off_policy__max_weight=cfg.off_policy.max_weight)
     rows = cfg.batch_size * cfg.samples_per_prompt
     check_choice("engine.ahead", cfg.engine.ahead, (0, 1))
+    if cfg.engine.get("weights") == "lora" and not cfg.lora.rank:
+        raise ValueError("engine.weights=lora sends an adapter, and lora.rank=0 has none; say engine.weights=disk")
     if cfg.engine.ahead and (cfg.engine.kind == "local" or cfg.dynamic_sampling):
         raise ValueError(
             "engine.ahead=1 samples a rollout during the update on another one: it needs a server (engine=vllm) and "

@@ -23,7 +23,7 @@ def draw(
     """
     K, drawn, kept = samples_per_prompt, [], None
     if not batches:
-        rollout = engine.ahead.next(policy, prompts, step=run.step, samples_per_prompt=K)
+        rollout = engine.ahead.next(policy, prompts, K, step=run.step, is_last=run.is_last_step)
         return rollout, score(rollout, learned_from=True)
     for number in range(batches):
         with engine.ready(policy):

@@ -35,22 +35,22 @@ class Server:
     """The engine that conf/engine/vllm.yaml or sglang.yaml describes.
 
     Args:
-        cfg: the script's config: `engine`, `sampling`, `policy`, `lora`. directory: where each policy is exported; the
-            server must see the path.
+        engine, sampling: groups of the config. window: number of tokens that the run's models can read.
+        directory: where each policy is exported; the server must see the path. base: the checkpoint that an adapter
+            belongs to.
     Raises:
         ValueError: a setting is out of range, or the server writes text with other tokens. ConnectionError.
     """
 
-    def __init__(self, cfg: DictConfig, tokenizer, directory: Path):
-        check_whole(1, engine__max_parallel=cfg.engine.max_parallel, engine__max_tries=cfg.engine.max_tries)
-        check_positive(engine__timeout=cfg.engine.timeout, engine__max_gap=cfg.engine.max_gap)
-        kind = ENGINES[cfg.engine.kind]
-        check_choice("engine.weights", cfg.engine.weights, kind.weights)
-        if cfg.engine.weights == "lora" and not cfg.lora.rank:
-            raise ValueError("engine.weights=lora sends an adapter, and lora.rank=0 has none; say engine.weights=disk")
-        self.cfg, self.tokenizer, self.directory = cfg, tokenizer, directory.resolve()
-        self.api = kind(cfg.engine, cfg.sampling, tokenizer)
-        self.window = self.api.window
+    def __init__(self, engine: DictConfig, sampling: DictConfig, tokenizer, *, window: int, directory: Path, base: str):
+        check_whole(1, engine__max_parallel=engine.max_parallel, engine__max_tries=engine.max_tries)
+        check_positive(engine__timeout=engine.timeout, engine__max_gap=engine.max_gap)
+        kind = ENGINES[engine.kind]
+        check_choice("engine.weights", engine.weights, kind.weights)
+        self.engine, self.sampling, self.tokenizer = engine, sampling, tokenizer
+        self.directory, self.base = directory.resolve(), base
+        self.api = kind(engine, sampling, tokenizer)
+        self.window = min(window, self.api.window)
         check_tokens(self.api, tokenizer)
         self.run_id, self.loads, self.checked = from_main(secrets.token_hex(4)), 0, False
         self.is_main = not dist.is_initialized() or dist.get_rank() == 0
@@ -64,8 +64,8 @@ class Server:
     def ready(self, policy: Policy) -> Iterator[None]:
         """The server answers as the policy is now. All ranks enter; rank 0 writes and asks."""
         self.loads += 1
-        if self.cfg.engine.weights == "lora":
-            export_adapter(policy, self.directory, self.cfg.policy, durable=False)
+        if self.engine.weights == "lora":
+            export_adapter(policy, self.directory, self.base, durable=False)
         else:
             export_model(policy, self.directory, self.tokenizer, durable=False, matrices=self.api.matrices)
         if self.is_main:
@@ -74,7 +74,7 @@ class Server:
             dist.barrier()
         if not self.checked:
             with gathered(policy):
-                temperature, max_gap = self.cfg.sampling.temperature, self.cfg.engine.max_gap
+                temperature, max_gap = self.sampling.temperature, self.engine.max_gap
                 check_logprobs(self, policy, self.tokenizer, temperature=temperature, max_gap=max_gap)
             self.checked = True
         yield
@@ -94,7 +94,7 @@ class Server:
             if loads:  # it was restarted, or somebody gave it other weights
                 self.api.load(self.directory, self.version)
             rows = [(prompts[i], seeds[i], policy.config.vocab_size) for i in missing]
-            for i, turn in zip(missing, in_parallel(self.complete, rows, self.cfg.engine.max_parallel), strict=True):
+            for i, turn in zip(missing, in_parallel(self.complete, rows, self.engine.max_parallel), strict=True):
                 turns[i] = turn
         raise ConnectionError(
             f"engine: {self.api.url} lost the weights {self.version} {MOST_LOADS} times in one rollout: is another run "

@@ -20,7 +20,7 @@ class SGLang:
     """One server.
 
     Args:
-        cfg: conf/engine/sglang.yaml. sampling: conf/sampling. tokenizer: whose stop ids end a completion.
+        engine: conf/engine/sglang.yaml. sampling: conf/sampling. tokenizer: whose stop ids end a completion.
     Raises:
         ValueError: it serves no model. ConnectionError: it stays down.
     """
@@ -29,9 +29,9 @@ class SGLang:
     matrices = torch.float32  # of an export
     raw_logprobs = "start it without SGLANG_RETURN_ORIGINAL_LOGPROB"
 
-    def __init__(self, cfg: DictConfig, sampling: DictConfig, tokenizer):
-        self.cfg, self.url = cfg, cfg.url.rstrip("/").removesuffix("/v1")
-        self.limits = {"timeout": cfg.timeout, "max_tries": cfg.max_tries, "who": "engine"}
+    def __init__(self, engine: DictConfig, sampling: DictConfig, tokenizer):
+        self.url = engine.url.rstrip("/").removesuffix("/v1")
+        self.limits = {"timeout": engine.timeout, "max_tries": engine.max_tries, "who": "engine"}
         self.model, self.window = self.served()
         self.sampling = {  # all of it: what is left out, generation_config.json may decide
             "max_new_tokens": sampling.max_new_tokens,

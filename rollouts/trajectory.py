@@ -133,11 +133,32 @@ class Turn(NamedTuple):
     stopped: bool
 
 
+@dataclass
+class Episode:
+    """One row of a rollout in progress."""
+
+    prompt: dict  # encoded, with the messages and columns of its record
+    ids: list[int]  # all tokens so far
+    turns: list[int]  # for each token: the policy's turn, or -1 if the policy did not sample it
+    logprobs: list[float] | None  # for each token: its log-probability in the sampler
+    messages: list[dict] = field(default_factory=list)  # the dialogue as texts
+    rewards: list[float] = field(default_factory=list)  # the environment's reward of each turn
+    num_turns: int = 0
+    finished: bool = False  # the last turn ended with a stop token
+    over: bool = False
+    number: int = 0  # number of the episode in its rollout
+
+    def add(self, turn: Turn) -> None:
+        """Append a turn of the policy."""
+        self.ids = self.ids + turn.ids
+        self.turns = self.turns + [self.num_turns] * len(turn.ids)
+        known = self.logprobs is not None and turn.logprobs is not None
+        self.logprobs = self.logprobs + turn.logprobs if known else None
+        self.num_turns, self.finished = self.num_turns + 1, turn.stopped
+
+
 def make_trajectory(
-    ids: list[list[int]],
-    turns: list[list[int]],
-    logprobs: list[list[float]] | None,
-    finished: list[bool],
+    episodes: list[Episode],
     prompts: list[dict],
     *,
     pad_id: int,
@@ -145,18 +166,20 @@ def make_trajectory(
     score_position: str,
     max_new_tokens: int,
 ) -> Trajectory:
-    """The trajectory of episodes that are given as lists of different lengths.
+    """The trajectory of finished episodes. Log-probs of the sampler are unknown if one episode has none.
 
     Args:
-        ids: tokens of every episode. turns: for each token the turn of its action, -1 if it was not sampled.
-        logprobs: for each token. score_position: eos, or after_eos: the state after the last token also has a value and
-            receives the score, if the completion has space for a further token (Huang et al. 2024, arXiv:2403.17031,
-            and TRL).
+        prompts: of the episodes, without what an environment wrote before the first turn.
+        score_position: eos, or after_eos: the state after the last token also has a value and receives the score, if
+            the completion has space for a further token (Huang et al. 2024, arXiv:2403.17031, and TRL).
+        max_new_tokens: the limit of a turn.
     """
-    tokens, turn = (padded(rows, fill, torch.int64) for rows, fill in ((ids, pad_id), (turns, -1)))
-    attention_mask = padded([[True] * len(row) for row in ids], False, torch.bool)
-    sampler_logprobs = None if logprobs is None else padded(logprobs, 0.0, torch.float32)
-    stopped, action_mask = torch.tensor(finished), turn >= 0
+    tokens = padded([episode.ids for episode in episodes], pad_id, torch.int64)
+    turn = padded([episode.turns for episode in episodes], -1, torch.int64)
+    attention_mask = padded([[True] * len(episode.ids) for episode in episodes], False, torch.bool)
+    logprobs = [episode.logprobs for episode in episodes if episode.logprobs is not None]
+    sampler_logprobs = padded(logprobs, 0.0, torch.float32) if len(logprobs) == len(episodes) else None
+    stopped, action_mask = torch.tensor([episode.finished for episode in episodes]), turn >= 0
     value_mask = action_mask
     if score_position == "after_eos":
         beside = (tokens, attention_mask, action_mask, sampler_logprobs)

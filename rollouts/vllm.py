@@ -29,7 +29,7 @@ class VLLM:
     """One server.
 
     Args:
-        cfg: conf/engine/vllm.yaml. sampling: conf/sampling. tokenizer: whose stop ids end a completion.
+        engine: conf/engine/vllm.yaml. sampling: conf/sampling. tokenizer: whose stop ids end a completion.
     Raises:
         ValueError: it serves no model, or several. ConnectionError: it stays down.
     """
@@ -38,11 +38,11 @@ class VLLM:
     start = "VLLM_SERVER_DEV_MODE=1 vllm serve POLICY_DIR --enable-scale-out --logprobs-mode processed_logprobs"
     raw_logprobs = "start it with --logprobs-mode processed_logprobs"
 
-    def __init__(self, cfg: DictConfig, sampling: DictConfig, tokenizer):
-        self.cfg, self.url = cfg, cfg.url.rstrip("/").removesuffix("/v1")
-        self.limits = {"timeout": cfg.timeout, "max_tries": cfg.max_tries, "who": "engine"}
+    def __init__(self, engine: DictConfig, sampling: DictConfig, tokenizer):
+        self.engine, self.url = engine, engine.url.rstrip("/").removesuffix("/v1")
+        self.limits = {"timeout": engine.timeout, "max_tries": engine.max_tries, "who": "engine"}
         self.model, self.window = self.served()
-        self.matrices = torch.float32 if cfg.weights == "lora" else self.dtype()
+        self.matrices = torch.float32 if engine.weights == "lora" else self.dtype()
         self.adapter: str | None = None  # the name of the adapter that answers, with weights=lora
         self.sampling = {  # all of it: what is left out, generation_config.json may decide
             "max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": 1.0, "top_k": 0,
@@ -82,7 +82,7 @@ class VLLM:
 
         What a dead trainer may still be waiting for is given up. Weights that are loaded already may be loaded again.
         """
-        if self.cfg.weights == "lora":
+        if self.engine.weights == "lora":
             self.load_adapter(directory, version)
             return
         self.change("/pause?mode=abort", {})

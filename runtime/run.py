@@ -176,6 +176,11 @@ class Run:
         step = self.step + 1 if step is None else step
         return every > 0 and (step % every == 0 or step == self.cfg.num_steps)
 
+    @property
+    def is_last_step(self) -> bool:
+        """Whether no step comes after the current one."""
+        return self.step + 1 == self.cfg.num_steps
+
     @contextlib.contextmanager
     def off_the_clock(self) -> Iterator[None]:
         """Time in the block, such as evaluation, sampling or saving, does not count as time of the step."""

@@ -136,20 +136,12 @@ def test_an_older_policys_samples_are_weighed_and_their_age_is_logged():
     from omegaconf import OmegaConf
 
     from rollouts.engine import correct_for_sampler
-    from rollouts.trajectory import make_trajectory
+    from rollouts.trajectory import Episode, make_trajectory
 
-    rows = [[7, 8, 9], [7, 8]]
-    made = make_trajectory(
-        rows,
-        [[-1, 0, 0], [-1, 0]],
-        [[0.0, -1.0, -2.0], [0.0, -0.5]],
-        [True, True],
-        [{}, {}],
-        pad_id=0,
-        device=torch.device("cpu"),
-        score_position="eos",
-        max_new_tokens=2,
-    )
+    long = Episode({}, ids=[7, 8, 9], turns=[-1, 0, 0], logprobs=[0.0, -1.0, -2.0], finished=True)
+    short = Episode({}, ids=[7, 8], turns=[-1, 0], logprobs=[0.0, -0.5], finished=True)
+    device = torch.device("cpu")
+    made = make_trajectory([long, short], [{}, {}], pad_id=0, device=device, score_position="eos", max_new_tokens=2)
     now = torch.tensor([[0.0, -0.5, -2.0], [0.0, -1.5, 0.0]])
     advantages = torch.where(made.action_mask, 2.0, 0.0)
     given = {"correction": "sequence_truncate", "max_weight": 1.2}

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 import train_ppo
 from data.tokenizer import load_tokenizer, train_sentencepiece
 from model.build import export_model, load_policy, new_policy, new_reward_model
-from rollouts.engine import Engine
-from rollouts.trajectory import make_trajectory
+from rollouts.trajectory import Episode, make_trajectory
 from tests.tiny_models import shaken, tiny_config
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "embedded"
@@ -264,10 +263,12 @@ def test_the_first_ratio_is_the_farthest_of_all_micro_batches():
 
 
 def trajectory_of(lengths, finished, **settings):
-    ids = [[1, 2, *range(3, 3 + n)] for n in lengths]
-    turns = [[-1, -1, *[0] * n] for n in lengths]
+    episodes = [
+        Episode({}, ids=[1, 2, *range(3, 3 + n)], turns=[-1, -1, *[0] * n], logprobs=None, finished=stopped)
+        for n, stopped in zip(lengths, finished, strict=True)
+    ]
     how = {"score_position": "eos", "max_new_tokens": 6, "pad_id": 0, "device": "cpu"} | settings
-    return make_trajectory(ids, turns, None, finished, [{"where": f"f:{i}"} for i in range(len(ids))], **how)
+    return make_trajectory(episodes, [{"where": f"f:{i}"} for i in range(len(lengths))], **how)
 
 
 def test_after_eos_gives_a_value_to_one_state_more_where_there_was_room():
@@ -293,7 +294,7 @@ class OneRank:
     """What an engine asks of a run."""
 
     def __init__(self, rank=0, world_size=1):
-        self.rank, self.world_size, self.device = rank, world_size, torch.device("cpu")
+        self.rank, self.world_size, self.device, self.dir = rank, world_size, torch.device("cpu"), Path("unused")
 
 
 def test_a_row_draws_by_its_number_and_step_not_by_its_place(inputs, compose):
@@ -305,7 +306,8 @@ def test_a_row_draws_by_its_number_and_step_not_by_its_place(inputs, compose):
     ]
 
     def completions(prompts, step=3, rank=0, world_size=1, **more):
-        rollout = Engine(cfg, OneRank(rank, world_size), tokenizer, 128).rollout(policy, prompts, step=step, **more)
+        engine = train_ppo.load_engine(cfg, OneRank(rank, world_size), tokenizer, policy)
+        rollout = engine.rollout(policy, prompts, step=step, **more)
         return [ids[mask].tolist() for ids, mask in zip(rollout.tokens, rollout.action_mask, strict=True)]
 
     whole = completions(prompts, samples_per_prompt=2)

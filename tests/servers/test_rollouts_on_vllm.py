@@ -31,13 +31,13 @@ def policy(policy_directory):
     return load_policy(str(policy_directory), precision="fp32")
 
 
-def server_at(url, policy_directory, directory, *, temperature=1.0, weights="disk", **more) -> Server:
+def server_at(url, policy_directory, directory, *, temperature=1.0, weights="disk") -> Server:
     engine = {"kind": "vllm", "url": url, "weights": weights, "max_parallel": 4, "timeout": 300, "max_tries": 40}
-    sampling = {"max_new_tokens": 16, "temperature": temperature}
-    cfg = {"engine": engine | {"max_gap": LIKE} | more, "sampling": sampling, "lora": {"rank": 8}}
+    engine, sampling = engine | {"max_gap": LIKE}, {"max_new_tokens": 16, "temperature": temperature}
     return Server(
-        OmegaConf.create(cfg | {"policy": str(policy_directory)}), load_tokenizer(policy_directory), directory
-    )
+        OmegaConf.create(engine), OmegaConf.create(sampling), load_tokenizer(policy_directory), window=10**6,
+        directory=directory, base=str(policy_directory),
+    )  # fmt: skip
 
 
 def gaps(server, *policies, temperature=1.0) -> list[float]:
