@@ -31,7 +31,10 @@ def examples(row: dict) -> list[Example]:
 
 def _demonstrations(row: dict) -> list[Example]:
     if is_tree(row):
-        return [Example(path, columns=_rest(row, "prompt")) for path in _tree_paths(row["prompt"], [])]
+        paths = _tree_paths(_root(row), [])
+        if not paths:
+            raise ValueError(f"the tree has no answer: {_count_replies(row['prompt'])}")
+        return [Example(path, columns=_rest(row, "prompt")) for path in paths]
     name = next((name for name in ("completion", "answer", "response") if name in row), None)
     used: tuple[str, ...]
     if "messages" in row:
@@ -50,8 +53,10 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
         ValueError: sides are identical or empty, the prompts of a pair differ, or ranks do not fit.
     """
     if is_tree(row):
-        columns = _rest(row, "prompt")
-        return [_ranking(prompt, replies, columns=columns) for prompt, replies in _tree_rankings(row["prompt"], [])]
+        rankings = list(_tree_rankings(_root(row), []))
+        if not rankings:
+            raise ValueError(f"no message of the tree has two ranked answers: {_count_replies(row['prompt'])}")
+        return [_ranking(prompt, replies, columns=_rest(row, "prompt")) for prompt, replies in rankings]
     if "chosen" in row and "rejected" in row:
         return [_comparison(row)]
     if "completions" in row and "ranks" in row:
@@ -89,7 +94,7 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
 def prompts(row: dict) -> list[Prompt]:
     """Prompts: `prompt` or `context`, or all turns of `messages` or Anthropic's text before the last assistant turn."""
     if is_tree(row):
-        return [Prompt(_prompt(row["prompt"].get("text")), columns=_rest(row, "prompt"))]
+        return [Prompt(_prompt(_root(row).get("text")), columns=_rest(row, "prompt"))]
     if "prompt" in row or "context" in row:
         name, asked, used = "prompt" if "prompt" in row else "context", _given(row), GIVEN
     elif "messages" in row:
@@ -326,23 +331,46 @@ def _node(node: dict) -> Message:
     return {"role": "user" if node["role"] == "prompter" else "assistant", "content": node["text"]}
 
 
-def _replies(node: dict) -> list[dict]:
-    """Replies that were not deleted or rejected, best first. Those without a rank are at the end, in their order."""
+def _root(row: dict) -> dict:
+    """The first message of a tree. Raises ValueError if it was deleted or rejected."""
+    if _dropped(row["prompt"]):
+        raise ValueError("the prompt of the tree was deleted or rejected in review")
+    return row["prompt"]
+
+
+def _dropped(node: dict) -> bool:
+    return bool(node.get("deleted")) or node.get("review_result") is False
+
+
+def _all_replies(node: dict) -> list[dict]:
     replies = node.get("replies") or []
     if not isinstance(replies, list) or not all(isinstance(r, dict) for r in replies):
         raise ValueError("replies must be a list of OpenAssistant messages")
-    kept = [r for r in replies if not r.get("deleted") and r.get("review_result") is not False]
+    return replies
+
+
+def _replies(node: dict) -> list[dict]:
+    """Replies that were not deleted or rejected, best first. Those without a rank are at the end, in their order."""
+    kept = [r for r in _all_replies(node) if not _dropped(r)]
     return sorted(kept, key=lambda r: float("inf") if r.get("rank") is None else _number(r["rank"], "rank"))
 
 
-def _tree_paths(node: dict, before: list[Message]) -> Iterator[list[Message]]:
-    """Every conversation that follows the best assistant replies and ends with one."""
+def _count_replies(node: dict) -> str:
+    """How many replies to the first message there are and were dropped."""
+    replies = _all_replies(node)
+    if not replies:
+        return "its prompt has no reply"
+    deleted = sum(bool(reply.get("deleted")) for reply in replies)
+    rejected = sum(map(_dropped, replies)) - deleted
+    return f"of {len(replies)} replies {deleted} were deleted and {rejected} rejected in review"
+
+
+def _tree_paths(node: dict, before: list[Message]) -> list[list[Message]]:
+    """The conversations that follow the best assistant replies. Each ends with an assistant's message."""
     turns, replies = [*before, _node(node)], _replies(node)
-    followed = replies[:1] if turns[-1]["role"] == "user" else [r for r in replies if r.get("replies")]
-    if turns[-1]["role"] == "assistant" and not followed:
-        yield turns
-    for reply in followed:
-        yield from _tree_paths(reply, turns)
+    followed = replies[:1] if turns[-1]["role"] == "user" else replies
+    paths = [path for reply in followed for path in _tree_paths(reply, turns)]
+    return paths or [turns] * (turns[-1]["role"] == "assistant")
 
 
 def _tree_rankings(node: dict, before: list[Message]) -> Iterator[tuple[list[Message], list[tuple[Any, str]]]]:

@@ -179,8 +179,7 @@ def parse_rows(
     for where, row in adapted_rows(rows, layout, bad_rows.at, join=join):
         records: list[R] = []
         with bad_rows.at(where):
-            found = parse(row) if row is not None else []
-            records = [replace(r, where=where) for r in found if part in (None, split_of(r, row))]
+            records = [replace(r, where=where) for r in parse(row) if part in (None, split_of(r, row))]
         yield from records
 
 

@@ -41,6 +41,7 @@ ANNOTATION = {"id": 1, "completed_by": 1, "was_cancelled": False, "lead_time": 3
 ROWS: dict[str, tuple] = {
     "alpaca": ([{"instruction": "Name a tea.", "input": "", "output": GOOD, "text": "..."}], {"messages": TALK}, "alpaca"),
     "alpaca_eval": ([{"instruction": ASK, "dataset": "koala", "generator": "g"}], {"prompt": [USER]}, "alpaca_prompt"),
+    "alpaca_eval_reference": ([{"dataset": "helpful_base", "instruction": ASK, "output": GOOD, "generator": "g"}], {"messages": TALK}, "alpaca"),
     "dolly": (
         [{"instruction": "Name", "context": "a tea.", "response": GOOD, "category": "open_qa"}],
         {"messages": [USER | {"content": "Name\n\na tea."}, SAID], "category": "open_qa"}, "dolly",
@@ -62,6 +63,11 @@ ROWS: dict[str, tuple] = {
     ),
     "tulu3": ([{"id": "t", "messages": TALK, "source": "ai2-adapt-dev/flan"}], {"messages": TALK}, None),
     "capybara": ([{"source": "Amplify", "conversation": [{"input": ASK, "output": GOOD}]}], {"messages": TALK}, "capybara"),
+    "capybara_binarized": (
+        [{"source": "Dove", "conversation": [{"input": ASK, "output": GOOD}], "original_response": GOOD, "prompt": ASK,
+          "chosen": TALK, "rejected": [USER, SAID | {"content": BAD}], "rating_chosen": 5, "rating_rejected": 3}],
+        {"messages": TALK, "chosen": TALK}, "capybara",
+    ),
     "lmsys_chat_1m": (
         [{"conversation_id": "c", "model": "vicuna", "conversation": TALK, "turn": 1, "language": "English", "redacted": False}],
         {"messages": TALK}, "chats",
@@ -83,9 +89,25 @@ ROWS: dict[str, tuple] = {
         [{"task_id": 11, "text": "Write a function.", "code": "def f(): pass", "test_list": ["assert f() is None"],
           "test_setup_code": "", "challenge_test_list": []}], {"test_list": ["assert f() is None"]}, "mbpp",
     ),
+    "mbpp_setup": (
+        [{"task_id": 12, "text": "Write a function.", "code": "def f(): pass", "test_list": ["assert f() is None"],
+          "test_setup_code": "x = 1", "challenge_test_list": []}],
+        {"prompt": [USER | {"content": "Write a function.\nYour code should pass this test:\nassert f() is None"}],
+         "test_list": ["x = 1", "assert f() is None"]}, "mbpp",
+    ),
+    "mbpp_sanitized": (
+        [{"source_file": "Benchmark Questions Verification V2.ipynb", "task_id": 2, "prompt": "Write a function.", "code": "def f(): pass",
+          "test_imports": ["import math"], "test_list": ["assert f() is None"]}],
+        {"prompt": [USER | {"content": "Write a function.\nYour code should pass this test:\nassert f() is None"}],
+         "test_list": ["import math", "assert f() is None"]}, "mbpp_sanitized",
+    ),
     "mt_bench": (
         [{"question_id": 81, "category": "writing", "turns": [ASK, "Another."]}],
         {"prompt": [USER], "later_turns": ["Another."]}, "questions",
+    ),
+    "mt_bench_prompts": (
+        [{"prompt": [ASK, "Another."], "prompt_id": 35, "category": "writing", "reference": []}],
+        {"prompt": [USER], "later_turns": ["Another."]}, "mt_bench_prompts",
     ),
     "arena_hard": ([{"question_id": "q", "cluster": "c", "turns": [{"content": ASK}]}], {"prompt": [USER]}, "questions"),
     "taskmaster_1": (
@@ -141,6 +163,10 @@ ROWS: dict[str, tuple] = {
     "llama_factory_sharegpt_dpo": (
         [{"conversations": [{"from": "human", "value": ASK}], "chosen": {"from": "gpt", "value": GOOD},
           "rejected": {"from": "gpt", "value": BAD}}], PAIR, "sharegpt_dpo",
+    ),
+    "alpaca_farm": (
+        [{"instruction": "Name", "input": "a tea.", "output_1": BAD, "output_2": GOOD, "preference": 2, "raw_preference": 4}],
+        PAIR | {"prompt": [USER | {"content": "Name\n\na tea."}]}, "alpaca_farm",
     ),
     "ultrafeedback": (
         [{"source": "evol_instruct", "instruction": ASK, "models": ["a", "b"], "correct_answers": ["None"],
@@ -223,6 +249,13 @@ ROWS: dict[str, tuple] = {
           "suggestions": {}, "vectors": {}, "_server_id": "x", "responses": {"preference": [
               {"value": ["response2", "response1"], "user_id": "u"}]}}],
         {"prompt": [USER], "completions": [GOOD, BAD], "ranks": [0.0, 1.0]}, "argilla",
+    ),
+    "argilla_flat": (
+        [{"id": "1", "status": "completed", "_server_id": "x", "prompt": ASK, "response1": BAD, "response2": GOOD, "terms": 2,
+          "preference.responses": [["response2", "response1"]], "preference.responses.users": ["u"],
+          "preference.responses.status": ["submitted"], "preference.suggestion": None, "preference.suggestion.score": None,
+          "preference.suggestion.agent": None}],
+        {"prompt": [USER], "completions": [GOOD, BAD], "ranks": [0.0, 1.0], "terms": 2}, "argilla_flat",
     ),
     "argilla_1": (
         [{"prompt": ASK, "response1": BAD, "response2": GOOD, "external_id": None, "metadata": "{}",

@@ -1,6 +1,6 @@
 """Convert published rows to ours. The format is recognised by the row's fields, or named with `data.format`.
 
-`FORMATS` lists the formats. Each adapter is a function from one row to one row (`demonstrations.py`, `comparisons.py`,
+`FORMATS` lists the formats. Each adapter is a function of one row (`demonstrations.py`, `comparisons.py`,
 `exports.py`), with the source of its published schema. A row that fits no format must be one of ours, which
 `data/formats.py` reads. A row that fits two formats is refused.
 """
@@ -17,7 +17,7 @@ from data.files import as_object
 class Format(NamedTuple):
     """`needs` are the fields that identify the format, `fits` is a further condition on the row."""
 
-    adapt: Callable[[dict], dict]
+    adapt: Callable[[dict], dict | list[dict]]  # several rows where several people answered
     needs: tuple[str, ...]
     source: str  # where the schema is published
     license: str  # the license of the set that published the schema; other sets in this schema have their own
@@ -41,9 +41,14 @@ def _without(*names: str) -> Callable[[dict], bool]:
     return lambda row: not set(names) & set(row)
 
 
-def _results(kind: str) -> Callable[[dict], bool]:
-    """Whether some annotation of a Label Studio export has a result of this type."""
-    return lambda row: any(r.get("type") == kind for a in row["annotations"] or [] for r in a.get("result") or [])
+def _results(*kinds: str | None) -> Callable[[dict], bool]:
+    """Whether some annotation of a Label Studio export has a result of one of these types. None: no result at all."""
+
+    def fits(row: dict) -> bool:
+        found = {r.get("type") for a in row["annotations"] or [] for r in a.get("result") or []}
+        return bool((found or {None}) & set(kinds))
+
+    return fits
 
 
 FORMATS: dict[str, Format] = {
@@ -96,9 +101,18 @@ FORMATS: dict[str, Format] = {
         demonstrations.mbpp, ("text", "test_list"), HUB + "google-research-datasets/mbpp", "CC-BY-4.0",
         _without("prompt", "messages"),
     ),
+    "mbpp_sanitized": Format(
+        demonstrations.mbpp, ("prompt", "test_list", "test_imports"), HUB + "google-research-datasets/mbpp",
+        "CC-BY-4.0",
+    ),
     "questions": Format(
-        demonstrations.questions, ("question_id", "turns"), HUB + "HuggingFaceH4/mt_bench_prompts", "Apache-2.0",
+        demonstrations.questions, ("question_id", "turns"),
+        "https://github.com/lm-sys/FastChat/blob/main/fastchat/llm_judge/data/mt_bench/question.jsonl", "Apache-2.0",
         _without("choices", "conversation_a", "messages"),
+    ),
+    "mt_bench_prompts": Format(
+        demonstrations.questions, ("prompt", "prompt_id", "category", "reference"),
+        HUB + "HuggingFaceH4/mt_bench_prompts", "Apache-2.0", _is_list("prompt", str),
     ),
     "taskmaster": Format(
         demonstrations.taskmaster, ("conversation_id", "utterances"),
@@ -124,6 +138,10 @@ FORMATS: dict[str, Format] = {
     "alpaca_dpo": Format(
         comparisons.alpaca_dpo, ("instruction", "chosen", "rejected"),
         "https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md", "Apache-2.0", _without("prompt"),
+    ),
+    "alpaca_farm": Format(
+        comparisons.alpaca_farm, ("instruction", "output_1", "output_2", "preference"), HUB + "tatsu-lab/alpaca_farm",
+        "CC-BY-NC-4.0",
     ),
     "sharegpt_dpo": Format(
         comparisons.sharegpt_dpo, ("conversations", "chosen", "rejected"),
@@ -180,13 +198,17 @@ FORMATS: dict[str, Format] = {
         exports.argilla, ("fields", "responses", "metadata"),
         "https://docs.argilla.io/latest/how_to_guides/import_export/", "the user's own",
     ),
+    "argilla_flat": Format(
+        exports.argilla_flat, ("id", "_server_id"), "https://docs.argilla.io/latest/how_to_guides/import_export/",
+        "the user's own", lambda row: any(name.endswith(".responses") for name in row),
+    ),
     "argilla_1": Format(
         exports.argilla_1, ("metadata",), "https://docs.v1.argilla.io/en/latest/", "the user's own",
         lambda row: any(name.endswith("-suggestion") for name in row),
     ),
     "label_studio": Format(
         exports.label_studio, ("data", "annotations"), "https://labelstud.io/guide/export", "the user's own",
-        _results("pairwise"),
+        _results("pairwise", None),
     ),
     "label_studio_text": Format(
         exports.label_studio_text, ("data", "annotations"), "https://labelstud.io/guide/export", "the user's own",
@@ -198,15 +220,10 @@ FORMATS: dict[str, Format] = {
     ),
 }  # fmt: skip
 
-# When the fields and types of a format were last compared with its publisher's card or files. The others were not.
-COMPARED = dict.fromkeys(
-    (
-        "self_instruct", "chats", "openorca", "gsm8k", "taskmaster", "taskmaster_reward", "alpaca_dpo", "sharegpt_dpo",
-        "shp", "helpsteer", "helpsteer2_preference", "helpsteer3", "nectar", "arena", "webgpt",
-        "summarize_from_feedback",
-    ),
-    "2026-11-29",
-)  # fmt: skip
+# What the fields and types of a format were last compared with, 2026-11-29, where it was not the publisher's own card,
+# files, code or page: "copy" is another upload of the set, "reader" is code of others that reads it.
+COMPARED = dict.fromkeys(("alpaca_prompt", "dolly", "sharegpt", "capybara", "math", "orca_dpo", "arena_55k"), "copy")
+COMPARED |= dict.fromkeys(("distilabel_orca", "pku_saferlhf_better", "pku_saferlhf_safer"), "reader")
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # a text that refers to them means nothing alone
 # data/formats.py reads these fields; they decide the kind of record.
 OURS = "https://github.com/huggingface/trl/blob/main/docs/source/dataset_formats.md"
@@ -250,24 +267,35 @@ class Layout:
             )
         return more[0] if more else "ours"
 
-    def adapt(self, row: dict) -> dict | None:
-        """The row in our format. None if its language is not selected."""
+    def adapt(self, row: dict) -> list[dict]:
+        """The rows in our format: one, or one for each person's answer. None if its language is not selected."""
         row = self.renamed(row)
         if not self._speaks(row):
-            return None
+            return []
         if shown := [name for name in MEDIA if row.get(name)]:
             raise ValueError(f"the row has {', '.join(shown)}, and only text is read; remove such rows or the fields")
         name = self.name_of(row)
         if name == "ours":
-            return row
+            return [self._pruned(row)]
         missing = [field for field in FORMATS[name].needs if field not in row]
         if missing:
             raise ValueError(f"format={name} needs {', '.join(missing)}; the row has {', '.join(map(str, row))}")
         try:
-            return FORMATS[name].adapt(row)
+            ours = FORMATS[name].adapt(row)
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             source = FORMATS[name].source
             raise ValueError(f"not of format {name} ({source}): {type(error).__name__}: {error}") from error
+        return ours if isinstance(ours, list) else [ours]
+
+    def _pruned(self, row: dict) -> dict:
+        """A tree without its replies in languages that are not selected. Other rows are unchanged."""
+        tree = row.get("prompt")
+        if self.languages is None or not isinstance(tree, dict) or not tree.get("replies"):
+            return row
+        kept = exports.in_languages(tree, self.languages)
+        if not kept["replies"]:
+            raise ValueError(f"none of the tree's replies is in languages={list(self.languages)}")
+        return row | {"prompt": kept}
 
     def renamed(self, row: dict) -> dict:
         """The row with its columns renamed to our names."""
@@ -294,15 +322,15 @@ class Unjoined(Exception):
 
 def adapted_rows(
     rows: Iterator[tuple[str, Any]], layout: Layout, at: Callable[[str], AbstractContextManager], *, join: bool = True
-) -> Iterator[tuple[str, dict | None]]:
-    """(FILE:LINE, row of ours) for each item of `each_row`. The row is None if it is bad or left out.
+) -> Iterator[tuple[str, dict]]:
+    """(FILE:LINE, row of ours) for each item of `each_row`. A bad row, or one that is left out, gives none.
 
     `at(where)` is a context that handles a ValueError. OpenAssistant's flat messages are collected and joined to trees
     at the end. Without `join` they raise Unjoined.
     """
     messages: list[tuple[str, dict]] = []
     for where, raw in rows:
-        ours = None
+        ours: list[dict] = []
         with at(where):
             row = as_object(raw)
             if "parent_id" in row and layout.name_of(row) == "oasst":
@@ -312,17 +340,17 @@ def adapted_rows(
                 messages.append((where, row))
                 continue
             ours = layout.adapt(row)
-        yield where, ours
+        yield from ((where, one) for one in ours)
     if messages:
         yield from _joined(messages, layout, at)
 
 
-def _joined(messages: list, layout: Layout, at: Callable[[str], AbstractContextManager]) -> Iterator:
+def _joined(messages: list, layout: Layout, at: Callable[[str], AbstractContextManager]) -> Iterator[tuple[str, dict]]:
     trees, tree_layout = [], Layout("ours", languages=layout.languages)
     with at(messages[0][0]):
         trees = exports.trees(messages)
-    for where, tree in trees or [(messages[0][0], None)]:
-        ours = None
+    for where, tree in trees:
+        ours: list[dict] = []
         with at(where):
-            ours = tree and tree_layout.adapt(tree)
-        yield where, ours
+            ours = tree_layout.adapt(tree)
+        yield from ((where, one) for one in ours)

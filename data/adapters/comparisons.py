@@ -66,6 +66,16 @@ def alpaca_dpo(row: dict) -> dict:
     return {"prompt": turns} | rest(row, "instruction", "input", "history")
 
 
+def alpaca_farm(row: dict) -> dict:
+    """AlpacaFarm's comparisons: Alpaca's fields and two outputs. `preference` is 1, 2, or 1.5 for a tie (AlpacaEval)."""
+    preference = number_of(row["preference"], "preference")
+    if preference not in (1, 1.5, 2):
+        raise ValueError(f"preference must be one of 1, 1.5, 2, got {row['preference']!r}")
+    columns = rest(row, "instruction", "input", "output_1", "output_2", "preference")
+    sides = text(row, "output_1"), text(row, "output_2")
+    return pair(asked(row, "instruction", "input"), *sides, 1.5 - preference, columns)
+
+
 def sharegpt_dpo(row: dict) -> dict:
     """LLaMA-Factory's pairs in ShareGPT's fields: the conversation, then two last turns."""
     begun = sharegpt(row)
@@ -82,7 +92,7 @@ def ultrafeedback(row: dict) -> dict:
     ranks = []
     for i, completion in enumerate(listed(row, "completions", dict)):
         ratings = [completion["annotations"][aspect].get("Rating") for aspect in ASPECTS]
-        numbers = [number_of(rating, "Rating") for rating in ratings if rating not in (None, "N/A")]
+        numbers = [whole(rating, "Rating", 1, 2, 3, 4, 5) for rating in ratings if rating not in (None, "N/A")]
         if not numbers:
             raise ValueError(f"completions[{i}] has no rating")
         ranks.append(-sum(numbers) / len(numbers))

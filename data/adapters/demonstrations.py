@@ -165,21 +165,30 @@ def competition_math(row: dict) -> dict:
 
 
 def mbpp(row: dict) -> dict:
-    """A task in words, and asserts that its code must pass.
+    """A task in words (`text`, or `prompt` in the sanitized set), and asserts that its code must pass.
 
-    The prompt shows the first, because it names the function.
+    The prompt shows the first assert, because it names the function. What the asserts need to run (`test_imports`,
+    `test_setup_code`) is put before them.
     """
-    test = listed(row, "test_list", str)[0]
-    return {"prompt": f"{text(row, 'text')}\nYour code should pass this test:\n{test}"} | rest(row, "text")
+    tests = listed(row, "test_list", str)
+    needed = [] if row.get("test_imports") in (None, []) else listed(row, "test_imports", str)
+    needed += [code] if (code := optional_text(row, "test_setup_code")) else []
+    asked = text(row, "text" if "text" in row else "prompt")
+    shown = {"prompt": f"{asked}\nYour code should pass this test:\n{tests[0]}", "test_list": [*needed, *tests]}
+    return shown | rest(row, "text", "prompt", "test_list", "test_imports", "test_setup_code")
 
 
 def questions(row: dict) -> dict:
-    """FastChat's questions (MT-Bench, Vicuna, Arena-Hard): the user's turns. The first turn is the prompt."""
-    turns = row["turns"]
+    """FastChat's questions (MT-Bench, Vicuna, Arena-Hard): the user's turns. The first turn is the prompt.
+
+    The Hub's copy of MT-Bench has them under `prompt`.
+    """
+    name = "turns" if "turns" in row else "prompt"
+    turns = row[name]
     turns = [turns] if isinstance(turns, str) else turns
     contents = [turn["content"] if isinstance(turn, dict) else turn for turn in turns]
-    first, *later = (join_text(content, f"turns[{i}]") for i, content in enumerate(contents))
-    return {"prompt": first, "later_turns": later} | rest(row, "turns")
+    first, *later = (join_text(content, f"{name}[{i}]") for i, content in enumerate(contents))
+    return {"prompt": first, "later_turns": later} | rest(row, name)
 
 
 def taskmaster(row: dict) -> dict:

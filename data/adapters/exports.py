@@ -1,87 +1,163 @@
-"""Exports of annotation tools, and OpenAssistant's flat files, whose rows are one message each."""
+"""Exports of annotation tools, and OpenAssistant's flat files, whose rows are one message each.
 
+Only submitted answers count: drafts, discarded and cancelled ones do not. Of several votes the majority decides, of
+several rankings the mean, and each written answer becomes a row. A record on which people disagree is refused.
+"""
+
+import contextlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from data.adapters.comparisons import pair
+from data.adapters.comparisons import number_of, pair
 from data.adapters.demonstrations import alternating, rest, text
 
 SIDES = (("answer1", "answer2"), ("text1", "text2"))  # field names in Label Studio's templates
 PROMPTS = ("prompt", "instruction", "question", "context", "conversation", "messages")
+IDS = ("id", "external_id", "status", "_server_id")  # Argilla's own columns that hold texts
+ALONE = "ask one more person, or leave such records out with on_bad_row=skip"
 
 
-def argilla(row: dict) -> dict:
-    """Argilla 2: `fields`, and under `responses` one value per person and question.
+def argilla(row: dict) -> list[dict]:
+    """Argilla 2's JSON: `fields`, and under `responses` one value per person and question.
 
     A ranking of fields becomes a ranking, the name of a field a preference for it, and a text a written answer to a
-    record that has only a prompt. Beside other fields a text may be a label, and is refused.
+    record that has only a prompt. Beside other fields a text may be a label, and is refused. `to_json` writes no
+    status, so a draft looks like a submitted answer there; `argilla_flat` knows the status.
     """
-    fields = row["fields"]
     columns = rest(row, "fields", "responses", "suggestions", "vectors") | (row["metadata"] or {})
+    given = {name: _submitted(answers) for name, answers in (row["responses"] or {}).items()}
+    return _read(row["fields"], given, columns)
+
+
+def argilla_flat(row: dict) -> list[dict]:
+    """Argilla 2's `to_datasets`: a column for each field and metadata, and for a question Q `Q.responses`,
+    `Q.responses.status` and the like.
+    """
+    questions = [name.removesuffix(".responses") for name in row if name.endswith(".responses")]
+    made = tuple(f"{name}.{what}" for name in questions for what in ("responses", "suggestion"))
+    given = {}
+    for name in questions:
+        values, states = row[f"{name}.responses"] or [], row.get(f"{name}.responses.status")
+        states = [None] * len(values) if states is None else states
+        given[name] = _submitted([{"value": v, "status": state} for v, state in zip(values, states, strict=True)])
+    return _read_columns({name: value for name, value in row.items() if not name.startswith(made)}, given)
+
+
+def argilla_1(row: dict) -> list[dict]:
+    """Argilla 1's FeedbackDataset on the Hub: fields are columns, a question is a list of {user_id, value, status}."""
+    questions = [name for name in row if f"{name}-suggestion" in row]
+    given = {name: _submitted(row[name]) for name in questions}
+    kept = {name: value for name, value in row.items() if name.partition("-suggestion")[0] not in questions}
+    known = row["metadata"] or {}
+    if isinstance(known, str):
+        with contextlib.suppress(ValueError):
+            known = json.loads(known)
+    if not isinstance(known, dict):
+        raise ValueError(f"metadata must be an object, or its JSON text, got {row['metadata']!r}")
+    return _read_columns(rest(kept, "metadata", "vectors"), given, known)
+
+
+def _submitted(answers: Any) -> list[Any]:
+    """The submitted values. Arrow may store a list of structs as a struct of lists."""
+    if isinstance(answers, dict):
+        answers = [dict(zip(answers, items, strict=True)) for items in zip(*answers.values(), strict=True)]
+    kept = [answer["value"] for answer in answers or [] if answer.get("status") in (None, "submitted")]
+    return [value for value in kept if value not in (None, "", [])]
+
+
+def _read_columns(columns: dict, given: dict[str, list], metadata: dict | None = None) -> list[dict]:
+    """The rows of a record whose fields are columns: texts and conversations."""
+    fields = {name: value for name, value in columns.items() if name not in IDS and _is_field(value)}
+    return _read(fields, given, rest(columns, *fields) | (metadata or {}))
+
+
+def _is_field(value: Any) -> bool:
+    return isinstance(value, str) or isinstance(value, list) and isinstance(next(iter(value), None), dict)
+
+
+def _read(fields: dict, given: dict[str, list], columns: dict) -> list[dict]:
+    """The rows of a record, from its fields and the submitted values of each question."""
+    if not any(given.values()):
+        raise ValueError(f"no submitted response; questions of the row: {', '.join(given) or 'none'}")
     prompt = next((fields[name] for name in PROMPTS if name in fields), None)
-    given = {name: [r["value"] for r in said_by if r.get("value")] for name, said_by in row["responses"].items()}
-    for values in (values for values in given.values() if values):
-        if all(isinstance(value, list) and value and set(value) <= set(fields) for value in values):
-            names = list(dict.fromkeys(name for value in values for name in value))
-            ranks = [sum(value.index(name) for value in values) / len(values) for name in names]
-            return {"prompt": prompt, "completions": [fields[n] for n in names], "ranks": ranks} | columns
-        if not all(isinstance(value, str) for value in values):
-            continue  # a rating, or several labels: no preference
-        if all(value in fields for value in values):
-            return _voted(prompt, fields, values, columns)
-        if set(fields) <= set(PROMPTS):
-            return {"messages": [*_asked(prompt), {"role": "assistant", "content": values[0]}]} | columns
-    raise ValueError(
-        "a response must rank fields, name a field, or be a text in a record that has only a prompt; questions of the "
-        f"row: {', '.join(given) or 'none'}; its fields: {', '.join(fields)}"
-    )
+    found = {name: _answered(prompt, fields, values) for name, values in given.items() if values}
+    found = {name: rows for name, rows in found.items() if rows}
+    if len(found) > 1:
+        raise ValueError(f"{' and '.join(found)} are both answered, and one row is made of one question; keep one")
+    if not found:
+        raise ValueError(
+            "a response must rank fields, name a field, or be a text in a record that has only a prompt; questions of "
+            f"the row: {', '.join(given)}; its fields: {', '.join(fields)}"
+        )
+    return [_beside(row, columns) for rows in found.values() for row in rows]
 
 
-def _voted(prompt: Any, fields: dict, votes: Sequence[str], columns: dict) -> dict:
+def _beside(row: dict, columns: dict) -> dict:
+    if both := sorted(set(row) & set(columns)):
+        raise ValueError(f"{', '.join(both)} is a column and also a field of the row that is made; rename the column")
+    return row | columns
+
+
+def _answered(prompt: Any, fields: dict, values: list) -> list[dict]:
+    """The rows that the values of one question make. None if they are no preference and no answer."""
+    ranks = [_ranks(value) for value in values]
+    if all(one and set(one) <= set(fields) for one in ranks):
+        return [_ranking(prompt, fields, ranks)]
+    if not all(isinstance(value, str) for value in values):
+        return []  # a rating, or several labels
+    if all(value in fields for value in values):
+        return [_voted(prompt, fields, values)]
+    return _written(prompt, values) if set(fields) <= set(PROMPTS) else []
+
+
+def _ranks(value: Any) -> dict[str, float]:
+    """The rank of each name, 0 for the best: of names, best first, or of {rank, value} with ranks from 1."""
+    if isinstance(value, dict) and set(value) == {"rank", "value"}:
+        value = [{"rank": r, "value": name} for r, name in zip(value["rank"], value["value"], strict=True)]
+    if not isinstance(value, list) or not value:
+        return {}
+    if all(isinstance(one, dict) and set(one) >= {"rank", "value"} for one in value):
+        return {one["value"]: number_of(one["rank"], "rank") - 1 for one in value}
+    return {name: float(i) for i, name in enumerate(value)} if all(isinstance(name, str) for name in value) else {}
+
+
+def _ranking(prompt: Any, fields: dict, ranks: list[dict[str, float]]) -> dict:
+    if any(set(one) != set(ranks[0]) for one in ranks):
+        raise ValueError(f"all people must rank the same fields, got {' and '.join(', '.join(one) for one in ranks)}")
+    mean = {name: sum(one[name] for one in ranks) / len(ranks) for name in ranks[0]}
+    names = sorted(mean, key=lambda name: mean[name])
+    if len(set(mean.values())) == 1 and any(len(set(one.values())) > 1 for one in ranks):
+        raise ValueError(f"the annotators disagree: the mean ranks of all are equal; {ALONE}")
+    return {"prompt": prompt, "completions": [fields[n] for n in names], "ranks": [mean[n] for n in names]}
+
+
+def _voted(prompt: Any, fields: dict, votes: Sequence[str]) -> dict:
     """A pair from votes for one of two fields."""
     sides = [name for name, value in fields.items() if name not in PROMPTS and isinstance(value, str)]
     if len(sides) != 2:
         raise ValueError(f"a vote for one field needs two fields beside the prompt, got {', '.join(sides) or 'none'}")
+    return pair(prompt, fields[sides[0]], fields[sides[1]], _majority(votes, *sides), {})
+
+
+def _majority(votes: Sequence[str], first: str, second: str) -> int:
+    """The votes for the first side minus those for the second. Raises ValueError if there are equally many."""
     counts = Counter(votes)
-    return pair(prompt, fields[sides[0]], fields[sides[1]], counts[sides[0]] - counts[sides[1]], columns)
+    if counts[first] == counts[second]:
+        raise ValueError(
+            f"the annotators disagree: {counts[first]} for {first} and {counts[second]} for {second}; {ALONE}"
+        )
+    return counts[first] - counts[second]
 
 
-def _asked(prompt: Any) -> list[dict]:
-    """The turns of a prompt, which is a text or a list of messages."""
+def _written(prompt: Any, answers: list[str]) -> list[dict]:
+    """A demonstration for each of the written answers. Equal ones are one."""
     if isinstance(prompt, str):
-        return alternating(prompt)
+        prompt = alternating(prompt)
     if not isinstance(prompt, list) or not prompt:
         raise ValueError(f"no prompt: the data need a text or messages in one of {', '.join(PROMPTS)}")
-    return prompt
-
-
-def argilla_1(row: dict) -> dict:
-    """Argilla 1's FeedbackDataset on the Hub: fields are columns, a question is a list of {user_id, value, status}."""
-    kept = rest(row, "metadata", "external_id")
-    fields = {name: value for name, value in kept.items() if isinstance(value, str)}
-    questions = {name: _submitted(value) for name, value in row.items() if f"{name}-suggestion" in row}
-    responses = {
-        name: [{"value": _in_order(answer)} for answer in answers] for name, answers in questions.items() if answers
-    }
-    used = {n for n in row if n in questions or n.partition("-suggestion")[0] in questions}
-    fields = rest(fields, *used)
-    columns = rest(row, *used, *fields, "metadata")
-    return argilla({"fields": fields, "responses": responses, "metadata": {}} | columns)
-
-
-def _submitted(value: Any) -> list[Any]:
-    """The submitted values. Arrow may store a list of structs as a struct of lists."""
-    if isinstance(value, dict):
-        value = [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
-    return [answer["value"] for answer in value or [] if answer.get("status") == "submitted"]
-
-
-def _in_order(value: Any) -> Any:
-    """A ranking's names, best first."""
-    if isinstance(value, dict) and set(value) == {"rank", "value"}:
-        return [name for _, name in sorted(zip(value["rank"], value["value"], strict=True))]
-    return value
+    return [{"messages": [*prompt, {"role": "assistant", "content": answer}]} for answer in dict.fromkeys(answers)]
 
 
 def label_studio(row: dict) -> dict:
@@ -89,37 +165,58 @@ def label_studio(row: dict) -> dict:
 
     `to_name` has names of tags, in a list or as one text. They are names of the data's fields in some projects only.
     """
-    data, tags = row["data"], []
-    votes: Counter[str] = Counter()
-    for annotation in row["annotations"]:
-        for result in [] if annotation.get("was_cancelled") else annotation["result"]:
-            if result.get("type") == "pairwise":
-                if (selected := result["value"]["selected"]) not in ("left", "right"):
-                    raise ValueError(f"selected must be left or right, got {selected!r}")
-                votes[selected] += 1
-                tags = result["to_name"]
-    if not votes:
-        raise ValueError("no annotation has a result of type pairwise")
+    data, votes = row["data"], []
+    for result in (results := _results(row, "pairwise")):
+        if (selected := result["value"]["selected"]) not in ("left", "right"):
+            raise ValueError(f"selected must be left or right, got {selected!r}")
+        votes.append(selected)
+    tags = results[-1]["to_name"]
     tags = tags.split(",") if isinstance(tags, str) else tags
     names = next((n for n in (tags, *SIDES) if len(n) == 2 and set(n) <= set(data)), None)
     if names is None:
         known = ", ".join(" and ".join(n) for n in SIDES)
         raise ValueError(f"data has {', '.join(data)}; the two sides must be named {known}: rename them")
-    prompt = next((data[name] for name in PROMPTS if name in data), None)
     left, right = (text(data, name) for name in names)
-    return pair(prompt, left, right, votes["left"] - votes["right"], rest(row, "data", "annotations", "predictions"))
+    found = pair(_prompt(data), left, right, _majority(votes, "left", "right"), {})
+    return _beside(found, _known(row, *names))
 
 
-def label_studio_text(row: dict) -> dict:
-    """Label Studio's JSON with a TextArea: the first annotator's text is the answer to the prompt."""
-    results = (r for a in row["annotations"] if not a.get("was_cancelled") for r in a["result"])
-    answer = next((r["value"]["text"] for r in results if r.get("type") == "textarea"), None)
-    if not answer:
-        raise ValueError("no annotation has a result of type textarea")
-    prompt = next((row["data"][name] for name in PROMPTS if name in row["data"]), None)
-    answer = answer if isinstance(answer, str) else "\n".join(answer)
-    messages = [*_asked(prompt), {"role": "assistant", "content": answer}]
-    return {"messages": messages} | rest(row, "data", "annotations", "predictions")
+def label_studio_text(row: dict) -> list[dict]:
+    """Label Studio's JSON with a TextArea: the text of each annotation is an answer to the prompt."""
+    texts: list[str] = []
+    for result in _results(row, "textarea"):
+        written = result["value"]["text"]
+        texts += [written] if isinstance(written, str) else written
+        if not isinstance(written, str) and len(written) != 1:
+            raise ValueError(f"an annotation must have one text, got {written}")
+    return [_beside(one, _known(row)) for one in _written(_prompt(row["data"]), texts)]
+
+
+def _prompt(data: dict) -> Any:
+    return next((data[name] for name in PROMPTS if name in data), None)
+
+
+def _known(row: dict, *used: str) -> dict:
+    """What the task and its data say beside the prompt and the sides."""
+    prompt = next((name for name in PROMPTS if name in row["data"]), "")
+    return rest(row, "data", "annotations", "predictions") | rest(row["data"], prompt, *used)
+
+
+def _results(row: dict, kind: str) -> list[dict]:
+    """The results of a type in the annotations that were not cancelled."""
+    kept = [annotation for annotation in row["annotations"] if not annotation.get("was_cancelled")]
+    results = [result for annotation in kept for result in annotation["result"] if result.get("type") == kind]
+    if not results:
+        raise ValueError(f"no annotation that was submitted has a result of type {kind}")
+    if len(tags := {str(result.get("from_name")): None for result in results}) > 1:
+        raise ValueError(f"there are results of type {kind} of {' and '.join(tags)}; keep those of one tag")
+    return results
+
+
+def in_languages(node: dict, languages: Sequence[str]) -> dict:
+    """A message of a tree without the replies, at any depth, that are in other languages."""
+    kept = [r for r in node.get("replies") or [] if r.get("lang") is None or r["lang"] in languages]
+    return node | {"replies": [in_languages(reply, languages) for reply in kept]}
 
 
 def check_message(row: dict) -> None:

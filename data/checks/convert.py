@@ -38,7 +38,7 @@ def check_convert(
 
             for where, row in adapted_rows(noted(each_row(path)), layout, bad_rows.at):
                 with bad_rows.at(where):
-                    for record in formats.any_record(row) if row is not None else []:
+                    for record in formats.any_record(row):
                         if part in (None, split_of(record, row)):
                             counts[current[0], type(record).__name__] += 1
                             yield _with_origin(formats.as_row(record), where, current[0], license)

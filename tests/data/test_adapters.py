@@ -55,7 +55,7 @@ def test_the_page_names_every_format():
     rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `") and "](http" in line}
     assert set(COMPARED) < set(FORMATS) == set(rows)
     for name, one in FORMATS.items():
-        assert f"({one.source})" in rows[name] and rows[name].endswith(f"| {COMPARED.get(name, '-')} |"), name
+        assert f"({one.source})" in rows[name] and rows[name].endswith(f"| {COMPARED.get(name, 'publisher')} |"), name
 
 
 def test_a_row_that_fits_two_formats_is_not_guessed_at(tmp_path):
@@ -68,7 +68,7 @@ def test_a_row_that_fits_two_formats_is_not_guessed_at(tmp_path):
     both = {"messages": TALK, "conversations": [{"from": "human", "value": "x"}]}
     with pytest.raises(ValueError, match="fits sharegpt and ours"):
         Layout().adapt(both)
-    assert Layout("ours").adapt(both) == both
+    assert Layout("ours").adapt(both) == [both]
     with pytest.raises(ValueError, match="data.format='alpca' is unknown"):
         Layout("alpca")
     with pytest.raises(ValueError, match="format=shp needs history, human_ref_A"):

@@ -868,7 +868,7 @@ def test_a_kind_that_no_labelled_prompt_has_is_refused(tmp_path):
     ],
 )
 def test_any_row_that_a_script_reads_is_read(row, asked, answered):
-    found = parse_row(Layout().adapt(row))[0]
+    found = parse_row(*Layout().adapt(row))[0]
     assert found.asked == asked and found.answered == answered
 
 

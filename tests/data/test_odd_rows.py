@@ -18,6 +18,7 @@ WRONG = (None, [], {}, 7, True, ["x"], {"a": 1})  # none of them is a text
 OPTIONAL = {  # fields that a row may lack: null is read as no value
     "alpaca": "input", "dolly": "context", "self_instruct": "input", "openorca": "system_prompt", "math_500": "answer",
     "orca_dpo": "system", "distilabel_orca": "system", "llama_factory_dpo": "input",
+    "alpaca_farm": "input",
 }  # fmt: skip
 IN_A_FORM = ("taskmaster_4_reward", "arena_55k", "hh_raw")  # JSON or marks, so that no other text is one of theirs
 
@@ -204,7 +205,7 @@ def test_earlier_rounds_and_ratings_of_llama_factory_are_read():
         {"instruction": ASK, "input": "", "output": GOOD, "kto_tag": False},
         {"messages": TALK, "label": False},
     ):
-        (rated,) = formats.preferences(Layout().adapt(row))
+        (rated,) = formats.preferences(*Layout().adapt(row))
         assert (rated.prompt, rated.completion, rated.reward) == ([USER], GOOD, 0.0)
 
 
