@@ -67,7 +67,7 @@ def alpaca_dpo(row: dict) -> dict:
 
 
 def alpaca_farm(row: dict) -> dict:
-    """AlpacaFarm's comparisons: Alpaca's fields and two outputs. `preference` is 1, 2, or 1.5 for a tie (AlpacaEval)."""
+    """AlpacaFarm's comparisons: Alpaca's fields, two outputs, and `preference`: 1, 2, or 1.5 for AlpacaEval's ties."""
     preference = number_of(row["preference"], "preference")
     if preference not in (1, 1.5, 2):
         raise ValueError(f"preference must be one of 1, 1.5, 2, got {row['preference']!r}")
