@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +23,11 @@ from data.encoded import check_window
 from data.loader import micro_batches
 from data.preference_batch import Batch, all_rows, collate, mismatched
 from data.preferences import PreferenceGroup, check_margins, eval_groups, preference_loader
-from data.tokenizer import load_tokenizer
+from data.prompts import encode_prompts
+from data.tokenizer import Tokenizer, check_same_tokenizer, load_tokenizer
 from data.view import show_first_batch
-from evals.held_out_samples import HeldOutSamples
+from evals.held_out_samples import HeldOutSamples, prompts_of_groups, prompts_of_items
+from evals.watched import Watched
 from kernels.backend import set_kernels
 from losses import (
     dpo_loss,
@@ -37,7 +40,7 @@ from losses import (
     sft_loss,
     simpo_loss,
 )
-from model.build import export_model, load_policy
+from model.build import export_model, load_policy, load_reward_model
 from model.config import check_vocab
 from model.experts import router_loss
 from model.heads import Policy
@@ -88,7 +91,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     check_margins(cfg.margin_coef, cfg.data, batches.items)
     sets = (batches.items, held_out) if cfg.loss == "kto" else ()
     kl_rows = {k: v for items in sets for k, v in mismatched(items, max_length=cfg.data.max_length).items()}
-    held_out_samples = HeldOutSamples(cfg, run, tokenizer, held_out or batches.items, policy.config.max_length)
+    held_out_samples = load_held_out_samples(cfg, run, policy, tokenizer, held_out or batches.items)
     check_window(policy.config.max_length, batches.items, held_out, list(kl_rows.values()))
     trained = batches.first(cfg.num_steps * cfg.batch_size)  # a short run may not reach all rows
     read = all_rows(itertools.chain(trained, held_out if cfg.eval_every else []), kl_rows)
@@ -116,14 +119,14 @@ def train(cfg: DictConfig, run: Run) -> float:
     while run.step < cfg.num_steps:
         lr = set_lr(optimizer, run.step, cfg.optim)
         parts = collate_all(next(batches))
-        counts = count(run, parts)
-        kl = reference_point(run, policy, parts)  # () nats, for KTO; 0 for other losses
+        num_groups, num_tokens = count(run, parts)
+        kl = reference_point(cfg, run, policy, parts)  # () nats, for KTO; 0 for other losses
 
         # ---- gradients, a few groups at a time
         step_loss, row_losses = 0.0, []
         for part in parts:
             logprobs = policy.logprobs(*part.rows)  # (b, T); the rows of a group share the prompt
-            loss, metrics = objective(cfg, part, logprobs, kl, **counts)
+            loss, metrics = objective(cfg, part, logprobs, kl, num_groups=num_groups, num_tokens=num_tokens)
             router, routed = router_loss(policy, share=1 / len(parts), **cfg.router)  # 0 without experts
             (loss + router).backward()
             step_loss += loss.detach()
@@ -161,7 +164,7 @@ def load_reference(
     def second_model() -> Policy:
         if load_tokenizer(path, template=cfg.data.template, date=cfg.data.date).fingerprint != tokenizer.fingerprint:
             raise ValueError(f"ref_policy={path} has another vocabulary or chat template than policy={cfg.policy}")
-        return run.shard(load_policy(path, precision=cfg.precision, frozen=True))
+        return ref_policy_of(policy, cfg, run)
 
     if cfg.ref == "live":
         model = AdaptersOff(policy) if cfg.lora.rank and cfg.ref_policy is None else second_model()
@@ -196,32 +199,39 @@ def total_logprobs(policy: Policy, rows: Rows) -> Tensor:
     return policy.logprobs(*rows).sum(1)
 
 
-def reference_point(run: Run, policy: Policy, parts: list[Batch]) -> Tensor:
+def reference_point(cfg: DictConfig, run: Run, policy: Policy, parts: list[Batch]) -> Tensor:
     """() nats: KTO's z_0, the mean log-ratio of the mismatched rows of the whole step, at least 0; 0 for other losses.
 
     With average_logprobs it is in nats per token.
     """
     ratios = [
-        (total_logprobs(policy, part.mismatched) - part.mismatched_ref_logprobs) / unit(run.cfg, part.mismatched)
+        (total_logprobs(policy, part.mismatched) - part.mismatched_ref_logprobs) / unit(cfg, part.mismatched)
         for part in parts
         if part.mismatched is not None
     ]
     zero = torch.zeros((), device=run.device)
-    if run.cfg.loss != "kto":
+    if cfg.loss != "kto":
         return zero
     total, count = run.mean(torch.stack([sum(map(torch.sum, ratios), zero), zero + sum(map(len, ratios))]))
     return (total / count.clamp(min=1)).clamp(min=0)
 
 
+def ref_policy_of(policy: Policy, cfg: DictConfig, run: Run) -> Policy:
+    """The reference as a model: ref_policy, or the policy before training, with LoRA the same weights without it."""
+    if cfg.lora.rank and cfg.ref_policy is None:
+        return AdaptersOff(policy)
+    return run.shard(load_policy(cfg.ref_policy or cfg.policy, precision=cfg.precision, frozen=True))
+
+
 # ---- the loss
 
 
-def count(run: Run, parts: list[Batch]) -> dict[str, Tensor]:
-    """The divisors of the objective: numbers of groups, and of tokens of chosen completions, as means over ranks."""
+def count(run: Run, parts: list[Batch]) -> tuple[Tensor, Tensor]:
+    """The divisors of the objective: (groups, tokens of chosen completions), as means over ranks."""
     groups = sum(len(part.margins) for part in parts)
     tokens = sum(part.num_targets for part in parts)
     num_groups, num_tokens = run.mean(torch.tensor([float(groups), float(tokens)]))
-    return {"num_groups": num_groups, "num_tokens": num_tokens.clamp(min=1)}
+    return num_groups, num_tokens.clamp(min=1)
 
 
 def objective(
@@ -274,9 +284,11 @@ def preference_loss(cfg: DictConfig, part: Batch, logprobs: Tensor, kl: Tensor) 
 
 def evaluate(cfg: DictConfig, run: Run, policy: Policy, parts: list[Batch]) -> None:
     """Log the training objective, accuracy, margin and implicit rewards on held-out groups."""
-    kl, counts, total = reference_point(run, policy, parts), count(run, parts), torch.zeros((), device=run.device)
+    kl, total = reference_point(cfg, run, policy, parts), torch.zeros((), device=run.device)
+    num_groups, num_tokens = count(run, parts)
     for part in parts:
-        loss, metrics = objective(cfg, part, policy.logprobs(*part.rows), kl, **counts)
+        logprobs = policy.logprobs(*part.rows)  # (b, T)
+        loss, metrics = objective(cfg, part, logprobs, kl, num_groups=num_groups, num_tokens=num_tokens)
         total += loss
         held_out = {
             name.replace("rewards/", "eval/").replace("logprobs/", "eval/logprobs_"): v for name, v in metrics.items()
@@ -284,6 +296,40 @@ def evaluate(cfg: DictConfig, run: Run, policy: Policy, parts: list[Batch]) -> N
         held_out.pop("objective/reference_point", None)
         run.metrics.add(held_out)
     run.metrics.add({"eval/loss": total})
+
+
+def load_held_out_samples(
+    cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, groups: Sequence[PreferenceGroup]
+) -> HeldOutSamples:
+    """Samples for the prompts of data.prompts, or of the groups, with what measures them."""
+    room = policy.config.max_length - cfg.sampling.max_new_tokens
+    if cfg.sample_every and room < 1:
+        raise ValueError(
+            f"sampling.max_new_tokens={cfg.sampling.max_new_tokens} leaves no tokens for a prompt in the window of "
+            f"{policy.config.max_length}; lower it, or set sample_every=0"
+        )
+    has_answers = bool(cfg.data.prompts and cfg.sample_every)
+    watched = Watched(cfg.watch, run, seconds=cfg.reward_timeout, has_answers=has_answers)
+    if cfg.data.prompts is None:
+        prompts = prompts_of_groups(groups, tokenizer, num_prompts=cfg.num_prompts, max_length=room, seed=cfg.seed)
+    else:
+        encoded = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room)
+        prompts = prompts_of_items(encoded.items[: cfg.num_prompts], seed=cfg.seed)
+    reward_model = None
+    if cfg.reward_model is not None:
+        check_same_tokenizer(cfg.reward_model, tokenizer)
+        reward_model = run.shard(load_reward_model(cfg.reward_model, precision=cfg.precision, frozen=True))
+    return HeldOutSamples(
+        run,
+        tokenizer,
+        prompts[run.rank :: run.world_size],
+        load_reference=partial(ref_policy_of, cfg=cfg, run=run),
+        reward_model=reward_model,
+        watched=watched,
+        sampling=cfg.sampling,
+        micro_batch_size=cfg.micro_batch_size,
+        num_samples=cfg.num_samples,
+    )
 
 
 # ---- checks

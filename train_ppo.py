@@ -10,6 +10,7 @@ Every variant is a setting of conf/train_ppo.yaml, explained in docs/ppo.md, and
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from omegaconf import DictConfig
@@ -43,18 +44,18 @@ from model.experts import router_loss
 from model.heads import Policy
 from model.lora import AdaptersOff, add_lora, export_adapter, value_on
 from model.packing import Stream
-from rollouts.engine import Engine, correct_for_sampler, load_sampler
+from rollouts.engine import Engine, load_sampler
 from rollouts.environment import load_environment
 from rollouts.evaluate import Evaluation
 from rollouts.monitor import Monitor
 from rollouts.parts import of_actions, of_states
 from rollouts.ppo_settings import check_ppo
-from rollouts.pretraining import PretrainingMix
+from rollouts.pretraining import PretrainingMix, pretraining_loader
 from rollouts.rewards import Scorer
 from rollouts.sampling import draw
 from rollouts.sources import Source, check_columns, read_sources
 from rollouts.trajectory import Part, Trajectory
-from rollouts.values import teach_values
+from rollouts.values import ValueEpochs
 from rollouts.viewer import credit_samples, print_credit, warn_about
 from runtime.config import check_positive
 from runtime.devices import send
@@ -76,8 +77,8 @@ def train(cfg: DictConfig, run: Run) -> float:
     score, engine = load_scorer(cfg, run, tokenizer, policy), load_engine(cfg, run, tokenizer, policy)
     learners = {"policy": policy} | ({"value": value_model} if cfg.advantage in WITH_VALUES else {})
     optimizer = build_optimizer([policy, value_model], cfg.optim, lr_scales=[1.0, cfg.optim.value_lr / cfg.optim.lr])
-    pretraining, average = PretrainingMix(cfg, run, tokenizer, policy.config), WeightAverage(policy, cfg.ema_decay)
-    controller, monitor = kl_controller(cfg), load_monitor(cfg, run, tokenizer)
+    pretraining, average = load_pretraining(cfg, run, tokenizer, policy), WeightAverage(policy, cfg.ema_decay)
+    controller, value_epochs, monitor = kl_controller(cfg), own_epochs(cfg), load_monitor(cfg, run, tokenizer)
     prompts, evaluation = load_prompts(cfg, run, tokenizer, engine, score, monitor)
     state = {"policy": policy, "value_model": value_model, "optimizer": optimizer, "prompts": prompts, "score": score}
     run.resume(**state, pretraining=pretraining, average=average, controller=controller, monitor=monitor, engine=engine)
@@ -91,7 +92,7 @@ def train(cfg: DictConfig, run: Run) -> float:
         # ---- 1. rollout: the policy samples completions, and all four networks read them
         with torch.no_grad():
             rollout, source_rewards = draw(run, engine, policy, prompts, score, K, cfg.dynamic_sampling)  # (B, T)
-            mask, parts = rollout.action_mask, rollout.parts(size)  # (B, T) bool
+            parts = rollout.parts(size)
             old_logprobs, entropy = of_actions(policy.logprobs_and_entropy, parts, temperature=temperature)
             ref_logprobs = of_actions(ref_policy.logprobs, parts, temperature=temperature)  # (B, T)
             old_values = of_states(value_model, parts)  # (B, T)
@@ -106,19 +107,19 @@ def train(cfg: DictConfig, run: Run) -> float:
         advantages = give_credit(rewards, old_values, kl_coefs["reward"] * kl, rollout, cfg, run.mean)  # (B, T)
         returns = advantages + old_values  # (B, T)
         advantages = whiten(advantages, mask, run.mean, shift_mean=True) if whitens(cfg) else advantages
-        by = {"step": run.step, "own_sampler": cfg.engine.kind == "local"}
-        advantages, old_logprobs, sampled = correct_for_sampler(advantages, old_logprobs, rollout, cfg.off_policy, **by)
+        advantages, old_logprobs, sampled = engine.correct(advantages, old_logprobs, rollout, cfg.off_policy)
 
         # ---- 3. metrics, samples, KL controller
         run.metrics.add({"value/explained_variance": explained_variance(returns, old_values, value_mask, run.mean)})
         run.metrics.add({"optim/lr": lr, "objective/kl_coef": controller.kl_coef} | sampled | monitor.figures(rollout))
+        log_exact_kl(cfg, run, policy, ref_policy, parts)
         credit = {"reward": rewards, "kl": kl, "value": old_values, "advantage": advantages}
-        show(cfg, run, policy, ref_policy, tokenizer, rollout, parts, source_rewards.sum(1), credit)
+        log_credit(cfg, run, tokenizer, rollout, source_rewards.sum(1), credit)
         controller.update(run.mean(kl.sum(1).mean()).item(), num_sequences=cfg.batch_size * K)
 
         # ---- 4. a few epochs of clipped updates on the same rollout
         learning = time.perf_counter()
-        teach_values(cfg, run, value_model, optimizer, rollout, old_values, returns)  # if it has its own epochs
+        value_epochs.update(run, value_model, optimizer, rollout, old_values, returns)  # if there are any
         weights, counts = aggregation(mask, cfg.aggregation, max_new_tokens=cfg.sampling.max_new_tokens)
         for index, minibatch in enumerate(run.minibatches(len(mask), cfg.ppo_epochs, cfg.minibatch_size, K)):
             minibatch, row_sums, ratios = minibatch.sort().values, [], []  # rows of a prompt stay consecutive
@@ -276,23 +277,25 @@ def speeds(
 
 
 @torch.no_grad()
-def show(
+def log_exact_kl(cfg: DictConfig, run: Run, policy: Policy, ref_policy: Policy, parts: list[Part]) -> None:
+    """Log the KL to the reference over the whole vocabulary, when due."""
+    if run.due(cfg.kl_exact_every):
+        with run.off_the_clock():
+            exact_kl = partial(policy.exact_kl, ref_policy)
+            kl = of_actions(exact_kl, parts, temperature=cfg.sampling.temperature)  # (B, T)
+            run.metrics.add({"objective/kl_exact": kl.sum(1)})
+
+
+def log_credit(
     cfg: DictConfig,
     run: Run,
-    policy: Policy,
-    ref_policy: Policy,
     tokenizer: Tokenizer,
     rollout: Trajectory,
-    parts: list[Part],
     scores: Tensor,
     credit: dict[str, Tensor],
 ) -> None:
-    """Log the exact KL and samples, and print the credit viewer, each when due."""
+    """Log samples with their (B, T) figures in `credit`, and print the credit viewer, each when due."""
     with run.off_the_clock():
-        if run.due(cfg.kl_exact_every):
-            settings = {"temperature": cfg.sampling.temperature}
-            exact = of_actions(lambda *rows, **more: policy.exact_kl(ref_policy, *rows, **more), parts, **settings)
-            run.metrics.add({"objective/kl_exact": exact.sum(1)})
         if run.due(cfg.sample_every):
             run.log_samples(credit_samples(rollout, tokenizer, scores, credit, count=cfg.num_samples))
         if cfg.view and run.step == 0:
@@ -308,6 +311,31 @@ def export(cfg: DictConfig, run: Run, policy: Policy, value_model: nn.Module, to
 
 
 # ---- setting up
+
+
+def load_pretraining(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> PretrainingMix:
+    """The SFT loss on data.ptx. With ptx_coef=0 it reads nothing and adds nothing."""
+    loader = None
+    if cfg.ptx_coef:
+        loader = pretraining_loader(
+            cfg.data, tokenizer, window=policy.config.max_length, batch_size=cfg.minibatch_size,
+            seed=cfg.seed, rank=run.rank, world_size=run.world_size,
+        )  # fmt: skip
+    pad_id, size = tokenizer.pad_id, cfg.micro_batch_size
+    return PretrainingMix(run, loader, coef=cfg.ptx_coef, micro_batch_size=size, pad_id=pad_id)
+
+
+def own_epochs(cfg: DictConfig) -> ValueEpochs:
+    """The value model's own epochs; none without value_epochs."""
+    return ValueEpochs(
+        epochs=cfg.value_epochs or 0,
+        minibatch_size=cfg.value_minibatch_size or cfg.minibatch_size,
+        micro_batch_size=cfg.micro_batch_size,
+        samples_per_prompt=cfg.samples_per_prompt,
+        clip_range=cfg.value_clip_range,
+        coef=cfg.value_coef,
+        max_grad_norm=cfg.optim.max_grad_norm,
+    )
 
 
 def kl_controller(cfg: DictConfig) -> FixedKL:

@@ -1,6 +1,7 @@
 """Samples of a policy on held-out prompts, with their KL to the reference and their reward-model scores."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -9,18 +10,26 @@ from torch import Tensor
 
 from data.chat import cut_prompt
 from data.preferences import PreferenceGroup
-from data.prompts import encode_prompts
-from data.tokenizer import check_same_tokenizer
+from data.tokenizer import Tokenizer
 from evals.watched import Watched
-from model.build import load_policy, load_reward_model
-from model.heads import Policy
-from model.lora import AdaptersOff
+from model.heads import Policy, RewardModel
 from model.packing import Rows, make_rows
 from model.sampling import generate
 from runtime.distributed import gathered
 from runtime.run import Run
 
 
+@dataclass(frozen=True)
+class HeldOutPrompt:
+    """A prompt that is answered at each call."""
+
+    ids: list[int]  # they end with the assistant's header
+    seed: int
+    item: dict | None = None  # of data.prompts, with the columns that rewards read; None for a prompt of comparisons
+    reference: dict | None = None  # row of the data's completion, for a prompt of comparisons
+
+
+@dataclass
 class HeldOutSamples:
     """Samples completions of the same prompts with the same seeds at each call, so that only the policy changes.
 
@@ -32,42 +41,20 @@ class HeldOutSamples:
         eval/watch/NAME       mean of the reward NAME in `watch` over the samples
     """
 
-    def __init__(self, cfg: DictConfig, run: Run, tokenizer, groups: Sequence[PreferenceGroup], window: int):
-        self.cfg, self.run, self.tokenizer = cfg, run, tokenizer
-        room = window - cfg.sampling.max_new_tokens
-        if cfg.sample_every and room < 1:
-            raise ValueError(
-                f"sampling.max_new_tokens={cfg.sampling.max_new_tokens} leaves no tokens for a prompt in the window of "
-                f"{window}; lower it, or set sample_every=0"
-            )
-        has_answers = bool(cfg.data.prompts and cfg.sample_every)
-        self.watched = Watched(cfg.watch, run, seconds=cfg.reward_timeout, has_answers=has_answers)
-        items: Sequence[dict] = []
-        if cfg.data.prompts is None:
-            asked: list[tuple[Sequence[int], dict | None]] = list(islice(each_prompt(groups), cfg.num_prompts))
-        else:
-            items = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room).items
-            items = items[: cfg.num_prompts]
-            asked = [(list(row["input_ids"]), None) for row in items]
-        asked, self.items = asked[run.rank :: run.world_size], items[run.rank :: run.world_size]
-        self.prompts = [cut_prompt(list(prompt), tokenizer, max_length=room) for prompt, _ in asked]
-        self.references = [row for _, row in asked if row is not None]  # completions in the data that are not rated bad
-        self.seeds = [cfg.seed + run.rank + i * run.world_size for i in range(len(asked))]
-        self.reward_model = None
-        if cfg.reward_model is not None:
-            check_same_tokenizer(cfg.reward_model, tokenizer)
-            reward_model = load_reward_model(cfg.reward_model, precision=cfg.precision, frozen=True)
-            self.reward_model = run.shard(reward_model)
-        self.scores_before: Tensor | None = None
+    run: Run
+    tokenizer: Tokenizer
+    prompts: list[HeldOutPrompt]  # of this rank
+    load_reference: Callable[[Policy], Policy]  # the reference of a policy
+    reward_model: RewardModel | None
+    watched: Watched
+    sampling: DictConfig
+    micro_batch_size: int
+    num_samples: int  # that are logged as texts
+    scores_before: Tensor | None = None  # of the reference's samples
 
     @torch.no_grad()
     def __call__(self, policy: Policy, step: int) -> None:
-        cfg = self.cfg
-        if cfg.lora.rank and cfg.ref_policy is None:
-            ref_policy = AdaptersOff(policy)
-        else:
-            path = cfg.ref_policy or cfg.policy
-            ref_policy = self.run.shard(load_policy(path, precision=cfg.precision, frozen=True))
+        ref_policy = self.load_reference(policy)
         with gathered(*filter(None, (policy, ref_policy, self.reward_model))):
             if self.prompts:  # with more ranks than prompts, some ranks have none
                 self.measure(policy, ref_policy, step)
@@ -83,24 +70,25 @@ class HeldOutSamples:
             if self.scores_before is None:
                 self.scores_before = self.score(self.sample_completions(ref_policy).rows)
             metrics |= {"objective/score": scores, "eval/win_rate_before": wins(scores, self.scores_before)}
-            if self.references:
-                of_data = self.score(make_rows(self.references, self.tokenizer.pad_id).to(self.run.device))
+            if references := [prompt.reference for prompt in self.prompts if prompt.reference is not None]:
+                of_data = self.score(make_rows(references, self.tokenizer.pad_id).to(self.run.device))
                 metrics |= {"eval/win_rate": wins(scores, of_data)}
         texts = [
             self.tokenizer.decode(ids[mask].tolist())
             for ids, mask in zip(samples.rows.input_ids, samples.rows.completion_mask, strict=True)
         ]
-        self.run.metrics.add(metrics | self.watched.figures(self.items, texts))
+        items = [prompt.item for prompt in self.prompts if prompt.item is not None]
+        self.run.metrics.add(metrics | self.watched.figures(items, texts))
         self.run.log_samples(self.sample_rows(samples, texts, kl, scores), step)
 
     def sample_completions(self, policy: Policy):
         """One completion of every prompt."""
         return generate(
             policy,
-            self.prompts,
-            **self.cfg.sampling,
+            [prompt.ids for prompt in self.prompts],
+            **self.sampling,
             stop_ids=self.tokenizer.stop_ids,
-            seeds=self.seeds,
+            seeds=[prompt.seed for prompt in self.prompts],
             pad_id=self.tokenizer.pad_id,
         )
 
@@ -111,29 +99,43 @@ class HeldOutSamples:
     def parts(self, rows: Rows) -> list[Rows]:
         """The batch in parts of one forward each."""
         indices = torch.arange(len(rows.input_ids), device=rows.input_ids.device)
-        return [rows.select(part) for part in indices.split(2 * self.cfg.micro_batch_size)]
+        return [rows.select(part) for part in indices.split(2 * self.micro_batch_size)]
 
     def sample_rows(self, samples, texts: list[str], kl: Tensor, scores: Tensor | None) -> list[dict]:
         """Rows of samples.jsonl: the first samples as texts, with the completion in the data."""
         rows = []
-        for i in range(min(self.cfg.num_samples, len(self.prompts))):
+        for i, prompt in enumerate(self.prompts[: self.num_samples]):
             sample = {
-                "prompt": self.tokenizer.decode(self.prompts[i], specials=True),
+                "prompt": self.tokenizer.decode(prompt.ids, specials=True),
                 "completion": texts[i],
                 "finish_reason": samples.finish_reasons[i],
                 "kl": round(kl[i].item(), 3),
             }
-            if self.items:
-                sample["columns"] = self.items[i][
-                    "columns"
-                ]  # the record's further fields, for a reward that reads them
-            if self.references:
-                reference = self.references[i]
-                sample["reference"] = self.tokenizer.decode(reference["input_ids"][reference["completion_mask"]])
+            if prompt.item is not None:
+                sample["columns"] = prompt.item["columns"]  # the record's further fields, for a reward that reads them
+            if prompt.reference is not None:
+                ids = prompt.reference["input_ids"][prompt.reference["completion_mask"]]
+                sample["reference"] = self.tokenizer.decode(ids)
             if scores is not None:
                 sample["score"] = round(scores[i].item(), 3)
             rows.append(sample)
         return rows
+
+
+def prompts_of_items(items: Sequence[dict], *, seed: int) -> list[HeldOutPrompt]:
+    """The prompts of `data.prompts`, encoded (data/prompts.py)."""
+    return [HeldOutPrompt(list(item["input_ids"]), seed + number, item=item) for number, item in enumerate(items)]
+
+
+def prompts_of_groups(
+    groups: Iterable[PreferenceGroup], tokenizer: Tokenizer, *, num_prompts: int, max_length: int, seed: int
+) -> list[HeldOutPrompt]:
+    """The first prompts of comparisons, cut at `max_length` tokens, with their completions in the data."""
+    asked = enumerate(islice(each_prompt(groups), num_prompts))
+    return [
+        HeldOutPrompt(cut_prompt(list(ids), tokenizer, max_length=max_length), seed + number, reference=row)
+        for number, (ids, row) in asked
+    ]
 
 
 def each_prompt(groups: Iterable[PreferenceGroup]) -> Iterator[tuple[tuple[int, ...], dict]]:

@@ -83,6 +83,14 @@ class Engine:
         trajectory.step = step
         return trajectory
 
+    def correct(
+        self, advantages: Tensor, logprobs: Tensor, rollout: Trajectory, off_policy: DictConfig
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor | float]]:
+        """`correct_for_sampler` for a rollout of this engine, at the current step."""
+        own_sampler = isinstance(self.sampler, Local)
+        step = self.run.step
+        return correct_for_sampler(advantages, logprobs, rollout, off_policy, step=step, own_sampler=own_sampler)
+
     def state_dict(self) -> dict:
         """The state for a checkpoint: the rollout that was sampled ahead, if there is one."""
         return self.ahead.state_dict()

@@ -1,7 +1,8 @@
 """Updates of the value model only."""
 
+from dataclasses import dataclass
+
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -12,41 +13,53 @@ from runtime.optim import clip_grads
 from runtime.run import Run
 
 
-def teach_values(
-    cfg: DictConfig,
-    run: Run,
-    value_model: nn.Module,
-    optimizer: Optimizer,
-    rollout: Trajectory,
-    old_values: Tensor,
-    returns: Tensor,
-) -> None:
-    """value_epochs passes over the rollout in minibatches of value_minibatch_size rows. null: no passes, because the
-    value model learns together with the policy. The policy has no gradient here, so the shared optimizer does not
-    change it.
+@dataclass(frozen=True)
+class ValueEpochs:
+    """The value model's own passes over a rollout, before the policy learns from it.
 
-    Args:
-        old_values, returns: (B, T).
+    epochs: 0 if the value model learns together with the policy.
     """
-    mask, size = rollout.value_mask, cfg.value_minibatch_size or cfg.minibatch_size
-    for minibatch in run.minibatches(len(mask), cfg.value_epochs or 0, size, cfg.samples_per_prompt):
-        num_states = run.mean(mask[send(minibatch, run.device)].sum().float()).clamp_min(1)
-        minibatch, row_sums = minibatch.sort().values, []
-        for part in map(rollout.part, minibatch.split(cfg.micro_batch_size)):
-            rows, values = part.index, value_model(*part.states)  # (b, T)
-            loss, metrics = ppo_value_loss(
-                values,
-                old_values[rows],
-                returns[rows],
-                mask[rows],
-                clip_range=cfg.value_clip_range,
-                num_tokens=num_states,
-            )
-            (cfg.value_coef * loss).backward()
-            run.metrics.add(metrics)
-            row_sums.append(values.detach().sum(1))
-        norm = clip_grads(value_model, cfg.optim.max_grad_norm)
-        run.stop_if_not_finite(norm, torch.cat(row_sums), [rollout.where[i] for i in minibatch.tolist()])
-        optimizer.step()
-        optimizer.zero_grad()
-        run.metrics.add({"value/grad_norm": norm})
+
+    epochs: int
+    minibatch_size: int  # rows of an optimizer step, over all ranks
+    micro_batch_size: int  # rows of a forward, per rank
+    samples_per_prompt: int
+    clip_range: float | None
+    coef: float
+    max_grad_norm: float | None
+
+    def update(
+        self,
+        run: Run,
+        value_model: nn.Module,
+        optimizer: Optimizer,
+        rollout: Trajectory,
+        old_values: Tensor,
+        returns: Tensor,
+    ) -> None:
+        """Train the value model on the (B, T) returns, with values clipped around the (B, T) old values.
+
+        The policy has no gradient here, so the shared optimizer does not change it.
+        """
+        mask = rollout.value_mask
+        for minibatch in run.minibatches(len(mask), self.epochs, self.minibatch_size, self.samples_per_prompt):
+            num_states = run.mean(mask[send(minibatch, run.device)].sum().float()).clamp_min(1)
+            minibatch, row_sums = minibatch.sort().values, []
+            for part in map(rollout.part, minibatch.split(self.micro_batch_size)):
+                rows, values = part.index, value_model(*part.states)  # (b, T)
+                loss, metrics = ppo_value_loss(
+                    values,
+                    old_values[rows],
+                    returns[rows],
+                    mask[rows],
+                    clip_range=self.clip_range,
+                    num_tokens=num_states,
+                )
+                (self.coef * loss).backward()
+                run.metrics.add(metrics)
+                row_sums.append(values.detach().sum(1))
+            norm = clip_grads(value_model, self.max_grad_norm)
+            run.stop_if_not_finite(norm, torch.cat(row_sums), [rollout.where[i] for i in minibatch.tolist()])
+            optimizer.step()
+            optimizer.zero_grad()
+            run.metrics.add({"value/grad_norm": norm})

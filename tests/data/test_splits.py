@@ -218,13 +218,10 @@ def test_proportions_are_shares_of_the_targets_and_a_mixture_says_what_it_is(tmp
 
 
 def test_weights_are_of_the_prompts_and_not_of_the_ptx_files(tmp_path, compose):
-    from rollouts.pretraining import PretrainingMix
+    from rollouts.pretraining import pretraining_loader
 
     ptx = [write_rows(tmp_path / f"{n}.jsonl", *({"messages": said(f"{n}{i}", "b")} for i in range(3))) for n in "xyz"]
     cfg = compose("train_ppo", "policy=x", "ptx_coef=1", f"data.ptx=[{','.join(ptx)}]", "data.weights=[5]")
 
-    class One:
-        rank, world_size = 0, 1
-
-    config = type("Config", (), {"max_length": 512})
-    assert PretrainingMix(cfg, One, tiny_tokenizer(), config).loader.weights == [1.0, 1.0, 1.0]
+    loader = pretraining_loader(cfg.data, tiny_tokenizer(), window=512, **RANKS)
+    assert loader.weights == [1.0, 1.0, 1.0]
