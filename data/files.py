@@ -32,7 +32,7 @@ MAX_ROW = 1 << 26  # 64 MiB; a longer line means another format or a malicious f
 MAX_EXCEL = 1 << 30  # limit in bytes of an unpacked workbook, because openpyxl keeps its table of texts in memory
 MAX_WINDOW = 1 << 28  # limit in bytes of the memory that an .xz may need
 BATCH = 1024  # rows of a table in memory
-# Columns whose cells are lists in every published set: in a CSV they are written as JSON.
+# Columns that are lists in every published set. A text in them, as in a CSV, is their JSON.
 LISTS = (
     "messages",
     "conversations",
@@ -77,12 +77,15 @@ def as_object(raw: Any) -> dict:
         raise raw
     if isinstance(raw, str):
         try:
-            value = json.loads(raw)
+            twice: list[str] = []
+            value = json.loads(raw, object_pairs_hook=lambda pairs: _once(pairs, twice))
+            if twice:
+                raise ValueError(twice[0])
             # half a surrogate pair is valid JSON, but not a text that can be written
             if "\\ud" in raw or "\\uD" in raw:
                 json.dumps(value, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON: {error.msg} at column {error.colno}") from error
+            raise ValueError(f"not JSON, one object per line: {error.msg} at column {error.colno}") from error
         except UnicodeEncodeError as error:
             half = error.object[error.start].encode("unicode_escape").decode()
             raise ValueError(f"a text contains {half}, half of a surrogate pair, which is not a character") from error
@@ -92,7 +95,27 @@ def as_object(raw: Any) -> dict:
         value = raw
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {type(value).__name__}")
-    return value
+    return _with_lists(value)
+
+
+def _once(pairs: list[tuple[str, Any]], twice: list[str]) -> dict:
+    """An object of JSON. A key that it has twice, of which json would keep the last, is added to `twice` as a fault."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice.append(f"an object has a key twice: {', '.join(name for name, _ in pairs)}")
+    return found
+
+
+def _with_lists(row: dict) -> dict:
+    """The row with lists in place of their JSON text."""
+    for name in LISTS:
+        value = row.get(name)
+        if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+            try:
+                row = row | {name: json.loads(value)}
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{name} begins a list and is not JSON: {error.msg}") from None
+    return row
 
 
 def find_files(name: str) -> list[Path]:
@@ -237,8 +260,11 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, Any]]:
 
 def _array_rows(path: Path, file: io.TextIOBase) -> Iterator[tuple[int, Any]]:
     """(number from 1, element) of a JSON array, one element in memory at a time."""
-    decoder, text, number, step = json.JSONDecoder(), file.read(1 << 16).lstrip()[1:], 0, 1 << 16
+    twice: list[str] = []  # the faults of this element that json would not notice
+    decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: _once(pairs, twice))
+    text, number, step = file.read(1 << 16).lstrip()[1:], 0, 1 << 16
     while True:
+        twice.clear()
         text = text.lstrip()
         if number and text[:1] == ",":
             text = text[1:].lstrip()
@@ -265,7 +291,7 @@ def _array_rows(path: Path, file: io.TextIOBase) -> Iterator[tuple[int, Any]]:
         except RecursionError:
             raise ValueError(f"{path}: element {number + 1} of the array is nested too deeply") from None
         number, text, step = number + 1, text[end:], 1 << 16
-        yield number, _checked(value)
+        yield number, ValueError(twice[0]) if twice else _checked(value)
 
 
 def _checked(value: Any) -> Any:
@@ -293,16 +319,7 @@ def _table_rows(file: io.TextIOBase, delimiter: str) -> Iterator[tuple[int, Any]
 def _table_row(header: list[str], cells: list) -> Any:
     if len(cells) != len(header):
         return ValueError(f"{len(cells)} cells under {len(header)} columns ({', '.join(map(str, header))})")
-    try:
-        return {name: _cell(name, cell) for name, cell in zip(header, cells, strict=True)}
-    except json.JSONDecodeError as error:
-        return ValueError(f"a cell that begins a list is not JSON: {error.msg}")
-
-
-def _cell(name: str, cell: Any) -> Any:
-    if name in LISTS and isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
-        return json.loads(cell)
-    return None if cell == "" else plain(cell)
+    return {name: None if cell == "" else plain(cell) for name, cell in zip(header, cells, strict=True)}
 
 
 # ---- tables
@@ -392,7 +409,12 @@ def _excel_rows(path: Path) -> Iterator[tuple[int, Any]]:
             f"{path} has the sheets {', '.join(book.sheetnames)}; save the sheet to read as its own workbook, or as CSV"
         )
     rows = book.worksheets[0].iter_rows(values_only=True)
-    header = [str(cell) for cell in next(rows, ()) if cell is not None]
+    names = list(next(rows, ()))
+    while names and names[-1] is None:
+        names.pop()
+    header = [str(name) for name in names]
+    if None in names or len(set(header)) < len(header):
+        raise ValueError(f"{path}:1: each column needs a name of its own, got {', '.join(header)}")
     for number, cells in enumerate(rows, 2):
         if any(cell is not None for cell in cells):
             rest = [cell for cell in cells[len(header) :] if cell is not None]

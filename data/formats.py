@@ -10,6 +10,10 @@ from data.messages import THINKING, is_hh, parse_hh, parse_messages, parse_role,
 from data.records import Comparison, Example, Prompt, Ranking, Rated, Record
 
 _NUMBER = re.compile(r"[-+]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})([eE][-+]?\d{1,3})?")
+# how a message begins in JSON, and as Python prints it
+_MESSAGE = re.compile(r"""\s*\[?\s*\{\s*['"](role|content)['"]\s*:""")
+_KEYS = [re.compile(rf"""['"]{key}['"]\s*:""") for key in ("role", "content")]
+QUESTIONS = ("prompt", "question", "query", "instruction", "input")  # texts that a context may belong to
 GIVEN: tuple[str, ...] = ("context", "prompt", "system", "tools")  # fields before the answer
 
 
@@ -42,7 +46,7 @@ def _demonstrations(row: dict) -> list[Example]:
     elif "prompt" in row and name:
         turns, used = _go_on(row, _given(row), _answers(row[name], name)), (*GIVEN, name)
     else:
-        raise ValueError(f"not a demonstration: it needs messages, or prompt and completion; got {_fields(row)}")
+        raise ValueError(f"not a demonstration: it needs messages, or prompt and completion; {_names(row)}")
     return [Example(turns, tools=parse_tools(row.get("tools")), columns=_rest(row, *used))]
 
 
@@ -87,7 +91,7 @@ def preferences(row: dict) -> list[Comparison | Ranking | Rated]:
         return [Rated(asked, completion, reward, tools=parse_tools(row.get("tools")), columns=columns)]
     raise ValueError(
         "not a comparison: it needs prompt/chosen/rejected, prompt/completions/ranks, context/generation/reward, "
-        f"prompt/completion/label, messages/label or context/chosen/rejected; got {_fields(row)}"
+        f"prompt/completion/label, messages/label or context/chosen/rejected; {_names(row)}"
     )
 
 
@@ -105,7 +109,7 @@ def prompts(row: dict) -> list[Prompt]:
         name, (asked, _), used = "chosen", _side(row["chosen"], [], "chosen"), ("chosen", *GIVEN)
         asked = _with_system(row, asked)
     else:
-        raise ValueError(f"no prompt: the row needs prompt, context or messages; got {_fields(row)}")
+        raise ValueError(f"no prompt: the row needs prompt, context or messages; {_names(row)}")
     return [Prompt(_asked(asked, name), tools=parse_tools(row.get("tools")), columns=_rest(row, *used))]
 
 
@@ -192,11 +196,11 @@ def _joined(given: list[Message], turns: list[Message], name: str) -> list[Messa
 def _given(row: dict) -> list[Message]:
     """The conversation before the answer: `context`, then `prompt` if the row has both, with the row's system text."""
     context, prompt = row.get("context"), row.get("prompt")
-    if isinstance(context, str) and isinstance(prompt, str):
+    others = [name for name in QUESTIONS if isinstance(row.get(name), str)]
+    if isinstance(context, str) and others:
         raise ValueError(
-            "context and prompt are both texts, and it is unknown whether the context is part of the question; if "
-            "it is "
-            "not, rename it, for example with data.columns={background: context}"
+            f"context and {others[0]} are both texts, and it is unknown whether the context is part of the question; "
+            "if it is not, rename it, for example with data.columns={background: context}"
         )
     turns = [] if context is None else _prompt(context)
     if prompt is not None or context is None:
@@ -267,7 +271,7 @@ def _prompt(value: Any) -> list[Message]:
     if is_hh(value):
         return parse_hh(value, "prompt")
     if isinstance(value, str):
-        return [{"role": "user", "content": value}]
+        return [{"role": "user", "content": _plain(value, "the prompt")}]
     if isinstance(value, list) and any(isinstance(m, dict) and "content" not in m for m in value):
         return [
             {"role": parse_role(t.get("role"), f"context[{i}]"), "content": _taskmaster(t)} for i, t in _turns(value)
@@ -275,9 +279,21 @@ def _prompt(value: Any) -> list[Message]:
     return parse_messages(value, "prompt")
 
 
+def _plain(text: str, name: str) -> str:
+    """The text. Raises ValueError if it is a list of messages that was written as a text."""
+    if _MESSAGE.match(text) and all(key.search(text) for key in _KEYS):
+        raise ValueError(
+            f"{name} is a text that lists messages: {text[:40]!r}; give the list itself, or, if this text is meant, a "
+            "message that has it as content"
+        )
+    return text
+
+
 def _completion(value: Any, name: str) -> str:
     if isinstance(value, str):
-        return value
+        return _plain(value, name)
+    if not isinstance(value, list | dict):
+        raise ValueError(f"{name} must be text or one assistant message, got {type(value).__name__}")
     if isinstance(value, dict) and "content" not in value:
         return _taskmaster(value)
     turns = parse_messages(value if isinstance(value, list) else [value], name)
@@ -421,6 +437,10 @@ def _rest(row: dict, *used: str) -> dict:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _names(row: dict) -> str:
+    return f"got {_fields(row)} (other names can be mapped, for example with data.columns={{messages: dialogue}})"
 
 
 def _fields(row: dict) -> str:

@@ -150,7 +150,7 @@ FORMATS: dict[str, Format] = {
     ),
     "ultrafeedback": Format(
         comparisons.ultrafeedback, ("instruction", "completions"), HUB + "openbmb/UltraFeedback", "MIT",
-        _is_list("completions", dict, "annotations"),
+        lambda row: row["completions"] == [] or _is_list("completions", dict, "annotations")(row),
     ),
     "shp": Format(
         comparisons.shp, ("history", "human_ref_A", "human_ref_B", "labels"), HUB + "stanfordnlp/SHP",
@@ -274,6 +274,10 @@ class Layout:
             return []
         if shown := [name for name in MEDIA if row.get(name)]:
             raise ValueError(f"the row has {', '.join(shown)}, and only text is read; remove such rows or the fields")
+        if {"annotation_id", "lead_time"} <= set(row):
+            raise ValueError(
+                "Label Studio's JSON-MIN and CSV have a row per vote and no types; export the project as JSON"
+            )
         name = self.name_of(row)
         if name == "ours":
             return [self._pruned(row)]

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from data.adapters.demonstrations import alternating, asked, listed, past, rest, sharegpt, text
+from data.adapters.demonstrations import alternating, asked, beside, listed, past, rest, sharegpt, text
 from data.messages import join_text, parse_hh
 
 WINNERS = {"model_a": 1, "model_b": -1, "tie": 0, "tie (bothbad)": 0, "both_bad": 0}
@@ -16,7 +16,7 @@ ASPECTS = ("helpfulness", "honesty", "instruction_following", "truthfulness")
 def pair(prompt: Any, first: Any, second: Any, preference: float, columns: dict) -> dict:
     """A row with two sides. `preference` above 0 is for the first, below 0 for the second, 0 is a tie."""
     chosen, rejected = (second, first) if preference < 0 else (first, second)
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "tie": preference == 0} | columns
+    return beside({"prompt": prompt, "chosen": chosen, "rejected": rejected, "tie": preference == 0}, columns)
 
 
 def whole(value: Any, name: str, *allowed: int) -> int:
@@ -45,25 +45,24 @@ def openai_preference(row: dict) -> dict:
     """OpenAI's preference files: `input.messages`, and the two outputs as lists of messages."""
     messages = listed(row["input"], "messages", dict)
     row = {"tools": row["input"].get("tools") or None} | row
-    return {"prompt": messages, "chosen": row["preferred_output"], "rejected": row["non_preferred_output"]} | rest(
-        row, "input", "preferred_output", "non_preferred_output"
-    )
+    made = {"prompt": messages, "chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
+    return beside(made, rest(row, "input", "preferred_output", "non_preferred_output"))
 
 
 def orca_dpo(row: dict) -> dict:
     """Intel's pairs: `system`, `question` and two texts."""
-    return {"prompt": text(row, "question")} | rest(row, "question")
+    return beside({"prompt": text(row, "question")}, rest(row, "question"))
 
 
 def distilabel_orca(row: dict) -> dict:
     """Distilabel's version of Intel's pairs: the question is `input`, and rows that it marks as ties are ties."""
-    return {"prompt": text(row, "input"), "tie": row.get("status") == "tie"} | rest(row, "input", "status")
+    return beside({"prompt": text(row, "input"), "tie": row.get("status") == "tie"}, rest(row, "input", "status"))
 
 
 def alpaca_dpo(row: dict) -> dict:
     """LLaMA-Factory's pairs in Alpaca's fields, with earlier rounds in `history`."""
     turns = [*past(row), *alternating(asked(row, "instruction", "input"))]
-    return {"prompt": turns} | rest(row, "instruction", "input", "history")
+    return beside({"prompt": turns}, rest(row, "instruction", "input", "history"))
 
 
 def alpaca_farm(row: dict) -> dict:
@@ -98,7 +97,7 @@ def ultrafeedback(row: dict) -> dict:
         ranks.append(-sum(numbers) / len(numbers))
     texts = [text(completion, "response") for completion in row["completions"]]
     columns = rest(row, "instruction", "completions") | {"completions_of": [c.get("model") for c in row["completions"]]}
-    return {"prompt": text(row, "instruction"), "completions": texts, "ranks": ranks} | columns
+    return beside({"prompt": text(row, "instruction"), "completions": texts, "ranks": ranks}, columns)
 
 
 def shp(row: dict) -> dict:
@@ -116,7 +115,7 @@ def helpsteer(row: dict) -> dict:
     """
     reward = whole(row["helpfulness"], "helpfulness", 0, 1, 2, 3, 4) / 4
     answer = {"prompt": _helpsteer_turns(row), "completion": text(row, "response"), "reward": reward}
-    return answer | rest(row, "prompt", "response")
+    return beside(answer, rest(row, "prompt", "response"))
 
 
 def _helpsteer_turns(row: dict) -> list[dict]:
@@ -163,7 +162,7 @@ def nectar(row: dict) -> dict:
     answers = [text(answer, "answer") for answer in listed(row, "answers", dict)]
     ranks = [answer["rank"] for answer in row["answers"]]
     prompt = parse_hh("\n\n" + text(row, "prompt").strip(), "prompt")
-    return {"prompt": prompt, "completions": answers, "ranks": ranks} | rest(row, "prompt", "answers")
+    return beside({"prompt": prompt, "completions": answers, "ranks": ranks}, rest(row, "prompt", "answers"))
 
 
 def arena(row: dict) -> dict:

@@ -15,12 +15,23 @@ ROLES = {
     "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "tool": "tool",
     "tool_response": "tool", "observation": "tool", "function_response": "tool",
 }  # fmt: skip
+ALPACA = ("instruction", "input", "output", "text", "prompt", "history", "kto_tag")
 CALL = ("api_call", "request", "api_response", "response")  # TM-4's annotations of one call
 
 
 def rest(row: dict, *used: str) -> dict:
     """The fields that an adapter has not used."""
     return {name: value for name, value in row.items() if name not in used}
+
+
+def beside(made: dict, columns: dict) -> dict:
+    """A row of ours with the other fields of the published row. Raises ValueError if two have the same name."""
+    if both := sorted(name for name, value in columns.items() if name in made and value not in (None, made[name])):
+        raise ValueError(
+            f"{', '.join(both)} is a column and also a field of the row that is made; rename the column, for example "
+            f"with data.columns={{other: {both[0]}}}"
+        )
+    return made | {name: value for name, value in columns.items() if name not in made}
 
 
 def text(row: dict, name: str) -> str:
@@ -62,10 +73,11 @@ def alternating(*contents: str) -> list[dict]:
 def alpaca(row: dict) -> dict:
     """An instruction, an optional input that is put below it, and an output.
 
-    `text` repeats them in Alpaca's template. LLaMA-Factory adds `history`, earlier rounds, and `kto_tag`, a rating.
+    `text` and `prompt` repeat them in Alpaca's template. LLaMA-Factory adds `history`, earlier rounds, and `kto_tag`,
+    a rating.
     """
     turns = [*past(row), *alternating(asked(row, "instruction", "input"), text(row, "output"))]
-    return rated(turns, row) | rest(row, "instruction", "input", "output", "text", "history", "kto_tag")
+    return beside(rated(turns, row), rest(row, *ALPACA))
 
 
 def past(row: dict) -> list[dict]:
@@ -90,20 +102,20 @@ def rated(turns: list[dict], row: dict) -> dict:
 
 def alpaca_prompt(row: dict) -> dict:
     """Alpaca's fields without an answer: AlpacaEval's and PandaLM's instructions."""
-    return {"prompt": asked(row, "instruction", "input")} | rest(row, "instruction", "input")
+    return beside({"prompt": asked(row, "instruction", "input")}, rest(row, "instruction", "input"))
 
 
 def dolly(row: dict) -> dict:
     """An instruction, an optional context, and a response."""
     messages = alternating(asked(row, "instruction", "context"), text(row, "response"))
-    return {"messages": messages} | rest(row, "instruction", "context", "response")
+    return beside({"messages": messages}, rest(row, "instruction", "context", "response"))
 
 
 def self_instruct(row: dict) -> dict:
     """A seed task, of which the first instance is used."""
     first = listed(row, "instances", dict)[0] | {"instruction": row.get("instruction")}
     messages = alternating(asked(first, "instruction", "input"), text(first, "output"))
-    return {"messages": messages} | rest(row, "instruction", "instances")
+    return beside({"messages": messages}, rest(row, "instruction", "instances"))
 
 
 def sharegpt(row: dict) -> dict:
@@ -118,50 +130,50 @@ def sharegpt(row: dict) -> dict:
             raise ValueError(f"conversations[{i}] is from {turn.get('from')!r}; known: {', '.join(ROLES)}")
         weight = {"weight": turn["weight"]} if turn.get("weight") is not None else {}
         turns.append({"role": role, "content": text(turn, "value")} | weight)
-    return rated(turns, row) | rest(row, "conversations", "kto_tag")
+    return beside(rated(turns, row), rest(row, "conversations", "kto_tag"))
 
 
 def lima(row: dict) -> dict:
     """A list of texts that begins with the user's. Rows of LIMA's test set have only a prompt."""
     turns = alternating(*listed(row, "conversations", str))
     if len(turns) == 1:
-        return {"prompt": turns} | rest(row, "conversations")
-    return {"messages": turns} | rest(row, "conversations")
+        return beside({"prompt": turns}, rest(row, "conversations"))
+    return beside({"messages": turns}, rest(row, "conversations"))
 
 
 def ultrachat(row: dict) -> dict:
     """UltraChat as first published: a list of texts that begins with the user's."""
-    return {"messages": alternating(*listed(row, "data", str))} | rest(row, "data")
+    return beside({"messages": alternating(*listed(row, "data", str))}, rest(row, "data"))
 
 
 def capybara(row: dict) -> dict:
     """Exchanges of `input` and `output`."""
     exchanges = listed(row, "conversation", dict)
     turns = [content for turn in exchanges for content in (text(turn, "input"), text(turn, "output"))]
-    return {"messages": alternating(*turns)} | rest(row, "conversation")
+    return beside({"messages": alternating(*turns)}, rest(row, "conversation"))
 
 
 def chats(row: dict) -> dict:
     """LMSYS-Chat-1M and WildChat: messages under `conversation`. Other fields of a message are not text."""
     turns = [{"role": turn["role"], "content": text(turn, "content")} for turn in listed(row, "conversation", dict)]
-    return {"messages": turns} | rest(row, "conversation")
+    return beside({"messages": turns}, rest(row, "conversation"))
 
 
 def openorca(row: dict) -> dict:
     """A system prompt, a question and a response."""
     turns = {"system": row.get("system_prompt"), "messages": alternating(text(row, "question"), text(row, "response"))}
-    return turns | rest(row, "system_prompt", "question", "response")
+    return beside(turns, rest(row, "system_prompt", "question", "response"))
 
 
 def gsm8k(row: dict) -> dict:
     """A question and its solution, which serves as a demonstration or as the reference of reward=math."""
-    return {"prompt": text(row, "question"), "answer": text(row, "answer")} | rest(row, "question", "answer")
+    return beside({"prompt": text(row, "question"), "answer": text(row, "answer")}, rest(row, "question", "answer"))
 
 
 def competition_math(row: dict) -> dict:
     """Hendrycks' MATH: a problem and its solution with the answer in \\boxed{}. MATH-500 also has the answer alone."""
     answer = text(row, "solution") if row.get("answer") is None else text(row, "answer")
-    return {"prompt": text(row, "problem"), "answer": answer} | rest(row, "problem", "answer")
+    return beside({"prompt": text(row, "problem"), "answer": answer}, rest(row, "problem", "answer"))
 
 
 def mbpp(row: dict) -> dict:
@@ -175,7 +187,7 @@ def mbpp(row: dict) -> dict:
     needed += [code] if (code := optional_text(row, "test_setup_code")) else []
     asked = text(row, "text" if "text" in row else "prompt")
     shown = {"prompt": f"{asked}\nYour code should pass this test:\n{tests[0]}", "test_list": [*needed, *tests]}
-    return shown | rest(row, "text", "prompt", "test_list", "test_imports", "test_setup_code")
+    return beside(shown, rest(row, "text", "prompt", "test_list", "test_imports", "test_setup_code"))
 
 
 def questions(row: dict) -> dict:
@@ -188,7 +200,7 @@ def questions(row: dict) -> dict:
     turns = [turns] if isinstance(turns, str) else turns
     contents = [turn["content"] if isinstance(turn, dict) else turn for turn in turns]
     first, *later = (join_text(content, f"{name}[{i}]") for i, content in enumerate(contents))
-    return {"prompt": first, "later_turns": later} | rest(row, name)
+    return beside({"prompt": first, "later_turns": later}, rest(row, name))
 
 
 def taskmaster(row: dict) -> dict:
@@ -210,7 +222,7 @@ def taskmaster(row: dict) -> dict:
         else:
             turns.append({"role": role, "content": text(line, "text")})
         turns += _calls(_annotated(line))
-    return {"messages": turns} | rest(row, "utterances")
+    return beside({"messages": turns}, rest(row, "utterances"))
 
 
 def taskmaster_reward(row: dict) -> dict:

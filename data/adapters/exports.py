@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.adapters.comparisons import number_of, pair
-from data.adapters.demonstrations import alternating, rest, text
+from data.adapters.demonstrations import alternating, beside, rest, text
 
 SIDES = (("answer1", "answer2"), ("text1", "text2"))  # field names in Label Studio's templates
 PROMPTS = ("prompt", "instruction", "question", "context", "conversation", "messages")
@@ -91,13 +91,7 @@ def _read(fields: dict, given: dict[str, list], columns: dict) -> list[dict]:
             "a response must rank fields, name a field, or be a text in a record that has only a prompt; questions of "
             f"the row: {', '.join(given)}; its fields: {', '.join(fields)}"
         )
-    return [_beside(row, columns) for rows in found.values() for row in rows]
-
-
-def _beside(row: dict, columns: dict) -> dict:
-    if both := sorted(set(row) & set(columns)):
-        raise ValueError(f"{', '.join(both)} is a column and also a field of the row that is made; rename the column")
-    return row | columns
+    return [beside(row, columns) for rows in found.values() for row in rows]
 
 
 def _answered(prompt: Any, fields: dict, values: list) -> list[dict]:
@@ -178,7 +172,7 @@ def label_studio(row: dict) -> dict:
         raise ValueError(f"data has {', '.join(data)}; the two sides must be named {known}: rename them")
     left, right = (text(data, name) for name in names)
     found = pair(_prompt(data), left, right, _majority(votes, "left", "right"), {})
-    return _beside(found, _known(row, *names))
+    return beside(found, _known(row, *names))
 
 
 def label_studio_text(row: dict) -> list[dict]:
@@ -189,7 +183,7 @@ def label_studio_text(row: dict) -> list[dict]:
         texts += [written] if isinstance(written, str) else written
         if not isinstance(written, str) and len(written) != 1:
             raise ValueError(f"an annotation must have one text, got {written}")
-    return [_beside(one, _known(row)) for one in _written(_prompt(row["data"]), texts)]
+    return [beside(one, _known(row)) for one in _written(_prompt(row["data"]), texts)]
 
 
 def _prompt(data: dict) -> Any:

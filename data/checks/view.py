@@ -66,7 +66,8 @@ def check_view(
     notes = [f"{total} rows of {', '.join(files)}; {len(bad_rows.skipped)} skipped", f"cut at max_length={max_length}"]
     path = show(directory, "report", "Training rows", titled, notes)
     result = {"rows": total, "skipped_rows": bad_rows.skipped, "shown": [name for name, _ in titled]}
-    result["verdicts"] = [f"{len(titled)} of {total} rows, token by token: {path}"]
+    skipped = f" ({len(bad_rows.skipped)} skipped)" if bad_rows.skipped else ""
+    result["verdicts"] = [f"{len(titled)} of {total} rows{skipped}, token by token: {path}"]
     write_result(directory, result)
     return result
 

@@ -141,13 +141,15 @@ def test_dates_decimals_and_bytes_of_a_table_are_text_and_numbers(tmp_path):
         ("a.csv", b"a,b\n1,2\n1,2,3\n", "a.csv:3: 3 cells under 2 columns"),
         ("a.csv", b"a,b\n1,2\n1\n", "a.csv:3: 1 cells under 2 columns"),
         ("a.csv", b"a,a\n1,2\n", "two columns have the same name"),
-        ("a.csv", b'messages,b\n"[{",2\n', "a.csv:2: a cell that begins a list is not JSON"),
+        ("a.csv", b'messages,b\n"[{",2\n', "a.csv:2: messages begins a list and is not JSON"),
         ("a.json", b'[{"a": 1}, {"a": ]', r"a.json: element 2 of the array is not JSON"),
         ("a.json", b'[{"a": 1}, 3]', "a.json:2: expected a JSON object, got int"),
         ("a.json", b'[{"a": 1}] {"b": 2}', "there is text after the end of the array"),
         ("a.json", b'[{"a": "\\ud83d"}]', r"a.json:1: a text contains \S+, half of a surrogate pair"),
         ("a.jsonl", b'{"a": 1}\n{"a": "x \\ud83d y"}\n', r"a.jsonl:2: a text contains \\ud83d, half of a surrogate"),
-        ("a.jsonl", b'{"a": 1}\n{"a"\n', "a.jsonl:2: not JSON"),
+        ("a.jsonl", b'{"a": 1}\n{"a"\n', "a.jsonl:2: not JSON, one object per line"),
+        ("a.jsonl", b'{"a": 1}\n{"b": [{"c": 1, "c": 2}]}\n', "a.jsonl:2: an object has a key twice: c, c"),
+        ("a.json", b'[{"a": 1}, {"b": 1, "b": 2}]', "a.json:2: an object has a key twice: b, b"),
         ("a.jsonl.xz", lzma.compress(LINES)[:60], "a.jsonl.xz:1: the file is damaged"),
         ("a.jsonl.bz2", bz2.compress(LINES)[:60], "a.jsonl.bz2:1: the file is damaged"),
         ("a.xlsx", b"no zip", "is not a readable Excel file"),
@@ -166,6 +168,18 @@ def test_what_is_wrong_is_named_with_its_place(name, content, problem, tmp_path)
 def test_an_empty_cell_of_a_table_is_null(tmp_path):
     (tmp_path / "a.tsv").write_text("a\tb\n\t2\n")
     assert [row for _, row in read_rows(str(tmp_path / "a.tsv"))] == [{"a": None, "b": "2"}]
+
+
+@pytest.mark.parametrize("header", [("a", "b", "a"), ("a", None, "b")])
+def test_each_column_of_a_sheet_has_a_name_of_its_own(header, tmp_path):
+    book = openpyxl.Workbook()
+    book.active.append([*header, None])
+    book.active.append(["1", "2"])  # without the last cell: under a gap it would slip to the left
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(
+        ValueError, match=f"a.xlsx:1: each column needs a name of its own, got a, {header[1]}, {header[2]}"
+    ):
+        list(read_rows(str(tmp_path / "a.xlsx")))
 
 
 def test_a_workbook_of_several_sheets_asks_which(tmp_path):

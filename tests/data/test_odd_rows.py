@@ -10,7 +10,7 @@ from text_samples import data_config, said, tiny_tokenizer, write_rows
 
 from data import formats
 from data.adapters import Layout
-from data.records import BadRows, parse_rows
+from data.records import BadRows, parse_rows, read_records
 from data.sft import encode_demonstrations
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -157,6 +157,33 @@ REFUSED = [
     ("kto_mix", one("kto_mix", prompt=[]), "prompt has no text"),
     ("hh_raw", one("hh_raw", chosen="Hi"), 'not of the form "'),
     ("openai_chat", one("openai_chat", messages=[USER | {"content": []}, SAID]), "an empty list as content"),
+    # lists that a table or a second json.dumps made into texts
+    (
+        "hh_processed",
+        one("hh_processed", chosen=json.dumps(TALK)),
+        "chosen is a text that lists messages: .*give the list",
+    ),
+    ("hh_processed", one("hh_processed", rejected=f" {TALK}"), "rejected is a text that lists messages"),
+    ("kto_mix", one("kto_mix", prompt=json.dumps([USER])), "the prompt is a text that lists messages"),
+    ("kto_mix", one("kto_mix", completion=str([{"content": GOOD, "role": "assistant"}])), "completion is a text that"),
+    ("kto_mix", one("kto_mix", completion=42), "completion must be text or one assistant message, got int"),
+    # columns that would take the place of what the row says
+    ("sharegpt", one("sharegpt", messages=[USER, SAID | {"content": BAD}]), "messages is a column and also a field"),
+    ("shp", one("shp", chosen=BAD), "chosen is a column and also a field.*data.columns={other: chosen}"),
+    ("taskmaster_4_reward", one("taskmaster_4_reward", question=ASK, context="Teas."), "context is not JSON"),
+    ("kto_mix", one("kto_mix", prompt=..., context="Teas.", query=ASK), "context and query are both texts"),
+    ("ultrafeedback", one("ultrafeedback", completions=[]), "completions must be a list .* got an empty list"),
+    (
+        "ultrafeedback",
+        inside("ultrafeedback", "completions", 0, "annotations", "honesty", "Rating", value="10"),
+        "got '10'",
+    ),
+    ("alpaca_farm", one("alpaca_farm", preference=0), "preference must be one of 1, 1.5, 2, got 0"),
+    (
+        "label_studio",
+        [{"prompt": ASK, "answer1": GOOD, "annotation_id": 1, "lead_time": 2}],
+        "export the project as JSON",
+    ),
     ("openai_chat", one("openai_chat", messages=[USER | {"content": [{"type": "text"}]}]), "text whose text is NoneT"),
 ]
 
@@ -192,6 +219,27 @@ def test_turns_in_an_unusual_order_stay_in_their_order(turns, messages, tmp_path
             encode_demonstrations("data.train", [path], data, tiny_tokenizer())
     else:
         assert len(encode_demonstrations("data.train", [path], data, tiny_tokenizer()).items) == 1
+
+
+@pytest.mark.parametrize(
+    "row, messages",
+    [
+        ({"messages": json.dumps(TALK)}, TALK),
+        ({"conversations": json.dumps(TURNS)}, TALK),
+        ({"messages": None, "conversations": TURNS}, TALK),
+        ({"messages": TALK, "conversations": None}, TALK),
+        ({"instruction": ASK, "output": GOOD, "prompt": "### Instruction: ..."}, TALK),
+        ({"messages": [USER, SAID | {"content": '[{"role": "x", "content": "y"}]'}]}, None),
+        ({"prompt": ASK, "completion": '{"role": 1}'}, [USER, SAID | {"content": '{"role": 1}'}]),
+    ],
+)
+def test_a_conversation_is_found_where_it_is(row, messages, tmp_path):
+    file = write_rows(tmp_path / "odd.jsonl", row)
+    (record,) = read_records(file, formats.examples, BadRows("error"))
+    assert record.messages == (messages or row["messages"])
+    if "instruction" in row:
+        (prompt,) = read_records(file, formats.prompts, BadRows("error"))
+        assert prompt.prompt == [USER]
 
 
 def test_earlier_rounds_and_ratings_of_llama_factory_are_read():
