@@ -70,7 +70,7 @@ def run_recipe(cfg: DictConfig) -> None:
         write_manifest(manifest, record | {"outputs": hash_files(home / step.name)})
     seconds = {step.name: read_manifest(home / "manifests" / f"{step.name}.json")["seconds"] for step in cfg.steps}
     commands = {step.name: f"python {shlex.join(command_line(step, cfg))}" for step in cfg.steps}
-    report(cfg, home, seconds, commands)
+    report(home, cfg.steps, seconds, commands, name=cfg.name, question=cfg.get("question"))
 
 
 def origin(directory: Path) -> str | None:

@@ -84,8 +84,9 @@ def train(cfg: DictConfig, run: Run) -> float:
     check_vocab(policy.config, tokenizer.vocab_size)
     policy.transformer.checkpointing = cfg.activation_checkpointing
     policy = run.shard(add_lora(policy, **cfg.lora, seed=cfg.seed))
-    ranks = {"rank": run.rank, "world_size": run.world_size}
-    batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
+    batches = preference_loader(
+        cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, rank=run.rank, world_size=run.world_size
+    )
     held_out = eval_groups(cfg.data, tokenizer, batches)
     check_groups(cfg, batches.items, held_out)
     check_margins(cfg.margin_coef, cfg.data, batches.items)
@@ -260,25 +261,30 @@ def preference_loss(cfg: DictConfig, part: Batch, logprobs: Tensor, kl: Tensor) 
     }
     logprobs, ref_logprobs = (x / unit(cfg, part.rows) for x in (logprobs, part.ref_logprobs))
     if cfg.loss == "kto":
-        weights = {"desirable_weight": cfg.desirable_weight, "undesirable_weight": cfg.undesirable_weight}
-        loss, more = kto_loss(logprobs, ref_logprobs, part.is_chosen, kl, beta=cfg.beta, **weights)
+        loss, more = kto_loss(
+            logprobs, ref_logprobs, part.is_chosen, kl, beta=cfg.beta,
+            desirable_weight=cfg.desirable_weight, undesirable_weight=cfg.undesirable_weight,
+        )  # fmt: skip
         return loss, metrics | more | {"objective/reference_point": kl}
     if cfg.loss == "plackett_luce":
         loss, more = plackett_luce_loss(logprobs, ref_logprobs, part.group_ids, part.ranks, beta=cfg.beta)
         return loss, metrics | more
     pair = (*logprobs.view(-1, 2).unbind(1), *ref_logprobs.view(-1, 2).unbind(1))  # rows alternate: chosen, rejected
     smoothing, margin = cfg.label_smoothing, cfg.target_margin + cfg.margin_coef * part.margins
-    losses = {
-        "dpo": lambda: dpo_loss(*pair, beta=cfg.beta, label_smoothing=smoothing, target_margin=margin),
-        "cdpo": lambda: dpo_loss(*pair, beta=cfg.beta, label_smoothing=smoothing, target_margin=margin),
-        "cpo": lambda: dpo_loss(*pair, beta=cfg.beta, label_smoothing=smoothing),
-        "robust": lambda: robust_dpo_loss(*pair, beta=cfg.beta, label_smoothing=smoothing),
-        "ipo": lambda: ipo_loss(*pair, beta=cfg.beta),
-        "hinge": lambda: hinge_loss(*pair, beta=cfg.beta),
-        "simpo": lambda: simpo_loss(*pair[:2], beta=cfg.beta, target_margin=cfg.target_margin),
-        "orpo": lambda: orpo_loss(*pair[:2], beta=cfg.beta),
-    }
-    loss, more = losses[cfg.loss]()
+    if cfg.loss in ("dpo", "cdpo"):
+        loss, more = dpo_loss(*pair, beta=cfg.beta, label_smoothing=smoothing, target_margin=margin)
+    elif cfg.loss == "cpo":
+        loss, more = dpo_loss(*pair, beta=cfg.beta, label_smoothing=smoothing)
+    elif cfg.loss == "robust":
+        loss, more = robust_dpo_loss(*pair, beta=cfg.beta, label_smoothing=smoothing)
+    elif cfg.loss == "ipo":
+        loss, more = ipo_loss(*pair, beta=cfg.beta)
+    elif cfg.loss == "hinge":
+        loss, more = hinge_loss(*pair, beta=cfg.beta)
+    elif cfg.loss == "simpo":
+        loss, more = simpo_loss(*pair[:2], beta=cfg.beta, target_margin=cfg.target_margin)
+    else:  # orpo
+        loss, more = orpo_loss(*pair[:2], beta=cfg.beta)
     return loss, metrics | more
 
 

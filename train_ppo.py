@@ -173,9 +173,10 @@ def shape_rewards(
     """
     ends, finished = source_rewards.masked_fill(~rollout.done, 0.0).sum(1), rollout.finished  # (B,)
     before = source_rewards.masked_fill(rollout.done, 0.0)
-    limit = {"max_new_tokens": cfg.sampling.max_new_tokens, "overlong_tokens": cfg.overlong_tokens}
     last = (rollout.turn == rollout.turn.amax(1, keepdim=True)) & rollout.action_mask
-    ends = clip_scores(ends, cfg.reward_clip) + overlong_penalty(last.sum(1), **limit)
+    ends = clip_scores(ends, cfg.reward_clip) + overlong_penalty(
+        last.sum(1), max_new_tokens=cfg.sampling.max_new_tokens, overlong_tokens=cfg.overlong_tokens
+    )
     ends = missing_eos(ends, finished, mode=cfg.missing_eos, value=cfg.missing_eos_value)
     before = before * (finished | (cfg.missing_eos != "replace"))[:, None]
     return token_rewards(ends, kl, rollout.action_mask, rollout.value_mask, kl_coef=kl_coef) + before
@@ -211,10 +212,9 @@ def whitens(cfg: DictConfig) -> bool:
 
 def read_policy(policy: Policy, part: Part, cfg: DictConfig) -> tuple[Tensor, Tensor]:
     """(b, T) log-probs of the actions, and (b, T) entropies, which are 0 if entropy_coef is 0."""
-    settings = {"temperature": cfg.sampling.temperature}
     if cfg.entropy_coef:
-        return policy.logprobs_and_entropy(*part.rows, **settings)
-    logprobs = policy.logprobs(*part.rows, **settings)
+        return policy.logprobs_and_entropy(*part.rows, temperature=cfg.sampling.temperature)
+    logprobs = policy.logprobs(*part.rows, temperature=cfg.sampling.temperature)
     return logprobs, torch.zeros_like(logprobs)
 
 
@@ -230,8 +230,7 @@ def penalty(
     """() sum of the KL to the reference as a loss term: estimated from samples, or exact over the vocabulary."""
     if cfg.kl_in != "loss" or cfg.kl_estimator != "exact":
         return kl_loss(logprobs, ref_logprobs, part.rows.completion_mask, cfg.kl_estimator, weight)
-    settings = {"temperature": cfg.sampling.temperature}
-    return (weight * policy.exact_kl(ref_policy, *part.rows, **settings)).sum()
+    return (weight * policy.exact_kl(ref_policy, *part.rows, temperature=cfg.sampling.temperature)).sum()
 
 
 def hold_still(policy: Policy, value_model: nn.Module, cfg: DictConfig, step: int) -> None:
@@ -411,8 +410,10 @@ def load_scorer(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy)
     if cfg.reward_model is not None:
         check_same_tokenizer(cfg.reward_model, tokenizer)
         reward_model = run.shard(load_reward_model(cfg.reward_model, precision=cfg.precision, frozen=True))
-    known = {"reward_model": reward_model is not None, "environment": cfg.env is not None}
-    sources = read_sources("reward", cfg.reward, run.dir / "rewards", cfg.reward_timeout, **known)
+    sources = read_sources(
+        "reward", cfg.reward, run.dir / "rewards", cfg.reward_timeout,
+        reward_model=reward_model is not None, environment=cfg.env is not None,
+    )  # fmt: skip
     if not sources and cfg.ref_policy and cfg.kl_coef:
         sources = [Source("nothing", nothing)]  # distillation: only the KL to ref_policy counts
     return Scorer(reward_model, sources, tokenizer, micro_batch_size=cfg.micro_batch_size, mean=run.mean)
@@ -449,8 +450,10 @@ def load_prompts(
     if score.reward_model is not None:
         window = min(window, score.reward_model.config.max_length)
     room = window - cfg.sampling.max_new_tokens
-    settings = {"batch_size": cfg.batch_size, "seed": cfg.seed, "rank": run.rank, "world_size": run.world_size}
-    prompts = prompt_loader(cfg.data, tokenizer, max_length=room, **settings)
+    prompts = prompt_loader(
+        cfg.data, tokenizer, max_length=room, batch_size=cfg.batch_size,
+        seed=cfg.seed, rank=run.rank, world_size=run.world_size,
+    )  # fmt: skip
     check_columns("reward", score.sources.values(), prompts.items)
     held_out: Sequence[dict] = []
     if cfg.data.eval:

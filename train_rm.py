@@ -51,8 +51,9 @@ def train(cfg: DictConfig, run: Run) -> float:
     reward_model.transformer.checkpointing = cfg.activation_checkpointing
     reward_model = run.shard(reward_model)
     optimizer = build_optimizer(reward_model, cfg.optim)
-    ranks = {"rank": run.rank, "world_size": run.world_size}
-    batches = preference_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
+    batches = preference_loader(
+        cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, rank=run.rank, world_size=run.world_size
+    )
     held_out = eval_groups(cfg.data, tokenizer, batches)
     check_kinds(batches.items, held_out)
     check_liked(cfg, batches.items)
@@ -104,15 +105,14 @@ def load(cfg: DictConfig) -> tuple[Tokenizer, RewardModel]:
 
     With random weights the tokenizer is `cfg.tokenizer`, or it is trained here.
     """
-    how = {"template": cfg.data.template, "date": cfg.data.date}
     if cfg.policy is not None:
-        tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, **how)
+        tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template, date=cfg.data.date)
         frozen = cfg.lora.rank > 0
         reward_model = load_reward_model(cfg.policy, precision=cfg.precision, frozen=frozen, seed=cfg.seed)
         check_vocab(reward_model.config, tokenizer.vocab_size)
         return tokenizer, add_lora(reward_model, **cfg.lora, seed=cfg.seed)
     if cfg.tokenizer is not None:
-        tokenizer = load_tokenizer(cfg.tokenizer, **how)
+        tokenizer = load_tokenizer(cfg.tokenizer, template=cfg.data.template, date=cfg.data.date)
     elif cfg.model.vocab_size is None:
         raise ValueError(
             "model= starts from nothing: say model.vocab_size=2048 to train a tokenizer, or tokenizer=PATH"

@@ -8,6 +8,7 @@ Ouyang et al. 2022 (arXiv:2203.02155), section 3.5; the loss is the mean over th
 
 from collections.abc import Sequence
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -50,18 +51,19 @@ def train(cfg: DictConfig, run: Run) -> float:
     policy.transformer.checkpointing = cfg.activation_checkpointing
     policy = run.shard(policy)
     optimizer = build_optimizer(policy, cfg.optim)
-    ranks = {"rank": run.rank, "world_size": run.world_size}
-    batches = sft_loader(cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, **ranks)
-    held_out = eval_examples(cfg.data, tokenizer, batches)
-    check_window(policy.config.max_length, batches.items, held_out)
+    batches = sft_loader(
+        cfg.data, tokenizer, batch_size=cfg.batch_size, seed=cfg.seed, rank=run.rank, world_size=run.world_size
+    )
+    examples = eval_examples(cfg.data, tokenizer, batches)
+    check_window(policy.config.max_length, batches.items, examples)
     has_answers = bool(cfg.data.prompts and cfg.sample_every)
     watched = Watched(cfg.watch, run, seconds=cfg.reward_timeout, has_answers=has_answers)
-    shown = sample_prompts(held_out or batches.items, tokenizer, policy, cfg)
+    held_out = HeldOut(examples, sample_prompts(examples or batches.items, tokenizer, policy, cfg), watched)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
     show_first_batch(cfg.view, run, tokenizer, batches)
 
     if run.step == 0:
-        log_and_evaluate(cfg, run, policy, tokenizer, held_out, shown, watched, step=0)
+        log_and_evaluate(cfg, run, policy, tokenizer, held_out, step=0)
         run.log_metrics(step=0)
     while run.step < cfg.num_steps:
         lr = set_lr(optimizer, run.step, cfg.optim)
@@ -86,12 +88,12 @@ def train(cfg: DictConfig, run: Run) -> float:
         optimizer.step()
         optimizer.zero_grad()
         run.metrics.add({"objective/tokens": num_tokens * run.world_size, "optim/lr": lr, "optim/grad_norm": grad_norm})
-        log_and_evaluate(cfg, run, policy, tokenizer, held_out, shown, watched, step=run.step + 1)
+        log_and_evaluate(cfg, run, policy, tokenizer, held_out, step=run.step + 1)
         run.end_step(num_tokens=sum(len(row["input_ids"]) for part in parts for row in part))
 
     export_model(policy, run.dir / "model", tokenizer)
     export_adapter(policy, run.dir / "adapter", cfg.policy)
-    return run.finish("eval/loss" if held_out and cfg.eval_every else "objective/loss")
+    return run.finish("eval/loss" if held_out.examples and cfg.eval_every else "objective/loss")
 
 
 def load(cfg: DictConfig) -> tuple[Tokenizer, Policy]:
@@ -117,40 +119,41 @@ def load(cfg: DictConfig) -> tuple[Tokenizer, Policy]:
     return tokenizer, new_policy(make_config(cfg.model, tokenizer.vocab_size), seed=cfg.seed, precision=cfg.precision)
 
 
+class HeldOut(NamedTuple):
+    """What the policy is measured on while it trains."""
+
+    examples: Sequence[dict]  # conversations of data.eval
+    prompts: list[dict]  # their answers are logged
+    watched: Watched  # rewards of these answers
+
+
 @torch.no_grad()
 def log_and_evaluate(
-    cfg: DictConfig,
-    run: Run,
-    policy: Policy,
-    tokenizer: Tokenizer,
-    held_out: list[dict],
-    shown: list[dict],
-    watched: Watched,
-    *,
-    step: int,
+    cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, held_out: HeldOut, *, step: int
 ) -> None:
     """Log the loss on held-out conversations, and samples for a few prompts, each when due."""
     with run.off_the_clock(), gathered(policy):
-        if held_out and run.due(cfg.eval_every, step):
-            run.metrics.add(evaluate(cfg, run, policy, tokenizer, held_out))
-        if shown and run.due(cfg.sample_every, step):
+        if held_out.examples and run.due(cfg.eval_every, step):
+            run.metrics.add(evaluate(cfg, run, policy, tokenizer, held_out.examples))
+        if held_out.prompts and run.due(cfg.sample_every, step):
             answers = generate(
                 policy,
-                [row["prompt_ids"] for row in shown],
+                [row["prompt_ids"] for row in held_out.prompts],
                 **cfg.sampling,
                 stop_ids=tokenizer.stop_ids,
-                seeds=[cfg.seed + i for i in range(len(shown))],
+                seeds=[cfg.seed + i for i in range(len(held_out.prompts))],
                 pad_id=tokenizer.pad_id,
             )
-            samples = sample_rows(answers, shown, tokenizer)
-            run.metrics.add(watched.figures(shown, [sample["completion"] for sample in samples]))
+            samples = sample_rows(answers, held_out.prompts, tokenizer)
+            texts = [sample["completion"] for sample in samples]
+            run.metrics.add(held_out.watched.figures(held_out.prompts, texts))
             run.log_samples(samples, step)
 
 
-def evaluate(cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, held_out: list[dict]) -> dict:
-    """Mean negative log-likelihood per assistant token over all of `held_out`, and its exponential."""
+def evaluate(cfg: DictConfig, run: Run, policy: Policy, tokenizer: Tokenizer, examples: Sequence[dict]) -> dict:
+    """Mean negative log-likelihood per assistant token over all examples, and its exponential."""
     totals = torch.zeros(2, dtype=widest(run.device), device=run.device)  # nats, tokens
-    for part in micro_batches(held_out[run.rank :: run.world_size], cfg.micro_batch_size):
+    for part in micro_batches(examples[run.rank :: run.world_size], cfg.micro_batch_size):
         rows = make_rows(part, tokenizer.pad_id).to(run.device)
         totals += torch.stack([-policy.logprobs(*rows).sum(dtype=totals.dtype), rows.completion_mask.sum()])
     nats, tokens = run.mean(totals)

@@ -15,7 +15,7 @@ from arena.board import board_tab  # noqa: E402
 from arena.export import export  # noqa: E402
 from arena.guard import Guard  # noqa: E402
 from arena.limits import Limits  # noqa: E402
-from arena.settings import check, names_of  # noqa: E402
+from arena.settings import allowed_names, check  # noqa: E402
 from arena.speakers import load_speakers  # noqa: E402
 from arena.store import Store  # noqa: E402
 from runtime.run import Run  # noqa: E402
@@ -74,7 +74,7 @@ def open_page(cfg: DictConfig, run: Run, store: Store, speakers: dict, accounts:
         FastAPI(openapi_url=None), page, path="", server_name=cfg.host, server_port=cfg.port, auth=accounts,
         theme=plain, head=SHORTCUTS, css=TABLES, footer_links=[], ssr_mode=False, max_file_size=1, show_error=False,
     )  # fmt: skip
-    guard = Guard(app, hosts=names_of(cfg), max_characters=cfg.max_characters)
+    guard = Guard(app, hosts=allowed_names(cfg.host, cfg.hosts), max_characters=cfg.max_characters)
     listening = socket.create_server((cfg.host, cfg.port))
     server = uvicorn.Server(uvicorn.Config(guard, log_level="warning"))
     serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -1,6 +1,7 @@
 """Checks of the arena's settings: models, limits, addresses and accounts."""
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -34,11 +35,11 @@ def check(cfg: DictConfig) -> list[tuple[str, str]] | None:
     return None
 
 
-def names_of(cfg: DictConfig) -> list[str]:
-    """The allowed host names: those of this machine and of `hosts`. Empty: any name."""
-    if not is_loopback(cfg.host) and not cfg.hosts:
+def allowed_names(host: str, hosts: Sequence[str]) -> list[str]:
+    """The host names that a request may name: those of this machine and `hosts`. Empty: any name."""
+    if not is_loopback(host) and not hosts:
         return []
-    return ["localhost", "127.0.0.1", "::1", cfg.host, *cfg.hosts]
+    return ["localhost", "127.0.0.1", "::1", host, *hosts]
 
 
 def is_loopback(host: str) -> bool:

@@ -49,8 +49,10 @@ def preference_loader(data, tokenizer, *, batch_size: int, seed: int, rank: int,
     `data` is the config group of conf/data/preferences.yaml.
     """
     encoded = encode_preferences("data.train", data.train, data, tokenizer)
-    mixture = {"weights": data.weights, "proportions": data.proportions, "shuffle": data.shuffle}
-    return make_loader(encoded, **mixture, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+    return make_loader(
+        encoded, shuffle=data.shuffle, weights=data.weights, proportions=data.proportions,
+        batch_size=batch_size, seed=seed, rank=rank, world_size=world_size,
+    )  # fmt: skip
 
 
 def eval_groups(data, tokenizer, train: Loader | None = None) -> Sequence[PreferenceGroup]:

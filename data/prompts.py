@@ -19,8 +19,10 @@ def prompt_loader(
 ) -> Loader:
     """Endless batches of this rank's prompts from `data.prompts`; see `encode_prompts`."""
     encoded = encode_prompts("data.prompts", data.prompts, data, tokenizer, max_length=max_length)
-    mixture = {"weights": data.weights, "proportions": data.proportions, "shuffle": data.shuffle}
-    return make_loader(encoded, **mixture, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+    return make_loader(
+        encoded, shuffle=data.shuffle, weights=data.weights, proportions=data.proportions,
+        batch_size=batch_size, seed=seed, rank=rank, world_size=world_size,
+    )  # fmt: skip
 
 
 def encode_prompts(name: str, files: Sequence[str], data, tokenizer, *, max_length: int) -> Encoded:

@@ -18,8 +18,10 @@ def sft_loader(data, tokenizer, *, batch_size: int, seed: int, rank: int, world_
     `data` is the config group of conf/data/sft.yaml.
     """
     encoded = encode_demonstrations("data.train", data.train, data, tokenizer)
-    mixture = {"weights": data.weights, "proportions": data.proportions, "shuffle": data.shuffle}
-    return make_loader(encoded, **mixture, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+    return make_loader(
+        encoded, shuffle=data.shuffle, weights=data.weights, proportions=data.proportions,
+        batch_size=batch_size, seed=seed, rank=rank, world_size=world_size,
+    )  # fmt: skip
 
 
 def eval_examples(data, tokenizer, train: Loader | None = None) -> Sequence[dict]:

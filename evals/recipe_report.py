@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -29,37 +30,43 @@ NO_INTERVALS = (
 SHOWN = 6  # number of prompts shown with their answers
 
 
-def report(cfg: DictConfig, home: Path, seconds: dict[str, float], commands: dict[str, str]) -> Path:
+def report(
+    home: Path,
+    steps: Sequence[DictConfig],
+    seconds: dict[str, float],
+    commands: dict[str, str],
+    *,
+    name: str,
+    question: str | None,
+) -> Path:
     """Write home/report.html and print the same.
 
     Args:
-        seconds, commands: seconds and command of each step, by its name.
+        seconds, commands: seconds and command of each step, by its name. name, question: of the recipe.
     """
-    figures = {step.name: step_figures(home, step) for step in cfg.steps}
-    rows = [row for step in cfg.steps for row in figures[step.name]]
-    print_table(f"recipe {cfg.name}", HEADER, rows)
-    for step in cfg.steps:
+    figures = {step.name: step_figures(home, step) for step in steps}
+    rows = [row for step in steps for row in figures[step.name]]
+    print_table(f"recipe {name}", HEADER, rows)
+    for step in steps:
         for sample in before_and_after(home / step.name)[:2]:
             console.print(f"\n{step.name}, {shorten(sample['prompt'], 400)}", markup=False, soft_wrap=True, style="dim")
             for when in [key for key in ("before", "after", "reference") if sample[key]]:
                 console.print(f"  {when}: {shorten(sample[when], 240)}", markup=False, soft_wrap=True)
     minutes, cores = sum(seconds.values()) / 60, os.cpu_count()
-    verdicts = [line for step in cfg.steps for line in gains_of(home / step.name)]
+    verdicts = [line for step in steps for line in gains_of(home / step.name)]
     for line in verdicts:
         console.print(f"\n{line}", markup=False, soft_wrap=True, style="bold")
     blocks = [
-        *([paragraph(cfg.question)] if "question" in cfg else []),
-        bullets(
-            [*verdicts, f"Cost: {minutes:.1f} minutes in {len(cfg.steps)} steps, on a machine with {cores} cores."]
-        ),
-        *(picture(home / step.name / "gains.png") for step in cfg.steps),
-        *answers_block(home, cfg.steps),
+        *([] if question is None else [paragraph(question)]),
+        bullets([*verdicts, f"Cost: {minutes:.1f} minutes in {len(steps)} steps, on a machine with {cores} cores."]),
+        *(picture(home / step.name / "gains.png") for step in steps),
+        *answers_block(home, steps),
         heading("Steps"),
         paragraph(NO_INTERVALS),
     ]
-    for step in cfg.steps:
+    for step in steps:
         blocks += step_blocks(home, step, figures[step.name], seconds[step.name], commands[step.name])
-    write_page(home / "report.html", f"Recipe {cfg.name}", *blocks)
+    write_page(home / "report.html", f"Recipe {name}", *blocks)
     console.print(f"\nthe whole as one page: {home / 'report.html'}", markup=False, soft_wrap=True)
     return home / "report.html"
 
@@ -132,7 +139,7 @@ def step_blocks(home: Path, step: DictConfig, figures: list[tuple], seconds: flo
     return [*blocks, folded("command and files", paragraph(command), links([f"{step.name}/{f.name}" for f in files]))]
 
 
-def answers_block(home: Path, steps: list[DictConfig]) -> list[str]:
+def answers_block(home: Path, steps: Sequence[DictConfig]) -> list[str]:
     """The answers to the same prompts before and after each step that wrote samples, with changes marked."""
     samples_of = {step.name: before_and_after(home / step.name) for step in steps}
     samples_of = {name: samples for name, samples in samples_of.items() if samples}

@@ -10,26 +10,43 @@ from runtime.config import check_choice, check_types
 from runtime.script import CONF
 
 
-def build_client(cfg: DictConfig) -> Client:
+def build_client(client: DictConfig) -> Client:
     """The client that `conf/client/*.yaml` describes."""
-    check_choice("client.kind", cfg.get("kind"), ("openai", "local", "scripted"))
-    check_types(cfg, f"client/{cfg.kind}", "client", nullable=("cache",))
-    settings = {key: cfg[key] for key in ("cache", "prompt_price", "completion_price", "max_cost")}
-    if cfg.kind == "openai":
+    check_choice("client.kind", client.get("kind"), ("openai", "local", "scripted"))
+    check_types(client, f"client/{client.kind}", "client", nullable=("cache",))
+    costs = {key: client[key] for key in ("cache", "prompt_price", "completion_price", "max_cost")}
+    if client.kind == "openai":
         from generation.endpoint import OpenAIClient
 
-        own: tuple[str, ...] = (
-            "base_url", "api_key_env", "max_parallel", "requests_per_minute", "timeout", "max_tries", "served_as",
-            "thinking_tokens", "reasoning_effort", "extra_body", "pre_query", "batch",
-        )  # fmt: skip
-        given = OmegaConf.to_container(cfg, resolve=True)
-        return OpenAIClient(cfg.model, **{key: given[key] for key in own}, **settings)
-    if cfg.kind == "local":
+        return OpenAIClient(
+            client.model,
+            base_url=client.base_url,
+            api_key_env=client.api_key_env,
+            max_parallel=client.max_parallel,
+            requests_per_minute=client.requests_per_minute,
+            timeout=client.timeout,
+            max_tries=client.max_tries,
+            served_as=client.served_as,
+            thinking_tokens=client.thinking_tokens,
+            reasoning_effort=client.reasoning_effort,
+            extra_body=OmegaConf.to_container(client, resolve=True)["extra_body"],
+            pre_query=client.pre_query,
+            batch=client.batch,
+            **costs,
+        )
+    if client.kind == "local":
         from generation.local_client import LocalClient
 
-        own = ("batch_size", "top_k", "top_p", "precision", "thinking_tokens")
-        return LocalClient(cfg.policy, **{key: cfg[key] for key in own}, **settings)
-    return ScriptedClient(scripted_replies(cfg.script), model=f"scripted:{cfg.script}", **settings)
+        return LocalClient(
+            client.policy,
+            batch_size=client.batch_size,
+            top_k=client.top_k,
+            top_p=client.top_p,
+            precision=client.precision,
+            thinking_tokens=client.thinking_tokens,
+            **costs,
+        )
+    return ScriptedClient(scripted_replies(client.script), model=f"scripted:{client.script}", **costs)
 
 
 def client_of(given: dict, directory: Path) -> Client:

@@ -17,7 +17,7 @@ KINDS = ("adamw", "adamw8bit", "muon")
 
 
 def build_optimizer(
-    models: nn.Module | Iterable[nn.Module], cfg: DictConfig, lr_scales: Iterable[float] | None = None
+    models: nn.Module | Iterable[nn.Module], optim: DictConfig, lr_scales: Iterable[float] | None = None
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), AdamW with moments in 8 bits, or Muon.
 
@@ -25,32 +25,32 @@ def build_optimizer(
 
     Args:
         models: their trainable parameters are optimised. A tied weight counts once.
-        cfg: `kind`, `lr`, `betas`, `eps`, `weight_decay`, `momentum` of conf/optim.
+        optim: `kind`, `lr`, `betas`, `eps`, `weight_decay`, `momentum` of conf/optim.
         lr_scales: one factor of the learning rate per model; None = 1 each.
     Raises:
         ValueError: a setting is out of range, or nothing is trainable.
     """
-    check_optim(cfg)
+    check_optim(optim)
     models = [models] if isinstance(models, nn.Module) else list(models)
     groups, taken = [], set()
     for model, scale in zip(models, lr_scales or [1.0] * len(models), strict=True):
         weights = [p for p in model.parameters() if p.requires_grad and p not in taken]
         taken |= set(weights)
-        if cfg.kind == "muon":
+        if optim.kind == "muon":
             parts = {p: rows for p, rows in matrices_of_layers(model).items() if p in set(weights)}
             weights = [p for p in weights if p not in parts]
-            muon = {"params": list(parts), "parts": list(parts.values()), "momentum": cfg.momentum}
-            groups.append(muon | {"weight_decay": cfg.weight_decay, "lr_scale": scale})
+            muon = {"params": list(parts), "parts": list(parts.values()), "momentum": optim.momentum}
+            groups.append(muon | {"weight_decay": optim.weight_decay, "lr_scale": scale})
         matrices, vectors = [p for p in weights if p.ndim >= 2], [p for p in weights if p.ndim < 2]
-        groups.append({"params": matrices, "weight_decay": cfg.weight_decay, "lr_scale": scale})
+        groups.append({"params": matrices, "weight_decay": optim.weight_decay, "lr_scale": scale})
         groups.append({"params": vectors, "weight_decay": 0.0, "lr_scale": scale})
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise ValueError("no model has a trainable parameter; load one with frozen=False")
-    defaults = {"lr": cfg.lr, "betas": tuple(cfg.betas), "eps": cfg.eps}
-    if cfg.kind == "adamw":
+    defaults = {"lr": optim.lr, "betas": tuple(optim.betas), "eps": optim.eps}
+    if optim.kind == "adamw":
         optimizer = torch.optim.AdamW(groups, **defaults, fused=True)
-    elif cfg.kind == "muon":
+    elif optim.kind == "muon":
         optimizer = Muon([{"parts": None} | group for group in groups], **defaults, fused=True)
     else:
         optimizer = AdamW8bit(groups, defaults)

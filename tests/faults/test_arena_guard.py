@@ -8,7 +8,7 @@ import uvicorn
 
 from arena import serving
 from arena.guard import LOGINS_PER_MINUTE, OVERHEAD, Guard
-from arena.settings import check, names_of
+from arena.settings import allowed_names, check
 from arena.store import Store
 from data.records import write_jsonl
 
@@ -104,7 +104,8 @@ def test_a_page_for_others_has_a_login_whose_file_is_private(compose, tmp_path):
         check(compose("arena", *words, f"auth={accounts}"))
     accounts.chmod(0o600)
     assert check(compose("arena", *words, f"auth={accounts}")) == [("ann", "secret")]
-    assert "arena.example" in names_of(compose("arena", *words)) and names_of(compose("arena", "host=0.0.0.0")) == []
+    cfg = compose("arena", *words)
+    assert "arena.example" in allowed_names(cfg.host, cfg.hosts) and allowed_names("0.0.0.0", []) == []
 
 
 def test_what_people_wrote_is_for_this_user_alone(tmp_path):
