@@ -88,9 +88,13 @@ def encode_files(name: str, files: Sequence[str], data, encoder: Encoder) -> Enc
         job = Job(encoder, Layout.of(data), data.on_bad_row, split_name(file)[1])
         stores.append(open_store(name, file, job, data.cache))
         if not len(stores[-1]):
-            raise ValueError(f"{file} has no usable row{_listed(stores[-1].skipped)}")
+            others = stores[-1].marks.get("language", (0, []))[0]
+            in_others = f"; {others} are in other languages than {list(data.languages)}" if others else ""
+            raise ValueError(f"{file} has no usable row{in_others}{_listed(stores[-1].skipped)}")
     encoded = Encoded(Items(stores, encoder.item), list(files))
     encoded.log_report(name)
+    if left_out := encoded.marked("language")[0]:
+        log.info("%s: %d rows in other languages than %s left out", name, left_out, list(data.languages))
     return encoded
 
 

@@ -88,6 +88,7 @@ class Job:
             with bad_rows.at(record.where):
                 found.append((record, self.encoder.encode(record)))
         marks = [(mark, record.where) for record, encodings in found for mark in _marks(record, encodings)]
+        marks += [("language", where) for where in bad_rows.left_out]
         items = [(record, encoding) for record, encodings in found for encoding in encodings]
         return _joined(items)._replace(marks=marks, problems=bad_rows.problems, num_rows=num_rows)
 

@@ -131,11 +131,24 @@ class BadRows:
             raise ValueError(f"data.on_bad_row must be 'error' or 'skip', got {on_bad_row!r}")
         self.on_bad_row = on_bad_row
         self.problems: list[tuple[str, str]] = []  # (FILE:LINE, fault) of the skipped rows
+        self.left_out: list[str] = []  # FILE:LINE of rows, which are not bad, in languages that are not selected
 
     @property
     def skipped(self) -> list[str]:
         """FILE:LINE and the fault of each skipped row."""
         return [f"{where}: {problem}" for where, problem in self.problems]
+
+    @property
+    def counted(self) -> str:
+        """The numbers of rows that were not used, for people: "1 skipped, 2 in other languages"."""
+        others = f", {len(self.left_out)} in other languages" if self.left_out else ""
+        return f"{len(self.problems)} skipped{others}"
+
+    @property
+    def why(self) -> str:
+        """The same with the first fault, for the error that no row can be used."""
+        first = f"; the first was skipped for: {self.skipped[0]}" if self.problems else ""
+        return f"{self.counted}{first}"
 
     @contextlib.contextmanager
     def at(self, where: str) -> Iterator[None]:
@@ -177,6 +190,9 @@ def parse_rows(
     Raises Unjoined, unless `join`, at the first message that needs other rows to form a conversation.
     """
     for where, row in adapted_rows(rows, layout, bad_rows.at, join=join):
+        if row is None:
+            bad_rows.left_out.append(where)
+            continue
         records: list[R] = []
         with bad_rows.at(where):
             records = [replace(r, where=where) for r in parse(row) if part in (None, split_of(r, row))]

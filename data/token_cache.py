@@ -161,6 +161,8 @@ def _write_records(name: str, file: str, job: Job, writer: Writer) -> int:
     records = job.encoder.regroup(records) if job.encoder.regroup else records
     for problem in bad_rows.problems:
         writer.skip(*problem)
+    for where in bad_rows.left_out:
+        writer.mark("language", where)
     chunks = list(chunked(records))
     if len(chunks) <= ALONE:
         return _write(map(job.encode_records, chunks), writer)

@@ -77,8 +77,12 @@ class Writer:
         for where, problem in new.problems:
             self.skip(where, problem)
         for name, where in new.marks:
-            count, first = self.marks.get(name, (0, []))
-            self.marks[name] = count + 1, [*first, self._place(where)] if count < SHOWN else first
+            self.mark(name, where)
+
+    def mark(self, name: str, where: str) -> None:
+        """Store a remark on a row."""
+        count, first = self.marks.get(name, (0, []))
+        self.marks[name] = count + 1, [*first, self._place(where)] if count < SHOWN else first
 
     def skip(self, where: str, problem: str) -> None:
         """Store a row that could not be used."""

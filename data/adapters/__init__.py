@@ -268,7 +268,7 @@ class Layout:
         return more[0] if more else "ours"
 
     def adapt(self, row: dict) -> list[dict]:
-        """The rows in our format: one, or one for each person's answer. None if its language is not selected."""
+        """The rows in our format: one, or one for each person's answer. [] if its language is not selected."""
         row = self.renamed(row)
         if not self._speaks(row):
             return []
@@ -326,15 +326,15 @@ class Unjoined(Exception):
 
 def adapted_rows(
     rows: Iterator[tuple[str, Any]], layout: Layout, at: Callable[[str], AbstractContextManager], *, join: bool = True
-) -> Iterator[tuple[str, dict]]:
-    """(FILE:LINE, row of ours) for each item of `each_row`. A bad row, or one that is left out, gives none.
+) -> Iterator[tuple[str, dict | None]]:
+    """(FILE:LINE, row of ours) for each item of `each_row`. A bad row gives none, and one in another language None.
 
     `at(where)` is a context that handles a ValueError. OpenAssistant's flat messages are collected and joined to trees
     at the end. Without `join` they raise Unjoined.
     """
     messages: list[tuple[str, dict]] = []
     for where, raw in rows:
-        ours: list[dict] = []
+        ours: list[dict | None] = []
         with at(where):
             row = as_object(raw)
             if "parent_id" in row and layout.name_of(row) == "oasst":
@@ -343,18 +343,18 @@ def adapted_rows(
                 exports.check_message(row)
                 messages.append((where, row))
                 continue
-            ours = layout.adapt(row)
+            ours = [*layout.adapt(row)] or [None]
         yield from ((where, one) for one in ours)
     if messages:
         yield from _joined(messages, layout, at)
 
 
-def _joined(messages: list, layout: Layout, at: Callable[[str], AbstractContextManager]) -> Iterator[tuple[str, dict]]:
+def _joined(messages: list, layout: Layout, at: Callable[[str], AbstractContextManager]) -> Iterator:
     trees, tree_layout = [], Layout("ours", languages=layout.languages)
     with at(messages[0][0]):
         trees = exports.trees(messages)
     for where, tree in trees:
-        ours: list[dict] = []
+        ours: list[dict | None] = []
         with at(where):
-            ours = tree_layout.adapt(tree)
+            ours = [*tree_layout.adapt(tree)] or [None]
         yield from ((where, one) for one in ours)

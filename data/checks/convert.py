@@ -37,6 +37,9 @@ def check_convert(
                     yield where, raw
 
             for where, row in adapted_rows(noted(each_row(path)), layout, bad_rows.at):
+                if row is None:
+                    bad_rows.left_out.append(where)
+                    continue
                 with bad_rows.at(where):
                     for record in formats.any_record(row):
                         if part in (None, split_of(record, row)):
@@ -46,10 +49,9 @@ def check_convert(
     written = write_jsonl(directory / "converted.jsonl", rows())
     if not written:
         (directory / "converted.jsonl").unlink()
-        first = f"; the first was skipped for: {bad_rows.skipped[0]}" if bad_rows.skipped else ""
-        raise ValueError(f"no row of {', '.join(files)} can be used{first}")
+        raise ValueError(f"no row of {', '.join(files)} can be used: {bad_rows.why}")
     kinds = [{"format": name, "kind": kind, "rows": n} for (name, kind), n in sorted(counts.items())]
-    lines = [f"converted.jsonl: {written} rows, {len(bad_rows.skipped)} skipped"]
+    lines = [f"converted.jsonl: {written} rows, {bad_rows.counted}"]
     result = {"rows": written, "formats": kinds, "skipped_rows": bad_rows.skipped, "verdicts": lines}
     cells: list[list] = [["format", "kind", "rows"], *(list(kind.values()) for kind in kinds)]
     write_page(directory / "report.html", "Converted", bullets(lines), table(cells))

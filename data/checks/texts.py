@@ -59,7 +59,7 @@ def read_texts(files: Sequence[str], bad_rows: BadRows, layout: Layout | None = 
     """The rows of all files, in order."""
     rows = [row for file in files for row in read_records(file, parse_row, bad_rows, layout)]
     if not rows:
-        raise ValueError(f"no row of {', '.join(files)} can be used; the first was skipped for: {bad_rows.skipped[0]}")
+        raise ValueError(f"no row of {', '.join(files)} can be used: {bad_rows.why}")
     return rows
 
 

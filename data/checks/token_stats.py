@@ -40,7 +40,7 @@ def check_token_stats(
                     language, guessed = _guess(record), guessed + 1
                 languages[language if isinstance(language, str) else "not guessed"] += 1
         if not rows:
-            raise ValueError(f"{file} has no usable row; the first was skipped for: {bad_rows.skipped[0]}")
+            raise ValueError(f"{file} has no usable row: {bad_rows.why}")
         lengths[file] = np.array(rows)
         found[file] = describe(lengths[file]) | {
             "rows": sum(turns.values()),

@@ -56,18 +56,17 @@ def check_view(
             else chosen.get("most cut", [])
         )
     if not total:
-        raise ValueError(f"no row of {', '.join(files)} can be shown; the first was skipped for: {bad_rows.skipped[0]}")
+        raise ValueError(f"no row of {', '.join(files)} can be shown: {bad_rows.why}")
     chosen["longest"] = [(record, sides) for _, _, record, sides in sizes]
     shown: dict[int, tuple[str, Record, list[Side]]] = {}
     for sort in ("given", "first", "longest", "most cut"):
         for record, sides in chosen.get(sort, []):
             shown.setdefault(id(record), (sort, record, sides))
     titled = [(f"{sort}: {record.where}", sides) for sort, record, sides in shown.values()]
-    notes = [f"{total} rows of {', '.join(files)}; {len(bad_rows.skipped)} skipped", f"cut at max_length={max_length}"]
+    notes = [f"{total} rows of {', '.join(files)}; {bad_rows.counted}", f"cut at max_length={max_length}"]
     path = show(directory, "report", "Training rows", titled, notes)
     result = {"rows": total, "skipped_rows": bad_rows.skipped, "shown": [name for name, _ in titled]}
-    skipped = f" ({len(bad_rows.skipped)} skipped)" if bad_rows.skipped else ""
-    result["verdicts"] = [f"{len(titled)} of {total} rows{skipped}, token by token: {path}"]
+    result["verdicts"] = [f"{len(titled)} of {total} rows, {bad_rows.counted}; token by token: {path}"]
     write_result(directory, result)
     return result
 

@@ -103,6 +103,29 @@ def test_languages_keep_their_rows_and_a_row_without_one_is_named(tmp_path):
         convert(orphan, tmp_path)
 
 
+def test_rows_in_other_languages_are_counted_wherever_they_are_left_out(tmp_path, caplog):
+    caplog.set_level("INFO")
+    flat = [
+        *ROWS["oasst_flat"][0],
+        *(row | {"message_id": "s" + row["message_id"], "lang": "es"} for row in ROWS["oasst_flat"][0]),
+    ]
+    flat[3:] = [row | {"parent_id": row["parent_id"] and "st"} for row in flat[3:]]
+    talks = [{"messages": TALK, "lang": language} for language in ("en", "es", "es")]
+    for rows, left_out in ((talks, 2), (flat, 1)):
+        file = write_rows(tmp_path / f"{left_out}.jsonl", *rows)
+        data = data_config(train=[file], languages=["en"], cache=str(tmp_path / "cache"))
+        for _ in range(2):  # the second time from the cache
+            caplog.clear()
+            assert len(encode_demonstrations("data.train", data.train, data, tiny_tokenizer()).items) == 1
+            assert f"data.train: {left_out} rows in other languages than ['en'] left out" in caplog.text
+        result = check_convert([file], tmp_path, layout=Layout.of(data), **LICENSE)
+        assert result["verdicts"] == [f"converted.jsonl: 1 rows, 0 skipped, {left_out} in other languages"]
+        with pytest.raises(ValueError, match=f"has no usable row; {left_out + 1} are in other languages than"):
+            encode_demonstrations("data.train", data.train, data_config(languages=["de"]), tiny_tokenizer())
+        with pytest.raises(ValueError, match=f"can be used: 0 skipped, {left_out + 1} in other languages"):
+            check_convert([file], tmp_path, layout=Layout(languages=("de",)), **LICENSE)
+
+
 @pytest.mark.parametrize(
     "row, problem",
     [

@@ -888,5 +888,5 @@ def test_a_row_without_a_prompt_is_named_or_counted(tmp_path, row):
         read_texts([file], BadRows("error"))
     skipping = BadRows("skip")
     assert len(read_texts([file], skipping)) == 1 and len(skipping.skipped) == 1
-    with pytest.raises(ValueError, match="no row of .* can be used; the first was skipped for: .*e.jsonl:1"):
+    with pytest.raises(ValueError, match="no row of .* can be used: 1 skipped; the first was skipped for: .*e.jsonl:1"):
         read_texts([write(tmp_path / "e.jsonl", [row])], BadRows("skip"))

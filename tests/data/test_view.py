@@ -128,3 +128,13 @@ def test_token_stats_count_what_each_length_cuts(tmp_path):
     row = encode_chat(TALK["messages"], tiny_tokenizer(), max_length=999)
     assert found["targets"] > sum(row["completion_mask"]) and json.loads((tmp_path / "result.json").read_text())
     assert (tmp_path / "lengths_0.png").stat().st_size > 0
+
+
+def test_a_file_of_other_languages_is_an_error_and_no_traceback(tmp_path):
+    file, layout = write_rows(tmp_path / "a.jsonl", TALK | {"lang": "en"}), Layout(languages=("de",))
+    with pytest.raises(ValueError, match="no row of .* can be shown: 0 skipped, 1 in other languages"):
+        check_view([file], tmp_path, tokenizer=tiny_tokenizer(), layout=layout, **VIEW)
+    with pytest.raises(ValueError, match="a.jsonl has no usable row: 0 skipped, 1 in other languages"):
+        check_token_stats([file], tmp_path, tokenizer=tiny_tokenizer(), layout=layout, max_rows=9, on_bad_row="error")
+    result = check_view([file], tmp_path, tokenizer=tiny_tokenizer(), layout=Layout(), **VIEW)
+    assert result["verdicts"] == [f"1 of 1 rows, 0 skipped; token by token: {tmp_path}/report.html"]
