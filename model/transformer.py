@@ -1,6 +1,6 @@
 """The transformer: from a packed stream of tokens to hidden states. It has no head, no loss and no padding.
 
-The differences between a family and Llama are listed in model/config.py and read here.
+The differences between a family and Llama are listed in model/families.py and read here.
 """
 
 from contextlib import nullcontext

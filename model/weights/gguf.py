@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.config import FAMILIES, ModelConfig, resized
+from model.config import ModelConfig, resized
+from model.families import FAMILIES
 from model.rope import llama3_frequencies
 from model.weights.gguf_header import check_header
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from model.config import FAMILIES, Family, ModelConfig
+from model.config import ModelConfig
+from model.families import FAMILIES, Family
 from model.weights.hf_layers import read_dense, read_layers, write_layers
 from model.weights.hf_rope import read_rope
 

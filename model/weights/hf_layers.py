@@ -1,6 +1,7 @@
 """What differs between the layers of a model, in config.json: windows, DeltaNets, positions, experts."""
 
-from model.config import FAMILIES, ModelConfig
+from model.config import ModelConfig
+from model.families import FAMILIES
 
 LAYER_TYPES = {"full_attention": "full", "sliding_attention": "window", "linear_attention": "linear"}
 

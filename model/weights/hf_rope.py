@@ -1,6 +1,7 @@
 """How far positions turn, in the several spellings of config.json."""
 
-from model.config import ROPE_KEYS, ROPE_OPTIONS, Family
+from model.config import ROPE_KEYS, ROPE_OPTIONS
+from model.families import Family
 
 ROPE_CHANGES_NOTHING = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
 OF_PICTURES = {"mrope_section", "mrope_interleaved"}  # where text alone has one position, all its sections turn alike

@@ -13,7 +13,7 @@ import zipfile
 import pytest
 from text_samples import write_rows
 
-from data import files
+from data import files, table_files, text_files
 from data.files import each_row, read_rows
 from evals import answers, exact, readers
 
@@ -191,7 +191,7 @@ def test_a_workbook_of_several_sheets_asks_which(tmp_path):
 
 
 def test_bombs_are_refused_before_they_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_ROW", 1 << 20)
+    monkeypatch.setattr(text_files, "MAX_ROW", 1 << 20)
     bomb = gzip.compress(b'{"a": "' + b"x" * (1 << 26))
     (tmp_path / "a.jsonl.gz").write_bytes(bomb)
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'[{"a": "' + b"x" * (1 << 26)))
@@ -207,7 +207,7 @@ def test_bombs_are_refused_before_they_fill_the_memory(tmp_path, monkeypatch):
     )
     with pytest.raises(ValueError, match="a.jsonl.xz:1: the file is damaged.*[Mm]emory"):
         list(read_rows(str(tmp_path / "a.jsonl.xz")))
-    monkeypatch.setattr(files, "MAX_EXCEL", 1 << 20)
+    monkeypatch.setattr(table_files, "MAX_EXCEL", 1 << 20)
     with zipfile.ZipFile(tmp_path / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("xl/sharedStrings.xml", b" " * (1 << 21))
     with pytest.raises(ValueError, match="unpacks to 2,097,152 bytes"):
