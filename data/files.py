@@ -84,7 +84,7 @@ def as_object(raw: Any) -> dict:
 
 
 def _with_lists(row: dict) -> dict:
-    """The row with lists in place of their JSON text."""
+    """The row with lists in place of their JSON text, and of structs of lists, which datasets makes of them."""
     for name in LISTS:
         value = row.get(name)
         if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
@@ -92,6 +92,9 @@ def _with_lists(row: dict) -> dict:
                 row = row | {name: json.loads(value)}
             except json.JSONDecodeError as error:
                 raise ValueError(f"{name} begins a list and is not JSON: {error.msg}") from None
+        columns = list(value.values()) if isinstance(value, dict) else []
+        if columns and all(isinstance(c, list) and len(c) == len(columns[0]) for c in columns):
+            row = row | {name: [dict(zip(value, items, strict=True)) for items in zip(*columns, strict=True)]}
     return row
 
 

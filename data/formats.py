@@ -152,6 +152,8 @@ def _comparison(row: dict) -> Comparison:
     if chosen == rejected:
         raise ValueError("chosen and rejected are identical")
     margin, tie = _number(row.get("margin") or 0, "margin"), _flag(row.get("tie") or False, "tie")
+    if margin < 0:
+        raise ValueError(f"margin must be 0 or more, as chosen is the better side, got {margin}")
     prompt, chosen, rejected = _begun(row, prompt, chosen, rejected)
     columns = _rest(row, *GIVEN, "chosen", "rejected", "margin", "tie", "messages")
     return Comparison(

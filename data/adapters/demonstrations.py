@@ -60,9 +60,11 @@ def listed(row: dict, name: str, kind: type) -> list:
 
 
 def asked(row: dict, name: str, more: str) -> str:
-    """The text of a field, with that of an optional second field below it."""
-    below = optional_text(row, more)
-    return f"{text(row, name)}\n\n{below}" if below else text(row, name)
+    """The text of a field, with that of an optional second field below it. Raises ValueError if both are blank."""
+    parts = [part for part in (text(row, name), optional_text(row, more)) if part]
+    if not "".join(parts).strip():
+        raise ValueError(f"{name} has no text")
+    return "\n\n".join(parts)
 
 
 def alternating(*contents: str) -> list[dict]:

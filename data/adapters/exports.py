@@ -26,7 +26,7 @@ def argilla(row: dict) -> list[dict]:
     record that has only a prompt. Beside other fields a text may be a label, and is refused. `to_json` writes no
     status, so a draft looks like a submitted answer there; `argilla_flat` knows the status.
     """
-    columns = rest(row, "fields", "responses", "suggestions", "vectors") | (row["metadata"] or {})
+    columns = rest(row, "fields", "responses", "suggestions", "vectors", "metadata") | (row["metadata"] or {})
     given = {name: _submitted(answers) for name, answers in (row["responses"] or {}).items()}
     return _read(row["fields"], given, columns)
 
@@ -198,8 +198,8 @@ def _known(row: dict, *used: str) -> dict:
 
 def _results(row: dict, kind: str) -> list[dict]:
     """The results of a type in the annotations that were not cancelled."""
-    kept = [annotation for annotation in row["annotations"] if not annotation.get("was_cancelled")]
-    results = [result for annotation in kept for result in annotation["result"] if result.get("type") == kind]
+    kept = [annotation for annotation in row["annotations"] or [] if not annotation.get("was_cancelled")]
+    results = [result for annotation in kept for result in annotation["result"] or [] if result.get("type") == kind]
     if not results:
         raise ValueError(f"no annotation that was submitted has a result of type {kind}")
     if len(tags := {str(result.get("from_name")): None for result in results}) > 1:

@@ -61,7 +61,7 @@ def written(*texts, tag: str = "answer", **annotation) -> dict:
     return task | {"annotations": given}
 
 
-ONLY = {"prompt": ASK}
+ONLY, EMPTY = {"prompt": ASK}, ANNOTATION | {"result": None}
 FIRST, SECOND = ["response1", "response2"], ["response2", "response1"]
 ABC, THREE = ["a", "b", "c"], {"prompt": ASK, "a": "x", "b": "y", "c": "z"}
 LISTED = [{"rank": 2, "value": "response1"}, {"rank": 1, "value": "response2"}]
@@ -86,6 +86,7 @@ RANKED_2 = {"rank": [2, 1], "value": FIRST}
         (argilla(GOOD, WRITTEN, GOOD, fields=ONLY), [(ASK, GOOD), (ASK, WRITTEN)]),
         (written([GOOD], [WRITTEN], [GOOD]), [(ASK, GOOD), (ASK, WRITTEN)]),
         (written("Sencha."), [(ASK, GOOD)]),
+        (written() | {"annotations": [EMPTY, *written([GOOD])["annotations"]]}, [(ASK, GOOD)]),
     ],
 )  # fmt: skip
 def test_of_several_people_all_who_submitted_count(row, expected):
@@ -127,6 +128,8 @@ def test_a_record_on_which_people_disagree_is_refused_by_its_place(row, problem)
 def test_what_a_project_knows_of_a_record_stays_with_it():
     (pair,) = read([label_studio("right", data=ROWS["label_studio"][0][0]["data"] | {"source": "s", "license": "MIT"})])
     assert pair.columns["source"] == "s" and pair.columns["license"] == "MIT" and pair.columns["id"] == 7
+    (ranking,) = read([argilla(SECOND)])
+    assert ranking.columns["source"] == "s" and "metadata" not in ranking.columns
     (ranking,) = read([argilla_1(("submitted", RANKED_2)) | {"metadata": '{"source": "s"}'}])
     assert ranking.columns["source"] == "s"
     for bad in ("[1]", "no", 7):

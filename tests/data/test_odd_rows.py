@@ -178,6 +178,11 @@ REFUSED = [
         inside("ultrafeedback", "completions", 0, "annotations", "honesty", "Rating", value="10"),
         "got '10'",
     ),
+    ("hh_processed", one("hh_processed", margin=-2), "margin must be 0 or more"),
+    ("alpaca", one("alpaca", instruction=" ", input=""), "instruction has no text"),
+    ("dolly", one("dolly", instruction="", context=None), "instruction has no text"),
+    ("tulu3", one("tulu3", messages={"role": ["user"], "content": []}), "messages must be a list"),
+    ("label_studio", one("label_studio", annotations=None), "no annotation that was submitted"),
     ("alpaca_farm", one("alpaca_farm", preference=0), "preference must be one of 1, 1.5, 2, got 0"),
     (
         "label_studio",
@@ -227,6 +232,9 @@ def test_turns_in_an_unusual_order_stay_in_their_order(turns, messages, tmp_path
         ({"messages": json.dumps(TALK)}, TALK),
         ({"conversations": json.dumps(TURNS)}, TALK),
         ({"messages": None, "conversations": TURNS}, TALK),
+        ({"messages": {"role": ["user", "assistant"], "content": [ASK, GOOD]}}, TALK),  # as datasets stores a Sequence
+        ({"conversations": {"from": ["human", "gpt"], "value": [ASK, GOOD]}}, TALK),
+        ({"instruction": "", "input": ASK, "output": GOOD}, TALK),
         ({"messages": TALK, "conversations": None}, TALK),
         ({"instruction": ASK, "output": GOOD, "prompt": "### Instruction: ..."}, TALK),
         ({"messages": [USER, SAID | {"content": '[{"role": "x", "content": "y"}]'}]}, None),
