@@ -18,6 +18,7 @@ from rich.table import Table
 from model.config import ModelConfig
 from model.footprint import (
     Footprint,
+    Forward,
     adapter_parameters,
     cache_bytes,
     count_parameters,
@@ -131,8 +132,7 @@ def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: b
     learners = job.learners.count
     trained = learners * adapter_parameters(config, job.lora_rank) if lora else job.learners.parameters(P)
     copies = not (sharded or lora or job.dtype == torch.float32)  # of float32 weights, for the products
-    kept = kept_bytes(
-        config,
+    forward = Forward(
         rows=job.blocks,
         length=job.block,
         dtype=job.dtype,
@@ -140,6 +140,7 @@ def memory(config: ModelConfig, job: Job, cfg: DictConfig, *, fused_attention: b
         fused_attention=fused_attention,
         checkpointing=job.checkpointing,
     )
+    kept = kept_bytes(config, forward)
     gradients, activations = trained * 4 / shards, learners * (config.num_layers * kept.layer + kept.rest)
     if job.rows <= job.micro_rows * cfg.num_gpus:  # one forward a step: they grow while the activations go
         gradients = max(0.0, gradients - activations)

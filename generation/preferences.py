@@ -76,15 +76,15 @@ def preferences(
     # ---- 3. pairs
     rows = []
     as_row = _demonstration if pairs == "best" else partial(pair_row, "preferences", ("aspects", "reward"))
-    for (prompt_id, messages), entries in zip(prompts, scored, strict=True):
+    for prompt, entries in zip(prompts, scored, strict=True):
         for chosen, rejected in _pairs(entries, pairs):
             fault = _pair_fault(chosen, rejected, min_margin)
             if fault:
-                drops.add(fault, chosen["text"], prompt=messages, other=rejected["text"])
+                drops.add(fault, chosen["text"], prompt=prompt[1], other=rejected["text"])
             else:
-                rows.append(as_row(prompt_id, messages, chosen, rejected, judge, seed))
+                rows.append(as_row(prompt, chosen, rejected, judge, seed))
         if len(entries) < 2:
-            drops.add("fewer_than_two_completions", prompt=messages)
+            drops.add("fewer_than_two_completions", prompt=prompt[1])
     return GeneratedData(rows, drops, {"prompts": len(prompts), "completions": len(flat)})
 
 
@@ -157,7 +157,8 @@ def _pair_fault(chosen: dict, rejected: dict, min_margin: float) -> str | None:
     return None
 
 
-def _demonstration(prompt_id: str, messages: Conversation, chosen: dict, rejected: dict, judge, seed: int) -> dict:
+def _demonstration(prompt: Prompt, chosen: dict, rejected: dict, judge: Client | None, seed: int) -> dict:
+    prompt_id, messages = prompt
     return {
         "id": row_id("best_of", [messages, chosen["text"]]),
         "prompt": messages,
@@ -169,10 +170,10 @@ def _demonstration(prompt_id: str, messages: Conversation, chosen: dict, rejecte
 
 
 def pair_row(
-    method: str, scores: Sequence[str], prompt_id: str, messages: Conversation, chosen: dict, rejected: dict,
-    judge: Client | None, seed: int,
-) -> dict:  # fmt: skip
+    method: str, scores: Sequence[str], prompt: Prompt, chosen: dict, rejected: dict, judge: Client | None, seed: int
+) -> dict:
     """A comparison with its margin, the figures of both sides that `scores` names, and its provenance."""
+    prompt_id, messages = prompt
     asked = [messages, chosen["text"], rejected["text"]]
     thought = {"chosen": chosen.get("reasoning"), "rejected": rejected.get("reasoning")}
     return {

@@ -88,7 +88,7 @@ def ultrafeedback(
             if chosen["score"] - rejected["score"] < max(min_margin, 1e-9):
                 drops.add("tie", chosen["text"], other=rejected["text"], prompt=prompts[p][1])
             else:
-                rows.append(as_row(*prompts[p], chosen, rejected, judge, seed))
+                rows.append(as_row(prompts[p], chosen, rejected, judge, seed))
     return GeneratedData(rows, drops, {"prompts": len(prompts), "completions": sum(map(len, entries))})
 
 

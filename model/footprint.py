@@ -130,22 +130,24 @@ class Kept:
     rest: int  # of the embedding, the last norm and casts outside layers, and of one recomputed recurrence
 
 
-def kept_bytes(
-    config: ModelConfig,
-    *,
-    rows: int,
-    length: int,
-    dtype: torch.dtype,
-    master: torch.dtype,
-    fused_attention: bool,
-    checkpointing: bool | str,
-) -> Kept:
-    """Bytes that `rows` rows of `length` tokens keep for the backward pass, counted with one layer and with two.
+@dataclass(frozen=True)
+class Forward:
+    """A forward pass whose kept bytes are counted."""
 
-    Args:
-        dtype: of matmuls. master: of the weights. The weights and their copies in `dtype` are not counted.
-        fused_attention: True counts the kernels of a GPU, False the attention of a CPU, which keeps probabilities.
+    rows: int
+    length: int  # tokens of a row
+    dtype: torch.dtype  # of matmuls
+    master: torch.dtype  # of the weights
+    fused_attention: bool  # True: the kernels of a GPU. False: the attention of a CPU, which keeps probabilities
+    checkpointing: bool | str
+
+
+def kept_bytes(config: ModelConfig, forward: Forward) -> Kept:
+    """Bytes that the forward pass keeps for the backward pass, counted with one layer and with two.
+
+    The weights and their copies in `forward.dtype` are not counted.
     """
+    rows, length, checkpointing = forward.rows, forward.length, forward.checkpointing
     kinds = Counter(
         (config.kind(layer) if config.facts.linear else None, config.has_experts(layer))
         for layer in range(config.num_layers)
@@ -153,11 +155,11 @@ def kept_bytes(
     layers = {}
     for kind in kinds:  # gated DeltaNets keep other tensors than attention, experts others than one MLP
         alone = all_of_one_kind(config, *kind)
-        one, two = (_saved(alone, n, rows, length, dtype, master, fused_attention, checkpointing) for n in (1, 2))
+        one, two = (_saved(resized(alone, num_layers=n), forward) for n in (1, 2))
         layers[kind], rest = two - one, 2 * one - two
-    rest += _recomputed(config, rows, length, dtype) if "linear" in config.layer_kinds else 0
+    rest += _recomputed(config, rows, length, forward.dtype) if "linear" in config.layer_kinds else 0
     if checkpointing in (True, "offload"):  # each layer keeps only its input, and one layer at a time is recomputed
-        entry = rows * length * config.hidden_size * max(4, dtype.itemsize)  # the residual stream is float32
+        entry = rows * length * config.hidden_size * max(4, forward.dtype.itemsize)  # the residual stream is float32
         entry = 0 if checkpointing == "offload" else entry
         return Kept(layer=entry, rest=rest + max(layers.values()))
     mean = sum(layers[kind] * count for kind, count in kinds.items()) / sum(kinds.values())
@@ -172,25 +174,27 @@ def all_of_one_kind(config: ModelConfig, kind: str | None, has_experts: bool) ->
     return resized(config, expert_layers=(has_experts,), dense_size=0 if has_experts else config.dense_size)
 
 
-def _saved(config, layers: int, rows: int, length: int, dtype, master, fused_attention: bool, checkpointing) -> int:
-    with kernels_as("auto" if fused_attention else "torch"):
-        return _saved_by_a_forward(config, layers, rows, length, dtype, master, fused_attention, checkpointing)
+def _saved(config: ModelConfig, forward: Forward) -> int:
+    with kernels_as("auto" if forward.fused_attention else "torch"):
+        return _saved_by_a_forward(config, forward)
 
 
-def _saved_by_a_forward(config, layers, rows, length, dtype, master, fused_attention: bool, checkpointing) -> int:
+def _saved_by_a_forward(config: ModelConfig, forward: Forward) -> int:
+    num_tokens, dtype = forward.rows * forward.length, forward.dtype
     with torch.device("meta"):
-        net = Transformer(resized(config, num_layers=layers), None if dtype == master else dtype).to(master)
-        net.checkpointing = "selective" if checkpointing == "selective" else False
-        tokens = torch.zeros(rows * length, dtype=torch.int64)
-        positions = torch.zeros(rows * length, dtype=torch.int64)
-        blocks = _blocks(rows, length)
+        net = Transformer(config, None if dtype == forward.master else dtype).to(forward.master)
+        net.checkpointing = "selective" if forward.checkpointing == "selective" else False
+        tokens = torch.zeros(num_tokens, dtype=torch.int64)
+        positions = torch.zeros(num_tokens, dtype=torch.int64)
+        blocks = _blocks(forward.rows, forward.length)
         for rope in net.ropes.values():
             rope.frequencies = rope.frequencies.to("meta")
     own = {p.untyped_storage()._cdata for p in net.parameters()}
     with torch.no_grad():  # makes the casts of the weights, which are not counted
         net(tokens, positions, blocks, FusedAttention())
     own |= {part.kept[0].untyped_storage()._cdata for part in net.modules() if getattr(part, "kept", None)}
-    return _kept_by(lambda: net(tokens, positions, blocks, FusedAttention() if fused_attention else None), own)
+    attention = FusedAttention() if forward.fused_attention else None
+    return _kept_by(lambda: net(tokens, positions, blocks, attention), own)
 
 
 def _recomputed(config: ModelConfig, rows: int, length: int, dtype: torch.dtype) -> int:

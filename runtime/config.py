@@ -150,26 +150,6 @@ def check_policy_or_model(cfg: DictConfig) -> None:
         raise ValueError(f"lora.rank={cfg.lora.rank} adapts a trained model; give policy=PATH, or lora.rank=0")
 
 
-def changed_keys(before: DictConfig, now: DictConfig) -> list[str]:
-    """The dotted keys, with both values, whose values differ and would change results."""
-    old, new = flat(before), flat(now)
-    free = set()
-    if now.get("optim", {}).get("schedule") == "constant":
-        free = {
-            "num_steps",
-            "optim.num_steps",
-        }  # a constant learning rate does not depend on the length, so the run may be longer
-    elif old.get("optim.num_steps") == new.get("optim.num_steps"):
-        free = {"num_steps"}  # the length of the schedule is set separately and did not change
-    differ = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    free |= set(FREE_TO_CHANGE)
-    named = [key for key in differ if not {key, key.split(".")[0]} & free]
-    changes = [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in named]
-    if "optim.num_steps" in named and "num_steps" in named:
-        changes[-1] += f" (to prolong the run under its schedule, set optim.num_steps={old['optim.num_steps']})"
-    return changes
-
-
 def flat(cfg: DictConfig, prefix: str = "") -> dict[str, Any]:
     """{'data.max_length': 512, ...}; lists are leaves."""
     leaves: dict[str, Any] = {}

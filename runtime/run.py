@@ -22,20 +22,14 @@ from torch import Tensor, nn
 
 from runtime import checkpoint, directory, distributed, host, optim
 from runtime.board import Board, check_board
-from runtime.config import (
-    changed_keys,
-    check_at_most,
-    check_flags,
-    check_whole,
-    read_config,
-    write_config,
-)
+from runtime.config import check_at_most, check_flags, check_whole, write_config
 from runtime.devices import choose_precision
 from runtime.display import Terminal, complain
 from runtime.files import sync
-from runtime.inputs import changed_inputs, code_digests, input_digests
+from runtime.inputs import code_digests, input_digests
 from runtime.metrics import Metrics, append_row, drop_rows_after, each_log_row
 from runtime.plots import plot_metrics
+from runtime.resume import fault_of_resume
 from runtime.script import INTERRUPTED, RunFailed, enter
 from runtime.seeds import LARGEST
 from runtime.shares import places_of
@@ -317,28 +311,9 @@ class Run:
 
     def _check_unchanged(self, path: Path | None, meta: dict[str, Any] | None) -> None:
         """Raise ValueError unless config and inputs equal the checkpoint's, or the config equals config.yaml's."""
-        fault = self._fault_of_resume(path, meta) if self.is_main else None  # one rank reads all files
+        fault = fault_of_resume(self.cfg, self.dir, path, meta) if self.is_main else None  # one rank reads all files
         if fault := distributed.from_main(fault):
             raise ValueError(fault)
-
-    def _fault_of_resume(self, path: Path | None, meta: dict[str, Any] | None) -> str | None:
-        if meta is not None:
-            if meta["step"] > self.cfg.get("num_steps", meta["step"]):
-                return f"num_steps={self.cfg.num_steps}, but {path} has completed {meta['step']} steps; raise num_steps"
-            if "inputs" not in meta:
-                return f"{path} was written by another version of this program; set overwrite=true to begin again"
-            changed = changed_keys(OmegaConf.create(meta["config"]), self.cfg) + changed_inputs(meta, self.cfg)
-        elif (self.dir / "config.yaml").exists() and not self.cfg.overwrite:
-            changed = changed_keys(read_config(self.dir / "config.yaml"), self.cfg)
-        else:
-            changed = []
-        if changed and not self.cfg.resume_anyway:
-            return (
-                f"resume=true, but this has changed since {self.dir} began: {'; '.join(changed)}. Undo the change, "
-                "begin "
-                "again with only overwrite=true, or set resume_anyway=true to continue with other numbers"
-            )
-        return None
 
     def _check_not_trained(self) -> None:
         """Raise ValueError if a script without a training state would resume in the directory of a training."""

@@ -16,7 +16,15 @@ import plan
 from model.build import empty, init_weights
 from model.chunks import Chunks
 from model.config import ModelConfig
-from model.footprint import _recomputed, cache_bytes, count_parameters, delta_flops, forward_flops, kept_bytes
+from model.footprint import (
+    Forward,
+    _recomputed,
+    cache_bytes,
+    count_parameters,
+    delta_flops,
+    forward_flops,
+    kept_bytes,
+)
 from model.gated_delta import gated_delta
 from model.heads import Policy
 from model.kv_cache import KVCache
@@ -69,15 +77,9 @@ def test_counted_activations_are_those_of_a_real_forward(family, compute):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         policy.transformer(stream.tokens, stream.positions, stream.blocks)
-    counted = kept_bytes(
-        config,
-        rows=4,
-        length=23,
-        dtype=compute or torch.float32,
-        master=torch.float32,
-        fused_attention=False,
-        checkpointing=False,
-    )
+    dtype, master = compute or torch.float32, torch.float32
+    forward = Forward(rows=4, length=23, dtype=dtype, master=master, fused_attention=False, checkpointing=False)
+    counted = kept_bytes(config, forward)
     real = sum(size for size, _ in kept.values())
     again = _recomputed(config, 4, 23, compute or torch.float32) if config.facts.linear else 0  # not yet kept here
     assert abs(3 * counted.layer + counted.rest - again - real) / real < 0.01

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels.backend import HAS_TRITON
 from model.build import new_policy
 from model.config import ModelConfig
-from model.footprint import kept_bytes
+from model.footprint import Forward, kept_bytes
 from model.lora import TARGETS, add_lora
 from tests.tiny_models import FAMILY, batch_of, random_ids, shaken, tiny_config
 
@@ -56,6 +56,6 @@ def test_the_norms_outputs_and_the_gated_activation_are_not_kept():
         max_length=8192, rope_theta=1e4, norm_eps=1e-5, tie_embeddings=True,
     )  # fmt: skip
     settings = dict(rows=rows, length=length, dtype=torch.bfloat16, master=torch.float32, fused_attention=True)
-    kept = {how: kept_bytes(config, checkpointing=how, **settings) for how in (False, "selective", True)}
+    kept = {how: kept_bytes(config, Forward(checkpointing=how, **settings)) for how in (False, "selective", True)}
     assert kept[False].layer - kept["selective"].layer == rows * length * 2 * (2 * D + F)
     assert kept[True].layer < kept["selective"].layer and kept["selective"].rest == kept[False].rest

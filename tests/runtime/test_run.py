@@ -13,8 +13,9 @@ from torch import nn
 import runtime.run
 import train_sft
 from runtime.checkpoint import find_damage
-from runtime.config import changed_keys, check_batch
+from runtime.config import check_batch
 from runtime.metrics import read_log
+from runtime.resume import changed_keys
 from runtime.run import Run
 
 
