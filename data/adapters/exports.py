@@ -8,7 +8,7 @@ import contextlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from data.adapters.comparisons import number_of, pair
 from data.adapters.demonstrations import alternating, beside, rest, text
@@ -19,6 +19,14 @@ IDS = ("id", "external_id", "status", "_server_id")  # Argilla's own columns tha
 ALONE = "ask one more person, or leave such records out with on_bad_row=skip"
 
 
+class Annotated(NamedTuple):
+    """An Argilla record: its fields, (person, value) of the submitted answers to each question, and other columns."""
+
+    fields: dict
+    given: dict[str, list[tuple[Any, Any]]]
+    columns: dict
+
+
 def argilla(row: dict) -> list[dict]:
     """Argilla 2's JSON: `fields`, and under `responses` one value per person and question.
 
@@ -26,27 +34,40 @@ def argilla(row: dict) -> list[dict]:
     record that has only a prompt. Beside other fields a text may be a label, and is refused. `to_json` writes no
     status, so a draft looks like a submitted answer there; `argilla_flat` knows the status.
     """
+    return _read(*_argilla(row))
+
+
+def _argilla(row: dict) -> Annotated:
     columns = rest(row, "fields", "responses", "suggestions", "vectors", "metadata") | (row["metadata"] or {})
     given = {name: _submitted(answers) for name, answers in (row["responses"] or {}).items()}
-    return _read(row["fields"], given, columns)
+    return Annotated(row["fields"], given, columns)
 
 
 def argilla_flat(row: dict) -> list[dict]:
     """Argilla 2's `to_datasets`: a column for each field and metadata, and for a question Q `Q.responses`,
     `Q.responses.status` and the like.
     """
+    return _read(*_argilla_flat(row))
+
+
+def _argilla_flat(row: dict) -> Annotated:
     questions = [name.removesuffix(".responses") for name in row if name.endswith(".responses")]
     made = tuple(f"{name}.{what}" for name in questions for what in ("responses", "suggestion"))
     given = {}
     for name in questions:
-        values, states = row[f"{name}.responses"] or [], row.get(f"{name}.responses.status")
-        states = [None] * len(values) if states is None else states
-        given[name] = _submitted([{"value": v, "status": state} for v, state in zip(values, states, strict=True)])
-    return _read_columns({name: value for name, value in row.items() if not name.startswith(made)}, given)
+        values, column = row[f"{name}.responses"] or [], f"{name}.responses"
+        users, states = (row.get(f"{column}.{of}") or [None] * len(values) for of in ("users", "status"))
+        answers = zip(values, users, states, strict=True)
+        given[name] = _submitted([{"value": v, "user_id": user, "status": state} for v, user, state in answers])
+    return _of_columns({name: value for name, value in row.items() if not name.startswith(made)}, given)
 
 
 def argilla_1(row: dict) -> list[dict]:
     """Argilla 1's FeedbackDataset on the Hub: fields are columns, a question is a list of {user_id, value, status}."""
+    return _read(*_argilla_1(row))
+
+
+def _argilla_1(row: dict) -> Annotated:
     questions = [name for name in row if f"{name}-suggestion" in row]
     given = {name: _submitted(row[name]) for name in questions}
     kept = {name: value for name, value in row.items() if name.partition("-suggestion")[0] not in questions}
@@ -56,42 +77,52 @@ def argilla_1(row: dict) -> list[dict]:
             known = json.loads(known)
     if not isinstance(known, dict):
         raise ValueError(f"metadata must be an object, or its JSON text, got {row['metadata']!r}")
-    return _read_columns(rest(kept, "metadata", "vectors"), given, known)
+    return _of_columns(rest(kept, "metadata", "vectors"), given, known)
 
 
-def _submitted(answers: Any) -> list[Any]:
-    """The submitted values. Arrow may store a list of structs as a struct of lists."""
+RECORDS = {"argilla": _argilla, "argilla_flat": _argilla_flat, "argilla_1": _argilla_1}
+
+
+def _submitted(answers: Any) -> list[tuple[Any, Any]]:
+    """(person, value) of each submitted answer. Arrow may store a list of structs as a struct of lists."""
     if isinstance(answers, dict):
         answers = [dict(zip(answers, items, strict=True)) for items in zip(*answers.values(), strict=True)]
-    kept = [answer["value"] for answer in answers or [] if answer.get("status") in (None, "submitted")]
-    return [value for value in kept if value not in (None, "", [])]
+    kept = [answer for answer in answers or [] if answer.get("status") in (None, "submitted")]
+    return [(answer.get("user_id"), answer["value"]) for answer in kept if answer["value"] not in (None, "", [])]
 
 
-def _read_columns(columns: dict, given: dict[str, list], metadata: dict | None = None) -> list[dict]:
-    """The rows of a record whose fields are columns: texts and conversations."""
+def _of_columns(columns: dict, given: dict[str, list], metadata: dict | None = None) -> Annotated:
+    """A record whose fields are columns: texts and conversations."""
     fields = {name: value for name, value in columns.items() if name not in IDS and _is_field(value)}
-    return _read(fields, given, rest(columns, *fields) | (metadata or {}))
+    return Annotated(fields, given, rest(columns, *fields) | (metadata or {}))
 
 
 def _is_field(value: Any) -> bool:
     return isinstance(value, str) or isinstance(value, list) and isinstance(next(iter(value), None), dict)
 
 
-def _read(fields: dict, given: dict[str, list], columns: dict) -> list[dict]:
-    """The rows of a record, from its fields and the submitted values of each question."""
-    if not any(given.values()):
+def _only(given: dict[str, list]) -> list[tuple[Any, Any]]:
+    """The answers to the one question that was answered."""
+    answered = {name: answers for name, answers in given.items() if answers}
+    if not answered:
         raise ValueError(f"no submitted response; questions of the row: {', '.join(given) or 'none'}")
-    prompt = next((fields[name] for name in PROMPTS if name in fields), None)
-    found = {name: _answered(prompt, fields, values) for name, values in given.items() if values}
-    found = {name: rows for name, rows in found.items() if rows}
-    if len(found) > 1:
-        raise ValueError(f"{' and '.join(found)} are both answered, and one row is made of one question; keep one")
-    if not found:
+    if len(answered) > 1:
+        raise ValueError(f"{' and '.join(answered)} are both answered, and one row is made of one question; keep one")
+    return next(iter(answered.values()))
+
+
+def _read(fields: dict, given: dict[str, list], columns: dict) -> list[dict]:
+    """The rows of a record, from its fields and the submitted answers to each question."""
+    prompt = _prompt(fields)
+    rows = {name: _answered(prompt, fields, [v for _, v in answers]) for name, answers in given.items() if answers}
+    used = {name: given[name] for name, made in rows.items() if made}
+    if rows and not used:
         raise ValueError(
             "a response must rank fields, name a field, or be a text in a record that has only a prompt; questions of "
             f"the row: {', '.join(given)}; its fields: {', '.join(fields)}"
         )
-    return [beside(row, columns) for rows in found.values() for row in rows]
+    _only(used or given)
+    return [beside(row, columns) for made in rows.values() for row in made]
 
 
 def _answered(prompt: Any, fields: dict, values: list) -> list[dict]:
@@ -160,11 +191,11 @@ def label_studio(row: dict) -> dict:
     `to_name` has names of tags, in a list or as one text. They are names of the data's fields in some projects only.
     """
     data, votes = row["data"], []
-    for result in (results := _results(row, "pairwise")):
+    for _, result in (results := _results(row, "pairwise")):
         if (selected := result["value"]["selected"]) not in ("left", "right"):
             raise ValueError(f"selected must be left or right, got {selected!r}")
         votes.append(selected)
-    tags = results[-1]["to_name"]
+    tags = results[-1][1]["to_name"]
     tags = tags.split(",") if isinstance(tags, str) else tags
     names = next((n for n in (tags, *SIDES) if len(n) == 2 and set(n) <= set(data)), None)
     if names is None:
@@ -178,7 +209,7 @@ def label_studio(row: dict) -> dict:
 def label_studio_text(row: dict) -> list[dict]:
     """Label Studio's JSON with a TextArea: the text of each annotation is an answer to the prompt."""
     texts: list[str] = []
-    for result in _results(row, "textarea"):
+    for _, result in _results(row, "textarea"):
         written = result["value"]["text"]
         texts += [written] if isinstance(written, str) else written
         if not isinstance(written, str) and len(written) != 1:
@@ -196,15 +227,37 @@ def _known(row: dict, *used: str) -> dict:
     return rest(row, "data", "annotations", "predictions") | rest(row["data"], prompt, *used)
 
 
-def _results(row: dict, kind: str) -> list[dict]:
-    """The results of a type in the annotations that were not cancelled."""
+def _results(row: dict, kind: str) -> list[tuple[Any, dict]]:
+    """(person, result) of a type in the annotations that were not cancelled."""
     kept = [annotation for annotation in row["annotations"] or [] if not annotation.get("was_cancelled")]
-    results = [result for annotation in kept for result in annotation["result"] or [] if result.get("type") == kind]
+    results = [(a.get("completed_by"), r) for a in kept for r in a["result"] or [] if r.get("type") == kind]
     if not results:
         raise ValueError(f"no annotation that was submitted has a result of type {kind}")
-    if len(tags := {str(result.get("from_name")): None for result in results}) > 1:
+    if len(tags := {str(result.get("from_name")): None for _, result in results}) > 1:
         raise ValueError(f"there are results of type {kind} of {' and '.join(tags)}; keep those of one tag")
     return results
+
+
+def votes(name: str, row: dict) -> list[dict]:
+    """A row of check=agreement for each person who submitted an answer, in an export of the format `name`.
+
+    A label is a vote, a number, a text, or the names of a ranking in their order.
+    """
+    if name in RECORDS:
+        fields, given, _ = RECORDS[name](row)
+        answers = [(who, _label(value)) for who, value in _only(given)]
+        item, prompt = row.get("id") or row.get("external_id"), _prompt(fields)
+    else:
+        answers = [(who, result["value"]["selected"]) for who, result in _results(row, "pairwise")]
+        item, prompt = row.get("id"), _prompt(row["data"])
+    people = [who.get("id") if isinstance(who, dict) else who for who, _ in answers]
+    rows = [{"item": item, "annotator": p, "label": label} for p, (_, label) in zip(people, answers, strict=True)]
+    return [one | ({"prompt": prompt} if isinstance(prompt, str) else {}) for one in rows]
+
+
+def _label(value: Any) -> Any:
+    ranks = _ranks(value)
+    return " > ".join(" = ".join(n for n in ranks if ranks[n] == r) for r in sorted(set(ranks.values()))) or value
 
 
 def in_languages(node: dict, languages: Sequence[str]) -> dict:

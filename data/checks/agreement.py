@@ -18,7 +18,7 @@ from statsmodels.stats.inter_rater import cohens_kappa, fleiss_kappa
 from statsmodels.stats.proportion import proportion_confint
 
 from data.checks.agreement_page import show_agreement
-from data.checks.votes import Votes, once, parse_vote
+from data.checks.votes import VoteLayout, Votes, once, parse_vote
 from data.records import BadRows, read_records
 from runtime.config import check_choice, check_number, check_whole
 
@@ -46,7 +46,8 @@ def check_agreement(
     check_choice("check.level", level, LEVELS)
     check_number(0, check__max_unacceptable=max_unacceptable)
     bad_rows = BadRows(on_bad_row)
-    votes = Votes(once([vote for file in files for vote in read_records(file, parse_vote, bad_rows)], bad_rows), level)
+    found = [vote for file in files for vote in read_records(file, parse_vote, bad_rows, VoteLayout())]
+    votes = Votes(once(found, bad_rows), level)
     result = measure(
         votes, tie_labels=tie_labels, resamples=resamples, max_pairs=max_pairs, min_shared=min_shared, seed=seed
     )

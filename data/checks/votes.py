@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.adapters import Layout
+from data.adapters.exports import RECORDS, votes
 from data.records import BadRows, Record
 
 MAX_LABELS = 200  # a pair's table has MAX_LABELS^2 cells, which are drawn again in each resample
@@ -19,6 +21,17 @@ class Vote(Record):
     label: str
     category: str | None
     asked: str | None = None  # the row's prompt, shown beside disputed votes
+
+
+class VoteLayout(Layout):
+    """Rows of votes as they are, and those of the exports of annotation tools as votes."""
+
+    def adapt(self, row: dict) -> list[dict]:
+        """A row for each vote."""
+        if "label" in row:
+            return [row]
+        name = self.name_of(row)
+        return votes(name, row) if name in (*RECORDS, "label_studio") else [row]
 
 
 def parse_vote(row: dict) -> list[Vote]:

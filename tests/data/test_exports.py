@@ -8,7 +8,9 @@ from text_samples import said
 
 from data import formats
 from data.adapters import Layout
+from data.checks.agreement import check_agreement
 from data.checks.convert import check_convert
+from data.checks.votes import VoteLayout, parse_vote
 from data.records import BadRows, parse_rows
 
 WRITTEN = "Oolong."
@@ -66,7 +68,7 @@ FIRST, SECOND = ["response1", "response2"], ["response2", "response1"]
 ABC, THREE = ["a", "b", "c"], {"prompt": ASK, "a": "x", "b": "y", "c": "z"}
 LISTED = [{"rank": 2, "value": "response1"}, {"rank": 1, "value": "response2"}]
 SUBMITTED = ["submitted"]
-RANKED_2 = {"rank": [2, 1], "value": FIRST}
+RANKED_2, EQUAL = {"rank": [2, 1], "value": FIRST}, {"rank": [1, 1], "value": FIRST}
 
 
 @pytest.mark.parametrize(
@@ -135,6 +137,36 @@ def test_what_a_project_knows_of_a_record_stays_with_it():
     for bad in ("[1]", "no", 7):
         with pytest.raises(ValueError, match="metadata must be an object, or its JSON text"):
             read([argilla_1(("submitted", RANKED_2)) | {"metadata": bad}])
+
+
+@pytest.mark.parametrize(
+    "row, expected",
+    [
+        (argilla("response2", "response1"), {"u0": "response2", "u1": "response1"}),
+        (argilla(FIRST, SECOND), {"u0": "response1 > response2", "u1": "response2 > response1"}),
+        (argilla(4, 5), {"u0": "4", "u1": "5"}),
+        (flat_argilla(["response2", "response1"], ["draft", "submitted"]), {"u1": "response1"}),
+        (argilla_1(("draft", RANKED_2), ("submitted", EQUAL)) | {"external_id": "1"}, {"u1": "response1 = response2"}),
+        (label_studio("right", "left"), {"4": "right", "7": "left"}),
+    ],
+)  # fmt: skip
+def test_each_persons_answer_is_a_vote_for_the_agreement(row, expected):
+    for number, annotation in enumerate(row.get("annotations", [])):
+        annotation["completed_by"] = (4, {"id": 7, "email": "a@b.c"})[number]
+    places = [("export.json:1", row)]
+    found = list(parse_rows(iter(places), parse_vote, BadRows("error"), VoteLayout(), None))
+    assert {vote.annotator: vote.label for vote in found} == expected
+    assert {(vote.item, vote.asked) for vote in found} == {(str(row.get("external_id") or row["id"]), ASK)}
+
+
+def test_agreement_is_measured_on_an_export(tmp_path):
+    rows = [argilla(*answers, id=str(i)) for i, answers in enumerate([("response1",) * 2, ("response2",) * 2] * 3)]
+    (tmp_path / "export.json").write_text(json.dumps(rows))
+    settings = dict(level="nominal", unacceptable=[], max_unacceptable=0.2, threshold=0.4, tie_labels=[], resamples=20)
+    result = check_agreement(
+        [str(tmp_path / "export.json")], tmp_path, **settings, max_pairs=5, min_shared=2, seed=0, on_bad_row="error"
+    )
+    assert result["passed"] and result["krippendorff_alpha"]["value"] == 1.0
 
 
 # ---- trees
