@@ -40,9 +40,8 @@ def complete(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
     encoded = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room)
     prompts = [prompt for prompt in encoded.items for _ in range(cfg.samples_per_prompt)]
     seeds = [cfg.seed * SEEDS + i for i in range(len(prompts))]
-    asked, how = [list(prompt["input_ids"]) for prompt in prompts], cfg.sampling
-    limits = [how.max_new_tokens] * len(asked)
-    check_sampling(policy, asked, limits, how.temperature, how.top_k, how.top_p, how.slots, seeds)
+    asked = [list(prompt["input_ids"]) for prompt in prompts]
+    check_sampling(policy, asked, **cfg.sampling)
     run.begin()
     with run.terminal.track("completions", total=len(prompts)) as advance:
         rows, reasons, _ = generate(

@@ -174,12 +174,7 @@ def sample_prompts(items: Sequence[dict], tokenizer: Tokenizer, policy: Policy, 
         prompt = cut_prompt(ids[:start], tokenizer, max_length=room)
         shown.append({"prompt_ids": prompt, "reference_ids": ids[start:end]})
     if shown and cfg.sample_every:
-        prompts, limits, how = (
-            [row["prompt_ids"] for row in shown],
-            [cfg.sampling.max_new_tokens] * len(shown),
-            cfg.sampling,
-        )
-        check_sampling(policy, prompts, limits, how.temperature, how.top_k, how.top_p, how.slots, range(len(shown)))
+        check_sampling(policy, [row["prompt_ids"] for row in shown], **cfg.sampling)
     return shown
 
 

@@ -70,8 +70,12 @@ def generate(
     Raises:
         ValueError: a prompt is empty, a prompt and max_new_tokens exceed the window, or a setting is out of range.
     """
-    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
-    check(policy, prompts, limits, temperature, top_k, top_p, slots, seeds)
+    check(
+        policy, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, slots=slots
+    )
+    if len(seeds) != len(prompts):
+        raise ValueError(f"generate needs one seed per prompt; got {len(seeds)} seeds for {len(prompts)} prompts")
+    limits = limits_of(max_new_tokens, prompts)
     device = policy.lm_head.weight.device
     waiting = [DecodingRow(i, *row) for i, row in enumerate(zip(prompts, seeds, limits, strict=True))]
     longest = max(row.length + row.limit for row in waiting)
@@ -207,13 +211,22 @@ def decoding(policy: Policy, batch: int):
         policy.train(training)
 
 
-def check(policy, prompts, limits, temperature, top_k, top_p, slots, seeds) -> None:
-    """Raise ValueError where an argument of `generate` is wrong."""
+def limits_of(max_new_tokens: int | list[int], prompts: list[list[int]]) -> list[int]:
+    """The largest length of each prompt's completion."""
+    return [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+
+
+def check(
+    policy: Policy, prompts: list[list[int]], *, max_new_tokens: int | list[int], temperature: float, top_k: int,
+    top_p: float, slots: int,
+) -> None:  # fmt: skip
+    """Raise ValueError where `generate` would refuse these prompts or settings."""
     if not prompts or not all(prompts):
         raise ValueError("generate needs at least one prompt, and at least one token in each; got an empty one")
-    if len(seeds) != len(prompts) or len(limits) != len(prompts):
-        counts = f"{len(seeds)} seeds and {len(limits)} max_new_tokens for {len(prompts)} prompts"
-        raise ValueError(f"generate needs one seed per prompt, and one max_new_tokens or one per prompt; got {counts}")
+    limits = limits_of(max_new_tokens, prompts)
+    if len(limits) != len(prompts):
+        counts = f"{len(limits)} for {len(prompts)} prompts"
+        raise ValueError(f"generate needs one max_new_tokens, or one per prompt; got {counts}")
     if min(limits) < 1 or slots < 1:
         raise ValueError(f"need sampling.max_new_tokens >= 1 and sampling.slots >= 1, got {min(limits)}, {slots}")
     if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:

@@ -120,7 +120,8 @@ def test_captured_graphs_draw_what_a_cpu_draws(changes, monkeypatch):
         ({"top_p": 0.0}, "top_p"),
         ({"temperature": -1.0}, "temperature"),
         ({"slots": 0}, "slots"),
-        ({"seeds": [1, 2, 3]}, "3 seeds and 2 max_new_tokens for 2 prompts"),
+        ({"seeds": [1, 2, 3]}, "3 seeds for 2 prompts"),
+        ({"max_new_tokens": [4, 4, 4]}, "one per prompt; got 3 for 2 prompts"),
     ],
 )
 def test_bad_settings_are_refused(change, message):
