@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from generation.clients import Answer, Client, Conversation
 from generation.filters import rouge_l
 from generation.progress import Progress
-from generation.rows import Drops, GeneratedData, ask_until, few_shot, provenance, row_id
+from generation.rows import Asking, Drops, GeneratedData, ask_until, few_shot, provenance, row_id
 from runtime.config import check_whole
 
 DONE = "TASK_DONE"
@@ -58,21 +58,21 @@ def camel(
     check_whole(1, method__max_tries=max_tries)
     if not ideas or not 1 <= min_turns <= max_turns:
         raise ValueError(f"need an idea and 1 <= min_turns <= max_turns, got {list(ideas)} {min_turns=} {max_turns=}")
-    sampled = {"temperature": temperature, "max_tokens": max_tokens, "max_tries": max_tries}
+    asking = Asking(temperature, max_tokens, max_tries)
     sessions = [Session(ideas[n % len(ideas)], seed + n // len(ideas)) for n in range(num)]
 
     progress = progress or Progress()
 
     # ---- 1. the roles and the task
-    _step(client, sessions, lambda s: ask_roles(s.idea), _read_roles, **sampled)
-    _step(client, sessions, lambda s: ask_task(s.idea, *s.roles), _read_task, **sampled)
+    _step(client, sessions, lambda s: ask_roles(s.idea), _read_roles, asking)
+    _step(client, sessions, lambda s: ask_task(s.idea, *s.roles), _read_task, asking)
 
     # ---- 2. the user instructs and the assistant solves, in all sessions at the same time
     for turn in range(max_turns):
         kept = sum(len(s.messages) >= 2 * min_turns for s in sessions)
         progress.at(turn, max_turns, kept=kept, drops=Counter(s.end for s in sessions if s.end and s.end != "done"))
-        _step(user_client, sessions, as_user, lambda s, a: _hear(s, a, "user", max_similarity), **sampled)
-        _step(client, sessions, as_assistant, lambda s, a: _hear(s, a, "assistant", max_similarity), **sampled)
+        _step(user_client, sessions, as_user, lambda s, a: _hear(s, a, "user", max_similarity), asking)
+        _step(client, sessions, as_assistant, lambda s, a: _hear(s, a, "assistant", max_similarity), asking)
 
     # ---- 3. keep the sessions with enough turns
     rows, drops = [], Drops()
@@ -139,10 +139,10 @@ def flip_fault(text: str, role: str) -> str | None:
     return f"role_flip_{role}" if flipped else None
 
 
-def _step(client: Client, sessions: list[Session], prompt, read, **settings) -> None:
+def _step(client: Client, sessions: list[Session], prompt, read, asking: Asking) -> None:
     """Ask once in every open session. If all tries fail, the session ends and stores the reason."""
     going = [session for session in sessions if not session.end]
-    faults = ask_until(client, going, prompt, read, seeds=[session.seed for session in going], **settings)
+    faults = ask_until(client, going, prompt, read, asking, seeds=[session.seed for session in going])
     for session, fault in zip(going, faults, strict=True):
         if fault is not None:
             session.end, session.cut = session.end or fault.reason, fault.text

@@ -14,7 +14,7 @@ from generation.clients import Client, Conversation
 from generation.filters import rouge_l
 from generation.preferences import Prompt
 from generation.progress import Progress
-from generation.rows import Drops, GeneratedData, ask_until, provenance, row_id
+from generation.rows import Asking, Drops, GeneratedData, ask_until, provenance, row_id
 from runtime.config import check_choice, check_whole
 
 CONSTITUTION = (
@@ -56,20 +56,20 @@ def constitutional(
     check_choice("method.rows", rows, ("demonstrations", "pairs"))
     random, drops, progress = Random(seed), Drops(), progress or Progress()
     principles = list(principles) or list(CONSTITUTION)
-    sampled = {"temperature": temperature, "max_tokens": max_tokens, "max_tries": max_tries}
+    asking = Asking(temperature, max_tokens, max_tries)
     drafts = [Draft(prompt, seed) for prompt in prompts]
     steps = 1 + 2 * num_revisions
 
     # ---- 1. the first answer
-    _step(client, drafts, lambda d: d.prompt[1], _read_first, sampled)
+    _step(client, drafts, lambda d: d.prompt[1], _read_first, asking)
 
     # ---- 2. critique and revision; each round draws a principle for each answer
     for turn in range(num_revisions):
         drawn = {id(draft): random.choice(principles) for draft in drafts}
         progress.at(1 + 2 * turn, steps, kept=0, drops=drops.counts)
-        _step(client, drafts, lambda d, drawn=drawn: ask_critique(d, drawn[id(d)]), _read_critique, sampled)
+        _step(client, drafts, lambda d, drawn=drawn: ask_critique(d, drawn[id(d)]), _read_critique, asking)
         progress.at(2 + 2 * turn, steps, kept=0, drops=drops.counts)
-        _step(client, drafts, lambda d, drawn=drawn: ask_revision(d, drawn[id(d)]), _read_revision, sampled)
+        _step(client, drafts, lambda d, drawn=drawn: ask_revision(d, drawn[id(d)]), _read_revision, asking)
         for draft in drafts:
             if not draft.end:
                 draft.steps.append({"principle": drawn[id(draft)], "critique": draft.critique, "revision": draft.text})
@@ -109,10 +109,10 @@ def _shown(draft: Draft) -> str:
     return f"--- conversation ---\n{talk}\n\n--- answer ---\n{draft.text}\n\n--- end ---"
 
 
-def _step(client: Client, drafts: list[Draft], prompt, read, settings: dict) -> None:
+def _step(client: Client, drafts: list[Draft], prompt, read, asking: Asking) -> None:
     """Ask once for every open draft. If all tries fail, the draft ends and stores the reason."""
     going = [draft for draft in drafts if not draft.end]
-    faults = ask_until(client, going, prompt, read, seeds=[draft.seed for draft in going], **settings)
+    faults = ask_until(client, going, prompt, read, asking, seeds=[draft.seed for draft in going])
     for draft, fault in zip(going, faults, strict=True):
         draft.end = fault.reason if fault else ""
 

@@ -77,31 +77,32 @@ def few_shot(turns: list[tuple[str, str]], last: str) -> Conversation:
     return [{"role": role, "content": content} for role, content in [*messages, ("user", last)]]
 
 
+class Asking(NamedTuple):
+    """How `ask_until` asks."""
+
+    temperature: float | None
+    max_tokens: int  # of an answer
+    max_tries: int = 1  # for an item
+    whole: bool = True  # whether an answer that was cut at max_tokens is a fault
+
+
 def ask_until(
-    client: Client,
-    items: Sequence,
-    prompt: Callable,
-    read: Callable,
-    *,
-    seeds: Sequence[int],
-    max_tries: int,
-    temperature: float | None,
-    max_tokens: int,
-    whole: bool = True,
+    client: Client, items: Sequence, prompt: Callable, read: Callable, asking: Asking, *, seeds: Sequence[int]
 ) -> list[Fault | None]:
     """Ask `prompt(item)` for each item, with a new seed each time, until `read(item, answer)` returns None.
 
     `read` uses the answer and returns None, or it returns the reason why it cannot be used. Answers that were refused,
-    filtered, empty or (with `whole`) cut are not passed to it. Returns for each item None or the fault of its last try.
+    filtered, empty or (with `asking.whole`) cut are not passed to it. Returns for each item None or the fault of its
+    last try.
     """
     faults: list[Fault | None] = [None] * len(items)
     waiting = list(range(len(items)))
-    for attempt in range(max_tries):
+    for attempt in range(asking.max_tries):
         asked = [prompt(items[i]) for i in waiting]
         own = [seeds[i] + TRY * attempt for i in waiting]
-        answers = client.ask(asked, temperature=temperature, max_tokens=max_tokens, seed=own)
+        answers = client.ask(asked, temperature=asking.temperature, max_tokens=asking.max_tokens, seed=own)
         for i, answer in zip(waiting, answers, strict=True):
-            reason = answer_fault(answer, whole=whole) or read(items[i], answer)
+            reason = answer_fault(answer, whole=asking.whole) or read(items[i], answer)
             faults[i] = Fault(reason, answer.text or answer.error) if reason else None
         waiting = [i for i in waiting if faults[i]]
     return faults

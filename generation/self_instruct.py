@@ -16,7 +16,7 @@ from data.records import read_jsonl
 from generation.clients import Answer, Client, Conversation
 from generation.filters import Novelty, drop_conflicting, instance_fault, instruction_fault
 from generation.progress import Progress
-from generation.rows import Drops, GeneratedData, ask_until, few_shot, provenance, row_id
+from generation.rows import Asking, Drops, GeneratedData, ask_until, few_shot, provenance, row_id
 from runtime.config import check_whole
 
 NO_INPUT = re.compile(r"\W*(none|no input|n/?a|empty|not needed|<noinput>|\(none\))\W*", re.IGNORECASE)
@@ -76,7 +76,7 @@ def self_instruct(
         progress.at(max(len(rows) / num, rounds / max_rounds), 1, kept=len(rows), drops=drops.counts)
         rounds += 1
         step = partial(_step, client, drops=drops)
-        sample = partial(step, temperature=temperature, max_tokens=max_tokens, seed=seed + rounds)
+        sample = partial(step, asking=Asking(temperature, max_tokens, whole=False), seed=seed + rounds)
 
         # ---- 1. new instructions; the examples are human and generated ones
         shown = [_draw(random, seeds, num_human) + _draw(random, made, num_generated) for _ in range(tasks_per_round)]
@@ -89,7 +89,7 @@ def self_instruct(
 
         # ---- 2. classification or not
         prompts = [ask_kind(task, _both_kinds(random, seeds, num_examples)) for task in tasks]
-        tasks = step(tasks, prompts, _read_kind, temperature=0.0, max_tokens=8, seed=seed)
+        tasks = step(tasks, prompts, _read_kind, asking=Asking(0.0, max_tokens=8, whole=False), seed=seed)
 
         # ---- 3. instances: the label first for classification, else the model gives most inputs its likeliest label
         alike = {kind: [task for task in seeds if task.is_classification is kind] for kind in (True, False)}
@@ -149,7 +149,9 @@ def read_instances(text: str, *, is_classification: bool) -> list[tuple[str, str
     return [("" if NO_INPUT.fullmatch(given) else given, output) for given, output in pairs]
 
 
-def _step(client: Client, tasks: list[Task], prompts: list[Conversation], read, drops: Drops, seed: int, **sampled):
+def _step(
+    client: Client, tasks: list[Task], prompts: list[Conversation], read, *, drops: Drops, seed: int, asking: Asking
+) -> list[Task]:
     """Send one request per task. `read` stores the answer in the task or returns the reason to drop it.
 
     Returns the tasks that were kept.
@@ -157,7 +159,7 @@ def _step(client: Client, tasks: list[Task], prompts: list[Conversation], read, 
     for task, prompt in zip(tasks, prompts, strict=True):
         task.asked.append(prompt)
     seeds = [seed] * len(tasks)
-    faults = ask_until(client, tasks, lambda t: t.asked[-1], read, seeds=seeds, max_tries=1, whole=False, **sampled)
+    faults = ask_until(client, tasks, lambda t: t.asked[-1], read, asking, seeds=seeds)
     for task, fault in zip(tasks, faults, strict=True):
         if fault:
             drops.add(*fault, instruction=task.instruction)

@@ -17,7 +17,7 @@ from random import Random
 from generation.clients import Answer, Client, Conversation
 from generation.filters import is_refusal, rouge_l
 from generation.progress import Progress
-from generation.rows import Drops, GeneratedData, answer_fault, ask_until, provenance, row_id
+from generation.rows import Asking, Drops, GeneratedData, answer_fault, ask_until, provenance, row_id
 from runtime.config import check_whole
 
 NO_USER = re.compile(
@@ -76,11 +76,10 @@ def ultrachat(
     if not 1 <= min_rounds <= max_rounds:
         raise ValueError(f"need 1 <= min_rounds <= max_rounds, got {min_rounds=} {max_rounds=}; UltraChat has 3 to 7")
     random, drops, progress = Random(seed), Drops(), progress or Progress()
-    sampled = {"temperature": temperature, "max_tokens": max_tokens}
-    tries = sampled | {"max_tries": max_tries}
+    asking = Asking(temperature, max_tokens, max_tries)
 
     # ---- 1. meta-topics -> sub-topics -> questions and material
-    openings = _openings(client, topics, random, drops, sampled, num=num, seed=seed, num_subtopics=num_subtopics,
+    openings = _openings(client, topics, random, drops, asking, num=num, seed=seed, num_subtopics=num_subtopics,
                          num_questions=num_questions, material_share=material_share)  # fmt: skip
     talks = [
         Talk(random.randint(min_rounds, max_rounds), topic, [row_id("subtopic", topic)], [_message("user", text)])
@@ -91,10 +90,10 @@ def ultrachat(
     for turn in range(max_rounds):
         progress.at(turn, max_rounds, kept=sum(len(t.messages) >= 2 * min_rounds for t in talks), drops=drops.counts)
         going = [talk for talk in talks if not talk.end and turn < talk.rounds]
-        _step(client, going, lambda talk: talk.messages, partial(_hear, role="assistant"), seed + turn, tries)
+        _step(client, going, lambda talk: talk.messages, partial(_hear, role="assistant"), seed + turn, asking)
         going = [talk for talk in going if not talk.end and turn + 1 < talk.rounds]
         hear = partial(_hear, role="user", max_similarity=max_similarity)
-        _step(user_client, going, lambda talk: as_user(talk.messages), hear, seed + turn, tries)
+        _step(user_client, going, lambda talk: as_user(talk.messages), hear, seed + turn, asking)
 
     # ---- 3. keep the conversations with enough rounds
     rows = []
@@ -158,20 +157,20 @@ def read_list(text: str) -> list[str]:
 
 
 def _openings(
-    client: Client, topics: Sequence[str], random: Random, drops: Drops, sampled: dict,
+    client: Client, topics: Sequence[str], random: Random, drops: Drops, asking: Asking,
     *, num: int, seed: int, num_subtopics: int, num_questions: int, material_share: float,
 ) -> list[tuple[str, str]]:  # fmt: skip
     """(sub-topic, first user message) of each conversation. It sends only as many requests as `num` needs."""
     chosen = random.sample(list(topics), min(num, len(topics)))
-    lists = _ask_lists(client, [ask_subtopics(topic, num_subtopics) for topic in chosen], seed, sampled)
+    lists = _ask_lists(client, [ask_subtopics(topic, num_subtopics) for topic in chosen], seed, asking)
     subtopics = list(dict.fromkeys(entry for row in zip_longest(*lists) for entry in row if entry))  # topics in turn
-    openings = _with_text(client, subtopics[: round(num * material_share)], random, seed, sampled, drops)
+    openings = _with_text(client, subtopics[: round(num * material_share)], random, seed, asking, drops)
     at = round(num * material_share) % max(1, len(subtopics))
     subtopics = subtopics[at:] + subtopics[:at]
     while len(openings) < num and subtopics:
         some = math.ceil((num - len(openings)) / num_questions)
         asked, subtopics = subtopics[:some], subtopics[some:]
-        lists = _ask_lists(client, [ask_questions(topic, num_questions) for topic in asked], seed, sampled)
+        lists = _ask_lists(client, [ask_questions(topic, num_questions) for topic in asked], seed, asking)
         openings += [(topic, text) for topic, texts in zip(asked, lists, strict=True) for text in texts[:num_questions]]
     if not openings:
         raise ValueError(f"{client.model} gave no list of sub-topics or questions; use a stronger model")
@@ -179,11 +178,12 @@ def _openings(
 
 
 def _with_text(
-    client: Client, subtopics, random: Random, seed: int, sampled: dict, drops: Drops
+    client: Client, subtopics, random: Random, seed: int, asking: Asking, drops: Drops
 ) -> list[tuple[str, str]]:
     """(sub-topic, first user message) with messages that contain a text and a request about it."""
     openings = []
-    answers = client.ask([ask_material(topic) for topic in subtopics], seed=seed, **sampled)
+    prompts = [ask_material(topic) for topic in subtopics]
+    answers = client.ask(prompts, seed=seed, temperature=asking.temperature, max_tokens=asking.max_tokens)
     for topic, answer in zip(subtopics, answers, strict=True):
         request = random.choice(REQUESTS)
         if fault := answer_fault(answer, whole=True):
@@ -193,19 +193,18 @@ def _with_text(
     return openings
 
 
-def _ask_lists(client: Client, prompts: list[Conversation], seed: int, sampled: dict) -> list[list[str]]:
+def _ask_lists(client: Client, prompts: list[Conversation], seed: int, asking: Asking) -> list[list[str]]:
     """The entries of each answer. The last entry of a cut list is dropped, as it is incomplete."""
-    answers = client.ask(prompts, seed=seed, **sampled)
+    answers = client.ask(prompts, seed=seed, temperature=asking.temperature, max_tokens=asking.max_tokens)
     lists = [read_list(answer.text) for answer in answers]
     cut = [answer.finish_reason == "length" for answer in answers]
     return [list(dict.fromkeys(found[:-1] if was_cut else found)) for found, was_cut in zip(lists, cut, strict=True)]
 
 
-def _step(client: Client, talks: list[Talk], prompt, read, seed: int, settings: dict) -> None:
+def _step(client: Client, talks: list[Talk], prompt, read, seed: int, asking: Asking) -> None:
     """Add one message to every conversation. If all tries fail, the conversation ends and stores the reason."""
-    for talk, fault in zip(
-        talks, ask_until(client, talks, prompt, read, seeds=[seed] * len(talks), **settings), strict=True
-    ):
+    faults = ask_until(client, talks, prompt, read, asking, seeds=[seed] * len(talks))
+    for talk, fault in zip(talks, faults, strict=True):
         talk.end, talk.cut = fault or ("", "")
 
 
