@@ -9,15 +9,20 @@ import hydra
 import pytest
 import torch
 from absl.logging import get_absl_handler
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 
+import runtime.run
 from runtime import devices
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # the suite's processes share the cores
 # TensorBoard's handler closes its stream when Hydra closes all handlers, unless that is stderr: pytest's file would be.
 get_absl_handler().python_handler.stream = sys.__stderr__
+runtime.run.plot_metrics = lambda rows, path: None  # takes longer than a small training; test_run.py draws
+# `python SCRIPT` composes its config once more to see whether it sets hydra.mode, which none of ours does.
+Hydra.get_mode = lambda self, config_name, overrides: None
 devices.native_bf16 = lambda device_type: False  # precision=auto is fp32 in tests, whatever the machine has
 
 

@@ -34,9 +34,8 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture
-def run(run_script, inputs, tmp_path, monkeypatch, read_metrics):
+def run(run_script, inputs, tmp_path, read_metrics):
     """run(module, words) -> its rows of metrics."""
-    monkeypatch.setattr("runtime.run.plot_metrics", lambda rows, path: None)  # seconds a run
 
     def run(module, *words):
         shared = [f"policy={inputs}/policy", "log.wandb=disabled", "save_every=0", f"hydra.run.dir={tmp_path}/run"]

@@ -54,9 +54,8 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture
-def ppo(run_script, inputs, tmp_path, monkeypatch):
+def ppo(run_script, inputs, tmp_path):
     """ppo(*words, run="run") -> exit code; 2 rollouts of 8 prompts unless the words say otherwise."""
-    monkeypatch.setattr("runtime.run.plot_metrics", lambda rows, path: None)  # seconds a run; test_plots draws
 
     def ppo(*words, run="run"):
         defaults = {

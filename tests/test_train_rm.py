@@ -60,9 +60,8 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture
-def rm(run_script, inputs, tmp_path, monkeypatch):
+def rm(run_script, inputs, tmp_path):
     """rm(*words, run="run") -> exit code; 3 steps of 4 elements unless the words say otherwise."""
-    monkeypatch.setattr("runtime.run.plot_metrics", lambda rows, path: None)  # seconds a run
 
     def rm(*words, run="run"):
         defaults = {

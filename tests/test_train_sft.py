@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import runtime.run
 import train_sft
 from data.sft import sft_loader
 from data.tokenizer import load_tokenizer
@@ -16,11 +15,6 @@ from model.build import load_policy
 from model.packing import make_rows
 from runtime.metrics import read_log
 from runtime.run import Run
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
 
 
 @pytest.fixture

@@ -95,9 +95,7 @@ def test_the_first_the_longest_the_most_cut_and_given_rows_are_shown(tmp_path, c
 
 
 def test_a_run_shows_its_first_batch_and_trains_the_same(run_script, sft_words, read_metrics, tmp_path, monkeypatch):
-    import runtime.run
 
-    monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
     words = [*sft_words, "num_steps=2", "sample_every=0", "eval_every=0"]
     taken = []
     real = train_sft.micro_batches

@@ -17,11 +17,6 @@ from runtime.run import Run
 from runtime.script import enter
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
-
-
 @pytest.fixture
 def sft(run_script, sft_words, tmp_path):
     """sft(*words) -> exit code of a training of 2 steps in tmp_path/run."""

@@ -12,7 +12,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-import runtime.run
 import train_dpo
 import train_ppo
 import train_sft
@@ -24,11 +23,6 @@ from tests.faults.kills import die_before
 from tests.tiny_models import tiny_config
 
 STEPS = ["batch_size=2", "micro_batch_size=2", "save_every=1", "eval_every=0", "sample_every=0", "log.wandb=disabled"]
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
 
 
 @pytest.fixture(scope="module")

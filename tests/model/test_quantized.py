@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import runtime.run
 from data.tokenizer import load_tokenizer
 from model.build import export_model, load_policy, load_reward_model, new_policy
 from model.heads import RewardModel
@@ -97,7 +96,6 @@ def test_what_cannot_be_meant_is_refused():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_trains_resumes_and_exports(inputs, run_script, job, tmp_path, monkeypatch, name):  # noqa: F811
     """Two steps, and one with a resume to two: the same bytes. The export is the base's values plus the adapter."""
-    monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
     quiet = [*WORDS, "eval_every=0", "sample_every=0", "save_every=1"]
     quiet += {"train_ppo": ["value_start=policy", "kl_exact_every=0"], "train_rm": ["normalise=none"]}.get(name, [])
     parts = (("parts", 1), ("parts", 2)) if name in ("train_sft", "train_ppo") else ()

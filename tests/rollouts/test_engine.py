@@ -119,12 +119,6 @@ class Loopback:
         }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """Drawing curves.png takes longer than the trainings of this file."""
-    monkeypatch.setattr("runtime.run.plot_metrics", lambda *args: None)
-
-
 @pytest.fixture
 def loopback(inputs):  # noqa: F811
     """loopback(**settings) -> a running server, started with the policy."""

@@ -103,7 +103,6 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def test_the_curve_is_the_local_one(run_script, job, sglang, tmp_path, read_metrics, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("runtime.run.plot_metrics", lambda *args: None)
     words = ["num_steps=2", "missing_eos=none", "eval_every=0", "sample_every=0", "kl_exact_every=0", "save_every=0"]
     assert run_script(train_ppo, *job("train_ppo", "local", *words)[1:]) == 0
     words += ["engine=sglang", f"engine.url={sglang.url}"]

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import runtime.run
 import train_ppo
 import train_sft
 from model import lora, next_token, sampling
@@ -75,7 +74,6 @@ class NoFloat64(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["train_sft", "train_ppo"])
 def test_a_whole_training_needs_no_float64_on_the_device(inputs, run_script, job, tmp_path, monkeypatch, apple, name):  # noqa: F811
-    monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
     monkeypatch.setattr(devices, "own_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(distributed, "own_device", lambda: torch.device("cpu"))
     mode, cpu = NoFloat64(), torch.Tensor.cpu

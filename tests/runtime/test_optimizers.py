@@ -7,7 +7,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import runtime.run
 import train_sft
 from model.build import load_policy, new_policy
 from model.lora import add_lora
@@ -195,7 +194,6 @@ def test_two_ranks_make_half_of_the_matrices_each_and_step_as_one_does():
 
 @pytest.mark.parametrize("kind, rank", [("muon", 0), ("muon", 4), ("adamw8bit", 0), ("adamw8bit", 4)])
 def test_interrupted_and_resumed_is_uninterrupted_bit_for_bit(run_script, sft_words, tmp_path, monkeypatch, kind, rank):
-    monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
     quiet = ["eval_every=0", "sample_every=0", f"optim={kind}", "optim.lr=1e-3"]
     start = ["model.hidden_size=64", "model.intermediate_size=96", "model.head_dim=32"]
     if rank:

@@ -12,6 +12,7 @@ from torch import nn
 
 import runtime.run
 import train_sft
+from runtime import plots
 from runtime.checkpoint import find_damage
 from runtime.config import check_batch
 from runtime.metrics import read_log
@@ -35,13 +36,6 @@ def settings(tmp_path):
     return settings
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(request, monkeypatch):
-    """Drawing takes a second; one test looks at the picture."""
-    if request.function is not test_a_run_leaves_config_metrics_origin_and_curves:
-        monkeypatch.setattr(runtime.run, "plot_metrics", lambda rows, path: None)
-
-
 def count_to_four(cfg) -> list[float]:
     """A loop whose numbers come from the run's generator: what it drew, step by step."""
     drawn = []
@@ -59,7 +53,8 @@ def count_to_four(cfg) -> list[float]:
     return drawn
 
 
-def test_a_run_leaves_config_metrics_origin_and_curves(settings):
+def test_a_run_leaves_config_metrics_origin_and_curves(settings, monkeypatch):
+    monkeypatch.setattr(runtime.run, "plot_metrics", plots.plot_metrics)
     cfg = settings()
     count_to_four(cfg)
     left = {name for name in os.listdir(cfg.run_dir)}
