@@ -8,12 +8,14 @@ Conventions:
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import check_agreement, use_triton
+from kernels.clips import Clips
 from runtime.devices import any_on_host
 from runtime.metrics import Mean, masked, wide
 
@@ -438,49 +440,67 @@ PolicyLoss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 POLICY_LOSSES: dict[str, PolicyLoss] = {"clip": ppo_policy_loss, "gspo": gspo_loss, "cispo": cispo_loss}
 
 
+class PolicyTerms(NamedTuple):
+    """What a policy loss reads."""
+
+    logprobs: Tensor  # (B, T) nats
+    old_logprobs: Tensor  # (B, T) nats
+    advantages: Tensor  # (B, T)
+    completion_mask: Tensor  # (B, T) bool
+
+
+class ValueTerms(NamedTuple):
+    """What the value loss reads."""
+
+    values: Tensor  # (B, T)
+    old_values: Tensor  # (B, T)
+    returns: Tensor  # (B, T)
+    value_mask: Tensor  # (B, T) bool
+
+
 def ppo_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, completion_mask: Tensor,
-    values: Tensor, old_values: Tensor, returns: Tensor, value_mask: Tensor,
-    *, clip_range: float, dual_clip: float | None, value_clip_range: float | None, value_coef: float,
-    num_tokens: Tensor | float, num_states: Tensor | float, policy_loss: str = "clip",
-    clip_range_high: float | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-    """The policy loss named `policy_loss` + value_coef * ppo_value_loss, and the metrics of both.
+    policy: PolicyTerms,
+    value: ValueTerms,
+    clips: Clips,
+    *,
+    num_tokens: Tensor | float,
+    num_states: Tensor | float,
+    policy_loss: str = "clip",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The policy loss named `policy_loss` + clips.value_coef * ppo_value_loss, and the metrics of both.
 
     On a GPU `clip` runs as one fused kernel forward and one backward. On the first minibatch of a run its results are
     compared with those of the definitions.
+
+    Args:
+        num_tokens, num_states: divisors of the policy loss and of the value loss, of the whole optimizer step.
     """
-    policy_inputs = (logprobs, old_logprobs, advantages, completion_mask)
-    value_inputs = (values, old_values, returns, value_mask)
-    policy = {"clip_range": clip_range, "clip_range_high": clip_range_high, "num_tokens": num_tokens}
-    policy |= {"dual_clip": dual_clip} if policy_loss == "clip" else {}
-    value = {"clip_range": value_clip_range, "num_tokens": num_states}
+    settings = {"clip_range": clips.policy, "clip_range_high": clips.policy_high, "num_tokens": num_tokens}
+    settings |= {"dual_clip": clips.dual} if policy_loss == "clip" else {}
 
-    def by_definition(policy_inputs: tuple, value_inputs: tuple) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, metrics = POLICY_LOSSES[policy_loss](*policy_inputs, **policy)
-        value_loss, value_metrics = ppo_value_loss(*value_inputs, **value)
-        return loss + value_coef * value_loss, metrics | value_metrics
+    def by_definition(policy: tuple, value: tuple) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = POLICY_LOSSES[policy_loss](*policy, **settings)
+        value_loss, value_metrics = ppo_value_loss(*value, clip_range=clips.value, num_tokens=num_states)
+        return loss + clips.value_coef * value_loss, metrics | value_metrics
 
-    if policy_loss == "clip" and use_triton(logprobs):
-        from kernels.ppo import Clips, ppo_triton
+    if policy_loss == "clip" and use_triton(policy.logprobs):
+        from kernels.ppo import ppo_triton
 
-        clips = Clips(clip_range, dual_clip, value_clip_range, value_coef, clip_range_high)
+        def by_kernel(policy: tuple, value: tuple) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+            return ppo_triton(*policy, *value, clips=clips, num_tokens=num_tokens, num_states=num_states)
 
-        def by_kernel(policy_inputs: tuple, value_inputs: tuple) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-            return ppo_triton(*policy_inputs, *value_inputs, clips=clips, num_tokens=num_tokens, num_states=num_states)
-
-        check_agreement("losses.py", lambda: _both_results(by_kernel, by_definition, policy_inputs, value_inputs))
-        loss, sums = by_kernel(policy_inputs, value_inputs)
+        check_agreement("losses.py", lambda: _both_results(by_kernel, by_definition, policy, value))
+        loss, sums = by_kernel(policy, value)
         return loss, {name: Mean(wide(total), count) for name, (total, count) in sums.items()}
-    return by_definition(policy_inputs, value_inputs)
+    return by_definition(policy, value)
 
 
-def _both_results(by_kernel, by_definition, policy_inputs: tuple, value_inputs: tuple) -> list[tuple[Tensor, Tensor]]:
+def _both_results(by_kernel, by_definition, policy: PolicyTerms, value: ValueTerms) -> list[tuple[Tensor, Tensor]]:
     """The loss and its gradients to log-probs and values: pairs of the kernel's tensor and the definition's."""
     results = []
     for loss_of in (by_kernel, by_definition):
-        logprobs, values = (x.detach().clone().requires_grad_() for x in (policy_inputs[0], value_inputs[0]))
-        loss, _ = loss_of((logprobs, *policy_inputs[1:]), (values, *value_inputs[1:]))
+        logprobs, values = (x.detach().clone().requires_grad_() for x in (policy.logprobs, value.values))
+        loss, _ = loss_of((logprobs, *policy[1:]), (values, *value[1:]))
         results.append((loss, *torch.autograd.grad(loss, (logprobs, values))))
     return list(zip(*results, strict=True))
 

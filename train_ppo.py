@@ -36,7 +36,8 @@ from data.prompts import encode_prompts, prompt_loader
 from data.tokenizer import Tokenizer, check_same_tokenizer, load_tokenizer
 from data.view import show_first_batch
 from kernels.backend import set_kernels
-from losses import aggregation, ppo_loss, token_rewards
+from kernels.clips import Clips
+from losses import PolicyTerms, ValueTerms, aggregation, ppo_loss, token_rewards
 from model.build import export_model, load_policy, load_reward_model, load_value_model
 from model.config import check_vocab
 from model.ema import WeightAverage
@@ -70,6 +71,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     check_ppo(cfg, run.world_size)
     tokenizer = load_tokenizer(cfg.tokenizer or cfg.policy, template=cfg.data.template, date=cfg.data.date)
     size, temperature, K = cfg.micro_batch_size, cfg.sampling.temperature, cfg.samples_per_prompt
+    clips = clip_ranges(cfg)
 
     # ---- four networks; two of them learn
     policy, ref_policy = load_policies(cfg, run, tokenizer)
@@ -130,10 +132,9 @@ def train(cfg: DictConfig, run: Run) -> float:
                 logprobs, entropy = read_policy(policy, part, cfg)  # (b, T)
                 values = value_model(*part.states)  # (b, T)
                 loss, metrics = ppo_loss(
-                    logprobs, old_logprobs[rows], weight * advantages[rows], mask[rows], values, old_values[rows],
-                    returns[rows], value_mask[rows], policy_loss=cfg.policy_loss, clip_range=cfg.clip_range,
-                    clip_range_high=cfg.clip_range_high, dual_clip=cfg.dual_clip, value_clip_range=cfg.value_clip_range,
-                    value_coef=cfg.value_coef, num_tokens=num_tokens, num_states=num_states,
+                    PolicyTerms(logprobs, old_logprobs[rows], weight * advantages[rows], mask[rows]),
+                    ValueTerms(values, old_values[rows], returns[rows], value_mask[rows]),
+                    clips, num_tokens=num_tokens, num_states=num_states, policy_loss=cfg.policy_loss,
                 )  # fmt: skip
                 kl_penalty = penalty(cfg, policy, ref_policy, part, logprobs, ref_logprobs[rows], weight) / num_tokens
                 bonus = cfg.entropy_coef * (weight * entropy).sum() / num_tokens
@@ -334,6 +335,17 @@ def own_epochs(cfg: DictConfig) -> ValueEpochs:
         clip_range=cfg.value_clip_range,
         coef=cfg.value_coef,
         max_grad_norm=cfg.optim.max_grad_norm,
+    )
+
+
+def clip_ranges(cfg: DictConfig) -> Clips:
+    """The clip ranges of the loss, and the weight of its value part."""
+    return Clips(
+        policy=cfg.clip_range,
+        policy_high=cfg.clip_range_high,
+        dual=cfg.dual_clip,
+        value=cfg.value_clip_range,
+        value_coef=cfg.value_coef,
     )
 
 

@@ -13,7 +13,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from losses import dpo_loss, ppo_loss, reward_loss, sft_loss
+from kernels.clips import Clips
+from losses import PolicyTerms, ValueTerms, dpo_loss, ppo_loss, reward_loss, sft_loss
 from model.build import empty, init_weights, new_policy
 from model.config import ModelConfig, make_config
 from model.footprint import forward_flops
@@ -172,11 +173,13 @@ def ppo_phases(shape: Shape, device: torch.device, rounds: int) -> dict[str, Tim
     advantages = torch.randn_like(old)
 
     def loss() -> Tensor:
-        given = (policy.logprobs(*rows), old, advantages, mask, value(*rows), values, values + advantages, mask)
         loss, _ = ppo_loss(
-            *given, clip_range=0.2, dual_clip=None, value_clip_range=0.2, value_coef=0.1, num_tokens=float(targets),
+            PolicyTerms(policy.logprobs(*rows), old, advantages, mask),
+            ValueTerms(value(*rows), values, values + advantages, mask),
+            Clips(policy=0.2, dual=None, value=0.2, value_coef=0.1),
+            num_tokens=float(targets),
             num_states=float(targets),
-        )  # fmt: skip
+        )
         return loss
 
     with_head = forward_flops(config, tokens=tokens, length=length, targets=targets)

@@ -5,26 +5,16 @@ The forward launch reads each input once and writes both gradients. The backward
 of the loss. It leaves them as they are where that is 1, as after `loss.backward()`.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels.clips import Clips
+
 BLOCK, WARPS = 1024, 4
 NAMES = ("policy/loss", "policy/approx_kl", "policy/clip_fraction", "policy/ratio", "value/loss", "value/clip_fraction")
-
-
-class Clips(NamedTuple):
-    """Clip ranges, where None means no clip, and value_coef, the weight of the value loss beside the policy loss."""
-
-    policy: float
-    dual: float | None
-    value: float | None
-    value_coef: float
-    policy_high: float | None = None  # for the upper bound; None: as for the lower one
 
 
 def ppo_triton(

@@ -7,7 +7,10 @@ import torch
 
 from advantages import whiten
 from kernels.backend import set_kernels
+from kernels.clips import Clips
 from losses import (
+    PolicyTerms,
+    ValueTerms,
     pointwise_reward_loss,
     ppo_loss,
     ppo_policy_loss,
@@ -207,7 +210,7 @@ def test_value_loss_equals_a_loop_over_states(clip_range):
     assert loss.item() == pytest.approx(total / mask.sum().item(), abs=1e-12)
 
 
-PPO = {"clip_range": 0.2, "dual_clip": 3.0, "value_clip_range": 0.2, "value_coef": 0.1}
+PPO = Clips(policy=0.2, dual=3.0, value=0.2, value_coef=0.1)
 
 
 def ppo_inputs():
@@ -215,19 +218,17 @@ def ppo_inputs():
     advantages = torch.randn(5, 9, dtype=torch.float64)
     logprobs, old_logprobs, values, old_values = (x.float().requires_grad_(i % 2 == 0) for i, x in enumerate(tensors))
     rest = [advantages.float(), (advantages + old_values).float()]
-    return (logprobs, old_logprobs, rest[0], mask, values, old_values, rest[1], mask), {
-        "num_tokens": mask.sum(),
-        "num_states": mask.sum(),
-    }
+    policy, value = PolicyTerms(logprobs, old_logprobs, rest[0], mask), ValueTerms(values, old_values, rest[1], mask)
+    return policy, value, {"num_tokens": mask.sum(), "num_states": mask.sum()}
 
 
 def test_ppo_loss_is_the_sum_of_its_two_terms():
-    inputs, counts = ppo_inputs()
-    loss, metrics = ppo_loss(*inputs, **PPO, **counts)
+    policy, value, counts = ppo_inputs()
+    loss, metrics = ppo_loss(policy, value, PPO, **counts)
     n = counts["num_tokens"]
-    policy, _ = ppo_policy_loss(*inputs[:4], clip_range=0.2, dual_clip=3.0, num_tokens=n)
-    value, _ = ppo_value_loss(*inputs[4:], clip_range=0.2, num_tokens=n)
-    torch.testing.assert_close(loss, policy + 0.1 * value)
+    policy_loss, _ = ppo_policy_loss(*policy, clip_range=0.2, dual_clip=3.0, num_tokens=n)
+    value_loss, _ = ppo_value_loss(*value, clip_range=0.2, num_tokens=n)
+    torch.testing.assert_close(loss, policy_loss + 0.1 * value_loss)
     assert {"policy/ratio", "policy/clip_fraction", "value/loss"} <= set(metrics)
 
 
@@ -236,11 +237,11 @@ def test_the_fused_ppo_loss_and_its_metrics_equal_the_definition():
     results = []
     for kernels in ("torch", "triton"):
         set_kernels(kernels)
-        inputs, counts = ppo_inputs()
-        loss, metrics = ppo_loss(*inputs, **PPO, **counts)
+        policy, value, counts = ppo_inputs()
+        loss, metrics = ppo_loss(policy, value, PPO, **counts)
         loss.backward()
         means = {name: value.mean() for name, value in sorted(metrics.items())}
-        results.append((loss.detach(), inputs[0].grad, inputs[4].grad, means))
+        results.append((loss.detach(), policy.logprobs.grad, value.values.grad, means))
     set_kernels("auto")
     torch.testing.assert_close(results[1], results[0])
 
@@ -321,6 +322,7 @@ def test_the_policy_is_counted_in_tokens_and_the_value_in_states():
     """score_position=after_eos: a state more than tokens."""
     tokens, states = torch.tensor([[True, True, False]]), torch.tensor([[True, True, True]])
     x, policy = torch.tensor([[0.1, -0.2, 0.3]]), torch.zeros(1, 3)
-    clips = {"clip_range": 0.2, "dual_clip": None, "value_clip_range": None, "value_coef": 0.5}
-    loss, _ = ppo_loss(policy, policy, x, tokens, x, x, x + 1, states, **clips, num_tokens=2, num_states=3)
+    clips = Clips(policy=0.2, dual=None, value=None, value_coef=0.5)
+    policy, value = PolicyTerms(policy, policy, x, tokens), ValueTerms(x, x, x + 1, states)
+    loss, _ = ppo_loss(policy, value, clips, num_tokens=2, num_states=3)
     assert loss.item() == pytest.approx(-(0.1 - 0.2) / 2 + 0.5 * 0.5 * 3 / 3)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kernels.clips import Clips
 from kernels.fold import Settings, Stats, Summary
 from kernels.fold_triton import fold_triton, unfold_triton
 from kernels.gae import gae_triton
 from kernels.logprob import ReferenceInputs, linear_logprob, linear_logprob_ref
-from kernels.ppo import Clips, ppo_triton
+from kernels.ppo import ppo_triton
 
 ROWS, WIDTH = 8, 4096  # shape of the tile of logits
 B, T = 8, 1024  # shape of the inputs of PPO and GAE

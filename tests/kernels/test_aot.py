@@ -5,11 +5,12 @@ import torch
 
 from bench.kernels.ahead_of_time import ARCHS, capture
 from kernels import backend, gae, logprob
+from kernels.clips import Clips
 from kernels.fold_triton import BLOCKS
 from kernels.gated import gated_backward, gated_forward
 from kernels.logprob import ReferenceInputs, linear_logprob
 from kernels.norm import MAX_WIDTH, add_rms_norm_backward, add_rms_norm_forward
-from kernels.ppo import Clips, ppo_triton
+from kernels.ppo import ppo_triton
 from kernels.rotary import rotary_backward, rotary_forward
 
 pytestmark = pytest.mark.aot

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from kernels.clips import Clips
 from kernels.gae import gae, gae_ref
 from kernels.logprob import ReferenceInputs, linear_logprob, linear_logprob_ref
-from kernels.ppo import Clips, ppo_triton
+from kernels.ppo import ppo_triton
 from losses import ppo_policy_loss, ppo_value_loss
 
 pytestmark = pytest.mark.gpu

@@ -5,7 +5,8 @@ import torch
 
 import losses
 from kernels.backend import interpreting, set_kernels
-from kernels.ppo import Clips, ppo_triton
+from kernels.clips import Clips
+from kernels.ppo import ppo_triton
 from losses import ppo_policy_loss, ppo_value_loss
 
 pytestmark = pytest.mark.interpreter
@@ -94,10 +95,10 @@ def test_an_edited_definition_is_not_replaced_in_silence(monkeypatch):
     """The kernel computes the clipped loss; a definition that was edited meanwhile stops the run and is named."""
     inputs = minibatch(3, 7)
     inputs[0].data, inputs[4].data = inputs[0].data.nan_to_num(), inputs[4].data.nan_to_num()
-    settings = {"clip_range": 0.2, "dual_clip": None, "value_clip_range": 0.2, "value_coef": 0.1}
-    settings |= {"num_tokens": 10.0, "num_states": 10.0}
+    terms = losses.PolicyTerms(*inputs[:4]), losses.ValueTerms(*inputs[4:])
+    counts = {"num_tokens": 10.0, "num_states": 10.0}
     set_kernels("triton")
-    losses.ppo_loss(*inputs, **settings)  # they agree
+    losses.ppo_loss(*terms, CLIPS[0], **counts)  # they agree
     real = losses.ppo_policy_loss
 
     def edited(*tensors, **more):
@@ -105,10 +106,10 @@ def test_an_edited_definition_is_not_replaced_in_silence(monkeypatch):
         return 1.1 * loss, metrics
 
     monkeypatch.setitem(losses.POLICY_LOSSES, "clip", edited)
-    losses.ppo_loss(*inputs, **settings)  # the first minibatch is over: nothing is computed twice
+    losses.ppo_loss(*terms, CLIPS[0], **counts)  # the first minibatch is over: nothing is computed twice
     set_kernels("triton")  # another run
     with pytest.raises(ValueError, match="kernel of losses.py and its definition .* kernels=torch"):
-        losses.ppo_loss(*inputs, **settings)
+        losses.ppo_loss(*terms, CLIPS[0], **counts)
     set_kernels("torch")
-    losses.ppo_loss(*inputs, **settings)
+    losses.ppo_loss(*terms, CLIPS[0], **counts)
     set_kernels("auto")
