@@ -7,7 +7,7 @@ import pytest
 
 from runtime.metrics import read_log
 from tests.test_train_dpo import dpo, inputs  # noqa: F401 - fixtures
-from tests.test_train_sft import no_pictures, sft  # noqa: F401 - fixtures
+from tests.test_train_sft import sft  # noqa: F401 - a fixture
 
 COUNTS = """
 def letters(prompts, completions, weight):

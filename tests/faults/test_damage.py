@@ -27,7 +27,7 @@ from model.build import export_model, load_policy, new_policy
 from model.lora import add_lora, export_adapter
 from model.ref_cache import cached_logprobs
 from runtime.files import write_sums
-from tests.faults.test_same_inputs import draw, no_pictures  # noqa: F401 - a fixture
+from tests.faults.test_same_inputs import draw  # noqa: F401 - a fixture
 from tests.tiny_models import tiny_config
 
 

@@ -22,7 +22,7 @@ from runtime.files import write_whole
 from runtime.metrics import append_row, each_log_row
 from tests.faults.kills import Training
 from tests.faults.test_kills import EVERY_SCRIPT, TINY
-from tests.faults.test_same_inputs import models, no_pictures, place, words_of  # noqa: F401 - fixtures
+from tests.faults.test_same_inputs import models, place, words_of  # noqa: F401 - fixtures
 
 LONG = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from rollouts.environment import Dialogue, EnvironmentProcess
 from rollouts.environment_worker import Environments
 from rollouts.reward_functions import RewardFailed
 from rollouts.trajectory import Turn
-from tests.faults.test_same_inputs import models, no_pictures, place, words_of  # noqa: F401 - fixtures
+from tests.faults.test_same_inputs import models, place, words_of  # noqa: F401 - fixtures
 from tests.text_samples import tiny_tokenizer
 
 CODE = """

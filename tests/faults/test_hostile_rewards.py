@@ -13,7 +13,7 @@ import train_ppo
 from rollouts.reward_functions import call_reward
 from rollouts.reward_process import RewardProcess
 from runtime.display import printable
-from tests.faults.test_same_inputs import models, no_pictures, place, words_of  # noqa: F401 - fixtures
+from tests.faults.test_same_inputs import models, place, words_of  # noqa: F401 - fixtures
 
 SECONDS = 1.5
 BAD = {  # the body of rate(prompts, completions) -> what is said
