@@ -7,11 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("httpx")
+import check_data  # noqa: E402
+import make_data  # noqa: E402
+
 ROOT = Path(__file__).parents[1]
+MAKE_DATA = SimpleNamespace(train=make_data.make_data, __name__="make_data")  # what the fixture `run_script` opens
+CHECK_DATA = SimpleNamespace(train=check_data.check_data, __name__="check_data")
 RULES = [
     {"contains": "Name a fitting profession", "answers": ["Assistant: Chemist\nUser: Tea Trader"]},
     {"contains": "Make it one specific task", "answers": ["Blend a tea for a rainy day.", "Name a new tea."]},
@@ -45,16 +51,15 @@ def camel_words(script: Path, home: Path) -> list:
     return ["method=camel", "client=scripted", f"client.script={script}", "method.num=6", f"hydra.run.dir={home}"]
 
 
-def test_make_data_writes_rows_and_a_manifest_and_refuses_to_write_over_them(script, tmp_path):
-    code, out, err = call("make_data.py", *camel_words(script, tmp_path / "a"))
-    assert code == 0, err
+def test_make_data_writes_rows_and_a_manifest_and_refuses_to_write_over_them(script, tmp_path, run_script, capsys):
+    assert run_script(MAKE_DATA, *camel_words(script, tmp_path / "a")) == 0
     rows = [json.loads(line) for line in (tmp_path / "a/data.jsonl").read_text().splitlines()]
     facts = json.loads((tmp_path / "a/manifest.json").read_text())
     assert facts["rows"] == len(rows) > 0 and facts["method"] == "camel" and facts["settings"]["num"] == 6
     assert all(row["license"] == facts["license"] and row["messages"] for row in rows)
-    assert f"{len(rows)} rows" in out
+    assert f"{len(rows)} rows" in capsys.readouterr().out
     before = (tmp_path / "a/data.jsonl").read_bytes()
-    code, _, err = call("make_data.py", *camel_words(script, tmp_path / "a"))
+    code, err = run_script(MAKE_DATA, *camel_words(script, tmp_path / "a")), capsys.readouterr().err
     assert code == 2 and "resume=true" in err and "Traceback" not in err
     assert (tmp_path / "a/data.jsonl").read_bytes() == before
 
@@ -72,18 +77,17 @@ def test_make_data_refuses_bad_settings_with_exit_code_2(words, message, tmp_pat
     assert not (tmp_path / "a/data.jsonl").exists()
 
 
-def test_check_data_writes_its_result_and_names_a_bad_row(tmp_path):
+def test_check_data_writes_its_result_and_names_a_bad_row(tmp_path, run_script, capsys):
     votes = tmp_path / "votes.jsonl"
     rows = [{"item": i, "annotator": a, "label": "xy"[i % 2]} for i in range(30) for a in "pq"]
     votes.write_text("\n".join(map(json.dumps, rows)))
-    code, out, err = call(
-        "check_data.py", "check=agreement", f"check.input=[{votes}]", f"hydra.run.dir={tmp_path / 'a'}"
-    )
-    assert code == 0, err
+    words = ["check=agreement", f"check.input=[{votes}]"]
+    assert run_script(CHECK_DATA, *words, f"hydra.run.dir={tmp_path}/a") == 0
     result = json.loads((tmp_path / "a/result.json").read_text())
-    assert result["passed"] and result["krippendorff_alpha"]["value"] == 1.0 and "passed" in out
+    assert result["passed"] and result["krippendorff_alpha"]["value"] == 1.0
+    assert "passed" in capsys.readouterr().out
     votes.write_text(votes.read_text() + '\n{"item": 1')
-    code, _, err = call("check_data.py", "check=agreement", f"check.input=[{votes}]", f"hydra.run.dir={tmp_path / 'b'}")
+    code, err = run_script(CHECK_DATA, *words, f"hydra.run.dir={tmp_path}/b"), capsys.readouterr().err
     assert code == 2 and "votes.jsonl:61" in err and "Traceback" not in err
 
 
