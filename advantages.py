@@ -307,7 +307,10 @@ def _differ(returns: Tensor) -> Tensor:
 
 
 def _groups(rewards: Tensor, action_mask: Tensor, samples_per_prompt: int) -> tuple[Tensor, Tensor]:
-    """(P, K) returns, nan where a row has no action, and (P, 1) the number of the other rows."""
+    """(P, K) returns minus the group's best, nan where a row has no action, and (P, 1) the number of the other rows.
+
+    Advantages depend on differences only. Equal returns of 0.7 have a rounded mean that is not 0.7; zeros have the mean 0.
+    """
     if samples_per_prompt < 2 or len(rewards) % samples_per_prompt:
         raise ValueError(
             f"advantages of a group compare the samples of a prompt: {len(rewards)} rows with samples_per_prompt="
@@ -315,6 +318,7 @@ def _groups(rewards: Tensor, action_mask: Tensor, samples_per_prompt: int) -> tu
         )
     kept = action_mask.any(1)
     returns = torch.where(kept, rewards.sum(1), torch.nan).view(-1, samples_per_prompt)
+    returns = returns - returns.nan_to_num(nan=-torch.inf).amax(1, keepdim=True)
     return returns, kept.view(-1, samples_per_prompt).sum(1, keepdim=True)
 
 
@@ -337,12 +341,13 @@ def whiten(x: Tensor, mask: Tensor, mean: Callable[[Tensor], Tensor], *, shift_m
     """
     if mask.dtype != torch.bool or mask.shape != x.shape:
         raise ValueError(f"whiten wants a bool mask like x {tuple(x.shape)}, got {mask.dtype} {tuple(mask.shape)}")
-    kept = torch.where(mask, x, 0.0)
-    count = mean(mask.sum().to(x.dtype))
+    kept = wide(torch.where(mask, x, 0.0))  # in float32 the rounded mean of equal entries differs from them
+    count = mean(mask.sum().to(kept.dtype))
     center = mean(kept.sum()) / count
-    variance = mean(torch.where(mask, x - center, 0.0).square().sum()) / count
-    whitened = (x - center) * torch.rsqrt(variance + 1e-8)
-    return torch.where(mask, whitened if shift_mean else whitened + center, 0.0)
+    centered = kept - center
+    variance = mean(torch.where(mask, centered, 0.0).square().sum()) / count
+    whitened = centered * torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, (whitened if shift_mean else whitened + center).to(x.dtype), 0.0)
 
 
 WITH_VALUES = {"gae": gae_advantages}  # these train a value model

@@ -11,6 +11,7 @@ from advantages import (
     AdaptiveKL,
     FixedKL,
     clip_scores,
+    dr_grpo,
     estimate_advantages,
     explained_variance,
     grpo,
@@ -165,10 +166,17 @@ def test_rloo_and_grpo_equal_loops_over_the_group():
             assert (got[~mask[b]] == 0).all()
 
 
-def test_a_group_of_equal_returns_teaches_nothing():
-    mask = torch.ones(4, 3, dtype=torch.bool)
-    assert (grpo(torch.ones(4, 3), mask, samples_per_prompt=4) == 0).all()
-    assert (rloo(torch.ones(4, 3), mask, samples_per_prompt=4) == 0).all()
+@pytest.mark.parametrize("score", [1.0, 0.35, 10.1, 100.7])  # the sum of 7 rounded scores is not 7 times the score
+@pytest.mark.parametrize("size", [4, 7, 8])
+def test_equal_returns_teach_nothing(score, size):
+    mask = torch.ones(size, 3, dtype=torch.bool)
+    rewards = torch.zeros(size, 3)
+    rewards[:, 2] = score
+    for of_group in (grpo, rloo, dr_grpo):
+        assert (of_group(rewards, mask, samples_per_prompt=size) == 0).all(), of_group
+    last = rewards > 0
+    assert (whiten(rewards, last, one_rank, shift_mean=True) == 0).all()
+    assert torch.equal(whiten(rewards, last, one_rank, shift_mean=False), rewards)
 
 
 def test_group_baselines_refuse_single_samples():
