@@ -94,7 +94,7 @@ def test_the_loss_and_the_kl_count_alike(ppo, stopping, monkeypatch):
     assert ppo(stopping, *words, "num_steps=1", "ppo_epochs=1", "minibatch_size=16", "micro_batch_size=16") == 0
     (loss,) = [call for call in seen if call[0] == "ppo_loss"]
     (kl,) = [call for call in seen if call[0] == "kl_loss"]
-    advantages, mask = loss[1][2], loss[1][3]
+    _, _, advantages, mask = loss[1][0]
     weights = kl[1][4]
     torch.testing.assert_close(weights[:, 0], 1 / mask.sum(1))
     assert loss[2]["num_tokens"] == 16
