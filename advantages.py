@@ -309,7 +309,7 @@ def _differ(returns: Tensor) -> Tensor:
 def _groups(rewards: Tensor, action_mask: Tensor, samples_per_prompt: int) -> tuple[Tensor, Tensor]:
     """(P, K) returns minus the group's best, nan where a row has no action, and (P, 1) the number of the other rows.
 
-    Advantages depend on differences only. The rounded mean of equal returns can differ from them; zeros have the mean 0.
+    Advantages depend on differences only. The rounded mean of equal returns can differ from them; that of zeros is 0.
     """
     if samples_per_prompt < 2 or len(rewards) % samples_per_prompt:
         raise ValueError(
