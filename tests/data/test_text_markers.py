@@ -27,6 +27,10 @@ VICUNA = EACH + (
     "{{ {'system': m.content + ' ', 'user': 'USER: ' + m.content + ' ASSISTANT:',"
     " 'assistant': ' ' + m.content + '<|end|>'}[m.role] }}{% endfor %}"
 )
+WORDS = EACH + (
+    "{{ {'system': m.content + '\\n\\n', 'user': 'HUMAN\\n' + m.content + '\\nBOT\\n',"
+    " 'assistant': m.content + '<|end|>\\n'}[m.role] }}{% endfor %}"
+)
 NO_TOKENS = (  # ChatML for a vocabulary that lacks its tokens
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -42,6 +46,7 @@ SAID = {  # template -> what ends a turn, what looks alike and does not
         ["see ### Response:", "#### Response:", "Response:", "### Responses:"],
     ),
     VICUNA: (["a ASSISTANT: b", "ASSISTANT:", "USER: a"], ["SUPERUSER: a", "TEACHING_ASSISTANT: b", "assistant:"]),
+    WORDS: (["a\nBOT\nb", "a\nBOT", "BOT: b"], ["a\nBOTTLE\nb", "ROBOT", "a BOT", "HUMANS"]),
     NO_TOKENS: (["a<|im_end|>b", "a\n<|im_start|>assistant\nb"], ["<|im_sep|>", "im_end"]),
     "plain": ([], ["<|end|>", "<|assistant|>", "[/INST]", "### Response:"]),
     "zephyr": ([], ["<|user|>", "a</s>\n<|assistant|>\nb", "<|system|>"]),
@@ -59,7 +64,7 @@ def tokenizer_of(template: str, tmp_path) -> Tokenizer:
 
 
 @pytest.mark.parametrize(
-    "template", SAID, ids=["llama2", "mistral", "alpaca", "vicuna", "no_tokens", "plain", "zephyr"]
+    "template", SAID, ids=["llama2", "mistral", "alpaca", "vicuna", "words", "no_tokens", "plain", "zephyr"]
 )
 def test_what_ends_a_turn_is_refused_in_a_persons_text_and_what_looks_alike_is_not(template, tmp_path):
     tokenizer = tokenizer_of(template, tmp_path)

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+import evals.judge
 from data.records import Verdict
 from evals.answers import answer_questions, load_answers
+from evals.asking import Judging
 from evals.families import family_warnings
+from evals.judge import judge_pairs
 from evals.judge_items import choose_template, item_messages, make_items, pair_verdict
 from evals.prompts import load_templates
 from evals.published_parsers import fastchat_pair
@@ -29,6 +32,23 @@ REFERENCES = {"2": ["2", "4"]}
 
 def items(**changes):
     return make_items(QUESTIONS, ANSWERS, REFERENCES, OmegaConf.merge(TASK, changes))
+
+
+def test_a_reward_model_judges_each_pair_once(monkeypatch):
+    """It sees one answer at a time, so the second order would only count each of its verdicts twice."""
+
+    class First:
+        def __init__(self, settings):
+            self.name = "first"
+
+        def compare(self, items, pair_verdict):
+            return [pair_verdict(item, self.name, "", ("a", 1.0), None) for item in items]
+
+    monkeypatch.setattr(evals.judge, "RewardJudge", First)
+    both = items()
+    verdicts, _, errors = judge_pairs(Judging(OmegaConf.create({"kind": "reward_model"}), None, "pairwise"), both)
+    judged = {(one.question, one.turn, one.model_a, one.model_b) for one in verdicts}
+    assert len(verdicts) == len(judged) == len(both) / 2 == 12 and not errors
 
 
 def test_verdicts_of_150_published_judgements_are_read_by_fastchats_rule():

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from evals.judge import read_answer
 from evals.judge_grade import read_grade
 from evals.judge_output import read_pair, read_ranking
 from evals.published_parsers import (
@@ -14,6 +15,7 @@ from evals.published_parsers import (
     fastchat_pair,
     fastchat_scores,
 )
+from generation.clients import Answer
 
 PAIRS = [
     # gpt-4: an explanation, then the mark
@@ -343,6 +345,18 @@ def verdict_page() -> str:
 
 def test_the_page_of_verdicts_is_this_table():
     assert PAGE.read_text(encoding="utf-8") == verdict_page()
+
+
+@pytest.mark.parametrize(
+    "finish_reason, why",
+    [("length", "cut by judge.max_tokens"), ("content_filter", "filtered"), ("refused", "refused")],
+)
+def test_an_answer_that_did_not_end_is_an_error_whatever_its_text_says(finish_reason, why):
+    def reading(finish_reason):
+        return read_answer(Answer("[[A]]", finish_reason, 1, 1), read_pair)
+
+    assert reading("stop").verdict == "a"
+    assert reading(finish_reason)[::2] == ("error", why)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Rollouts by a server: a loopback one samples with our own sampler on the weights that it was told to load."""
 
 import json
+import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import train_ppo
@@ -14,6 +17,7 @@ from data.chat import encode_prompt
 from data.tokenizer import load_tokenizer
 from model.build import load_policy
 from model.sampling import generate
+from rollouts.engine import correct_for_sampler
 from rollouts.http import ask, in_parallel
 from tests.runtime.test_scale import inputs, job  # noqa: F401 - fixtures
 
@@ -418,3 +422,28 @@ def test_after_an_error_no_further_row_begins():
     with pytest.raises(ValueError, match="two"):
         in_parallel(call, [(i,) for i in range(9)], 1)
     assert begun == [0, 1, 2]
+
+
+@pytest.mark.parametrize("own, stale", [(True, 0), (True, 1), (False, 0)])
+def test_what_the_policy_of_now_did_not_sample_is_weighed(own, stale):
+    """exp(.3) and exp(-.2) on the two tokens of the row; the policy's own samples of now keep their advantages."""
+    mask = torch.tensor([[True, True, False]])
+    sampled, now = torch.tensor([[-1.3, -0.8, 0.0]]), torch.tensor([[-1.0, -1.0, -9.0]])
+    rollout = SimpleNamespace(action_mask=mask, sampler_logprobs=sampled, step=7 - stale)
+    advantages = torch.tensor([[1.0, 2.0, 0.0]])
+
+    def corrected(**changes):
+        settings = OmegaConf.create(
+            {"old_logprobs": "trainer", "correction": "token_truncate", "max_weight": 1.2} | changes
+        )
+        return correct_for_sampler(advantages, now, rollout, settings, step=7, own_sampler=own)
+
+    found, old, figures = corrected()
+    fresh = own and not stale
+    expected = advantages if fresh else torch.tensor([[1.2, 2 * math.exp(-0.2), 0.0]])
+    torch.testing.assert_close(found, expected)
+    assert old is now and ("policy/sampler_weight" in figures) == (not fresh)
+    assert figures["policy/staleness"] == stale
+    assert figures["policy/sampler_kl"].mean().item() == pytest.approx((-0.3 + 0.2) / 2, abs=1e-6)
+    found, old, _ = corrected(old_logprobs="sampler")
+    assert found is advantages and old is (now if fresh else sampled)
