@@ -42,6 +42,13 @@ def test_online_dpo_has_dpos_gradient_on_the_best_and_the_worst():
     assert torch.allclose(found * BETA * K * 5, expected * MASK)  # over K rows of 5 tokens each, for every pair
 
 
+def test_online_dpo_ranks_by_the_score_even_where_the_penalty_is_larger():
+    """The better sample by the score is 6 nats further from the reference, so its margin is 6."""
+    score, penalty = torch.tensor([[1.0], [2.0]]), torch.tensor([[-3.0], [3.0]])
+    found = online_dpo(score - penalty, torch.ones(2, 1, dtype=torch.bool), penalty, samples_per_prompt=2)
+    torch.testing.assert_close(found, torch.sigmoid(torch.tensor(-6.0)) * torch.tensor([[-1.0], [1.0]]))
+
+
 def test_raft_has_the_gradient_of_sft_on_the_best():
     logprobs, _, _, paid = rollout()
     advantages = raft(paid, MASK, samples_per_prompt=K)
