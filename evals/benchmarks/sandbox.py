@@ -9,7 +9,6 @@ import contextlib
 import functools
 import json
 import os
-import re
 import resource
 import secrets
 import signal
@@ -17,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 
+from evals.benchmarks.code_blocks import code_of, defines, needs_of
 from evals.judge_text import without_thinking
 
 NAMESPACES = ["unshare", "--user", "--map-current-user", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--mount"]
@@ -37,16 +37,15 @@ def program_of(
 ) -> str | None:
     """The answer's code with its tests: HumanEval's `test` and `entry_point`, or MBPP's list of asserts.
 
-    None if the row has no tests. The prompt's code is put before an answer that does not repeat the function's head.
+    None if the row has no tests. The prompt is put before an answer that does not repeat the function's head, and its
+    imports and helpers before one that does (`evals/benchmarks/code_blocks.py`).
     """
     if test_list is None and (test is None or entry_point is None):
         return None
-    answer = without_thinking(answer) or ""
-    blocks = re.findall(r"```(?:python)?\n(.*?)```", answer, flags=re.DOTALL)
-    code = "\n".join(blocks) if blocks else answer
+    code = code_of(without_thinking(answer) or "")
     if test_list is not None:
         return "\n".join([code, *test_list])
-    code = code if f"def {entry_point}" in code else prompt + code
+    code = (needs_of(prompt, entry_point) if defines(code, entry_point) else prompt) + code
     return f"{code}\n{test}\ncheck({entry_point})\n"
 
 

@@ -12,7 +12,7 @@ import pytest
 from evals.benchmarks import sandbox
 from evals.benchmarks.gsm8k import harness_matches, last_number, majority, pass_at_k
 from evals.benchmarks.ifeval import follows
-from evals.benchmarks.sandbox import passes_tests
+from evals.benchmarks.sandbox import passes_tests, program_of
 from tests.published_votes import SCRIPT, write_lines
 
 
@@ -176,6 +176,45 @@ def test_code_runs_only_where_it_was_asked_for(tmp_path, run_script, capsys):
     assert scored(run_script, tmp_path, CODE, answer, "task.format=code")[0] == 2
     assert "task.run_code=true" in capsys.readouterr().err
     assert scored(run_script, tmp_path, CODE, answer, "task.format=code", "task.run_code=true")[1]["value"] == 1
+
+
+ADD = "def add(a, b):\n    return a + b\n"
+TYPED = "def add(a: List[int], b):\n    return twice(a + b) // 2\n"
+BLOCK = f"```python\n{ADD}```"
+GIVEN = (
+    "from typing import List\n\ndef twice(x):\n    return 2 * x\n\ndef add(a: int, b: int) -> int:\n    'The sum.'\n"
+)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "    return a + b",
+        BLOCK,
+        BLOCK.replace("python", "Python"),
+        BLOCK.replace("python", "py"),
+        BLOCK.replace("python", " python3 "),
+        BLOCK.replace("python", ""),
+        BLOCK.replace("```", "~~~"),
+        BLOCK.replace("\n", "\r\n"),
+        BLOCK.removesuffix("```"),
+        "1. So:\n   " + BLOCK.replace("\n", "\n   "),
+        f"```bash\npip install numpy\n```\nThen\n{BLOCK}",
+        f"{BLOCK}\nIt prints:\n```\n3 is the sum\n```",
+        f"{BLOCK}\nFor example\n```python\n>>> add(1, 2)\n3\n```",
+        f"```\n{ADD}```\nprints\n```\n3 is the sum\n```",
+        f"```python\n{TYPED}```",  # it needs the prompt's import and helper
+        f"```python\ndef add_all(*x):\n    return sum(x)\n```\n{BLOCK}",
+    ],
+)
+@pytest.mark.parametrize("before", ["", "Complete this function:\n\n"])
+def test_the_code_of_an_answer_is_found_in_every_common_form(answer, before):
+    if before and answer.startswith(" "):
+        pytest.skip("a function body after prose is no program")
+    program = program_of(before + GIVEN, answer, "def check(f):\n    assert f(1, 2) == 3", "add")
+    exec(program, {"__name__": "__main__"})
+    with pytest.raises(AssertionError):
+        exec(program.replace("== 3", "== 4"), {"__name__": "__main__"})
 
 
 def test_samples_of_one_question_give_pass_at_k_and_the_majority(tmp_path, run_script):
