@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from data.files import read_rows
 from evals.answers import load_samples
-from evals.benchmarks.gsm8k import harness_matches, last_number, majority, pass_at_k
+from evals.benchmarks.gsm8k import gold_number, harness_matches, last_number, majority, pass_at_k
 from evals.benchmarks.ifeval import check_answer
 from evals.benchmarks.sandbox import passes_tests, program_of
 from evals.intervals import mean_estimate, share_estimate
@@ -18,9 +18,10 @@ from runtime.report import print_table
 
 def check_number(question: dict, answer: str, task: DictConfig) -> dict[str, bool]:
     """GSM8K: whether the answer's number is that of the solution, with lm-eval's two string matches beside it."""
-    gold = last_number(str(question["answer"]))
-    if gold is None:
-        raise ValueError(f"question {question['id']!r} has no number in its answer: {question['answer']!r}")
+    try:
+        gold = gold_number(str(question["answer"]))
+    except ValueError as error:
+        raise ValueError(f"question {question['id']!r}: {error}; give the number after ####") from None
     strict, flexible = harness_matches(answer, str(question["answer"]))
     return {"exact_match": last_number(answer) == gold, "lm_eval_strict": strict, "lm_eval_flexible": flexible}
 
@@ -119,7 +120,7 @@ def _over_samples(questions: dict[str, dict], samples: dict[str, list[str]], rig
         result["pass_at_k"][str(size)] = share_of(values, names)
     if "answer" in questions[names[0]]:
         voted = {key: majority([last_number(text) for text in samples[key]]) for key in names}
-        hits = [voted[key] is not None and voted[key] == last_number(str(questions[key]["answer"])) for key in names]
+        hits = [voted[key] is not None and voted[key] == gold_number(str(questions[key]["answer"])) for key in names]
         result["majority"] = share(hits)
     return result
 

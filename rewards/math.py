@@ -1,6 +1,6 @@
 """reward=math: 1 for the right answer to a mathematical question, else 0."""
 
-from evals.benchmarks.gsm8k import last_number
+from evals.benchmarks.gsm8k import gold_number, last_number
 from evals.judge_text import without_thinking
 
 
@@ -23,12 +23,12 @@ def math(prompts: list[str], completions: list[str], answer: list, *, symbolic: 
 
 
 def _same_number(completion: str, answer: str) -> bool:
-    expected = last_number(answer)
-    if expected is None:
+    try:
+        return last_number(completion) == gold_number(answer)
+    except ValueError as error:
         raise ValueError(
-            f"the answer {answer[:80]!r} has no number; use {{name: math, symbolic: true}} for expressions"
-        )
-    return last_number(completion) == expected
+            f"{error}; use {{name: math, symbolic: true}} for expressions, or give the number after ####"
+        ) from None
 
 
 def _same_expression(completion: str, answer: str) -> bool:

@@ -2,17 +2,28 @@
 
 import re
 from collections import Counter
-from decimal import Decimal, DivisionByZero, InvalidOperation
+from decimal import Decimal, DivisionByZero, InvalidOperation, Overflow
 from math import comb
+from unicodedata import normalize
 
 from evals.judge_text import without_thinking
 
 _SIGN = r"(?:(?<![\w)\].])[-−–](?=[$€£]?\.?\d))?"  # a minus sign of a number, not of a difference or a range
-NUMBER = re.compile(rf"{_SIGN}[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+(?![\d/]))?")
+_DIGITS = r"(?:\d{1,3}(?:,\d{2,3})*,\d{3}(?!\d)|\d+)"  # 1,234 and 1,00,000 are one number, 3,4 are two
+_BELOW = r"\s*/\s*\d+(?![\d/])"  # of a fraction
+_PARTS = rf"(?:{_DIGITS}\s+\d+{_BELOW}|{_DIGITS}(?:\.\d+)?(?:[eE][-+−]?\d+)?(?:{_BELOW})?|\.\d+)"  # 2 1/2 is mixed
+NUMBER = re.compile(rf"{_SIGN}[$€£]?{_PARTS}")
 ANSWER = re.compile(
     rf"(?:final\s+)?\banswer\b[*_\s]*(?:\s(?:is|=)|[:=])[\s:*_$\\(\[]*(?P<number>{NUMBER.pattern})", re.I
 )
 BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_MARKED = re.compile(
+    rf"####[\s:*_$\\(\[]*(?P<number>{NUMBER.pattern})(?![.):]\s+[^\W\d])"
+)  # "#### 2. Add" is a heading
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_FRACTION = re.compile(r"(\d)?\\[dt]?frac\s*(?:\{\s*([-−]?)\s*(\d+)\s*\}|()(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_POWER = re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|[×·*])\s*10\s*(?:\^|\*\*)\s*\{?\s*([-−]?\d+)\s*\}?")
+_PLAIN = re.compile(r"(?:[a-z]\s*=\s*)?[$€£]?(?P<number>[^=]+?)[$€£%°]?(?:\s+[^\W\d][^\d=+*/^_\\(){}\[\]]*)?\.?", re.I)
 UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
 )
@@ -21,47 +32,89 @@ TENS = {
     word: 10 * i
     for i, word in enumerate(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], 2)
 }
+THOUSANDS = {"thousand": 1000, "million": 10**6, "billion": 10**9}
 
 
 def parse_number(text: str) -> Decimal | None:
-    """The value of a number in common notation: 1,234.50, $5, −3, 1/2."""
-    text = re.sub(r"[,$€£\s]", "", text.replace("−", "-").replace("–", "-"))
+    """The value of a number in common notation: 1,234.50, $5, −3, 1/2, 2 1/2, 1e6."""
+    text = re.sub(r"[,$€£]", "", text.replace("−", "-").replace("–", "-")).strip()
+    whole, _, text = text.rpartition(" ") if re.fullmatch(r"-?\d+\s+\d+\s*/\s*\d+", text) else ("", "", text)
     try:
-        above, _, below = text.partition("/")
-        return Decimal(above) / Decimal(below or 1)
-    except (InvalidOperation, DivisionByZero):
+        above, _, below = re.sub(r"\s", "", text).partition("/")
+        value = Decimal(above) / Decimal(below or 1)
+    except (InvalidOperation, DivisionByZero, Overflow):
         return None
+    return value if not whole else Decimal(whole) + value.copy_sign(Decimal(whole))
+
+
+def normal(text: str) -> str:
+    """The text with fractions as a/b, powers of ten as e, and thousands without spaces."""
+    text = re.sub("[¼-¾⅐-⅞]", lambda m: " " + normalize("NFKC", m[0]).replace("⁄", "/"), text)
+    text = re.sub(r"(?<=\d)(?:\\[,!;]|\{,\}|,\\!|[\u00a0\u202f\u2009])(?=\d{3}(?!\d))", "", text)
+    text = _FRACTION.sub(lambda m: f"{m[1]} " * bool(m[1]) + f"{m[2] or ''}{m[3] or m[5]}/{m[6] or m[7]}", text)
+    return _POWER.sub(r"e\1", text)
 
 
 def last_number(text: str) -> Decimal | None:
     """The final number of an answer: after ####, in \\boxed{}, or after "the answer is"; else its last number.
 
-    Numbers in the thinking do not count. If there are no digits, a word up to ninety-nine is the number.
+    If the answer has a tag <answer>, only its text counts. Numbers in the thinking do not count. If there are no
+    digits, the last number in words counts.
     """
-    seen = re.sub(r"\\[dt]?frac\s*\{(\d+)\}\s*\{(\d+)\}", r"\1/\2", without_thinking(text) or "")
-    marked = seen.rsplit("####", 1)
-    found = NUMBER.findall(marked[-1])[:1] if len(marked) == 2 else []
+    seen = normal(without_thinking(text) or "")
+    if tagged := _TAGGED.findall(seen):
+        seen = tagged[-1]
+    _, mark, rest = seen.rstrip().rpartition("\n")[2].rpartition("####")
+    found = NUMBER.findall(rest)[:1] if mark else [match["number"] for match in _MARKED.finditer(seen)][-1:]
     if not found and (boxes := BOXED.findall(seen)):
-        found = NUMBER.findall(re.sub(r"\\(?:text|mathrm|,|!|\$|%)|[{}]", "", boxes[-1]))[:1]
+        found = NUMBER.findall(_content(boxes[-1]))[:1]
     if not found and (stated := list(ANSWER.finditer(seen))):
         found = [stated[-1]["number"]]
     found = found or NUMBER.findall(seen)[-1:]
     return parse_number(found[0]) if found else _number_word(seen)
 
 
+def _content(box: str) -> str:
+    return re.sub(r"\\(?:text|mathrm|,|!|\$|%)|[{}]", "", box)
+
+
+def gold_number(text: str) -> Decimal:
+    """The number of a solution: after ####, in \\boxed{}, or the whole text, with a unit or without.
+
+    Raises:
+        ValueError: the solution is not one number, such as 3\\pi, x + 1 or (3, 4).
+    """
+    value = normal(text.rsplit("####", 1)[-1]).strip()
+    boxes = BOXED.findall(value)
+    value = _content(boxes[-1]).strip() if boxes else value.strip("$ ").replace("\\$", "$").replace("\\%", "%")
+    plain = _PLAIN.fullmatch(value)
+    number = parse_number(plain["number"]) if plain and NUMBER.fullmatch(plain["number"]) else None
+    if number is None:
+        raise ValueError(f"the answer {text[-80:]!r} is not one number")
+    return number
+
+
 def _number_word(text: str) -> Decimal | None:
-    found = [word for word in re.findall(r"[a-z]+", text.lower()) if word in WORDS or word in TENS]
-    if not found:
-        return None
-    if len(found) > 1 and found[-2] in TENS and 0 < WORDS.get(found[-1], 0) < 10:
-        return Decimal(TENS[found[-2]] + WORDS[found[-1]])
-    return Decimal(WORDS.get(found[-1], TENS.get(found[-1])))
-
-
-def is_right(answer: str, gold: str) -> bool:
-    """Whether the answer's number equals the number of the solution (after ####)."""
-    expected = last_number(gold)
-    return expected is not None and last_number(answer) == expected
+    """The value of the last run of number words: twenty-one, five hundred and six."""
+    scales = {"hundred": 100, **THOUSANDS}
+    total: int | None = None
+    part, before = 0, ""
+    for word in re.findall(r"[^\W\d_]+|[^\w\s-]", re.sub(r"\bno one\b", "nobody", text.lower())):
+        if word in scales:
+            if word == "hundred":
+                part = (part or 1) * 100
+            else:
+                total, part = (total or 0) + (part or 1) * scales[word], 0
+            before = word
+            total = total or 0
+            continue
+        if word in WORDS or word in TENS:
+            goes_on = before in scales or before == "and" or before in TENS and 0 < WORDS.get(word, 0) < 10
+            total, part = (total if goes_on else 0) or 0, (part if goes_on else 0) + WORDS.get(word, TENS.get(word, 0))
+            before = word
+        else:
+            before = "and" if word == "and" and before in scales else ""
+    return None if total is None else Decimal(total + part)
 
 
 def harness_matches(answer: str, gold: str) -> tuple[bool, bool]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evals.benchmarks import sandbox
-from evals.benchmarks.gsm8k import harness_matches, last_number, majority, pass_at_k
+from evals.benchmarks.gsm8k import gold_number, harness_matches, last_number, majority, pass_at_k
 from evals.benchmarks.ifeval import follows
 from evals.benchmarks.sandbox import passes_tests, program_of
 from tests.published_votes import SCRIPT, write_lines
@@ -37,10 +37,38 @@ from tests.published_votes import SCRIPT, write_lines
         ("<think>5+5=10</think> The answer is ten.", 10),
         ("<think>so 7", None),
         ("twenty-one", 21),
+        ("one hundred and five, or two thousand five hundred and six", 2506),
+        ("No one knows", None),
+        ("#### Step 1\n5\n#### Step 2: add\n5 + 6 = 11\nThe answer is 11, not 12.", 11),
+        ("#### 12. Add\n5 + 6 = 11", 11),
+        ("#### The total is 5 of 9", 5),
+        ("#### 18. Good luck", 18),
+        ("The answer is 2 1/2 hours", Decimal("2.5")),
+        ("\\boxed{2\\frac{1}{2}}", Decimal("2.5")),
+        ("\\boxed{-\\dfrac12}", Decimal("-0.5")),
+        ("\\boxed{\\frac{-1}{2}}", Decimal("-0.5")),
+        ("half: ½", Decimal("0.5")),
+        ("x = 1,2,3", 3),
+        ("1,00,000", 100_000),  # India's groups
+        ("The answer is $10,\\!000$, 10 of them", 10_000),
+        ("The answer is 1\u202f000", 1000),
+        ("The answer is 3 \\times 10^{5}.", 300_000),
+        ("The answer is 1e-05", Decimal("0.00001")),
+        ("<answer>12</answer> Checked in 3 ways.", 12),
     ],
 )
 def test_the_last_number_of_an_answer(text, number):
     assert last_number(text) == number
+
+
+def test_a_solution_is_one_number_or_refused():
+    read = {"so 3\n#### 1,234": 1234, "\\boxed{42 \\text{ cm}}": 42, "$18": 18, "x = -5.": -5, "18 apples": 18,
+            "50\\%": 50, "$\\frac{3}{4}$": Decimal("0.75"), "1e+22": 10**22}  # fmt: skip
+    for text, number in read.items():
+        assert gold_number(text) == number, text
+    for text in ("3\\pi", "2\\sqrt{3}", "x + 1", "(3, 4)", "3,4", "7 or 8", "2^3", "10:30", "nan", "True"):
+        with pytest.raises(ValueError, match="is not one number"):
+            print(text, gold_number(text))
 
 
 @pytest.mark.parametrize(

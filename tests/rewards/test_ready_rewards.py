@@ -33,8 +33,9 @@ def test_math_reads_the_number_as_gsm8k_asks():
     said = ["#### 18", "so \\boxed{18}", "The answer is $18.00.", "9 * 2 = 18", "17", "", "<think>18"]
     assert paid("math", said, answer=[gold] * 7) == [1, 1, 1, 1, 0, 0, 0]
     assert paid("math", ["18"], answer=[None]) == [None]
-    with pytest.raises(ValueError, match="has no number"):
-        paid("math", ["x"], answer=["x + y"])
+    for expression in ("x + y", "3\\pi"):
+        with pytest.raises(ValueError, match="not one number; use {name: math, symbolic: true}"):
+            paid("math", ["3"], answer=[expression])
 
 
 def test_math_compares_expressions_where_asked():
