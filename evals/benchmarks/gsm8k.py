@@ -17,9 +17,8 @@ ANSWER = re.compile(
     rf"(?:final\s+)?\banswer\b[*_\s]*(?:\s(?:is|=)|[:=])[\s:*_$\\(\[]*(?P<number>{NUMBER.pattern})", re.I
 )
 BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
-_MARKED = re.compile(
-    rf"####[\s:*_$\\(\[]*(?P<number>{NUMBER.pattern})(?![.):]\s+[^\W\d])"
-)  # "#### 2. Add" is a heading
+# "#### 12. Add" is a heading
+_MARKED = re.compile(rf"####[\s:*_$\\(\[]*(?P<number>(?>{NUMBER.pattern}))(?![.):]\s+[^\W\d])")
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _FRACTION = re.compile(r"(\d)?\\[dt]?frac\s*(?:\{\s*([-−]?)\s*(\d+)\s*\}|()(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _POWER = re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|[×·*])\s*10\s*(?:\^|\*\*)\s*\{?\s*([-−]?\d+)\s*\}?")
