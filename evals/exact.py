@@ -29,7 +29,10 @@ def check_number(question: dict, answer: str, task: DictConfig) -> dict[str, boo
 def check_instructions(question: dict, answer: str, task: DictConfig) -> dict[str, bool]:
     """IFEval: whether all instructions of the prompt are followed, strictly (the measure) and loosely, and each one."""
     names = question["instruction_id_list"]
-    strict, loose = check_answer(names, question["kwargs"], answer)
+    try:
+        strict, loose = check_answer(names, question["kwargs"], answer)
+    except ValueError as error:
+        raise ValueError(f"question {question['id']!r}: {error}") from None
     hits = {"all_followed": all(strict), "all_followed_loose": all(loose)}
     hits |= {f"strict:{i}:{name}": hit for i, (name, hit) in enumerate(zip(names, strict, strict=True))}
     return hits | {f"loose:{i}:{name}": hit for i, (name, hit) in enumerate(zip(names, loose, strict=True))}

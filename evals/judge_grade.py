@@ -2,7 +2,7 @@
 
 import re
 
-from evals.judge_text import CUT, UNABLE, blank, json_value, own_words, plain, without_thinking
+from evals.judge_text import CUT, UNABLE, blank, json_objects, json_value, own_words, plain, without_thinking
 
 _NUMBER = r"(?<![\w.\-–/])(\d{1,3}(?:[.,]\d{1,2})?)"
 
@@ -71,10 +71,10 @@ def _marked_grades(seen: str, blanked: str) -> list[float]:
         rf"<(?:final[_ ]?)?(?:rating|score|grade|answer|verdict|judge?ment)>{value}</",
     ):
         found += [(m.start(), _number(m[1], m[2]), True) for m in re.finditer(pattern, blanked, re.IGNORECASE)]
-    for row in re.finditer(r"\{[^{}]*\}", seen):
-        stated = json_value(row[0], r"rating|score|grade|verdict|overall")
+    for start, row in json_objects(seen):
+        stated = json_value(row, r"rating|score|grade|verdict|overall")
         match = re.fullmatch(value, stated) if stated is not None else None
-        found += [(row.start(), _number(match[1], match[2]), True)] if match else []
+        found += [(start, _number(match[1], match[2]), True)] if match else []
     if found:
         return [grade for _, grade, _ in sorted(found)]
     cue = re.compile(

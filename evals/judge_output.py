@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from evals.judge_text import BOXED, CUT, DOUBLE, UNABLE, json_value, own_words, plain, without_thinking
+from evals.judge_text import BOXED, CUT, DOUBLE, UNABLE, json_objects, json_value, own_words, plain, without_thinking
 from evals.judge_words import NOUN, Meaning, identifier_meaning, letter_meaning, read_words
 
 
@@ -104,10 +104,10 @@ def _marks(
         said = meaning(found["name"])
         if said is not None and said[0] != "tie":
             yield found.start("name"), found.end(), ({"a": "b", "b": "a"}[said[0]], said[1])
-    for found in re.finditer(r"\{[^{}]*\}", text):
-        value = json_value(found[0], _KEYS)
+    for start, row in json_objects(text):
+        value = json_value(row, _KEYS)
         if value is not None:
-            yield found.start(), found.end(), meaning(value)
+            yield start, start + len(row), meaning(value)
 
 
 def _stated(text: str, found: list[tuple[int, int, Meaning]]) -> list[tuple[int, Meaning]]:

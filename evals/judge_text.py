@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from collections.abc import Iterator
 
 DOUBLE = r"\[\[\s*([^\[\]\n]{1,40}?)\s*\]\]"
 BOXED = r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?([^{}\n]{1,40})\}"
@@ -72,6 +73,22 @@ UNABLE = (
     r"\b(?:i(?:'m|’m| am) (?:sorry|unable|not able)|i (?:cannot|can['’]t|won['’]t|will not) (?:\w+ ){0,2}"
     r"(?:assist|help|judge|compare|evaluate|choose|provide|engage|comply|rate))\b"
 )
+
+
+def json_objects(text: str) -> Iterator[tuple[int, str]]:
+    """(position, text) of every object of a text that is JSON, with braces in its values, or is almost JSON."""
+    decoder, end = json.JSONDecoder(), 0
+    for brace in re.finditer(r"\{", text):
+        start = brace.start()
+        if start < end:
+            continue  # a part of the last object
+        try:
+            _, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            almost = re.compile(r"\{[^{}]*\}").match(text, start)
+            end = almost.end() if almost else end
+        if start < end:
+            yield start, text[start:end]
 
 
 def json_value(text: str, keys: str) -> str | None:

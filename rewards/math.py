@@ -2,6 +2,7 @@
 
 from evals.benchmarks.gsm8k import gold_number, last_number
 from evals.judge_text import without_thinking
+from rewards.exact import answer_text
 
 
 def math(prompts: list[str], completions: list[str], answer: list, *, symbolic: bool = False) -> list[float | None]:
@@ -17,7 +18,7 @@ def math(prompts: list[str], completions: list[str], answer: list, *, symbolic: 
     """
     same = _same_expression if symbolic else _same_number
     return [
-        None if a is None else float(same(completion, str(a)))
+        None if a is None else float(same(completion, answer_text(a)))
         for completion, a in zip(completions, answer, strict=True)
     ]
 

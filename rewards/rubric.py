@@ -1,10 +1,10 @@
 """reward={name: rubric, client: {...}}: a list of weighted criteria for each prompt, checked by another model."""
 
 import json
-import re
 from functools import partial
 from pathlib import Path
 
+from evals.judge_text import json_objects
 from generation.build_client import client_of
 
 SCHEMA = {
@@ -71,7 +71,7 @@ def question(prompt: str, completion: str, criterion: str) -> list[dict[str, str
 
 def is_met(text: str) -> bool | None:
     """The reply's criteria_met. None if it has none."""
-    for found in reversed(re.findall(r"\{[^{}]*\}", text)):
+    for _, found in reversed([*json_objects(text)]):
         try:
             met = json.loads(found).get("criteria_met")
         except ValueError:

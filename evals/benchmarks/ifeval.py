@@ -8,6 +8,7 @@ English model, as in the official code.
 
 import json
 import operator
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -39,6 +40,16 @@ def _tokens(text: str) -> list[str]:
     from nltk.tokenize import NLTKWordTokenizer
 
     return [token for sentence in _punkt().tokenize(text) for token in NLTKWordTokenizer().tokenize(sentence)]
+
+
+@cache
+def check_language(code: str) -> None:
+    """Raise ValueError if langdetect never guesses a language of this code."""
+    import langdetect
+
+    known = sorted(os.listdir(langdetect.PROFILES_DIRECTORY))
+    if code not in known:
+        raise ValueError(f"language {code!r} is none of langdetect's codes; use one of {', '.join(known)}")
 
 
 def is_in(text: str, language: str) -> bool:
@@ -163,17 +174,43 @@ def follows(name: str, answer: str, given: dict) -> bool:
     """Whether an answer strictly follows the instruction `name` with its settings. An empty answer follows none.
 
     Raises:
-        ValueError: the instruction is not one of the 25, or it lacks a setting.
+        ValueError: the instruction is not one of the 25, it lacks a setting, or a setting has a wrong value.
     """
     if name not in CHECKS:
         raise ValueError(f"instruction {name!r} is not verifiable here; remove it, or use one of {', '.join(CHECKS)}")
-    given = {key: value for key, value in given.items() if value is not None}
+    given = {key: _checked(name, key, value) for key, value in given.items() if value is not None and value == value}
     try:
         return bool(answer.strip()) and bool(CHECKS[name](answer, given))
     except KeyError as error:
         raise ValueError(
             f"instruction {name!r} lacks its setting {error} (it has {', '.join(given) or 'none'})"
         ) from None
+
+
+LEAST = {"nth_paragraph": 1, "num_paragraphs": 1}
+TEXTS = ("end_phrase", "first_word", "keyword", "language", "letter", "postscript_marker", "prompt_to_repeat",
+         "section_spliter")  # fmt: skip
+NUMBERS = ("num_", "nth_", "frequency", "let_frequency", "capital_frequency")
+
+
+def _checked(name: str, key: str, value):
+    """The value of an instruction's setting. A table gives whole numbers as 3.0. Raises ValueError."""
+    if key.startswith(NUMBERS):
+        whole = isinstance(value, int | float) and not isinstance(value, bool) and float(value).is_integer()
+        good, rule = whole and value >= LEAST.get(key, 0), f"a whole number of at least {LEAST.get(key, 0)}"
+        value = int(value) if good else value
+    elif key.endswith("relation"):
+        good, rule = value in RELATIONS, "'at least' or 'less than'"
+    elif key in ("keywords", "forbidden_words"):
+        texts = isinstance(value, list) and all(isinstance(word, str) and word.strip() for word in value)
+        good, rule = texts and bool(value), "a list with a text or more"
+    else:
+        good, rule = key not in TEXTS or isinstance(value, str) and bool(value.strip()), "a text"
+    if not good:
+        raise ValueError(f"instruction {name!r}: {key} must be {rule}, got {value!r}")
+    if key == "language":
+        check_language(value)
+    return value
 
 
 def loose_forms(answer: str) -> list[str]:
@@ -184,7 +221,18 @@ def loose_forms(answer: str) -> list[str]:
 
 
 def check_answer(names: list[str], settings: list[dict], answer: str) -> tuple[list[bool], list[bool]]:
-    """(strict, loose): for each instruction of a prompt, whether the answer follows it. Thinking is removed before."""
+    """(strict, loose): for each instruction of a prompt, whether the answer follows it. Thinking is removed before.
+
+    Raises:
+        ValueError: the two lists do not belong together, or an instruction is refused by `follows`.
+    """
+    if not isinstance(names, list) or not isinstance(settings, list) or len(names) != len(settings):
+        raise ValueError(
+            f"instruction_id_list and kwargs must be lists of the same length, got {str(names)[:80]} and "
+            f"{str(settings)[:80]}"
+        )
+    if bad := next((given for given in settings if given is not None and not isinstance(given, dict)), None):
+        raise ValueError(f"kwargs must hold an object for each instruction, got {bad!r}")
     seen = without_thinking(answer) or ""
     strict, loose = [], []
     for name, given in zip(names, settings, strict=True):

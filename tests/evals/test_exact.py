@@ -11,7 +11,7 @@ import pytest
 
 from evals.benchmarks import sandbox
 from evals.benchmarks.gsm8k import gold_number, harness_matches, last_number, majority, pass_at_k
-from evals.benchmarks.ifeval import follows
+from evals.benchmarks.ifeval import check_answer, follows
 from evals.benchmarks.sandbox import passes_tests, program_of
 from tests.published_votes import SCRIPT, write_lines
 
@@ -103,6 +103,41 @@ def test_an_instruction_that_is_none_of_the_25_is_refused():
         follows("length_constraints:rhymes", "hallo", {})
     with pytest.raises(ValueError, match="lacks its setting 'num_words'"):
         follows("length_constraints:number_words", "hallo", {})
+
+
+@pytest.mark.parametrize(
+    "name, given, problem",
+    [
+        (
+            "length_constraints:number_paragraphs",
+            {"num_paragraphs": "1"},
+            "num_paragraphs must be a whole number of at",
+        ),
+        ("length_constraints:nth_paragraph_first_word", {"nth_paragraph": 0}, "nth_paragraph .* at least 1, got 0"),
+        ("length_constraints:number_words", {"num_words": 1.5}, "num_words must be a whole number .* got 1.5"),
+        ("length_constraints:number_words", {"num_words": float("nan")}, "lacks its setting 'num_words'"),
+        (
+            "length_constraints:number_words",
+            {"num_words": 1, "relation": "at most"},
+            "must be 'at least' or 'less than'",
+        ),
+        ("keywords:existence", {"keywords": "cat"}, "keywords must be a list with a text or more, got 'cat'"),
+        ("keywords:forbidden_words", {"forbidden_words": []}, "forbidden_words must be a list with a text or more"),
+        ("keywords:letter_frequency", {"letter": "", "let_frequency": 1}, "letter must be a text, got ''"),
+    ],
+)
+def test_a_setting_of_an_instruction_with_a_wrong_value_is_refused(name, given, problem):
+    with pytest.raises(ValueError, match=problem):
+        print(follows(name, "a cat", given))
+
+
+def test_settings_that_do_not_belong_to_the_instructions_are_refused():
+    comma = "punctuation:no_comma"
+    for names, settings in (([comma, comma], [{}]), (comma, {}), (f'["{comma}"]', [{}]), ([comma], ["{}"])):
+        with pytest.raises(ValueError, match="must be lists of the same length|must hold an object"):
+            print(check_answer(names, settings, "a cat"))
+    paragraph = {"num_paragraphs": 2.0, "nth_paragraph": 2.0, "first_word": "on"}  # numbers of a table with gaps
+    assert follows("length_constraints:nth_paragraph_first_word", "A cat\n\non a mat", paragraph)
 
 
 LIMITS = {"seconds": 1, "megabytes": 256}

@@ -107,6 +107,26 @@ def test_exact_format_length_repetition_and_language():
     pytest.importorskip("langdetect")
     said = ["Dies ist ein deutscher Satz über das Wetter.", "This sentence is about the weather.", "42"]
     assert paid({"name": "language", "code": "de"}, said) == [1, 0, 0]
+    for code in ("zh", "EN", "english"):  # langdetect says zh-cn, zh-tw, en
+        with pytest.raises(ValueError, match=f"'{code}' is none of langdetect's codes; use one of .*zh-cn, zh-tw"):
+            paid({"name": "language", "code": code}, ["今天天气很好。"])
+
+
+@pytest.mark.parametrize(
+    "entry, column, problem",
+    [
+        ("exact", [["a", "b"]], "must be one text or number, got list"),
+        ("exact", [True], "must be one text or number, got bool"),
+        ("math", [["3", "7"]], "must be one text or number, got list"),
+        ("math", [float("nan")], "must be one text or number, got float"),
+        ({"name": "length", "least": 300}, None, "needs 0 <= least <= most"),
+        ({"name": "length", "most": 0}, None, "most >= 1, got least=0 and most=0"),
+        ({"name": "repetition", "n": 0}, None, "n >= 1 words, got n=0"),
+    ],
+)
+def test_values_that_give_every_completion_the_same_reward_are_refused(entry, column, problem):
+    with pytest.raises(ValueError, match=problem):
+        print(paid(entry, ["7"], tokens=[[1]], **({"answer": column} if column else {})))
 
 
 def scripted(path, *rules):
@@ -133,7 +153,7 @@ def test_a_judge_grades_or_compares_in_both_orders_and_its_verdicts_can_be_audit
 
 
 def test_a_rubric_pays_the_points_that_are_reached(tmp_path):
-    met = '{"explanation": "it does", "criteria_met": true}'
+    met = '{"explanation": "it {does}", "criteria_met": true, "parts": {}}'
     rules = [("Mentions water", met), ("Invents", '{"criteria_met": true}')]
     rules += [("Is polite", 'So: {"criteria_met": false}'), ("", "I cannot tell")]
     entry = {"name": "rubric", "client": scripted(tmp_path / "rubric.jsonl", *rules)}
