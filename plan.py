@@ -55,7 +55,8 @@ class Job:
     """The settings of the script on which the plan depends."""
 
     script: str
-    rows: int  # sequences of an optimizer step, over all ranks
+    dataset_rows: int  # of an optimizer step, over all ranks: conversations, pairs, or prompts of PPO
+    rows: int  # sequences of it: two of a pair, samples_per_prompt of a prompt
     micro_rows: int  # sequences of a forward, per rank
     blocks: int  # of a forward, per rank: a prompt with what follows it
     block: int  # tokens of one in the packed stream: a shared prompt once
@@ -114,7 +115,7 @@ def read_job(cfg: DictConfig) -> Job:
     key = "minibatch_size" if rollout else "batch_size"  # as the script will check it
     check_batch(own[key], micro, cfg.num_gpus, key)
     return Job(
-        script=cfg.script, rows=batch * sides, micro_rows=micro * sides,
+        script=cfg.script, dataset_rows=own.batch_size, rows=batch * sides, micro_rows=micro * sides,
         blocks=micro, block=cfg.prompt_tokens + sides * completion, length=cfg.prompt_tokens + completion,
         targets=micro * sides * completion, epochs=own.get("ppo_epochs", 1), num_steps=own.num_steps,
         dtype=torch.float32 if own.precision == "fp32" else torch.bfloat16,  # auto: every GPU of the table has bf16
@@ -259,9 +260,7 @@ def report(cfg: DictConfig) -> dict:
     result |= {"total_gb": total / GB, "room_gb": room / GB, "fits": total <= room, "seconds": times}
     result |= {"tokens_per_second": job.rows * job.length / step, "hours": hours}
     if cfg.dataset_rows:
-        result["hours_per_epoch"] = (
-            cfg.dataset_rows / (job.rows / (2 if job.script in SCRIPTS[1::2] else 1)) * step / 3600
-        )
+        result["hours_per_epoch"] = cfg.dataset_rows / job.dataset_rows * step / 3600
     if cfg.price_per_gpu_hour:
         result["cost"] = hours * cfg.num_gpus * cfg.price_per_gpu_hour
     result["suggestion"] = None if result["fits"] else suggest(config, job, cfg, room)

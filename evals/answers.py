@@ -140,18 +140,22 @@ def add_answers(votes: pd.DataFrame, answers: dict[str, dict[str, list[str]]]) -
 
 def answer_questions(
     questions: list[dict], client: Client, *, model: str, temperatures: Mapping, **settings
-) -> list[dict]:
-    """A client's answers to all turns of all questions, in FastChat's format. Later turns follow its own answers.
+) -> tuple[list[dict], dict[str, str]]:
+    """(a client's answers in FastChat's format, {question_id: why} of the questions that it did not answer).
+
+    All turns are asked. Later turns follow the client's own answers. A question with a request that was refused or
+    failed has no row: an empty text would be judged as the model's answer.
 
     Args:
         temperatures: {category: temperature}, with the key `default` for other categories.
         settings: max_tokens and seed.
     """
     conversations: list[list[dict]] = [[] for _ in questions]
+    lacking: dict[str, str] = {}
     for turn in range(max(len(question["turns"]) for question in questions)):
         by_temperature: dict[float, list[int]] = {}
         for i, question in enumerate(questions):
-            if turn < len(question["turns"]):
+            if turn < len(question["turns"]) and question["question_id"] not in lacking:
                 conversations[i].append({"role": "user", "content": question["turns"][turn]})
                 temperature = temperatures.get(question["category"], temperatures["default"])
                 by_temperature.setdefault(temperature, []).append(i)
@@ -159,14 +163,18 @@ def answer_questions(
             replies = client.ask([conversations[i] for i in rows], temperature=temperature, **settings)
             for i, answer in zip(rows, replies, strict=True):
                 conversations[i].append({"role": "assistant", "content": answer.text})
-    return [
+                if answer.missing:
+                    lacking[questions[i]["question_id"]] = f"{answer.finish_reason}: {answer.error}"
+    answered = [
         {
             "question_id": question["question_id"],
             "model_id": model,
             "choices": [{"index": 0, "turns": [m["content"] for m in talk if m["role"] == "assistant"]}],
         }
         for question, talk in zip(questions, conversations, strict=True)
+        if question["question_id"] not in lacking
     ]
+    return answered, lacking
 
 
 def run(cfg: DictConfig, out: Path) -> dict:
@@ -177,8 +185,13 @@ def run(cfg: DictConfig, out: Path) -> dict:
     questions = load_questions(task.questions)
     settings = {"max_tokens": task.max_tokens, "seed": task.seed}
     client = build_client(cfg.client)
-    rows = answer_questions(questions, client, model=task.model, temperatures=task.temperatures, **settings)
+    rows, lacking = answer_questions(questions, client, model=task.model, temperatures=task.temperatures, **settings)
+    for question, why in lacking.items():
+        print(f"warning: no answer to question {question} ({why}); run the same command again to ask again")
+    if not rows:
+        raise ValueError(f"none of the {len(questions)} questions was answered; see the warnings above")
     write_jsonl(out / "answers.jsonl", rows)
     same = Counter(text_hash("\n".join(row["choices"][0]["turns"])) for row in rows).most_common(1)[0][1]
-    print(f"{len(rows)} questions answered by {task.model}: {out / 'answers.jsonl'}")
-    return {"model": task.model, "questions": len(rows), "same_answer": same, "usage": asdict(client.usage)}
+    print(f"{len(rows)} of {len(questions)} questions answered by {task.model}: {out / 'answers.jsonl'}")
+    counts = {"questions": len(rows), "not_answered": lacking, "same_answer": same}
+    return {"model": task.model, **counts, "usage": asdict(client.usage)}

@@ -81,11 +81,18 @@ def grade(questions: dict[str, dict], answers: dict[str, list[str]], check: Call
 
     Args:
         answers: {question: its samples}. With several samples the measure is their mean, with pass@k and majority vote.
+    Raises:
+        ValueError: no question has an answer.
     """
     samples = {
         key: answers.get(key) or answers.get(str(row.get("prompt", row.get("question")))) or []
         for key, row in questions.items()
     }
+    if not any(samples.values()):
+        raise ValueError(
+            f"none of the {len(questions)} questions has an answer: task.questions has {next(iter(questions))[:60]!r}, "
+            f"task.input {next(iter(answers))[:60]!r}; give both the same question_id"
+        )
     found = {key: [check(row, text, task) for text in samples[key] or [""]] for key, row in questions.items()}
     first = next(iter(next(iter(found.values()))[0]))
     right = {key: [hits[first] for hits in rows] for key, rows in found.items()}

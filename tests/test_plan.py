@@ -291,6 +291,18 @@ def test_a_plan_that_a_script_would_refuse_says_what_to_change():
         assert plan.read_job(OmegaConf.create(given | {"overrides": ["micro_batch_size=8"]})).rows == 64
 
 
+@pytest.mark.parametrize("script", plan.SCRIPTS)
+def test_an_epoch_is_all_rows_of_the_data_once(script):
+    """A row is a conversation, a pair, or a prompt, from which PPO samples several times."""
+    more = ["samples_per_prompt=8", "advantage=grpo"] if script == "train_ppo" else []
+    overrides = ",".join(f'"{word}"' for word in ["batch_size=64", "micro_batch_size=8", *more])
+    words = [f"script={script}", f"overrides=[{overrides}]", "num_gpus=1", "dataset_rows=6400", "model=smollm2_135m"]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        planned = plan.report(hydra.compose("plan", words))
+    assert planned["hours_per_epoch"] == pytest.approx(100 * sum(planned["seconds"].values()) / 3600)
+
+
 def test_wrong_plans_are_refused():
     cfg = OmegaConf.create({"script": "train_foo"})
     with pytest.raises(ValueError, match="train_foo"):

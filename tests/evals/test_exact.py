@@ -221,6 +221,15 @@ def test_the_script_scores_gsm8k_and_counts_missing_answers_as_wrong(tmp_path, r
     assert code == 0 and result["value"] == 0.5 and (result["n"], result["unanswered"]) == (4, 1)
 
 
+def test_answers_to_other_questions_are_not_all_wrong(tmp_path, run_script, capsys):
+    questions = [{"question": "q", "answer": "#### 7", "question_id": "gsm8k-0"}]
+    asked = write_lines(tmp_path / "q.jsonl", questions)
+    answers = write_lines(tmp_path / "a.jsonl", [{"question_id": "0", "model_id": "m", "choices": [{"turns": ["7"]}]}])
+    words = ("task=exact", "task.format=gsm8k", f"task.questions={asked}", f"task.input=[{answers}]")
+    assert run_script(SCRIPT, *words, f"hydra.run.dir={tmp_path}/out") == 2
+    assert "none of the 1 questions has an answer: task.questions has 'gsm8k-0'" in capsys.readouterr().err
+
+
 def test_the_script_scores_instructions_by_prompt_and_one_by_one(tmp_path, run_script):
     ids = ["punctuation:no_comma", "change_case:english_lowercase"]
     questions = [{"prompt": "p", "instruction_id_list": ids, "kwargs": [{}, {}]}] * 2

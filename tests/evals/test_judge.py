@@ -1,6 +1,7 @@
 """The judge: published verdict texts, both orders, references, refusals, resumed runs, and warnings."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,11 +107,20 @@ def test_mt_bench_and_vicuna_are_there_by_name():
 
 def test_a_second_turn_is_answered_after_the_models_own_first():
     client = ScriptedClient(lambda request: f"answer {len(request.messages)} at {request.temperature}")
-    rows = answer_questions(
-        QUESTIONS, client, model="m", temperatures={"default": 0.7, "math": 0.0}, max_tokens=9, seed=0
-    )
-    assert rows[0]["choices"][0]["turns"] == ["answer 1 at 0.7", "answer 3 at 0.7"]
+    settings = {"model": "m", "temperatures": {"default": 0.7, "math": 0.0}, "max_tokens": 9, "seed": 0}
+    rows, lacking = answer_questions(QUESTIONS, client, **settings)
+    assert rows[0]["choices"][0]["turns"] == ["answer 1 at 0.7", "answer 3 at 0.7"] and not lacking
     assert rows[1]["choices"][0]["turns"] == ["answer 1 at 0.0", "answer 3 at 0.0"]
+
+    class Refuses(ScriptedClient):
+        def _answer(self, requests):
+            for key, answer in super()._answer(requests):
+                refused = answer.text == "answer 3 at 0.0"
+                yield key, replace(answer, text="", finish_reason="refused", error="too long") if refused else answer
+
+    rows, lacking = answer_questions(QUESTIONS, Refuses(client.reply), **settings)
+    assert [row["question_id"] for row in rows] == [QUESTIONS[0]["question_id"]]  # no empty answer is judged
+    assert lacking == {QUESTIONS[1]["question_id"]: "refused: too long"}
 
 
 def test_completions_and_outputs_are_read_as_answers(tmp_path):
