@@ -92,7 +92,8 @@ def evol_instruct(
             if turn:
                 longer = count_tokens(new.text) - count_tokens(old.text)
                 grown = longer > max_growth and new.how != BREADTH
-                fault = evolution_fault(new.text, same[i].text) or ("grew_too_much" if grown else None) or fault
+                fault = ("grew_too_much" if grown else None) or fault
+                fault = evolution_fault(new.text, same[i].text) or answer_fault(same[i], whole=False) or fault
             if fault:
                 drops.add(fault, new.text, before=old.text, how=new.how, answer=answer.text or answer.error)
                 following.append(old)

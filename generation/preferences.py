@@ -88,6 +88,10 @@ def preferences(
     return GeneratedData(rows, drops, {"prompts": len(prompts), "completions": len(flat)})
 
 
+# after a rating: no decimals, not "4/10", and not "1 to 5", which names the scale
+OF_FIVE = r"(?![.,]\d|\s*(?:/|out of)\s*(?!5\b)\d|\s*(?:-|–|to)\s*\d)"
+
+
 def check_settings(judge, reward_model, num_completions: int, pairs: str, aspects: Sequence[str]) -> None:
     """Raises ValueError if the settings cannot give a comparison."""
     if judge is None and reward_model is None:
@@ -109,7 +113,7 @@ def rate(
         asked = [ask_rating(messages, text, aspect) for messages, text in answered]
         answers = judge.ask(asked, temperature=0.0, max_tokens=256, seed=seed)
         for i, answer in enumerate(answers):
-            rating = read_rating(answer)
+            rating = None if answer_fault(answer, whole=True) else read_rating(answer)
             if rating is None or ratings[i] is None:
                 ratings[i] = None
             else:
@@ -130,8 +134,9 @@ def ask_rating(messages: Conversation, completion: str, aspect: str) -> Conversa
 
 
 def read_rating(answer: Answer) -> int | None:
-    """The last `[[N]]`, or `Rating: N`, with N from 1 to 5; None if there is none."""
-    found = re.findall(r"\[\[\s*([1-5])\s*\]\]|\brating\W{0,4}([1-5])\b(?![.,]\d)", answer.text, re.IGNORECASE)
+    """The last `[[N]]`, or `Rating: N`, with N from 1 to 5; None if there is none, or it is of another scale."""
+    marks = rf"\[\[\s*([1-5])\s*\]\]{OF_FIVE}|\brating\W{{0,4}}([1-5])\b{OF_FIVE}"
+    found = re.findall(marks, answer.text, re.IGNORECASE)
     return int(next(filter(None, found[-1]))) if found else None
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from random import Random
 
 from generation.clients import Answer, Client, Conversation
-from generation.preferences import ASPECTS, Prompt, pair_row
+from generation.preferences import ASPECTS, OF_FIVE, Prompt, pair_row
 from generation.progress import Progress
 from generation.rows import Drops, GeneratedData, answer_fault
 from runtime.config import check_choice, check_whole
@@ -129,13 +129,16 @@ def ratings_schema(count: int) -> dict:
 
 def read_ratings(answer: Answer, count: int) -> list[int] | None:
     """`count` ratings from 1 to 5: from JSON in the answer, or from lines like `Answer 2: 4`. Otherwise None."""
+    if answer_fault(answer, whole=True):
+        return None
     found = re.search(r"\{.*\}", answer.text, re.DOTALL)
     try:
         ratings = json.loads(found.group())["ratings"] if found else None
     except (ValueError, RecursionError, LookupError, TypeError):
         ratings = None
-    if ratings is None:
-        lines = dict(re.findall(r"answer\s*(\d{1,2})\W[^\n\d]*\b([1-5])\b(?!\.\d)", answer.text, re.IGNORECASE))
+    if ratings is None and not found:
+        line = rf"answer\s*(\d{{1,2}})\W[^\n\d]*\b([1-5])\b{OF_FIVE}"
+        lines = dict(re.findall(line, answer.text, re.IGNORECASE))
         ratings = [int(lines[str(n)]) for n in range(1, count + 1) if str(n) in lines]
     good = isinstance(ratings, list) and len(ratings) == count
     return ratings if good and all(type(one) is int and 1 <= one <= 5 for one in ratings) else None

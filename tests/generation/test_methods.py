@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -16,7 +17,7 @@ from generation.constitutional import constitutional
 from generation.evol_instruct import evol_instruct, evolution_fault, says_nothing
 from generation.filters import rouge_l
 from generation.magpie import magpie
-from generation.preferences import preferences, read_rating
+from generation.preferences import preferences, rate, read_rating
 from generation.progress import Progress
 from generation.rows import Drops, GeneratedData, manifest
 from generation.scripted_client import ScriptedClient
@@ -422,6 +423,12 @@ def test_with_a_judge_and_a_reward_model_only_pairs_that_both_order_alike_stay()
         ("**Rating**: 2", 2),
         ("[[7]]", None),
         ("4", None),
+        ("Rating: 4/5", 4),
+        ("[[3]] out of 5", 3),
+        ("Rating: 4/10", None),  # of another scale
+        ("[[4]] out of 10", None),
+        ("Rating: [[1-5]]", None),  # the scale
+        ("On a rating 1 to 5, it is [[2]]", 2),
     ],
 )
 def test_a_rating_is_read_or_counted_as_missing(text, rating):
@@ -599,10 +606,23 @@ def test_a_principle_joins_the_system_message():
         ("Both are fine.", None),
         ("Answer 1: 4", None),
         ('{"ratings": 7}', None),
+        ("Answer 1: 4/10\nAnswer 2: 3/10", None),
+        ("Answer 1: 4/5\nAnswer 2: 3 out of 5", [4, 3]),
+        ('{"reasons": ["Answer 1: has 3 faults", "Answer 2: has 2 faults"]}', None),
     ],
 )
 def test_ratings_are_read_from_json_or_from_lines(text, ratings):
     assert read_ratings(Answer(text, "stop", 0, 0), 2) == ratings
+    assert read_ratings(Answer(text, "length", 0, 0), 2) is None
+
+
+def test_a_rating_that_the_token_limit_cuts_is_none():
+    class Cuts(ScriptedClient):
+        def _answer(self, requests):
+            yield from ((key, replace(answer, finish_reason="length")) for key, answer in super()._answer(requests))
+
+    judge = Cuts(lambda request: "It is better than a [[2]], and so")
+    assert rate(judge, [([{"role": "user", "content": "q"}], "a")], aspects=["helpfulness"], seed=0) == [None]
 
 
 def test_thinking_reaches_no_row_of_ultrachat_or_preferences():
