@@ -50,8 +50,8 @@ test-interpreter: .venv/dev  ## Triton's interpreter is chosen at import, so the
 test-aot: .venv/dev
 	$(PYTEST) $(TWO) -m "aot and not slow"
 
-check: lint  ## the fast tests, while you work
-	$(PYTEST) $(TWO) -m "$(CPU) and not slow" --ignore=tests/test_learning.py -x
+check: lint  ## the linter, the type checker and the quick tests, a minute, while you work
+	$(PYTEST) $(TWO) --dist=loadfile -m "$(CPU) and not slow" -x $$(grep -v '^#' tests/quick.txt)
 
 test-all: test  ## and those that take long
 	$(PYTEST) -m "$(CPU) and slow"
