@@ -74,7 +74,7 @@ def main() -> None:
             speeds: dict[str, list[float]] = {side: [] for side in sides}
             for number in range(words.rounds):
                 for side in sorted(sides, reverse=bool(number % 2)):
-                    run = Path(name) / f"{row.replace(' ', '_')}_{side}_{number}"
+                    run = Path(name) / f"{row.split('=')[-1]}_{side}_{number}"
                     more = [*sides[side], f"client.cache={run}/cache", f"hydra.run.dir={run}", "log.wandb=disabled"]
                     start = time.perf_counter()
                     done = subprocess.run(

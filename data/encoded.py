@@ -90,12 +90,23 @@ def encode_files(name: str, files: Sequence[str], data, encoder: Encoder) -> Enc
         if not len(stores[-1]):
             others = stores[-1].marks.get("language", (0, []))[0]
             in_others = f"; {others} are in other languages than {list(data.languages)}" if others else ""
-            raise ValueError(f"{file} has no usable row{in_others}{_listed(stores[-1].skipped)}")
+            raise ValueError(f"{file} has no usable row{in_others}{_part_of(file)}{_listed(stores[-1].skipped)}")
     encoded = Encoded(Items(stores, encoder.item), list(files))
     encoded.log_report(name)
     if left_out := encoded.marked("language")[0]:
         log.info("%s: %d rows in other languages than %s left out", name, left_out, list(data.languages))
     return encoded
+
+
+def _part_of(file: str) -> str:
+    """Why FILE@eval or FILE@train may be empty, for an error message."""
+    part = split_name(file)[1]
+    if part is None:
+        return ""
+    return (
+        f"; @{part} takes rows by their first user turn, so it is empty where all prompts came from the other part of "
+        f"another file. Make the file from prompts of a whole file, or read it without @{part}"
+    )
 
 
 def check_files(name: str, files: Sequence[str]) -> None:

@@ -51,6 +51,14 @@ def test_a_file_of_which_nothing_is_left_is_an_error(tmp_path):
         encode(path, on_bad_row="skip")
 
 
+def test_an_empty_part_of_a_file_says_how_parts_are_made(tmp_path):
+    """TALK's first user turn is in the training part, as is that of every answer to a prompt of FILE@train."""
+    path = write_rows(tmp_path / "a.jsonl", TALK)
+    assert len(encode(f"{path}@train", max_length=64).items) == 1
+    with pytest.raises(ValueError, match="a.jsonl@eval has no usable row; @eval takes rows by their first user turn"):
+        encode(f"{path}@eval", max_length=64)
+
+
 def test_files_are_a_list():
     with pytest.raises(ValueError, match=r"write data.train=\[a.jsonl\]"):
         encode_demonstrations("data.train", "a.jsonl", data_config(), tiny_tokenizer())
