@@ -153,8 +153,11 @@ def _preferences(clients: dict[str, Client], settings: dict, begin, **common) ->
     check_whole(1, method__batch_size=reading["batch_size"])
     check_positive(method__reward_timeout=seconds)
     scorer = reward_model_scorer(path, **reading) if path else None
-    read = {"seconds": seconds, "columns": lambda messages: columns[json.dumps(messages)]}
-    scorer = reward_function_scorer(function, **read) if function else scorer
+    if function:
+        names = {name for row in columns.values() for name in row}
+        scorer = reward_function_scorer(
+            function, seconds=seconds, names=names, columns=lambda messages: columns[json.dumps(messages)]
+        )
     begin()
     judge = clients.get("judge")
     return preferences(_answering(clients), prompts, judge=judge, reward_model=scorer, **settings, **common)

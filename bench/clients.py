@@ -34,10 +34,13 @@ def commands(directory: Path) -> dict[str, list[str]]:
     ]
     for name, rows in (("prompts", prompts), ("questions", questions), ("answers", answers)):
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "size.py").write_text(
+        "def size(prompts, completions):\n    return [len(text) for text in completions]\n"
+    )
     asked = f"task.questions={directory}/questions.jsonl"
     return {
         "make_data method=best_of": [
-            "make_data.py", "method=best_of", "method.reward_fn=length", f"method.num={QUESTIONS}",
+            "make_data.py", "method=best_of", f"method.reward_fn={directory}/size.py:size", f"method.num={QUESTIONS}",
             "method.num_completions=2", f"method.prompts=[{directory}/prompts.jsonl]", "method.max_tokens=128",
         ],
         "evaluate task=answer": ["evaluate.py", "task=answer", asked, "task.model=m", "task.max_tokens=128"],

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+from collections.abc import Collection
 from pathlib import Path
 
 from rollouts.own_process import ROOT, OwnProcess
@@ -24,10 +25,20 @@ class RewardProcess(OwnProcess):
         self.__name__ = spec.rpartition(":")[2]
         words = (spec, key, json.dumps(settings or {}), str(directory))
         super().__init__(f"reward function {self.__name__}", "rollouts.reward_worker", *words, seconds=seconds)
-        self.columns = self.loaded["columns"]  # the columns that it requires
+        self.columns = self.loaded["columns"][2:]  # that it requires, after prompts and completions
+        self.key = key
+
+    def check_columns(self, given: Collection[str]) -> None:
+        """Raise ValueError if the function requires a column that is not among `given`."""
+        if missing := [name for name in self.columns if name not in given]:
+            raise RewardFailed(
+                f"{self.key}: {self.called} needs {', '.join(missing)}, which is not given here; given are prompts, "
+                f"completions and {', '.join(given) or 'no column of the data'}"
+            )
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: list) -> list:
         """The function's result. Numbers of NumPy or torch become Python's, and tuples become lists."""
+        self.check_columns(columns)
         seed = random.getrandbits(32)  # from the run's own generator, so that a resumed run draws the same
         self.send({"seed": seed, "prompts": prompts, "completions": completions, "columns": columns})
         reply = self.reply("")

@@ -1,6 +1,6 @@
 """Scorers of completions for `make_data.py method=preferences`: a reward model, or a reward function."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from generation.clients import Conversation
@@ -29,13 +29,21 @@ def reward_model_scorer(path: str, *, precision: str, batch_size: int) -> Scorer
 
 
 def reward_function_scorer(
-    spec: str, *, seconds: float, columns: Callable[[Conversation], dict] = lambda messages: {}
+    spec: str,
+    *,
+    seconds: float,
+    names: Collection[str] = (),
+    columns: Callable[[Conversation], dict] = lambda messages: {},
 ) -> Scorer:
     """Scores by a reward function: a ready one (docs/rewards.md), or a known gold reward.
 
-    columns: fields of each prompt's record that the function may read.
+    Args:
+        columns: fields of each prompt's record that the function may read. names: of all of them.
+    Raises:
+        ValueError: the function needs a field that no record has.
     """
     function = RewardProcess(spec, seconds=seconds, key="method.reward_fn")
+    function.check_columns(names)
 
     def score(answered: Sequence[tuple[Conversation, str]]) -> list[float]:
         prompts = [prompt_text({"messages": messages}) for messages, _ in answered]

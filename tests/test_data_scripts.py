@@ -182,6 +182,16 @@ ASKED = [("Name a bird.", "crow"), ("Name a fish.", "pike"), ("Name a tree.", "l
 SAID = ["Surely a crow.", "A pike it is, I should say.", "A pike.", "One is the larch.", "I cannot say."]
 
 
+def test_a_reward_that_needs_what_no_prompt_has_is_refused_before_anything_is_asked(
+    script, tmp_path, run_script, capsys
+):
+    """reward=length counts tokens, which PPO has and a client has not."""
+    words = ["method=best_of", "client=scripted", f"client.script={script}", "method.reward_fn=length"]
+    assert run_script(MAKE_DATA, *words, f"client.cache={tmp_path}/cache", f"hydra.run.dir={tmp_path}/made") == 2
+    assert "method.reward_fn: reward function length needs tokens, which is not given here" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize("pairs", ["best", "best_worst"])
 def test_best_of_judges_a_completion_by_the_columns_of_its_own_prompt(tmp_path, pairs):
     """Through make_data.py: each prompt's `answer` reaches the reward beside its own completions, and no other's."""
