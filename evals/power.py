@@ -132,6 +132,8 @@ def run(cfg: DictConfig, out: Path) -> dict:
     )
     if task.input:
         votes = fold_orders(read_votes(task.input, task.format))
+        if len(judges := sorted(votes.loc[~votes["human"], "judge"].unique())) > 1:
+            raise ValueError(f"task.input has verdicts of {', '.join(judges[:5])}; give the files of one judge")
         result["running"] = {}
         for (a, b), part in votes[votes["verdict"] != "error"].groupby(["model_a", "model_b"], sort=False):
             first = part.groupby("question", sort=False)["verdict"].agg(

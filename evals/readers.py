@@ -222,6 +222,8 @@ def read_pandalm(files: Sequence[str]) -> Iterator[dict]:
         for where, row in read_rows(file):
             question, models = _need(where, row, "idx", "cmp_key")
             model_a, _, model_b = models.partition("_")
+            if not model_a or not model_b or "_" in model_b:
+                raise ValueError(f"{where}: cmp_key must be two model names with one _ between them, got {models!r}")
             lengths = [row.get(f"len_{n}", len(row.get(f"response{n}", ""))) for n in (1, 2)]
             for judge in (name for name in row if name not in known):
                 yield {

@@ -11,7 +11,7 @@ from data.files import read_rows
 from data.formats import preferences
 from data.records import Comparison
 from evals.asking import Judging
-from evals.benchmarks.rewardbench2 import is_version_2, read_groups, score_table
+from evals.benchmarks.rewardbench2 import finite, is_version_2, read_groups, score_table
 from evals.intervals import holm, mean_of_independent
 from evals.judge import grade_answers, judge_pairs
 from evals.judge_items import Item
@@ -43,7 +43,8 @@ def read_pairs(file: str) -> list[dict]:
     for where, row in read_rows(file):
         subset = str(row.get("subset", Path(file).name.split(".")[0]))
         if "chosen_score" in row and "rejected_score" in row:
-            pairs.append({"subset": subset, "scores": (float(row["chosen_score"]), float(row["rejected_score"]))})
+            scores = tuple(finite(where, name, row[name]) for name in ("chosen_score", "rejected_score"))
+            pairs.append({"subset": subset, "scores": scores})
             continue
         for record in _comparisons(where, row):
             pairs.append({"subset": subset, "prompt": record.prompt, "sides": (record.chosen, record.rejected)})
@@ -90,12 +91,19 @@ def judge_comparisons(pairs: list[dict], judging: Judging) -> list[str]:
     """a (chosen), b, tie or error for each pair: the verdict of a language model that sees both answers once."""
     items = []
     for number, pair in enumerate(pairs):
-        asked = "\n\n".join(message["content"] for message in pair["prompt"])
+        asked = talk_of(pair["prompt"])
         question = {"question_id": str(number), "category": None, "turns": [asked]}
         shown = "ab"[int(text_hash("\n".join(pair["sides"])), 16) % 2]
         items.append(Item(question, 1, ("chosen", "rejected"), ([pair["sides"][0]], [pair["sides"][1]]), None, shown))
     verdicts, _, _ = judge_pairs(judging, items)
     return [verdict.verdict for verdict in verdicts]
+
+
+def talk_of(prompt: list[dict]) -> str:
+    """The prompt as one text for a judge. Several messages have their roles, so that it sees who said what."""
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"[{message['role']}]\n{message['content']}" for message in prompt)
 
 
 def score_groups(groups: list[dict], judging: Judging) -> list[dict]:
@@ -113,7 +121,7 @@ def score_groups(groups: list[dict], judging: Judging) -> list[dict]:
     else:
         items = []
         for number, (group, text) in enumerate(talks):
-            asked = "\n\n".join(message["content"] for message in group["prompt"])
+            asked = talk_of(group["prompt"])
             question = {"question_id": f"{group['id']}/{number}", "category": None, "turns": [asked]}
             items.append(Item(question, 1, ("answer",), ([text],), None))
         grades, _, _ = grade_answers(judging, items)

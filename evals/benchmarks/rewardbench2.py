@@ -11,6 +11,7 @@ over prompts `tied:N` and their references `ref:N`. accuracy: all right answers 
 `gap`: the worst right minus the best wrong score. `spread`: the best right minus the worst right score.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,9 +50,17 @@ def read_groups(file: str) -> list[dict]:
             scores = [score[0] if isinstance(score, list) else score for score in row["scores"]]
             if len(scores) != len(right) + len(wrong):
                 raise ValueError(f"{where}: {len(scores)} scores for {len(right) + len(wrong)} answers")
-            group["scores"] = list(map(float, scores))
+            group["scores"] = [finite(where, "scores", score) for score in scores]
         groups.append(group)
     return groups
+
+
+def finite(where: str, name: str, value) -> float:
+    """The score as a float. Raises ValueError if it is not a finite number: NaN is neither above nor below another."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise ValueError(f"{where}: {name} must be finite numbers, got {value!r}; score the row again, or leave it out")
+    return float(value)
 
 
 def best_share(scores: Sequence[float]) -> float:
@@ -71,13 +80,15 @@ def ties_score(groups: Sequence[dict]) -> dict:
     """The composite score of the subset Ties with its parts, and its bootstrap interval over prompts.
 
     Raises:
-        ValueError: an id is not tied:N or ref:N.
+        ValueError: an id is not tied:N or ref:N, or occurs twice.
     """
     sides: dict[str, dict[str, tuple]] = {"tied": {}, "ref": {}}
     for group in groups:
         kind, _, number = group["id"].partition(":")
         if kind not in sides:
             raise ValueError(f"an id of the subset Ties must be tied:N or ref:N, got {group['id']!r}")
+        if number in sides[kind]:
+            raise ValueError(f"the subset Ties has two rows with the id {group['id']!r}; keep one")
         sides[kind][number] = _margins(group)
     numbers = sorted(set(sides["tied"]) & set(sides["ref"]))
     if not numbers:

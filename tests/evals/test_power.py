@@ -59,5 +59,8 @@ def test_the_command_plans_and_follows_running_votes(tmp_path, run_script, capsy
     assert result["questions"] < result["comparisons"] < 60 and result["seeds"] >= 4
     running = result["running"]["x against y"]
     assert running["value"] == 0 and running["upper"] < 0.5 and 5 < running["decided_at"] < 15
+    write_lines(tmp_path / "v.jsonl", [*rows, rows[0] | {"judge": "k", "verdict": "a"}])  # two judges are no sequence
+    assert run_script(SCRIPT, *words[:-1], f"hydra.run.dir={tmp_path}/two") == 2
+    assert "verdicts of j, k; give the files of one judge" in capsys.readouterr().err
     assert run_script(SCRIPT, "task=power", "task.win_rate=0.4", f"hydra.run.dir={tmp_path}/bad") == 2
     assert "win_rate" in capsys.readouterr().err

@@ -156,6 +156,7 @@ def test_our_own_verdicts_come_back_as_they_were_written(tmp_path):
             "verdict='won'",
         ),
         ("nonsense", "{}", "task.format='nonsense' is unknown"),
+        ("pandalm", '{"idx": 1, "cmp_key": "gpt_neo_opt", "annotator1": 1}', r"votes.jsonl:1: .* got 'gpt_neo_opt'"),
     ],
 )
 def test_bad_files_are_named_with_their_line(format, text, words, tmp_path):

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from evals.benchmarks.rewardbench2 import best_share, score_table, ties_score
+from evals.benchmarks.reward_accuracy import read_pairs, talk_of
+from evals.benchmarks.rewardbench2 import best_share, read_groups, score_table, ties_score
 from tests.published_votes import SCRIPT, write_lines
 
 
@@ -61,6 +62,30 @@ def test_the_command_reads_scores_or_asks_a_judge_for_grades(tmp_path, run_scrip
     assert result["subsets"]["Math"]["score"] == pytest.approx((1 + 0.25) / 2)
     wrong = write_lines(tmp_path / "bad.jsonl", [row("a", "Math", [1, 2]) | {"num_correct": 2}])
     assert run_script(SCRIPT, words[0], f"task.input=[{wrong}]", f"hydra.run.dir={tmp_path}/bad") == 2
+
+
+def test_scores_that_cannot_be_compared_are_refused(tmp_path):
+    """The maximum of nan and 1 depends on their order."""
+    file = tmp_path / "v2.jsonl"
+    for bad in (math.nan, math.inf, None, "3"):
+        write_lines(file, [row("a", "Math", [bad, 1, 1, 1])])
+        with pytest.raises(ValueError, match=r"v2.jsonl:1: scores must be finite numbers, got"):
+            read_groups(str(file))
+        write_lines(file, [{"chosen_score": bad, "rejected_score": 1.0, "subset": "hep-go"}])
+        with pytest.raises(ValueError, match=r"v2.jsonl:1: chosen_score must be finite numbers, got"):
+            read_pairs(str(file))
+    twice = [{"id": "tied:1", "num_correct": 2, "scores": [5.0, 4.0, 1.0]}] * 2
+    with pytest.raises(ValueError, match="two rows with the id 'tied:1'"):
+        ties_score(twice)
+
+
+def test_a_judge_sees_who_said_what():
+    said = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Ho"},
+        {"role": "user", "content": "So?"},
+    ]
+    assert talk_of(said) == "[user]\nHi\n\n[assistant]\nHo\n\n[user]\nSo?" and talk_of(said[:1]) == "Hi"
 
 
 def test_pairs_of_rewardbench_1_can_be_judged_by_a_model(tmp_path, run_script):
