@@ -163,7 +163,7 @@ def wait_for(command: list[str], name: str) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if code == -signal.SIGTERM:  # told to stop before it was ready for that, or after it had ended
+    if code == -signal.SIGTERM:  # it got SIGTERM before it handled that signal, or after it had ended
         code = INTERRUPTED
     if code:
         again = "the same command goes on with it" if code == INTERRUPTED else "the same command tries it again"

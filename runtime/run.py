@@ -5,7 +5,7 @@ with Run(cfg) as run:                      inside `main`; refuses a directory th
     run.resume(policy=policy, ...)         names the training state; loads it where resume=true
     while run.step < cfg.num_steps:        run.step = completed steps
         ...
-        run.end_step(num_tokens=...)       writes the row of metrics; saves when due or when told to stop
+        run.end_step(num_tokens=...)       writes the row of metrics; saves when due, and after a signal to stop
     return run.finish("objective/loss")
 """
 
