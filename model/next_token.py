@@ -67,10 +67,13 @@ def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
     chunk = _first_above(by_chunk, target)  # (B,)
     start = torch.where(chunk > 0, by_chunk.gather(-1, (chunk - 1).clamp_min(0)[:, None])[:, 0], 0.0)
     inside = chunks[torch.arange(B, device=weights.device), chunk].to(u.dtype).cumsum(-1)  # (B, CHUNK)
-    return chunk * CHUNK + _first_above(inside, target - start)
+    return (chunk * CHUNK + _first_above(inside, target - start)).clamp_max(V - 1)
 
 
 def _first_above(cdf: Tensor, target: Tensor) -> Tensor:
-    """First index with cdf > target. Where rounding leaves none, the last index with a positive weight."""
-    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous(), right=False)[:, 0]
+    """First index with cdf > target. Where rounding leaves none, the last index with a positive weight.
+
+    A row with NaN gets some index: its log-prob is NaN, which the caller sees on the host.
+    """
+    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous(), right=False)[:, 0].clamp_max(cdf.shape[-1] - 1)
     return torch.minimum(torch.searchsorted(cdf, target[:, None], right=True)[:, 0], last)

@@ -4,6 +4,7 @@ Equal prompts are prefilled once. Up to `slots` rows are decoded together. When 
 into its slot and waiting prompts enter. So nothing is computed for finished rows.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,7 +69,8 @@ def generate(
         seeds: one per prompt.
         on_token: called as on_token(index of the prompt, token id, whether it is the last) for every sampled token.
     Raises:
-        ValueError: a prompt is empty, a prompt and max_new_tokens exceed the window, or a setting is out of range.
+        ValueError: a prompt is empty, a prompt and max_new_tokens exceed the window, a setting is out of range, or
+            logits are not finite.
     """
     check(
         policy, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, slots=slots
@@ -95,6 +97,11 @@ def generate(
                 entering, drawn = active, step(decode_columns(active, device), [row.length for row in active])
             drawn = drawn.tolist()  # one host read for the whole batch
             for row, (token, logprob) in zip(entering, drawn, strict=True):
+                if not math.isfinite(logprob):
+                    raise ValueError(
+                        f"the model's logits after token {row.length} of prompt {row.index} are not finite: a weight "
+                        "of the checkpoint is NaN or infinite, or an activation overflows; take an earlier checkpoint"
+                    )
                 token = int(token)
                 row.completion.append(token)
                 row.logprobs.append(logprob)
@@ -229,9 +236,9 @@ def check(
         raise ValueError(f"generate needs one max_new_tokens, or one per prompt; got {counts}")
     if min(limits) < 1 or slots < 1:
         raise ValueError(f"need sampling.max_new_tokens >= 1 and sampling.slots >= 1, got {min(limits)}, {slots}")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+    if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
-            f"need temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {temperature=}, {top_k=}, {top_p=}"
+            f"need a finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {temperature=}, {top_k=}, {top_p=}"
         )
     window = policy.config.max_length
     prompt, limit = max(((len(p), n) for p, n in zip(prompts, limits, strict=True)), key=sum)

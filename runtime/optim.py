@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from runtime.adamw8bit import AdamW8bit
-from runtime.config import check_choice, check_number, check_positive
+from runtime.config import check_choice, check_number, check_positive, check_whole
 from runtime.muon import Muon, matrices_of_layers
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -73,8 +73,12 @@ def check_optim(optim: DictConfig) -> None:
         raise ValueError(f"optim=muon needs optim.momentum in [0, 1), got {optim.get('momentum')}")
     if optim.schedule not in SCHEDULES:
         raise ValueError(f"optim.schedule={optim.schedule!r} is unknown; use one of {', '.join(SCHEDULES)}")
-    names = ("lr", "warmup_steps", "weight_decay", "min_lr_ratio")
-    check_number(0, **{f"optim__{name}": optim[name] for name in names})
+    check_number(0, **{f"optim__{name}": optim[name] for name in ("lr", "weight_decay", "min_lr_ratio")})
+    check_whole(0, optim__warmup_steps=optim.warmup_steps)  # 0.1 would be a first step at ten times lr
+    check_positive(optim__eps=optim.eps)
+    betas = list(optim.betas)
+    if len(betas) != 2 or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in betas):
+        raise ValueError(f"optim.betas={betas} must be two numbers in [0, 1)")
     if optim.min_lr_ratio > 1:
         raise ValueError(f"optim.min_lr_ratio={optim.min_lr_ratio} must lie in [0, 1]")
     if optim.max_grad_norm is not None:  # null turns clipping off

@@ -119,6 +119,7 @@ def test_captured_graphs_draw_what_a_cpu_draws(changes, monkeypatch):
         ({"prompts": [[1] * 100]}, "window of 128"),
         ({"top_p": 0.0}, "top_p"),
         ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
         ({"slots": 0}, "slots"),
         ({"seeds": [1, 2, 3]}, "3 seeds for 2 prompts"),
         ({"max_new_tokens": [4, 4, 4]}, "one per prompt; got 3 for 2 prompts"),
@@ -129,6 +130,16 @@ def test_bad_settings_are_refused(change, message):
     settings.setdefault("seeds", list(range(len(settings["prompts"]))))
     with pytest.raises(ValueError, match=message):
         generate(random_policy(), settings.pop("prompts"), **settings)
+
+
+@pytest.mark.parametrize("choice", [{"temperature": 0.0}, {}, {"top_k": 5}, {"top_p": 0.9}], ids=str)
+def test_a_model_with_a_nan_weight_says_nothing(choice):
+    policy = random_policy(tie_embeddings=False)
+    with torch.no_grad():
+        policy.lm_head.weight[3, 0] = torch.nan
+    settings = SETTINGS | {"slots": 2, "stop_ids": [], "seeds": [0, 1]} | choice
+    with pytest.raises(ValueError, match="logits after token 1 of prompt [01] are not finite"):
+        generate(policy, [[1], [2]], **settings)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

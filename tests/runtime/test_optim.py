@@ -155,8 +155,13 @@ def test_moments_that_exist_are_kept():
 
 
 @pytest.mark.parametrize(
-    "change", [{"schedule": "step"}, {"lr": -1.0}, {"warmup_steps": -1}, {"min_lr_ratio": 2.0}, {"max_grad_norm": 0.0}]
-)
+    "change",
+    [
+        {"schedule": "step"}, {"lr": -1.0}, {"warmup_steps": -1}, {"min_lr_ratio": 2.0}, {"max_grad_norm": 0.0},
+        {"warmup_steps": 0.1},  # a share, as elsewhere: the first step would have ten times lr
+        {"betas": [0.9]}, {"betas": [0.9, 0.95, 0.5]}, {"betas": [0.9, 1.0]}, {"eps": 0.0},
+    ],
+)  # fmt: skip
 def test_settings_that_cannot_be_meant_are_refused(change):
     with pytest.raises(ValueError, match=f"optim.{next(iter(change))}"):
         build_optimizer(small_model(), settings(**change))
