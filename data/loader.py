@@ -139,10 +139,6 @@ def _check_weights(weights: Sequence[float] | None, file_sizes: list[int]) -> li
         raise ValueError(f"data.weights has {len(weights)} entries for {len(file_sizes)} files; give one per file")
     if any(not 0 < w < float("inf") for w in weights):
         raise ValueError(f"data.weights must be positive numbers, got {weights}; leave a file out instead")
-    for weight, size in zip(weights, file_sizes, strict=True):
-        if weight < 1 and not round(weight * size):
-            raise ValueError(
-                f"data.weights={weights} select no row of a file with {size} rows (its weight is {weight:g}); give it "
-                f"{1 / size:.3g} or more, or leave the file out"
-            )
+    if not sum(round(w * n) for w, n in zip(weights, file_sizes, strict=True)):
+        raise ValueError(f"data.weights={weights} select no row of files with {file_sizes} rows")
     return weights

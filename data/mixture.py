@@ -21,7 +21,7 @@ def mix(
     targets (prompts); an epoch then has as many targets as one pass over all files.
 
     Raises:
-        ValueError: both are given, their number is wrong, or one is not above 0.
+        ValueError: both are given, their number is wrong, one is not above 0, or a file has less than half a row.
     """
     if proportions and weights:
         raise ValueError(
@@ -32,6 +32,12 @@ def mix(
     if proportions:
         wanted = _checked("data.proportions", proportions, files)
         passes = [sum(sizes) * p / sum(wanted) / size for p, size in zip(wanted, sizes, strict=True)]
+    for file, w, count in zip(files, passes, rows, strict=True):
+        if w < 1 and not round(w * count):
+            name = "data.proportions" if proportions else "data.weights"
+            raise ValueError(
+                f"{name} gives {file} {w:.3g} of its {count} rows, which is none; raise it, or leave it out"
+            )
     whole = sum(w * size for w, size in zip(passes, sizes, strict=True))
     for file, w, *counts, size in zip(files, passes, rows, tokens, targets, sizes, strict=True):
         counts, share = [round(w * count) for count in counts], 100 * w * size / whole

@@ -213,6 +213,10 @@ def test_proportions_are_shares_of_the_targets_and_a_mixture_says_what_it_is(tmp
     assert "short.jsonl: " in caplog.text and "(75.0 %)" in caplog.text and "(25.0 %)" in caplog.text
     with pytest.raises(ValueError, match="give only one of them"):
         sft_loader(data_config(train=files, proportions=[1, 3], weights=[1, 1]), tiny_tokenizer(), **RANKS)
+    with pytest.raises(ValueError, match=r"data.proportions gives \S+ 0\.\S+ of its \d+ rows, which is none; raise it"):
+        sft_loader(data_config(train=files, proportions=[1, 1e-4]), tiny_tokenizer(), **RANKS)
+    with pytest.raises(ValueError, match=r"data.weights gives \S+short.jsonl 0.01 of its 30 rows, which is none"):
+        sft_loader(data_config(train=files, weights=[1, 0.01]), tiny_tokenizer(), **RANKS)
     with pytest.raises(ValueError, match="data.proportions has 1 entries for 2 files"):
         sft_loader(data_config(train=files, proportions=[1]), tiny_tokenizer(), **RANKS)
 
