@@ -471,6 +471,7 @@ def load_prompts(
     if cfg.data.eval:
         encoded = encode_prompts("data.eval", cfg.data.eval, cfg.data, tokenizer, max_length=room)
         warn_of_overlap(prompts, encoded)
+        check_columns("reward", score.sources.values(), encoded.items)
         check_columns("watch", monitor.sources, encoded.items)
         held_out = encoded.items[: cfg.num_prompts]
     return prompts, Evaluation(

@@ -77,6 +77,12 @@ def columns_read(function: RewardFunction) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind not in any_number]
 
 
+def is_cheap(function: RewardFunction) -> bool:
+    """Whether it is a function of rewards/: they need no model, server or program. The classes there may need one."""
+    function = getattr(function, "func", function)
+    return inspect.isfunction(function) and function.__module__.startswith("rewards.")
+
+
 def name_of(function: RewardFunction) -> str:
     """The name of a function. Of a function with settings, the function's; of an object, its class's name."""
     function = getattr(function, "func", function)

@@ -26,7 +26,7 @@ class RewardProcess(OwnProcess):
         words = (spec, key, json.dumps(settings or {}), str(directory))
         super().__init__(f"reward function {self.__name__}", "rollouts.reward_worker", *words, seconds=seconds)
         self.columns = self.loaded["columns"][2:]  # that it requires, after prompts and completions
-        self.key = key
+        self.key, self.cheap = key, self.loaded["cheap"]
 
     def check_columns(self, given: Collection[str]) -> None:
         """Raise ValueError if the function requires a column that is not among `given`."""
@@ -40,6 +40,14 @@ class RewardProcess(OwnProcess):
         """The function's result. Numbers of NumPy or torch become Python's, and tuples become lists."""
         self.check_columns(columns)
         seed = random.getrandbits(32)  # from the run's own generator, so that a resumed run draws the same
+        return self._rewards(seed, prompts, completions, columns)
+
+    def check_rows(self, prompts: list[str], columns: dict[str, list]) -> None:
+        """Call the function on empty completions, if it is cheap. Raises RewardFailed where it cannot read a column."""
+        if self.cheap:
+            self._rewards(0, prompts, [""] * len(prompts), columns)
+
+    def _rewards(self, seed: int, prompts: list[str], completions: list[str], columns: dict[str, list]) -> list:
         self.send({"seed": seed, "prompts": prompts, "completions": completions, "columns": columns})
         reply = self.reply("")
         if "failed" in reply:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedRWPair
 
-from rollouts.reward_functions import call_function, columns_read, first_bad_row, make_reward
+from rollouts.reward_functions import call_function, columns_read, first_bad_row, is_cheap, make_reward
 
 KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -28,7 +28,7 @@ def serve(spec: str, key: str, settings: str, directory: str, descriptor: str, p
         except ValueError as error:
             write(pipe, {"refused": str(error)})
             return
-        write(pipe, {"modules": loaded_modules(), "columns": columns_read(function)})
+        write(pipe, {"modules": loaded_modules(), "columns": columns_read(function), "cheap": is_cheap(function)})
         for request in requests(pipe):
             answer(function, pipe, request["prompts"], request["completions"], request["columns"])
 

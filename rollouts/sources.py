@@ -8,10 +8,11 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from rollouts.reward_functions import OF_A_SOURCE, RewardFunction
+from rollouts.reward_functions import OF_A_SOURCE, RewardFunction, gather_columns, prompt_text
 from rollouts.reward_process import RewardProcess
 from runtime.config import check_number, check_positive
 
+ROWS = 1000  # prompts that a reward function is checked on at a time
 REWARD_MODEL, ENVIRONMENT = "reward_model", "environment"  # sources that are not functions
 
 
@@ -111,7 +112,11 @@ def read_source(key: str, entry: dict, directory: Path, seconds: float, known: d
 
 
 def check_columns(key: str, sources: Collection[Source], prompts: Sequence[dict]) -> None:
-    """Raise ValueError if a source reads a column that none of the prompts has."""
+    """Raise ValueError if a source reads a column that none of the prompts has, or a value that it cannot judge by.
+
+    The functions of rewards/ are called on an empty completion of every prompt, so that a wrong answer in the data is
+    found before the first step.
+    """
     there = {"prompts", "completions", "messages", "tokens"} | {
         name for prompt in prompts for name in prompt["columns"]
     }
@@ -123,3 +128,8 @@ def check_columns(key: str, sources: Collection[Source], prompts: Sequence[dict]
                 f"{key}: {source.name} reads the column {', '.join(missing)}, which no prompt has (they have {has}; "
                 f"the first is {prompts[0]['where']})"
             )
+        if isinstance(source.function, RewardProcess):
+            for start in range(0, len(prompts), ROWS):
+                part = prompts[start : start + ROWS]
+                columns = gather_columns(part) | {"tokens": [[] for _ in part]}
+                source.function.check_rows([prompt_text(prompt) for prompt in part], columns)

@@ -246,6 +246,20 @@ def test_math_trains_on_gsm8ks_own_rows(ppo, inputs, tmp_path, read_metrics):
     assert 0 <= row["objective/repetition"] <= 1 and 0 < row["objective/unique_words"] <= 1
 
 
+@pytest.mark.parametrize("place", ["data.prompts", "data.eval"])
+def test_an_answer_that_is_no_number_is_found_before_the_first_step(ppo, tmp_path, capsys, place):
+    """The row is not in the first rollout, and its answer would end the run in the middle."""
+    rows = [{"prompt": f"What is {i}?", "answer": str(i)} for i in range(1, 40)]
+    for name, more in (("right", []), ("wrong", [{"prompt": "Which set?", "answer": "the even ones"}])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + more))
+    files = {"data.prompts": "right", "data.eval": "right"} | {place: "wrong"}
+    words = [f"{key}=[{tmp_path}/{file}.jsonl]" for key, file in files.items()]
+    assert ppo("reward=math", "reward_model=null", "num_prompts=2", "data.shuffle=false", *words) == 2
+    error = capsys.readouterr().err
+    assert "the even ones" in error and "Which set?" in error and "symbolic: true" in error
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("name", ["code", "exact", "followed", "format", "ifeval", "judge", "language", "length",
                                   "math", "repetition", "reward_server", "rubric"])  # fmt: skip
 def test_every_ready_reward_is_found_by_its_name(name):
