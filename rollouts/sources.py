@@ -130,6 +130,6 @@ def check_columns(key: str, sources: Collection[Source], prompts: Sequence[dict]
             )
         if isinstance(source.function, RewardProcess):
             for start in range(0, len(prompts), ROWS):
-                part = prompts[start : start + ROWS]
+                part = list(prompts[start : start + ROWS])
                 columns = gather_columns(part) | {"tokens": [[] for _ in part]}
                 source.function.check_rows([prompt_text(prompt) for prompt in part], columns)
