@@ -188,9 +188,10 @@ def test_group_advantages_are_not_whitened_again(ppo, stopping, tmp_path):
 def test_tokens_and_states_are_counted_each_by_its_own_mask(ppo, stopping, monkeypatch):
     seen, loss = [], train_ppo.ppo_loss
 
-    def spy(*tensors, num_tokens, num_states, **settings):
-        seen.append((tensors[3].sum().item(), num_tokens.item(), tensors[7].sum().item(), num_states.item()))
-        return loss(*tensors, num_tokens=num_tokens, num_states=num_states, **settings)
+    def spy(policy, value, clips, *, num_tokens, num_states, **settings):
+        masks = policy.completion_mask.sum().item(), value.value_mask.sum().item()
+        seen.append((masks[0], num_tokens.item(), masks[1], num_states.item()))
+        return loss(policy, value, clips, num_tokens=num_tokens, num_states=num_states, **settings)
 
     monkeypatch.setattr(train_ppo, "ppo_loss", spy)
     words = [
