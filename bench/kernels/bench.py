@@ -167,7 +167,8 @@ def draw_roofline(report: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure, axes = plt.subplots(figsize=(10, 4.5))
+    axes.set_prop_cycle(color=[plt.get_cmap("tab20")(i) for i in range(20)])
     for peak, name in ((PRODUCTS_PER_SECOND, "tensor cores, bfloat16"), (VECTORS_PER_SECOND, "float32")):
         intensity = [0.3, peak / BYTES_PER_SECOND, 5000]
         axes.loglog(intensity, [min(peak, x * BYTES_PER_SECOND) / 1e12 for x in intensity], color="black", lw=1)
@@ -182,7 +183,7 @@ def draw_roofline(report: dict, path: Path) -> None:
         x, y = operations / (row["gigabytes"] * 1e9), operations / row["milliseconds"] / 1e9
         axes.plot(x, y, "s", label=f"step, V {V}, {row['step']}: {row['over_floor']:.2f}x its floor")
     axes.set(xlabel="operations per byte", ylabel="TFLOP/s", title="Roofline of an H100 (predicted, not measured)")
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 

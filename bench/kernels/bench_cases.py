@@ -6,15 +6,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from kernels.backend import programs
 from kernels.clips import Clips
 from kernels.fold import Settings, Stats, Summary
 from kernels.fold_triton import fold_triton, unfold_triton
 from kernels.gae import gae_triton
+from kernels.gated import gated_backward, gated_forward
 from kernels.logprob import ReferenceInputs, linear_logprob, linear_logprob_ref
+from kernels.norm import add_rms_norm_backward, add_rms_norm_forward
 from kernels.ppo import ppo_triton
+from kernels.rotary import rotary_backward, rotary_forward
 
 ROWS, WIDTH = 8, 4096  # shape of the tile of logits
 B, T = 8, 1024  # shape of the inputs of PPO and GAE
+D, HEADS, KV_HEADS, HEAD_DIM, F = 2048, 16, 4, 128, 8192  # shape of a layer
+Launches = dict[str, tuple[int, Callable[[], object]]]  # name -> (bytes that one launch must move, the launch)
 
 
 def logprob_inputs(M: int, D: int, V: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,8 +60,42 @@ def gae() -> None:
     gae_triton(torch.randn(B, T), torch.randn(B, T), mask, 0.99, 0.95, done)
 
 
-def gpu_kernels() -> dict[str, tuple[int, Callable[[], object]]]:
-    """name -> (bytes that one launch must move, the launch) on a CUDA device, at sizes larger than its caches."""
+def layer_kernels(N: int, device: str) -> Launches:
+    """The kernels between a layer's products, for N tokens: a float32 residual stream, bfloat16 elsewhere."""
+
+    def bf16(*shape: int) -> Tensor:
+        return torch.randn(N, *shape, dtype=torch.bfloat16, device=device)
+
+    x, grad_x = torch.randn(2, N, D, device=device)
+    delta, scale, weight = bf16(D), torch.ones(N, device=device), torch.ones(D, device=device)
+    qkv, gate_up, grad_gated = bf16((HEADS + 2 * KV_HEADS) * HEAD_DIM), bf16(2 * F), bf16(F)
+    grads = [bf16(heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    cos, sin = torch.randn(2, N, 1, HEAD_DIM, device=device)
+    settings = (cos, sin, *torch.ones(2, HEAD_DIM, device=device), 1e-5, 0.0)
+    qk, v = (HEADS + KV_HEADS) * HEAD_DIM, KV_HEADS * HEAD_DIM
+    parts = min(N, programs(x.device))  # rows of the partial sums of a weight's gradient
+    tables = 4 * HEAD_DIM * (N + 2)  # half of cos, half of sin, and two weights
+    return {
+        "norm forward": (
+            N * D * (4 + 2 + 4 + 2) + 4 * D + 4 * N,
+            lambda: add_rms_norm_forward(x, delta, weight, 1e-5, 0.0, torch.bfloat16),
+        ),
+        "norm backward": (
+            N * D * (4 + 2 + 4 + 4 + 2) + 4 * D + 4 * N + 4 * parts * D,
+            lambda: add_rms_norm_backward(x, weight, scale, delta, grad_x, 0.0, torch.bfloat16),
+        ),
+        "rotary forward": (N * 2 * 2 * qk + tables, lambda: rotary_forward(qkv, *settings, HEADS, KV_HEADS)),
+        "rotary backward": (
+            N * 2 * (qk + 2 * (qk + v)) + tables + 8 * parts * HEAD_DIM,
+            lambda: rotary_backward(qkv, *settings, *grads),
+        ),
+        "gate forward": (N * F * 2 * 3, lambda: gated_forward(gate_up, False)),
+        "gate backward": (N * F * 2 * 5, lambda: gated_backward(gate_up, grad_gated, False)),
+    }
+
+
+def gpu_kernels() -> Launches:
+    """The kernels on a CUDA device, at sizes larger than its caches."""
     M, width = 8192, 16384
     z, z_ref = torch.randn(2, M, width, device="cuda", dtype=torch.bfloat16)
     targets, tile = torch.randint(0, width, (M,), device="cuda"), z.numel() * z.element_size()
@@ -82,17 +122,25 @@ def gpu_kernels() -> dict[str, tuple[int, Callable[[], object]]]:
             lambda: ppo_triton(*inputs, clips=clips, num_tokens=n, num_states=n),
         ),
         "GAE": (n * (4 + 4 + 1 + 1 + 4), lambda: gae_triton(rewards, values, mask, 0.99, 0.95, mask)),
+        **layer_kernels(M, "cuda"),
     }
 
 
-CASES = {"log-prob": fold_logprob, "log-prob, entropy, KL": fold_everything, "ppo": ppo, "gae": gae}
+CASES: dict[str, Callable[[], object]] = {
+    "log-prob": fold_logprob,
+    "log-prob, entropy, KL": fold_everything,
+    "ppo": ppo,
+    "gae": gae,
+}
+_layer = layer_kernels(16, "cpu")
+CASES |= {name: step for name, (_, step) in _layer.items()}
 _tile = 2 * ROWS * WIDTH  # bytes
 MINIMUM = {  # bytes that one launch must read and write; the few numbers per token are left out
     "log-prob": {"_fold_kernel": _tile, "_unfold_kernel": 2 * _tile},
     "log-prob, entropy, KL": {"_fold_kernel": 2 * _tile, "_unfold_kernel": 3 * _tile},
     "ppo": {"_forward_kernel": B * T * (6 * 4 + 2 + 2 * 4), "_backward_kernel": 4},
     "gae": {"_gae_kernel": B * T * (4 + 4 + 1 + 1 + 4)},
-}
+} | {name: {f"_{name.split()[1]}_kernel": moved} for name, (moved, _) in _layer.items()}
 
 
 def _fold_formula(z: Tensor, *args, **options) -> tuple[float, float]:
