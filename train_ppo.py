@@ -50,7 +50,7 @@ from rollouts.environment import load_environment
 from rollouts.evaluate import Evaluation
 from rollouts.monitor import Monitor
 from rollouts.parts import of_actions, of_states
-from rollouts.ppo_settings import check_ppo
+from rollouts.ppo_settings import check_ppo, check_served_adapter
 from rollouts.pretraining import PretrainingMix, pretraining_loader
 from rollouts.rewards import Scorer
 from rollouts.sampling import draw
@@ -442,6 +442,7 @@ def load_monitor(cfg: DictConfig, run: Run, tokenizer: Tokenizer) -> Monitor:
 
 def load_engine(cfg: DictConfig, run: Run, tokenizer: Tokenizer, policy: Policy) -> Engine:
     """Where rollouts come from: this process or a server, with the environment of `env` where there is one."""
+    check_served_adapter(cfg, policy.config.num_experts)
     sampler = load_sampler(
         cfg.engine, cfg.sampling, tokenizer, window=policy.config.max_length, directory=run.dir / "engine",
         base=cfg.policy,

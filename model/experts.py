@@ -23,7 +23,8 @@ class Experts(nn.Module):
         self.count, self.top = config.num_experts, config.experts_per_token
         self.normalised = config.normalise_experts or facts.normalise_experts
         self.router = Linear(D, self.count, bias=facts.expert_bias)
-        self.gate_up = Stack(self.count, D, 2 * F_, bias=facts.expert_bias, halves=2)
+        halves = 1 if facts.activation == "clamped" else 2  # its gates and ups alternate
+        self.gate_up = Stack(self.count, D, 2 * F_, bias=facts.expert_bias, halves=halves)
         self.down = Stack(self.count, F_, D, bias=facts.expert_bias)
         shared = config.shared_expert_size
         self.shared_gate_up = Linear(D, 2 * shared, bias=False, parts=(shared, shared)) if shared else None
@@ -43,8 +44,8 @@ class Experts(nn.Module):
             self.routing = logits, chosen
         owners, order = chosen.flatten().sort(stable=True)  # (N x top,) sorted by expert
         ends = torch.searchsorted(owners, torch.arange(self.count, device=x.device), right=True).int()  # (E,)
-        y = self.gated(self.gate_up.grouped(x[order // self.top], owners, ends))
-        y = self.down.grouped(y, owners, ends)
+        y = self.gated(self.gate_up.grouped(x[order // self.top], owners, ends, adapted))
+        y = self.down.grouped(y.to(x.dtype), owners, ends, adapted)
         back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
         y = (y[back].unflatten(0, (-1, self.top)).to(weights.dtype) * weights[..., None]).sum(1)
         if self.shared_gate is None:
@@ -65,18 +66,25 @@ class Stack(Linear):
         self.parts = {"weight": (out_features // halves,) * (halves * count)}
         self.prepared = self.kept = None
 
-    def grouped(self, x: Tensor, owners: Tensor, ends: Tensor) -> Tensor:
-        """(M, out) each row of x (M, in) times the matrix of its expert `owners` (M,). The rows of e end at ends[e]."""
+    def grouped(self, x: Tensor, owners: Tensor, ends: Tensor, adapted: bool) -> Tensor:
+        """(M, out) each row of x (M, in) times the matrix of its expert `owners` (M,). The rows of e end at ends[e].
+
+        With an adapter the sum is float32 or wider: in bf16 it would lose most of what a new adapter adds.
+        """
         weight = self.weight if self.prepared is None else self.prepared
         copy = weight if weight.dtype == x.dtype else self.cast(x.dtype)
         if self.bias is None:
             shape = self.count, self.out_features, self.in_features
             weight, copy = (w.view(shape).transpose(1, 2) for w in (weight, copy))
         y = GroupedProduct.apply(x, weight, copy, ends)
-        return y if self.bias is None else y + self.bias.to(y.dtype)[owners]
+        y = y if self.bias is None else y + self.bias.to(y.dtype)[owners]
+        if self.lora is None or not adapted:
+            return y
+        wide = torch.promote_types(y.dtype, torch.float32)
+        return y.to(wide) + self.lora.grouped(x, ends).to(wide)
 
     def prepare(self, dtype: torch.dtype, batch: int, adapted: bool) -> None:
-        """Cast the weight once before decoding, instead of at every token."""
+        """Cast the weight once before decoding, instead of at every token. An adapter stays separate."""
         self.prepared = self.weight.detach().to(dtype)
 
 

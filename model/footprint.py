@@ -48,10 +48,10 @@ def layers_of(config: ModelConfig) -> list[tuple[Layer, int]]:
 def adapter_parameters(config: ModelConfig, rank: int) -> int:
     """Number of LoRA parameters with adapters on every linear layer that can have one."""
     return sum(
-        count * rank * (product.in_features + product.out_features)
+        count * rank * getattr(product, "count", 1) * (product.in_features + product.out_features)
         for layer, count in layers_of(config)
         for name, product in layer.named_modules()
-        if type(product) is Linear and name.rpartition(".")[2] in TARGETS
+        if isinstance(product, Linear) and name.rpartition(".")[2].removeprefix("shared_") in TARGETS
     )
 
 

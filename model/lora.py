@@ -15,12 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.experts import GroupedProduct, Stack
 from model.heads import Policy, ValueModel
 from model.linear import Linear
+from model.lora_tensors import peft_tensors
 from model.packing import Stream
 from model.quantized import BASES, NF4Linear, quantize_layers
 from model.weights.hf import save_tensors
-from model.weights.names import parts_of, shape_of
 from runtime.devices import widest
 from runtime.distributed import whole
 from runtime.files import named_in_errors, remove, sync, write_sums
@@ -32,24 +33,38 @@ TASKS = {"policy": "CAUSAL_LM", "reward": "SEQ_CLS", "value": "TOKEN_CLS"}
 
 
 class Lora(nn.Module):
-    """(alpha / rank) B A x, to be added to W x. A (rank, in) is random, B (out, rank) is 0, so training starts at W."""
+    """(alpha / rank) B A x, to be added to W x. A (rank, in) is random, B (out, rank) is 0, so training starts at W.
+
+    On a Stack every expert has its own A and B, one below the other: A (E x rank, in), B (E x out, rank).
+    """
 
     def __init__(self, linear: Linear, *, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()
         self.rank, self.alpha, self.scale = rank, alpha, alpha / rank
-        self.parts = {"A": (rank,), "B": linear.parts["weight"]}
+        self.on_experts, self.transposed = isinstance(linear, Stack), linear.weight.ndim == 3  # GPT-OSS: (E, in, out)
+        self.count = linear.count if self.on_experts else 1
+        self.parts = {"A": (rank,) * self.count, "B": linear.parts["weight"]}
         bound = 1 / math.sqrt(linear.in_features)
-        A = torch.empty(rank, linear.in_features).uniform_(-bound, bound, generator=generator)
-        self.A, self.B = nn.Parameter(A), nn.Parameter(torch.zeros(linear.out_features, rank))
+        A = torch.empty(self.count * rank, linear.in_features).uniform_(-bound, bound, generator=generator)
+        self.A, self.B = nn.Parameter(A), nn.Parameter(torch.zeros(self.count * linear.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, out) the adapter's part of the layer's output on x (N, in), in x's dtype."""
         low = nn.functional.linear(x, self.A.to(x.dtype))  # (N, rank)
         return nn.functional.linear(low, self.B.to(x.dtype)) * self.scale
 
+    def grouped(self, x: Tensor, ends: Tensor) -> Tensor:
+        """(M, out) the same of a Stack, on rows (M, in) sorted by expert. The rows of expert e end at ends[e]."""
+        for weight in (self.A, self.B):
+            matrices = weight.unflatten(0, (self.count, -1)).transpose(1, 2)
+            x = GroupedProduct.apply(x, matrices, matrices.detach().to(x.dtype), ends)
+        return x * self.scale
+
     def delta(self) -> Tensor:
-        """(out, in) float32: the difference between the merged weight and the frozen one."""
-        return whole(self.B) @ whole(self.A) * self.scale
+        """(out, in) float32, or a Stack's shape: the difference between the merged weight and the frozen one."""
+        A, B = (whole(weight).unflatten(0, (self.count, -1)) for weight in (self.A, self.B))
+        delta = B @ A * self.scale  # (E, out, in)
+        return delta.transpose(1, 2) if self.transposed else delta.flatten(0, 1)
 
 
 def add_lora(
@@ -73,14 +88,12 @@ def add_lora(
         raise ValueError(f"need lora.rank >= 0 and lora.alpha > 0, got {rank} and {alpha}")
     if not targets or not set(targets) <= set(TARGETS):
         raise ValueError(f"lora.targets={list(targets)} must name some of {', '.join(TARGETS)}")
-    if model.config.num_experts and not set(targets) <= {"qkv", "out"}:
-        raise ValueError(f"lora.targets={list(targets)}: experts take no adapters; use lora.targets=[qkv,out]")
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     if base == "nf4":
         quantize_layers(model)
     for name, module in model.transformer.named_modules():
-        if name.rpartition(".")[2] in targets:
+        if name.rpartition(".")[2].removeprefix("shared_") in targets:
             module.lora = Lora(module, rank=rank, alpha=alpha, generator=generator)
     if hasattr(model, "head"):
         model.head.requires_grad_(True)
@@ -156,8 +169,9 @@ def report_adapter(model: nn.Module) -> None:
 def export_adapter(model: nn.Module, directory: Path, base: str, *, durable: bool = True) -> None:
     """Write adapter_model.safetensors and adapter_config.json as `peft` loads them. Without an adapter, write nothing.
 
-    q, k and v share A, and each has its rows of B. The same holds for gate and up. The head of a reward or value model
-    is in modules_to_save, its bias and normalisation in head.safetensors. All ranks must call this, and rank 0 writes.
+    q, k and v share A, and each has its rows of B. The same holds for gate and up, of every expert. The head of a
+    reward or value model is in modules_to_save, its bias and normalisation in head.safetensors. All ranks must call
+    this, and rank 0 writes.
 
     Args:
         durable: write checksums, and log information for serving. A server that reads the files now needs neither.
@@ -167,15 +181,7 @@ def export_adapter(model: nn.Module, directory: Path, base: str, *, durable: boo
         return
     if durable:
         report_adapter(model)
-    weights, targets = {}, set()
-    for name, lora in found.items():
-        A, B = (whole(x).detach().cpu() for x in (lora.A, lora.B))
-        parts = [part.removesuffix(".weight") for part in parts_of(name + ".weight", model.config)]
-        pieces = B.split([shape_of(part + ".weight", model.config)[0] for part in parts])
-        for part, piece in zip(parts, pieces, strict=True):
-            weights[f"base_model.model.{part}.lora_A.weight"] = A.clone()
-            weights[f"base_model.model.{part}.lora_B.weight"] = piece.contiguous()
-            targets.add(part.rpartition(".")[2])
+    weights, targets = peft_tensors(found, model.config)
     head = {}
     if hasattr(model, "head"):
         weights["base_model.model.score.weight"] = whole(model.head.weight).detach().cpu().clone()
@@ -194,7 +200,7 @@ def export_adapter(model: nn.Module, directory: Path, base: str, *, durable: boo
         "lora_alpha": one.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(targets),
+        **targets,
         "modules_to_save": ["score"] if head else None,
         "inference_mode": True,
     }

@@ -99,6 +99,15 @@ def check_fits(cfg: DictConfig) -> None:
             raise ValueError(f"{', '.join(asked)}: advantage={cfg.advantage} has no value model; remove these settings")
 
 
+def check_served_adapter(cfg: DictConfig, num_experts: int) -> None:
+    """Raise ValueError if a server would get adapters on experts. No server was seen to read them."""
+    if cfg.engine.get("weights") == "lora" and num_experts and not set(cfg.lora.targets) <= {"qkv", "out"}:
+        raise ValueError(
+            f"engine.weights=lora with lora.targets={list(cfg.lora.targets)} sends a server adapters on experts, which "
+            "it may ignore; say engine.weights=disk, or lora.targets=[qkv,out]"
+        )
+
+
 def check_off_policy(cfg: DictConfig, world_size: int) -> None:
     """Raise ValueError if settings for off-policy rollouts contradict others."""
     check_choice("off_policy.correction", cfg.off_policy.correction, CORRECTIONS)

@@ -19,6 +19,7 @@ FAMILY["gpt_neox"] = {"num_kv_heads": 6, "mlp_bias": True, "qkv_bias": True, "ro
 FAMILY["qwen3_5_text"] = {"layer_kinds": ["linear", "full"], "rotary_share": 0.5, "linear_key_heads": 2}
 FAMILY["qwen3_5_text"] |= {"linear_value_heads": 4, "linear_key_dim": 8, "linear_value_dim": 12, "conv_size": 4}
 EXPERTS = {"num_experts": 4, "experts_per_token": 2, "shared_expert_size": 20}
+FAMILY["qwen2_moe"] = EXPERTS | {"qkv_bias": True}
 FAMILY |= {family: FAMILY["qwen3_5_text"] | EXPERTS for family in ("qwen3_5_moe_text", "qwen3_next")}
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.weights.gguf import GGUFReader
 from model.weights.hf import NEUTRAL, HFReader, open_safetensors, read_json
+from model.weights.names import parts_of
 from model.weights.paths import find_model
 from model.weights.text_part import has_other_parts, text_names
 from runtime.files import check_sums
@@ -19,7 +20,7 @@ CHANGES_NOTHING = {
     "peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "target_modules",
     "use_rslora", "inference_mode", "auto_mapping", "revision", "peft_version", "exclude_modules", "layers_pattern",
     "layers_to_transform", "loftq_config", "ephemeral_gpu_offload", "runtime_config", "megatron_core",
-    "qalora_group_size",
+    "qalora_group_size", "target_parameters",
 }  # fmt: skip
 NEUTRAL_KEYS = {"bias": "none", "init_lora_weights": True}
 
@@ -50,8 +51,12 @@ class AdapterReader:
         self.stored = open_files(directory)  # name without peft's prefix -> (open file, its key there)
         if has_other_parts(base.config):
             self.stored = {name: self.stored[there] for name, there in text_names(self.stored, directory).items()}
+        if base.config.family == "mixtral":  # peft has transformers' module, its file the older name
+            names = {name: name.replace(".mlp.gate.", ".block_sparse_moe.gate.") for name in self.stored}
+            self.stored = {names[name]: place for name, place in self.stored.items()}
         places = {name.partition(".lora_")[0] for name in self.stored if ".lora_" in name}
-        self.adapted = {f"{place}.weight" for place in places}
+        self.of_experts = of_stacks(places, raw, base.config, directory)
+        self.adapted = {f"{place}.weight" for place in places if not is_stack(place)} | set(self.of_experts)
         self.saved = {name for name in self.stored if ".lora_" not in name}
         self.absent = {} if self.kind == "policy" else NEUTRAL
         if strange := (self.adapted - base.names()) | {name for name in self.saved if not name.startswith("score.")}:
@@ -76,13 +81,68 @@ class AdapterReader:
         weight = self.base.read(name, rows)
         if name not in self.adapted:
             return weight
-        A, B = (self.tensor(f"{name.removesuffix('weight')}lora_{x}.weight").float() for x in "AB")
-        scale = self.alpha / (math.sqrt(len(A)) if self.root else len(A))  # rsLoRA: arXiv:2312.03732; A (rank, in)
-        return weight.float() + scale * (B if rows is None else B[rows]) @ A
+        delta = self.delta(name)
+        return weight.float() + (delta if rows is None else delta[rows])
+
+    def delta(self, name: str) -> Tensor:
+        """scale B A, in the shape of the weight."""
+        place, *where = self.of_experts.get(name, (name.removesuffix(".weight"),))
+        A, B = (self.tensor(f"{place}.lora_{x}.weight").float() for x in "AB")
+        if where:
+            A, B = expert_factors(A, B, *where, count=self.config.num_experts)
+        rank = A.shape[-2]
+        scale = self.alpha / (math.sqrt(rank) if self.root else rank)  # rsLoRA: arXiv:2312.03732; A (rank, in)
+        delta = scale * B @ A
+        return delta if delta.ndim == 2 else delta.transpose(1, 2)  # GPT-OSS: (E, in, out)
 
     def tensor(self, name: str) -> Tensor:
         file, key = self.stored[name]
         return file.get_tensor(key)
+
+
+def is_stack(place: str) -> bool:
+    """Whether peft has the adapter at `place` on a stacked parameter of all experts (target_parameters)."""
+    return place.endswith((".experts", ".experts.base_layer"))
+
+
+def of_stacks(places: set[str], raw: dict, config: ModelConfig, directory: Path) -> dict[str, tuple[str, int, int]]:
+    """weight of the base -> (place of its adapter on stacked experts, its number in the stack, matrices per expert).
+
+    peft wraps a module once for each parameter, and names no parameter: of two, gate_up_proj is the inner one.
+
+    Raises:
+        ValueError: target_parameters does not say which parameters the adapters are on.
+    """
+    found: dict[str, tuple[str, int, int]] = {}
+    for experts in {place.removesuffix(".base_layer") for place in places if is_stack(place)}:
+        kinds = {"gate_up_proj": "gate_up", "down_proj": "down"}
+        targets = tuple(f".{target}" for target in raw.get("target_parameters") or ())
+        named = [kind for kind in kinds if f".{experts}.{kind}".endswith(targets)]
+        wrapped = [place for place in (f"{experts}.base_layer", experts) if place in places]
+        if len(named) != len(wrapped) or not config.num_experts:
+            raise ValueError(
+                f"{directory} has {len(wrapped)} adapters on {experts}, but target_parameters names {named} of it; "
+                "write target_parameters as peft saved it"
+            )
+        layer = experts.split(".")[2]
+        for place, kind in zip(wrapped, named, strict=True):
+            parts = parts_of(f"transformer.layers.{layer}.mlp.{kinds[kind]}.weight", config)
+            shared = len(parts) // config.num_experts
+            found |= {part: (place, number, shared) for number, part in enumerate(parts)}
+    return found
+
+
+def expert_factors(A: Tensor, B: Tensor, number: int, shared: int, *, count: int) -> tuple[Tensor, Tensor]:
+    """A (rank, in) and B (out, rank) of matrix `number` of the stack; (E, rank, in) and (E, out, rank) with shared=0.
+
+    A: (E x rank, in). B: (out, rank x E). An expert has `shared` matrices, which share its A. 0: the base has all
+    experts in one tensor.
+    """
+    A, B = A.unflatten(0, (count, -1)), B.unflatten(1, (-1, count)).permute(2, 0, 1)
+    if not shared:
+        return A, B
+    expert, part = divmod(number, shared)
+    return A[expert], B[expert].chunk(shared)[part]
 
 
 def check_adapter(raw: dict, directory: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.build import export_model, load_policy, load_reward_model
-from model.lora import adapters, add_lora, export_adapter
+from model.lora import TARGETS, adapters, add_lora, export_adapter
 from model.packing import pack
 from model.sampling import generate
 from model.weights.names import parts_of
@@ -102,8 +102,7 @@ def test_a_lora_adapter_of_any_family_is_what_peft_and_the_merged_export_compute
     peft = pytest.importorskip("peft")
     theirs, directory = case
     policy = load_policy(directory, frozen=True)
-    targets = ["qkv", "out"] + ["gate_up", "down"] * (not policy.config.num_experts)
-    policy = add_lora(policy, rank=3, alpha=7.0, targets=targets, seed=5)
+    policy = add_lora(policy, rank=3, alpha=7.0, targets=TARGETS, seed=5)
     with torch.no_grad():
         for number, lora in enumerate(adapters(policy).values()):
             lora.B.normal_(0, 0.1, generator=torch.Generator().manual_seed(number))
