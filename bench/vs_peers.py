@@ -6,7 +6,7 @@
 SmolLM2-135M, Anthropic HH helpful, 8 rows or pairs per step, at most 512 tokens. SFT has the same tokens and targets
 on both sides. Each round runs ours, then the peer in bf16, each in its own process. The first step (of generate the
 first repetition) does not count. --fp32 also runs the peer once in float32, which replaces bf16 only if it is faster.
-The share of the product limit is that of SFT and DPO steps: operations of the matrix products per second, over the
+The share of the product limit is that of SFT, RM and DPO steps: operations of the matrix products per second, over the
 rate of a 2048^3 bf16 product in the same round.
 It writes DIR/peers.json, DIR/peers.md (the table) and DIR/peers.png. Rounds that are already in DIR/peers.json count
 with the new ones, so that a row can be measured in several short sittings. Use a new DIR after a change of the code.
@@ -148,9 +148,9 @@ class Bench:
         return self.timed([python, "bench/peer.py", *command])
 
     def products(self, work: Work) -> float | None:
-        """Operations of the matrix products of an SFT or DPO step, each counted once: forward and backward of layers on
-        the packed stream and of the vocabulary on targets. Attention and recomputation do not count."""
-        if work.name not in ("sft", "dpo cached"):
+        """Operations of the matrix products of an SFT, RM or DPO step, each counted once: forward and backward of layers
+        on the packed stream and of the vocabulary on targets. Attention and recomputation do not count."""
+        if work.name not in ("sft", "rm", "dpo cached"):
             return None
         from model.build import open_weights
         from model.footprint import forward_flops
@@ -158,7 +158,8 @@ class Bench:
 
         stream = pack(*make_rows(self.rows("SFT" if work.name == "sft" else "PAIRS"), self.tokenizer.pad_id))
         config = open_weights(self.model).config
-        return 3 * forward_flops(config, tokens=len(stream.tokens), length=0, targets=len(stream.targets))
+        targets = 0 if work.name == "rm" else len(stream.targets)
+        return 3 * forward_flops(config, tokens=len(stream.tokens), length=0, targets=targets)
 
     def timed(self, command: Sequence[str | Path], root: Path = ROOT) -> tuple[float, float]:
         out = self.directory / "seconds.json"
