@@ -4,12 +4,18 @@
     python bench/vs_peers.py --only sft dpo --rounds 3        a part of it
 
 SmolLM2-135M, Anthropic HH helpful, 8 rows or pairs per step, at most 512 tokens. SFT has the same tokens and targets
-on both sides. Each round runs ours, then the peer in bf16, each in its own process. The first step (of generate the
-first repetition) does not count. --fp32 also runs the peer once in float32, which replaces bf16 only if it is faster.
+on both sides. Each round runs ours, then the peer, each in its own process and both in the same precision: bf16 where
+the device has instructions for it, else fp32. The first step (of generate the first repetition) does not count. --fp32
+also runs the peer once in float32, which replaces bf16 only if it is faster.
 The share of the product limit is that of SFT, RM and DPO steps: operations of the matrix products per second, over the
-rate of a 2048^3 bf16 product in the same round.
+rate of a 2048^3 product of that precision in the same round.
 It writes DIR/peers.json, DIR/peers.md (the table) and DIR/peers.png. Rounds that are already in DIR/peers.json count
 with the new ones, so that a row can be measured in several short sittings. Use a new DIR after a change of the code.
+
+A processor without AVX-512 can be imitated on one that has it:
+
+    ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2 \\
+        python bench/vs_peers.py --precision fp32 --out runs/peers_avx2
 """
 
 import argparse
@@ -53,9 +59,9 @@ class Work:
 
 def works() -> list[Work]:
     """All rows of the comparison."""
-    step = [*QUIET, "num_steps=5", "batch_size=8", "micro_batch_size=8", "precision=bf16", "data.max_length=512"]
+    step = [*QUIET, "num_steps=5", "batch_size=8", "micro_batch_size=8", "data.max_length=512"]
     rollout = ["batch_size=8", "minibatch_size=8", "micro_batch_size=8", "ppo_epochs=2", "kl_exact_every=0"]
-    ppo = ["data.prompts=[PAIRS]", *QUIET[1:], "num_steps=3", "precision=bf16", *rollout, "sampling.max_new_tokens=32"]
+    ppo = ["data.prompts=[PAIRS]", *QUIET[1:], "num_steps=3", *rollout, "sampling.max_new_tokens=32"]
     rows = [
         Work("sft", ["train_sft.py", "data.train=[SFT]", *step], ["sft"], 4.5),
         Work("rm", ["train_rm.py", "data.train=[PAIRS]", *step], ["rm"], 6.0),
@@ -81,8 +87,8 @@ def works() -> list[Work]:
 class Bench:
     """Runs processes on the same files and measures them."""
 
-    def __init__(self, directory: Path):
-        self.directory, self.count = directory, 0
+    def __init__(self, directory: Path, precision: str = "bf16"):
+        self.directory, self.precision, self.count = directory, precision, 0
         from data.tokenizer import load_tokenizer
         from model.build import export_model, load_policy, load_reward_model
 
@@ -131,14 +137,15 @@ class Bench:
             root: directory of the code: ours, or another commit's.
         """
         if command[0] == "generate":
-            fixed = ["--precision", "bf16"]
-            return self.timed([sys.executable, "bench/own_generate.py", *fixed, *command[1:]], root)
+            sampler = [sys.executable, "bench/own_generate.py", "--precision", self.precision]
+            return self.timed([*sampler, *command[1:]], root)
         out = self.directory / f"run{self.count}"
         files = {name: str(self.directory / f"{name}.jsonl") for name in self.files} | {"RM": str(self.scorer)}
         for name, path in files.items():
             command = [word.replace(f"[{name}]", f"[{path}]").replace(f"={name}", f"={path}") for word in command]
         script, *rest = command
-        memory = self.run([sys.executable, script, f"policy={self.model}", f"hydra.run.dir={out}", *rest], root)
+        rest += [f"policy={self.model}", f"precision={self.precision}", f"hydra.run.dir={out}"]
+        memory = self.run([sys.executable, script, *rest], root)
         steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         memory = max(step["perf/peak_memory_gb"] for step in steps) if torch.cuda.is_available() else memory
         return statistics.median([s["perf/step_seconds"] for s in steps if s["step"] > 1]), memory
@@ -148,8 +155,8 @@ class Bench:
         return self.timed([python, "bench/peer.py", *command])
 
     def products(self, work: Work) -> float | None:
-        """Operations of the matrix products of an SFT, RM or DPO step, each counted once: forward and backward of layers
-        on the packed stream and of the vocabulary on targets. Attention and recomputation do not count."""
+        """Operations of the matrix products of an SFT, RM or DPO step, each counted once: forward and backward of
+        layers on the packed stream and of the vocabulary on targets. Attention and recomputation do not count."""
         if work.name not in ("sft", "rm", "dpo cached"):
             return None
         from model.build import open_weights
@@ -175,14 +182,14 @@ def compare(bench: Bench, works: list[Work], rounds: int, try_fp32: bool, known:
     """Interleaved rounds of the rows of the table that share a peer, after the rounds in `known`."""
     first, fp32 = works[0], None
     ours = {work.name: known.get(work.name, {}).get("ours_all", []) for work in works}
-    before = known.get(first.name, {"peer": "bf16", "peer_all": [], "limits_all": []})
+    before = known.get(first.name, {"peer": bench.precision, "peer_all": [], "limits_all": []})
     setting, theirs, limits = (before[key] for key in ("peer", "peer_all", "limits_all"))
-    if first.fp32 and try_fp32:
+    if first.fp32 and try_fp32 and bench.precision == "bf16":
         fp32 = bench.peer(first.python, [*first.peer, "--precision", "fp32"])
     for number in range(min(rounds, first.most_rounds)):
         for work in works:
             ours[work.name].append(bench.ours(work.ours))
-        limits.append(product_limit())
+        limits.append(product_limit(bench.precision))
         theirs.append(bench.peer(first.python, [*first.peer, "--precision", setting]))
         if number == 0 and fp32 is not None and fp32[0] < theirs[0][0]:
             setting, theirs = "fp32", [fp32]
@@ -209,10 +216,10 @@ def report_row(bench: Bench, work: Work, ours: list, theirs: list, setting: str,
     return row
 
 
-def product_limit() -> float:
-    """Operations per second of a bf16 product of square matrices, the median of nine: 2048 wide, or 8192 on a GPU."""
+def product_limit(precision: str) -> float:
+    """Operations per second of a product of square matrices, the median of nine: 2048 wide, or 8192 on a GPU."""
     device, n = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
-    a, seconds = torch.randn(n, n, device=device).bfloat16(), []
+    a, seconds = torch.randn(n, n, device=device).to(torch.bfloat16 if precision == "bf16" else torch.float32), []
     for _ in range(12):
         began = time.perf_counter()
         (a @ a)[0, 0].item()  # waits for the device
@@ -257,12 +264,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=[], help="beginnings of the names of rows")
     parser.add_argument("--fp32", action="store_true", help="try the peer's float32 as well (TRL's DPO: 18 GB)")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], help="of both sides; default: the device's faster one")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/peers")
     args = parser.parse_args()
+    from runtime.devices import bf16_instructions, choose_precision, own_device
+
+    precision = choose_precision(args.precision or "auto", own_device())
+    instructions = ", ".join(bf16_instructions()) or "none"
+    print(f"{torch.backends.cpu.get_cpu_capability()} in use, instructions for bf16: {instructions}; {precision}")
     args.out.mkdir(parents=True, exist_ok=True)
     report = args.out / "peers.json"
     rows = {row["work"]: row for row in json.loads(report.read_text())} if report.exists() else {}
-    bench = Bench(Path(tempfile.mkdtemp()))
+    bench = Bench(Path(tempfile.mkdtemp()), precision)
     chosen = [w for w in works() if not args.only or any(w.name.startswith(name) for name in args.only)]
     for _, group in itertools.groupby(chosen, key=lambda work: work.peer):
         rows |= {row["work"]: row for row in compare(bench, list(group), args.rounds, args.fp32, rows)}
