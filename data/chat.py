@@ -119,6 +119,8 @@ def has_content(message: Message) -> bool:
 
 def _check_teaches(messages: list[Message]) -> None:
     targets, roles = targets_of(messages), ", ".join(dict.fromkeys(m["role"] for m in messages)) or "none"
+    if not targets and any(m["role"] == "assistant" for m in messages):
+        raise ValueError('no assistant turn of the conversation is learned: each has "train": false or "weight": 0')
     if not targets:
         raise ValueError(f"a conversation without an assistant turn has nothing to learn (its roles: {roles})")
     for i in targets:

@@ -83,8 +83,8 @@ class ChatTemplate:
         targets, tagged = targets_of(messages), self.tagged[self._name(tools)]
         try:
             return [self._spell(messages, tools, targets, tagged=tagged, unchanged=True)]
-        except ValueError:
-            if targets == [len(messages) - 1]:
+        except ValueError as error:
+            if targets == [len(messages) - 1] or isinstance(error, Stopped):
                 raise
         return [self._spell(messages[: i + 1], tools, [i], tagged=tagged) for i in targets]
 
@@ -224,6 +224,8 @@ class ChatTemplate:
         for taken in ways_to_write(given):
             try:
                 return self._write(taken, tools, targets, tagged, unchanged)
+            except Stopped:  # each further form would take as long
+                raise
             except ValueError as error:
                 problems.append(error)
         raise min(problems, key=lambda error: _REFUSED in str(error))  # prefer the message about a lost text

@@ -20,6 +20,7 @@ KNOWN = {
     "train",
     *THINKING,
 }
+_ABOUT_CALL = ("id", "type", "index")  # fields of a call beside its function
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -142,16 +143,27 @@ def _parse_calls(message: dict, name: str) -> list[dict]:
 
 
 def _parse_call(call: Any, name: str) -> dict:
-    function = call.get("function", call) if isinstance(call, dict) else None
+    """The call with its fields in their order, because a template may write it as JSON."""
+    if isinstance(call, dict) and "function" not in call:  # {"name": ..., "arguments": ...}
+        about = {key: call[key] for key in _ABOUT_CALL if key in call}
+        call = {"type": "function"} | about | {"function": {key: call[key] for key in call if key not in about}}
+    function = call["function"] if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
         raise ValueError(f"{name} needs a function with a name")
+    _check_fields(call, (*_ABOUT_CALL, "function"), name)
+    _check_fields(function, ("name", "arguments"), f"{name}.function")
     arguments = function.get("arguments")
     arguments = {} if arguments in (None, "") else arguments
     arguments = _from_json(arguments, f"{name}.arguments") if isinstance(arguments, str) else arguments
     if not isinstance(arguments, dict):
         raise ValueError(f"{name}: arguments must be a JSON object, got {type(arguments).__name__}")
-    plumbing = {key: call[key] for key in ("id", "type") if call.get(key) is not None and call is not function}
-    return {"type": "function"} | plumbing | {"function": {"name": function["name"], "arguments": arguments}}
+    parsed = call | {"function": function | {"arguments": arguments}}
+    return {key: value for key, value in parsed.items() if value is not None}
+
+
+def _check_fields(value: dict, known: tuple[str, ...], name: str) -> None:
+    if unknown := sorted(key for key, part in value.items() if part is not None and key not in known):
+        raise ValueError(f"{name} has {', '.join(unknown)}; the fields that are supported are {', '.join(known)}")
 
 
 def _from_json(text: str, name: str) -> Any:

@@ -126,10 +126,24 @@ def test_a_template_that_rewrites_nothing_keeps_a_conversation_in_one_row(tmp_pa
     assert encode_rows(talk, tokenizer, max_length=LONG) == [encode_chat(talk, tokenizer, max_length=LONG)]
 
 
+def test_a_call_keeps_the_order_of_its_fields_and_unknown_ones_are_refused(tmp_path):
+    tokenizer = speaker(tmp_path, WHOLE.replace("c.function | tojson", "c | tojson"))
+    call = {"id": "a1", "type": "function", "function": {"arguments": {"city": "Oslo"}, "name": "f"}}
+    talk = [*said("Weather?"), {"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert learned(tokenizer, talk) == [f"<tool_call>{json.dumps(call)}</tool_call><|im_end|>"]
+    for wrong in ({"function": {"name": "f", "parameters": {}}}, {"name": "f", "parameters": {}}):
+        with pytest.raises(ValueError, match=r"tool_calls\[0\].function has parameters; the fields .* are name, arg"):
+            parse_messages([talk[1] | {"tool_calls": [wrong]}])
+    with pytest.raises(ValueError, match=r"tool_calls\[0\] has result; the fields"):
+        parse_messages([talk[1] | {"tool_calls": [call | {"result": "4"}]}])
+
+
 def test_turns_of_weight_0_are_no_targets(tmp_path):
     talk = said("2+2?", "Five.", "Sure?", "Four.")
     talk[1]["weight"], talk[3]["weight"] = 0, 1
     assert learned(speaker(tmp_path), talk) == ["Four.<|im_end|>"]
+    with pytest.raises(ValueError, match='no assistant turn .* is learned: each has "train": false or "weight": 0'):
+        learned(speaker(tmp_path), talk[:2])
 
 
 @pytest.mark.parametrize(
@@ -229,6 +243,21 @@ def test_a_template_that_does_not_end_is_stopped_and_the_next_one_is_rendered(ji
         encode_prompt(said("a"), speaker(tmp_path, jinja), max_length=LONG)
     monkeypatch.undo()
     assert encode_prompt(said("a"), speaker(tmp_path), max_length=LONG)
+
+
+def test_a_row_that_does_not_end_is_stopped_once_and_the_other_rows_are_kept(tmp_path, monkeypatch):
+    long = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    jinja = WHOLE.replace("{{- m.content }}", "{% if m.content == 'long' %}" + long + "{% endif %}{{- m.content }}")
+    tokenizer = speaker(tmp_path, jinja)
+    rows = [said("a", "b", "c", "d"), said("a", "b", "long", "d"), said("e", "f")]
+    rows[1][0] |= {"role": "developer", "content": [{"type": "text", "text": "a"}]}  # so it has several forms
+    stops, stop = [], sandbox._Process.stop
+    monkeypatch.setattr(sandbox._Process, "stop", lambda process: (stops.append(1), stop(process)))
+    monkeypatch.setattr(sandbox, "SECONDS", 2.0)
+    path = write_rows(tmp_path / "a.jsonl", *({"messages": row} for row in rows))
+    encoded = encode_demonstrations("data.train", [path], data_config(on_bad_row="skip"), tokenizer)
+    assert len(encoded.items) == 2 and len(stops) == 1
+    assert encoded.skipped == [f"{path}:2: the chat template was stopped: it did not end within 2 seconds"]
 
 
 def test_completions_go_on_where_their_prompt_ends(tmp_path):
