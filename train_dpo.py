@@ -320,6 +320,7 @@ def load_held_out_samples(
         prompts = prompts_of_groups(groups, tokenizer, num_prompts=cfg.num_prompts, max_length=room, seed=cfg.seed)
     else:
         encoded = encode_prompts("data.prompts", cfg.data.prompts, cfg.data, tokenizer, max_length=room)
+        watched.check(encoded.items[: cfg.num_prompts])
         prompts = prompts_of_items(encoded.items[: cfg.num_prompts], seed=cfg.seed)
     reward_model = None
     if cfg.reward_model is not None:

@@ -59,6 +59,7 @@ def train(cfg: DictConfig, run: Run) -> float:
     has_answers = bool(cfg.data.prompts and cfg.sample_every)
     watched = Watched(cfg.watch, run, seconds=cfg.reward_timeout, has_answers=has_answers)
     held_out = HeldOut(examples, sample_prompts(examples or batches.items, tokenizer, policy, cfg), watched)
+    watched.check(held_out.prompts)
     run.resume(policy=policy, optimizer=optimizer, batches=batches)
     show_first_batch(cfg.view, run, tokenizer, batches)
 

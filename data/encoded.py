@@ -115,6 +115,8 @@ def check_files(name: str, files: Sequence[str]) -> None:
         raise ValueError(f"{name} must be a list of files; write {name}=[{files}]")
     if not files:
         raise ValueError(f"{name} is empty; give one or more, e.g. {name}=[FILE]")
+    if wrong := [file for file in files if not isinstance(file, str)]:
+        raise ValueError(f"{name} names {wrong[0]}, which is not the name of a file; write {name}=[FILE]")
 
 
 def training_texts(data, parse: Callable[[dict], list[R]]) -> Iterator[str]:

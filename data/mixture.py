@@ -46,6 +46,8 @@ def mix(
 
 
 def _checked(name: str, given: Sequence[float], files: Sequence[str]) -> list[float]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise ValueError(f"{name}={given} must be a list with a number for each file: {name}=[1,0.5]")
     if len(given) != len(files):
         raise ValueError(f"{name} has {len(given)} entries for {len(files)} files; give one per file")
     if any(isinstance(w, bool) or not isinstance(w, int | float) or not 0 < w < float("inf") for w in given):

@@ -13,8 +13,12 @@ from data.encoder import Encoder, Encoding
 from data.loader import Loader
 from data.records import Comparison, Ranking, Rated
 from data.tokenizer import Tokenizer
+from runtime.config import check_whole
 
 log = logging.getLogger(__name__)
+
+# columns with the scores of the two sides, in UltraFeedback-binarized and in others' copies of it
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen-rating", "rejected-rating"))
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Enco
     Raises:
         ValueError: as in `formats.preferences`, or there are comparisons and rated completions in one set.
     """
+    check_whole(1, data__max_length=data.max_length, data__max_prompt_length=data.max_prompt_length)
     encoded = encode_files(
         name, files, data, Preferences(tokenizer, data.max_length, data.max_prompt_length, data.kwise)
     )
@@ -83,6 +88,12 @@ def encode_preferences(name: str, files: Sequence[str], data, tokenizer) -> Enco
     count, empty = encoded.marked("empty")
     if count:
         log.warning("%s: %d rated completions are empty: %s", name, count, ", ".join(empty))
+    count, against = encoded.marked("against_scores")
+    if count:
+        message = (
+            "%s: the chosen side of %d of %d comparisons has the lower score in its row: %s; are the sides exchanged?"
+        )
+        log.warning(message, name, count, encoded.marked("compared")[0], ", ".join(against))
     return encoded
 
 
@@ -116,7 +127,9 @@ class Preferences(Encoder[Comparison | Ranking | Rated]):
         rated = isinstance(record, Rated)
         # An empty answer that was rated is kept and reported.
         empty = isinstance(record, Rated) and not record.completion.strip()
-        return [Encoding(rows, note, ("rated" if rated else "compared", *(["empty"] if empty else [])))]
+        against = isinstance(record, Comparison) and _against_scores(record.columns)
+        marks = {"rated": rated, "compared": not rated, "empty": empty, "against_scores": against}
+        return [Encoding(rows, note, tuple(name for name, holds in marks.items() if holds))]
 
     def item(self, rows: list[dict], note: dict, where: str) -> PreferenceGroup:
         return PreferenceGroup(rows, **note, source=Path(where.rpartition(":")[0]).name.split(".")[0], where=where)
@@ -213,6 +226,13 @@ def _ordered(record: Comparison | Ranking | Rated) -> tuple[list[str], dict]:
         ranks = [record.ranks[i] for i in order]
         return [record.completions[i] for i in order], {"ranks": ranks, "margin": 0.0, "reward": None}
     return [record.completion], {"ranks": [0.0], "margin": 0.0, "reward": record.reward}
+
+
+def _against_scores(columns: dict) -> bool:
+    """Whether the row has scores of both sides, as UltraFeedback's, and the rejected side's is higher."""
+    scores = [(columns.get(chosen), columns.get(rejected)) for chosen, rejected in SCORES]
+    known = [pair for pair in scores if all(isinstance(score, int | float) for score in pair)]
+    return any(chosen < rejected for chosen, rejected in known)
 
 
 def _check_rows(rows: list[dict], ranks: list[float]) -> None:

@@ -10,6 +10,7 @@ from data.encoder import Encoder, Encoding
 from data.loader import Loader
 from data.records import Example
 from data.tokenizer import Tokenizer
+from runtime.config import check_whole
 
 
 def sft_loader(data, tokenizer, *, batch_size: int, seed: int, rank: int, world_size: int) -> Loader:
@@ -36,6 +37,7 @@ def eval_examples(data, tokenizer, train: Loader | None = None) -> Sequence[dict
 
 def encode_demonstrations(name: str, files: Sequence[str], data, tokenizer) -> Encoded:
     """Demonstrations of `files`, the value of the config key `name`. A conversation may be several items."""
+    check_whole(1, data__max_length=data.max_length)
     return encode_files(name, files, data, Demonstrations(tokenizer, data.max_length))
 
 

@@ -1,6 +1,7 @@
 """Rows of tables: Parquet, Arrow and Excel, and a table's row and values as JSON."""
 
 import base64
+import math
 import zipfile
 from collections.abc import Iterator
 from datetime import date, time, timedelta
@@ -20,7 +21,7 @@ def table_row(header: list[str], cells: list) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A table's value as JSON: dates as ISO text, decimals as numbers, bytes as text (or base64)."""
+    """A table's value as JSON: dates as ISO text, decimals as numbers, NaN as null, bytes as text (or base64)."""
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -29,6 +30,8 @@ def plain(value: Any) -> Any:
         return value.isoformat()
     if isinstance(value, timedelta):
         return value.total_seconds()
+    if isinstance(value, float) and math.isnan(value):  # how pandas and NumPy mark an empty cell
+        return None
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, bytes):

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterable
+from datetime import datetime
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +35,7 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary, template: str | None = None, *, date: str = FIXED_DATE):
         self.replaces = template is not None  # whether the checkpoint's own template is replaced
-        self.date = date
+        self.date = _iso_date(date)
         self._template = choose_template(template, vocabulary, date=date)
         self.template = None if self._template is None else template or "own"
         self.bos_token, self.eos_token = vocabulary.bos_token, vocabulary.eos_token
@@ -222,6 +223,14 @@ class Tokenizer:
 
 def _added(backend: tokenizers.Tokenizer) -> list[str]:
     return [token.content for token in backend.get_added_tokens_decoder().values()]
+
+
+def _iso_date(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"data.date={text} must be a date such as {FIXED_DATE}, for chat templates that ask") from None
+    return text
 
 
 def load_tokenizer(path: str | Path, *, template: str | None = None, date: str = FIXED_DATE) -> Tokenizer:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from rollouts.reward_functions import call_rows, gather_columns, prompt_text
-from rollouts.sources import read_sources
+from rollouts.sources import check_columns, read_sources
 from runtime.run import Run
 
 
@@ -27,6 +27,11 @@ class Watched:
                 "watch scores the answers to data.prompts, every sample_every steps; give data.prompts=[FILES]"
             )
         self.device = run.device
+
+    def check(self, prompts: Sequence[dict]) -> None:
+        """Raise ValueError if a reward reads a column that no prompt has, or cannot judge one of the prompts."""
+        if self.sources:
+            check_columns("watch", self.sources, prompts)
 
     def figures(self, prompts: Sequence[dict], texts: list[str]) -> dict[str, Tensor]:
         """{"eval/watch/NAME": (n,) scores of the answers}. Answers that a reward cannot judge are left out.

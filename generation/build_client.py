@@ -6,8 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from generation.clients import Client
 from generation.scripted_client import ScriptedClient, scripted_replies
-from runtime.config import check_choice, check_types
-from runtime.script import CONF
+from runtime.config import CONF, check_choice, check_types
 
 
 def build_client(client: DictConfig) -> Client:

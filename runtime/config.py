@@ -10,7 +10,8 @@ from yaml import YAMLError
 
 from runtime.devices import PRECISIONS
 from runtime.files import write_whole
-from runtime.script import CONF
+
+CONF = Path(__file__).parents[1] / "conf"
 
 # Settings that may differ between a run and its resume: they change what is shown and kept, not what is computed.
 # A name includes all keys under it.
@@ -67,17 +68,6 @@ def check_choice(key: str, value: object, choices: tuple) -> None:
         raise ValueError(f"{key}={value!r} is unknown; use one of {', '.join(map(str, choices))}")
 
 
-def check_flags(cfg: DictConfig, prefix: str = "") -> None:
-    """Raise ValueError where a flag is not true or false. To Hydra `no` is a text, and overwrite=no would overwrite."""
-    for key in cfg:
-        given = not (OmegaConf.is_missing(cfg, key) or OmegaConf.is_interpolation(cfg, key))
-        value = cfg[key] if given else None
-        if isinstance(value, DictConfig):
-            check_flags(value, f"{prefix}{key}.")
-        elif isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
-            raise ValueError(f"{prefix}{key}={value} must be true or false")
-
-
 def check_types(given: DictConfig, defaults: str, key: str, *, nullable: tuple = ()) -> None:
     """Raise ValueError unless each value under `key` has the type of its default in conf/`defaults`.yaml.
 
@@ -88,7 +78,7 @@ def check_types(given: DictConfig, defaults: str, key: str, *, nullable: tuple =
         if name not in known:
             raise ValueError(f"{key}.{name} is not a setting of {defaults}; it has {', '.join(known)}")
         default = known[name]
-        kind, wanted = _kind(value), OPTIONAL.get(name) if default in (None, "???") else _kind(default)
+        kind, wanted = kind_of(value), OPTIONAL.get(name) if default in (None, "???") else kind_of(default)
         fits = wanted in (kind, None) or (kind, wanted) == ("a whole number", "a number")
         may_be_null = default is None or name in nullable
         if not fits and not (value is None and may_be_null):
@@ -96,8 +86,8 @@ def check_types(given: DictConfig, defaults: str, key: str, *, nullable: tuple =
             raise ValueError(f"{key}.{name}={value} must be {wanted}{or_null}; conf/{defaults}.yaml says {default}")
 
 
-def _kind(value: object) -> str:
-    """The type of a setting, in words."""
+def kind_of(value: object) -> str:
+    """The type of a setting's value, in words."""
     if isinstance(value, list):
         plain = not any(one is None or isinstance(one, list | dict) for one in value)
         return "a list of plain values" if plain else "a list of other things"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from runtime import checkpoint, directory, distributed, host, optim
 from runtime.board import Board, check_board
-from runtime.config import check_at_most, check_flags, check_whole, write_config
+from runtime.config import check_at_most, check_whole, write_config
 from runtime.devices import choose_precision
 from runtime.display import Terminal, complain
 from runtime.files import sync
@@ -43,7 +43,6 @@ class Run:
 
     def __init__(self, cfg: DictConfig):
         check_board(cfg)
-        check_flags(cfg)
         check_whole(0, seed=cfg.seed)
         check_at_most(LARGEST, seed=cfg.seed)
         self.cfg, self.dir = cfg, Path(cfg.run_dir)

@@ -2,22 +2,23 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runtime.config import CONF
 from runtime.display import complain
+from runtime.setting_kinds import check_kinds
 
-CONF = Path(__file__).parents[1] / "conf"
 FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 75  # EX_TEMPFAIL: the run stopped early and can be resumed, so a recipe must not go on
 MEMORY_KEYS = ("micro_batch_size", "data.max_length", "sampling.slots", "sampling.max_new_tokens")  # if they exist
-UNREADABLE = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+UNREADABLE = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 class RunFailed(Exception):
@@ -36,8 +37,11 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra itself would print and exit with 1
     try:
-        composed(_prepared(job))()
-    except (ValueError, HydraException, OmegaConfBaseException, *UNREADABLE) as error:
+        composed(_prepared(job, config_name))()
+    except UNREADABLE as error:
+        complain(f"error: {error.filename}: {error.strerror}; name another file, or another directory (hydra.run.dir)")
+        raise SystemExit(BAD_INPUT) from None
+    except (ValueError, HydraException, OmegaConfBaseException) as error:
         complain(f"error: {error}")
         raise SystemExit(BAD_INPUT) from None
     except (RunFailed, FloatingPointError, OSError) as error:
@@ -47,13 +51,14 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
         os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
-def _prepared(job: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """The job with two changes. Where memory runs out, the error names the settings to lower. Child processes do not
-    inherit HYDRA_FULL_ERROR."""
+def _prepared(job: Callable[[DictConfig], Any], config_name: str) -> Callable[[DictConfig], Any]:
+    """The job with three changes. Settings must have the kinds of their defaults. Where memory runs out, the error
+    names the settings to lower. Child processes do not inherit HYDRA_FULL_ERROR."""
 
     def prepared(cfg: DictConfig) -> Any:
         os.environ.pop("HYDRA_FULL_ERROR", None)  # it is for this process, not for the scripts that a recipe starts
         try:
+            check_kinds(cfg, config_name, HydraConfig.get().runtime.choices)
             return job(cfg)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -58,3 +58,20 @@ def test_without_prompts_to_answer_nothing_can_be_watched(dpo, asked, capfd):
     assert dpo(asked[1], "sample_every=3") == 2
     assert "watch scores the answers to data.prompts" in capfd.readouterr().err
     assert dpo(*asked, "sample_every=0") == 2
+
+
+@pytest.mark.parametrize("script", ["sft", "dpo"])
+@pytest.mark.parametrize(
+    "watch, message", [("ifeval", "ifeval reads the column instruction_id_list"), ("math", "is not one number")]
+)
+def test_what_a_watched_reward_cannot_judge_is_found_before_the_first_step(
+    request, script, watch, message, tmp_path, capfd
+):
+    """A column that no prompt has, and an answer that is no number, in the last prompt."""
+    rows = [{"prompt": "1 + 1", "answer": answer} for answer in ("2", "two")]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"data.prompts=[{tmp_path}/asked.jsonl]", f"watch={watch}", "num_samples=2", "sample_every=3"]
+    run = request.getfixturevalue(script)
+    code = run(tmp_path / "run", *words) if script == "sft" else run(*words)
+    assert code == 2 and message in capfd.readouterr().err
+    assert not (tmp_path / "run" / "config.yaml").exists()

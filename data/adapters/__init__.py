@@ -5,7 +5,7 @@
 `data/formats.py` reads. A row that fits two formats is refused.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -247,7 +247,15 @@ class Layout:
     @classmethod
     def of(cls, cfg: Any) -> "Layout":
         """The layout of a config group, from its keys format, columns and languages."""
-        return cls(cfg.format, dict(cfg.columns or {}), None if cfg.languages is None else tuple(cfg.languages))
+        columns, languages = ({} if cfg.columns is None else cfg.columns), cfg.languages
+        if not isinstance(columns, Mapping) or not all(isinstance(name, str) for name in columns.values()):
+            raise ValueError(
+                f"data.columns={columns} must map our fields to columns: data.columns={{prompt: question}}"
+            )
+        listed = languages is None or isinstance(languages, Sequence) and not isinstance(languages, str)
+        if not listed or not all(isinstance(code, str) for code in languages or []):
+            raise ValueError(f"data.languages={languages} must be a list of texts: data.languages=[en,de]")
+        return cls(cfg.format, dict(columns), None if languages is None else tuple(languages))
 
     def __post_init__(self):
         if self.format is not None and self.format not in (*FORMATS, "ours"):

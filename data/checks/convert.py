@@ -1,5 +1,6 @@
 """Convert files of any known format to our JSONL. Each row gets its origin and its license."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -72,6 +73,10 @@ def _with_origin(row: dict, where: str, name: str, license: str | None) -> dict:
     if row_license is None:
         of_set = f"; the original set in this schema has the license {FORMATS[name].license}" if name in FORMATS else ""
         raise ValueError(f"the row names no license: set check.license=NAME{of_set}")
+    try:
+        json.dumps(row, allow_nan=False)
+    except ValueError:
+        raise ValueError("a value is NaN or infinite, which JSON has no word for; write null") from None
     source = FORMATS[name].source if name in FORMATS else None
     origin = {"file": where, "format": name} | ({"schema": source} if source else {})
     return row | {"license": row_license, "provenance": row.get("provenance", origin)}

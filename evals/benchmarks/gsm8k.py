@@ -19,6 +19,8 @@ ANSWER = re.compile(
 BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 # "#### 12. Add" is a heading
 _MARKED = re.compile(rf"####[\s:*_$\\(\[]*(?P<number>(?>{NUMBER.pattern}))(?![.):]\s+[^\W\d])")
+_SPACED = re.compile(r"(?<![\w.,/])([1-9]\d{0,2})((?:(?:\\? |['’])\d{3})+)(?![\d/'’]|,\d)")  # 1 000 000, 1\ 000, 1'000
+_DECIMAL_COMMA = re.compile(r"(?<![\d.,(\[])(0),(\d+)(?![\d,)\]])")  # 0,5 is no thousands; (0,5) is a pair
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _FRACTION = re.compile(r"(\d)?\\[dt]?frac\s*(?:\{\s*([-−]?)\s*(\d+)\s*\}|()(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _POWER = re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|[×·*])\s*10\s*(?:\^|\*\*)\s*\{?\s*([-−]?\d+)\s*\}?")
@@ -47,9 +49,11 @@ def parse_number(text: str) -> Decimal | None:
 
 
 def normal(text: str) -> str:
-    """The text with fractions as a/b, powers of ten as e, and thousands without spaces."""
+    """The text with fractions as a/b, powers of ten as e, thousands without spaces, and 0,5 with a point."""
     text = re.sub("[¼-¾⅐-⅞]", lambda m: " " + normalize("NFKC", m[0]).replace("⁄", "/"), text)
     text = re.sub(r"(?<=\d)(?:\\[,!;]|\{,\}|,\\!|[\u00a0\u202f\u2009])(?=\d{3}(?!\d))", "", text)
+    text = _SPACED.sub(lambda m: m[1] + re.sub(r"\D", "", m[2]), text)
+    text = _DECIMAL_COMMA.sub(r"\1.\2", text)
     text = _FRACTION.sub(lambda m: f"{m[1]} " * bool(m[1]) + f"{m[2] or ''}{m[3] or m[5]}/{m[6] or m[7]}", text)
     return _POWER.sub(r"e\1", text)
 

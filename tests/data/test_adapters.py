@@ -214,3 +214,9 @@ def test_what_an_annotator_took_back_or_has_not_sent_is_no_vote(tmp_path):
         (pair,) = convert([row], tmp_path)
         best = pair["chosen"] if "chosen" in pair else pair["completions"][0]
         assert best in (GOOD, [{"role": "assistant", "content": GOOD}])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_json_cannot_hold_is_not_converted(value, tmp_path):
+    with pytest.raises(ValueError, match="published.json:1: a value is NaN or infinite"):
+        convert([{"prompt": "a", "completion": "b", "score": value}], tmp_path)

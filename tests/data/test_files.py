@@ -170,6 +170,12 @@ def test_an_empty_cell_of_a_table_is_null(tmp_path):
     assert [row for _, row in read_rows(str(tmp_path / "a.tsv"))] == [{"a": None, "b": "2"}]
 
 
+def test_a_nan_of_a_table_is_null(tmp_path):
+    column = pyarrow.array([1.0, float("nan")], pyarrow.float64())
+    pyarrow.parquet.write_table(pyarrow.table({"a": column}), tmp_path / "a.parquet")
+    assert [row for _, row in read_rows(str(tmp_path / "a.parquet"))] == [{"a": 1.0}, {"a": None}]
+
+
 @pytest.mark.parametrize("header", [("a", "b", "a"), ("a", None, "b")])
 def test_each_column_of_a_sheet_has_a_name_of_its_own(header, tmp_path):
     book = openpyxl.Workbook()

@@ -90,6 +90,16 @@ def test_an_empty_rated_completion_is_kept_and_reported(caplog):
     assert len(rated) == 2908 and "3 rated completions are empty" in caplog.text
 
 
+def test_pairs_whose_chosen_side_has_the_lower_score_are_counted(tmp_path, caplog):
+    """Two of five are exchanged; equal scores, texts and rows without scores are no sign of it."""
+    scores = [(2, 5), (5, 2), (3, 3), ("2", "5"), (1.5, 2.5)]
+    rows = [{"prompt": "a", "chosen": f"b{i}", "rejected": "c", "score_chosen": good, "score_rejected": bad}
+            for i, (good, bad) in enumerate(scores)]  # fmt: skip
+    encode(write_rows(tmp_path / "pairs.jsonl", *rows, {"prompt": "a", "chosen": "b", "rejected": "c"}))
+    assert "the chosen side of 2 of 6 comparisons has the lower score" in caplog.text
+    assert "pairs.jsonl:1" in caplog.text and "pairs.jsonl:5" in caplog.text
+
+
 def pairs_of(order, ties=()):
     pairs = [Comparison(PROMPT, a, b) for a, b in itertools.combinations(order, 2)]
     return [Comparison(p.prompt, p.chosen, p.rejected, tie={p.chosen, p.rejected} in ties) for p in pairs]

@@ -52,6 +52,15 @@ from tests.published_votes import SCRIPT, write_lines
         ("1,00,000", 100_000),  # India's groups
         ("The answer is $10,\\!000$, 10 of them", 10_000),
         ("The answer is 1\u202f000", 1000),
+        ("The answer is 1 000 000.", 1_000_000),
+        ("it costs $1 234.50", Decimal("1234.50")),
+        ("\\boxed{10\\ 000}", 10_000),
+        ("so 1'000'000 francs", 1_000_000),
+        ("The answer is 0,5.", Decimal("0.5")),
+        ("(0,5)", 5),  # a pair
+        ("0,5,6", 6),  # a list
+        ("in 2023 100 people", 100),
+        ("2 100/3", Decimal(2) + Decimal(100) / 3),
         ("The answer is 3 \\times 10^{5}.", 300_000),
         ("The answer is 1e-05", Decimal("0.00001")),
         ("<answer>12</answer> Checked in 3 ways.", 12),
@@ -63,7 +72,8 @@ def test_the_last_number_of_an_answer(text, number):
 
 def test_a_solution_is_one_number_or_refused():
     read = {"so 3\n#### 1,234": 1234, "\\boxed{42 \\text{ cm}}": 42, "$18": 18, "x = -5.": -5, "18 apples": 18,
-            "50\\%": 50, "$\\frac{3}{4}$": Decimal("0.75"), "1e+22": 10**22}  # fmt: skip
+            "50\\%": 50, "$\\frac{3}{4}$": Decimal("0.75"), "1e+22": 10**22,
+            "10 000": 10_000, "x = 0,5": Decimal("0.5")}  # fmt: skip
     for text, number in read.items():
         assert gold_number(text) == number, text
     for text in ("3\\pi", "2\\sqrt{3}", "x + 1", "(3, 4)", "3,4", "7 or 8", "2^3", "10:30", "nan", "True"):
