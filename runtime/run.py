@@ -346,32 +346,15 @@ class Run:
         self.terminal.say(f"resumed from {path}")
 
 
-@contextlib.contextmanager
-def removed_if_empty(path: Path, since: float) -> Iterator[None]:
-    """After the block, delete the directory if it is empty and was created after the time `since` (seconds)."""
-    made_here = path.exists() and path.stat().st_ctime > since
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            if made_here:
-                path.rmdir()
-
-
 def main(job: Callable[[DictConfig, Run], float], config_name: str) -> None:
     """The entry point of a script: compose conf/`config_name`.yaml with the command line, call `job(cfg, run)`."""
 
-    started = time.time()
-
     def in_a_run(cfg: DictConfig) -> float:
-        with removed_if_empty(
-            Path(cfg.run_dir), started
-        ):  # Hydra creates it; a refused run must not leave an empty one
-            run = Run(cfg)
-            try:
-                with run:
-                    return job(cfg, run)
-            except (OSError, ValueError) as error:
-                raise run.failure(error) from error
+        run = Run(cfg)
+        try:
+            with run:
+                return job(cfg, run)
+        except (OSError, ValueError) as error:
+            raise run.failure(error) from error
 
     enter(in_a_run, config_name)

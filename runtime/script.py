@@ -1,7 +1,10 @@
 """The entry point of every script: Hydra composes the config, and errors become exit codes."""
 
+import contextlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -33,7 +36,7 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     composed = hydra.main(version_base=None, config_path=str(CONF), config_name=config_name)
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        composed(job)()
+        composed(_prepared(job, config_name))()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra itself would print and exit with 1
     try:
@@ -52,14 +55,17 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
 
 
 def _prepared(job: Callable[[DictConfig], Any], config_name: str) -> Callable[[DictConfig], Any]:
-    """The job with three changes. Settings must have the kinds of their defaults. Where memory runs out, the error
-    names the settings to lower. Child processes do not inherit HYDRA_FULL_ERROR."""
+    """The job with these changes. Settings must have the kinds of their defaults. Where memory runs out, the error
+    names the settings to lower. Child processes do not inherit HYDRA_FULL_ERROR. Hydra creates the directory of the
+    run; refused input does not leave an empty one."""
+    started = time.time()
 
     def prepared(cfg: DictConfig) -> Any:
         os.environ.pop("HYDRA_FULL_ERROR", None)  # it is for this process, not for the scripts that a recipe starts
         try:
-            check_kinds(cfg, config_name, HydraConfig.get().runtime.choices)
-            return job(cfg)
+            with _removed_if_empty(Path(HydraConfig.get().runtime.output_dir), started):
+                check_kinds(cfg, config_name, HydraConfig.get().runtime.choices)
+                return job(cfg)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
             if not short:
@@ -74,3 +80,15 @@ def _prepared(job: Callable[[DictConfig], Any], config_name: str) -> Callable[[D
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
     return prepared
+
+
+@contextlib.contextmanager
+def _removed_if_empty(path: Path, since: float) -> Iterator[None]:
+    """After the block, delete the directory if it is empty and was created after the time `since` (seconds)."""
+    made_here = path.exists() and path.stat().st_ctime > since
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if made_here:
+                path.rmdir()
