@@ -64,7 +64,7 @@ def works() -> list[Work]:
     ppo = ["data.prompts=[PAIRS]", *QUIET[1:], "num_steps=3", *rollout, "sampling.max_new_tokens=32"]
     rows = [
         Work("sft", ["train_sft.py", "data.train=[SFT]", *step], ["sft"], 4.5),
-        Work("rm", ["train_rm.py", "data.train=[PAIRS]", *step], ["rm"], 6.0),
+        Work("rm", ["train_rm.py", "data.train=[PAIRS]", *step], ["rm"], 4.5),
         Work("dpo cached", ["train_dpo.py", "data.train=[PAIRS]", *step], ["dpo"], 9.0),
         Work("dpo live", ["train_dpo.py", "ref=live", "data.train=[PAIRS]", *step], ["dpo"], 6.0),
         Work(
