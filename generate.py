@@ -71,13 +71,13 @@ def talk(cfg: DictConfig, run: Run, policy, tokenizer) -> float:
     room, turns = policy.config.max_length - cfg.sampling.max_new_tokens, 0
     print("an empty line ends the chat")
     while text := read_line("you> "):
-        said = [*messages, {"role": "user", "content": text}]
+        conversation = [*messages, {"role": "user", "content": text}]
         try:
-            prompt = encode_prompt(said, tokenizer, max_length=room)
+            prompt = encode_prompt(conversation, tokenizer, max_length=room)
         except TextMarkerSaid as error:
             print(f"not sent: {error}")
             continue
-        messages = said
+        messages = conversation
         print("model> ", end="", flush=True)
         stream = TextStream(tokenizer)
         rows, _, _ = generate(

@@ -101,9 +101,9 @@ def _marks(
             continue  # "Verdict: A is better at style, but B ..." is a sentence
         yield found.start("name"), found.end(), meaning(found["name"])
     for found in re.finditer(rf"(?<![\w-])(?i:{_LOSER}{_LINK}){names}", blanked):
-        said = meaning(found["name"])
-        if said is not None and said[0] != "tie":
-            yield found.start("name"), found.end(), ({"a": "b", "b": "a"}[said[0]], said[1])
+        reading = meaning(found["name"])
+        if reading is not None and reading[0] != "tie":
+            yield found.start("name"), found.end(), ({"a": "b", "b": "a"}[reading[0]], reading[1])
     for start, row in json_objects(text):
         value = json_value(row, _KEYS)
         if value is not None:
@@ -137,8 +137,8 @@ def _bare(blanked: str, meaning: Callable[[str], Meaning]) -> Meaning:
     found = [
         (match.end(), meaning(match[1])) for match in re.finditer(r"(?<!\[)\[([^\[\]\n]{1,12})\](?![\]\(])", blanked)
     ]
-    found = [(end, said) for end, said in found if said is not None]
-    if found and (len({said for _, said in found}) == 1 or not re.search(r"\w", blanked[found[-1][0] :])):
+    found = [(end, reading) for end, reading in found if reading is not None]
+    if found and (len({reading for _, reading in found}) == 1 or not re.search(r"\w", blanked[found[-1][0] :])):
         return found[-1][1]
     return None
 
@@ -180,8 +180,8 @@ def _two_scores(text: str, blanked: str) -> Meaning:
             return None
         found = [*zip(by_name["a"], by_name["b"], strict=True)]
     pairs = [(float(a), float(b)) for a, b in found]
-    said = {"tie" if a == b else "a" if a > b else "b" for a, b in pairs}
-    return (said.pop(), 1.0) if len(said) == 1 and max(map(max, pairs)) <= 10 else None
+    reading = {"tie" if a == b else "a" if a > b else "b" for a, b in pairs}
+    return (reading.pop(), 1.0) if len(reading) == 1 and max(map(max, pairs)) <= 10 else None
 
 
 # ---- the parsers
@@ -201,14 +201,14 @@ def read_pair(text: str, *, identifiers: bool = False) -> Reading:
     stated = _stated(seen, [*_marks(seen, blanked, meaning, names)])
     if stated:
         return Reading(*stated[-1][1])
-    said = _bare(blanked, meaning) or _quoted(seen, meaning, names)
-    if said is not None:
-        return Reading(*said)
-    said, contradicts = read_words(blanked, meaning)
-    if said is None and not contradicts:
-        said = _two_scores(seen, blanked)
-    if said is not None:
-        return Reading(*said)
+    reading = _bare(blanked, meaning) or _quoted(seen, meaning, names)
+    if reading is not None:
+        return Reading(*reading)
+    reading, contradicts = read_words(blanked, meaning)
+    if reading is None and not contradicts:
+        reading = _two_scores(seen, blanked)
+    if reading is not None:
+        return Reading(*reading)
     why = (
         "contradicts itself"
         if contradicts
@@ -228,7 +228,7 @@ def _quoted(seen: str, meaning: Callable[[str], Meaning], names: str) -> Meaning
     if alone is not None:
         return alone
     found = _stated(bare, [*_marks(bare, bare, meaning, names)])
-    if len({said for _, said in found}) != 1:
+    if len({reading for _, reading in found}) != 1:
         return None
     start = max(position for position, _ in found)
     line = bare[bare.rfind("\n", 0, start) + 1 :].split("\n")[0]

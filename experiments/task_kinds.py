@@ -50,13 +50,13 @@ def main() -> None:
     print(f"{len(rows)} prompts, {len(set(groups))} groups of prompts that resemble each other")
     right, per_kind = defaultdict(list), defaultdict(list)
     for split in range(SPLITS):
-        said = np.empty(len(rows), dtype=object)
+        predicted = np.empty(len(rows), dtype=object)
         for train, test in StratifiedGroupKFold(5, shuffle=True, random_state=split).split(texts, labels, groups):
-            said[test] = pipeline().fit(texts[train], labels[train]).predict(texts[test])
+            predicted[test] = pipeline().fit(texts[train], labels[train]).predict(texts[test])
         for name, part in (("all", np.ones(len(rows), bool)), ("seed tasks", seeds), ("written here", ~seeds)):
-            right[name].append((said == labels)[part].mean())
+            right[name].append((predicted == labels)[part].mean())
         for kind in np.unique(labels):
-            per_kind[kind].append((labels == kind)[said == kind].mean())
+            per_kind[kind].append((labels == kind)[predicted == kind].mean())
     head = ("", "accuracy, mean", "least", "most", "sd over splits", "prompts")
     print_table(
         f"{SPLITS} splits",

@@ -77,8 +77,8 @@ def _read(client: Any, row: dict | None, request: Request) -> Answer:
     response = row.get("response")
     status = response.get("status_code") if isinstance(response, dict) else None
     if status != 200:
-        said = client._clean(str((response or {}).get("body") or row.get("error"))[:500])
-        return Answer("", "refused", 0, 0, error=f"HTTP {status}: {said}")
+        problem = client._clean(str((response or {}).get("body") or row.get("error"))[:500])
+        return Answer("", "refused", 0, 0, error=f"HTTP {status}: {problem}")
     try:
         return client._read(json.dumps(response.get("body")).encode(), request)
     except TryAgain as error:
@@ -126,17 +126,17 @@ class _Server:
                 reply = self.http.request(method, f"{self.client.base_url}/{path}", **what)
                 if reply.status_code < 300:
                     return reply.json()
-                said = f"HTTP {reply.status_code}: {reply.text[:500]}"
+                problem = f"HTTP {reply.status_code}: {reply.text[:500]}"
                 if reply.status_code < 500 and reply.status_code != 429:
                     break
             except (httpx.HTTPError, ValueError) as error:
-                said = f"{type(error).__name__}: {error}"
+                problem = f"{type(error).__name__}: {error}"
             if method == "POST" and path == "batches":
                 break  # it may have been accepted: asking again could pay twice
             time.sleep(min(0.5 * 2**attempt, 20.0))
         raise ValueError(
-            f"{self.client.base_url}/{path} gave no answer ({self.client._clean(said)}); answers so far are kept: mend "
-            "it and run again with resume=true"
+            f"{self.client.base_url}/{path} gave no answer ({self.client._clean(problem)}); answers so far are kept: "
+            "mend it and run again with resume=true"
         )
 
     def _download(self, path: str) -> str:

@@ -188,14 +188,14 @@ class OpenAIClient(Client):
             status, headers, body = await self._post(http, f"{self.base_url}/{path}", payload)
             if 200 <= status < 300:
                 return self._read_or_count(body, request)
-            said = self._clean(body[:2000].decode("utf-8", "replace"))
+            reason = self._clean(body[:2000].decode("utf-8", "replace"))
             if status in TRY_AGAIN or status >= 500:
-                raise TryAgain(f"HTTP {status}: {said}", retry_after(headers.get("retry-after", "")))
+                raise TryAgain(f"HTTP {status}: {reason}", retry_after(headers.get("retry-after", "")))
             if status not in REFUSED:
-                raise GiveUp(f"HTTP {status}: {said}")
+                raise GiveUp(f"HTTP {status}: {reason}")
             unknown = unknown_parameter(body, payload)
             if unknown is None or not self._can_leave_out(unknown):
-                return Answer("", "refused", 0, 0, error=f"HTTP {status}: {said}")
+                return Answer("", "refused", 0, 0, error=f"HTTP {status}: {reason}")
             if unknown not in self.usage.left_out:
                 self.usage.left_out.append(unknown)
 
@@ -266,12 +266,12 @@ class OpenAIClient(Client):
             text, thought = message.get("content"), message.get("reasoning_content") or message.get("reasoning") or ""
         except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             raise TryAgain(f"the reply is no chat completion: {self._clean(str(body[:200]))}") from None
-        said = reply.get("model")
-        said = said if isinstance(said, str) else ""
-        if said and not same_model(said, self.served_as or request.model):
+        answered_by = reply.get("model")
+        answered_by = answered_by if isinstance(answered_by, str) else ""
+        if answered_by and not same_model(answered_by, self.served_as or request.model):
             raise GiveUp(
-                f"a request to {request.model} was answered by {self._clean(said)!r}; if that is the model you mean, "
-                "say client.served_as with that name"
+                f"a request to {request.model} was answered by {self._clean(answered_by)!r}; if that is the model you "
+                "mean, set client.served_as to that name"
             )
         if text is None and (isinstance(message.get("refusal"), str) or reason in ("length", "content_filter")):
             text, reason = "", "length" if reason == "length" else "content_filter"
@@ -289,7 +289,7 @@ class OpenAIClient(Client):
             prompt_tokens,
             completion_tokens,
             reasoning=thought,
-            model=self._clean(said),
+            model=self._clean(answered_by),
             counted_by_us=counted,
             top_logprobs=likely,
         )

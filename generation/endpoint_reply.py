@@ -33,8 +33,8 @@ def count_tokens(usage: object, request: Request, text: str) -> tuple[int, int, 
 
     They are the server's counts if these are plausible, else upper bounds (one per byte), so that the cost limit holds.
     """
-    said = usage if isinstance(usage, dict) else {}
-    counts = [said.get("prompt_tokens"), said.get("completion_tokens")]
+    usage = usage if isinstance(usage, dict) else {}
+    counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
     if (
         all(type(count) is int and 0 <= count < MOST_TOKENS for count in counts)
         and counts[0]
@@ -44,11 +44,11 @@ def count_tokens(usage: object, request: Request, text: str) -> tuple[int, int, 
     return most_tokens(request.messages), min(request.max_tokens, len(text.encode("utf-8", "replace")) + 1), True
 
 
-def same_model(said: str, asked: str) -> bool:
+def same_model(served: str, asked: str) -> bool:
     """Whether a server's name means the requested model: a folder before it or a date after it may differ."""
-    said, asked = (name.lower().rsplit("/", 1)[-1] for name in (said, asked))
+    served, asked = (name.lower().rsplit("/", 1)[-1] for name in (served, asked))
     asked = re.sub(r"(-latest|:\w+)$", "", asked)
-    return re.fullmatch(re.escape(asked) + r"(-latest|:\w+|[-@]\d{4}(-?\d\d){0,2}|[-@]\d{4})?", said) is not None
+    return re.fullmatch(re.escape(asked) + r"(-latest|:\w+|[-@]\d{4}(-?\d\d){0,2}|[-@]\d{4})?", served) is not None
 
 
 def unknown_parameter(body: bytes, payload: dict) -> str | None:
@@ -59,13 +59,13 @@ def unknown_parameter(body: bytes, payload: dict) -> str | None:
         return None
     error = error.get("error", error) if isinstance(error, dict) else {}
     error = error if isinstance(error, dict) else {"message": error}
-    said = json.dumps(error.get("message") or error.get("detail") or "")
-    if not UNKNOWN.search(said) and error.get("code") not in ("unsupported_parameter", "unsupported_value"):
+    message = json.dumps(error.get("message") or error.get("detail") or "")
+    if not UNKNOWN.search(message) and error.get("code") not in ("unsupported_parameter", "unsupported_value"):
         return None
     names = [name for name in OPTIONAL if name in payload]
     if error.get("param") in names:
         return error["param"]
-    places = {name: place.start() for name in names if (place := re.search(rf"\b{name}\b", said))}
+    places = {name: place.start() for name in names if (place := re.search(rf"\b{name}\b", message))}
     return min(places, key=places.get) if places else None
 
 

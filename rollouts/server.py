@@ -104,26 +104,26 @@ class Server:
     def complete(self, prompt: list[int], seed: int, vocab_size: int) -> Turn | None:
         """One turn; None where the weights that drew it are not those that were loaded last, or it was given up."""
         try:
-            said = self.api.complete(prompt, seed)
+            reply = self.api.complete(prompt, seed)
         except Refused as error:
             if error.code == 404:  # the adapter of a server that was restarted
                 return None
             raise
-        if said.reason == "abort" or said.versions - {self.version}:
+        if reply.reason == "abort" or reply.versions - {self.version}:
             return None
-        ids, logprobs, url, stop_ids = said.ids, said.logprobs, self.api.url, self.tokenizer.stop_ids
+        ids, logprobs, url, stop_ids = reply.ids, reply.logprobs, self.api.url, self.tokenizer.stop_ids
         if not all(isinstance(number, float | int) and math.isfinite(number) for number in logprobs) or not all(
             isinstance(i, int) for i in ids
         ):
             raise ValueError(f"{url}: wanted whole token_ids and finite log-probs, got {ids[:8]} with {logprobs[:8]}")
         stopped = bool(ids) and ids[-1] in stop_ids
-        if len(ids) != len(logprobs) or not ids or stopped != (said.reason == "stop"):
+        if len(ids) != len(logprobs) or not ids or stopped != (reply.reason == "stop"):
             raise ValueError(
-                f"{url}: {len(ids)} token_ids, {len(logprobs)} log-probs, finish_reason={said.reason}, last id "
+                f"{url}: {len(ids)} token_ids, {len(logprobs)} log-probs, finish_reason={reply.reason}, last id "
                 f"{ids[-1:]}; wanted as many of both, and a stop token of {list(stop_ids)} at the end exactly where "
                 "finish_reason is stop"
             )
-        if not said.versions:
+        if not reply.versions:
             raise ValueError(f"{url} does not say which weights drew an answer (weight_versions)")
         if outside := [i for i in ids if not 0 <= i < vocab_size]:
             known = f"the policy's vocabulary of {vocab_size}"

@@ -69,9 +69,9 @@ class SGLang:
         What a dead trainer may still be waiting for is given up.
         """
         body = {"model_path": str(directory), "weight_version": version, "flush_cache": True}
-        said = self.ask("/update_weights_from_disk", body | {"abort_all_requests": True}, max_tries=ADMIN_TRIES)
-        if not said.get("success"):
-            raise ValueError(f"engine: {self.url} did not load {directory}: {str(said)[:200]}")
+        reply = self.ask("/update_weights_from_disk", body | {"abort_all_requests": True}, max_tries=ADMIN_TRIES)
+        if not reply.get("success"):
+            raise ValueError(f"engine: {self.url} did not load {directory}: {str(reply)[:200]}")
 
     def complete(self, prompt: list[int], seed: int) -> Said:
         """One answer to a prompt of token ids. Raises Refused, and ValueError where the answer has another form."""

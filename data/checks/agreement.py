@@ -225,7 +225,7 @@ def _most_disputed(votes: Votes, counts: np.ndarray) -> list[dict]:
     order = np.lexsort((-n, -mean))[:SHOWN]
     found = []
     for item in order[mean[order] > 0].tolist():
-        said = [(votes.annotators[a], votes.names[label]) for i, a, label in votes.rows[votes.rows[:, 0] == item]]
+        item_votes = [(votes.annotators[a], votes.names[label]) for i, a, label in votes.rows[votes.rows[:, 0] == item]]
         name = votes.items[item]
         found.append(
             {
@@ -234,20 +234,20 @@ def _most_disputed(votes: Votes, counts: np.ndarray) -> list[dict]:
                 "prompt": votes.prompts.get(name),
                 "where": votes.where[name],
                 "disagreement": float(mean[item]),
-                "votes": dict(said),
+                "votes": dict(item_votes),
             }
         )
     return found
 
 
-def _tie_breaking(votes: Votes, mine: np.ndarray, theirs: np.ndarray, side: np.ndarray, annotators: int) -> dict | None:
+def _tie_breaking(votes: Votes, own: np.ndarray, theirs: np.ndarray, side: np.ndarray, annotators: int) -> dict | None:
     """Whether an annotator chooses a side more often than the others, on items whose majority is a tie."""
-    n = int(mine.sum())
+    n = int(own.sum())
     if n < 10 or not theirs.any():
         return None
     # an annotator with ties in half of these items does not break ties
     usual = min(max(float(side[theirs].mean()), 0.5), 0.99)
-    taken = votes.rows[mine & side, 2]
+    taken = votes.rows[own & side, 2]
     p = binomtest(len(taken), n, usual, alternative="greater").pvalue
     facts = {"items": n, "side_share": len(taken) / n, "side_share_of_others": float(side[theirs].mean()), "p_value": p}
     facts["breaks_ties"] = bool(p * annotators < 0.01)  # Bonferroni, because every annotator is tested

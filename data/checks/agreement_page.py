@@ -39,9 +39,9 @@ def show_agreement(directory: Path, result: dict) -> None:
     blocks = [bullets(lines), table(rows), picture(drawn)]
     disputed = [["item", "prompt", "category", "first vote", "disagreement", "votes"]]
     for one in result["most_disputed"]:
-        said = ", ".join(f"{name}: {label}" for name, label in one["votes"].items())
+        votes = ", ".join(f"{name}: {label}" for name, label in one["votes"].items())
         prompt = one["prompt"] and one["prompt"][:200]
-        disputed.append([one["item"], prompt, one["category"], one["where"], one["disagreement"], said])
+        disputed.append([one["item"], prompt, one["category"], one["where"], one["disagreement"], votes])
     if disputed[1:]:
         sentence = "Read these with the annotators: disagreement is the mean distance between two votes on the item."
         blocks += [heading("Most disputed items"), paragraph(sentence), table(disputed)]

@@ -64,14 +64,14 @@ def fit_classifier(texts: Sequence[str], names: Sequence[str], *, min_precision:
     folds = StratifiedKFold(min(FOLDS, min(np.unique(labels, return_counts=True)[1])), shuffle=True, random_state=seed)
     chances = cross_val_predict(pipeline(), list(texts), labels, cv=folds, method="predict_proba")
     model = pipeline().fit(list(texts), labels)
-    said = model.classes_[chances.argmax(1)]
+    predicted = model.classes_[chances.argmax(1)]
     thresholds = {
         str(kind): _threshold(
-            chances.max(1)[said == kind], labels[said == kind] == kind, (labels == kind).sum(), min_precision
+            chances.max(1)[predicted == kind], labels[predicted == kind] == kind, (labels == kind).sum(), min_precision
         )
         for kind in model.classes_
     }
-    return Classifier(model, float((said == labels).mean()), thresholds)
+    return Classifier(model, float((predicted == labels).mean()), thresholds)
 
 
 def _threshold(chances: np.ndarray, right: np.ndarray, of_kind: int, min_precision: float) -> dict:

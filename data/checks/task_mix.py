@@ -125,8 +125,8 @@ def ask_kind(row: TextRow, names: list[str]) -> Conversation:
 
 def read_kind(text: str, names: list[str]) -> str:
     """The first kind that the answer names."""
-    said = text.lower().replace(" ", "_").replace("-", "_")
-    found = [(said.find(name), name) for name in names if name in said]
+    answer = text.lower().replace(" ", "_").replace("-", "_")
+    found = [(answer.find(name), name) for name in names if name in answer]
     return min(found)[1] if found else "unreadable"
 
 
