@@ -17,6 +17,8 @@ from runtime.files import check_sums
 MAX_TOKENIZER = 1 << 28  # limit in bytes of a tokenizer.json or tekken.json; those of 256k pieces have about 30 MB
 _TEMPLATE_FILE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates"
+# Model types for which transformers 5 reads tokenizer.json as it is, also where the settings name Llama's class (Phi-3).
+_READ_AS_IT_IS = ("mistral", "ministral", "mixtral", "phi3", "granite", "olmo2", "olmo3")
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -66,17 +68,19 @@ def _from_directory(path: Path) -> Vocabulary:
     special: dict[str, Any] = {name: tokens.pop(name, None) for name in four}
     for file in sorted((path / _MORE_TEMPLATES).glob("*.jinja")):
         files[f"{_MORE_TEMPLATES}/{file.name}"] = file.read_bytes()
-    generation = json_object(path / "generation_config.json")
+    generation, config = (json_object(path / name) for name in ("generation_config.json", "config.json"))
     about: dict[str, Any] = {
         "templates": _templates(settings, files),
         "more_tokens": tokens,
         "generation": generation,
-        "stop_ids": _stop_ids(generation, json_object(path / "config.json")),
+        "stop_ids": _stop_ids(generation, config),
         "files": files,
     }
     kind = settings.get("tokenizer_class", "")
     if "tokenizer.json" in files:
-        backend = as_llama(_read_backend(path / "tokenizer.json"), kind, settings)
+        backend = _read_backend(path / "tokenizer.json")
+        if config.get("model_type") not in _READ_AS_IT_IS:
+            backend = as_llama(backend, kind, settings)
         return Vocabulary(backend, **special, **about, sentencepiece=files.get("tokenizer.model"))
     if "tokenizer.model" in files and not _is_tiktoken(files["tokenizer.model"]):
         read = from_sentencepiece(files["tokenizer.model"])

@@ -191,6 +191,23 @@ def test_a_file_that_names_llamas_class_is_read_by_its_rule(settings, tmp_path):
         assert ids == theirs.apply_chat_template(talk, tokenize=True, return_dict=False)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "ministral", "mixtral", "phi3", "granite", "olmo2", "olmo3"])
+def test_the_model_type_decides_whether_llamas_rule_holds(family, tmp_path):
+    """The file puts a space first in each text after a special token, Llama's rule only in the first."""
+    transformers = pytest.importorskip("transformers")
+    tiny_tokenizer().save(tmp_path)
+    spelled = json.loads((tmp_path / "tokenizer.json").read_text())
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spelled | {"normalizer": None, "pre_tokenizer": metaspace}))
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"tokenizer_class": "LlamaTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"legacy": False}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for talk in conversations()[:5]:
+        ids = encode_chat(talk, ours, max_length=1 << 20)["input_ids"]
+        assert ids == theirs.apply_chat_template(talk, tokenize=True, return_dict=False)
+
+
 @pytest.mark.parametrize("newer", [False, True])
 def test_special_tokens_map_rules_only_where_the_config_lists_no_tokens(newer, tmp_path):
     transformers = pytest.importorskip("transformers")
