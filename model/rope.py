@@ -66,7 +66,7 @@ def yarn_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, config.rotary_dim - 1)
     pairs = torch.arange(config.rotary_dim // 2, device="cpu").float()
-    stretch = ((pairs - low) / (max(high - low, 0.001))).clamp(0, 1)
+    stretch = ((pairs - low) / (high - low or 0.001)).clamp(0, 1)
     return stretch * frequencies / scaling["factor"] + (1 - stretch) * frequencies
 
 

@@ -73,6 +73,8 @@ def write_layers(config: ModelConfig) -> dict:
     facts, layers = config.facts, range(config.num_layers)
     if facts.windowed:
         raw["sliding_window"] = config.sliding_window
+        if facts.own_layer_types and not facts.windows_rotate and config.sliding_window is None:
+            raw["sliding_window"] = facts.window  # no layer has it, but transformers fails without a number
     if facts.own_layer_types:
         names = {ours: theirs for theirs, ours in LAYER_TYPES.items()}
         raw["layer_types"] = [names[config.kind(i)] for i in layers]

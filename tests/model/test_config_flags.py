@@ -10,9 +10,9 @@ import random
 import pytest
 import torch
 
-from model.build import load_policy
+from model.build import export_model, load_policy
 from tests.family_checkpoints import LONGROPE, SIZES, shake
-from tests.model.test_families import our_logprobs, their_logprobs
+from tests.model.test_families import Words, our_logprobs, their_logprobs
 from tests.tiny_models import random_ids
 
 transformers = pytest.importorskip("transformers")
@@ -201,3 +201,33 @@ def test_what_transformers_reads_otherwise_or_not_at_all_is_refused(family, edit
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match=problem):
         load_policy(tmp_path)
+
+
+def saved(family: str, directory, **changes):
+    """A small model of transformers with these settings, saved and read again."""
+    config = transformers.AutoConfig.for_model(family, **(SIZES | {"num_key_value_heads": 6} | changes))
+    shake(transformers.AutoModelForCausalLM.from_config(config)).save_pretrained(directory)
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
+
+
+@pytest.mark.parametrize("family", ["ministral", "olmo3", "gpt_oss", "gemma2", "gemma3_text"])
+def test_an_export_none_of_whose_layers_has_a_window_is_read_by_transformers(family, tmp_path):
+    """It makes the mask of the windows all the same, and fails without their size."""
+    theirs = saved(family, tmp_path / "theirs", layer_types=["full_attention"] * 3, sliding_window=7)
+    policy = load_policy(tmp_path / "theirs")
+    export_model(policy, tmp_path / "ours", Words())
+    assert load_policy(tmp_path / "ours").config == policy.config
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    with torch.no_grad():
+        assert torch.allclose(their_logprobs(back, ROWS), their_logprobs(theirs, ROWS), atol=1e-5)
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+@pytest.mark.parametrize("slow", [1.0, 2.5, 20.0])
+def test_yarn_of_a_window_that_no_pair_turns_in_is_that_of_transformers(slow, truncate, tmp_path):
+    """Then its ramp ends before its first pair."""
+    yarn = {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 7, "beta_slow": slow}
+    theirs = saved("llama", tmp_path, rope_scaling=yarn | {"truncate": truncate, "rope_theta": 300.0})
+    with torch.no_grad():
+        ours, expected = our_logprobs(load_policy(tmp_path), ROWS), their_logprobs(theirs, ROWS)
+    assert (ours - expected).abs().max() < 1e-5 * expected.abs().max()
