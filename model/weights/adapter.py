@@ -127,7 +127,7 @@ def of_stacks(places: set[str], raw: dict, config: ModelConfig, directory: Path)
         layer = experts.split(".")[2]
         for place, kind in zip(wrapped, named, strict=True):
             parts = parts_of(f"transformer.layers.{layer}.mlp.{kinds[kind]}.weight", config)
-            shared = len(parts) // config.num_experts
+            shared = 0 if config.facts.expert_bias else len(parts) // config.num_experts  # GPT-OSS: one tensor
             found |= {part: (place, number, shared) for number, part in enumerate(parts)}
     return found
 

@@ -16,7 +16,7 @@ from model.lora import TARGETS, AdaptersOff, Lora, adapters, add_lora, export_ad
 from model.packing import pack
 from model.sampling import decoding
 from tests.family_checkpoints import checkpoint
-from tests.model.test_families import our_logprobs, their_logprobs
+from tests.model.test_families import Words, our_logprobs, their_logprobs
 from tests.runtime.test_scale import inputs, job  # noqa: F401 - fixtures
 from tests.tiny_models import batch_of, random_ids, shaken, tiny_config
 
@@ -87,6 +87,16 @@ def made_by_peft(base, model, directory, **settings):
 def edit(directory, **changes):
     path = directory / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_adapter_on_the_only_expert_of_a_gpt_oss_is_read(tmp_path):
+    config = tiny_config("gpt_oss", num_experts=1, experts_per_token=1)
+    export_model(shaken(new_policy(config, seed=0)), tmp_path / "base", Words())
+    policy = drawn(load_policy(tmp_path / "base", frozen=True))
+    export_adapter(policy, tmp_path / "adapter", str(tmp_path / "base"))
+    with torch.no_grad():
+        ours, reread = policy.logprobs(*ROWS), load_policy(tmp_path / "adapter").logprobs(*ROWS)
+    assert (reread - ours).abs().max() < 1e-5 * ours.abs().max()
 
 
 SOME = ["1.mlp.experts.gate_up_proj", "1.mlp.experts.down_proj", "0.mlp.experts.down_proj"]
