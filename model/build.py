@@ -181,7 +181,8 @@ def check_sizes(reader: Reader) -> None:
     if config.family != "gpt_oss" and experts > len(names):  # gpt_oss stores all experts in one tensor
         raise ValueError(f"{reader.path} holds {len(names)} weights, too few for num_experts={config.num_experts}")
     if config.num_layers > layers:
-        raise ValueError(f"{reader.path} holds {layers} layers, but its config asks for {config.num_layers}")
+        other = "" if layers else f"; {min(names)} is a name of another class: save_pretrained its language model"
+        raise ValueError(f"{reader.path} holds {layers} layers, but its config asks for {config.num_layers}{other}")
     first = ("layers.0.attention.qkv", "layers.0.mlp.gate_up")
     for name in ("embed", *first):
         for part in parts_of(f"transformer.{name}.weight", config):

@@ -196,6 +196,12 @@ def check_rope(scaling: Mapping | None, rotary_dim: int) -> None:
     unknown = set(scaling) - ROPE_KEYS[kind] - ROPE_OPTIONS.get(kind, set()) - {"rope_type"}
     if missing or unknown:
         raise ValueError(f"rope_scaling of type {kind}: missing {sorted(missing)}, unknown {sorted(unknown)}")
+    for name, value in scaling.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if name in ("rope_type", "truncate") or value is None:
+            continue
+        if not all(type(number) in (int, float) and 0 < number < math.inf for number in numbers):
+            raise ValueError(f"rope_scaling.{name}={value!r} must be a number above 0")
     for name in ("short_factor", "long_factor") if kind == "longrope" else ():
         if len(scaling[name]) != rotary_dim // 2:
             raise ValueError(

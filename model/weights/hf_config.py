@@ -56,9 +56,9 @@ MAY_LACK_KV_HEADS = (
 OTHER_NAMES = {  # alternative names of keys -> the usual names
     "num_experts": "num_local_experts",
     "experts_per_token": "num_experts_per_tok",
-    "rotary_emb_base": "rope_theta",
-    "rotary_pct": "partial_rotary_factor",
 }
+OF_NEOX = {"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"}
+WHOLE = ("hidden_size", "num_attention_heads", "num_hidden_layers")  # ModelConfig checks the others by its own names
 
 
 def parse_config(raw: dict, directory: Path) -> tuple[ModelConfig, str]:
@@ -128,15 +128,12 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
         found = take(key, None)
         if found not in (None, value) and (found, value) != ("swish", "silu"):  # transformers has two names for it
             raise ValueError(f"{key}={found!r} is not what a {family} model computes, which is {value!r}")
+    for key in WHOLE:
+        if key in left and type(left[key]) is not int:
+            raise ValueError(f"{key}={left[key]!r} must be a whole number")
     width, heads = take("hidden_size"), take("num_attention_heads")
     kv_heads = take("num_key_value_heads", None) if family in MAY_LACK_KV_HEADS else take("num_key_value_heads")
-    for key in ("rope_theta", "partial_rotary_factor") if family == "gpt_neox" else ():
-        other = next(name for name, usual in OTHER_NAMES.items() if usual == key)
-        if key in left and other not in left:
-            raise ValueError(f"{key}={left[key]} without {other}, which is what transformers reads; write {other}")
-    for other, key in OTHER_NAMES.items():
-        if other in left and left.setdefault(key, left[other]) != (found := take(other)):
-            raise ValueError(f"{key}={left[key]} contradicts {other}={found}")
+    use_usual_names(left, family)
     options = {ours: take(theirs, default) for ours, (theirs, default) in facts.keys.items()}
     options |= {"qkv_bias": True} if facts.always_qkv_bias else {}
     options |= {"mlp_bias": True} if facts.always_mlp_bias else {}
@@ -174,6 +171,20 @@ def read_sizes(left: dict, raw: dict, family: str) -> ModelConfig:
         **options,
         **read_layers(left, raw, family, num_layers),
     )
+
+
+def use_usual_names(left: dict, family: str) -> None:
+    """Give the keys in `left` their usual names. Raises ValueError where transformers would read none or another."""
+    own = OF_NEOX if family == "gpt_neox" else {}
+    for other, key in own.items():
+        if key in left and other not in left:
+            raise ValueError(f"{key}={left[key]} without {other}, which is what transformers reads; write {other}")
+    few = left.get("experts_per_token")
+    if few is not None and left.get("num_experts_per_tok") is None:
+        raise ValueError(f"experts_per_token={few} is not what transformers reads; write num_experts_per_tok={few} too")
+    for other, key in (OTHER_NAMES | own).items():
+        if other in left and left.setdefault(key, left[other]) != (found := left.pop(other)):
+            raise ValueError(f"{key}={left[key]} contradicts {other}={found}")
 
 
 def make_config_json(config: ModelConfig, kind: str, dtype: str, *, bos_id, eos_id, pad_id) -> dict:

@@ -29,12 +29,16 @@ def read_rope(
             raise ValueError(f"rope_parameters={new} must be by kind of layer: full_attention, sliding_attention")
         local = dict(new.get("sliding_attention") or {}) if nested else {}
         rope = ((new.get("full_attention") or {}) if nested else {}) | old
-        window_theta = float(local.pop("rope_theta", left.pop("rope_local_base_freq", facts.window_theta)))
+        older = left.pop("rope_local_base_freq", None) if family == "gemma3_text" else None
+        window_theta = float(local.pop("rope_theta", older or facts.window_theta))
         if local.pop("rope_type", local.pop("type", "default")) != "default" or any(
             v is not None for v in local.values()
         ):
             raise ValueError(f"rope_parameters of sliding_attention, {new['sliding_attention']}, must be unscaled")
-    theta = float(rope.get("rope_theta") or outer.get("rope_theta", facts.theta))
+    theta = rope.get("rope_theta") or outer.get("rope_theta", facts.theta)
+    if isinstance(theta, bool) or not isinstance(theta, int | float):
+        raise ValueError(f"rope_theta={theta!r} must be a number above 0")
+    theta = float(theta)
     share = rope.get("partial_rotary_factor", outer.get("partial_rotary_factor"))
     share = facts.share if share is None else float(share)
     if not facts.partial_rotary and share != 1.0:

@@ -192,6 +192,24 @@ def test_many_random_flags_are_computed_as_in_transformers_or_refused(family, tm
         ("olmo3", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "must be by kind of layer"),
         ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "'linear' is not one of a phi3 model"),
         ("llama", {"rope_parameters": LONGROPE | {"short_factor": [1.0] * 9}}, "short_factor has 9 numbers for 4"),
+        ("llama", {"rotary_emb_base": 77}, "rotary_emb_base=77 of a llama model, which this code does not know"),
+        ("phi3", {"rotary_pct": 0.5}, "rotary_pct=0.5 of a phi3 model, which this code does not know"),
+        (
+            "olmo3",
+            {"rope_parameters": None, "rope_local_base_freq": 50.0},
+            "rope_local_base_freq=50.0 of a olmo3 model",
+        ),
+        ("mixtral", {"num_experts_per_tok": None, "experts_per_token": 1}, "write num_experts_per_tok=1"),
+        ("gpt_oss", {"num_experts_per_tok": 2, "experts_per_token": 1}, "contradicts experts_per_token=1"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "rope_scaling.factor='2' must be a number"),
+        (
+            "llama",
+            {"rope_scaling": {"rope_type": "linear", "factor": 0}},
+            "rope_scaling.factor=0 must be a number above",
+        ),
+        ("llama", {"rope_parameters": None, "rope_theta": "x"}, "rope_theta='x' must be a number above 0"),
+        ("llama", {"num_hidden_layers": 3.0}, "num_hidden_layers=3.0 must be a whole number"),
+        ("llama", {"hidden_size": "48"}, "hidden_size='48' must be a whole number"),
     ],
 )
 def test_what_transformers_reads_otherwise_or_not_at_all_is_refused(family, edits, problem, tmp_path):

@@ -26,7 +26,7 @@ def older(raw: dict) -> dict:
     rope = dict(raw["rope_parameters"])
     if "full_attention" in rope:
         local, rope = rope["sliding_attention"], dict(rope["full_attention"])
-        raw = raw | {"rope_local_base_freq": local["rope_theta"]}
+        raw = raw | ({"rope_local_base_freq": local["rope_theta"]} if raw["model_type"] == "gemma3_text" else {})
     outer = {key: rope.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in rope}
     if raw["model_type"] == "gpt_neox":
         outer = {"rotary_emb_base": outer["rope_theta"], "rotary_pct": outer["partial_rotary_factor"]}

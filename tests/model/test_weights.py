@@ -244,6 +244,10 @@ BREAKAGES = {
         lambda d: reweighted(d, lambda w: w.update({K_PROJ: torch.zeros(24, 48)})),
         rf"{K_PROJ} has shape \(24, 48\), but its config asks for \(16, 48\)",
     ),
+    "another prefix": (
+        lambda d: reweighted(d, lambda w: w.update({f"language_{name}": w.pop(name) for name in list(w)})),
+        "holds 0 layers, .*; language_lm_head.weight is a name of another class: save_pretrained",
+    ),
     "missing weight": (lambda d: reweighted(d, lambda w: w.pop(K_PROJ)), f"lacks 1 weights .*{K_PROJ}"),
     "unknown weight": (
         lambda d: reweighted(d, lambda w: w.update({K_PROJ.replace("weight", "bias"): torch.zeros(16)})),
