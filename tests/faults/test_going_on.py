@@ -156,6 +156,23 @@ def test_other_errors_are_no_lack_of_memory(monkeypatch):
         enter(bug, "plan")
 
 
+@pytest.mark.parametrize(
+    "error, text",
+    [
+        (FileNotFoundError(2, "No such file or directory", "a.jsonl"), "error: a.jsonl: No such file or directory; "),
+        (FileNotFoundError("No such file: b.safetensors"), "error: No such file: b.safetensors; "),  # as of safetensors
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(error, text, monkeypatch, capsys):
+    def missing(cfg):
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["plan.py", "script=train_sft"])
+    with pytest.raises(SystemExit) as ended:
+        enter(missing, "plan")
+    assert ended.value.code == 2 and text in capsys.readouterr().err
+
+
 def test_a_directory_that_may_no_longer_be_written_is_a_failure_not_bad_input(sft, tmp_path, monkeypatch, capsys):
     def denied(path: Path, row: dict):
         raise PermissionError(13, "Permission denied", str(path))
