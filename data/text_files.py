@@ -18,6 +18,7 @@ MAX_ROW = 1 << 26  # 64 MiB; a longer line means another format or a malicious f
 MAX_WINDOW = 1 << 28  # limit in bytes of the memory that an .xz may need
 
 csv.field_size_limit(MAX_ROW)
+MAGIC = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ", ".zst": b"\x28\xb5\x2f\xfd"}
 
 
 def text_rows(path: Path, kind: str) -> Iterator[tuple[int, Any]]:
@@ -41,6 +42,10 @@ def text_rows(path: Path, kind: str) -> Iterator[tuple[int, Any]]:
                 at[0] = number
                 yield number, row
     except UnicodeDecodeError as error:
+        with open(path, "rb") as file:
+            suffix = next((suffix for suffix, first in MAGIC.items() if file.peek(8).startswith(first)), None)
+        if suffix not in (None, path.suffix.lower()):
+            raise ValueError(f"{path} is compressed, but its name does not end in {suffix}; rename it") from error
         raise ValueError(
             f"{path}:{at[0] + 1}: the file is not UTF-8 ({error}); convert it, for example with iconv"
         ) from error

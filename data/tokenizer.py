@@ -294,6 +294,6 @@ def check_same_tokenizer(path: str, tokenizer, key: str = "reward_model") -> Non
     if other.fingerprint != tokenizer.fingerprint:
         raise ValueError(
             f"{key}={path} has another tokenizer or chat template than the policy ({other.vocab_size} ids, "
-            f"template {other.template}, against {tokenizer.vocab_size}, {tokenizer.template}); train the reward model "
-            "from this policy (train_rm.py policy=...)"
+            f"template {other.template}, against {tokenizer.vocab_size}, {tokenizer.template}); take a model that was "
+            "trained from this policy or beside it (a reward model: train_rm.py policy=...)"
         )

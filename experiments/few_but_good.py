@@ -42,6 +42,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=100)
     args = parser.parse_args()
+    args.out = args.out.resolve()  # the scripts run in the project's directory
+    if "random" not in args.kinds:
+        parser.error("--kinds needs random, which the others are compared with")
 
     held_out = read_records(f"{ROOT / COFFEE}@eval", formats.examples, BadRows("error"))
     wanted = {record.columns["id"]: record.messages for record in held_out}
@@ -72,7 +75,8 @@ def main() -> None:
     for row in table:
         print(row)
     write_whole(args.out / "few_but_good.json", json.dumps({"runs": found, "table": table}, indent=2) + "\n")
-    plot(table, args.out / "few_but_good.png")
+    if len(args.seeds) > 1:  # one seed has no interval
+        plot(table, args.out / "few_but_good.png")
 
 
 def summary(runs: list[dict]) -> dict:

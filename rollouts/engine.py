@@ -115,6 +115,8 @@ def load_sampler(
     if engine.kind not in ENGINES:
         known = ", ".join(f"engine={kind}" for kind in ("local", *ENGINES))
         raise ValueError(f"engine.kind={engine.kind!r} is unknown; use {known}")
+    if not str(engine.url).startswith(("http://", "https://")):
+        raise ValueError(f"engine.url={engine.url} is no address; write it like http://127.0.0.1:8000")
     directory = Path(engine.directory or directory)
     return Server(engine, sampling, tokenizer, window=window, directory=directory, base=base)
 

@@ -13,6 +13,8 @@ def find_model(path: str | Path) -> Path:
     if str(path).startswith("package:"):
         return find_in_package(str(path).removeprefix("package:"))
     found = Path(path)
+    if not (found / "config.json").exists() and (found / "model" / "config.json").exists():
+        raise ValueError(f"{found} is the directory of a run; its model is {found / 'model'}")
     if found.is_dir() or (found.is_file() and found.suffix == ".gguf"):
         return found
     if found.is_file():

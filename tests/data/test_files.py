@@ -152,6 +152,8 @@ def test_dates_decimals_and_bytes_of_a_table_are_text_and_numbers(tmp_path):
         ("a.json", b'[{"a": 1}, {"b": 1, "b": 2}]', "a.json:2: an object has a key twice: b, b"),
         ("a.jsonl.xz", lzma.compress(LINES)[:60], "a.jsonl.xz:1: the file is damaged"),
         ("a.jsonl.bz2", bz2.compress(LINES)[:60], "a.jsonl.bz2:1: the file is damaged"),
+        ("a.jsonl", gzip.compress(LINES), r"a.jsonl is compressed, but its name does not end in \.gz"),
+        ("a.jsonl", "ß".encode("latin-1"), "a.jsonl:1: the file is not UTF-8"),
         ("a.xlsx", b"no zip", "is not a readable Excel file"),
         ("a.arrow", b"no arrow", "is not a readable Arrow file"),
         ("a.docx", b"", r"\.docx is not a known format \(\.jsonl"),

@@ -19,6 +19,7 @@ from model.build import (
 from model.config import check_vocab, make_config
 from model.lora import TARGETS, add_lora
 from model.weights import shards
+from model.weights.paths import find_model
 from model.weights.shards import ShardWriter
 from tests.tiny_models import FAMILY, SIZES, batch_of, random_ids, shaken, tiny_config
 
@@ -343,3 +344,11 @@ def test_an_export_is_what_sha256sum_checks(tmp_path):
         ["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "model", capture_output=True, text=True
     )
     assert done.returncode == 0 and done.stdout.count(": OK") == len(list((tmp_path / "model").iterdir())) - 1
+
+
+def test_the_directory_of_a_run_names_its_model(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"is the directory of a run; its model is {tmp_path}/run/model"):
+        find_model(tmp_path / "run")
+    assert find_model(tmp_path / "run" / "model") == tmp_path / "run" / "model"
