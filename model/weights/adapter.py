@@ -60,9 +60,30 @@ class AdapterReader:
         self.saved = {name for name in self.stored if ".lora_" not in name}
         self.absent = {} if self.kind == "policy" else NEUTRAL
         if strange := (self.adapted - base.names()) | {name for name in self.saved if not name.startswith("score.")}:
-            raise ValueError(f"{directory} holds weights for {min(strange)}, which its base {base.path} does not have")
+            raise ValueError(
+                f"{directory} holds weights for {min(strange)}, which its base {base.path} does not have; give the "
+                "base of its training, or merge the adapter with peft's merge_and_unload and pass the merged model"
+            )
         if lacking := {f"{place}.lora_{x}.weight" for place in places for x in "AB"} - set(self.stored):
             raise ValueError(f"{directory} lacks {min(lacking)}")
+        self.check_shapes(raw["r"])
+
+    def check_shapes(self, rank: int) -> None:
+        """Raise ValueError where an adapter has another rank than its config, or other sizes than its base."""
+        for name in sorted(self.adapted):
+            place, _, shared = self.of_experts.get(name, (name.removesuffix(".weight"), 0, 1))
+            shape, count = self.base.shape(name), self.config.num_experts if name in self.of_experts else 1
+            out, inner = shape[-2:] if len(shape) == 2 else shape[:0:-1]
+            needed = (count * rank, inner), (out * max(shared, 1), count * rank)
+            found = tuple(
+                tuple(file.get_slice(key).get_shape())
+                for file, key in (self.stored[f"{place}.lora_{x}.weight"] for x in "AB")
+            )
+            if found != needed:
+                raise ValueError(
+                    f"{self.path}: {place} has matrices of shapes {found[0]} and {found[1]}, but r={rank} on "
+                    f"{self.base.path} needs {needed[0]} and {needed[1]}; give the config and the base of its training"
+                )
 
     def names(self) -> set[str]:
         return self.base.names() | self.saved | set(self.absent)
@@ -189,8 +210,10 @@ def find_tokenizer(path: str | Path) -> Path:
 def find_base(directory: Path) -> Path:
     """The path of the model that the adapter in this directory was trained on. Raises ValueError if it is missing."""
     base = read_json(directory / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{directory}/adapter_config.json needs base_model_name_or_path, the path of the base model")
     try:
-        return find_model(base or "")
+        return find_model(base)
     except ValueError as error:
         raise ValueError(
             f"{directory} is an adapter to {base}, which is needed too: {error}. If the base is in another directory, "
