@@ -7,6 +7,7 @@ from typing import Any
 
 import tokenizers
 
+from data.vocabularies.added import add_tokens, check_written
 from data.vocabularies.byte_level import from_merges
 from data.vocabularies.gguf import from_gguf
 from data.vocabularies.pieces import as_llama, from_sentencepiece
@@ -17,7 +18,7 @@ from runtime.files import check_sums
 MAX_TOKENIZER = 1 << 28  # limit in bytes of a tokenizer.json or tekken.json; those of 256k pieces have about 30 MB
 _TEMPLATE_FILE = "chat_template.jinja"
 _MORE_TEMPLATES = "additional_chat_templates"
-# Model types for which transformers 5 reads tokenizer.json as it is, also where the settings name Llama's class (Phi-3).
+# Model types of which transformers 5 reads tokenizer.json as it is, also if the settings name Llama's class (Phi-3).
 _READ_AS_IT_IS = ("mistral", "ministral", "mixtral", "phi3", "granite", "olmo2", "olmo3")
 _FILES = (
     "tokenizer.json",
@@ -53,13 +54,21 @@ def read_vocabulary(path: Path) -> Vocabulary:
 
 
 def _from_directory(path: Path) -> Vocabulary:
-    check_sums(path, [*_FILES, "generation_config.json"])
-    files = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
     settings = json_object(path / "tokenizer_config.json")
     if "added_tokens_decoder" not in settings:  # as in transformers, which reads the older file only in this case
         settings |= json_object(path / "special_tokens_map.json")
+    vocabulary = _from_settings(path, settings)
+    check_written(vocabulary, settings, path)
+    return vocabulary
+
+
+def _from_settings(path: Path, settings: dict) -> Vocabulary:
+    check_sums(path, [*_FILES, "generation_config.json"])
+    files = {name: (path / name).read_bytes() for name in _FILES if (path / name).is_file()}
     tokens = {name: _token(value) for name, value in settings.items() if name.endswith("_token")}
-    tokens |= {name: _token(v) for name, v in (settings.get("model_specific_special_tokens") or {}).items()}
+    for field in ("model_specific_special_tokens", "extra_special_tokens"):
+        more = settings.get(field) or {}
+        tokens |= {name: _token(value) for name, value in more.items()} if isinstance(more, dict) else {}
     four = ("bos_token", "eos_token", "pad_token", "unk_token")
     for name in four:
         if settings.get(name) is not None and tokens[name] is None:
@@ -81,11 +90,14 @@ def _from_directory(path: Path) -> Vocabulary:
         backend = _read_backend(path / "tokenizer.json")
         if config.get("model_type") not in _READ_AS_IT_IS:
             backend = as_llama(backend, kind, settings)
+        add_tokens(backend, settings, path)
         return Vocabulary(backend, **special, **about, sentencepiece=files.get("tokenizer.model"))
     if "tokenizer.model" in files and not _is_tiktoken(files["tokenizer.model"]):
         read = from_sentencepiece(files["tokenizer.model"])
         given = {name: token for name, token in special.items() if token}
-        return replace(read, **given, **about, backend=as_llama(read.backend, kind, settings))
+        backend = as_llama(read.backend, kind, settings)
+        add_tokens(backend, settings, path)
+        return replace(read, **given, **about, backend=backend)
     if "vocab.json" in files and "merges.txt" in files:
         return Vocabulary(from_merges(path, kind, settings), **special, **about)
     if "tekken.json" in files:

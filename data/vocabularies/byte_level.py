@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from data.vocabularies.added import add_tokens
 from data.vocabularies.patterns import LLAMA3, QWEN2
 from data.vocabularies.pieces import add_special
 from data.vocabularies.vocabulary import json_object
@@ -45,18 +46,9 @@ def from_merges(path: Path, kind: str, settings: dict) -> tokenizers.Tokenizer:
     vocab = json_object(path / "vocab.json")
     lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [line for line in lines if line.strip() and not line.startswith("#version")]
-    added = {int(i): token for i, token in (settings.get("added_tokens_decoder") or {}).items()}
-    added |= {i: {"content": token} for token, i in json_object(path / "added_tokens.json").items() if i not in added}
     backend = tokenizers.Tokenizer(models.BPE(vocab, [tuple(merge.split(" ")) for merge in merges]))
     backend.normalizer = normalizers.NFC() if name == "Qwen2Tokenizer" else None
     backend.pre_tokenizer = pre_tokenizers.Sequence(SPLITS[splits[name]])
     backend.decoder = decoders.ByteLevel()
-    flags = ("lstrip", "rstrip", "single_word", "normalized", "special")
-    for i, token in sorted(added.items()):
-        given = {flag: token[flag] for flag in flags if flag in token}
-        backend.add_tokens([AddedToken(token["content"], **({"normalized": False} | given))])
-        if backend.token_to_id(token["content"]) != i:
-            raise ValueError(
-                f"{path}: the added token {token['content']!r} has the id {i}, which leaves a gap before it"
-            )
+    add_tokens(backend, settings, path, known_too=True)
     return backend
