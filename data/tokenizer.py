@@ -54,7 +54,7 @@ class Tokenizer:
         self.bos_id, self.eos_id = self._id(self.bos_token), self._id(self.eos_token)
         self.stop_id = self._id(stop)  # the stop token of the template
         self.stop_ids = sorted({self.stop_id, self.eos_id, *vocabulary.stop_ids} - {None})
-        self.specials = {t.content for t in self.backend.get_added_tokens_decoder().values() if t.special}
+        self.specials = _special_tokens(self.backend, reads_on=self._reads_on is not None)
         if self._template:
             stops = [token for i in self.stop_ids if (token := self.backend.id_to_token(i)) is not None]
             self._template.set_tokens(self.specials, stops)
@@ -219,6 +219,17 @@ class Tokenizer:
         candidates = [self.vocabulary.pad_token, self.vocabulary.unk_token, *specials]
         taken = {*self.stop_ids, self.bos_id, None}
         return next((token for token in candidates if token and self._id(token) not in taken), None)
+
+
+def _special_tokens(backend: tokenizers.Tokenizer, *, reads_on: bool) -> set[str]:
+    """The special tokens. Raises ValueError if `reads_on` and one depends on the text before it, which is cut there."""
+    tokens = [token for token in backend.get_added_tokens_decoder().values() if token.special]
+    if odd := [token.content for token in tokens if reads_on and (token.lstrip or token.single_word)]:
+        raise ValueError(
+            f"special tokens with lstrip or single_word ({', '.join(odd)}) are not supported in a tokenizer that puts "
+            "a space before texts: ids would differ"
+        )
+    return {token.content for token in tokens}
 
 
 def _added(backend: tokenizers.Tokenizer) -> list[str]:

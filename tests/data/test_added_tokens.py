@@ -83,3 +83,21 @@ def test_templates_may_name_extra_special_tokens(tmp_path):
     ids = encode_chat(said("a", "b"), ours, max_length=512)["input_ids"]
     assert ids == theirs.apply_chat_template(said("a", "b"), return_dict=False)
     assert ids.count(ours.special_id("<|im_end|>")) == 2
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "single_word", "rstrip", "normalized"])
+def test_flags_of_special_tokens_are_kept_or_refused(flag, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "tokenizer.model").write_bytes(train(control_symbols=[], user_defined_symbols=[]))
+    configure(tmp_path, tokenizer_class="LlamaTokenizer", bos_token="<s>", eos_token="</s>", chat_template=CHATML)
+    first = load_tokenizer(tmp_path, template="replace:zephyr").vocab_size
+    marks = {first + i: {"content": token, "special": True, flag: True} for i, token in enumerate(MARKS)}
+    configure(tmp_path, added_tokens_decoder=marks)
+    if flag in ("lstrip", "single_word"):
+        with pytest.raises(ValueError, match="special tokens with lstrip or single_word"):
+            load_tokenizer(tmp_path)
+        return
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    talk = said(" Hello \n ", "Well, hi. ", "x", "y")
+    ids = encode_chat(talk, ours, max_length=512)["input_ids"]
+    assert ids == theirs.apply_chat_template(talk, return_dict=False)
