@@ -22,6 +22,13 @@ NF4 = {"rank": 3, "alpha": 7.0, "targets": ["qkv", "down"], "seed": 5, "base": "
 WORDS = ["lora.rank=4", "lora.base=nf4"]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def eager():
+    """The library compiles its code for CPUs at the first call, which takes half a minute."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(7, 9), (96, 64), (130, 300)])
 def test_the_weight_is_the_librarys_to_the_bit(shape, dtype):
