@@ -42,7 +42,7 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
     try:
         composed(_prepared(job, config_name))()
     except UNREADABLE as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)  # libraries may give a text alone
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)  # some give a text alone
         complain(f"error: {what}; name another file or directory")
         raise SystemExit(BAD_INPUT) from None
     except (ValueError, HydraException, OmegaConfBaseException) as error:
