@@ -153,7 +153,7 @@ def each_value(words: list[str]) -> list[list[str]]:
 
 
 def check_steps(recipe) -> None:
-    """Every step of a recipe, as the recipe would compose and its script would check it; once if only numbers differ."""
+    """Every step of a recipe, composed and checked as its script would; once where only numbers differ."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base=None):
         for step in recipe.steps:
