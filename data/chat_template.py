@@ -378,6 +378,8 @@ def targets_of(messages: list[Message]) -> list[int]:
 
 def _shown(text: str, start: int, length: int = 60) -> str:
     """An excerpt of a rendering for an error message, with dots in place of message texts."""
+    opened = text.rfind(OPEN, 0, start)
+    start = opened if opened > text.rfind(CLOSE, 0, start) else start  # not in the middle of a mark
     return repr(MARKED.sub("...", text[start : start + length]))
 
 

@@ -203,6 +203,12 @@ def test_a_template_without_a_stop_token_or_with_another_header_cannot_be_learne
         )
 
 
+def test_an_excerpt_for_an_error_message_does_not_begin_inside_a_text(tmp_path):
+    tokenizer = speaker(tmp_path, "<|im_start|>{{ messages[-1].content }}" + WHOLE)
+    with pytest.raises(ValueError, match=r"at generation '\.\.\..* the whole conversation has '\.\.\."):
+        encode_chat(said("a", "b"), tokenizer, max_length=LONG)
+
+
 def test_generation_tags_around_other_roles_are_refused(tmp_path):
     body = "message['content'] + '<|im_end|>\\n'"
     jinja = TEMPLATES["chatml"].replace(f" + {body}", "}}{% generation %}{{ " + body + "}}{% endgeneration %}{{ ''")
