@@ -151,10 +151,12 @@ def fill(kind: type, reader: Reader, precision: str, frozen: bool) -> nn.Module:
                 raise ValueError(f"{reader.path}: {part} has shape {shape}, but its config asks for {expected}")
     large = [name for name, tensor in tensors(model) if tensor.is_meta]
     rounded = precision == "bf16" and frozen  # export_model reads those again, quantize_layers those not read yet
-    model.source = reader if rounded or large else None
+    model.source = reader if large else None
     read_into(model, reader, wanted.keys() - set(large))
     if large:
         model.read_weights = lambda: read_into(model, reader, large)  # shard_model calls it once
+    elif rounded:
+        model.source = open_weights(reader.path)  # opened again: a reader keeps the pages of the file that it has read
     if isinstance(model, RewardModel) and reader.kind == "policy":
         model.gain.fill_(1.0)
         model.shift.fill_(0.0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runtime.config import CONF
-from runtime.display import complain
+from runtime.display import Output, complain
 from runtime.setting_kinds import check_kinds
 
 FAILED, BAD_INPUT = 1, 2
@@ -39,8 +40,10 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
         composed(_prepared(job, config_name))()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra itself would print and exit with 1
+    output: Any = Output(sys.stdout)
     try:
-        composed(_prepared(job, config_name))()
+        with contextlib.redirect_stdout(output):
+            composed(_prepared(job, config_name))()
     except UNREADABLE as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)  # some give a text alone
         complain(f"error: {what}; name another file or directory")
@@ -53,6 +56,7 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
         raise SystemExit(FAILED) from None
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
+        output.flush()
 
 
 def _prepared(job: Callable[[DictConfig], Any], config_name: str) -> Callable[[DictConfig], Any]:

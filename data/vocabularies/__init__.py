@@ -57,6 +57,11 @@ def _from_directory(path: Path) -> Vocabulary:
     settings = json_object(path / "tokenizer_config.json")
     if "added_tokens_decoder" not in settings:  # as in transformers, which reads the older file only in this case
         settings |= json_object(path / "special_tokens_map.json")
+    if settings.get("split_special_tokens"):
+        raise ValueError(
+            f"{path}/tokenizer_config.json: split_special_tokens=true reads special tokens as text, which is not "
+            "supported; set it to false"
+        )
     vocabulary = _from_settings(path, settings)
     check_written(vocabulary, settings, path)
     return vocabulary

@@ -5,7 +5,7 @@ import json
 import pytest
 from text_samples import said
 
-from data.chat import encode_chat
+from data.chat import encode_chat, encode_prompt
 from data.tokenizer import load_tokenizer
 from tests.data.test_tokenizer import byte_level_file
 from tests.data.test_vocabulary_files import train
@@ -101,3 +101,17 @@ def test_flags_of_special_tokens_are_kept_or_refused(flag, tmp_path):
     talk = said(" Hello \n ", "Well, hi. ", "x", "y")
     ids = encode_chat(talk, ours, max_length=512)["input_ids"]
     assert ids == theirs.apply_chat_template(talk, return_dict=False)
+
+
+def test_split_special_tokens_is_refused(directory):
+    configure(directory, split_special_tokens=True)
+    with pytest.raises(ValueError, match="split_special_tokens=true"):
+        load_tokenizer(directory, template="replace:zephyr")
+
+
+@pytest.mark.parametrize("drawn", ["{{ [1, 2] | random }}", "{{ lipsum() }}"])
+def test_a_template_that_draws_random_numbers_is_refused(drawn, tmp_path):
+    byte_level_file(tmp_path, ["<s>", "</s>", *MARKS])
+    configure(tmp_path, bos_token="<s>", eos_token="</s>", chat_template=CHATML + drawn)
+    with pytest.raises(ValueError, match="random|lipsum"):
+        encode_prompt([{"role": "user", "content": "a"}], load_tokenizer(tmp_path), max_length=50)

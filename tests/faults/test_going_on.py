@@ -173,6 +173,17 @@ def test_a_file_that_cannot_be_read_is_named(error, text, monkeypatch, capsys):
     assert ended.value.code == 2 and text in capsys.readouterr().err
 
 
+def test_a_run_goes_on_when_nobody_reads_its_output(sft, tmp_path, monkeypatch, capsys):
+    """As after `| head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert sft() == 0
+    assert (tmp_path / "run/model/model.safetensors").exists()
+    assert "Error" not in capsys.readouterr().err
+
+
 def test_a_directory_that_may_no_longer_be_written_is_a_failure_not_bad_input(sft, tmp_path, monkeypatch, capsys):
     def denied(path: Path, row: dict):
         raise PermissionError(13, "Permission denied", str(path))

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import weakref
 from pathlib import Path
@@ -352,3 +353,19 @@ def test_the_directory_of_a_run_names_its_model(tmp_path):
     with pytest.raises(ValueError, match=f"is the directory of a run; its model is {tmp_path}/run/model"):
         find_model(tmp_path / "run")
     assert find_model(tmp_path / "run" / "model") == tmp_path / "run" / "model"
+
+
+def mapped_mb():
+    """Memory of this process that is mapped from files, in MB."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssFile:\s+(\d+) kB", status)[1]) / 1e3
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's accounts of memory")
+def test_a_frozen_model_does_not_keep_its_file_in_memory(tmp_path):
+    config = tiny_config(vocab_size=60_000, hidden_size=128, intermediate_size=4096)
+    export_model(new_policy(config, seed=0), tmp_path / "model", Words())
+    before = mapped_mb()
+    policy = load_policy(tmp_path / "model", precision="bf16", frozen=True)
+    assert (tmp_path / "model/model.safetensors").stat().st_size > 40e6 and mapped_mb() - before < 10
+    assert policy.source is not None  # an export reads the weights that were rounded again
