@@ -40,7 +40,7 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
         composed(_prepared(job, config_name))()
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra itself would print and exit with 1
-    output: Any = Output(sys.stdout)
+    output: Any = Output(sys.stdout) if sys.stdout else None  # None where it was closed: `>&-`
     try:
         with contextlib.redirect_stdout(output):
             composed(_prepared(job, config_name))()
@@ -56,7 +56,8 @@ def enter(job: Callable[[DictConfig], Any], config_name: str) -> None:
         raise SystemExit(FAILED) from None
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)
-        output.flush()
+        if output:
+            output.flush()
 
 
 def _prepared(job: Callable[[DictConfig], Any], config_name: str) -> Callable[[DictConfig], Any]:

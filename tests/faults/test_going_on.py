@@ -173,12 +173,12 @@ def test_a_file_that_cannot_be_read_is_named(error, text, monkeypatch, capsys):
     assert ended.value.code == 2 and text in capsys.readouterr().err
 
 
-def test_a_run_goes_on_when_nobody_reads_its_output(sft, tmp_path, monkeypatch, capsys):
-    """As after `| head -1`."""
+@pytest.mark.parametrize("how", ["| head -1", ">&-"])
+def test_a_run_goes_on_when_nobody_reads_its_output(how, sft, tmp_path, monkeypatch, capsys):
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as stdout:
-        monkeypatch.setattr("sys.stdout", stdout)
+        monkeypatch.setattr("sys.stdout", None if how == ">&-" else stdout)
         assert sft() == 0
     assert (tmp_path / "run/model/model.safetensors").exists()
     assert "Error" not in capsys.readouterr().err
